@@ -1,0 +1,124 @@
+//! The user's database, behind the 16 operations the library needs of it.
+//!
+//! [`Database`] is the one way in. The embedded store ([`sqlite`]) is the default; a Prisma client
+//! or an injected adapter stand behind the same trait. A failure is never "not found": absence is
+//! `Ok(None)`, trouble is an error.
+
+mod records;
+pub mod sqlite;
+
+use async_trait::async_trait;
+
+pub use records::{
+    ConfigurationUpdate, CpuPinning, Department, FirewallRuleSet, MachineConfiguration,
+    MachineRecord, RuleSplit, RunningVm, Transition, VmRecord,
+};
+
+use crate::error::{Coded, ErrorCode};
+use crate::types::{FirewallRuleInput, InternalName, VmId};
+
+/// Why a database operation failed. The codes are the public contract's.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct DbError {
+    /// One of the database class' codes.
+    pub code: ErrorCode,
+    /// A sentence without secrets.
+    pub message: String,
+    /// Facts for programs.
+    pub details: serde_json::Map<String, serde_json::Value>,
+}
+
+impl DbError {
+    /// A failure with no further facts.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            details: serde_json::Map::new(),
+        }
+    }
+}
+
+impl Coded for DbError {
+    fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    fn context(&self) -> serde_json::Map<String, serde_json::Value> {
+        self.details.clone()
+    }
+}
+
+/// The 16 operations. Method names and meaning are the public `InfinizationDatabase`'s.
+#[async_trait]
+pub trait Database: Send + Sync + std::fmt::Debug {
+    /// The machine's id and status, whichever node it is on.
+    async fn find_machine(&self, id: &VmId) -> Result<Option<MachineRecord>, DbError>;
+
+    /// A machine of this node by its internal name.
+    async fn find_machine_by_internal_name(
+        &self,
+        name: &InternalName,
+    ) -> Result<Option<RunningVm>, DbError>;
+
+    /// Everything start needs: the row, its configuration, rule sets and department.
+    async fn find_machine_with_config(&self, id: &VmId) -> Result<Option<VmRecord>, DbError>;
+
+    /// This node's machines with status `running`.
+    async fn find_running_vms(&self) -> Result<Vec<RunningVm>, DbError>;
+
+    /// This node's machines with one of `statuses`.
+    async fn find_machines_by_statuses(&self, statuses: &[&str])
+    -> Result<Vec<RunningVm>, DbError>;
+
+    /// Writes the status unless the row has one of `only_if_not_in`. No row is no error.
+    async fn update_machine_status(
+        &self,
+        id: &VmId,
+        status: &str,
+        only_if_not_in: &[&str],
+    ) -> Result<(), DbError>;
+
+    /// Creates or changes the machine's configuration row; absent fields stay as they are.
+    async fn update_machine_configuration(
+        &self,
+        id: &VmId,
+        update: ConfigurationUpdate,
+    ) -> Result<(), DbError>;
+
+    /// Moves the status from `expected` to `new` if the version is still `version`, and counts the
+    /// version up. Errors: `MACHINE_NOT_FOUND`, `VERSION_CONFLICT`, and `UPDATE_FAILED` with
+    /// `details.currentStatus` when the status is another.
+    async fn transition_vm_status(
+        &self,
+        id: &VmId,
+        expected: &str,
+        new: &str,
+        version: i64,
+    ) -> Result<Transition, DbError>;
+
+    /// Clears pid, TAP name and QMP socket.
+    async fn clear_machine_configuration(&self, id: &VmId) -> Result<(), DbError>;
+
+    /// Clears pid and QMP socket.
+    async fn clear_volatile_machine_configuration(&self, id: &VmId) -> Result<(), DbError>;
+
+    /// The machine's internal name.
+    async fn get_machine_internal_name(&self, id: &VmId) -> Result<Option<String>, DbError>;
+
+    /// The contract's legacy path of disk 0.
+    async fn get_machine_disk_path(&self, id: &VmId) -> Result<Option<String>, DbError>;
+
+    /// Department and VM rules, lowest priority first. `MACHINE_NOT_FOUND` when there is no row.
+    async fn get_firewall_rules(&self, id: &VmId) -> Result<Vec<FirewallRuleInput>, DbError>;
+
+    /// Department and VM rules apart. `MACHINE_NOT_FOUND` when there is no row.
+    async fn get_firewall_rules_split(&self, id: &VmId) -> Result<RuleSplit, DbError>;
+
+    /// `ALLOW_ALL` or `BLOCK_ALL`, if the machine has a department.
+    async fn get_department_firewall_policy(&self, id: &VmId) -> Result<Option<String>, DbError>;
+
+    /// The id of the machine's own rule set.
+    async fn get_firewall_rule_set_id(&self, id: &VmId) -> Result<Option<String>, DbError>;
+}

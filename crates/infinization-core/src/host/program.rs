@@ -1,0 +1,347 @@
+//! Runs one external program to its end: no shell, a deadline, cancellation, bounded output.
+//!
+//! Every short-lived program the library starts (`nft`, `qemu-img`) goes through [`Program::run`].
+//! QEMU itself outlives the call and has its own spawner ([`super::process`]).
+
+use std::ffi::OsString;
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Coded, ErrorCode};
+
+/// How long a program may take to end after SIGTERM before it gets SIGKILL.
+const KILL_GRACE: Duration = Duration::from_secs(5);
+/// More output than this ends the program: it protects our memory, no real answer comes near.
+const MAX_OUTPUT: u64 = 64 * 1024 * 1024;
+
+static STARTED: AtomicU64 = AtomicU64::new(0);
+
+/// How many programs this process has started, for benchmarks that count them per operation.
+pub fn programs_started() -> u64 {
+    STARTED.load(Ordering::Relaxed)
+}
+
+pub(super) fn count_program() {
+    STARTED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A program that could not be run to its end. An exit status other than 0 is not an error here.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum ProgramError {
+    #[error("{program} is not installed")]
+    NotFound { program: String },
+    #[error("{program} could not be started")]
+    Spawn {
+        program: String,
+        source: std::io::Error,
+    },
+    #[error("talking to {program} failed")]
+    Pipe {
+        program: String,
+        source: std::io::Error,
+    },
+    #[error("{program} did not end within {deadline:?} and was ended")]
+    Timeout { program: String, deadline: Duration },
+    #[error("{program} was cancelled")]
+    Cancelled { program: String },
+    #[error("{program} printed more than {MAX_OUTPUT} bytes and was ended")]
+    TooMuchOutput { program: String },
+}
+
+impl Coded for ProgramError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotFound { .. } => ErrorCode::ProgramNotFound,
+            Self::Timeout { .. } => ErrorCode::Timeout,
+            Self::Cancelled { .. } => ErrorCode::Aborted,
+            Self::Spawn { .. } | Self::Pipe { .. } | Self::TooMuchOutput { .. } => {
+                ErrorCode::SpawnFailed
+            }
+        }
+    }
+
+    fn context(&self) -> Map<String, Value> {
+        let (Self::NotFound { program }
+        | Self::Spawn { program, .. }
+        | Self::Pipe { program, .. }
+        | Self::Timeout { program, .. }
+        | Self::Cancelled { program }
+        | Self::TooMuchOutput { program }) = self;
+        Map::from_iter([("program".to_owned(), Value::from(program.as_str()))])
+    }
+}
+
+/// What a finished program left.
+#[derive(Debug)]
+pub struct Finished {
+    /// Exit code or signal.
+    pub status: ExitStatus,
+    /// All of its standard output.
+    pub stdout: Vec<u8>,
+    /// All of its standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl Finished {
+    /// The last 8 KiB of standard error as text, for messages.
+    pub fn stderr_tail(&self) -> String {
+        const TAIL: usize = 8 * 1024;
+        let from = self.stderr.len().saturating_sub(TAIL);
+        String::from_utf8_lossy(&self.stderr[from..])
+            .trim()
+            .to_owned()
+    }
+}
+
+/// One run of a program, described before it starts.
+#[derive(Debug)]
+pub struct Program {
+    name: String,
+    args: Vec<OsString>,
+    stdin: Vec<u8>,
+    deadline: Option<Duration>,
+    cancel: CancellationToken,
+    on_stdout: Option<tokio::sync::mpsc::UnboundedSender<Vec<u8>>>,
+}
+
+impl Program {
+    /// `name` is looked up in `PATH`; there is no shell. The deadline is 30 s unless set.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            args: Vec::new(),
+            stdin: Vec::new(),
+            deadline: Some(Duration::from_secs(30)),
+            cancel: CancellationToken::new(),
+            on_stdout: None,
+        }
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<I: IntoIterator<Item = S>, S: Into<OsString>>(mut self, args: I) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Written to its standard input, which is then closed.
+    #[must_use]
+    pub fn stdin(mut self, bytes: Vec<u8>) -> Self {
+        self.stdin = bytes;
+        self
+    }
+
+    /// Ends the program when it takes longer; `None` leaves it to `cancel`.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Option<Duration>) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Ends the program when the token is cancelled.
+    #[must_use]
+    pub fn cancel(mut self, token: CancellationToken) -> Self {
+        self.cancel = token;
+        self
+    }
+
+    /// Also sends standard output on as it comes (progress lines).
+    #[must_use]
+    pub fn on_stdout(mut self, sink: tokio::sync::mpsc::UnboundedSender<Vec<u8>>) -> Self {
+        self.on_stdout = Some(sink);
+        self
+    }
+
+    /// Runs it. Whatever happens, no child is left when this returns; dropping the future kills it.
+    pub async fn run(self) -> Result<Finished, ProgramError> {
+        let Self {
+            name,
+            args,
+            stdin,
+            deadline,
+            cancel,
+            on_stdout,
+        } = self;
+        let mut child = Command::new(&name)
+            .args(args)
+            .env("LC_ALL", "C")
+            .env("LANG", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|source| match source.kind() {
+                std::io::ErrorKind::NotFound => ProgramError::NotFound {
+                    program: name.clone(),
+                },
+                _ => ProgramError::Spawn {
+                    program: name.clone(),
+                    source,
+                },
+            })?;
+        count_program();
+
+        let talk = talk(&mut child, stdin, on_stdout);
+        let outcome = tokio::select! {
+            outcome = talk => Stop::Ended(outcome),
+            () = cancel.cancelled() => Stop::Cancelled,
+            () = expired(deadline) => Stop::Expired,
+        };
+        match outcome {
+            Stop::Ended(Ok(finished)) => Ok(finished),
+            Stop::Ended(Err(source)) => {
+                end(&mut child).await;
+                Err(match source.kind() {
+                    std::io::ErrorKind::FileTooLarge => {
+                        ProgramError::TooMuchOutput { program: name }
+                    }
+                    _ => ProgramError::Pipe {
+                        program: name,
+                        source,
+                    },
+                })
+            }
+            Stop::Cancelled => {
+                end(&mut child).await;
+                Err(ProgramError::Cancelled { program: name })
+            }
+            Stop::Expired => {
+                end(&mut child).await;
+                let deadline = deadline.unwrap_or_default();
+                Err(ProgramError::Timeout {
+                    program: name,
+                    deadline,
+                })
+            }
+        }
+    }
+}
+
+enum Stop {
+    Ended(std::io::Result<Finished>),
+    Cancelled,
+    Expired,
+}
+
+async fn expired(deadline: Option<Duration>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn talk(
+    child: &mut Child,
+    input: Vec<u8>,
+    on_stdout: Option<tokio::sync::mpsc::UnboundedSender<Vec<u8>>>,
+) -> std::io::Result<Finished> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let write = async move {
+        if let Some(mut stdin) = stdin {
+            // A program may end without reading all: its exit status tells the story, not EPIPE.
+            match stdin.write_all(&input).await {
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    let ((), stdout, stderr) =
+        tokio::try_join!(write, collect(stdout, on_stdout), collect(stderr, None))?;
+    let status = child.wait().await?;
+    Ok(Finished {
+        status,
+        stdout,
+        stderr,
+    })
+}
+
+async fn collect(
+    stream: Option<impl AsyncRead + Unpin>,
+    sink: Option<tokio::sync::mpsc::UnboundedSender<Vec<u8>>>,
+) -> std::io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    let Some(stream) = stream else { return Ok(all) };
+    let mut stream = stream.take(MAX_OUTPUT + 1);
+    loop {
+        let before = all.len();
+        if stream.read_buf(&mut all).await? == 0 {
+            break;
+        }
+        if let Some(sink) = &sink {
+            // Nobody listening is no reason to fail the program.
+            let _unheard = sink.send(all[before..].to_vec());
+        }
+    }
+    if all.len() as u64 > MAX_OUTPUT {
+        return Err(std::io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(all)
+}
+
+async fn end(child: &mut Child) {
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        // The pid is ours until `wait` reaps it, so it cannot have been reused.
+        let _gone = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGTERM,
+        );
+    }
+    if tokio::time::timeout(KILL_GRACE, child.wait())
+        .await
+        .is_err()
+    {
+        let _gone = child.kill().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn gives_output_and_exit_code_without_a_shell() {
+        let finished = Program::new("cat")
+            .args(["-", "/nonexistent;id"])
+            .stdin(b"hi".to_vec())
+            .run()
+            .await;
+        let finished = finished.unwrap();
+        assert_eq!(finished.stdout, b"hi");
+        assert_eq!(finished.status.code(), Some(1));
+        assert!(finished.stderr_tail().contains("/nonexistent;id"));
+    }
+
+    #[tokio::test]
+    async fn an_absent_program_is_named() {
+        let error = Program::new("no-such-program-here")
+            .run()
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), ErrorCode::ProgramNotFound);
+    }
+
+    #[tokio::test]
+    async fn the_deadline_and_the_token_end_it() {
+        let deadline = Some(Duration::from_millis(20));
+        let error = Program::new("sleep")
+            .args(["60"])
+            .deadline(deadline)
+            .run()
+            .await;
+        assert_eq!(error.unwrap_err().code(), ErrorCode::Timeout);
+
+        let token = CancellationToken::new();
+        token.cancel();
+        let error = Program::new("sleep").args(["60"]).cancel(token).run().await;
+        assert_eq!(error.unwrap_err().code(), ErrorCode::Aborted);
+    }
+}

@@ -1,0 +1,23 @@
+//! Runs QEMU/KVM virtual machines directly: disks, TAP devices, a fail-closed firewall, a
+//! sandboxed QEMU process, QMP, and the state that ties them together.
+//!
+//! The crate has never heard of Node. Dependencies point one way (`tests/layers.rs` checks it):
+//!
+//! | layer | modules |
+//! | --- | --- |
+//! | 4 manager | `manager`, `monitor` |
+//! | 3 vm | `vm` |
+//! | 2 effects | [`host`], [`qmp`], [`db`], `events` |
+//! | 1 pure | [`config`], [`qemu`], [`firewall`] |
+//! | 0 words | [`types`], [`error`] |
+
+pub mod config;
+pub mod db;
+pub mod error;
+pub mod firewall;
+pub mod host;
+pub mod qemu;
+pub mod qmp;
+pub mod types;
+
+pub use error::{Coded, ErrorClass, ErrorCode, Failure};
