@@ -1,0 +1,264 @@
+//! The words plans are written in: an [`Action`] acquires or changes something, a [`Release`] gives
+//! it back.
+//!
+//! Both are data. A plan lists actions with their releases, [`super::effects`] performs them, the
+//! ledger keeps the releases of what is held, and `planVM` shows all of it. None carries a secret.
+//! A release is idempotent: what is absent has been released.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{DiskConfig, DisplayProtocol};
+use crate::firewall::Compiled;
+use crate::types::{HostPath, LinkName};
+
+/// A descriptor that is made by one step and handed to QEMU by another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Slot {
+    /// The QMP monitor's listening socket.
+    Monitor,
+    /// The guest agent channel's listening socket.
+    GuestAgent,
+    /// The InfiniService channel's listening socket.
+    InfiniService,
+    /// The serial console's listening socket.
+    SerialConsole,
+    /// One queue of the TAP device.
+    Tap(u8),
+    /// One queue of vhost-net.
+    Vhost(u8),
+}
+
+/// One thing done to the host or the database.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "action", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Action {
+    /// Makes a directory and its parents, mode 0755.
+    MakeDirectory {
+        /// Which one.
+        path: HostPath,
+    },
+    /// Makes a disk image that does not exist yet.
+    CreateDisk(Box<DiskConfig>),
+    /// Copies the firmware's variable store for this VM.
+    CopyFirmwareVars {
+        /// The distribution's template.
+        template: HostPath,
+        /// The VM's own copy.
+        path: HostPath,
+    },
+    /// Makes the persistent TAP device and opens its queues.
+    CreateTap {
+        /// The device.
+        tap: LinkName,
+        /// 1 to 4; more than one makes it `multi_queue`.
+        queues: u8,
+        /// Deletes the device of the last run first, which was made with other queues.
+        replace: bool,
+    },
+    /// Opens the queues of the TAP device kept from the last run.
+    OpenTap {
+        /// The device.
+        tap: LinkName,
+        /// As it was made with.
+        queues: u8,
+    },
+    /// Opens `/dev/vhost-net` once per queue.
+    OpenVhost {
+        /// How often.
+        queues: u8,
+    },
+    /// Puts the TAP on the bridge and sets it up.
+    AttachTap {
+        /// The device.
+        tap: LinkName,
+        /// The bridge.
+        bridge: LinkName,
+    },
+    /// Loads the VM's chains and its dispatch in one nftables transaction.
+    LoadFirewall {
+        /// What is loaded.
+        rules: Box<Compiled>,
+    },
+    /// Binds and listens on a unix socket that QEMU gets as a descriptor.
+    Listen {
+        /// What it is for.
+        slot: Slot,
+        /// Where.
+        path: HostPath,
+    },
+    /// Starts QEMU with its CPUs stopped, in a cgroup of its own where the host has cgroup v2.
+    SpawnQemu(Box<Spawn>),
+    /// Writes QEMU's pid for tools that look for it.
+    WritePidFile {
+        /// Where.
+        path: HostPath,
+    },
+    /// Connects to the monitor and asks `query-status`.
+    ConnectMonitor {
+        /// The socket.
+        path: HostPath,
+    },
+    /// Gives the display its password over the monitor.
+    SetDisplayPassword {
+        /// `vnc` or `spice`.
+        protocol: DisplayProtocol,
+    },
+    /// Binds each vCPU's thread to a host CPU.
+    PinVcpus {
+        /// One host CPU per vCPU, in order, wrapping.
+        cpus: Vec<u32>,
+    },
+    /// Lets the guest's CPUs run (`cont`).
+    Continue,
+    /// Inserts the machine into the embedded store, with status `starting`.
+    InsertRow,
+    /// Writes the row's status, whatever it is.
+    WriteStatus {
+        /// The new status.
+        status: &'static str,
+    },
+    /// Moves the row's status if status and version are still as expected.
+    Transition {
+        /// The status it must have.
+        from: String,
+        /// The new status.
+        to: &'static str,
+        /// The version it must have.
+        version: i64,
+    },
+    /// Writes what the machine runs with into its configuration row.
+    WriteConfiguration(Box<RowValues>),
+    /// Writes the VM's validated configuration into its state directory, to survive a host crash.
+    WriteSpec,
+}
+
+/// How one thing is given back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "release", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Release {
+    /// Removes a file.
+    RemoveFile {
+        /// Which one.
+        path: HostPath,
+    },
+    /// Deletes the TAP device.
+    DeleteTap {
+        /// The device.
+        tap: LinkName,
+    },
+    /// Takes the TAP off its bridge and sets it down.
+    DetachTap {
+        /// The device.
+        tap: LinkName,
+    },
+    /// Takes the TAP out of the dispatch maps: the port is closed, the chain stays.
+    DetachFirewall,
+    /// Removes the VM's chains.
+    RemoveFirewall,
+    /// Ends QEMU (SIGKILL, by pidfd) and waits for it to be gone.
+    EndQemu,
+    /// Removes the VM's empty cgroup.
+    RemoveCgroup,
+    /// Deletes the machine from the embedded store.
+    DeleteRow,
+    /// Writes the status a failed attempt leaves.
+    RestoreStatus {
+        /// The status.
+        status: String,
+    },
+}
+
+/// How QEMU is started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spawn {
+    /// The program.
+    pub binary: String,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Which descriptor arrives at which number.
+    pub descriptors: Vec<(Slot, i32)>,
+    /// The user QEMU runs as; ours when there is none.
+    pub user: Option<String>,
+    /// Where its standard error goes.
+    pub log: HostPath,
+}
+
+/// The configuration columns that create and start write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "each field is the column of the same name in the public contract")]
+pub struct RowValues {
+    pub tap_device_name: Option<String>,
+    pub qmp_socket_path: Option<String>,
+    pub guest_agent_socket_path: Option<String>,
+    pub infini_service_socket_path: Option<String>,
+    pub graphic_protocol: Option<String>,
+    pub graphic_port: Option<u16>,
+    pub graphic_host: Option<String>,
+    pub assigned_gpu_bus: Option<String>,
+    pub bridge: Option<String>,
+    pub machine_type: Option<String>,
+    pub cpu_model: Option<String>,
+    pub disk_bus: Option<String>,
+    pub disk_cache_mode: Option<String>,
+    pub network_model: Option<String>,
+    pub network_queues: Option<u32>,
+    pub memory_balloon: Option<bool>,
+    pub disk_paths: Option<Vec<String>>,
+    pub uefi_firmware: Option<String>,
+    pub hugepages: Option<bool>,
+    pub cpu_pinning: Option<Vec<u32>>,
+    pub enable_numa_ctl_pinning: Option<bool>,
+    pub cpu_pinning_strategy: Option<String>,
+    pub tpm_socket_path: Option<String>,
+    pub virtio_drivers_iso: Option<String>,
+    pub enable_audio: Option<bool>,
+    pub enable_usb_tablet: Option<bool>,
+}
+
+impl Action {
+    /// The action's name, for error texts, journals and progress.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::MakeDirectory { .. } => "make directory",
+            Self::CreateDisk(_) => "create disk",
+            Self::CopyFirmwareVars { .. } => "copy firmware variables",
+            Self::CreateTap { .. } => "create TAP",
+            Self::OpenTap { .. } => "open TAP",
+            Self::OpenVhost { .. } => "open vhost-net",
+            Self::AttachTap { .. } => "attach TAP to bridge",
+            Self::LoadFirewall { .. } => "load firewall",
+            Self::Listen { .. } => "listen on socket",
+            Self::SpawnQemu(_) => "spawn QEMU",
+            Self::WritePidFile { .. } => "write pidfile",
+            Self::ConnectMonitor { .. } => "connect monitor",
+            Self::SetDisplayPassword { .. } => "set display password",
+            Self::PinVcpus { .. } => "pin vCPUs",
+            Self::Continue => "continue",
+            Self::InsertRow => "insert row",
+            Self::WriteStatus { .. } => "write status",
+            Self::Transition { .. } => "transition status",
+            Self::WriteConfiguration(_) => "write configuration",
+            Self::WriteSpec => "write spec",
+        }
+    }
+}
+
+impl Release {
+    /// The release's name, for error texts and alerts.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::RemoveFile { .. } => "remove file",
+            Self::DeleteTap { .. } => "delete TAP",
+            Self::DetachTap { .. } => "detach TAP from bridge",
+            Self::DetachFirewall => "detach firewall",
+            Self::RemoveFirewall => "remove firewall",
+            Self::EndQemu => "end QEMU",
+            Self::RemoveCgroup => "remove cgroup",
+            Self::DeleteRow => "delete row",
+            Self::RestoreStatus { .. } => "restore status",
+        }
+    }
+}

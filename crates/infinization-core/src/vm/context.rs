@@ -1,0 +1,79 @@
+//! What every operation on one VM needs: who it is, where its files are, whom to tell.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::ledger::Ledger;
+use super::run::Effects;
+use super::services::Services;
+use super::status::Status;
+use crate::error::{ErrorCode, Failure};
+use crate::events::{Source, now_ms};
+use crate::types::{VmId, VmNames};
+
+/// One VM's surroundings. Shared by its task and the operations the task runs.
+#[derive(Debug)]
+pub struct VmContext {
+    /// The machine's id.
+    pub vm_id: VmId,
+    /// Its host names.
+    pub names: VmNames,
+    /// Its state directory (`{stateDir}/vms/{vmId}`).
+    pub directory: PathBuf,
+    /// What it holds.
+    pub ledger: Arc<Ledger>,
+    /// Performs its actions.
+    pub effects: Arc<dyn Effects>,
+    /// What all VMs share.
+    pub services: Arc<Services>,
+}
+
+impl VmContext {
+    /// The row's status, or `VM_NOT_FOUND`.
+    pub(super) async fn status(&self) -> Result<Status, Failure> {
+        let row = self.services.database.find_machine(&self.vm_id).await?;
+        row.map(|row| Status::parse(&row.status)).ok_or_else(|| self.not_found())
+    }
+
+    pub(super) fn not_found(&self) -> Failure {
+        Failure::new(ErrorCode::VmNotFound, format!("VM {} not found", self.vm_id)).of_vm(&self.vm_id)
+    }
+
+    /// A refusal: nothing was touched.
+    pub(super) fn refused(&self, verb: &str, status: &Status, allowed: &[&str]) -> Failure {
+        let message = format!("VM {} cannot be {verb} while it is {status}", self.vm_id);
+        Failure::new(ErrorCode::InvalidState, message)
+            .of_vm(&self.vm_id)
+            .with("currentStatus", status.as_str())
+            .with("allowedStatuses", allowed.to_vec())
+    }
+
+    /// Tells the consumer's `eventManager.emitCRUD('machines', action, vmId, data)`.
+    pub(super) fn crud(&self, action: &str, data: Value) {
+        self.services.events.publish(Source::Crud, action, Some(&self.vm_id), data);
+    }
+
+    /// Emits what the guest did: the specific event, the resulting status, and `vm:event`.
+    pub(super) fn guest_event(&self, event: &str, previous: &Status, new: &Status, qmp: Value) {
+        let data = json!({
+            "vmId": self.vm_id,
+            "event": event,
+            "previousStatus": previous.as_str(),
+            "newStatus": new.as_str(),
+            "timestamp": now_ms(),
+            "qmpData": qmp,
+        });
+        self.emit(&format!("vm:{}", event.to_ascii_lowercase()), data.clone());
+        if previous != new && matches!(new, Status::Off | Status::Suspended | Status::Running) {
+            self.emit(&format!("vm:{new}"), data.clone());
+        }
+        self.emit("vm:event", data);
+    }
+
+    /// Emits on `getEventHandler()`.
+    pub(super) fn emit(&self, kind: &str, data: Value) {
+        self.services.events.publish(Source::EventHandler, kind, Some(&self.vm_id), data);
+    }
+}

@@ -1,0 +1,61 @@
+//! `destroyVM` and `deleteVM`: nothing of the machine stays on the host.
+
+use super::bench::Bench;
+use super::machine::Machine;
+use super::outcome::{EndCause, OperationResult};
+use super::plan::{Lifetime, Operation};
+use super::run::{Order, Stuck, release_up_to};
+use super::status::Status;
+use crate::error::{ErrorCode, Failure};
+use crate::events::now_ms;
+
+impl Machine {
+    /// Ends QEMU and releases everything but the user's data, or that too. The row's status stays.
+    pub(super) async fn destroy(&mut self, with_data: bool) -> Result<OperationResult, Failure> {
+        let vm_id = self.context.vm_id.clone();
+        self.context.ledger.begin(Operation::Destroy, now_ms())?;
+        if let Some(process) = self.process() {
+            let ended = process.kill_now().await;
+            ended.map_err(|error| {
+                Failure::caused_by(ErrorCode::StopFailed, "QEMU could not be ended", error)
+                    .of_vm(&vm_id)
+            })?;
+            let stuck = self.settle(&EndCause::of("host-kill")).await;
+            self.told_stuck(stuck)?;
+            self.write_off().await;
+            self.tell_off("SHUTDOWN", &serde_json::Value::Null);
+        }
+        let until = if with_data { Lifetime::Data } else { Lifetime::Machine };
+        let context = &self.context;
+        let stuck = release_up_to(
+            context.effects.as_ref(),
+            &context.ledger,
+            &Bench::of_process(None),
+            until,
+            Order::AtOnce,
+        )
+        .await;
+        self.told_stuck(stuck)?;
+        self.forget().await?;
+        Ok(OperationResult::done(&vm_id, "VM destroyed"))
+    }
+
+    fn told_stuck(&self, stuck: Vec<Stuck>) -> Result<(), Failure> {
+        self.alert(&stuck);
+        let Some(first) = stuck.into_iter().next() else { return Ok(()) };
+        let message = format!("the VM was not destroyed: {} failed", first.entry.undo.release.name());
+        Err(Failure::caused_by(ErrorCode::CleanupFailed, message, first.failure).of_vm(&self.context.vm_id))
+    }
+
+    /// Clears the configuration row and removes the state directory.
+    async fn forget(&mut self) -> Result<(), Failure> {
+        let context = &self.context;
+        context.services.database.clear_machine_configuration(&context.vm_id).await.map_err(|error| {
+            Failure::caused_by(ErrorCode::DatabaseError, "the configuration could not be cleared", error)
+                .of_vm(&context.vm_id)
+        })?;
+        context.remove_directory().await?;
+        self.shown = Status::Off;
+        Ok(())
+    }
+}

@@ -1,0 +1,70 @@
+//! The verbs that act on a running guest: suspend, resume, reset.
+
+use serde_json::{Value, json};
+
+use super::machine::Machine;
+use super::outcome::OperationResult;
+use super::status::{Status, UNTOUCHABLE};
+use crate::error::{ErrorCode, Failure};
+use crate::qmp::{QmpClient, QmpError, RunState};
+
+impl Machine {
+    /// Stops the guest's CPUs.
+    pub(super) async fn suspend(&mut self) -> Result<OperationResult, Failure> {
+        let qmp = self.monitor_of("suspended", &["running"]).await?;
+        qmp.stop().await.map_err(|error| self.monitor_failed(error))?;
+        self.shows(Status::Suspended, "STOP").await?;
+        self.context.crud("suspend", Value::Null);
+        Ok(OperationResult::done(&self.context.vm_id, "VM suspended"))
+    }
+
+    /// Lets the guest run again; wakes it if it sleeps (S3).
+    pub(super) async fn resume(&mut self) -> Result<OperationResult, Failure> {
+        let qmp = self.monitor_of("resumed", &["suspended", "paused"]).await?;
+        let resumed = match qmp.query_status().await {
+            Ok(status) if status.status == RunState::Suspended => qmp.system_wakeup().await,
+            Ok(_) => qmp.cont().await,
+            Err(error) => Err(error),
+        };
+        resumed.map_err(|error| self.monitor_failed(error))?;
+        self.shows(Status::Running, "RESUME").await?;
+        self.context.crud("resume", Value::Null);
+        Ok(OperationResult::done(&self.context.vm_id, "VM resumed"))
+    }
+
+    /// Presses the reset button.
+    pub(super) async fn reset(&mut self) -> Result<OperationResult, Failure> {
+        let qmp = self.monitor_of("reset", &["running"]).await?;
+        qmp.system_reset().await.map_err(|error| self.monitor_failed(error))?;
+        self.context.crud("update", json!({ "type": "hardware" }));
+        Ok(OperationResult::done(&self.context.vm_id, "VM reset"))
+    }
+
+    /// The monitor, if the row has one of `allowed` and QEMU is there.
+    async fn monitor_of(&self, verb: &str, allowed: &[&str]) -> Result<QmpClient, Failure> {
+        let status = self.context.status().await?;
+        if !allowed.contains(&status.as_str()) {
+            return Err(self.context.refused(verb, &status, allowed));
+        }
+        let gone = || self.context.refused(verb, &Status::Off, allowed);
+        self.live.as_ref().map(|live| live.view.qmp.clone()).ok_or_else(gone)
+    }
+
+    /// QEMU has done it: the row, then the listeners.
+    async fn shows(&mut self, new: Status, event: &str) -> Result<(), Failure> {
+        let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
+        database.update_machine_status(vm_id, new.as_str(), &UNTOUCHABLE).await.map_err(|error| {
+            Failure::caused_by(ErrorCode::DatabaseError, "the status could not be written", error)
+                .of_vm(vm_id)
+        })?;
+        let previous = std::mem::replace(&mut self.shown, new.clone());
+        if previous != new {
+            self.context.guest_event(event, &previous, &new, Value::Null);
+        }
+        Ok(())
+    }
+
+    fn monitor_failed(&self, error: QmpError) -> Failure {
+        Failure::caused_by(ErrorCode::QmpError, error.to_string(), error).of_vm(&self.context.vm_id)
+    }
+}

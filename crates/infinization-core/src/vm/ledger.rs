@@ -1,0 +1,167 @@
+//! The ledger: what a VM holds on this host and how each thing is released.
+//!
+//! One file per VM, written before a step acquires anything and again when it has, so that after
+//! our process was killed at any moment the next one knows what to release. It survives a killed
+//! process; after a host crash only disks are left to know of, and a torn file says so by its
+//! checksum. The same list serves rollback, stop, crash clean-up, destroy and the orphan sweep.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Lifetime, Operation, Undo};
+use crate::host::process::ProcessId;
+use crate::host::state_file::{self, Durability, StateFileError};
+
+/// The file's name in the VM's state directory.
+const FILE: &str = "ledger.json";
+
+/// One thing that is held, or about to be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// Numbers the acquisitions, oldest first.
+    pub number: u64,
+    /// How it is released.
+    #[serde(flatten)]
+    pub undo: Undo,
+    /// False from just before the step until it has succeeded.
+    pub held: bool,
+}
+
+/// The QEMU process that belongs to the VM now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lived {
+    /// Pid, start time and boot.
+    pub process: ProcessId,
+    /// The argument after `-name`, by which the process is proven to be this VM's.
+    pub name_argument: String,
+    /// The display port it listens on.
+    pub display_port: u16,
+    /// Milliseconds since the Unix epoch.
+    pub started_at_ms: u64,
+}
+
+/// What the file holds.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Contents {
+    /// What was going on when it was written; `None` between operations.
+    pub operation: Option<Operation>,
+    /// When that began, in milliseconds since the Unix epoch.
+    pub began_at_ms: u64,
+    /// Counts the QEMU processes this VM has had; events of an older one are dropped.
+    pub generation: u64,
+    /// The process that runs now.
+    pub lived: Option<Lived>,
+    /// What is held, oldest first.
+    pub entries: Vec<Entry>,
+}
+
+/// A VM's ledger, in memory and on disk.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    contents: Mutex<Contents>,
+}
+
+impl Ledger {
+    /// Reads the ledger in `directory`; absent means an empty one.
+    pub fn open(directory: &Path) -> Result<Self, StateFileError> {
+        let path = directory.join(FILE);
+        let contents = match state_file::read(&path)? {
+            Some(body) => serde_json::from_slice(&body)
+                .map_err(|source| StateFileError::Malformed { path: path.clone(), source })?,
+            None => Contents::default(),
+        };
+        Ok(Self { path, contents: Mutex::new(contents) })
+    }
+
+    /// What it holds now.
+    pub fn contents(&self) -> Contents {
+        self.lock().clone()
+    }
+
+    /// Notes that an operation begins.
+    pub fn begin(&self, operation: Operation, now_ms: u64) -> Result<(), StateFileError> {
+        self.change(|contents| {
+            contents.operation = Some(operation);
+            contents.began_at_ms = now_ms;
+        })
+    }
+
+    /// Notes what a stage is about to acquire, before it does. Answers the entries' numbers.
+    pub fn intend(&self, undos: &[Undo]) -> Result<Vec<u64>, StateFileError> {
+        self.change(|contents| {
+            let first = contents.entries.last().map_or(0, |last| last.number + 1);
+            let numbers: Vec<u64> = (first..).take(undos.len()).collect();
+            contents.entries.extend(undos.iter().zip(&numbers).map(|(undo, &number)| Entry {
+                number,
+                undo: undo.clone(),
+                held: false,
+            }));
+            numbers
+        })
+    }
+
+    /// Notes that what the entries speak of has been acquired.
+    pub fn hold(&self, numbers: &[u64]) -> Result<(), StateFileError> {
+        self.change(|contents| {
+            for entry in &mut contents.entries {
+                entry.held |= numbers.contains(&entry.number);
+            }
+        })
+    }
+
+    /// Forgets entries that were released, or never acquired.
+    pub fn forget(&self, numbers: &[u64]) -> Result<(), StateFileError> {
+        self.change(|contents| contents.entries.retain(|entry| !numbers.contains(&entry.number)))
+    }
+
+    /// Notes the process that was just started, and counts the generation up.
+    pub fn live(&self, lived: Lived) -> Result<u64, StateFileError> {
+        self.change(|contents| {
+            contents.generation += 1;
+            contents.lived = Some(lived);
+            contents.generation
+        })
+    }
+
+    /// Notes that the process is gone.
+    pub fn died(&self) -> Result<(), StateFileError> {
+        self.change(|contents| contents.lived = None)
+    }
+
+    /// Ends the operation well: what was for the attempt alone is forgotten.
+    pub fn commit(&self) -> Result<(), StateFileError> {
+        self.change(|contents| {
+            contents.operation = None;
+            contents.entries.retain(|entry| entry.undo.lifetime != Lifetime::Attempt);
+        })
+    }
+
+    /// Forgets that the file exists, after its directory was removed.
+    pub fn discard(&self) {
+        *self.lock() = Contents::default();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes a copy, writes it, then keeps it: memory never claims what the file does not say.
+    fn change<T>(&self, change: impl FnOnce(&mut Contents) -> T) -> Result<T, StateFileError> {
+        let mut contents = self.lock();
+        let mut next = contents.clone();
+        let answer = change(&mut next);
+        if next != *contents {
+            let body = serde_json::to_vec(&next)
+                .map_err(|source| StateFileError::Malformed { path: self.path.clone(), source })?;
+            state_file::write(&self.path, &body, Durability::ProcessCrash)?;
+            *contents = next;
+        }
+        Ok(answer)
+    }
+}

@@ -1,0 +1,45 @@
+//! A VM that has a QEMU now.
+
+use std::sync::Arc;
+
+use crate::host::display_port::ReservedPort;
+use crate::host::process::ProcessHandle;
+use crate::qmp::{EventReceiver, QmpClient};
+
+/// The running QEMU and our connections to it. Dropping it ends nothing but the connections.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) view: Arc<LiveView>,
+    /// Bound to this QEMU: a later one's events come through another receiver.
+    pub(super) events: EventReceiver,
+    /// Kept so that no other VM is given the port; `None` if it could not be claimed again.
+    pub(super) _display_port: Option<ReservedPort>,
+    /// Why QEMU is ending, as soon as its SHUTDOWN event has said so.
+    pub(super) ending: Option<Ending>,
+}
+
+/// What a SHUTDOWN event said.
+#[derive(Debug, Clone)]
+pub(super) struct Ending {
+    pub(super) reason: String,
+    pub(super) data: serde_json::Value,
+}
+
+/// The part of a live VM that others may read and use at any time.
+#[derive(Debug)]
+pub struct LiveView {
+    /// Counts this VM's QEMUs.
+    pub generation: u64,
+    /// The process.
+    pub process: ProcessHandle,
+    /// Its monitor.
+    pub qmp: QmpClient,
+    /// The monitor's socket.
+    pub qmp_socket: String,
+    /// The TAP device.
+    pub tap: String,
+    /// The display's port.
+    pub display_port: u16,
+    /// When QEMU was started, in milliseconds since the Unix epoch.
+    pub started_at_ms: u64,
+}

@@ -1,0 +1,283 @@
+//! One VM as its task sees it: what it is now, and what happens when its QEMU goes.
+//!
+//! The verbs are in the sibling modules (`launch`, `stop`, `guest`, `destroy`); they all run inside
+//! the VM's task, one at a time, so nothing here is locked.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::bench::Bench;
+use super::context::VmContext;
+use super::live::{Ending, Live, LiveView};
+use super::outcome::EndCause;
+use super::plan::Lifetime;
+use super::run::{Order, Stuck, release_up_to};
+use super::status::{Status, UNTOUCHABLE, of_run_state};
+use crate::events::{Source, now_ms};
+use crate::host::process::{Exit, StderrLog};
+use crate::qmp::{EventKind, MonitorEvent, QmpEvent, StatusInfo};
+
+/// What others may know of a VM without asking its task.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// Its QEMU, if it has one.
+    pub live: Option<Arc<LiveView>>,
+    /// Why the last one ended.
+    pub last_exit: Option<EndCause>,
+}
+
+/// One VM.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) context: Arc<VmContext>,
+    pub(super) live: Option<Live>,
+    /// The status listeners were last told of.
+    pub(super) shown: Status,
+    pub(super) view: watch::Sender<View>,
+}
+
+impl Machine {
+    pub(super) fn new(context: Arc<VmContext>, view: watch::Sender<View>) -> Self {
+        Self { context, live: None, shown: Status::Off, view }
+    }
+
+    /// The VM has a QEMU from here on.
+    pub(super) fn goes_live(&mut self, live: Live, shown: Status) {
+        self.view.send_modify(|view| view.live = Some(Arc::clone(&live.view)));
+        self.live = Some(live);
+        self.shown = shown;
+    }
+
+    /// The VM's QEMU is gone; its cause is kept for `getVMStatus`.
+    fn goes_dark(&mut self, cause: &EndCause) -> Option<Live> {
+        self.view.send_modify(|view| {
+            view.live = None;
+            view.last_exit = Some(cause.clone());
+        });
+        self.live.take()
+    }
+
+    /// Resolves when QEMU exits; never while there is none.
+    pub(super) async fn exited(&self) -> Exit {
+        match &self.live {
+            Some(live) => live.view.process.exited().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The next thing the monitor reports; never while there is no QEMU.
+    pub(super) async fn next_event(&mut self) -> MonitorEvent {
+        let Some(live) = &mut self.live else { return std::future::pending().await };
+        match live.events.next().await {
+            Some(event) => event,
+            // The connection is closed for good: the exit tells the rest.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// QEMU went by itself: by its guest's wish, by somebody's signal, or by a crash.
+    pub(super) async fn on_exit(&mut self, exit: Exit) {
+        self.take_in_ending();
+        let ending = self.live.as_ref().and_then(|live| live.ending.clone());
+        match ending {
+            Some(ending) => self.ended(&ending).await,
+            None => self.crashed(exit).await,
+        }
+    }
+
+    /// QEMU said goodbye (SHUTDOWN) and exited.
+    async fn ended(&mut self, ending: &Ending) {
+        let cause = EndCause::of(&ending.reason);
+        let stuck = self.settle(&cause).await;
+        self.write_off().await;
+        self.tell_off("SHUTDOWN", &ending.data);
+        self.alert(&stuck);
+    }
+
+    /// QEMU exited without a word.
+    async fn crashed(&mut self, exit: Exit) {
+        let cause = self.cause_of(&exit);
+        let (pid, last_known) = match &self.live {
+            Some(live) => (live.view.process.pid(), self.shown.clone()),
+            None => return,
+        };
+        let detected_at = now_ms();
+        self.write_off().await;
+        let stuck = self.settle(&cause).await;
+        let data = json!({
+            "vmId": self.context.vm_id,
+            "pid": pid,
+            "lastKnownStatus": last_known.as_str(),
+            "detectedAt": detected_at,
+            "cleanupPerformed": stuck.is_empty(),
+            "cause": cause,
+        });
+        self.shown = Status::Off;
+        self.context.crud("crash", Value::Null);
+        let (events, vm_id) = (&self.context.services.events, &self.context.vm_id);
+        events.publish(Source::HealthMonitor, "crash", Some(vm_id), data);
+        self.alert(&stuck);
+    }
+
+    fn cause_of(&self, exit: &Exit) -> EndCause {
+        let stderr = StderrLog::at(self.context.directory.join(super::QEMU_LOG)).tail().ok();
+        let stderr = stderr.filter(|words| !words.is_empty());
+        match exit {
+            Exit::Signal(signal) => {
+                EndCause { signal: Some(*signal), stderr, ..EndCause::of("signal") }
+            }
+            Exit::Code(code) => EndCause { exit_code: Some(*code), stderr, ..EndCause::of("exit-code") },
+            Exit::Unknown => EndCause { stderr, ..EndCause::of("unknown") },
+        }
+    }
+
+    /// Releases what the run held, after its process is gone.
+    pub(super) async fn settle(&mut self, cause: &EndCause) -> Vec<Stuck> {
+        let live = self.goes_dark(cause);
+        if let Some(live) = &live {
+            live.view.qmp.close().await;
+        }
+        let context = &self.context;
+        let bench = Bench::of_process(live.map(|live| live.view.process.clone()));
+        let stuck = release_up_to(
+            context.effects.as_ref(),
+            &context.ledger,
+            &bench,
+            Lifetime::Run,
+            Order::AtOnce,
+        )
+        .await;
+        let written = context.ledger.died().and_then(|()| context.ledger.commit());
+        if let Err(error) = written {
+            tracing::warn!(vm = %context.vm_id, %error, "the ledger could not be written");
+        }
+        if stuck.is_empty() {
+            let cleared =
+                context.services.database.clear_volatile_machine_configuration(&context.vm_id).await;
+            if let Err(error) = cleared {
+                tracing::warn!(vm = %context.vm_id, %error, "the configuration could not be cleared");
+            }
+        }
+        stuck
+    }
+
+    /// Writes `off`, but over nobody's claim.
+    pub(super) async fn write_off(&self) {
+        let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
+        if let Err(error) = database.update_machine_status(vm_id, "off", &UNTOUCHABLE).await {
+            tracing::error!(vm = %vm_id, %error, "the status could not be written");
+        }
+    }
+
+    /// Tells listeners that the guest is off, once.
+    pub(super) fn tell_off(&mut self, event: &str, data: &Value) {
+        self.context.guest_event(event, &self.shown, &Status::Off, data.clone());
+        self.shown = Status::Off;
+    }
+
+    pub(super) fn alert(&self, stuck: &[Stuck]) {
+        if stuck.is_empty() {
+            return;
+        }
+        let failed: Vec<_> = stuck.iter().map(Stuck::to_json).collect();
+        let severity = if stuck.len() >= 3 { "error" } else { "warning" };
+        let data = json!({
+            "vmId": self.context.vm_id,
+            "failedResources": failed,
+            "timestamp": now_ms(),
+            "severity": severity,
+        });
+        let (events, vm_id) = (&self.context.services.events, &self.context.vm_id);
+        events.publish(Source::HealthMonitor, "cleanup-alert", Some(vm_id), data);
+    }
+
+    /// Reads what is left in the event queue of a QEMU that has exited.
+    pub(super) fn take_in_ending(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        while let Some(event) = live.events.try_next() {
+            if let MonitorEvent::Event(event) = event {
+                note_ending(live, &event);
+            }
+        }
+    }
+
+    /// Acts on what the monitor reports while no verb runs.
+    pub(super) async fn on_event(&mut self, event: MonitorEvent) {
+        match event {
+            MonitorEvent::Event(event) => self.on_guest_event(&event).await,
+            MonitorEvent::Disconnected { will_reconnect } => self.context.emit(
+                "vm:disconnect",
+                json!({ "vmId": self.context.vm_id, "timestamp": now_ms(), "transient": will_reconnect }),
+            ),
+            MonitorEvent::Reconnected { status } => {
+                self.context.emit("vm:reconnect", json!({ "vmId": self.context.vm_id }));
+                self.follow(&status, "RESYNC", Value::Null).await;
+            }
+            MonitorEvent::Missed { .. } => self.ask_and_follow("RESYNC", Value::Null).await,
+            MonitorEvent::GaveUp => self.context.emit(
+                "vm:stale",
+                json!({ "vmId": self.context.vm_id, "reason": "qmp_reconnect_failed" }),
+            ),
+        }
+    }
+
+    async fn on_guest_event(&mut self, event: &QmpEvent) {
+        let Some(live) = &mut self.live else { return };
+        note_ending(live, event);
+        let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
+        match event.kind() {
+            // Its exit follows at once; off is told when the disks are free.
+            EventKind::Shutdown { .. } => {}
+            EventKind::Stop | EventKind::Resume => self.ask_and_follow(&event.event, data).await,
+            EventKind::Suspend => self.becomes(Status::Suspended, &event.event, data).await,
+            EventKind::Wakeup => self.becomes(Status::Running, &event.event, data).await,
+            EventKind::Powerdown | EventKind::Reset { .. } => {
+                self.context.guest_event(&event.event, &self.shown, &self.shown, data);
+            }
+            _ => {}
+        }
+    }
+
+    /// STOP and RESUME do not say why: `query-status` does.
+    async fn ask_and_follow(&mut self, event: &str, data: Value) {
+        let Some(live) = &self.live else { return };
+        match live.view.qmp.query_status().await {
+            Ok(status) => self.follow(&status, event, data).await,
+            Err(error) => tracing::debug!(vm = %self.context.vm_id, %error, "no status"),
+        }
+    }
+
+    async fn follow(&mut self, status: &StatusInfo, event: &str, data: Value) {
+        let new = if status.running { Status::Running } else { of_run_state(status.status.as_str()) };
+        // `shutdown` and the launch states are told by the exit and by the launch itself.
+        if matches!(new, Status::Off | Status::Starting) {
+            return;
+        }
+        self.becomes(new, event, data).await;
+    }
+
+    /// The guest changed its state by itself: the row first, then the listeners.
+    pub(super) async fn becomes(&mut self, new: Status, event: &str, data: Value) {
+        if new == self.shown {
+            return;
+        }
+        let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
+        if let Err(error) = database.update_machine_status(vm_id, new.as_str(), &UNTOUCHABLE).await {
+            tracing::error!(vm = %vm_id, %error, "the status could not be written");
+        }
+        let previous = std::mem::replace(&mut self.shown, new.clone());
+        if event != "RESYNC" {
+            self.context.guest_event(event, &previous, &new, data);
+        }
+    }
+}
+
+/// Keeps what a SHUTDOWN event says until the process has exited.
+fn note_ending(live: &mut Live, event: &QmpEvent) {
+    if let EventKind::Shutdown { reason, .. } = event.kind() {
+        let data = serde_json::from_str(event.data.get()).unwrap_or_default();
+        live.ending = Some(Ending { reason: reason.as_str().to_owned(), data });
+    }
+}

@@ -1,0 +1,64 @@
+//! One VM's life: its task, its states, its plans, and the list of what it holds.
+//!
+//! ```text
+//!            create                         stop, guest shutdown, crash
+//!   (no row) ──────► starting ──► running ─────────────────────────────► off ──► starting (start)
+//!                       │            │ ▲
+//!                       ▼    suspend ▼ │ resume
+//!              error (create)      suspended
+//!              off   (start)
+//! ```
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `status` | the status column's words (pure) |
+//! | `action`, `plan`, `planner` | what an operation will do, as data (pure) |
+//! | `facts` | what planning must know of the host: reads only |
+//! | `run`, `ledger`, `bench` | executing a plan, writing ahead what it holds |
+//! | `effects` | performing one action on the real host |
+//! | `machine`, `launch`, `stop`, `guest`, `destroy`, `recover` | what one VM does, verb by verb |
+//! | `task` | the loop that owns one VM, and the handle to it |
+//!
+//! Invariant: only a VM's own task writes that VM's status.
+
+mod action;
+mod bench;
+mod context;
+mod destroy;
+mod effects;
+mod facts;
+mod guest;
+mod launch;
+mod ledger;
+mod live;
+mod machine;
+mod outcome;
+mod plan;
+mod planner;
+mod recover;
+mod run;
+mod services;
+mod spec;
+pub mod status;
+mod stop;
+mod task;
+
+pub use action::{Action, Release, RowValues, Slot, Spawn};
+pub use bench::Bench;
+pub use context::VmContext;
+pub use effects::HostEffects;
+pub use ledger::{Contents, Entry, Ledger, Lived};
+pub use live::LiveView;
+pub use machine::View;
+pub use outcome::{CreateResult, EndCause, OperationResult, ReconcileSummary, StatusResult};
+pub use plan::{Lifetime, Operation, Plan, Step, Undo};
+pub use planner::{Facts, RowClaim, TapState};
+pub use recover::Recovered;
+pub use run::{Effects, Run, Stuck};
+pub use services::{EffectsWrapper, Services};
+pub use task::VmHandle;
+
+/// QEMU's standard error, in the VM's state directory.
+const QEMU_LOG: &str = "qemu.log";
+/// What the guest writes to its serial console, in the VM's state directory.
+const SERIAL_LOG: &str = "serial.log";

@@ -1,0 +1,288 @@
+//! Turns a configuration and the facts about the host into a plan. Pure.
+//!
+//! The order carries the promises: the row is `starting` before anything exists; the firewall is
+//! loaded before the TAP joins the bridge; QEMU starts stopped, and runs only once password and
+//! pinning are set.
+
+use std::collections::BTreeMap;
+use std::os::fd::RawFd;
+
+use super::QEMU_LOG;
+use super::SERIAL_LOG;
+use super::action::{Action, Release, RowValues, Slot, Spawn};
+use super::plan::{Lifetime, Operation, Plan, Step};
+use crate::config::{BindAddress, VmConfig};
+use crate::firewall::Compiled;
+use crate::qemu::{
+    Accelerator, Acquired, ChannelListeners, DisplayEndpoint, FirmwareFiles, QemuCommand,
+    SerialConsole,
+};
+use crate::types::{HostPath, InvalidValue, LinkName, VmNames};
+
+/// The first descriptor number after stdin, stdout and stderr.
+const FIRST_DESCRIPTOR: RawFd = 3;
+
+/// The TAP device as the last run left it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TapState {
+    /// There is none.
+    Absent,
+    /// It can be used again.
+    Kept,
+    /// It was made with another number of queues.
+    OtherQueues,
+}
+
+/// What the row is like, and so how the plan claims it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowClaim {
+    /// The embedded store has no row: the plan inserts it.
+    Insert,
+    /// A fresh row of the user's.
+    Take,
+    /// A start: from this status and version.
+    Transition {
+        /// `off` or `error`.
+        from: String,
+        /// The optimistic lock.
+        version: i64,
+    },
+}
+
+/// What was found out about the host and the row before planning.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// What QEMU runs with.
+    pub accelerator: Accelerator,
+    /// Whether `/dev/vhost-net` is there.
+    pub vhost: bool,
+    /// The display's port, already reserved.
+    pub display_port: u16,
+    /// The display's address, healed.
+    pub display_address: BindAddress,
+    /// The TAP device.
+    pub tap: TapState,
+    /// The compiled ruleset.
+    pub firewall: Compiled,
+    /// The template to copy firmware variables from; `None` when the VM has its own already.
+    pub vars_template: Option<HostPath>,
+    /// The row.
+    pub row: RowClaim,
+    /// Directories that do not exist yet.
+    pub missing_directories: Vec<HostPath>,
+    /// Host NUMA nodes guest memory is bound to.
+    pub host_nodes: Vec<u32>,
+    /// The VM's state directory.
+    pub directory: HostPath,
+}
+
+/// What `createVM` will do.
+pub fn plan_create(config: &VmConfig, names: &VmNames, facts: &Facts) -> Result<Plan, InvalidValue> {
+    let mut acquire = create_disks(config);
+    acquire.extend(acquire_firmware(config, facts));
+    acquire.extend(acquire_network(config, names, facts, Lifetime::Machine));
+    acquire.extend(listen(config));
+    let mut stages = vec![claim(facts), acquire];
+    stages.extend(launch(config, names, facts)?);
+    Ok(Plan { operation: Operation::Create, stages })
+}
+
+/// What `startVM` will do.
+pub fn plan_start(config: &VmConfig, names: &VmNames, facts: &Facts) -> Result<Plan, InvalidValue> {
+    let mut acquire = acquire_firmware(config, facts);
+    acquire.extend(acquire_network(config, names, facts, Lifetime::Run));
+    acquire.extend(listen(config));
+    let mut stages = vec![claim(facts), acquire];
+    stages.extend(launch(config, names, facts)?);
+    Ok(Plan { operation: Operation::Start, stages })
+}
+
+/// The row first, and the directories everything else goes into.
+fn claim(facts: &Facts) -> Vec<Step> {
+    let restore = |status: &str| Release::RestoreStatus { status: status.to_owned() };
+    let claim = match &facts.row {
+        RowClaim::Insert => {
+            Step::new(Action::InsertRow).undone_by(Lifetime::Attempt, Release::DeleteRow)
+        }
+        RowClaim::Take => Step::new(Action::WriteStatus { status: "starting" })
+            .undone_by(Lifetime::Attempt, restore("error")),
+        RowClaim::Transition { from, version } => {
+            Step::new(Action::Transition { from: from.clone(), to: "starting", version: *version })
+                .undone_by(Lifetime::Attempt, restore("off"))
+        }
+    };
+    let directories =
+        facts.missing_directories.iter().map(|path| Step::new(Action::MakeDirectory { path: path.clone() }));
+    std::iter::once(claim).chain(directories).chain([Step::new(Action::WriteSpec)]).collect()
+}
+
+fn create_disks(config: &VmConfig) -> Vec<Step> {
+    let disk = |disk: &crate::config::DiskConfig| {
+        let undo = Release::RemoveFile { path: disk.path.clone() };
+        Step::new(Action::CreateDisk(Box::new(disk.clone()))).undone_by(Lifetime::Data, undo)
+    };
+    config.disks.iter().map(disk).collect()
+}
+
+fn acquire_firmware(config: &VmConfig, facts: &Facts) -> Vec<Step> {
+    let (Some(firmware), Some(template)) = (&config.firmware, &facts.vars_template) else {
+        return Vec::new();
+    };
+    let (template, path) = (template.clone(), firmware.vars.clone());
+    let undo = Release::RemoveFile { path: path.clone() };
+    let copy = Action::CopyFirmwareVars { template, path };
+    vec![Step::new(copy).undone_by(Lifetime::Data, undo)]
+}
+
+/// TAP and firewall. A start keeps the chain when it fails; a create leaves none.
+fn acquire_network(
+    config: &VmConfig,
+    names: &VmNames,
+    facts: &Facts,
+    chain: Lifetime,
+) -> Vec<Step> {
+    let (tap, queues) = (names.tap.clone(), config.network.queues);
+    let delete = Release::DeleteTap { tap: tap.clone() };
+    let make = |replace| Action::CreateTap { tap: tap.clone(), queues, replace };
+    let tap_step = match facts.tap {
+        TapState::Absent => Step::new(make(false)).undone_by(Lifetime::Machine, delete),
+        TapState::OtherQueues => Step::new(make(true)).undone_by(Lifetime::Machine, delete),
+        TapState::Kept => Step::new(Action::OpenTap { tap: tap.clone(), queues }),
+    };
+    let mut firewall = Step::new(Action::LoadFirewall { rules: Box::new(facts.firewall.clone()) })
+        .undone_by(Lifetime::Run, Release::DetachFirewall);
+    if chain == Lifetime::Machine {
+        firewall = firewall.undone_by(Lifetime::Machine, Release::RemoveFirewall);
+    }
+    let vhost = facts.vhost.then(|| Step::new(Action::OpenVhost { queues }));
+    [tap_step, firewall].into_iter().chain(vhost).collect()
+}
+
+fn listen(config: &VmConfig) -> Vec<Step> {
+    sockets(config)
+        .into_iter()
+        .map(|(slot, path)| {
+            let undo = Release::RemoveFile { path: path.clone() };
+            Step::new(Action::Listen { slot, path }).undone_by(Lifetime::Run, undo)
+        })
+        .collect()
+}
+
+fn sockets(config: &VmConfig) -> Vec<(Slot, HostPath)> {
+    let channels = &config.channels;
+    [
+        (Slot::Monitor, Some(&config.paths.qmp_socket)),
+        (Slot::GuestAgent, channels.guest_agent.as_ref()),
+        (Slot::InfiniService, channels.infini_service.as_ref()),
+        (Slot::SerialConsole, channels.serial_console.as_ref()),
+    ]
+    .into_iter()
+    .filter_map(|(slot, path)| Some((slot, path?.clone())))
+    .collect()
+}
+
+/// From the acquired parts to a running guest and its row.
+fn launch(config: &VmConfig, names: &VmNames, facts: &Facts) -> Result<Vec<Vec<Step>>, InvalidValue> {
+    let detach = Release::DetachTap { tap: names.tap.clone() };
+    let attach =
+        Action::AttachTap { tap: names.tap.clone(), bridge: config.network.bridge.clone() };
+    let pid_file = config.paths.pid_file.clone();
+    let spawn = Step::new(Action::SpawnQemu(Box::new(spawn(config, facts)?)))
+        .undone_by(Lifetime::Run, Release::RemoveCgroup)
+        .undone_by(Lifetime::Run, Release::EndQemu);
+    let mut before_running = Vec::new();
+    if config.display.password.is_some() {
+        let protocol = config.display.protocol;
+        before_running.push(Step::new(Action::SetDisplayPassword { protocol }));
+    }
+    if let Some(cpus) = &config.cpu.pinned_to {
+        before_running.push(Step::new(Action::PinVcpus { cpus: cpus.clone() }));
+    }
+    let row = Action::WriteConfiguration(Box::new(row_values(config, &names.tap, facts)));
+    Ok(vec![
+        vec![Step::new(attach).undone_by(Lifetime::Run, detach), spawn],
+        vec![
+            Step::new(Action::WritePidFile { path: pid_file.clone() })
+                .undone_by(Lifetime::Run, Release::RemoveFile { path: pid_file }),
+            Step::new(Action::ConnectMonitor { path: config.paths.qmp_socket.clone() }),
+            Step::new(row),
+        ],
+        before_running,
+        vec![Step::new(Action::Continue)],
+        vec![Step::new(Action::WriteStatus { status: "running" })],
+    ]
+    .into_iter()
+    .filter(|stage| !stage.is_empty())
+    .collect())
+}
+
+fn spawn(config: &VmConfig, facts: &Facts) -> Result<Spawn, InvalidValue> {
+    let queues = config.network.queues;
+    let vhost = if facts.vhost { queues } else { 0 };
+    let slots = sockets(config)
+        .into_iter()
+        .map(|(slot, _)| slot)
+        .chain((0..queues).map(Slot::Tap))
+        .chain((0..vhost).map(Slot::Vhost));
+    let descriptors: Vec<(Slot, RawFd)> = slots.zip(FIRST_DESCRIPTOR..).collect();
+    let number: BTreeMap<Slot, RawFd> = descriptors.iter().copied().collect();
+    let at = |slot: Slot| number.get(&slot).copied();
+    let serial_console = match at(Slot::SerialConsole) {
+        Some(listener) => Some(SerialConsole { listener, log: facts.directory.join(SERIAL_LOG)? }),
+        None => None,
+    };
+    let acquired = Acquired {
+        accelerator: facts.accelerator,
+        display: DisplayEndpoint { address: facts.display_address.clone(), port: facts.display_port },
+        qmp: at(Slot::Monitor).unwrap_or(FIRST_DESCRIPTOR),
+        tap: (0..queues).filter_map(|queue| at(Slot::Tap(queue))).collect(),
+        vhost: (0..vhost).filter_map(|queue| at(Slot::Vhost(queue))).collect(),
+        channels: ChannelListeners {
+            guest_agent: at(Slot::GuestAgent),
+            infini_service: at(Slot::InfiniService),
+            serial_console,
+        },
+        firmware: config.firmware.as_ref().map(|firmware| FirmwareFiles {
+            code: firmware.code.clone(),
+            vars: firmware.vars.clone(),
+        }),
+        tpm_socket: config.tpm_socket.clone(),
+        host_nodes: facts.host_nodes.clone(),
+    };
+    let QemuCommand { binary, args } = QemuCommand::new(config, &acquired);
+    let user = config.run_as_user.as_ref().map(ToString::to_string);
+    Ok(Spawn { binary, args, descriptors, user, log: facts.directory.join(QEMU_LOG)? })
+}
+
+fn row_values(config: &VmConfig, tap: &LinkName, facts: &Facts) -> RowValues {
+    let path = |path: Option<&HostPath>| path.map(ToString::to_string);
+    let disk = config.disks.first();
+    RowValues {
+        tap_device_name: Some(tap.to_string()),
+        qmp_socket_path: Some(config.paths.qmp_socket.to_string()),
+        guest_agent_socket_path: path(config.channels.guest_agent.as_ref()),
+        infini_service_socket_path: path(config.channels.infini_service.as_ref()),
+        graphic_protocol: Some(config.display.protocol.as_str().to_owned()),
+        graphic_port: Some(facts.display_port),
+        graphic_host: Some(facts.display_address.to_string()),
+        assigned_gpu_bus: config.gpu.as_ref().map(|gpu| gpu.address.to_string()),
+        bridge: Some(config.network.bridge.to_string()),
+        machine_type: Some(config.machine.as_str().to_owned()),
+        cpu_model: Some(config.cpu.model.to_string()),
+        disk_bus: disk.map(|disk| disk.bus.as_str().to_owned()),
+        disk_cache_mode: disk.map(|disk| disk.cache.as_str().to_owned()),
+        network_model: Some(config.network.model.as_str().to_owned()),
+        network_queues: Some(u32::from(config.network.queues)),
+        memory_balloon: Some(config.memory.balloon),
+        disk_paths: Some(config.disks.iter().map(|disk| disk.path.to_string()).collect()),
+        uefi_firmware: config.firmware.as_ref().map(|firmware| firmware.code.to_string()),
+        hugepages: Some(config.memory.hugepages),
+        cpu_pinning: config.cpu.pinned_to.clone(),
+        enable_numa_ctl_pinning: Some(config.cpu.numa_pinning),
+        cpu_pinning_strategy: Some(config.cpu.pinning_strategy.as_str().to_owned()),
+        tpm_socket_path: path(config.tpm_socket.as_ref()),
+        virtio_drivers_iso: path(config.drivers_iso.as_ref()),
+        enable_audio: Some(config.audio),
+        enable_usb_tablet: Some(config.usb_tablet),
+    }
+}

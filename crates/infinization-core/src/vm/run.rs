@@ -1,0 +1,216 @@
+//! Executes plans: stage by stage, writing the ledger ahead, and rolling back what it did.
+//!
+//! It knows neither the host nor what the actions mean; [`Effects`] performs them. A failure, a
+//! panic or a cancellation undoes exactly the entries this attempt added, newest first, and reports
+//! both what failed and what could not be undone.
+
+use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::action::{Action, Release};
+use super::bench::Bench;
+use super::ledger::{Entry, Ledger};
+use super::plan::{Lifetime, Plan, Step};
+use crate::error::{ErrorCode, Failure};
+
+/// Waits between the three attempts to release something.
+const RETRY_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
+
+/// Performs actions on the real host and database, or on a test's own.
+#[async_trait]
+pub trait Effects: Send + Sync + std::fmt::Debug {
+    /// Performs one action. Products (descriptors, the process, the monitor) go onto the bench.
+    /// When it fails it has left nothing behind of its own.
+    async fn perform(
+        &self,
+        action: &Action,
+        bench: &Bench,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure>;
+
+    /// Gives one thing back. What is absent has been given back.
+    async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure>;
+}
+
+/// Something that could not be released.
+#[derive(Debug)]
+pub struct Stuck {
+    /// The ledger's entry, which stays there.
+    pub entry: Entry,
+    /// Why.
+    pub failure: Failure,
+    /// How often it was tried.
+    pub attempts: u32,
+}
+
+/// One attempt at an operation of one VM.
+#[derive(Debug)]
+pub struct Run<'a> {
+    effects: &'a dyn Effects,
+    ledger: &'a Ledger,
+    bench: &'a Bench,
+    cancel: &'a CancellationToken,
+}
+
+impl<'a> Run<'a> {
+    /// Prepares an attempt.
+    pub fn new(
+        effects: &'a dyn Effects,
+        ledger: &'a Ledger,
+        bench: &'a Bench,
+        cancel: &'a CancellationToken,
+    ) -> Self {
+        Self { effects, ledger, bench, cancel }
+    }
+
+    /// Performs the whole plan, or nothing: after an error everything it did has been undone.
+    pub async fn execute(&self, plan: &Plan) -> Result<(), Failure> {
+        let mut ours = BTreeSet::new();
+        for (number, stage) in plan.stages.iter().enumerate() {
+            if let Err(failure) = self.stage(stage, &mut ours).await {
+                tracing::debug!(stage = number, error = %failure, "rolling back");
+                return Err(self.roll_back(&ours, failure).await);
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes an attempt whose steps all succeeded but whose purpose failed afterwards.
+    pub async fn roll_back(&self, ours: &BTreeSet<u64>, failure: Failure) -> Failure {
+        let entries = self.entries(|entry| ours.contains(&entry.number));
+        let stuck = release(self.effects, self.ledger, self.bench, entries, Order::NewestFirst).await;
+        if stuck.is_empty() {
+            return failure;
+        }
+        let left: Vec<_> = stuck
+            .iter()
+            .map(|stuck| json!({ "step": stuck.entry.undo.release.name(), "error": stuck.failure.to_string() }))
+            .collect();
+        failure.with("notUndone", left)
+    }
+
+    async fn stage(&self, steps: &[Step], ours: &mut BTreeSet<u64>) -> Result<(), Failure> {
+        if self.cancel.is_cancelled() {
+            return Err(Failure::new(ErrorCode::Aborted, "the operation was aborted"));
+        }
+        let undos: Vec<_> = steps.iter().flat_map(|step| step.undo.clone()).collect();
+        let numbers = self.ledger.intend(&undos)?;
+        ours.extend(&numbers);
+
+        let mut rest = numbers.as_slice();
+        let attempts = steps.iter().map(|step| {
+            let (mine, others) = rest.split_at(step.undo.len());
+            rest = others;
+            self.step(step, mine.to_vec())
+        });
+        // All are awaited even when one fails: only a finished step can be undone.
+        let outcomes = join_all(attempts).await;
+        outcomes.into_iter().collect::<Result<(), Failure>>()
+    }
+
+    async fn step(&self, step: &Step, numbers: Vec<u64>) -> Result<(), Failure> {
+        let name = step.action.name();
+        let work = self.effects.perform(&step.action, self.bench, self.cancel);
+        let outcome = AssertUnwindSafe(work).catch_unwind().await;
+        match outcome {
+            Ok(Ok(())) => Ok(self.ledger.hold(&numbers)?),
+            Ok(Err(failure)) => {
+                // It left nothing behind: its entries must not be undone, they may be another's.
+                self.ledger.forget(&numbers)?;
+                Err(failure.with("step", name))
+            }
+            // A panic may have left anything behind: its entries are undone like held ones.
+            Err(_panic) => {
+                Err(Failure::new(ErrorCode::Internal, format!("a defect stopped the step {name}")))
+            }
+        }
+    }
+
+    fn entries(&self, keep: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        self.ledger.contents().entries.into_iter().filter(keep).collect()
+    }
+}
+
+/// Whether releases depend on each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// One after the other, the newest acquisition first.
+    NewestFirst,
+    /// All at once: nothing uses anything of the others any more.
+    AtOnce,
+}
+
+/// Releases what the ledger holds for at most `until` and forgets it. The rest is told.
+pub async fn release_up_to(
+    effects: &dyn Effects,
+    ledger: &Ledger,
+    bench: &Bench,
+    until: Lifetime,
+    order: Order,
+) -> Vec<Stuck> {
+    let entries =
+        ledger.contents().entries.into_iter().filter(|entry| entry.undo.lifetime <= until).collect();
+    release(effects, ledger, bench, entries, order).await
+}
+
+async fn release(
+    effects: &dyn Effects,
+    ledger: &Ledger,
+    bench: &Bench,
+    mut entries: Vec<Entry>,
+    order: Order,
+) -> Vec<Stuck> {
+    entries.reverse();
+    match order {
+        Order::AtOnce => join_all(entries.into_iter().map(|entry| release_one(effects, ledger, bench, entry)))
+            .await
+            .into_iter()
+            .flatten()
+            .collect(),
+        Order::NewestFirst => {
+            let mut stuck = Vec::new();
+            for entry in entries {
+                stuck.extend(release_one(effects, ledger, bench, entry).await);
+            }
+            stuck
+        }
+    }
+}
+
+async fn release_one(
+    effects: &dyn Effects,
+    ledger: &Ledger,
+    bench: &Bench,
+    entry: Entry,
+) -> Option<Stuck> {
+    let mut delays = RETRY_DELAYS.into_iter();
+    let mut attempts = 1;
+    loop {
+        let work = effects.release(&entry.undo.release, bench);
+        let failure = match AssertUnwindSafe(work).catch_unwind().await {
+            Ok(Ok(())) => {
+                // A ledger that cannot be written is found again at the next start; the undo is
+                // idempotent then.
+                if let Err(error) = ledger.forget(&[entry.number]) {
+                    tracing::warn!(%error, "the ledger could not be written");
+                }
+                return None;
+            }
+            Ok(Err(failure)) => failure,
+            Err(_panic) => Failure::new(ErrorCode::Internal, "a defect stopped the clean-up"),
+        };
+        let Some(delay) = delays.next() else {
+            return Some(Stuck { entry, failure, attempts });
+        };
+        tracing::warn!(action = entry.undo.release.name(), error = %failure, "not released, trying again");
+        tokio::time::sleep(delay).await;
+        attempts += 1;
+    }
+}

@@ -1,0 +1,203 @@
+//! `stopVM`: the guest shuts down, or QEMU is ended; "stopped" is said only when it is gone.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::machine::Machine;
+use super::outcome::{EndCause, OperationResult};
+use super::plan::Operation;
+use super::run::Stuck;
+use super::status::Status;
+use crate::config::StopOptions;
+use crate::error::{ErrorCode, Failure};
+use crate::events::now_ms;
+use crate::host::process::ProcessHandle;
+use crate::qmp::RunState;
+
+/// A guest in its first seconds loses the power button; it is pressed again this often.
+const PRESS_AGAIN: Duration = Duration::from_secs(3);
+/// How long QEMU may take to end after SIGTERM before SIGKILL.
+const TERM_GRACE: Duration = Duration::from_secs(5);
+
+/// Lets a forced stop interrupt a graceful one that is under way.
+#[derive(Debug, Default)]
+pub(super) struct Interrupt {
+    force: Notify,
+}
+
+impl Interrupt {
+    /// The guest is waited for no longer.
+    pub(super) fn force(&self) {
+        self.force.notify_one();
+    }
+}
+
+/// How waiting for the guest ended.
+enum Waited {
+    Gone,
+    Forced,
+    Expired,
+}
+
+impl Machine {
+    /// Stops the VM. An error leaves it as it was.
+    pub(super) async fn stop(
+        &mut self,
+        options: &StopOptions,
+        interrupt: &Interrupt,
+    ) -> Result<OperationResult, Failure> {
+        let status = self.context.status().await?;
+        let Some(process) = self.process() else { return self.stop_without_process(&status).await };
+        self.context.ledger.begin(Operation::Stop, now_ms())?;
+        let outcome = self.end(&process, options, interrupt).await;
+        let forced = match outcome {
+            Ok(forced) => forced,
+            Err(failure) => {
+                self.context.ledger.commit()?;
+                return Err(failure.of_vm(&self.context.vm_id));
+            }
+        };
+        let stuck = self.finish_stop(forced).await;
+        self.context.crud("power_off", json!({ "forced": forced }));
+        self.alert(&stuck);
+        Ok(OperationResult::done(&self.context.vm_id, "VM stopped").forced(forced))
+    }
+
+    pub(super) fn process(&self) -> Option<ProcessHandle> {
+        self.live.as_ref().map(|live| live.view.process.clone())
+    }
+
+    async fn stop_without_process(&mut self, status: &Status) -> Result<OperationResult, Failure> {
+        let stuck = self.settle(&EndCause::of("unknown")).await;
+        self.alert(&stuck);
+        if *status != Status::Off {
+            self.write_off().await;
+            self.shown = Status::Off;
+        }
+        Ok(OperationResult::done(&self.context.vm_id, "VM is already off").forced(false))
+    }
+
+    /// Ends QEMU as `options` allow; answers whether force was needed.
+    async fn end(
+        &mut self,
+        process: &ProcessHandle,
+        options: &StopOptions,
+        interrupt: &Interrupt,
+    ) -> Result<bool, Failure> {
+        if !options.graceful && !options.force {
+            return Err(Failure::new(
+                ErrorCode::StopFailed,
+                "a stop that is neither graceful nor forced cannot stop anything",
+            ));
+        }
+        if options.graceful {
+            match self.shut_down(process, options.timeout, interrupt).await {
+                Ok(Waited::Gone) => return Ok(false),
+                Ok(Waited::Forced) => {}
+                Ok(Waited::Expired) if options.force => {}
+                Ok(Waited::Expired) => return Err(did_not_shut_down(options.timeout)),
+                Err(_monitor) if options.force => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        process.terminate(TERM_GRACE).await.map_err(|error| {
+            Failure::caused_by(ErrorCode::StopFailed, "QEMU could not be ended", error)
+        })?;
+        Ok(true)
+    }
+
+    /// Presses the power button until the guest is gone, the deadline passes or force is asked for.
+    async fn shut_down(
+        &mut self,
+        process: &ProcessHandle,
+        timeout: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<Waited, Failure> {
+        let deadline = Instant::now() + timeout;
+        let mut press = Instant::now();
+        self.wake_up_to_shut_down(process, timeout).await?;
+        loop {
+            tokio::select! {
+                biased;
+                _exit = process.exited() => return Ok(Waited::Gone),
+                event = self.next_event() => self.on_event_while_stopping(&event),
+                () = interrupt.force.notified() => return Ok(Waited::Forced),
+                () = sleep_until(deadline) => return Ok(Waited::Expired),
+                () = sleep_until(press) => {
+                    self.press_power_button(process, timeout).await?;
+                    press = Instant::now() + PRESS_AGAIN;
+                }
+            }
+        }
+    }
+
+    /// A stopped guest cannot hear the button: it runs again first.
+    async fn wake_up_to_shut_down(&self, process: &ProcessHandle, timeout: Duration) -> Result<(), Failure> {
+        let Some(live) = &self.live else { return Ok(()) };
+        let qmp = &live.view.qmp;
+        let wake = async {
+            let status = qmp.query_status().await?;
+            match status.status {
+                RunState::Suspended => qmp.system_wakeup().await,
+                RunState::Paused => qmp.cont().await,
+                _ => Ok(()),
+            }
+        };
+        within(process, timeout, wake).await
+    }
+
+    async fn press_power_button(&self, process: &ProcessHandle, timeout: Duration) -> Result<(), Failure> {
+        let Some(live) = &self.live else { return Ok(()) };
+        within(process, timeout, live.view.qmp.system_powerdown()).await
+    }
+
+    fn on_event_while_stopping(&mut self, event: &crate::qmp::MonitorEvent) {
+        if let (crate::qmp::MonitorEvent::Event(event), Some(live)) = (event, &mut self.live) {
+            super::machine::note_ending(live, event);
+        }
+    }
+
+    /// Releases the run, writes `off`, then tells it.
+    async fn finish_stop(&mut self, forced: bool) -> Vec<Stuck> {
+        self.take_in_ending();
+        let ending = self.live.as_ref().and_then(|live| live.ending.clone());
+        let reason = ending.as_ref().map_or("host-signal", |ending| ending.reason.as_str());
+        let mut cause = EndCause::of(reason);
+        cause.reason = if forced && ending.is_none() { "host-kill".to_owned() } else { cause.reason };
+        let stuck = self.settle(&cause).await;
+        self.write_off().await;
+        match ending {
+            Some(ending) => self.tell_off("SHUTDOWN", &ending.data),
+            None => self.tell_off("SHUTDOWN", &Value::Null),
+        }
+        stuck
+    }
+}
+
+/// A monitor call that ends early when QEMU does: that is what it was for.
+async fn within<E: Into<Failure>>(
+    process: &ProcessHandle,
+    timeout: Duration,
+    call: impl Future<Output = Result<(), E>>,
+) -> Result<(), Failure> {
+    tokio::select! {
+        _exit = process.exited() => Ok(()),
+        answer = tokio::time::timeout(timeout, call) => match answer {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Failure::caused_by(
+                ErrorCode::StopFailed,
+                "the monitor did not take the shutdown request",
+                error,
+            )),
+            Err(_elapsed) => Err(did_not_shut_down(timeout)),
+        },
+    }
+}
+
+fn did_not_shut_down(timeout: Duration) -> Failure {
+    let message = format!("the guest did not shut down within {} ms", timeout.as_millis());
+    Failure::new(ErrorCode::Timeout, message)
+}
