@@ -150,6 +150,11 @@ error_codes! {
     QmpProtocol Qmp "QMP_PROTOCOL" "The monitor sent what is not QMP."
     QmpCommandFailed Qmp "QMP_COMMAND_FAILED" "QEMU answered with an error; `context` has its class and words."
     QmpArguments Qmp "QMP_ARGUMENTS" "A command's name or arguments are malformed; nothing was sent."
+    AgentConnectFailed Qmp "AGENT_CONNECT_FAILED" "The guest agent's socket cannot be connected to."
+    AgentTimeout Qmp "AGENT_TIMEOUT" "The guest agent did not answer before the deadline."
+    AgentDisconnected Qmp "AGENT_DISCONNECTED" "The guest agent's connection ended before the answer."
+    AgentProtocol Qmp "AGENT_PROTOCOL" "The guest agent sent what is not its protocol."
+    AgentCommandFailed Qmp "AGENT_COMMAND_FAILED" "The guest agent answered with an error; `context` has its class and words."
 
     ProgramNotFound Process "PROGRAM_NOT_FOUND" "A program that is needed is not installed."
     SpawnFailed Process "SPAWN_FAILED" "A program could not be started."

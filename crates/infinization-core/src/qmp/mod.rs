@@ -1,1 +1,42 @@
-//! (see the crate's table)
+//! Talks to a running QEMU: its monitor (QMP) and the guest agent behind it.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | [`client`](QmpClient) | the clonable handle, its options |
+//! | `monitor` | the one task that owns a monitor's socket, and when it reconnects |
+//! | `dial`, `calls` | handshake; matching replies to calls |
+//! | `event_stream` | bounded fan-out of what the monitor reports |
+//! | `commands`, `replies` | typed helpers over `execute`, and what they answer |
+//! | `events` | typed view of the events a VM's life depends on |
+//! | `guest_agent/` | the agent inside the guest, over its own socket |
+//! | `wire`, `lines` | pure framing and JSON, shared by both protocols |
+//!
+//! Invariants: whatever the other side sends, memory stays bounded and nothing panics; every call
+//! ends by its deadline; no argument value (it may be a password) reaches a log or an error.
+//! Neighbours: `vm` decides what events mean; nothing here knows about VMs or processes.
+
+mod calls;
+mod client;
+mod commands;
+mod dial;
+mod error;
+mod event_stream;
+mod events;
+mod guest_agent;
+mod lines;
+mod monitor;
+mod open_enum;
+mod replies;
+mod wire;
+
+pub use client::{Link, QmpClient, QmpOptions, Reconnect};
+pub use commands::{DisplayProtocol, EjectTarget};
+pub use error::QmpError;
+pub use event_stream::{EventReceiver, MonitorEvent};
+pub use events::{BlockIoError, EventKind, QmpEvent, QmpTimestamp, ShutdownCause};
+pub use guest_agent::{AgentError, AgentOptions, ExecOutput, FreezeStatus, GuestAgent};
+pub use replies::{
+    BalloonInfo, BlockInfo, CpuInfo, CpuTopology, Greeting, InsertedMedium, IoStatus, QemuVersion,
+    RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo,
+};
+pub use wire::InvalidCommand;

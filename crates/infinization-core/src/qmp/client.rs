@@ -1,0 +1,181 @@
+//! The handle to a monitor: options, calls, subscriptions. The socket itself belongs to
+//! [`super::monitor`].
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::calls::{CallFailure, Loss, Outcome, Request};
+use super::error::QmpError;
+use super::event_stream::{EventReceiver, Subscriptions};
+use super::monitor;
+use super::replies::Greeting;
+use super::wire::Command;
+
+/// How a client behaves.
+#[derive(Debug, Clone)]
+pub struct QmpOptions {
+    /// For connecting and the handshake together. Default 5 s.
+    pub connect_timeout: Duration,
+    /// For a command that names no deadline of its own. Default 30 s.
+    pub command_timeout: Duration,
+    /// What happens when the connection breaks. Default [`Reconnect::Never`].
+    pub reconnect: Reconnect,
+}
+
+impl Default for QmpOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            command_timeout: Duration::from_secs(30),
+            reconnect: Reconnect::Never,
+        }
+    }
+}
+
+/// What happens when an established connection breaks.
+#[derive(Debug, Clone)]
+pub enum Reconnect {
+    /// The client ends.
+    Never,
+    /// A number of attempts, a fixed time apart.
+    Attempts {
+        /// How many.
+        most: u32,
+        /// Before each.
+        delay: Duration,
+    },
+    /// As long as the process lives: first after 50 ms, then backing off to one attempt in 5 s.
+    WhileAlive {
+        /// Cancelled once the QEMU process is gone.
+        gone: CancellationToken,
+    },
+}
+
+/// Where a client's connection stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// Commands are answered.
+    Connected,
+    /// Commands fail at once; another connection is being tried.
+    Reconnecting,
+    /// For good.
+    Closed,
+}
+
+/// A connection to one QEMU monitor. Clones share it; it ends when the last one is dropped.
+///
+/// QEMU serves one client per monitor socket: a second connection would hang without a greeting.
+#[derive(Debug, Clone)]
+pub struct QmpClient {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    requests: mpsc::Sender<Request>,
+    subscriptions: Subscriptions,
+    link: watch::Receiver<Link>,
+    closing: CancellationToken,
+    greeting: Greeting,
+    command_timeout: Duration,
+}
+
+impl QmpClient {
+    /// Connects, reads the greeting and leaves negotiation mode. The receiver is subscribed before
+    /// the first byte is read: it misses nothing.
+    pub async fn connect(
+        path: &Path,
+        options: QmpOptions,
+    ) -> Result<(Self, EventReceiver), QmpError> {
+        let command_timeout = options.command_timeout;
+        let (session, events) = monitor::start(path, options).await?;
+        let shared = Shared {
+            requests: session.requests,
+            subscriptions: session.subscriptions,
+            link: session.link,
+            closing: session.closing,
+            greeting: session.greeting,
+            command_timeout,
+        };
+        let client = Self {
+            shared: Arc::new(shared),
+        };
+        Ok((client, events))
+    }
+
+    /// Another view of the events, from now on.
+    pub fn subscribe(&self) -> EventReceiver {
+        self.shared.subscriptions.subscribe()
+    }
+
+    /// Runs a command by name. `arguments` must serialise to a JSON object, or `()` for none.
+    /// Dropping the future forgets the answer; a command not yet sent is then never sent.
+    pub async fn execute(
+        &self,
+        command: &str,
+        arguments: impl Serialize,
+    ) -> Result<Box<RawValue>, QmpError> {
+        self.execute_with(command, arguments, self.shared.command_timeout)
+            .await
+    }
+
+    /// [`QmpClient::execute`] with a deadline of its own.
+    pub async fn execute_with(
+        &self,
+        command: &str,
+        arguments: impl Serialize,
+        deadline: Duration,
+    ) -> Result<Box<RawValue>, QmpError> {
+        let request = Command::new(command, arguments)?;
+        match tokio::time::timeout(deadline, self.ask(request)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(failure)) => Err(failure.of(command)),
+            Err(_elapsed) => Err(QmpError::Timeout {
+                what: command.to_owned(),
+                deadline,
+            }),
+        }
+    }
+
+    async fn ask(&self, command: Command) -> Outcome {
+        let (reply, answer) = oneshot::channel();
+        let request = Request { command, reply };
+        if self.shared.requests.send(request).await.is_err() {
+            return Err(CallFailure::Lost(Loss::Closed));
+        }
+        // The task drops the sender only when it ends.
+        answer
+            .await
+            .unwrap_or_else(|_| Err(CallFailure::Lost(Loss::Closed)))
+    }
+
+    /// What QEMU said of itself when we first connected.
+    pub fn greeting(&self) -> &Greeting {
+        &self.shared.greeting
+    }
+
+    /// Where the connection stands now.
+    pub fn link(&self) -> Link {
+        *self.shared.link.borrow()
+    }
+
+    /// Whether commands are answered now.
+    pub fn is_connected(&self) -> bool {
+        self.link() == Link::Connected
+    }
+
+    /// Ends the connection for good, for every clone: pending calls fail at once, receivers end,
+    /// and no reconnect revives it. Returns when the socket is closed.
+    pub async fn close(&self) {
+        self.shared.closing.cancel();
+        let mut link = self.shared.link.clone();
+        // An error means that the task is gone, which is what we wait for.
+        let _gone = link.wait_for(|link| *link == Link::Closed).await;
+    }
+}
