@@ -1,1 +1,75 @@
-//! (see the crate's table)
+//! What a VM shall be: read once from what the user gave, and believed from then on.
+//!
+//! Three doors lead to a [`VmConfig`]: [`VmConfig::parse`] for `createVM`, [`VmConfig::from_stored`]
+//! for a row of the user's database, and serde for the spec file beside the VM. The first two name
+//! every refused field at once ([`ConfigError`]); nothing given is silently replaced.
+//!
+//! Invariant: pure. No clock, no file, no host; what the host contributes comes in through
+//! [`Context`]. Neighbours: [`crate::qemu`] turns a [`VmConfig`] into a command line, the `vm` layer
+//! acquires what it names.
+
+mod address;
+mod context;
+mod cpu;
+mod create;
+mod disk;
+mod display;
+mod draft;
+mod fields;
+mod firmware;
+mod guest_os;
+mod issues;
+mod machine;
+mod manager;
+mod network;
+mod options;
+mod stored;
+mod vm;
+
+pub use address::BindAddress;
+pub use context::{Context, PathRules};
+pub use cpu::{CpuConfig, CpuModel, PinningStrategy};
+pub use disk::{CacheMode, DiskBus, DiskConfig, DiskFormat};
+pub use display::{DisplayConfig, DisplayProtocol};
+pub use firmware::FirmwareConfig;
+pub use guest_os::{GuestOs, Preset};
+pub use issues::{ConfigError, Issue, Parsed, Warning};
+pub use machine::{AcceleratorChoice, GuestUuid, MachineType, RunAsUser};
+pub use manager::{BridgeConntrackMode, Environment, HostService, ManagerConfig, Transport};
+pub use network::{NetworkConfig, NetworkModel};
+pub use options::{StartOptions, StopOptions};
+pub use stored::StoredColumns;
+pub use vm::{ChannelsConfig, FirewallConfig, GpuConfig, MemoryConfig, VmConfig, VmPaths};
+
+/// Gives an enum whose variants are words of the public API its `FromStr`-like reader, its word,
+/// and the serde form that is the same word.
+macro_rules! words {
+    ($(#[$meta:meta])* pub enum $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+        pub enum $name {
+            $($(#[$doc])* #[serde(rename = $word)] $variant,)+
+        }
+
+        impl $name {
+            /// Every value, in the order of the documentation.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The word the public API uses, which is QEMU's own where QEMU has one.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+
+            /// Reads the word; there are no synonyms and no defaults.
+            pub fn parse(text: &str) -> Result<Self, crate::types::InvalidValue> {
+                match text {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(crate::types::InvalidValue::new(
+                        concat!("must be one of", $(" ", $word),+),
+                    )),
+                }
+            }
+        }
+    };
+}
+pub(crate) use words;

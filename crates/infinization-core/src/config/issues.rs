@@ -1,0 +1,77 @@
+use serde_json::{Map, Value, json};
+
+use super::VmConfig;
+use crate::error::{Coded, ErrorCode};
+
+/// One refused value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issue {
+    /// The field as a user would write it: `disks[0].sizeGB`.
+    pub path: String,
+    /// What it must be; follows the path in a sentence. Never holds the value.
+    pub message: String,
+    /// `INVALID_CONFIG`, or `RESOURCE_UNAVAILABLE` for what this version does not have.
+    pub code: ErrorCode,
+}
+
+/// Something given that has no effect, or not the one asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// The field.
+    pub path: String,
+    /// What happens instead; follows the path in a sentence.
+    pub message: String,
+}
+
+/// A configuration and what its author should know about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed<T = VmConfig> {
+    /// What was meant.
+    pub config: T,
+    /// In the order of the fields.
+    pub warnings: Vec<Warning>,
+}
+
+/// A configuration that is refused, with every reason at once. Never empty.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration is refused: {}", sentences(.issues))]
+pub struct ConfigError {
+    /// Every refused value.
+    pub issues: Vec<Issue>,
+}
+
+impl Coded for ConfigError {
+    /// `INVALID_CONFIG` as soon as one value is wrong in itself.
+    fn code(&self) -> ErrorCode {
+        let unavailable = |issue: &Issue| issue.code == ErrorCode::ResourceUnavailable;
+        match self.issues.iter().all(unavailable) {
+            true => ErrorCode::ResourceUnavailable,
+            false => ErrorCode::InvalidConfig,
+        }
+    }
+
+    fn context(&self) -> Map<String, Value> {
+        let issues = self
+            .issues
+            .iter()
+            .map(
+                |Issue {
+                     path,
+                     message,
+                     code,
+                 }| {
+                    json!({ "path": path, "message": message, "code": code.as_str() })
+                },
+            )
+            .collect();
+        Map::from_iter([("issues".to_owned(), Value::Array(issues))])
+    }
+}
+
+fn sentences(issues: &[Issue]) -> String {
+    let sentences: Vec<String> = issues
+        .iter()
+        .map(|issue| format!("{} {}", issue.path, issue.message))
+        .collect();
+    sentences.join("; ")
+}
