@@ -142,6 +142,7 @@ error_codes! {
     BridgeFull Network "BRIDGE_FULL" "The bridge has its 1023 ports taken."
     InvalidMacAddress Network "INVALID_MAC_ADDRESS" "The address is not a unicast MAC address."
     NetlinkFailed Network "COMMAND_FAILED" "The kernel refused a netlink or TAP request; `context.errno` says why."
+    NetTimeout Network "TIMEOUT" "The kernel did not answer, or a link did not change, before the deadline."
     NetPermissionDenied Network "PERMISSION_DENIED" "Links may only be changed by root (CAP_NET_ADMIN)."
 
     QmpConnectFailed Qmp "QMP_CONNECT_FAILED" "The monitor socket cannot be connected to."

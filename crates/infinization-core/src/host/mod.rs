@@ -4,6 +4,7 @@
 pub mod accelerator;
 pub mod bridge;
 pub mod cgroup;
+mod ethtool;
 pub mod link;
 pub mod nft;
 pub mod process;
