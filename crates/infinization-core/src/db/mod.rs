@@ -17,6 +17,14 @@ pub use records::{
 use crate::error::{Coded, ErrorCode};
 use crate::types::{FirewallRuleInput, InternalName, VmId};
 
+/// Where the contract's `getMachineDiskPath` looks, whatever directory is configured.
+pub const DEFAULT_DISK_PATH_PREFIX: &str = "/var/lib/infinization/disks";
+
+/// What `get_machine_disk_path` answers for a machine with this internal name.
+pub fn legacy_disk_path(internal_name: &str) -> String {
+    format!("{DEFAULT_DISK_PATH_PREFIX}/{internal_name}.qcow2")
+}
+
 /// Why a database operation failed. The codes are the public contract's.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]

@@ -1,0 +1,196 @@
+//! The `machine_configuration` table: the contract's 28 columns, named once.
+
+use std::borrow::Cow;
+
+use rusqlite::types::{FromSql, Value};
+use rusqlite::{Connection, Row, params, params_from_iter};
+use serde::Serialize;
+
+use super::failure;
+use crate::db::{ConfigurationUpdate, CpuPinning, DbError, MachineConfiguration};
+use crate::error::ErrorCode;
+use crate::types::{Secret, VmId};
+
+/// The columns the monitor needs of a running machine; reading no more keeps a corrupt column from
+/// hiding the machine.
+pub(super) const RUNTIME_COLUMNS: &str = "qemu_pid, tap_device_name, qmp_socket_path, \
+     guest_agent_socket_path, infini_service_socket_path";
+
+macro_rules! columns {
+    ($($column:ident)*) => {
+        fn read_row(row: &Row<'_>) -> Result<MachineConfiguration, DbError> {
+            Ok(MachineConfiguration { $($column: Column::read(row, stringify!($column))?,)* })
+        }
+
+        /// What `update` says, as (column, value).
+        fn changes(update: ConfigurationUpdate) -> Vec<(&'static str, Value)> {
+            let ConfigurationUpdate { $($column,)* } = update;
+            let mut changes = Vec::new();
+            $(if let Some(value) = $column {
+                let value = value.map_or(Value::Null, Column::into_value);
+                changes.push((stringify!($column), value));
+            })*
+            changes
+        }
+    };
+}
+
+columns! {
+    qemu_pid tap_device_name qmp_socket_path guest_agent_socket_path infini_service_socket_path
+    graphic_protocol graphic_port graphic_password graphic_host assigned_gpu_bus bridge
+    machine_type cpu_model disk_bus disk_cache_mode network_model network_queues memory_balloon
+    disk_paths uefi_firmware hugepages cpu_pinning enable_numa_ctl_pinning cpu_pinning_strategy
+    tpm_socket_path virtio_drivers_iso enable_audio enable_usb_tablet
+}
+
+/// The machine's configuration row, if it has one.
+pub(super) fn find(db: &Connection, id: &str) -> Result<Option<MachineConfiguration>, DbError> {
+    let mut statement = db
+        .prepare_cached("SELECT * FROM machine_configuration WHERE machine_id = ?1")
+        .map_err(failure::read)?;
+    let mut rows = statement.query([id]).map_err(failure::read)?;
+    rows.next()
+        .map_err(failure::read)?
+        .map(read_row)
+        .transpose()
+}
+
+/// The [`RUNTIME_COLUMNS`] of a joined row.
+pub(super) fn read_runtime(row: &Row<'_>) -> rusqlite::Result<MachineConfiguration> {
+    Ok(MachineConfiguration {
+        qemu_pid: row.get("qemu_pid")?,
+        tap_device_name: row.get("tap_device_name")?,
+        qmp_socket_path: row.get("qmp_socket_path")?,
+        guest_agent_socket_path: row.get("guest_agent_socket_path")?,
+        infini_service_socket_path: row.get("infini_service_socket_path")?,
+        ..MachineConfiguration::default()
+    })
+}
+
+/// Makes the row or changes it; columns the update does not name stay as they are.
+pub(super) fn upsert(
+    db: &Connection,
+    id: &VmId,
+    update: ConfigurationUpdate,
+) -> Result<(), DbError> {
+    let (columns, mut values): (Vec<_>, Vec<_>) = changes(update).into_iter().unzip();
+    values.insert(0, Value::from(id.to_string()));
+    db.prepare_cached(&upsert_statement(&columns))
+        .and_then(|mut statement| statement.execute(params_from_iter(values)))
+        .map_err(failure::write)?;
+    Ok(())
+}
+
+fn upsert_statement(columns: &[&str]) -> String {
+    let names: String = columns.iter().map(|name| format!(", {name}")).collect();
+    let marks = ", ?".repeat(columns.len());
+    let sets: Vec<_> = columns
+        .iter()
+        .map(|name| format!("{name} = excluded.{name}"))
+        .collect();
+    let then = match sets.is_empty() {
+        true => Cow::from("NOTHING"),
+        false => Cow::from(format!("UPDATE SET {}", sets.join(", "))),
+    };
+    format!(
+        "INSERT INTO machine_configuration (machine_id{names}) VALUES (?{marks}) \
+         ON CONFLICT (machine_id) DO {then}"
+    )
+}
+
+/// Nulls pid, TAP name and monitor socket.
+pub(super) fn clear(db: &Connection, id: &VmId) -> Result<(), DbError> {
+    set_null(
+        db,
+        id,
+        "qemu_pid = NULL, tap_device_name = NULL, qmp_socket_path = NULL",
+    )
+}
+
+/// Nulls pid and monitor socket.
+pub(super) fn clear_volatile(db: &Connection, id: &VmId) -> Result<(), DbError> {
+    set_null(db, id, "qemu_pid = NULL, qmp_socket_path = NULL")
+}
+
+fn set_null(db: &Connection, id: &VmId, assignments: &str) -> Result<(), DbError> {
+    let sql = format!("UPDATE machine_configuration SET {assignments} WHERE machine_id = ?1");
+    db.execute(&sql, params![id.as_str()])
+        .map_err(failure::write)?;
+    Ok(())
+}
+
+/// A type that a nullable column holds.
+trait Column: Sized {
+    fn into_value(self) -> Value;
+    fn read(row: &Row<'_>, column: &'static str) -> Result<Option<Self>, DbError>;
+}
+
+fn plain<T: FromSql>(row: &Row<'_>, column: &str) -> Result<Option<T>, DbError> {
+    row.get(column).map_err(failure::read)
+}
+
+macro_rules! plain_column {
+    ($($type:ty)*) => {
+        $(impl Column for $type {
+            fn into_value(self) -> Value {
+                self.into()
+            }
+
+            fn read(row: &Row<'_>, column: &'static str) -> Result<Option<Self>, DbError> {
+                plain(row, column)
+            }
+        })*
+    };
+}
+
+plain_column! { i64 bool String }
+
+impl Column for Secret {
+    fn into_value(self) -> Value {
+        self.reveal().to_owned().into()
+    }
+
+    fn read(row: &Row<'_>, column: &'static str) -> Result<Option<Self>, DbError> {
+        Ok(plain::<String>(row, column)?.map(Self::new))
+    }
+}
+
+/// Losing a disk silently could start a machine without its data: corrupt JSON is an error.
+impl Column for Vec<String> {
+    fn into_value(self) -> Value {
+        json(&self)
+    }
+
+    fn read(row: &Row<'_>, column: &'static str) -> Result<Option<Self>, DbError> {
+        let Some(text) = plain::<String>(row, column)? else {
+            return Ok(None);
+        };
+        serde_json::from_str(&text).map_err(|_| {
+            DbError::new(
+                ErrorCode::QueryFailed,
+                format!("the column {column} is not a JSON list of strings"),
+            )
+        })
+    }
+}
+
+/// Pinning is a wish, so a malformed one reads as none.
+impl Column for CpuPinning {
+    fn into_value(self) -> Value {
+        json(&self)
+    }
+
+    fn read(row: &Row<'_>, column: &'static str) -> Result<Option<Self>, DbError> {
+        let text = plain::<String>(row, column)?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+}
+
+fn json(value: &impl Serialize) -> Value {
+    #[expect(
+        clippy::expect_used,
+        reason = "strings and numbers always have a JSON form"
+    )]
+    let text = serde_json::to_string(value).expect("plain data");
+    text.into()
+}

@@ -1,0 +1,214 @@
+//! The embedded store: one SQLite file, for users without a database of their own.
+//!
+//! A thread of its own owns the connection ([`worker`]); every operation is one closure it runs,
+//! and one transaction where it has more than one statement. So nothing here blocks its caller,
+//! and two operations never interleave. Once sent, an operation runs to its end even if the caller
+//! stops waiting.
+//!
+//! The store knows one host and no departments: it is not scoped by node, and a machine's rules are
+//! its own. Its schema ([`schema`]) is ours and migrates itself.
+
+mod configuration;
+mod failure;
+mod machines;
+mod rules;
+mod schema;
+mod worker;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+pub use machines::{MachineSummary, NewMachine, StoredMachine};
+
+use super::{
+    ConfigurationUpdate, Database, DbError, MachineRecord, RuleSplit, RunningVm, Transition,
+    VmRecord, legacy_disk_path,
+};
+use crate::types::{FirewallRuleInput, InternalName, VmId};
+use worker::Worker;
+
+/// A handle on the store. The connection closes, and its thread ends, with the last one.
+#[derive(Debug)]
+pub struct SqliteDatabase {
+    worker: Worker,
+}
+
+impl SqliteDatabase {
+    /// Opens the file, or makes it (readable by its owner alone), and brings its schema up to date.
+    ///
+    /// A file that a newer release wrote, or that is not ours, is refused and left as it is
+    /// (`DB_CONNECTION_ERROR`). The directory must exist.
+    pub async fn open(path: &Path) -> Result<Arc<Self>, DbError> {
+        let worker = Worker::start(path.to_owned()).await?;
+        Ok(Arc::new(Self { worker }))
+    }
+
+    /// Adds a machine with status `off`. `CONSTRAINT_VIOLATION` if its id or internal name is
+    /// taken.
+    pub async fn insert_machine(&self, machine: NewMachine) -> Result<(), DbError> {
+        self.worker
+            .run(move |db| machines::insert(db, &machine))
+            .await
+    }
+
+    /// All machines, oldest first.
+    pub async fn list_machines(&self) -> Result<Vec<MachineSummary>, DbError> {
+        self.worker.run(|db| machines::list(db)).await
+    }
+
+    /// One machine with its configuration and rules.
+    pub async fn get_machine(&self, id: &VmId) -> Result<Option<StoredMachine>, DbError> {
+        let id = id.clone();
+        self.worker.run(move |db| machines::get(db, &id)).await
+    }
+
+    /// Removes a machine, its configuration and its rules. Says whether there was one.
+    pub async fn delete_machine(&self, id: &VmId) -> Result<bool, DbError> {
+        let id = id.clone();
+        self.worker.run(move |db| machines::delete(db, &id)).await
+    }
+
+    /// Puts `rules` in the place of the machine's rules; one without an id gets one.
+    /// `CONSTRAINT_VIOLATION` if two have the same id.
+    pub async fn set_firewall_rules(
+        &self,
+        id: &VmId,
+        rules: Vec<FirewallRuleInput>,
+    ) -> Result<(), DbError> {
+        let id = id.clone();
+        self.worker
+            .run(move |db| rules::replace(db, &id, rules))
+            .await
+    }
+}
+
+#[async_trait]
+impl Database for SqliteDatabase {
+    async fn find_machine(&self, id: &VmId) -> Result<Option<MachineRecord>, DbError> {
+        let id = id.clone();
+        self.worker.run(move |db| machines::find(db, &id)).await
+    }
+
+    async fn find_machine_by_internal_name(
+        &self,
+        name: &InternalName,
+    ) -> Result<Option<RunningVm>, DbError> {
+        let name = name.clone();
+        self.worker
+            .run(move |db| machines::find_by_internal_name(db, &name))
+            .await
+    }
+
+    async fn find_machine_with_config(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
+        let id = id.clone();
+        self.worker
+            .run(move |db| {
+                let snapshot = db.transaction().map_err(failure::read)?;
+                machines::find_with_config(&snapshot, &id)
+            })
+            .await
+    }
+
+    async fn find_running_vms(&self) -> Result<Vec<RunningVm>, DbError> {
+        self.find_machines_by_statuses(&["running"]).await
+    }
+
+    async fn find_machines_by_statuses(
+        &self,
+        statuses: &[&str],
+    ) -> Result<Vec<RunningVm>, DbError> {
+        let statuses = owned(statuses);
+        self.worker
+            .run(move |db| machines::find_by_statuses(db, &statuses))
+            .await
+    }
+
+    async fn update_machine_status(
+        &self,
+        id: &VmId,
+        status: &str,
+        only_if_not_in: &[&str],
+    ) -> Result<(), DbError> {
+        let (id, status, guard) = (id.clone(), status.to_owned(), owned(only_if_not_in));
+        self.worker
+            .run(move |db| machines::update_status(db, &id, &status, &guard))
+            .await
+    }
+
+    async fn update_machine_configuration(
+        &self,
+        id: &VmId,
+        update: ConfigurationUpdate,
+    ) -> Result<(), DbError> {
+        let id = id.clone();
+        self.worker
+            .run(move |db| configuration::upsert(db, &id, update))
+            .await
+    }
+
+    async fn transition_vm_status(
+        &self,
+        id: &VmId,
+        expected: &str,
+        new: &str,
+        version: i64,
+    ) -> Result<Transition, DbError> {
+        let (id, expected, new) = (id.clone(), expected.to_owned(), new.to_owned());
+        self.worker
+            .run(move |db| machines::transition(db, &id, &expected, &new, version))
+            .await
+    }
+
+    async fn clear_machine_configuration(&self, id: &VmId) -> Result<(), DbError> {
+        let id = id.clone();
+        self.worker
+            .run(move |db| configuration::clear(db, &id))
+            .await
+    }
+
+    async fn clear_volatile_machine_configuration(&self, id: &VmId) -> Result<(), DbError> {
+        let id = id.clone();
+        self.worker
+            .run(move |db| configuration::clear_volatile(db, &id))
+            .await
+    }
+
+    async fn get_machine_internal_name(&self, id: &VmId) -> Result<Option<String>, DbError> {
+        let id = id.clone();
+        self.worker
+            .run(move |db| machines::internal_name(db, &id))
+            .await
+    }
+
+    async fn get_machine_disk_path(&self, id: &VmId) -> Result<Option<String>, DbError> {
+        let name = self.get_machine_internal_name(id).await?;
+        Ok(name.as_deref().map(legacy_disk_path))
+    }
+
+    async fn get_firewall_rules(&self, id: &VmId) -> Result<Vec<FirewallRuleInput>, DbError> {
+        let id = id.clone();
+        self.worker.run(move |db| rules::of_machine(db, &id)).await
+    }
+
+    async fn get_firewall_rules_split(&self, id: &VmId) -> Result<RuleSplit, DbError> {
+        Ok(RuleSplit {
+            department_rules: Vec::new(),
+            vm_rules: self.get_firewall_rules(id).await?,
+        })
+    }
+
+    async fn get_department_firewall_policy(&self, _id: &VmId) -> Result<Option<String>, DbError> {
+        Ok(None)
+    }
+
+    async fn get_firewall_rule_set_id(&self, id: &VmId) -> Result<Option<String>, DbError> {
+        let id = id.clone();
+        self.worker.run(move |db| rules::set_id(db, &id)).await
+    }
+}
+
+fn owned(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|&text| text.to_owned()).collect()
+}
