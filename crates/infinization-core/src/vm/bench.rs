@@ -22,7 +22,6 @@ pub struct Bench {
 #[derive(Debug, Default)]
 struct Inner {
     config: Option<VmConfig>,
-    password: Option<Secret>,
     descriptors: BTreeMap<Slot, OwnedFd>,
     process: Option<ProcessHandle>,
     monitor: Option<(QmpClient, EventReceiver)>,
@@ -31,8 +30,8 @@ struct Inner {
 
 impl Bench {
     /// A bench for an operation on a machine with this configuration.
-    pub fn new(config: VmConfig, password: Option<Secret>, display_port: u16) -> Self {
-        let inner = Inner { config: Some(config), password, display_port, ..Inner::default() };
+    pub fn new(config: VmConfig, display_port: u16) -> Self {
+        let inner = Inner { config: Some(config), display_port, ..Inner::default() };
         Self { inner: Mutex::new(inner) }
     }
 
@@ -48,7 +47,7 @@ impl Bench {
 
     /// The display's password.
     pub fn password(&self) -> Option<Secret> {
-        self.lock().password.clone()
+        self.lock().config.as_ref()?.display.password.clone()
     }
 
     /// The display's port.

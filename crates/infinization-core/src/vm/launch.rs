@@ -1,0 +1,291 @@
+//! `createVM` and `startVM`: refuse or plan, execute, go live.
+
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::bench::Bench;
+use super::facts::Reserved;
+use super::ledger::Lived;
+use super::live::{Live, LiveView};
+use super::machine::Machine;
+use super::outcome::{CreateResult, OperationResult};
+use super::plan::Operation;
+use super::planner::{RowClaim, plan_create, plan_start};
+use super::run::Run;
+use super::spec;
+use super::status::{STARTABLE, Status};
+use crate::config::{StartOptions, VmConfig, Warning};
+use crate::db::VmRecord;
+use crate::error::{ErrorCode, Failure};
+use crate::events::now_ms;
+use crate::qemu::Accelerator;
+
+/// How often another display port is tried when somebody else took it between probe and bind.
+const PORT_ATTEMPTS: u16 = 5;
+
+/// A launch that succeeded.
+struct Launched {
+    pid: i32,
+    display_port: u16,
+    accelerator: Accelerator,
+    warnings: Vec<String>,
+}
+
+/// What a launch is for, with what only that needs.
+struct Launch<'a> {
+    operation: Operation,
+    config: VmConfig,
+    row: RowClaim,
+    rules: crate::db::RuleSplit,
+    policy: Option<String>,
+    cancel: &'a CancellationToken,
+}
+
+impl Machine {
+    /// Makes the machine and starts its guest.
+    pub(super) async fn create(
+        &mut self,
+        config: VmConfig,
+        warnings: &[Warning],
+        cancel: &CancellationToken,
+    ) -> Result<CreateResult, Failure> {
+        let row = self.claim_for_create().await?;
+        let (rules, policy) = self.rules_for_create(&config, &row).await?;
+        let result = CreateResult {
+            success: true,
+            vm_id: self.context.vm_id.clone(),
+            tap_device: self.context.names.tap.to_string(),
+            qmp_socket_path: config.paths.qmp_socket.to_string(),
+            display_port: 0,
+            pid: 0,
+            disk_paths: config.disks.iter().map(|disk| disk.path.to_string()).collect(),
+            pid_file_path: config.paths.pid_file.to_string(),
+            accelerator: "",
+            warnings: warnings.iter().map(|w| format!("{} {}", w.path, w.message)).collect(),
+        };
+        let launch = Launch { operation: Operation::Create, config, row, rules, policy, cancel };
+        let launched = self.launch(launch).await.map_err(|failure| {
+            self.wrapped(ErrorCode::CreateFailed, "the VM could not be created", failure)
+        });
+        let launched = match launched {
+            Ok(launched) => launched,
+            Err(failure) => {
+                self.forget_if_empty().await;
+                return Err(failure);
+            }
+        };
+        self.context.crud("create", json!({ "pid": launched.pid, "tapDevice": result.tap_device }));
+        let mut result = CreateResult {
+            display_port: launched.display_port,
+            pid: launched.pid,
+            accelerator: accelerator_word(launched.accelerator),
+            ..result
+        };
+        result.warnings.extend(launched.warnings);
+        Ok(result)
+    }
+
+    /// Starts the guest of an existing machine.
+    pub(super) async fn start(
+        &mut self,
+        options: &StartOptions,
+        cancel: &CancellationToken,
+    ) -> Result<OperationResult, Failure> {
+        let vm_id = self.context.vm_id.clone();
+        let record = self.record().await?;
+        if self.live.is_some() && matches!(Status::parse(&record.status), Status::Running | Status::Starting) {
+            return Ok(OperationResult::done(&vm_id, "VM is already running"));
+        }
+        let (record, status) = self.resolve_dead_claim(record).await?;
+        if self.live.is_some() || !STARTABLE.contains(&status.as_str()) {
+            return Err(self.context.refused("started", &status, &STARTABLE));
+        }
+        let config = spec::for_start(&self.context, &record, options)?;
+        let rules = self.context.services.database.get_firewall_rules_split(&vm_id).await?;
+        let policy = self.context.services.database.get_department_firewall_policy(&vm_id).await?;
+        let row = RowClaim::Transition { from: record.status.clone(), version: record.version };
+        let launch = Launch { operation: Operation::Start, config, row, rules, policy, cancel };
+        let launched = self.launch(launch).await.map_err(|failure| start_failure(self, failure))?;
+        let data = json!({ "pid": launched.pid, "tapDevice": self.context.names.tap });
+        self.context.crud("power_on", data);
+        Ok(OperationResult::done(&vm_id, "VM started"))
+    }
+
+    async fn record(&self) -> Result<VmRecord, Failure> {
+        let record = self.context.services.database.find_machine_with_config(&self.context.vm_id).await?;
+        record.ok_or_else(|| self.context.not_found())
+    }
+
+    /// A row that says `running` or `starting` while there is no QEMU is an old claim: it becomes
+    /// `off`, and the start goes on.
+    async fn resolve_dead_claim(&mut self, record: VmRecord) -> Result<(VmRecord, Status), Failure> {
+        let status = Status::parse(&record.status);
+        let dead = self.live.is_none() && matches!(status, Status::Running | Status::Starting);
+        if !dead {
+            return Ok((record, status));
+        }
+        let stuck = self.settle(&super::outcome::EndCause::of("unknown")).await;
+        self.alert(&stuck);
+        self.write_off().await;
+        let record = self.record().await?;
+        let status = Status::parse(&record.status);
+        Ok((record, status))
+    }
+
+    /// The row must be fresh, `off` or `error`, and no QEMU of this id may live.
+    async fn claim_for_create(&self) -> Result<RowClaim, Failure> {
+        if self.live.is_some() {
+            return Err(self.context.refused("created", &self.shown, &STARTABLE));
+        }
+        let row = self.context.services.database.find_machine(&self.context.vm_id).await?;
+        match row {
+            None if self.context.services.embedded.is_some() => Ok(RowClaim::Insert),
+            None => Err(self.context.not_found()),
+            Some(row) if STARTABLE.contains(&row.status.as_str()) => Ok(RowClaim::Take),
+            Some(row) => {
+                Err(self.context.refused("created", &Status::parse(&row.status), &STARTABLE))
+            }
+        }
+    }
+
+    /// A fetch that fails aborts the create: a VM never runs with rules nobody read.
+    async fn rules_for_create(
+        &self,
+        config: &VmConfig,
+        row: &RowClaim,
+    ) -> Result<(crate::db::RuleSplit, Option<String>), Failure> {
+        let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
+        if self.context.services.embedded.is_some() {
+            let vm_rules = config.firewall.rules.clone();
+            return Ok((crate::db::RuleSplit { vm_rules, ..Default::default() }, None));
+        }
+        if *row == RowClaim::Insert {
+            return Ok(Default::default());
+        }
+        Ok((
+            database.get_firewall_rules_split(vm_id).await?,
+            database.get_department_firewall_policy(vm_id).await?,
+        ))
+    }
+
+    /// Plans and executes, with another display port when somebody was faster.
+    async fn launch(&mut self, launch: Launch<'_>) -> Result<Launched, Failure> {
+        let mut first_port = launch.config.display.port;
+        let mut attempt = 1;
+        loop {
+            let outcome = self.launch_once(&launch, first_port).await;
+            match outcome {
+                Err((failure, port)) if failure.has(ErrorCode::AddressInUse) && attempt < PORT_ATTEMPTS => {
+                    tracing::info!(vm = %self.context.vm_id, port, "the display port was taken, trying the next");
+                    first_port = port.saturating_add(1);
+                    attempt += 1;
+                }
+                Err((failure, _)) => return Err(failure),
+                Ok(launched) => return Ok(launched),
+            }
+        }
+    }
+
+    async fn launch_once(
+        &mut self,
+        launch: &Launch<'_>,
+        first_port: u16,
+    ) -> Result<Launched, (Failure, u16)> {
+        let early = |failure: Failure| (failure, first_port);
+        let gathered = self
+            .context
+            .gather(&launch.config, &launch.rules, launch.policy.as_deref(), launch.row.clone(), first_port)
+            .await
+            .map_err(early)?;
+        let (facts, Reserved { display_port, warnings }) = (gathered.facts, gathered.reserved);
+        let port = facts.display_port;
+        let plan = match launch.operation {
+            Operation::Create => plan_create(&launch.config, &self.context.names, &facts),
+            _ => plan_start(&launch.config, &self.context.names, &facts),
+        }
+        .map_err(|error| early(Failure::new(ErrorCode::InvalidConfig, error.to_string())))?;
+
+        let context = &self.context;
+        let bench = Bench::new(launch.config.clone(), port);
+        context.make_directory().await.map_err(early)?;
+        context.ledger.begin(launch.operation, now_ms()).map_err(|error| early(error.into()))?;
+        let run = Run::new(context.effects.as_ref(), &context.ledger, &bench, launch.cancel);
+        let outcome = run.execute(&plan).await;
+        context.ledger.commit().map_err(|error| early(error.into()))?;
+        outcome.map_err(|failure| (failure, port))?;
+
+        let (Some(process), Some((qmp, events))) = (bench.process(), bench.take_monitor()) else {
+            let message = "the plan made no process or no monitor";
+            return Err(early(Failure::new(ErrorCode::Internal, message)));
+        };
+        let pid = process.pid();
+        let lived = context.ledger.contents();
+        let view = LiveView {
+            generation: lived.generation,
+            process,
+            qmp,
+            qmp_socket: launch.config.paths.qmp_socket.to_string(),
+            tap: context.names.tap.to_string(),
+            display_port: port,
+            started_at_ms: lived.lived.map_or_else(now_ms, |lived: Lived| lived.started_at_ms),
+        };
+        let live = Live { view: view.into(), events, _display_port: Some(display_port), ending: None };
+        self.goes_live(live, Status::Running);
+        Ok(Launched { pid, display_port: port, accelerator: facts.accelerator, warnings })
+    }
+
+    /// A failed create leaves no state directory behind, unless something could not be undone.
+    pub(super) async fn forget_if_empty(&self) {
+        if self.context.ledger.contents().entries.is_empty() {
+            if let Err(error) = self.context.remove_directory().await {
+                tracing::warn!(vm = %self.context.vm_id, %error, "the state directory stays");
+            }
+        }
+    }
+
+    fn wrapped(&self, code: ErrorCode, sentence: &str, failure: Failure) -> Failure {
+        wrap(code, sentence, failure).of_vm(&self.context.vm_id)
+    }
+}
+
+/// Puts a foreign error under the verb's own code; a refusal and an abort keep theirs.
+fn wrap(code: ErrorCode, sentence: &str, failure: Failure) -> Failure {
+    let keeps = matches!(
+        failure.code(),
+        ErrorCode::InvalidConfig
+            | ErrorCode::InvalidState
+            | ErrorCode::ResourceUnavailable
+            | ErrorCode::VmNotFound
+            | ErrorCode::Aborted
+            | ErrorCode::DiskError
+            | ErrorCode::ConcurrentModification
+    );
+    if keeps {
+        return failure;
+    }
+    let message = format!("{sentence}: {failure}");
+    Failure::caused_by(code, message, failure)
+}
+
+fn start_failure(machine: &Machine, failure: Failure) -> Failure {
+    let failure = match failure.code() {
+        ErrorCode::VersionConflict => Failure::caused_by(
+            ErrorCode::ConcurrentModification,
+            "another writer changed the machine first",
+            failure,
+        ),
+        ErrorCode::UpdateFailed => {
+            let message = "the machine's status changed before it could be started";
+            Failure::caused_by(ErrorCode::InvalidState, message, failure)
+        }
+        _ => wrap(ErrorCode::StartFailed, "the VM could not be started", failure),
+    };
+    failure.of_vm(&machine.context.vm_id)
+}
+
+fn accelerator_word(accelerator: Accelerator) -> &'static str {
+    match accelerator {
+        Accelerator::Kvm => "kvm",
+        Accelerator::Tcg => "tcg",
+    }
+}

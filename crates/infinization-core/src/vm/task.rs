@@ -1,0 +1,222 @@
+//! The loop that owns one VM, and the handle others hold.
+//!
+//! Requests of one VM are served one at a time and in order. Between them the task follows the
+//! monitor and the process; an exit goes before an event, an event before a request, so that no
+//! verb acts on a guest that is gone. While a verb runs, only a forced stop reaches it.
+
+use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::context::VmContext;
+use super::machine::{Machine, View};
+use super::outcome::{CreateResult, OperationResult};
+use super::recover::Recovered;
+use super::stop::Interrupt;
+use crate::config::{StartOptions, StopOptions, VmConfig, Warning};
+use crate::error::{ErrorCode, Failure};
+
+/// How many requests may wait for one VM before callers wait to ask.
+const INBOX: usize = 64;
+
+type Reply<T> = oneshot::Sender<Result<T, Failure>>;
+
+/// What can be asked of a VM.
+enum Request {
+    Create { config: Box<VmConfig>, warnings: Vec<Warning>, cancel: CancellationToken, reply: Reply<CreateResult> },
+    Verb { verb: Verb, reply: Reply<OperationResult> },
+    Recover { reply: Reply<Recovered> },
+}
+
+/// The verbs that answer an [`OperationResult`].
+#[derive(Debug)]
+pub(crate) enum Verb {
+    Start { options: StartOptions, cancel: CancellationToken },
+    Stop(StopOptions),
+    Restart,
+    Suspend,
+    Resume,
+    Reset,
+    Destroy { with_data: bool },
+}
+
+impl Request {
+    fn is_forced_stop(&self) -> bool {
+        matches!(self, Self::Verb { verb: Verb::Stop(options), .. } if options.force && !options.graceful)
+    }
+}
+
+/// Asks one VM's task. Clones ask the same task; it ends when the last one is dropped.
+#[derive(Debug, Clone)]
+pub struct VmHandle {
+    context: Arc<VmContext>,
+    inbox: mpsc::Sender<Request>,
+    view: watch::Receiver<View>,
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Create { .. } => f.write_str("Create"),
+            Self::Verb { verb, .. } => verb.fmt(f),
+            Self::Recover { .. } => f.write_str("Recover"),
+        }
+    }
+}
+
+impl VmHandle {
+    /// Starts the task.
+    pub fn spawn(context: VmContext) -> Self {
+        let context = Arc::new(context);
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let (view_sender, view) = watch::channel(View::default());
+        let machine = Machine::new(Arc::clone(&context), view_sender);
+        tokio::spawn(serve(machine, inbox));
+        Self { context, inbox: sender, view }
+    }
+
+    /// What the VM's surroundings are.
+    pub fn context(&self) -> &VmContext {
+        &self.context
+    }
+
+    /// What the VM is now; never waits.
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// Makes the machine.
+    pub async fn create(
+        &self,
+        config: VmConfig,
+        warnings: Vec<Warning>,
+        cancel: CancellationToken,
+    ) -> Result<CreateResult, Failure> {
+        self.ask(|reply| Request::Create { config: Box::new(config), warnings, cancel, reply }).await
+    }
+
+    /// Finds out what became of the VM while nobody watched.
+    pub async fn recover(&self) -> Result<Recovered, Failure> {
+        self.ask(|reply| Request::Recover { reply }).await
+    }
+
+    pub(crate) async fn verb(&self, verb: Verb) -> Result<OperationResult, Failure> {
+        self.ask(|reply| Request::Verb { verb, reply }).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Failure> {
+        let (reply, answer) = oneshot::channel();
+        // A task ends only with its last handle, or by a defect.
+        let stopped = || Failure::new(ErrorCode::Internal, "the VM's task ended").of_vm(&self.context.vm_id);
+        self.inbox.send(request(reply)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+}
+
+async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Request>) {
+    let mut waiting = VecDeque::new();
+    loop {
+        let request = match waiting.pop_front() {
+            Some(request) => request,
+            None => tokio::select! {
+                biased;
+                exit = machine.exited() => {
+                    machine.on_exit(exit).await;
+                    continue;
+                }
+                event = machine.next_event() => {
+                    machine.on_event(event).await;
+                    continue;
+                }
+                request = inbox.recv() => match request {
+                    Some(request) => request,
+                    None => return,
+                },
+            },
+        };
+        serve_one(&mut machine, request, &mut inbox, &mut waiting).await;
+    }
+}
+
+/// Serves one request to its end; what arrives meanwhile waits, and a forced stop is let through.
+async fn serve_one(
+    machine: &mut Machine,
+    request: Request,
+    inbox: &mut mpsc::Receiver<Request>,
+    waiting: &mut VecDeque<Request>,
+) {
+    let interrupt = Interrupt::default();
+    let mut work = pin!(answer(machine, request, &interrupt));
+    let mut open = true;
+    loop {
+        tokio::select! {
+            () = &mut work => return,
+            request = inbox.recv(), if open => match request {
+                Some(request) => {
+                    if request.is_forced_stop() {
+                        interrupt.force();
+                    }
+                    waiting.push_back(request);
+                }
+                None => open = false,
+            },
+        }
+    }
+}
+
+async fn answer(machine: &mut Machine, request: Request, interrupt: &Interrupt) {
+    // Whoever asked may have stopped listening: the work was done all the same.
+    match request {
+        Request::Create { config, warnings, cancel, reply } => {
+            let _unheard = reply.send(guarded(machine.create(*config, &warnings, &cancel)).await);
+        }
+        Request::Verb { verb, reply } => {
+            let _unheard = reply.send(guarded(machine.perform(verb, interrupt)).await);
+        }
+        Request::Recover { reply } => {
+            let _unheard = reply.send(guarded(machine.recover()).await);
+        }
+    }
+}
+
+/// A defect in a verb becomes an answer; the task and its VM go on.
+async fn guarded<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_panic| {
+        Err(Failure::new(ErrorCode::Internal, "a defect stopped the operation; please report it"))
+    })
+}
+
+impl Machine {
+    async fn perform(&mut self, verb: Verb, interrupt: &Interrupt) -> Result<OperationResult, Failure> {
+        match verb {
+            Verb::Start { options, cancel } => self.start(&options, &cancel).await,
+            Verb::Stop(options) => self.stop(&options, interrupt).await,
+            Verb::Restart => self.restart(interrupt).await,
+            Verb::Suspend => self.suspend().await,
+            Verb::Resume => self.resume().await,
+            Verb::Reset => self.reset().await,
+            Verb::Destroy { with_data } => self.destroy(with_data).await,
+        }
+    }
+
+    /// Stop, then start at once. A half that fails is told in the answer; a refusal is an error.
+    async fn restart(&mut self, interrupt: &Interrupt) -> Result<OperationResult, Failure> {
+        let vm_id = self.context.vm_id.clone();
+        self.context.status().await?;
+        if let Err(failure) = self.stop(&StopOptions::default(), interrupt).await {
+            return Ok(OperationResult::failed(&vm_id, "VM could not be stopped", failure.to_string()));
+        }
+        let never = CancellationToken::new();
+        match self.start(&StartOptions::default(), &never).await {
+            Ok(_) => Ok(OperationResult::done(&vm_id, "VM restarted")),
+            Err(failure) => {
+                Ok(OperationResult::failed(&vm_id, "VM was stopped but could not be started", failure.to_string()))
+            }
+        }
+    }
+}
