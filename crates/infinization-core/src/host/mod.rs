@@ -4,10 +4,13 @@
 pub mod accelerator;
 pub mod bridge;
 pub mod cgroup;
+pub mod dir_lock;
+pub mod display_port;
 mod ethtool;
 pub mod link;
 pub mod nft;
 pub mod process;
 pub mod program;
 pub mod qemu_img;
+pub mod state_file;
 pub mod tap;

@@ -1,0 +1,194 @@
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::pidfd::{self, Status};
+use super::proc_files::{Stat, is_qemu_named};
+use super::{ProcessError, ProcessHandle};
+
+/// Reading `/proc/<pid>/cmdline` waits for a process that hangs while it changes its memory map.
+const PROC_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What tells a process apart from all others, before and after it: written beside the VM, so that
+/// a restarted library finds its QEMU again, and touches no process that got the number later.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProcessId {
+    /// The number.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot (`/proc/<pid>/stat`, field 22).
+    pub start_time: u64,
+    /// The boot it belongs to (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+}
+
+impl ProcessId {
+    /// Reads the id of the process that has this number now. The caller holds its pidfd.
+    pub(super) fn read(pid: i32) -> io::Result<Self> {
+        Ok(Self {
+            pid,
+            start_time: stat(pid)?.start_time,
+            boot_id: boot_id()?,
+        })
+    }
+}
+
+/// The id of this boot of the host: a recorded one that differs means the host was restarted since.
+pub fn boot_id() -> io::Result<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(text.trim().to_owned())
+}
+
+/// Whose process a recorded [`ProcessId`] names today.
+#[derive(Debug)]
+pub enum Identity {
+    /// It still runs, and is the VM's QEMU.
+    Ours(ProcessHandle),
+    /// It has ended (or the host was restarted), and its number is free.
+    Gone,
+    /// It has ended, and its number belongs to another process: not to be touched.
+    NotOurs,
+    /// The proof could not be read, for this reason: not to be touched, and not to be taken for
+    /// dead either.
+    Unknown(String),
+}
+
+/// Finds a recorded process again. `name` is the exact argument after QEMU's `-name`
+/// (`guest=<internalName>,debug-threads=on`).
+///
+/// The pidfd is opened first and everything is compared afterwards: what was compared cannot be
+/// replaced by another process any more.
+pub async fn adopt(id: &ProcessId, name: &str) -> Identity {
+    let (wanted, name) = (id.clone(), name.to_owned());
+    let compared = spawn_blocking(move || compare(&wanted, &name));
+    let verdict = match timeout(PROC_DEADLINE, compared).await {
+        Ok(Ok(verdict)) => verdict,
+        Ok(Err(stopped)) => Verdict::Unknown(stopped.to_string()),
+        Err(_) => Verdict::Unknown(format!("/proc/{} does not answer", id.pid)),
+    };
+    match verdict {
+        Verdict::Ours(pidfd) => match ProcessHandle::watch(id.clone(), pidfd, Status::Peek) {
+            Ok(handle) => Identity::Ours(handle),
+            Err(error) => Identity::Unknown(error.to_string()),
+        },
+        Verdict::Gone => Identity::Gone,
+        Verdict::NotOurs => Identity::NotOurs,
+        Verdict::Unknown(why) => Identity::Unknown(why),
+    }
+}
+
+enum Verdict {
+    Ours(Arc<OwnedFd>),
+    Gone,
+    NotOurs,
+    Unknown(String),
+}
+
+fn compare(wanted: &ProcessId, name: &str) -> Verdict {
+    let pidfd = match pidfd::open(wanted.pid) {
+        Ok(Some(pidfd)) => Arc::new(pidfd),
+        Ok(None) => return Verdict::Gone,
+        Err(error) => return Verdict::Unknown(error.to_string()),
+    };
+    let is_same = matches(wanted, name);
+    match pidfd::has_ended(pidfd.as_fd()) {
+        Ok(true) => Verdict::Gone,
+        Err(error) => Verdict::Unknown(error.to_string()),
+        Ok(false) => match is_same {
+            Ok(true) => Verdict::Ours(pidfd),
+            Ok(false) => Verdict::NotOurs,
+            Err(error) => Verdict::Unknown(error.to_string()),
+        },
+    }
+}
+
+fn matches(wanted: &ProcessId, name: &str) -> io::Result<bool> {
+    if ProcessId::read(wanted.pid)? != *wanted {
+        return Ok(false);
+    }
+    let cmdline = fs::read(format!("/proc/{}/cmdline", wanted.pid))?;
+    if cmdline.is_empty() {
+        // Its memory is gone already but a thread of it is not.
+        return Err(io::Error::other("the process is ending"));
+    }
+    Ok(is_qemu_named(&cmdline, name))
+}
+
+/// Every QEMU on this host whose `-name` argument is exactly `name`: what a crash between the spawn
+/// and the writing of its [`ProcessId`] leaves.
+pub async fn find_by_name(name: &str) -> Result<Vec<ProcessHandle>, ProcessError> {
+    let name = name.to_owned();
+    let scanned = timeout(PROC_DEADLINE, spawn_blocking(move || scan(&name))).await;
+    let found = match scanned {
+        Ok(Ok(found)) => found,
+        Ok(Err(stopped)) => Err(io::Error::other(stopped)),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    let handles = found.and_then(|found| {
+        let watch = |(id, pidfd)| ProcessHandle::watch(id, pidfd, Status::Peek);
+        found.into_iter().map(watch).collect()
+    });
+    handles.map_err(|source| ProcessError::Scan { source })
+}
+
+fn scan(name: &str) -> io::Result<Vec<(ProcessId, Arc<OwnedFd>)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let file_name = entry?.file_name();
+        let Some(pid) = file_name.to_str().and_then(|text| text.parse().ok()) else {
+            continue;
+        };
+        // Most are not QEMU: those cost one read and no pidfd.
+        if !is_named(pid, name)? {
+            continue;
+        }
+        let Some(pidfd) = pidfd::open(pid)? else {
+            continue;
+        };
+        let id = ProcessId::read(pid);
+        if is_named(pid, name)? && !pidfd::has_ended(pidfd.as_fd())? {
+            found.push((id?, Arc::new(pidfd)));
+        }
+    }
+    Ok(found)
+}
+
+/// A process that ends while it is looked at is not it, nor is one that is hidden from us
+/// (`hidepid`): a user that may not look could not have started it.
+fn is_named(pid: i32, name: &str) -> io::Result<bool> {
+    match fs::read(format!("/proc/{pid}/cmdline")) {
+        Ok(cmdline) => Ok(is_qemu_named(&cmdline, name)),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a process with this number runs: one we may not signal does, a zombie does not.
+///
+/// For numbers without a recorded identity (old pidfiles). It proves nothing about whose it is.
+pub fn is_alive(pid: i32) -> bool {
+    let Some(process) = rustix::process::Pid::from_raw(pid).filter(|_| pid > 0) else {
+        return false;
+    };
+    if rustix::process::test_kill_process(process) == Err(Errno::SRCH) {
+        return false;
+    }
+    stat(pid).map_or_else(|error| !is_gone(&error), |stat| !stat.is_dead())
+}
+
+fn stat(pid: i32) -> io::Result<Stat> {
+    let line = fs::read(format!("/proc/{pid}/stat"))?;
+    Stat::parse(&line).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}

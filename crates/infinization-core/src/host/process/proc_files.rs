@@ -1,0 +1,91 @@
+//! What `/proc/<pid>/stat` and `/proc/<pid>/cmdline` say. Pure.
+
+/// The fields of `/proc/<pid>/stat` that tell processes apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stat {
+    /// `R`, `S`, `D`, `T`, `Z`, …
+    pub(super) state: u8,
+    /// Field 22: clock ticks between boot and the process' start.
+    pub(super) start_time: u64,
+}
+
+impl Stat {
+    /// Reads one line. The command name may hold spaces and parentheses: it ends at the last one.
+    pub(super) fn parse(line: &[u8]) -> Option<Self> {
+        let after_name = line.iter().rposition(|byte| *byte == b')')? + 1;
+        let rest = std::str::from_utf8(line.get(after_name..)?).ok()?;
+        let mut fields = rest.split_ascii_whitespace();
+        let state = *fields.next()?.as_bytes().first()?;
+        let start_time = fields.nth(18)?.parse().ok()?;
+        Some(Self { state, start_time })
+    }
+
+    /// Whether the process has ended and only waits to be reaped.
+    pub(super) fn is_dead(self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x')
+    }
+}
+
+/// Whether a command line (NUL-separated) is QEMU's with `-name <name>`, compared element by
+/// element: `vm-1` is not `vm-10`, and a path that mentions the name is not the name.
+pub(super) fn is_qemu_named(cmdline: &[u8], name: &str) -> bool {
+    let mut argv = cmdline.split(|byte| *byte == 0);
+    let program = argv.next().unwrap_or_default();
+    let file_name = program
+        .rsplit(|byte| *byte == b'/')
+        .next()
+        .unwrap_or_default();
+    file_name.starts_with(b"qemu")
+        && argv.find(|element| *element == b"-name").is_some()
+        && argv.next() == Some(name.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAIL: &str = "1 7 7 0 -1 4194304 100 0 0 0 1 2 3 4 20 0 5 0 123456 999 88";
+
+    #[test]
+    fn the_command_name_cannot_shift_the_fields() {
+        for name in ["qemu", "a b", "x) Z 1 1", "((", "\u{fffd}"] {
+            let line = format!("42 ({name}) S {TAIL}\n");
+            let stat = Stat::parse(line.as_bytes()).unwrap();
+            assert_eq!((stat.state, stat.start_time), (b'S', 123_456), "{name}");
+        }
+        assert!(
+            Stat::parse(format!("42 (q) Z {TAIL}").as_bytes())
+                .unwrap()
+                .is_dead()
+        );
+        for bad in ["", "42", "42 (q)", "42 (q) S 1 2 3", "42 (q) S 1 7 7 0 -1"] {
+            assert_eq!(Stat::parse(bad.as_bytes()), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn f12_only_the_exact_element_after_name_counts() {
+        let vm_1 = "guest=vm-1,debug-threads=on";
+        let yes = [
+            "/usr/bin/qemu-system-x86_64\0-S\0-name\0guest=vm-1,debug-threads=on\0-m\x0064\0",
+            "qemu-kvm\0-name\0guest=vm-1,debug-threads=on\0",
+        ];
+        let no = [
+            "",
+            "\0",
+            "qemu-system-x86_64\0-name\0guest=vm-10,debug-threads=on\0",
+            "qemu-system-x86_64\0-name\0guest=vm-1,debug-threads=on,x=y\0",
+            "qemu-system-x86_64\0-name\0",
+            "qemu-system-x86_64\0-qmp\0guest=vm-1,debug-threads=on\0",
+            "qemu-system-x86_64\0-append\0-name guest=vm-1,debug-threads=on\0",
+            "vim\0-name\0guest=vm-1,debug-threads=on\0",
+            "/opt/qemu/vim\0-name\0guest=vm-1,debug-threads=on\0",
+        ];
+        for cmdline in yes {
+            assert!(is_qemu_named(cmdline.as_bytes(), vm_1), "{cmdline:?}");
+        }
+        for cmdline in no {
+            assert!(!is_qemu_named(cmdline.as_bytes(), vm_1), "{cmdline:?}");
+        }
+    }
+}
