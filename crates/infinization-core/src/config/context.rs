@@ -1,6 +1,9 @@
 use super::{AcceleratorChoice, RunAsUser};
 use crate::types::{ByteSize, HostPath};
 
+/// What `sun_path` of a unix socket address holds (unix(7)), less its NUL.
+pub const LONGEST_SOCKET_PATH: usize = 107;
+
 /// What the pure parser needs to know of the world, as plain values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
@@ -27,8 +30,47 @@ pub struct Context {
 /// Which paths a user may name. Text only: whoever opens a path resolves its links and asks again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathRules {
-    /// The only places for disks, backing files and ISOs; `None` is anywhere.
+    /// The only directories for disks, backing files and ISOs; `None` is anywhere.
     pub allowed: Option<Vec<HostPath>>,
     /// The only place for ROM files.
     pub rom_dir: HostPath,
+}
+
+impl PathRules {
+    /// Whether a disk, backing file or ISO may be at `path`.
+    pub fn allows(&self, path: &HostPath) -> bool {
+        let inside = |dirs: &Vec<HostPath>| dirs.iter().any(|dir| is_inside(path, dir));
+        self.allowed.as_ref().is_none_or(inside)
+    }
+
+    /// Whether a ROM may be at `path`.
+    pub fn allows_rom(&self, path: &HostPath) -> bool {
+        is_inside(path, &self.rom_dir)
+    }
+}
+
+fn is_inside(path: &HostPath, dir: &HostPath) -> bool {
+    let (path, dir) = (path.as_path(), dir.as_path());
+    path != dir && path.starts_with(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b4_inside_means_whole_names() {
+        let path = |text: &str| HostPath::parse(text).unwrap();
+        let rules = PathRules {
+            allowed: Some(vec![path("/srv/vms/")]),
+            rom_dir: path("/srv/roms"),
+        };
+        assert!(rules.allows(&path("/srv/vms/a/b.iso")));
+        assert!(rules.allows(&path("/srv//./vms/b.iso")));
+        for outside in ["/srv/vms", "/srv/vms2/b.iso", "/srv", "/etc/shadow"] {
+            assert!(!rules.allows(&path(outside)), "{outside} was allowed");
+        }
+        assert!(rules.allows_rom(&path("/srv/roms/x.rom")));
+        assert!(!rules.allows_rom(&path("/srv/roms")));
+    }
 }

@@ -25,6 +25,16 @@ pub struct DiskConfig {
     pub backing_file: Option<HostPath>,
 }
 
+/// What a disk gets that names no bus or cache of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskDefaults {
+    /// The controller.
+    pub bus: DiskBus,
+    /// The cache mode.
+    pub cache: CacheMode,
+}
+
 impl DiskConfig {
     /// The contract's path of disk `index`: `{diskDir}/{internalName}.qcow2` for disk 0,
     /// `{internalName}-disk{index}.qcow2` for the others; raw images end in `.raw`.

@@ -1,7 +1,9 @@
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use super::{BindAddress, words};
-use crate::types::Secret;
+use crate::types::{InvalidValue, Secret};
 
 /// The console and where it listens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,15 +23,21 @@ pub struct DisplayConfig {
 impl DisplayConfig {
     /// The first port, and the one that replaces a wanted port outside the range.
     pub const FIRST_PORT: u16 = 5900;
-    /// VNC speaks of displays 0 to 99, which are the ports from 5900 on.
-    pub const LAST_VNC_PORT: u16 = 5999;
+    pub(super) const NEEDS_PASSWORD: &str = "is required unless displayAddr is a loopback address";
 
-    /// The last port the protocol can listen on.
-    pub fn last_port(&self) -> u16 {
-        match self.protocol {
-            DisplayProtocol::Spice => u16::MAX,
-            DisplayProtocol::Vnc => Self::LAST_VNC_PORT,
+    /// Where to listen on a host that has the addresses `local`: the configured address, healed
+    /// ([`BindAddress::healed`]). Refused when others could then watch without a password.
+    pub fn bind_on(&self, local: &[IpAddr]) -> Result<BindAddress, InvalidValue> {
+        let address = self.address.healed(local, self.password.is_some());
+        match self.is_open_to_all(&address) {
+            true => Err(InvalidValue::new(Self::NEEDS_PASSWORD)),
+            false => Ok(address),
         }
+    }
+
+    /// Whether others than this host could watch at `address` without a password.
+    pub(super) fn is_open_to_all(&self, address: &BindAddress) -> bool {
+        self.password.is_none() && !address.is_loopback()
     }
 }
 
@@ -40,5 +48,41 @@ words! {
         Spice = "spice",
         /// With a standard VGA card.
         Vnc = "vnc",
+    }
+}
+
+impl DisplayProtocol {
+    /// The last TCP port it can listen on: VNC speaks of displays 0 to 99, which are the ports
+    /// from 5900 on.
+    pub const fn last_port(self) -> u16 {
+        match self {
+            Self::Spice => u16::MAX,
+            Self::Vnc => 5999,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b33_nobody_watches_without_a_password() {
+        let local = ["192.0.2.1".parse().unwrap()];
+        let bind = |text: &str, password: Option<&str>| {
+            let display = DisplayConfig {
+                protocol: DisplayProtocol::Vnc,
+                port: 5900,
+                address: BindAddress::parse(text).unwrap(),
+                password: password.map(Secret::new),
+            };
+            display.bind_on(&local).map(|address| address.to_string())
+        };
+        assert_eq!(bind("127.0.0.1", None).unwrap(), "127.0.0.1");
+        assert_eq!(bind("192.0.2.9", None).unwrap(), "127.0.0.1");
+        assert_eq!(bind("192.0.2.9", Some("x")).unwrap(), "0.0.0.0");
+        assert_eq!(bind("192.0.2.1", Some("x")).unwrap(), "192.0.2.1");
+        assert!(bind("192.0.2.1", None).is_err());
+        assert!(bind("0.0.0.0", None).is_err());
     }
 }

@@ -23,26 +23,29 @@ mod machine;
 mod manager;
 mod network;
 mod options;
+mod resolve;
 mod stored;
 mod vm;
 
 pub use address::BindAddress;
-pub use context::{Context, PathRules};
+pub use context::{Context, LONGEST_SOCKET_PATH, PathRules};
 pub use cpu::{CpuConfig, CpuModel, PinningStrategy};
-pub use disk::{CacheMode, DiskBus, DiskConfig, DiskFormat};
+pub use disk::{CacheMode, DiskBus, DiskConfig, DiskDefaults, DiskFormat};
 pub use display::{DisplayConfig, DisplayProtocol};
 pub use firmware::FirmwareConfig;
 pub use guest_os::{GuestOs, Preset};
 pub use issues::{ConfigError, Issue, Parsed, Warning};
 pub use machine::{AcceleratorChoice, GuestUuid, MachineType, RunAsUser};
-pub use manager::{BridgeConntrackMode, Environment, HostService, ManagerConfig, Transport};
+pub use manager::{
+    BridgeConntrackMode, Environment, HostFacts, HostService, ManagerConfig, Transport,
+};
 pub use network::{NetworkConfig, NetworkModel};
 pub use options::{StartOptions, StopOptions};
 pub use stored::StoredColumns;
 pub use vm::{ChannelsConfig, FirewallConfig, GpuConfig, MemoryConfig, VmConfig, VmPaths};
 
-/// Gives an enum whose variants are words of the public API its `FromStr`-like reader, its word,
-/// and the serde form that is the same word.
+/// Gives an enum whose variants are words of the public API its reader, its word, and the serde form
+/// that is the same word.
 macro_rules! words {
     ($(#[$meta:meta])* pub enum $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$meta])*
@@ -68,6 +71,13 @@ macro_rules! words {
                         concat!("must be one of", $(" ", $word),+),
                     )),
                 }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = crate::types::InvalidValue;
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                Self::parse(&text)
             }
         }
     };

@@ -1,5 +1,12 @@
+//! What the verbs take beside a VM's id.
+
 use std::time::Duration;
 
+use serde_json::Value;
+
+use super::create::default_action;
+use super::fields::{Fields, Report, milliseconds};
+use super::{ConfigError, Parsed};
 use crate::types::FirewallDefaultAction;
 
 /// What `startVM` is asked beside the VM's id.
@@ -24,4 +31,115 @@ pub struct StopOptions {
     pub timeout: Duration,
     /// End QEMU when the guest did not shut down in time.
     pub force: bool,
+}
+
+impl Default for StartOptions {
+    fn default() -> Self {
+        Self {
+            wait_for_boot: false,
+            boot_timeout: Duration::from_secs(60),
+            firewall_default_action: None,
+            disable_sandbox: false,
+        }
+    }
+}
+
+impl Default for StopOptions {
+    fn default() -> Self {
+        Self {
+            graceful: true,
+            timeout: Duration::from_secs(30),
+            force: true,
+        }
+    }
+}
+
+impl StartOptions {
+    /// Reads `VMStartConfig`; null is all defaults.
+    pub fn parse(value: &Value) -> Result<Parsed<Self>, ConfigError> {
+        read(value, |fields| {
+            let default = Self::default();
+            Self {
+                wait_for_boot: fields.flag("waitForBoot", default.wait_for_boot),
+                boot_timeout: fields
+                    .optional("bootTimeout", milliseconds)
+                    .unwrap_or(default.boot_timeout),
+                firewall_default_action: fields.optional("firewallDefaultAction", default_action),
+                disable_sandbox: fields.flag("disableSandbox", default.disable_sandbox),
+            }
+        })
+    }
+}
+
+impl StopOptions {
+    /// Reads `VMStopConfig`; null is all defaults.
+    pub fn parse(value: &Value) -> Result<Parsed<Self>, ConfigError> {
+        read(value, |fields| {
+            let default = Self::default();
+            Self {
+                graceful: fields.flag("graceful", default.graceful),
+                timeout: fields
+                    .optional("timeout", milliseconds)
+                    .unwrap_or(default.timeout),
+                force: fields.flag("force", default.force),
+            }
+        })
+    }
+}
+
+fn read<T: Default>(
+    value: &Value,
+    build: impl FnOnce(&Fields<'_>) -> T,
+) -> Result<Parsed<T>, ConfigError> {
+    let report = Report::default();
+    if value.is_null() {
+        return report.conclude(Some(T::default()));
+    }
+    let options = Fields::of("options", value, &report).map(|fields| {
+        let options = build(&fields);
+        // An AbortSignal travels in the same object; whoever called us has taken it.
+        fields.skip(&["signal"]);
+        fields.finish();
+        options
+    });
+    report.conclude(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn b19_null_and_absent_are_the_defaults() {
+        let all_null = json!({ "graceful": null, "timeout": null, "force": null });
+        for value in [Value::Null, json!({}), all_null] {
+            assert_eq!(
+                StopOptions::parse(&value).unwrap().config,
+                StopOptions::default()
+            );
+            assert_eq!(
+                StartOptions::parse(&value).unwrap().config,
+                StartOptions::default()
+            );
+        }
+    }
+
+    #[test]
+    fn b20_wrong_types_are_all_named() {
+        let value = json!({ "graceful": 1, "timeout": "30000", "force": "no", "grace": true });
+        let error = StopOptions::parse(&value).unwrap_err();
+        let paths: Vec<&str> = error
+            .issues
+            .iter()
+            .map(|issue| issue.path.as_str())
+            .collect();
+        assert_eq!(paths, ["graceful", "timeout", "force"]);
+        let parsed = StartOptions::parse(&json!({ "bootTimeout": 1500, "x": 1 })).unwrap();
+        assert_eq!(parsed.config.boot_timeout, Duration::from_millis(1500));
+        assert_eq!(parsed.warnings[0].path, "x");
+        assert!(StartOptions::parse(&json!([])).is_err());
+        assert!(StartOptions::parse(&json!({ "firewallDefaultAction": "allow" })).is_err());
+    }
 }

@@ -1,8 +1,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AcceleratorChoice, CpuConfig, DiskConfig, DisplayConfig, FirmwareConfig, GuestOs, GuestUuid,
-    MachineType, NetworkConfig, RunAsUser,
+    AcceleratorChoice, CpuConfig, DiskConfig, DiskDefaults, DisplayConfig, FirmwareConfig, GuestOs,
+    GuestUuid, MachineType, NetworkConfig, RunAsUser,
 };
 use crate::types::{
     ByteSize, FirewallDefaultAction, FirewallRuleInput, HostPath, InternalName, PciAddress, VmId,
@@ -34,6 +34,9 @@ pub struct VmConfig {
     pub memory: MemoryConfig,
     /// Disk 0 is the one it boots from. Never empty.
     pub disks: Vec<DiskConfig>,
+    /// What a disk gets that names no bus or cache of its own: the row's `diskBus` and
+    /// `diskCacheMode`.
+    pub disk_defaults: DiskDefaults,
     /// Installer CD. It belongs to the run that `createVM` starts: later starts have none, because
     /// by then the file may be gone.
     pub installer_iso: Option<HostPath>,

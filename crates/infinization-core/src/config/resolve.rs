@@ -1,0 +1,425 @@
+//! From a [`Draft`] to a [`VmConfig`]: defaults, presets, and the rules between fields.
+
+use super::draft::{Draft, DraftDisk};
+use super::fields::{Report, within};
+use super::{
+    BindAddress, ChannelsConfig, Context, CpuConfig, DiskBus, DiskConfig, DiskDefaults, DiskFormat,
+    DisplayConfig, DisplayProtocol, FirmwareConfig, GpuConfig, GuestOs, LONGEST_SOCKET_PATH,
+    MachineType, MemoryConfig, NetworkConfig, NetworkModel, PinningStrategy, Preset, VmConfig,
+    VmPaths,
+};
+use crate::types::{ByteSize, HostPath, InternalName, Secret, VmId, VmNames};
+
+/// Which door the draft came through. A stored VM exists already: its console's address may still
+/// be healed, and it gets the channel every start has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Door {
+    Create,
+    Stored,
+}
+
+/// More disks than this have no slot in the PCI layout (`qemu::pci`).
+const MOST_DISKS: usize = 32;
+/// Two channels with two places each.
+const MOST_PIIX_DISKS: usize = 4;
+const LEAST_MEMORY: ByteSize = ByteSize::mib(512);
+
+/// Checks the draft's fields against each other and fills in what was left to us. `None` only when
+/// the report names an issue.
+pub(super) fn resolve(
+    draft: Draft,
+    door: Door,
+    context: &Context,
+    report: &Report,
+) -> Option<VmConfig> {
+    let os = draft.os.clone().unwrap_or_default();
+    let rules = Rules {
+        preset: GuestOs::detect(&os).preset(),
+        door,
+        context,
+        report,
+    };
+    let disk_defaults = DiskDefaults {
+        bus: draft.disk_bus.unwrap_or(rules.preset.bus),
+        cache: draft.cache.unwrap_or(rules.preset.cache),
+    };
+    let machine = draft.machine.unwrap_or(MachineType::Q35);
+    let name = draft.internal_name.clone();
+    // Each of these reports on its own, so none may be skipped because an earlier one failed.
+    let cpu = rules.cpu(&draft);
+    let memory = rules.memory(&draft);
+    let disks = rules.disks(&draft, disk_defaults, name.as_ref(), machine);
+    let network = rules.network(&draft, cpu.as_ref().map(|cpu| cpu.cores));
+    let display = rules.display(&draft);
+    let firmware = rules.firmware(&draft, machine);
+    let channels = rules.channels(&draft);
+    let gpu = rules.gpu(&draft);
+    let paths = name.as_ref().and_then(|name| rules.paths(name));
+    rules.confine_isos(&draft);
+    rules.sockets(&draft, &channels, paths.as_ref());
+    Some(VmConfig {
+        id: draft.id?,
+        name: draft.name?,
+        internal_name: name?,
+        usb_tablet: draft
+            .usb_tablet
+            .unwrap_or_else(|| os.to_lowercase().contains("windows")),
+        os,
+        uuid: draft.uuid,
+        accelerator: draft.accelerator.unwrap_or(context.accelerator),
+        machine,
+        cpu: cpu?,
+        memory: memory?,
+        disks: disks?,
+        disk_defaults,
+        installer_iso: draft.installer_iso,
+        drivers_iso: draft.drivers_iso,
+        network: network?,
+        display: display?,
+        firmware,
+        tpm_socket: draft.tpm_socket,
+        channels,
+        gpu,
+        audio: draft.audio,
+        run_as_user: draft.run_as_user.or_else(|| context.run_as_user.clone()),
+        sandbox: draft.sandbox,
+        firewall: draft.firewall,
+        paths: paths?,
+    })
+}
+
+struct Rules<'a> {
+    preset: Preset,
+    door: Door,
+    context: &'a Context,
+    report: &'a Report,
+}
+
+impl Rules<'_> {
+    fn cpu(&self, draft: &Draft) -> Option<CpuConfig> {
+        let cores = draft.cores?;
+        let host = self.context.host_cpus;
+        if cores > host {
+            let message = format!("is more than this host's {host} CPUs");
+            self.report.warn("cpuCores", message);
+        }
+        if let Some(pins) = &draft.pinned_to {
+            self.pins(pins);
+        }
+        Some(CpuConfig {
+            cores,
+            model: draft.cpu_model.clone().unwrap_or_default(),
+            pinned_to: draft.pinned_to.clone(),
+            numa_pinning: draft.numa_pinning,
+            pinning_strategy: draft.pinning_strategy.unwrap_or(PinningStrategy::Basic),
+        })
+    }
+
+    fn pins(&self, pins: &[u32]) {
+        let host = self.context.host_cpus;
+        if pins.is_empty() {
+            self.report
+                .refuse("cpuPinning", "must name at least one CPU");
+        }
+        if pins.iter().any(|cpu| *cpu >= host) {
+            let message = format!(
+                "must name CPUs of this host, 0 to {}",
+                host.saturating_sub(1)
+            );
+            self.report.refuse("cpuPinning", message);
+        }
+        let mut sorted = pins.to_vec();
+        sorted.sort_unstable();
+        if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
+            self.report
+                .refuse("cpuPinning", "must not name a CPU twice");
+        }
+    }
+
+    fn memory(&self, draft: &Draft) -> Option<MemoryConfig> {
+        let size = draft.ram?;
+        let Context {
+            host_memory,
+            hugepage_size,
+            ..
+        } = self.context;
+        if size < LEAST_MEMORY {
+            self.report.refuse("ramGB", "must be at least 0.5");
+        }
+        if size > *host_memory {
+            let message = format!(
+                "must not be more than this host's {} MiB",
+                host_memory.as_mib()
+            );
+            self.report.refuse("ramGB", message);
+        }
+        if draft.hugepages
+            && !size
+                .as_bytes()
+                .is_multiple_of(hugepage_size.as_bytes().max(1))
+        {
+            let message = format!("must be a multiple of this host's huge page, {hugepage_size}");
+            self.report.refuse("ramGB", message);
+        }
+        Some(MemoryConfig {
+            size,
+            hugepages: draft.hugepages,
+            balloon: draft.balloon,
+        })
+    }
+
+    fn disks(
+        &self,
+        draft: &Draft,
+        defaults: DiskDefaults,
+        name: Option<&InternalName>,
+        machine: MachineType,
+    ) -> Option<Vec<DiskConfig>> {
+        if draft.disks.is_empty() || draft.disks.len() > MOST_DISKS {
+            let message = format!("must hold 1 to {MOST_DISKS} disks");
+            self.report.refuse("disks", message);
+        }
+        let disks: Vec<DiskConfig> = draft
+            .disks
+            .iter()
+            .enumerate()
+            .filter_map(|(index, disk)| self.disk(disk, defaults, index, name?))
+            .collect();
+        let piix = disks.iter().filter(|disk| disk.bus == DiskBus::Ide).count();
+        if machine == MachineType::Pc && piix > MOST_PIIX_DISKS {
+            let message = format!("must hold at most {MOST_PIIX_DISKS} ide disks on a pc machine");
+            self.report.refuse("disks", message);
+        }
+        (disks.len() == draft.disks.len()).then_some(disks)
+    }
+
+    fn disk(
+        &self,
+        disk: &DraftDisk,
+        defaults: DiskDefaults,
+        index: usize,
+        name: &InternalName,
+    ) -> Option<DiskConfig> {
+        let format = disk.format.unwrap_or(DiskFormat::Qcow2);
+        let path = match &disk.path {
+            Some(path) => {
+                self.confine(&format!("disks[{index}].path"), path);
+                path.clone()
+            }
+            None => self.new_disk(name, index, format)?,
+        };
+        if let Some(backing) = &disk.backing_file {
+            self.confine(&format!("disks[{index}].backingFile"), backing);
+            if format == DiskFormat::Raw {
+                let message = "must be qcow2 when there is a backingFile";
+                self.report
+                    .refuse(format!("disks[{index}].format"), message);
+            }
+        }
+        Some(DiskConfig {
+            path,
+            format,
+            size: disk.size,
+            bus: disk.bus.unwrap_or(defaults.bus),
+            cache: disk.cache.unwrap_or(defaults.cache),
+            discard: disk.discard.unwrap_or(true),
+            backing_file: disk.backing_file.clone(),
+        })
+    }
+
+    fn new_disk(&self, name: &InternalName, index: usize, format: DiskFormat) -> Option<HostPath> {
+        let path = DiskConfig::default_path(&self.context.disk_dir, name, index, format);
+        self.report.check(format!("disks[{index}]"), path)
+    }
+
+    fn network(&self, draft: &Draft, cores: Option<u32>) -> Option<NetworkConfig> {
+        let model = draft.network_model.unwrap_or(self.preset.network_model);
+        let mac = match draft.mac {
+            Some(mac) => mac,
+            None => VmNames::of(draft.id.as_ref()?).mac,
+        };
+        let queues = self.queues(draft.queues, cores?, model);
+        let bridge = draft.bridge.clone()?;
+        Some(NetworkConfig {
+            bridge,
+            mac,
+            model,
+            queues,
+        })
+    }
+
+    /// The contract clamps the queues instead of refusing them; the user hears of it.
+    fn queues(&self, given: Option<i64>, cores: u32, model: NetworkModel) -> u8 {
+        let most = match model {
+            NetworkModel::VirtioNetPci => NetworkConfig::MOST_QUEUES,
+            NetworkModel::E1000 => 1,
+        };
+        let wanted = given.unwrap_or_else(|| i64::from(cores).min(most.into()));
+        let queues = u8::try_from(wanted.clamp(1, most.into())).unwrap_or(most);
+        if i64::from(queues) != wanted {
+            let message = format!("is {queues}: {} has 1 to {most}", model.as_str());
+            self.report.warn("networkQueues", message);
+        }
+        queues
+    }
+
+    fn display(&self, draft: &Draft) -> Option<DisplayConfig> {
+        let protocol = draft.protocol?;
+        if let Some(password) = &draft.password {
+            self.password(protocol, password);
+        }
+        let display = DisplayConfig {
+            protocol,
+            port: self.port(protocol, draft.port?),
+            address: draft.address.clone().unwrap_or(BindAddress::LOOPBACK),
+            password: draft.password.clone(),
+        };
+        let can_be_healed = self.door == Door::Stored && !display.address.is_wildcard();
+        if !can_be_healed && display.is_open_to_all(&display.address) {
+            self.report
+                .refuse("displayPassword", DisplayConfig::NEEDS_PASSWORD);
+        }
+        Some(display)
+    }
+
+    /// A port that is none becomes the first one (the contract's fallback; 0 asks for it).
+    fn port(&self, protocol: DisplayProtocol, wanted: i64) -> u16 {
+        let range = i64::from(DisplayConfig::FIRST_PORT)..=i64::from(u16::MAX);
+        let Ok(port) = within::<u16>(wanted, &range) else {
+            if wanted != 0 {
+                self.report
+                    .warn("displayPort", "is 5900: it must be from 5900 to 65535");
+            }
+            return DisplayConfig::FIRST_PORT;
+        };
+        if port > protocol.last_port() {
+            self.report
+                .refuse("displayPort", "must be from 5900 to 5999 for vnc");
+        }
+        port
+    }
+
+    fn password(&self, protocol: DisplayProtocol, password: &Secret) {
+        let text = password.reveal();
+        // DES keys of RFB have 8 bytes, a SPICE ticket has 60.
+        let most = match protocol {
+            DisplayProtocol::Vnc => 8,
+            DisplayProtocol::Spice => 60,
+        };
+        let plain = text.chars().all(|c| c.is_ascii_graphic() || c == ' ');
+        if text.is_empty() || text.len() > most || !plain || text.contains([',', '=']) {
+            let message = format!(
+                "must have 1 to {most} printable ASCII characters other than ',' and '=' for {}",
+                protocol.as_str()
+            );
+            self.report.refuse("displayPassword", message);
+        }
+    }
+
+    fn firmware(&self, draft: &Draft, machine: MachineType) -> Option<FirmwareConfig> {
+        let code = draft.uefi.clone()?;
+        let id = draft.id.as_ref()?;
+        let vars = self.context.disk_dir.join(&format!("uefi-vars-{id}.fd"));
+        let vars = self.report.check("uefiFirmware", vars)?;
+        let firmware = FirmwareConfig { code, vars };
+        if firmware.needs_smm() && machine == MachineType::Pc {
+            let message = "enforces Secure Boot, which needs machineType q35";
+            self.report.refuse("uefiFirmware", message);
+        }
+        Some(firmware)
+    }
+
+    fn gpu(&self, draft: &Draft) -> Option<GpuConfig> {
+        if let Some(romfile) = &draft.romfile {
+            let rules = &self.context.path_rules;
+            if !rules.allows_rom(romfile) {
+                let message = format!("must be inside {}", rules.rom_dir);
+                self.report.refuse("gpuRomfile", message);
+            }
+            if draft.gpu.is_none() {
+                self.report.refuse("gpuRomfile", "needs gpuPciAddress");
+            }
+        }
+        Some(GpuConfig {
+            address: draft.gpu?,
+            romfile: draft.romfile.clone(),
+        })
+    }
+
+    fn channels(&self, draft: &Draft) -> ChannelsConfig {
+        let in_socket_dir = |field: &str, name: String| {
+            let path = self.context.socket_dir.join(&name);
+            self.report.check(field, path)
+        };
+        let generated =
+            |id: &VmId| in_socket_dir("infiniServiceSocketPath", format!("{id}.socket"));
+        let stored = self.door == Door::Stored;
+        ChannelsConfig {
+            guest_agent: draft.guest_agent.clone(),
+            infini_service: draft
+                .infini_service
+                .clone()
+                .or_else(|| draft.id.as_ref().filter(|_| stored).and_then(generated)),
+            serial_console: draft
+                .internal_name
+                .as_ref()
+                .filter(|_| draft.serial_console)
+                .and_then(|name| in_socket_dir("serialConsole", format!("{name}-console.sock"))),
+        }
+    }
+
+    fn paths(&self, name: &InternalName) -> Option<VmPaths> {
+        let qmp_socket = self.context.socket_dir.join(&format!("{name}.sock"));
+        let pid_file = self.context.pid_dir.join(&format!("{name}.pid"));
+        Some(VmPaths {
+            qmp_socket: self.report.check("internalName", qmp_socket)?,
+            pid_file: self.report.check("internalName", pid_file)?,
+        })
+    }
+
+    /// Every socket has a path the kernel takes, and one of its own.
+    fn sockets(&self, draft: &Draft, channels: &ChannelsConfig, paths: Option<&VmPaths>) {
+        let named = [
+            ("internalName", paths.map(|paths| &paths.qmp_socket)),
+            ("guestAgentSocketPath", channels.guest_agent.as_ref()),
+            ("infiniServiceSocketPath", channels.infini_service.as_ref()),
+            ("serialConsole", channels.serial_console.as_ref()),
+            ("tpmSocketPath", draft.tpm_socket.as_ref()),
+        ];
+        let mut seen: Vec<&HostPath> = Vec::new();
+        for (field, path) in named {
+            let Some(path) = path else { continue };
+            if path.as_str().len() > LONGEST_SOCKET_PATH {
+                let message = format!(
+                    "makes the socket path {path}, longer than {} bytes",
+                    LONGEST_SOCKET_PATH
+                );
+                self.report.refuse(field, message);
+            }
+            if seen.contains(&path) {
+                self.report
+                    .refuse(field, "must be a path no other socket has");
+            }
+            seen.push(path);
+        }
+    }
+
+    fn confine_isos(&self, draft: &Draft) {
+        let isos = [
+            ("isoPath", &draft.installer_iso),
+            ("virtioDriversIso", &draft.drivers_iso),
+        ];
+        for (field, path) in isos {
+            if let Some(path) = path {
+                self.confine(field, path);
+            }
+        }
+    }
+
+    fn confine(&self, field: &str, path: &HostPath) {
+        if !self.context.path_rules.allows(path) {
+            self.report
+                .refuse(field, "must be inside one of allowedPaths");
+        }
+    }
+}
