@@ -72,7 +72,7 @@ pub struct TapOptions {
 /// is dropped, nothing remains.
 pub async fn create(name: &LinkName, options: TapOptions) -> Result<Vec<OwnedFd>, TapError> {
     let new = name.clone();
-    let unclaimed = blocking(name, move || Unclaimed::create(new, options)).await?;
+    let unclaimed = blocking(name, move || Unclaimed::create(&new, options)).await?;
     Ok(unclaimed.claim())
 }
 
@@ -105,20 +105,20 @@ struct Unclaimed {
 }
 
 impl Unclaimed {
-    fn create(name: LinkName, options: TapOptions) -> Result<Self, TapError> {
+    fn create(name: &LinkName, options: TapOptions) -> Result<Self, TapError> {
         let mode = |exclusive| Attach {
             multi_queue: options.queues.is_multi(),
             exclusive,
         };
-        let first = ioctl::attach(&name, mode(true))?;
+        let first = ioctl::attach(name, mode(true))?;
         let mut new = Self {
             files: vec![first],
             claimed: false,
         };
         for _ in 1..options.queues.count() {
-            new.files.push(ioctl::attach(&name, mode(false))?);
+            new.files.push(ioctl::attach(name, mode(false))?);
         }
-        new.configure(&name, options.owner)?;
+        new.configure(name, options.owner)?;
         Ok(new)
     }
 
