@@ -3,8 +3,10 @@
 #![expect(unsafe_code, reason = "TUNSETOFFLOAD has no safe wrapper")]
 #![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 
+use std::future::poll_fn;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use infinization_core::host::link::{Link, LinkEvent, LinkWatch, Links};
@@ -44,6 +46,12 @@ pub async fn gone(watch: &mut LinkWatch, name: &LinkName) {
     };
     let waited = tokio::time::timeout(PATIENCE, waiting).await;
     waited.unwrap_or_else(|_| panic!("{name} is still there"));
+}
+
+/// Starts an operation and drops it before it can end; false where it was quicker.
+pub async fn start_and_drop(operation: impl Future) -> bool {
+    let mut operation = std::pin::pin!(operation);
+    poll_fn(|context| Poll::Ready(operation.as_mut().poll(context).is_pending())).await
 }
 
 /// Makes links as another program would, not through the code under test.
