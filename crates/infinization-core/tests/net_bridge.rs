@@ -11,7 +11,9 @@ use nix::errno::Errno;
 use rtnetlink::LinkBridge;
 
 use kit::in_private_network;
-use net_kit::{Frame, Others, PATIENCE, Queue, find, gone, name, queues, start_and_drop};
+use net_kit::{
+    Frame, Others, PATIENCE, Queue, as_nobody, find, gone, name, queues, start_and_drop,
+};
 
 #[test]
 fn is_made_up_and_destroyed() {
@@ -201,6 +203,20 @@ fn ipv6_addresses_are_listed() {
 }
 
 #[test]
+fn b1_a_bridge_that_cannot_be_configured_is_removed() {
+    in_private_network(|| async {
+        let (links, br) = (Links::new(), name("br-half"));
+        // The netlink connection has privileges and makes the bridge; the threads that come after
+        // it have none, so the checksum offload cannot be turned off.
+        let before = links.list().await.unwrap();
+        let error = as_nobody(async || bridge::create(&links, &br).await).unwrap_err();
+        assert!(matches!(error, BridgeError::Offload { .. }), "{error:?}");
+        assert_eq!(error.code(), ErrorCode::NetPermissionDenied);
+        assert_eq!(links.list().await.unwrap(), before);
+    });
+}
+
+#[test]
 fn b1_a_creation_nobody_waits_for_is_undone() {
     in_private_network(|| async {
         let (links, br) = (Links::new(), name("br-dropped"));
@@ -266,7 +282,7 @@ fn udp_checksum_is_right(frame: &Frame) -> bool {
 }
 
 #[test]
-fn frames_of_a_dhcp_server_have_their_checksum() {
+fn t6_frames_of_a_dhcp_server_have_their_checksum() {
     in_private_network(|| async {
         let links = Links::new();
         // A bridge as others make it hands unfinished frames over: the test can tell.
@@ -283,7 +299,7 @@ fn frames_of_a_dhcp_server_have_their_checksum() {
 }
 
 #[test]
-fn frames_to_a_plain_guest_are_finished_by_the_tap() {
+fn t6_frames_to_a_plain_guest_are_finished_by_the_tap() {
     in_private_network(|| async {
         let links = Links::new();
         let plain = LinkBridge::new("br-plain").up().build();

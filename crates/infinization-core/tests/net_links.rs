@@ -11,7 +11,7 @@ use rtnetlink::LinkMacVlan;
 use rtnetlink::packet_route::link::MacVlanMode;
 
 use kit::in_private_network;
-use net_kit::{Others, PATIENCE, Queue, find, name, queues};
+use net_kit::{Others, PATIENCE, Queue, as_nobody, find, name, queues};
 
 #[test]
 fn finds_and_lists_links_of_any_kind() {
@@ -91,13 +91,8 @@ fn the_kernels_own_words_are_kept() {
 #[test]
 fn without_privilege_it_is_permission_denied() {
     in_private_network(|| async {
-        // The connection is opened by a thread that has no capability in this namespace any more.
-        let denied = std::thread::spawn(|| {
-            let nobody = rustix::process::Uid::from_raw(65534);
-            rustix::thread::set_thread_uid(nobody).unwrap();
-            kit::runtime().block_on(async { Links::new().set_up(&name("lo")).await })
-        });
-        let error = denied.join().unwrap().unwrap_err();
+        let denied = as_nobody(async || Links::new().set_up(&name("lo")).await);
+        let error = denied.unwrap_err();
         assert_eq!(error.code(), ErrorCode::NetPermissionDenied);
         assert_eq!(error.errno(), Some(Errno::EPERM));
     });

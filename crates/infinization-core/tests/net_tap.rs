@@ -9,7 +9,7 @@ use infinization_core::types::LinkName;
 use infinization_core::{Coded, ErrorCode};
 
 use kit::in_private_network;
-use net_kit::{Frame, Others, Queue, find, gone, name, queues, start_and_drop};
+use net_kit::{Frame, Others, Queue, as_nobody, find, gone, name, queues, start_and_drop};
 
 #[test]
 fn is_persistent_and_can_be_reopened() {
@@ -158,7 +158,7 @@ fn b32_a_name_the_kernel_would_cut_is_no_name() {
 }
 
 #[test]
-fn t2_an_owner_may_open_it_without_privilege() {
+fn t2_it_may_have_an_owner() {
     in_private_network(|| async {
         let (links, tap_name) = (Links::new(), name("vnet-owned"));
         let options = TapOptions {
@@ -170,6 +170,16 @@ fn t2_an_owner_may_open_it_without_privilege() {
             find(&links, &tap_name).await.tun.unwrap().owner,
             Some(65534)
         );
+    });
+}
+
+#[test]
+fn without_privilege_it_is_permission_denied() {
+    in_private_network(|| async {
+        let denied = as_nobody(async || tap::create(&name("vnet-nobody"), queues(1)).await);
+        let error = denied.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::NetPermissionDenied);
+        assert_eq!(error.context()["device"], "vnet-nobody");
     });
 }
 

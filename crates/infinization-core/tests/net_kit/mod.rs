@@ -54,6 +54,24 @@ pub async fn start_and_drop(operation: impl Future) -> bool {
     poll_fn(|context| Poll::Ready(operation.as_mut().poll(context).is_pending())).await
 }
 
+/// Runs an operation on a thread that has lost all privileges; threads it starts have none either.
+pub fn as_nobody<F, T>(operation: impl FnOnce() -> F + Send) -> T
+where
+    F: Future<Output = T>,
+    T: Send,
+{
+    let unprivileged = || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let nobody = rustix::process::Uid::from_raw(65534);
+        rustix::thread::set_thread_uid(nobody).unwrap();
+        runtime.block_on(operation())
+    };
+    std::thread::scope(|scope| scope.spawn(unprivileged).join().unwrap())
+}
+
 /// Makes links as another program would, not through the code under test.
 pub struct Others(rtnetlink::Handle);
 
