@@ -1,7 +1,7 @@
-//! Checksum offloads of a link, by the ioctl behind the `ethtool` program.
+//! The transmit checksum offload of a link, by the ioctl behind the `ethtool` program.
 //!
-//! With an offload on, the kernel hands frames over whose checksum is still to be filled in; DHCP
-//! clients that read raw frames drop those. Neighbours: [`super::tap`] and [`super::bridge`].
+//! With it on, the kernel hands frames over whose checksum is still to be filled in. Neighbour:
+//! [`super::bridge`].
 #![expect(
     unsafe_code,
     reason = "SIOCETHTOOL has no safe wrapper; the one call is in `transfer`"
@@ -15,43 +15,19 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::types::LinkName;
 
-/// Which checksums the link leaves to others.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Offload {
-    /// Those of frames the kernel sends to it.
-    Transmit,
-    /// Those of frames that come from it.
-    Receive,
-}
-
-// <linux/ethtool.h>
-const ETHTOOL_GRXCSUM: u32 = 0x14;
-const ETHTOOL_SRXCSUM: u32 = 0x15;
+// <linux/ethtool.h>, <linux/sockios.h>
 const ETHTOOL_GTXCSUM: u32 = 0x16;
 const ETHTOOL_STXCSUM: u32 = 0x17;
+const SIOCETHTOOL: u32 = 0x8946;
 
-impl Offload {
-    fn commands(self) -> (u32, u32) {
-        match self {
-            Self::Transmit => (ETHTOOL_GTXCSUM, ETHTOOL_STXCSUM),
-            Self::Receive => (ETHTOOL_GRXCSUM, ETHTOOL_SRXCSUM),
-        }
-    }
-}
-
-/// Turns an offload off. One that is off already is not touched: some links cannot change it.
+/// Turns the offload off. One that is off already is not touched: some links cannot change it.
 ///
 /// Blocks: the kernel takes its link lock, and may wait for deletions.
-pub(super) fn disable(name: &LinkName, offload: Offload) -> io::Result<()> {
-    let (get, set) = offload.commands();
-    let socket = socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    if transfer(&socket, name, get, 0)? != 0 {
-        transfer(&socket, name, set, 0)?;
+pub(super) fn disable_transmit_checksum(name: &LinkName) -> io::Result<()> {
+    let (family, kind) = (AddressFamily::INET, SocketType::DGRAM);
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    if transfer(&socket, name, ETHTOOL_GTXCSUM, 0)? != 0 {
+        transfer(&socket, name, ETHTOOL_STXCSUM, 0)?;
     }
     Ok(())
 }
@@ -80,7 +56,7 @@ struct Request {
 
 const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
 
-nix::ioctl_readwrite_bad!(siocethtool, 0x8946, Request);
+nix::ioctl_readwrite_bad!(siocethtool, SIOCETHTOOL, Request);
 
 fn transfer(socket: &OwnedFd, name: &LinkName, command: u32, data: u32) -> io::Result<u32> {
     let mut value = EthtoolValue { command, data };

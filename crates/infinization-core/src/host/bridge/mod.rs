@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 pub use address::{InterfaceAddress, Ipv4Cidr, addresses, assign_address, remove_address};
 pub use error::BridgeError;
 
-use super::ethtool::{self, Offload};
+use super::ethtool;
 use super::link::{LinkError, Links};
 use crate::types::LinkName;
 
@@ -61,11 +61,11 @@ async fn undo(links: &Links, name: &LinkName) {
     }
 }
 
-/// Turns the bridge's transmit checksum offload off, so that the frames of DHCP and DNS servers on
-/// this host reach guests with a checksum in them.
+/// Turns the bridge's transmit checksum offload off, so that frames of servers on this host reach
+/// guests with a checksum in them: DHCP clients that read raw frames drop those without.
 pub async fn disable_checksum_offload(name: &LinkName) -> Result<(), BridgeError> {
     let bridge = name.clone();
-    let call = move || ethtool::disable(&bridge, Offload::Transmit);
+    let call = move || ethtool::disable_transmit_checksum(&bridge);
     let outcome = tokio::task::spawn_blocking(call).await;
     outcome
         .map_err(std::io::Error::from)

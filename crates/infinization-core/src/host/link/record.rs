@@ -91,6 +91,10 @@ impl Link {
 }
 
 /// What the kernel says of a TUN/TAP device (`IFLA_INFO_DATA`, Linux 4.16).
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four independent facts, as the kernel reports them"
+)]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TunInfo {
     /// A TAP (Ethernet frames) rather than a TUN (IP packets).

@@ -17,7 +17,6 @@ use std::time::Duration;
 pub use error::TapError;
 use ioctl::Attach;
 
-use super::ethtool::{self, Offload};
 use super::link::{Link, Links};
 use crate::types::{InvalidValue, LinkName};
 
@@ -66,13 +65,13 @@ pub struct TapOptions {
 
 /// Makes a persistent TAP and gives one descriptor per queue. It is down, and a port of no bridge.
 ///
-/// Its descriptors carry a `virtio_net_hdr` (`IFF_VNET_HDR`), which QEMU finds out by itself; the
-/// checksum offloads are off until a guest's driver asks for them.
+/// Its descriptors carry a `virtio_net_hdr` (`IFF_VNET_HDR`), which QEMU finds out by itself. All
+/// offloads of a TAP are off until QEMU turns on (TUNSETOFFLOAD) what its guest's driver can do.
 /// A link of that name is [`TapError::AlreadyExists`] and stays as it is. When the call fails or
 /// is dropped, nothing remains.
 pub async fn create(name: &LinkName, options: TapOptions) -> Result<Vec<OwnedFd>, TapError> {
     let new = name.clone();
-    let unclaimed = blocking(name, move || Unclaimed::create(new, options)).await?;
+    let unclaimed = blocking(name, move || Unclaimed::create(&new, options)).await?;
     Ok(unclaimed.claim())
 }
 
@@ -105,30 +104,24 @@ struct Unclaimed {
 }
 
 impl Unclaimed {
-    fn create(name: LinkName, options: TapOptions) -> Result<Self, TapError> {
+    fn create(name: &LinkName, options: TapOptions) -> Result<Self, TapError> {
         let mode = |exclusive| Attach {
             multi_queue: options.queues.is_multi(),
             exclusive,
         };
-        let first = ioctl::attach(&name, mode(true))?;
+        let first = ioctl::attach(name, mode(true))?;
         let mut new = Self {
             files: vec![first],
             claimed: false,
         };
         for _ in 1..options.queues.count() {
-            new.files.push(ioctl::attach(&name, mode(false))?);
+            new.files.push(ioctl::attach(name, mode(false))?);
         }
-        new.configure(&name, options.owner)?;
+        new.configure(name, options.owner)?;
         Ok(new)
     }
 
     fn configure(&self, name: &LinkName, owner: Option<u32>) -> Result<(), TapError> {
-        for offload in [Offload::Transmit, Offload::Receive] {
-            ethtool::disable(name, offload).map_err(TapError::refused(
-                "turning the checksum offloads off on",
-                name,
-            ))?;
-        }
         if let Some(uid) = owner {
             ioctl::set_owner(&self.files[0], uid)
                 .map_err(TapError::refused("giving an owner to", name))?;
