@@ -225,8 +225,8 @@ mod tests {
         );
         let control = fs::read_to_string(dir.path().join("cgroup.subtree_control")).unwrap();
         assert_eq!(
-            control, "+memoryt",
-            "each write starts at 0, as in the kernel's file"
+            control, "+memory",
+            "only what is offered and useful, each in a write of its own"
         );
     }
 

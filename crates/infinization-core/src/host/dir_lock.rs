@@ -78,7 +78,8 @@ impl DirLock {
             }),
             Err(error) => Err(failed(error.into())),
             Ok(()) => {
-                sign(&mut file).map_err(failed)?;
+                // A full disk must not keep us from managing the VMs that run.
+                let _unsigned = sign(&mut file);
                 Ok(Self {
                     dir: dir.to_owned(),
                     _file: file,

@@ -85,6 +85,12 @@ impl Coded for ProcessError {
     fn code(&self) -> ErrorCode {
         match self {
             Self::NotFound { .. } => ErrorCode::ProgramNotFound,
+            // A path that is not there, or a script whose interpreter is not.
+            Self::Spawn {
+                step: SpawnStep::Exec,
+                source,
+                ..
+            } if source.kind() == io::ErrorKind::NotFound => ErrorCode::ProgramNotFound,
             Self::Refused { .. } | Self::Spawn { .. } | Self::Watch { .. } => {
                 ErrorCode::SpawnFailed
             }

@@ -36,6 +36,13 @@ pub struct RunAs {
     pub groups: Vec<u32>,
 }
 
+impl RunAs {
+    /// The kernel reads -1 as "leave it as it is": the program would keep our privileges.
+    fn keeps_ours(&self) -> bool {
+        self.uid == u32::MAX || self.gid == u32::MAX
+    }
+}
+
 /// A process to start: in a session of its own, working in `/`, reading and writing `/dev/null`.
 #[derive(Debug)]
 pub struct SpawnSpec {
@@ -147,6 +154,9 @@ fn image(spec: &SpawnSpec, null: &OwnedFd) -> Result<Image, ProcessError> {
         program: spec.program.clone(),
         what: what.to_owned(),
     };
+    if spec.user.as_ref().is_some_and(RunAs::keeps_ours) {
+        return Err(refused("a user or group id of -1, which means ours"));
+    }
     let path = resolve(&spec.program)?.into_os_string();
     let text = |text: OsString| {
         CString::new(text.into_vec()).map_err(|_| refused("a NUL byte in its arguments"))
@@ -246,6 +256,17 @@ mod tests {
         let spec = SpawnSpec::new("sh", open_null().unwrap()).args(["a\0b"]);
         let refused = image(&spec, &null).unwrap_err();
         assert!(matches!(refused, ProcessError::Refused { .. }), "{refused}");
+    }
+
+    #[test]
+    fn an_id_that_means_no_change_is_refused() {
+        let null = open_null().unwrap();
+        for (uid, gid) in [(u32::MAX, 1), (1, u32::MAX)] {
+            let groups = Vec::new();
+            let user = Some(RunAs { uid, gid, groups });
+            let spec = SpawnSpec::new("sh", open_null().unwrap()).user(user);
+            assert!(image(&spec, &null).is_err(), "{uid} {gid}");
+        }
     }
 
     #[test]
