@@ -86,16 +86,17 @@ async fn make(image: ConvertImage, job: Job) -> Result<(), ImageError> {
 
 async fn require_snapshot(image: &ConvertImage, name: &SnapshotName) -> Result<(), ImageError> {
     let info = info_locked(&image.source, image.source_format, Sharing::Refuse).await?;
-    match info
+    if info
         .snapshots
         .iter()
         .any(|snapshot| snapshot.name == name.as_str())
     {
-        true => Ok(()),
-        false => Err(ImageError::SnapshotNotFound {
+        Ok(())
+    } else {
+        Err(ImageError::SnapshotNotFound {
             path: image.source.clone(),
             name: name.as_str().to_owned(),
-        }),
+        })
     }
 }
 

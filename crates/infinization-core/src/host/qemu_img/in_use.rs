@@ -38,6 +38,22 @@ const RESIZE: libc::off_t = 3;
 const HELD: libc::off_t = 100;
 const NOT_SHARED: libc::off_t = 200;
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "0, 1 and 2, but libc calls them int"
+)]
+const EXCLUSIVE: libc::c_short = libc::F_WRLCK as libc::c_short;
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "0, 1 and 2, but libc calls them int"
+)]
+const NONE: libc::c_short = libc::F_UNLCK as libc::c_short;
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "0, 1 and 2, but libc calls them int"
+)]
+const FROM_START: libc::c_short = libc::SEEK_SET as libc::c_short;
+
 impl Access {
     /// The bytes whose lock, held by anybody, forbids this access.
     fn conflicts(self) -> &'static [libc::off_t] {
@@ -60,12 +76,13 @@ pub(super) async fn refuse(path: &HostPath, access: Access) -> Result<(), ImageE
     blocking(path, move || {
         let file = File::open(image.as_path()).map_err(|source| ImageError::io(&image, source))?;
         let locked = is_locked(&file, access).map_err(|source| ImageError::io(&image, source))?;
-        match locked {
-            true => Err(ImageError::InUse {
+        if locked {
+            Err(ImageError::InUse {
                 holder: holder_of(&file),
                 path: image,
-            }),
-            false => Ok(()),
+            })
+        } else {
+            Ok(())
         }
     })
     .await
@@ -87,14 +104,14 @@ fn is_locked(file: &File, access: Access) -> io::Result<bool> {
     for &byte in access.conflicts() {
         // An exclusive lock conflicts with every other; asking takes none.
         let mut lock = libc::flock {
-            l_type: libc::F_WRLCK as libc::c_short,
-            l_whence: libc::SEEK_SET as libc::c_short,
+            l_type: EXCLUSIVE,
+            l_whence: FROM_START,
             l_start: byte,
             l_len: 1,
             l_pid: 0,
         };
         fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
-        if lock.l_type != libc::F_UNLCK as libc::c_short {
+        if lock.l_type != NONE {
             return Ok(true);
         }
     }

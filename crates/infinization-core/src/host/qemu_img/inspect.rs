@@ -148,9 +148,10 @@ fn read_header(path: &HostPath, mut file: &File, length: u64) -> Result<Qcow2Hea
     if header.external_data_file() {
         return Err(ImageError::unsafe_backing(path, "an external data file"));
     }
-    match header.fits(length) {
-        true => Ok(header),
-        false => Err(ImageError::corrupt(path, "is truncated")),
+    if header.fits(length) {
+        Ok(header)
+    } else {
+        Err(ImageError::corrupt(path, "is truncated"))
     }
 }
 
@@ -168,12 +169,13 @@ fn refuse_unusable(path: &HostPath, header: &Qcow2Header) -> Result<(), ImageErr
 }
 
 fn refuse_dirty(path: &HostPath, header: &Qcow2Header) -> Result<(), ImageError> {
-    match header.dirty() {
-        true => Err(ImageError::corrupt(
+    if header.dirty() {
+        Err(ImageError::corrupt(
             path,
             "was not closed cleanly: `qemu-img check -r all` repairs it",
-        )),
-        false => Ok(()),
+        ))
+    } else {
+        Ok(())
     }
 }
 
@@ -192,9 +194,10 @@ fn refuse_lost_tables(
         .iter()
         .map(|entry| u64::from_be_bytes(*entry) & L1_OFFSET)
         .any(|offset| offset != 0 && offset + header.cluster_size > look.length);
-    match lost {
-        true => Err(ImageError::corrupt(path, "is truncated")),
-        false => Ok(()),
+    if lost {
+        Err(ImageError::corrupt(path, "is truncated"))
+    } else {
+        Ok(())
     }
 }
 
@@ -263,9 +266,10 @@ fn link(real: &Path) -> Result<(HostPath, Qcow2Header), String> {
 ///
 /// A device stays as it was named: what its symbolic links in `/dev` point at is the host's choice.
 fn confined(image: &HostPath, file: &Path, allowed: &[PathBuf]) -> Result<PathBuf, ImageError> {
-    let real = match file.starts_with("/dev") {
-        true => Ok(file.to_owned()),
-        false => file.canonicalize(),
+    let real = if file.starts_with("/dev") {
+        Ok(file.to_owned())
+    } else {
+        file.canonicalize()
     };
     let of_image = file == image.as_path();
     let real = real.map_err(|source| match source.kind() {
@@ -277,14 +281,15 @@ fn confined(image: &HostPath, file: &Path, allowed: &[PathBuf]) -> Result<PathBu
     if allowed.is_empty() || allowed.iter().any(|root| real.starts_with(root)) {
         return Ok(real);
     }
-    Err(match of_image {
-        true => ImageError::OutsideAllowed {
+    Err(if of_image {
+        ImageError::OutsideAllowed {
             path: image.clone(),
-        },
-        false => ImageError::unsafe_backing(
+        }
+    } else {
+        ImageError::unsafe_backing(
             image,
             format!("{} is outside the allowed directories", real.display()),
-        ),
+        )
     })
 }
 

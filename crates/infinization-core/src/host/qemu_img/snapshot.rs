@@ -64,12 +64,13 @@ pub struct SnapshotInfo {
 /// (`qemu-img` itself would make a second one).
 pub async fn create_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(), ImageError> {
     change(path, name, |path, name, snapshots| {
-        match has(snapshots, name) {
-            true => Err(ImageError::SnapshotAlreadyExists {
+        if has(snapshots, name) {
+            Err(ImageError::SnapshotAlreadyExists {
                 path: path.clone(),
                 name: name.0.clone(),
-            }),
-            false => Ok(Some("-c")),
+            })
+        } else {
+            Ok(Some("-c"))
         }
     })
     .await
@@ -78,12 +79,13 @@ pub async fn create_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(),
 /// Puts the disk back to the snapshot; what was written since is lost. The snapshot stays.
 pub async fn revert_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(), ImageError> {
     change(path, name, |path, name, snapshots| {
-        match has(snapshots, name) {
-            true => Ok(Some("-a")),
-            false => Err(ImageError::SnapshotNotFound {
+        if has(snapshots, name) {
+            Ok(Some("-a"))
+        } else {
+            Err(ImageError::SnapshotNotFound {
                 path: path.clone(),
                 name: name.0.clone(),
-            }),
+            })
         }
     })
     .await
