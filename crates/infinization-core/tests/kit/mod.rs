@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses a part of the kit")]
 #![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 
+pub mod small_disk;
+
 use std::future::Future;
 use std::path::PathBuf;
 

@@ -1,7 +1,5 @@
 //! The `machine_configuration` table: the contract's 28 columns, named once.
 
-use std::borrow::Cow;
-
 use rusqlite::types::{FromSql, Value};
 use rusqlite::{Connection, Row, params, params_from_iter};
 use serde::Serialize;
@@ -82,19 +80,16 @@ pub(super) fn upsert(
 }
 
 fn upsert_statement(columns: &[&str]) -> String {
-    let names: String = columns.iter().map(|name| format!(", {name}")).collect();
-    let marks = ", ?".repeat(columns.len());
-    let sets: Vec<_> = columns
+    let names = [&["machine_id"], columns].concat();
+    let sets: Vec<_> = names
         .iter()
         .map(|name| format!("{name} = excluded.{name}"))
         .collect();
-    let then = match sets.is_empty() {
-        true => Cow::from("NOTHING"),
-        false => Cow::from(format!("UPDATE SET {}", sets.join(", "))),
-    };
+    let marks = vec!["?"; names.len()].join(", ");
+    let (names, sets) = (names.join(", "), sets.join(", "));
     format!(
-        "INSERT INTO machine_configuration (machine_id{names}) VALUES (?{marks}) \
-         ON CONFLICT (machine_id) DO {then}"
+        "INSERT INTO machine_configuration ({names}) VALUES ({marks}) \
+         ON CONFLICT (machine_id) DO UPDATE SET {sets}"
     )
 }
 

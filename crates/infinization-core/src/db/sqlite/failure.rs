@@ -13,11 +13,13 @@ pub(super) fn open(error: &rusqlite::Error) -> DbError {
 }
 
 /// A read failed.
+#[expect(clippy::needless_pass_by_value, reason = "`map_err` hands it over")]
 pub(super) fn read(error: rusqlite::Error) -> DbError {
     with_sqlite_code(ErrorCode::QueryFailed, &error)
 }
 
 /// A write failed. Every foreign key points at a machine, so breaking one means it is gone.
+#[expect(clippy::needless_pass_by_value, reason = "`map_err` hands it over")]
 pub(super) fn write(error: rusqlite::Error) -> DbError {
     let code = match error.sqlite_error() {
         Some(cause) if cause.extended_code == ffi::SQLITE_CONSTRAINT_FOREIGNKEY => {

@@ -201,18 +201,17 @@ pub(super) fn transition(
 
 /// Why the conditional write found no row. The version speaks first, as in the contract.
 fn conflict(vm: &VmRecord, expected: &str, version: i64) -> DbError {
-    let (code, message) = match vm.version == version {
-        false => (
-            ErrorCode::VersionConflict,
-            format!(
-                "machine {} has version {}, not {version}",
-                vm.id, vm.version
-            ),
-        ),
-        true => (
+    let (id, now) = (&vm.id, vm.version);
+    let (code, message) = if now == version {
+        (
             ErrorCode::UpdateFailed,
-            format!("machine {} is {}, not {expected}", vm.id, vm.status),
-        ),
+            format!("machine {id} is {}, not {expected}", vm.status),
+        )
+    } else {
+        (
+            ErrorCode::VersionConflict,
+            format!("machine {id} has version {now}, not {version}"),
+        )
     };
     let details = [
         ("currentStatus", Value::from(vm.status.as_str())),

@@ -81,9 +81,10 @@ fn insert(
     position: usize,
     rule: FirewallRuleInput,
 ) -> rusqlite::Result<()> {
-    let id = match rule.id.is_empty() {
-        true => Uuid::new_v4().to_string(),
-        false => rule.id,
+    let id = if rule.id.is_empty() {
+        Uuid::new_v4().to_string()
+    } else {
+        rule.id
     };
     let state = rule.connection_state.map(|state| state.to_string());
     db.prepare_cached(INSERT)?.execute(named_params! {

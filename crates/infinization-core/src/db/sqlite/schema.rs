@@ -47,9 +47,10 @@ fn create_private(path: &Path) -> io::Result<()> {
         .open(path);
     match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            match fs::symlink_metadata(path)?.is_file() {
-                true => Ok(()),
-                false => Err(io::Error::other("it is not a regular file")),
+            if fs::symlink_metadata(path)?.is_file() {
+                Ok(())
+            } else {
+                Err(io::Error::other("it is not a regular file"))
             }
         }
         made => made.map(drop),

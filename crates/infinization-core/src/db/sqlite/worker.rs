@@ -73,3 +73,22 @@ fn gone() -> DbError {
         "the store's thread gave no answer",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn f48_a_panic_ends_one_operation_and_not_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let worker = Worker::start(dir.path().join("x.db")).await.unwrap();
+        let panicked = worker
+            .run::<()>(|db| {
+                let _open = db.transaction();
+                panic!("a defect");
+            })
+            .await;
+        assert_eq!(panicked.unwrap_err().code, ErrorCode::DbConnectionError);
+        assert!(worker.run(|db| Ok(db.is_autocommit())).await.unwrap());
+    }
+}

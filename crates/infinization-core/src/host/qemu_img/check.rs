@@ -1,0 +1,46 @@
+//! `qemu-img check`: whether an image's tables agree with each other.
+
+use serde::Deserialize;
+
+use super::command::QemuImg;
+use super::in_use::{self, Access};
+use super::{ImageError, ImageFormat, Job, inspect, lock};
+use crate::types::HostPath;
+
+/// Exit codes that come with a report: corruption, and leaks alone.
+const REPORTED: &[i32] = &[2, 3];
+
+/// What was found. Damage is a result, not an error.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct ImageCheck {
+    /// Trouble while checking, such as unreadable sectors.
+    #[serde(rename = "check-errors")]
+    pub errors: u64,
+    /// Clusters that nothing uses but that are counted as used: lost space, no danger.
+    pub leaks: u64,
+    /// Tables that contradict each other: lost data.
+    pub corruptions: u64,
+    /// Clusters the disk has.
+    pub total_clusters: u64,
+    /// Clusters that hold data.
+    pub allocated_clusters: u64,
+}
+
+/// Reads all of the image's tables; changes nothing. `INVALID_FORMAT` for formats that have none
+/// to check (raw).
+pub async fn check(
+    path: &HostPath,
+    format: ImageFormat,
+    job: &Job,
+) -> Result<ImageCheck, ImageError> {
+    let _settled = job.unless_cancelled(path, lock::shared(path)).await??;
+    inspect::vet(path, format, &[]).await?;
+    in_use::refuse(path, Access::Read).await?;
+    QemuImg::new("check", path)
+        .args(["--output=json", "-f", format.as_str()])
+        .on_image()
+        .accept(REPORTED)
+        .json(job)
+        .await
+}

@@ -1,0 +1,236 @@
+//! One run of `qemu-img`, and what its failure means.
+//!
+//! Most refusals never get here: existence, locks, sizes, snapshots and headers are looked at
+//! first. What is left is read from the exit code and, where that says nothing, from qemu-img's
+//! words once every path is cut out of them (`LC_ALL=C` is set by [`Program`]).
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, watch};
+
+use super::in_use::in_use;
+use super::{ImageError, Job};
+use crate::host::program::{Finished, Program, ProgramError};
+use crate::types::HostPath;
+
+/// A `qemu-img` command line about one image.
+#[derive(Debug)]
+pub(super) struct QemuImg<'a> {
+    image: &'a HostPath,
+    args: Vec<OsString>,
+    /// Every path on the command line, to be cut out of qemu-img's words.
+    paths: Vec<String>,
+    accepted: &'static [i32],
+}
+
+impl<'a> QemuImg<'a> {
+    /// `qemu-img <verb>`; failures will speak of `image`.
+    pub(super) fn new(verb: &str, image: &'a HostPath) -> Self {
+        Self {
+            image,
+            args: vec![verb.into()],
+            paths: vec![image.to_string()],
+            accepted: &[0],
+        }
+    }
+
+    pub(super) fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// An option whose value is a path.
+    pub(super) fn path_option(self, option: &str, path: &HostPath) -> Self {
+        self.also_about(path.as_path())
+            .args([option, path.as_str()])
+    }
+
+    /// Ends the options and names the files the verb works on.
+    pub(super) fn files<'p>(mut self, files: impl IntoIterator<Item = &'p Path>) -> Self {
+        self.args.push("--".into());
+        for file in files {
+            self = self.also_about(file);
+            self.args.push(file.into());
+        }
+        self
+    }
+
+    /// Ends the options and names the image.
+    pub(super) fn on_image(self) -> Self {
+        let image = self.image.as_path();
+        self.files([image])
+    }
+
+    /// Exit codes besides 0 that are an answer.
+    pub(super) fn accept(mut self, codes: &'static [i32]) -> Self {
+        self.accepted = codes;
+        self
+    }
+
+    fn also_about(mut self, path: &Path) -> Self {
+        self.paths.push(path.to_string_lossy().into_owned());
+        self
+    }
+
+    /// Runs a verb on the caller's terms and reads the JSON it prints.
+    pub(super) async fn json<T: DeserializeOwned>(self, job: &Job) -> Result<T, ImageError> {
+        let image = self.image;
+        let finished = self.run_as(job).await?;
+        serde_json::from_slice(&finished.stdout).map_err(|source| ImageError::Answer {
+            path: image.clone(),
+            source,
+        })
+    }
+
+    /// Runs a verb on the caller's terms.
+    pub(super) async fn run_as(self, job: &Job) -> Result<Finished, ImageError> {
+        let program = Program::new("qemu-img")
+            .args(self.args.iter().cloned())
+            .deadline(job.deadline)
+            .cancel(job.cancel.clone());
+        let finished = match &job.progress {
+            Some(progress) => watched(program, progress).await,
+            None => program.run().await,
+        };
+        let finished = finished.map_err(|error| self.ended_early(error))?;
+        match finished.status.code() {
+            Some(code) if code == 0 || self.accepted.contains(&code) => Ok(finished),
+            exit => Err(self.failed(exit, &finished).await),
+        }
+    }
+
+    fn ended_early(&self, error: ProgramError) -> ImageError {
+        let path = self.image.clone();
+        match error {
+            ProgramError::Cancelled { .. } => ImageError::Cancelled { path },
+            ProgramError::Timeout { deadline, .. } => ImageError::TimedOut { path, deadline },
+            error => ImageError::Program(error),
+        }
+    }
+
+    async fn failed(&self, exit: Option<i32>, finished: &Finished) -> ImageError {
+        let stderr = finished.stderr_tail();
+        let path = self.image.clone();
+        match meaning(&without(&self.paths, &stderr)) {
+            Meaning::Locked => in_use(self.image).await,
+            Meaning::NoSpace => ImageError::NoSpace { path },
+            Meaning::PermissionDenied => ImageError::PermissionDenied { path },
+            Meaning::TooLarge => {
+                ImageError::size(&path, "is more than its format or file system can hold")
+            }
+            Meaning::Unsupported => ImageError::Format { path, why: stderr },
+            Meaning::Corrupt => ImageError::corrupt(&path, "is corrupt"),
+            Meaning::Unknown => ImageError::Failed { path, exit, stderr },
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    Locked,
+    NoSpace,
+    PermissionDenied,
+    TooLarge,
+    Unsupported,
+    Corrupt,
+    Unknown,
+}
+
+/// qemu-img's phrases, the kernel's included (QEMU 7.2, unchanged since 2.10). The first that
+/// occurs decides: a lock failure is never taken for anything else.
+const PHRASES: &[(&str, Meaning)] = &[
+    ("Is another process using the image", Meaning::Locked),
+    ("No space left on device", Meaning::NoSpace),
+    ("Disk quota exceeded", Meaning::NoSpace),
+    ("Permission denied", Meaning::PermissionDenied),
+    ("Operation not permitted", Meaning::PermissionDenied),
+    ("Read-only file system", Meaning::PermissionDenied),
+    ("File too large", Meaning::TooLarge),
+    ("too large for file format", Meaning::TooLarge),
+    ("Invalid image size specified", Meaning::TooLarge),
+    ("does not support", Meaning::Unsupported),
+    ("not supported", Meaning::Unsupported),
+    ("Unsupported", Meaning::Unsupported),
+    ("Image is corrupt", Meaning::Corrupt),
+];
+
+fn meaning(words: &str) -> Meaning {
+    PHRASES
+        .iter()
+        .find(|(phrase, _)| words.contains(phrase))
+        .map_or(Meaning::Unknown, |&(_, meaning)| meaning)
+}
+
+/// The words with every path cut out, longest first, so that one that starts another leaves no rest.
+fn without(paths: &[String], words: &str) -> String {
+    let mut paths: Vec<_> = paths.iter().collect();
+    paths.sort_by_key(|path| std::cmp::Reverse(path.len()));
+    paths.into_iter().fold(words.to_owned(), |words, path| {
+        words.replace(path.as_str(), "")
+    })
+}
+
+/// Runs `program` with `-p` output going to `progress`.
+async fn watched(
+    program: Program,
+    progress: &watch::Sender<f64>,
+) -> Result<Finished, ProgramError> {
+    let (sink, mut output) = mpsc::unbounded_channel::<Vec<u8>>();
+    let report = async {
+        while let Some(bytes) = output.recv().await {
+            if let Some(fraction) = last_fraction(&bytes) {
+                progress.send_replace(fraction);
+            }
+        }
+    };
+    tokio::join!(program.on_stdout(sink).run(), report).0
+}
+
+/// The newest `(12.34/100%)` in a piece of output. A report that two pieces share is skipped: the
+/// next one supersedes it.
+fn last_fraction(output: &[u8]) -> Option<f64> {
+    let text = std::str::from_utf8(output).ok()?;
+    let (before, _) = text.rsplit_once("/100%)")?;
+    let (_, percent) = before.rsplit_once('(')?;
+    let percent: f64 = percent.trim().parse().ok()?;
+    Some((percent / 100.0).clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_newest_progress() {
+        let table: [(&[u8], Option<f64>); 5] = [
+            (b"    (0.00/100%)\r    (12.50/100%)\r", Some(0.125)),
+            (b"    (100.00/100%)\r\n", Some(1.0)),
+            (b"    (12.5", None),
+            (b"0/100%)\r", None),
+            (b"\xff", None),
+        ];
+        for (output, expected) in table {
+            assert_eq!(last_fraction(output), expected, "{output:?}");
+        }
+    }
+
+    #[test]
+    fn s8_words_in_a_path_mean_nothing() {
+        let path = "/srv/No space left on device/Permission denied.qcow2".to_owned();
+        let words =
+            format!("qemu-img: Could not open '{path}': Image is corrupt; cannot be opened");
+        assert_eq!(meaning(&without(&[path], &words)), Meaning::Corrupt);
+        let nested = ["/srv/a".to_owned(), "/srv/a not supported".to_owned()];
+        let words = "qemu-img: /srv/a not supported: broken";
+        assert_eq!(meaning(&without(&nested, words)), Meaning::Unknown);
+    }
+
+    #[test]
+    fn s1_a_lock_failure_wins() {
+        let words = "qemu-img: Could not open '': Failed to get shared \"write\" lock\n\
+                     Is another process using the image []?";
+        assert_eq!(meaning(words), Meaning::Locked);
+    }
+}

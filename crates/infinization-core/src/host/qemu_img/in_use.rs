@@ -1,0 +1,150 @@
+//! Whether another process has an image open, and which one.
+//!
+//! QEMU and qemu-img say what they do with a file by locking single bytes of it: byte 100 + n for
+//! each permission they hold, 200 + n for each they do not share (`block/file-posix.c`). Asking the
+//! kernel about those bytes needs no program and no words. qemu-img takes the same locks after us,
+//! so a process that comes in between is still refused ([`super::command`]).
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use nix::fcntl::{FcntlArg, fcntl};
+
+use super::ImageError;
+use super::job::blocking;
+use crate::types::HostPath;
+
+/// The process that has an image open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process id.
+    pub pid: u32,
+    /// Its name, as `ps -o comm` shows it.
+    pub name: String,
+}
+
+/// What we are about to do with the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+}
+
+/// The permissions of QEMU's block layer, as numbers of their lock bytes.
+const CONSISTENT_READ: libc::off_t = 0;
+const WRITE: libc::off_t = 1;
+const RESIZE: libc::off_t = 3;
+const HELD: libc::off_t = 100;
+const NOT_SHARED: libc::off_t = 200;
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "0, 1 and 2, but libc calls them int"
+)]
+const EXCLUSIVE: libc::c_short = libc::F_WRLCK as libc::c_short;
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "0, 1 and 2, but libc calls them int"
+)]
+const NONE: libc::c_short = libc::F_UNLCK as libc::c_short;
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "0, 1 and 2, but libc calls them int"
+)]
+const FROM_START: libc::c_short = libc::SEEK_SET as libc::c_short;
+
+impl Access {
+    /// The bytes whose lock, held by anybody, forbids this access.
+    fn conflicts(self) -> &'static [libc::off_t] {
+        match self {
+            Self::Read => &[HELD + WRITE, HELD + RESIZE, NOT_SHARED + CONSISTENT_READ],
+            Self::Write => &[
+                HELD + WRITE,
+                HELD + RESIZE,
+                NOT_SHARED + CONSISTENT_READ,
+                NOT_SHARED + WRITE,
+                NOT_SHARED + RESIZE,
+            ],
+        }
+    }
+}
+
+/// `IMAGE_IN_USE`, naming the holder if it can be found, when another process forbids `access`.
+pub(super) async fn refuse(path: &HostPath, access: Access) -> Result<(), ImageError> {
+    let image = path.clone();
+    blocking(path, move || {
+        let file = File::open(image.as_path()).map_err(|source| ImageError::io(&image, source))?;
+        let locked = is_locked(&file, access).map_err(|source| ImageError::io(&image, source))?;
+        if locked {
+            Err(ImageError::InUse {
+                holder: holder_of(&file),
+                path: image,
+            })
+        } else {
+            Ok(())
+        }
+    })
+    .await
+}
+
+/// The failure for an image whose locks qemu-img could not get.
+pub(super) async fn in_use(path: &HostPath) -> ImageError {
+    match refuse(path, Access::Write).await {
+        Err(in_use @ ImageError::InUse { .. }) => in_use,
+        // It let go in the meantime; for this call it was in use all the same.
+        _ => ImageError::InUse {
+            path: path.clone(),
+            holder: None,
+        },
+    }
+}
+
+fn is_locked(file: &File, access: Access) -> io::Result<bool> {
+    for &byte in access.conflicts() {
+        // An exclusive lock conflicts with every other; asking takes none.
+        let mut lock = libc::flock {
+            l_type: EXCLUSIVE,
+            l_whence: FROM_START,
+            l_start: byte,
+            l_len: 1,
+            l_pid: 0,
+        };
+        fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
+        if lock.l_type != NONE {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Finds the process with a locked descriptor of the file. The kernel names no owner of such a
+/// lock (it belongs to the open file, which processes may share), but lists it under the
+/// descriptor. Processes that may not be looked into are passed over.
+fn holder_of(file: &File) -> Option<Holder> {
+    let image = file.metadata().ok()?;
+    let pids = fs::read_dir("/proc").ok()?.flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .find(|&pid| locks(pid, &image))
+        .map(|pid| Holder {
+            pid,
+            name: name_of(pid),
+        })
+}
+
+fn locks(pid: u32, image: &fs::Metadata) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    descriptors.flatten().any(|descriptor| {
+        let same = fs::metadata(descriptor.path())
+            .is_ok_and(|open| (open.dev(), open.ino()) == (image.dev(), image.ino()));
+        let fdinfo = format!("/proc/{pid}/fdinfo/{}", descriptor.file_name().display());
+        same && fs::read_to_string(fdinfo).is_ok_and(|info| info.contains("\nlock:"))
+    })
+}
+
+fn name_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm"))
+        .map_or_else(|_| "a process".to_owned(), |name| name.trim().to_owned())
+}

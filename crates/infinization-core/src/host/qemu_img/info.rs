@@ -1,0 +1,104 @@
+//! `qemu-img info`: what an image says about itself.
+
+use serde::Deserialize;
+
+use super::command::QemuImg;
+use super::in_use::{self, Access};
+use super::snapshot::SnapshotInfo;
+use super::{ImageError, ImageFormat, Job, inspect, lock};
+use crate::types::{ByteSize, HostPath};
+
+/// Whether a running machine's image may be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Refuses an image another process writes to: the answer would be out of date at once.
+    Refuse,
+    /// Reads it all the same (`--force-share`); sizes and snapshots may be mid-change.
+    Force,
+}
+
+/// What `qemu-img info` reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// The disk's size as the guest sees it, in bytes.
+    pub virtual_size: ByteSize,
+    /// What the file takes on the host's disk, in bytes.
+    pub actual_size: ByteSize,
+    /// In bytes, for formats that have clusters.
+    pub cluster_size: Option<ByteSize>,
+    /// A secret is needed to read it.
+    pub encrypted: bool,
+    /// The backing file as the image names it.
+    pub backing_file: Option<String>,
+    /// The backing file's recorded format.
+    pub backing_format: Option<String>,
+    /// It was not closed cleanly.
+    pub dirty: bool,
+    /// Its internal snapshots, oldest first.
+    pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// Reads an image's sizes, flags and snapshots. Its backing files are not opened.
+pub async fn info(
+    path: &HostPath,
+    format: ImageFormat,
+    sharing: Sharing,
+) -> Result<ImageInfo, ImageError> {
+    let _settled = lock::shared(path).await?;
+    info_locked(path, format, sharing).await
+}
+
+/// [`info`] for a verb that holds the image's lock.
+pub(super) async fn info_locked(
+    path: &HostPath,
+    format: ImageFormat,
+    sharing: Sharing,
+) -> Result<ImageInfo, ImageError> {
+    inspect::vet_alone(path, format).await?;
+    let force_share: &[&str] = match sharing {
+        Sharing::Refuse => {
+            in_use::refuse(path, Access::Read).await?;
+            &[]
+        }
+        Sharing::Force => &["-U"],
+    };
+    let answer: Answer = QemuImg::new("info", path)
+        .args(["--output=json", "-f", format.as_str()])
+        .args(force_share.iter().copied())
+        .on_image()
+        .json(&Job::short())
+        .await?;
+    Ok(answer.into())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Answer {
+    virtual_size: u64,
+    #[serde(default)]
+    actual_size: u64,
+    cluster_size: Option<u64>,
+    #[serde(default)]
+    encrypted: bool,
+    backing_filename: Option<String>,
+    backing_filename_format: Option<String>,
+    #[serde(default)]
+    dirty_flag: bool,
+    #[serde(default)]
+    snapshots: Vec<SnapshotInfo>,
+}
+
+impl From<Answer> for ImageInfo {
+    fn from(answer: Answer) -> Self {
+        Self {
+            virtual_size: ByteSize::bytes(answer.virtual_size),
+            actual_size: ByteSize::bytes(answer.actual_size),
+            cluster_size: answer.cluster_size.map(ByteSize::bytes),
+            encrypted: answer.encrypted,
+            backing_file: answer.backing_filename,
+            backing_format: answer.backing_filename_format,
+            dirty: answer.dirty_flag,
+            snapshots: answer.snapshots,
+        }
+    }
+}

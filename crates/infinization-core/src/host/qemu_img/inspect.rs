@@ -1,0 +1,303 @@
+//! Looks at an image before QEMU does: is it a file, is it what it is said to be, and which other
+//! files would be opened with it.
+//!
+//! An image may name others in its header, and whoever made the image chose them. So a chain is
+//! followed here first: plain file names only (never `json:` or `nbd:`), the format recorded and
+//! qcow2 (a raw one would show any host file as the disk's content), inside the allowed
+//! directories, and not in a circle.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::header::{BackingClaim, HeaderError, LONGEST_HEADER, Qcow2Header};
+use super::job::blocking;
+use super::{ImageError, ImageFormat, vmdk};
+use crate::types::{ByteSize, HostPath};
+
+/// More links than this are a mistake or an attack; QEMU opens them all at once.
+const LONGEST_CHAIN: usize = 256;
+/// The bits of a level 1 entry that are an offset.
+const L1_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// What was found out about an image that may be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// The disk's size as a guest sees it; only qcow2 and raw are read by us.
+    pub virtual_size: Option<ByteSize>,
+    /// The files that will be opened with it, nearest first, without symbolic links.
+    pub backing_chain: Vec<HostPath>,
+}
+
+/// Says whether a machine may run on the image, of which `format` is what the caller knows, not
+/// what the file claims. Raw images are only checked to be files.
+///
+/// Refused: what is no file or block device (`INVALID_FORMAT`), corrupt, truncated or not closed
+/// cleanly (`IMAGE_CORRUPT`), encrypted (`INVALID_FORMAT`, as there is no secret to open it with),
+/// a backing chain that leads elsewhere (`UNSAFE_BACKING_FILE`), and a path outside `allowed` unless
+/// that is empty (`PERMISSION_DENIED`).
+pub async fn inspect(
+    path: &HostPath,
+    format: ImageFormat,
+    allowed: &[HostPath],
+) -> Result<Inspection, ImageError> {
+    let (image, allowed) = (path.clone(), allowed.to_vec());
+    blocking(path, move || {
+        let look = look_at(&image, format)?;
+        if let Some(header) = &look.header {
+            refuse_unusable(&image, header)?;
+            refuse_dirty(&image, header)?;
+            refuse_lost_tables(&image, header, &look)?;
+        }
+        let backing_chain = follow(&image, look.header.as_ref(), &allowed)?;
+        Ok(Inspection {
+            virtual_size: look.virtual_size(format),
+            backing_chain,
+        })
+    })
+    .await
+}
+
+/// For verbs that read or change the image and open its chain: everything [`inspect`] refuses,
+/// except damage that the verb itself is there to find or that reading does not touch.
+pub(super) async fn vet(
+    path: &HostPath,
+    format: ImageFormat,
+    allowed: &[HostPath],
+) -> Result<(), ImageError> {
+    let (image, allowed) = (path.clone(), allowed.to_vec());
+    blocking(path, move || {
+        let look = look_at(&image, format)?;
+        follow(&image, look.header.as_ref(), &allowed).map(drop)
+    })
+    .await
+}
+
+/// For verbs that open the image alone.
+pub(super) async fn vet_alone(path: &HostPath, format: ImageFormat) -> Result<(), ImageError> {
+    let image = path.clone();
+    blocking(path, move || look_at(&image, format).map(drop)).await
+}
+
+/// An open image and, of a qcow2, its header.
+struct Look {
+    file: File,
+    length: u64,
+    header: Option<Qcow2Header>,
+}
+
+impl Look {
+    fn virtual_size(&self, format: ImageFormat) -> Option<ByteSize> {
+        match (&self.header, format) {
+            (Some(header), _) => Some(ByteSize::bytes(header.virtual_size)),
+            (None, ImageFormat::Raw) => Some(ByteSize::bytes(self.length)),
+            (None, _) => None,
+        }
+    }
+}
+
+fn look_at(path: &HostPath, format: ImageFormat) -> Result<Look, ImageError> {
+    let (file, length) = open(path)?;
+    let header = match format {
+        ImageFormat::Qcow2 => Some(read_header(path, &file, length)?),
+        ImageFormat::Vmdk => {
+            vmdk::refuse_foreign_files(path, &file, length)?;
+            None
+        }
+        ImageFormat::Raw | ImageFormat::Vdi | ImageFormat::Vhdx => None,
+    };
+    Ok(Look {
+        file,
+        length,
+        header,
+    })
+}
+
+/// Opens what is a file, or a block device below `/dev`. Its kind is known before it is opened:
+/// opening a FIFO would wait, and opening some devices does something.
+fn open(path: &HostPath) -> Result<(File, u64), ImageError> {
+    let io = |source| ImageError::io(path, source);
+    let kind = fs::metadata(path.as_path()).map_err(io)?.file_type();
+    let device = kind.is_block_device() && path.as_path().starts_with("/dev");
+    if !kind.is_file() && !device {
+        return Err(ImageError::format(path, "is not a file, so it is no image"));
+    }
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path.as_path())
+        .map_err(io)?;
+    let length = file.seek(SeekFrom::End(0)).map_err(io)?;
+    Ok((file, length))
+}
+
+fn read_header(path: &HostPath, mut file: &File, length: u64) -> Result<Qcow2Header, ImageError> {
+    let io = |source| ImageError::io(path, source);
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0)).map_err(io)?;
+    file.take(LONGEST_HEADER)
+        .read_to_end(&mut bytes)
+        .map_err(io)?;
+    let header = Qcow2Header::parse(&bytes).map_err(|error| match error {
+        HeaderError::NotQcow2 => ImageError::format(path, "is not a qcow2 image"),
+        HeaderError::UnknownFeature => ImageError::format(path, "needs an unknown qcow2 feature"),
+        HeaderError::Broken(how) => ImageError::corrupt(path, how),
+    })?;
+    if header.external_data_file() {
+        return Err(ImageError::unsafe_backing(path, "an external data file"));
+    }
+    if header.fits(length) {
+        Ok(header)
+    } else {
+        Err(ImageError::corrupt(path, "is truncated"))
+    }
+}
+
+fn refuse_unusable(path: &HostPath, header: &Qcow2Header) -> Result<(), ImageError> {
+    if header.marked_corrupt() {
+        return Err(ImageError::corrupt(path, "is marked as corrupt"));
+    }
+    if header.encrypted() {
+        return Err(ImageError::format(
+            path,
+            "is encrypted, and no secret is known",
+        ));
+    }
+    Ok(())
+}
+
+fn refuse_dirty(path: &HostPath, header: &Qcow2Header) -> Result<(), ImageError> {
+    if header.dirty() {
+        Err(ImageError::corrupt(
+            path,
+            "was not closed cleanly: `qemu-img check -r all` repairs it",
+        ))
+    } else {
+        Ok(())
+    }
+}
+
+/// A file that was cut off mostly loses tables its level 1 table still points at.
+fn refuse_lost_tables(
+    path: &HostPath,
+    header: &Qcow2Header,
+    look: &Look,
+) -> Result<(), ImageError> {
+    let mut table = vec![0; header.l1_entries as usize * 8];
+    look.file
+        .read_exact_at(&mut table, header.l1_offset)
+        .map_err(|source| ImageError::io(path, source))?;
+    let (entries, _) = table.as_chunks();
+    let lost = entries
+        .iter()
+        .map(|entry| u64::from_be_bytes(*entry) & L1_OFFSET)
+        .any(|offset| offset != 0 && offset + header.cluster_size > look.length);
+    if lost {
+        Err(ImageError::corrupt(path, "is truncated"))
+    } else {
+        Ok(())
+    }
+}
+
+/// The files behind the image, each of which may be opened.
+fn follow(
+    image: &HostPath,
+    header: Option<&Qcow2Header>,
+    allowed: &[HostPath],
+) -> Result<Vec<HostPath>, ImageError> {
+    let allowed = canonical_roots(allowed);
+    let mut seen = HashSet::from([confined(image, image.as_path(), &allowed)?]);
+    let mut chain = Vec::new();
+    let mut overlay = image.as_path().to_owned();
+    let mut claim = header.and_then(|header| header.backing.clone());
+    while let Some(backing) = claim {
+        overlay = named_by(image, &overlay, &backing)?;
+        let real = confined(image, &overlay, &allowed)?;
+        if !seen.insert(real.clone()) || chain.len() == LONGEST_CHAIN {
+            return Err(ImageError::unsafe_backing(
+                image,
+                "its backing files lead in a circle",
+            ));
+        }
+        let (real, header) = link(&real).map_err(|why| ImageError::unsafe_backing(image, why))?;
+        chain.push(real);
+        claim = header.backing;
+    }
+    Ok(chain)
+}
+
+/// The path QEMU would open: relative names start at the overlay's directory.
+fn named_by(image: &HostPath, overlay: &Path, claim: &BackingClaim) -> Result<PathBuf, ImageError> {
+    let BackingClaim { name, format } = claim;
+    let first_part = name.split('/').next().unwrap_or_default();
+    if first_part.contains(':') {
+        return Err(ImageError::unsafe_backing(
+            image,
+            format!("{name:?} is no plain file name"),
+        ));
+    }
+    if format.as_deref() != Some(ImageFormat::Qcow2.as_str()) {
+        let format = format.as_deref().unwrap_or("none");
+        let why = format!("{name:?} must be recorded as qcow2, not {format}");
+        return Err(ImageError::unsafe_backing(image, why));
+    }
+    Ok(overlay.parent().unwrap_or(Path::new("/")).join(name))
+}
+
+/// One backing file, opened and read as the qcow2 it must be.
+fn link(real: &Path) -> Result<(HostPath, Qcow2Header), String> {
+    let text = real.to_str().ok_or("its path is not text")?;
+    let path = HostPath::parse(text).map_err(|why| format!("{text:?} {why}"))?;
+    let header = look_at(&path, ImageFormat::Qcow2)
+        .and_then(|look| {
+            let header = look
+                .header
+                .ok_or_else(|| ImageError::format(&path, "has no header"))?;
+            refuse_unusable(&path, &header)?;
+            Ok(header)
+        })
+        .map_err(|error| error.to_string())?;
+    Ok((path, header))
+}
+
+/// The file's real path, if it is inside one of `allowed` or nothing is confined.
+///
+/// A device stays as it was named: what its symbolic links in `/dev` point at is the host's choice.
+fn confined(image: &HostPath, file: &Path, allowed: &[PathBuf]) -> Result<PathBuf, ImageError> {
+    let real = if file.starts_with("/dev") {
+        Ok(file.to_owned())
+    } else {
+        file.canonicalize()
+    };
+    let of_image = file == image.as_path();
+    let real = real.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound if !of_image => {
+            ImageError::unsafe_backing(image, format!("{} does not exist", file.display()))
+        }
+        _ => ImageError::io(image, source),
+    })?;
+    if allowed.is_empty() || allowed.iter().any(|root| real.starts_with(root)) {
+        return Ok(real);
+    }
+    Err(if of_image {
+        ImageError::OutsideAllowed {
+            path: image.clone(),
+        }
+    } else {
+        ImageError::unsafe_backing(
+            image,
+            format!("{} is outside the allowed directories", real.display()),
+        )
+    })
+}
+
+/// A root that does not exist allows nothing, and keeps the list from being empty.
+fn canonical_roots(allowed: &[HostPath]) -> Vec<PathBuf> {
+    let real = |root: &HostPath| {
+        let root = root.as_path();
+        root.canonicalize().unwrap_or_else(|_| root.to_owned())
+    };
+    allowed.iter().map(real).collect()
+}

@@ -1,0 +1,47 @@
+//! Disk images, by way of `qemu-img`: create, inspect, resize, convert, check, offline snapshots.
+//!
+//! What holds for every verb:
+//! - The format is the caller's; none is ever probed, since a guest can write a header into its
+//!   disk. Paths are absolute and come after `--`.
+//! - A new image appears under its name whole or not at all, and never in the place of another
+//!   file: it grows as `.<file>.<random>.partial` beside it ([`partial`]).
+//! - An image that another process has open is `IMAGE_IN_USE` before anything else is said about it
+//!   ([`in_use`]); two verbs of this process wait for each other ([`lock`]).
+//! - What was begun on an existing image is carried to its end, even if the caller stops waiting.
+//!   Making a new image ends when the caller stops waiting, and leaves nothing.
+//! - A verb that opens an image's backing files has seen the chain first ([`inspect()`]).
+//!
+//! QEMU itself never learns of a path through here, and a running machine's disks are the monitor's
+//! business, not ours.
+
+mod check;
+mod command;
+mod convert;
+mod create;
+mod error;
+mod format;
+mod header;
+mod in_use;
+mod info;
+mod inspect;
+mod job;
+mod lock;
+mod partial;
+mod resize;
+mod snapshot;
+mod vmdk;
+
+pub use check::{ImageCheck, check};
+pub use convert::{ConvertImage, convert};
+pub use create::{CreateImage, Preallocation, create};
+pub use error::ImageError;
+pub use format::ImageFormat;
+pub use in_use::Holder;
+pub use info::{ImageInfo, Sharing, info};
+pub use inspect::{Inspection, inspect};
+pub use job::Job;
+pub use resize::{Resize, resize};
+pub use snapshot::{
+    SnapshotInfo, SnapshotName, create_snapshot, delete_snapshot, list_snapshots, revert_snapshot,
+    snapshot_exists,
+};

@@ -1,0 +1,163 @@
+//! An image that is not finished yet: a temporary file beside its target, which takes the target's
+//! name when it is whole and on disk, and goes away when anything fails.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use uuid::Uuid;
+
+use super::ImageError;
+use crate::types::HostPath;
+
+/// The temporary file of a target. Dropping it removes it.
+#[derive(Debug)]
+pub(super) struct Partial {
+    /// Where the bytes are now.
+    at: PathBuf,
+    target: HostPath,
+    kept: bool,
+}
+
+impl Partial {
+    /// Makes the file, empty and for its owner only. `IMAGE_ALREADY_EXISTS` if the target does.
+    pub(super) fn beside(target: &HostPath) -> Result<Self, ImageError> {
+        match fs::symlink_metadata(target.as_path()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(ImageError::io(target, source)),
+            Ok(_) => {
+                let path = target.clone();
+                return Err(ImageError::AlreadyExists { path });
+            }
+        }
+        let at = temporary_name(target);
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&at)
+            .map_err(|source| match ImageError::io(target, source) {
+                ImageError::NotFound { path } => ImageError::NoDirectory { path },
+                error => error,
+            })?;
+        let target = target.clone();
+        Ok(Self {
+            at,
+            target,
+            kept: false,
+        })
+    }
+
+    /// The temporary file's path.
+    pub(super) fn path(&self) -> &Path {
+        &self.at
+    }
+
+    /// Gives the file to `owner`, makes it durable, and gives it the target's name unless that is
+    /// taken by now. qemu-img writes without flushing, so this is where the bytes reach the disk.
+    pub(super) fn publish(mut self, owner: Option<(u32, u32)>) -> Result<(), ImageError> {
+        self.finish(owner)
+            .map_err(|source| ImageError::io(&self.target, source))?;
+        self.kept = true;
+        Ok(())
+    }
+
+    fn finish(&mut self, owner: Option<(u32, u32)>) -> io::Result<()> {
+        let file = File::open(&self.at)?;
+        if let Some((uid, gid)) = owner {
+            fchown(&file, Some(uid), Some(gid))?;
+        }
+        file.sync_all()?;
+        rename_exclusive(&self.at, self.target.as_path())?;
+        // From here on the target is this attempt's, and what a failure removes.
+        self.at = self.target.as_path().to_owned();
+        let directory = self.at.parent().unwrap_or(Path::new("/"));
+        File::open(directory)?.sync_all()
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.at) {
+            tracing::warn!(path = %self.at.display(), %error, "a partial image could not be removed");
+        }
+    }
+}
+
+/// `.<file>.<random>.partial`, within the 255 bytes a file name may have.
+fn temporary_name(target: &HostPath) -> PathBuf {
+    const LONGEST: usize = 200;
+    let path = target.as_path();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name: String = name
+        .char_indices()
+        .take_while(|(at, char)| at + char.len_utf8() <= LONGEST)
+        .map(|(_, char)| char)
+        .collect();
+    path.with_file_name(format!(".{name}.{}.partial", Uuid::new_v4().simple()))
+}
+
+/// Renames only if nothing has the new name. File systems that cannot (NFS) are asked for a second
+/// link, which cannot replace either.
+fn rename_exclusive(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::io::Errno;
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            fs::hard_link(from, to)?;
+            fs::remove_file(from)
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir).unwrap().flatten();
+        entries
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect()
+    }
+
+    fn target(dir: &tempfile::TempDir) -> HostPath {
+        HostPath::parse(dir.path().join("disk.qcow2").to_str().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn is_removed_unless_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let partial = Partial::beside(&target(&dir)).unwrap();
+        assert!(files(dir.path())[0].starts_with(".disk.qcow2."));
+        drop(partial);
+        assert!(files(dir.path()).is_empty());
+        Partial::beside(&target(&dir))
+            .unwrap()
+            .publish(None)
+            .unwrap();
+        assert_eq!(files(dir.path()), ["disk.qcow2"]);
+    }
+
+    #[test]
+    fn s4_never_replaces_a_file_that_came_in_between() {
+        let dir = tempfile::tempdir().unwrap();
+        let partial = Partial::beside(&target(&dir)).unwrap();
+        fs::write(target(&dir).as_path(), "theirs").unwrap();
+        let error = partial.publish(None).unwrap_err();
+        assert!(matches!(error, ImageError::AlreadyExists { .. }));
+        assert_eq!(fs::read(target(&dir).as_path()).unwrap(), b"theirs");
+        assert_eq!(files(dir.path()), ["disk.qcow2"]);
+    }
+
+    #[test]
+    fn long_names_still_fit() {
+        let long = HostPath::parse(format!("/srv/{}", "ä".repeat(125))).unwrap();
+        assert!(temporary_name(&long).file_name().unwrap().len() <= 255);
+    }
+}

@@ -1,0 +1,64 @@
+//! `qemu-img resize`: a larger disk, or with consent a smaller one.
+
+use super::command::QemuImg;
+use super::create::check_size;
+use super::in_use::{self, Access};
+use super::info::{Sharing, info_locked};
+use super::job::to_its_end;
+use super::{ImageError, ImageFormat, Job, inspect, lock};
+use crate::types::{ByteSize, HostPath};
+
+/// Which way an image may change its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resize {
+    /// A smaller size is refused (`DATA_LOSS_REFUSED`).
+    Grow,
+    /// A smaller size cuts off what lies beyond it.
+    GrowOrShrink,
+}
+
+/// Changes the disk's size; the guest's partitions are not touched. The same size is no work.
+pub async fn resize(
+    path: &HostPath,
+    format: ImageFormat,
+    size: ByteSize,
+    direction: Resize,
+) -> Result<(), ImageError> {
+    let image = path.clone();
+    to_its_end(path, async move {
+        let _alone = lock::exclusive(&image).await?;
+        inspect::vet(&image, format, &[]).await?;
+        in_use::refuse(&image, Access::Write).await?;
+        let now = info_locked(&image, format, Sharing::Refuse).await?;
+        check_size(&image, format, size, now.cluster_size)?;
+        match size.cmp(&now.virtual_size) {
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Greater => run(&image, format, size, &[]).await,
+            std::cmp::Ordering::Less if direction == Resize::GrowOrShrink => {
+                run(&image, format, size, &["--shrink"]).await
+            }
+            std::cmp::Ordering::Less => Err(ImageError::ShrinkRefused {
+                path: image,
+                from: now.virtual_size.as_bytes(),
+                to: size,
+            }),
+        }
+    })
+    .await
+}
+
+async fn run(
+    path: &HostPath,
+    format: ImageFormat,
+    size: ByteSize,
+    consent: &'static [&'static str],
+) -> Result<(), ImageError> {
+    QemuImg::new("resize", path)
+        .args(["-q", "-f", format.as_str()])
+        .args(consent.iter().copied())
+        .on_image()
+        .args([size.as_bytes().to_string()])
+        .run_as(&Job::short())
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! Internal snapshots of an image that no machine runs on. A running machine's snapshots are the
+//! monitor's business.
+
+use serde::Deserialize;
+
+use super::command::QemuImg;
+use super::in_use::{self, Access};
+use super::info::{ImageInfo, Sharing, info, info_locked};
+use super::job::to_its_end;
+use super::{ImageError, ImageFormat, Job, inspect, lock};
+use crate::types::{ByteSize, HostPath};
+
+const LONGEST_NAME: usize = 64;
+
+/// A snapshot's name: 1 to 64 letters, digits, `-` and `_`. It is not a number, since
+/// `qemu-img` would take that for an id, and does not start with `-`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SnapshotName(String);
+
+impl SnapshotName {
+    /// Checks the name (`INVALID_SNAPSHOT_NAME`).
+    pub fn parse(name: impl Into<String>) -> Result<Self, ImageError> {
+        let name = name.into();
+        let why = if name.is_empty() || name.len() > LONGEST_NAME {
+            "must have 1 to 64 characters"
+        } else if !name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        {
+            "must hold only letters, digits, '-' and '_'"
+        } else if name.starts_with('-') {
+            "must not start with '-'"
+        } else if name.bytes().all(|b| b.is_ascii_digit()) {
+            "must not be a number"
+        } else {
+            return Ok(Self(name));
+        };
+        Err(ImageError::InvalidSnapshotName { why })
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One internal snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "Listed")]
+pub struct SnapshotInfo {
+    /// The number the image gave it.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The saved memory of a machine, in bytes; 0 for a snapshot of the disk alone.
+    pub vm_state_size: ByteSize,
+    /// When it was made: ISO 8601, UTC, to the millisecond.
+    pub date: String,
+    /// How long the machine had run: `HH:MM:SS.mmm`.
+    pub vm_clock: String,
+}
+
+/// Makes a snapshot of the disk as it is. `SNAPSHOT_ALREADY_EXISTS` if the name is taken
+/// (`qemu-img` itself would make a second one).
+pub async fn create_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(), ImageError> {
+    change(path, name, |path, name, snapshots| {
+        if has(snapshots, name) {
+            Err(ImageError::SnapshotAlreadyExists {
+                path: path.clone(),
+                name: name.0.clone(),
+            })
+        } else {
+            Ok(Some("-c"))
+        }
+    })
+    .await
+}
+
+/// Puts the disk back to the snapshot; what was written since is lost. The snapshot stays.
+pub async fn revert_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(), ImageError> {
+    change(path, name, |path, name, snapshots| {
+        if has(snapshots, name) {
+            Ok(Some("-a"))
+        } else {
+            Err(ImageError::SnapshotNotFound {
+                path: path.clone(),
+                name: name.0.clone(),
+            })
+        }
+    })
+    .await
+}
+
+/// Deletes the snapshot. One that does not exist is deleted already.
+pub async fn delete_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(), ImageError> {
+    change(path, name, |_, name, snapshots| {
+        Ok(has(snapshots, name).then_some("-d"))
+    })
+    .await
+}
+
+/// All snapshots, oldest first.
+pub async fn list_snapshots(
+    path: &HostPath,
+    sharing: Sharing,
+) -> Result<Vec<SnapshotInfo>, ImageError> {
+    Ok(info(path, ImageFormat::Qcow2, sharing).await?.snapshots)
+}
+
+/// Whether there is a snapshot of this name. An image that does not exist has none; any other
+/// trouble is an error, never "no".
+pub async fn snapshot_exists(
+    path: &HostPath,
+    name: &SnapshotName,
+    sharing: Sharing,
+) -> Result<bool, ImageError> {
+    match list_snapshots(path, sharing).await {
+        Ok(snapshots) => Ok(has(&snapshots, name)),
+        Err(ImageError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn has(snapshots: &[SnapshotInfo], name: &SnapshotName) -> bool {
+    snapshots.iter().any(|snapshot| snapshot.name == name.0)
+}
+
+/// Decides on the snapshots there are which option to run, under the image's lock.
+async fn change(
+    path: &HostPath,
+    name: &SnapshotName,
+    decide: impl FnOnce(
+        &HostPath,
+        &SnapshotName,
+        &[SnapshotInfo],
+    ) -> Result<Option<&'static str>, ImageError>
+    + Send
+    + 'static,
+) -> Result<(), ImageError> {
+    let (image, name) = (path.clone(), name.clone());
+    to_its_end(path, async move {
+        let _alone = lock::exclusive(&image).await?;
+        inspect::vet(&image, ImageFormat::Qcow2, &[]).await?;
+        in_use::refuse(&image, Access::Write).await?;
+        let ImageInfo { snapshots, .. } =
+            info_locked(&image, ImageFormat::Qcow2, Sharing::Refuse).await?;
+        if let Some(option) = decide(&image, &name, &snapshots)? {
+            run(&image, option, &name).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// `qemu-img snapshot` has no `-f`, so the format goes into the image's options. A [`HostPath`]
+/// holds no `,` that would end the file name there.
+async fn run(path: &HostPath, option: &str, name: &SnapshotName) -> Result<(), ImageError> {
+    let options = format!("driver=qcow2,file.driver=file,file.filename={path}");
+    QemuImg::new("snapshot", path)
+        .args(["--image-opts", option, name.as_str(), "--", &options])
+        .run_as(&Job::short())
+        .await?;
+    Ok(())
+}
+
+/// A snapshot as `qemu-img info` lists it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Listed {
+    id: String,
+    name: String,
+    vm_state_size: u64,
+    date_sec: i64,
+    date_nsec: u32,
+    vm_clock_sec: u64,
+    vm_clock_nsec: u32,
+}
+
+impl From<Listed> for SnapshotInfo {
+    fn from(listed: Listed) -> Self {
+        Self {
+            id: listed.id,
+            name: listed.name,
+            vm_state_size: ByteSize::bytes(listed.vm_state_size),
+            date: iso_date(listed.date_sec, listed.date_nsec / 1_000_000),
+            vm_clock: clock(listed.vm_clock_sec, listed.vm_clock_nsec / 1_000_000),
+        }
+    }
+}
+
+fn clock(seconds: u64, millis: u32) -> String {
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+    format!("{hours:02}:{minutes:02}:{:02}.{millis:03}", seconds % 60)
+}
+
+/// Seconds since 1970 in the proleptic Gregorian calendar. Days are counted from 0000-03-01, so
+/// that the leap day is a year's last ("Euclidean affine functions", Neri and Schneider 2021).
+fn iso_date(seconds: i64, millis: u32) -> String {
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 {
+        from_march + 3
+    } else {
+        from_march - 9
+    };
+    let year = era * 400 + year_of_era + i64::from(month <= 2);
+    let clock = clock(second.unsigned_abs(), millis);
+    format!("{year:04}-{month:02}-{day:02}T{clock}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b16_refuses_names_qemu_img_could_misread() {
+        let long = "a".repeat(65);
+        for bad in [
+            "",
+            "a/b",
+            "-x",
+            "a b",
+            "7",
+            "007",
+            "ä",
+            "a\n",
+            "a,b",
+            long.as_str(),
+        ] {
+            assert!(SnapshotName::parse(bad).is_err(), "{bad:?} was taken");
+        }
+        for good in [
+            "before-update",
+            "1e5",
+            "_",
+            "backup-3f2b8c1e-7a4d",
+            &long[..64],
+        ] {
+            assert!(SnapshotName::parse(good).is_ok(), "{good:?} was refused");
+        }
+    }
+
+    #[test]
+    fn s9_reads_what_qemu_img_lists() {
+        let listed = r#"{ "icount": 0, "vm-clock-nsec": 83000000, "name": "s1",
+            "date-sec": 1795232753, "date-nsec": 255715000, "vm-clock-sec": 3723,
+            "id": "1", "vm-state-size": 4096 }"#;
+        let snapshot: SnapshotInfo = serde_json::from_str(listed).unwrap();
+        let expected = SnapshotInfo {
+            id: "1".to_owned(),
+            name: "s1".to_owned(),
+            vm_state_size: ByteSize::bytes(4096),
+            date: "2026-11-21T03:45:53.255Z".to_owned(),
+            vm_clock: "01:02:03.083".to_owned(),
+        };
+        assert_eq!(snapshot, expected);
+    }
+
+    #[test]
+    fn dates_are_right_around_leap_days() {
+        for (seconds, date) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399, "2000-02-28T23:59:59.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+            (-1, "1969-12-31T23:59:59.000Z"),
+        ] {
+            assert_eq!(iso_date(seconds, 0), date);
+        }
+    }
+}

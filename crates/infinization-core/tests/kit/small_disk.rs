@@ -1,0 +1,54 @@
+//! A file system that is soon full.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use tempfile::TempDir;
+
+/// A tmpfs in the mount namespace of a test (`super::in_private_network`). Dropping it unmounts it.
+#[derive(Debug)]
+pub struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// One of `kib` KiB.
+    pub fn new(kib: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let none: Option<&str> = None;
+        // Without this the mount would be seen by the host.
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        let size = format!("size={kib}k,mode=0700");
+        let (tmpfs, flags) = (Some("tmpfs"), MsFlags::empty());
+        mount(tmpfs, dir.path(), tmpfs, flags, Some(size.as_str())).unwrap();
+        Self(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes all the space that is left.
+    pub fn fill(&self) {
+        let ballast = self.path().join("ballast");
+        let mut ballast = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(ballast)
+            .unwrap();
+        while ballast.write_all(&[1; 4096]).is_ok() {}
+    }
+
+    /// Gives it back.
+    pub fn relieve(&self) {
+        fs::remove_file(self.path().join("ballast")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        umount2(self.path(), MntFlags::MNT_DETACH).unwrap();
+    }
+}
