@@ -105,12 +105,11 @@ impl Calls {
             (None, Err(_)) => self.unanswered.pop_first().map(|(_, call)| call),
             (None, Ok(_)) => None,
         };
-        match call {
-            Some(call) => {
-                let _abandoned = call.send(reply.outcome.map_err(CallFailure::Refused));
-            }
-            None => tracing::debug!(id = reply.id, "a reply to no call was dropped"),
-        }
+        let Some(call) = call else {
+            tracing::debug!(id = reply.id, "a reply to no call was dropped");
+            return;
+        };
+        let _abandoned = call.send(reply.outcome.map_err(CallFailure::Refused));
     }
 
     /// Fails every call, as its connection is lost.

@@ -150,9 +150,7 @@ impl QmpClient {
             return Err(CallFailure::Lost(Loss::Closed));
         }
         // The task drops the sender only when it ends.
-        answer
-            .await
-            .unwrap_or_else(|_| Err(CallFailure::Lost(Loss::Closed)))
+        answer.await.unwrap_or(Err(CallFailure::Lost(Loss::Closed)))
     }
 
     /// What QEMU said of itself when we first connected.

@@ -126,7 +126,7 @@ impl QmpClient {
     }
 
     async fn query<T: DeserializeOwned>(&self, command: &str) -> Result<T, QmpError> {
-        decode(command, &*self.execute(command, ()).await?)
+        decode(command, &self.execute(command, ()).await?)
     }
 
     async fn order(&self, command: &str, arguments: impl Serialize) -> Result<(), QmpError> {

@@ -33,7 +33,15 @@ pub(super) struct Dialer {
 #[derive(Debug)]
 pub(super) struct Wire {
     pub(super) inbox: Inbox,
-    pub(super) writer: OwnedWriteHalf,
+    pub(super) outbox: Outbox,
+}
+
+/// The writing half: bytes not yet taken by the other side.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    writer: OwnedWriteHalf,
+    bytes: Vec<u8>,
+    broken: bool,
 }
 
 /// The reading half: events go to their subscribers, everything else to the caller.
@@ -76,10 +84,11 @@ impl Dialer {
         let mut wire = self.connect().await?;
         let greeting = loop {
             let message = wire.inbox.next().await;
-            match message.map_err(|loss| loss.of("the handshake"))? {
-                Message::Greeting(greeting) => break greeting,
-                _ => tracing::debug!("a line before the greeting was dropped"),
+            let message = message.map_err(|loss| loss.of("the handshake"))?;
+            if let Message::Greeting(greeting) = message {
+                break greeting;
             }
+            tracing::debug!("a line before the greeting was dropped");
         };
         wire.call("qmp_capabilities").await?;
         Ok((wire, greeting))
@@ -97,7 +106,12 @@ impl Dialer {
             lines: Lines::new(reader, MAX_LINE),
             events: self.events.clone(),
         };
-        Ok(Wire { inbox, writer })
+        let outbox = Outbox {
+            writer,
+            bytes: Vec::new(),
+            broken: false,
+        };
+        Ok(Wire { inbox, outbox })
     }
 }
 
@@ -105,15 +119,42 @@ impl Wire {
     /// Runs one command while nothing else uses the connection.
     async fn call(&mut self, name: &'static str) -> Result<Box<RawValue>, QmpError> {
         let line = Command::new(name, ())?.encode(Some(0));
-        let sent = self.writer.write_all(&line).await;
+        let sent = self.outbox.writer.write_all(&line).await;
         sent.map_err(|_broken| Loss::Ended.of(name))?;
         loop {
-            match self.inbox.next().await.map_err(|loss| loss.of(name))? {
-                Message::Reply(reply) => {
-                    let refused = |refusal| CallFailure::Refused(refusal).of(name);
-                    return reply.outcome.map_err(refused);
-                }
-                _ => tracing::debug!("a line that is no reply was dropped"),
+            let message = self.inbox.next().await.map_err(|loss| loss.of(name))?;
+            if let Message::Reply(reply) = message {
+                let refused = |refusal| CallFailure::Refused(refusal).of(name);
+                return reply.outcome.map_err(refused);
+            }
+            tracing::debug!("a line that is no reply was dropped");
+        }
+    }
+}
+
+impl Outbox {
+    /// Takes a line to be sent by [`Outbox::flush`].
+    pub(super) fn put(&mut self, line: Vec<u8>) {
+        self.bytes = line;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Whether the other side takes nothing more. Its last words (SHUTDOWN) may still be unread,
+    /// so this alone does not end the connection.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Sends some of what waits. Dropping the future loses nothing.
+    pub(super) async fn flush(&mut self) {
+        match self.writer.write(&self.bytes).await {
+            Ok(sent) if sent > 0 => drop(self.bytes.drain(..sent)),
+            Ok(_) | Err(_) => {
+                self.broken = true;
+                self.bytes.clear();
             }
         }
     }

@@ -99,8 +99,7 @@ mod tests {
     use super::*;
 
     async fn all(chunks: &[&[u8]], limit: usize) -> (Vec<Vec<u8>>, Result<bool, LineError>) {
-        let mut source = tokio_test_source(chunks);
-        let mut lines = Lines::new(&mut source, limit);
+        let mut lines = Lines::new(source_of(chunks), limit);
         let mut taken = Vec::new();
         loop {
             let end = lines.fill().await;
@@ -114,11 +113,11 @@ mod tests {
     }
 
     /// A source that gives one chunk per read.
-    fn tokio_test_source(chunks: &[&[u8]]) -> impl AsyncRead + Unpin {
-        chunks.iter().fold(
-            Box::new(tokio::io::empty()) as Box<dyn AsyncRead + Unpin>,
-            { |before, chunk| Box::new(before.chain(io::Cursor::new(chunk.to_vec()))) },
-        )
+    fn source_of(chunks: &[&[u8]]) -> impl AsyncRead + Unpin {
+        let empty: Box<dyn AsyncRead + Unpin> = Box::new(tokio::io::empty());
+        chunks.iter().fold(empty, |before, chunk| {
+            Box::new(before.chain(io::Cursor::new(chunk.to_vec())))
+        })
     }
 
     #[tokio::test]

@@ -12,7 +12,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -110,10 +109,8 @@ impl Monitor {
     async fn serve(&mut self, wire: Wire) -> Loss {
         let Wire {
             mut inbox,
-            mut writer,
+            mut outbox,
         } = wire;
-        let mut outbox = Vec::new();
-        let mut writable = true;
         loop {
             tokio::select! {
                 () = self.closing.cancelled() => return Loss::Closed,
@@ -122,17 +119,10 @@ impl Monitor {
                         return loss;
                     }
                 }
-                written = writer.write(&outbox), if !outbox.is_empty() => match written {
-                    Ok(sent @ 1..) => drop(outbox.drain(..sent)),
-                    // QEMU takes nothing more, but its last words (SHUTDOWN) may still be unread.
-                    Ok(0) | Err(_) => {
-                        writable = false;
-                        outbox.clear();
-                    }
-                },
+                () = outbox.flush(), if !outbox.is_empty() => {}
                 request = self.requests.recv(), if outbox.is_empty() => match request {
-                    Some(request) if writable => outbox = self.calls.admit(request),
-                    Some(request) => request.fail(Loss::Ended),
+                    Some(request) if outbox.is_broken() => request.fail(Loss::Ended),
+                    Some(request) => outbox.put(self.calls.admit(request)),
                     None => return Loss::Closed,
                 },
             }
@@ -141,9 +131,8 @@ impl Monitor {
 
     fn take_replies(&mut self, inbox: &mut Inbox) -> Result<(), Loss> {
         while let Some(message) = inbox.take()? {
-            match message {
-                Message::Reply(reply) => self.calls.answer(reply),
-                _ => tracing::debug!("a line that is neither reply nor event was dropped"),
+            if let Message::Reply(reply) = message {
+                self.calls.answer(reply);
             }
         }
         Ok(())

@@ -66,16 +66,14 @@ impl Command {
     /// The line to send, with its line end.
     pub(super) fn encode(&self, id: Option<u64>) -> Vec<u8> {
         let Self { name, arguments } = self;
-        let mut line = format!(r#"{{"execute":"{name}""#);
-        if let Some(arguments) = arguments {
-            line.push_str(r#","arguments":"#);
-            line.push_str(arguments);
-        }
-        if let Some(id) = id {
-            line.push_str(&format!(r#","id":{id}"#));
-        }
-        line.push_str("}\n");
-        line.into_bytes()
+        let mut members = vec![format!(r#""execute":"{name}""#)];
+        members.extend(
+            arguments
+                .as_ref()
+                .map(|object| format!(r#""arguments":{object}"#)),
+        );
+        members.extend(id.map(|id| format!(r#""id":{id}"#)));
+        format!("{{{}}}\n", members.join(",")).into_bytes()
     }
 }
 

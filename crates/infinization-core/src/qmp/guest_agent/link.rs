@@ -71,13 +71,11 @@ impl Link {
 
     /// The connection, unless it is seen to be broken without waiting.
     pub(super) fn if_standing(mut self) -> Option<Self> {
-        match self.lines.fill().now_or_never() {
-            Some(Ok(false) | Err(_)) => None,
-            Some(Ok(true)) | None => {
-                self.in_step &= self.lines.is_empty();
-                Some(self)
-            }
+        if let Some(Ok(false) | Err(_)) = self.lines.fill().now_or_never() {
+            return None;
         }
+        self.in_step &= self.lines.is_empty();
+        Some(self)
     }
 
     /// Gets in step, unless it is. Safe to drop: the next call begins anew.

@@ -110,7 +110,7 @@ impl GuestAgent {
     }
 
     async fn query<T: DeserializeOwned>(&self, command: &str) -> Result<T, AgentError> {
-        decode(command, &*self.execute(command, ()).await?)
+        decode(command, &self.execute(command, ()).await?)
     }
 }
 
