@@ -14,10 +14,12 @@
 pub mod config;
 pub mod db;
 pub mod error;
+pub mod events;
 pub mod firewall;
 pub mod host;
 pub mod qemu;
 pub mod qmp;
 pub mod types;
+pub mod vm;
 
 pub use error::{Coded, ErrorClass, ErrorCode, Failure};

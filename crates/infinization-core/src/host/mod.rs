@@ -14,3 +14,4 @@ pub mod program;
 pub mod qemu_img;
 pub mod state_file;
 pub mod tap;
+pub mod users;

@@ -55,6 +55,32 @@ impl VmContext {
         self.services.events.publish(Source::Crud, action, Some(&self.vm_id), data);
     }
 
+    /// Makes the VM's state directory. Others may pass through it to files they are given.
+    pub(super) async fn make_directory(&self) -> Result<(), Failure> {
+        let made = tokio::fs::create_dir_all(&self.directory).await;
+        made.map_err(|error| self.directory_failure("made", &error))
+    }
+
+    /// Removes the VM's state directory, and with it the ledger.
+    pub(super) async fn remove_directory(&self) -> Result<(), Failure> {
+        match tokio::fs::remove_dir_all(&self.directory).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(self.directory_failure("removed", &error))
+            }
+            _ => {
+                self.ledger.discard();
+                Ok(())
+            }
+        }
+    }
+
+    fn directory_failure(&self, done: &str, error: &std::io::Error) -> Failure {
+        let path = self.directory.display().to_string();
+        Failure::new(ErrorCode::StateFile, format!("{path} could not be {done}: {error}"))
+            .of_vm(&self.vm_id)
+            .with("path", path)
+    }
+
     /// Emits what the guest did: the specific event, the resulting status, and `vm:event`.
     pub(super) fn guest_event(&self, event: &str, previous: &Status, new: &Status, qmp: Value) {
         let data = json!({

@@ -52,6 +52,10 @@ pub struct Contents {
     pub operation: Option<Operation>,
     /// When that began, in milliseconds since the Unix epoch.
     pub began_at_ms: u64,
+    /// The number of the first entry that operation may have added.
+    pub attempt: u64,
+    /// The number the next entry gets. Numbers are never used twice.
+    pub next: u64,
     /// Counts the QEMU processes this VM has had; events of an older one are dropped.
     pub generation: u64,
     /// The process that runs now.
@@ -72,8 +76,9 @@ impl Ledger {
     pub fn open(directory: &Path) -> Result<Self, StateFileError> {
         let path = directory.join(FILE);
         let contents = match state_file::read(&path)? {
+            // Its checksum fits but its words do not: no less damaged than a torn one.
             Some(body) => serde_json::from_slice(&body)
-                .map_err(|source| StateFileError::Malformed { path: path.clone(), source })?,
+                .map_err(|_words| StateFileError::Torn { path: path.display().to_string() })?,
             None => Contents::default(),
         };
         Ok(Self { path, contents: Mutex::new(contents) })
@@ -89,14 +94,15 @@ impl Ledger {
         self.change(|contents| {
             contents.operation = Some(operation);
             contents.began_at_ms = now_ms;
+            contents.attempt = contents.next;
         })
     }
 
     /// Notes what a stage is about to acquire, before it does. Answers the entries' numbers.
     pub fn intend(&self, undos: &[Undo]) -> Result<Vec<u64>, StateFileError> {
         self.change(|contents| {
-            let first = contents.entries.last().map_or(0, |last| last.number + 1);
-            let numbers: Vec<u64> = (first..).take(undos.len()).collect();
+            let numbers: Vec<u64> = (contents.next..).take(undos.len()).collect();
+            contents.next += numbers.len() as u64;
             contents.entries.extend(undos.iter().zip(&numbers).map(|(undo, &number)| Entry {
                 number,
                 undo: undo.clone(),
@@ -157,8 +163,10 @@ impl Ledger {
         let mut next = contents.clone();
         let answer = change(&mut next);
         if next != *contents {
-            let body = serde_json::to_vec(&next)
-                .map_err(|source| StateFileError::Malformed { path: self.path.clone(), source })?;
+            let body = serde_json::to_vec(&next).map_err(|error| StateFileError::Write {
+                path: self.path.display().to_string(),
+                source: error.into(),
+            })?;
             state_file::write(&self.path, &body, Durability::ProcessCrash)?;
             *contents = next;
         }

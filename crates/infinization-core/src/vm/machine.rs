@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -98,11 +99,16 @@ impl Machine {
 
     /// QEMU exited without a word.
     async fn crashed(&mut self, exit: Exit) {
+        if let Some(live) = &self.live {
+            let pid = live.view.process.pid();
+            self.died_unseen(pid, exit).await;
+        }
+    }
+
+    /// QEMU is gone and nobody asked for it. The row first, then the clean-up, then the listeners.
+    pub(super) async fn died_unseen(&mut self, pid: i32, exit: Exit) {
         let cause = self.cause_of(&exit);
-        let (pid, last_known) = match &self.live {
-            Some(live) => (live.view.process.pid(), self.shown.clone()),
-            None => return,
-        };
+        let last_known = self.shown.clone();
         let detected_at = now_ms();
         self.write_off().await;
         let stuck = self.settle(&cause).await;
@@ -118,6 +124,14 @@ impl Machine {
         self.context.crud("crash", Value::Null);
         let (events, vm_id) = (&self.context.services.events, &self.context.vm_id);
         events.publish(Source::HealthMonitor, "crash", Some(vm_id), data);
+        self.alert(&stuck);
+    }
+
+    /// QEMU is gone for a reason that is no crash.
+    pub(super) async fn gone(&mut self, cause: &EndCause) {
+        let stuck = self.settle(cause).await;
+        self.write_off().await;
+        self.tell_off("SHUTDOWN", &Value::Null);
         self.alert(&stuck);
     }
 
@@ -196,7 +210,7 @@ impl Machine {
     /// Reads what is left in the event queue of a QEMU that has exited.
     pub(super) fn take_in_ending(&mut self) {
         let Some(live) = &mut self.live else { return };
-        while let Some(event) = live.events.try_next() {
+        while let Some(Some(event)) = live.events.next().now_or_never() {
             if let MonitorEvent::Event(event) = event {
                 note_ending(live, &event);
             }
@@ -275,7 +289,7 @@ impl Machine {
 }
 
 /// Keeps what a SHUTDOWN event says until the process has exited.
-fn note_ending(live: &mut Live, event: &QmpEvent) {
+pub(super) fn note_ending(live: &mut Live, event: &QmpEvent) {
     if let EventKind::Shutdown { reason, .. } = event.kind() {
         let data = serde_json::from_str(event.data.get()).unwrap_or_default();
         live.ending = Some(Ending { reason: reason.as_str().to_owned(), data });

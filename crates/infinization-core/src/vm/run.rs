@@ -4,14 +4,13 @@
 //! panic or a cancellation undoes exactly the entries this attempt added, newest first, and reports
 //! both what failed and what could not be undone.
 
-use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::action::{Action, Release};
@@ -50,6 +49,19 @@ pub struct Stuck {
     pub attempts: u32,
 }
 
+impl Stuck {
+    /// `CleanupResourceState` of the public contract.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "type": self.entry.undo.release.name(),
+            "identifier": self.entry.undo.release,
+            "status": "FAILED",
+            "attempts": self.attempts,
+            "lastError": self.failure.to_string(),
+        })
+    }
+}
+
 /// One attempt at an operation of one VM.
 #[derive(Debug)]
 pub struct Run<'a> {
@@ -72,20 +84,17 @@ impl<'a> Run<'a> {
 
     /// Performs the whole plan, or nothing: after an error everything it did has been undone.
     pub async fn execute(&self, plan: &Plan) -> Result<(), Failure> {
-        let mut ours = BTreeSet::new();
         for (number, stage) in plan.stages.iter().enumerate() {
-            if let Err(failure) = self.stage(stage, &mut ours).await {
+            if let Err(failure) = self.stage(stage).await {
                 tracing::debug!(stage = number, error = %failure, "rolling back");
-                return Err(self.roll_back(&ours, failure).await);
+                return Err(self.roll_back(failure).await);
             }
         }
         Ok(())
     }
 
-    /// Undoes an attempt whose steps all succeeded but whose purpose failed afterwards.
-    pub async fn roll_back(&self, ours: &BTreeSet<u64>, failure: Failure) -> Failure {
-        let entries = self.entries(|entry| ours.contains(&entry.number));
-        let stuck = release(self.effects, self.ledger, self.bench, entries, Order::NewestFirst).await;
+    async fn roll_back(&self, failure: Failure) -> Failure {
+        let stuck = undo_attempt(self.effects, self.ledger, self.bench).await;
         if stuck.is_empty() {
             return failure;
         }
@@ -96,13 +105,12 @@ impl<'a> Run<'a> {
         failure.with("notUndone", left)
     }
 
-    async fn stage(&self, steps: &[Step], ours: &mut BTreeSet<u64>) -> Result<(), Failure> {
+    async fn stage(&self, steps: &[Step]) -> Result<(), Failure> {
         if self.cancel.is_cancelled() {
             return Err(Failure::new(ErrorCode::Aborted, "the operation was aborted"));
         }
         let undos: Vec<_> = steps.iter().flat_map(|step| step.undo.clone()).collect();
         let numbers = self.ledger.intend(&undos)?;
-        ours.extend(&numbers);
 
         let mut rest = numbers.as_slice();
         let attempts = steps.iter().map(|step| {
@@ -132,10 +140,13 @@ impl<'a> Run<'a> {
             }
         }
     }
+}
 
-    fn entries(&self, keep: impl Fn(&Entry) -> bool) -> Vec<Entry> {
-        self.ledger.contents().entries.into_iter().filter(keep).collect()
-    }
+/// Undoes what the operation in the ledger has added, newest first. The rest is told.
+pub async fn undo_attempt(effects: &dyn Effects, ledger: &Ledger, bench: &Bench) -> Vec<Stuck> {
+    let contents = ledger.contents();
+    let ours = contents.entries.into_iter().filter(|entry| entry.number >= contents.attempt);
+    release(effects, ledger, bench, ours.collect(), Order::NewestFirst).await
 }
 
 /// Whether releases depend on each other.

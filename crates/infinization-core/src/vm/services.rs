@@ -1,17 +1,30 @@
 //! What all VMs of one manager share.
 
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::ManagerConfig;
-use crate::db::Database;
+use crate::config::{Context, ManagerConfig, Transport};
 use crate::db::sqlite::SqliteDatabase;
+use crate::db::{Database, RuleSplit};
+use crate::error::{ErrorCode, Failure};
 use crate::events::EventBus;
+use crate::firewall::{self, Capabilities, Compiled, Conntrack, HostService, VmFirewall};
+use crate::host::cgroup::Cgroups;
 use crate::host::display_port::DisplayPorts;
 use crate::host::link::Links;
 use crate::host::nft::Nft;
+use crate::types::{FirewallDefaultAction, MacAddr, VmId, VmNames};
+
+use super::context::VmContext;
+use super::effects::HostEffects;
+use super::ledger::Ledger;
+use super::run::Effects;
+
+/// Puts something between the operations and the host: how a test fails or kills at step *n*.
+pub type EffectsWrapper = Arc<dyn Fn(Arc<dyn Effects>) -> Arc<dyn Effects> + Send + Sync>;
 
 /// The manager's settings and its connections to the host and the database.
-#[derive(Debug)]
 pub struct Services {
     /// Directories and defaults.
     pub config: ManagerConfig,
@@ -25,6 +38,97 @@ pub struct Services {
     pub links: Links,
     /// nftables.
     pub nft: Nft,
+    /// What the kernel's bridge family can do.
+    pub capabilities: Capabilities,
     /// Display ports of this process' VMs.
     pub display_ports: DisplayPorts,
+    /// QEMU's own cgroups.
+    pub cgroups: Cgroups,
+    /// What parsing a VM's configuration needs to know.
+    pub parser: Context,
+    /// Put around every VM's effects.
+    pub wrap_effects: Option<EffectsWrapper>,
+}
+
+impl std::fmt::Debug for Services {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Services").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Services {
+    /// Where a VM's spec, ledger and logs are.
+    pub fn directory_of(&self, vm_id: &VmId) -> PathBuf {
+        self.config.state_dir.as_path().join("vms").join(vm_id.as_str())
+    }
+
+    /// One VM's surroundings; reads its ledger.
+    pub fn context_of(self: &Arc<Self>, vm_id: &VmId) -> Result<VmContext, Failure> {
+        let (names, directory) = (VmNames::of(vm_id), self.directory_of(vm_id));
+        let ledger = Arc::new(Ledger::open(&directory)?);
+        let host: Arc<dyn Effects> = Arc::new(HostEffects::new(
+            vm_id.clone(),
+            names.clone(),
+            directory.clone(),
+            Arc::clone(&ledger),
+            Arc::clone(self),
+        ));
+        let effects = match &self.wrap_effects {
+            Some(wrap) => wrap(host),
+            None => host,
+        };
+        let services = Arc::clone(self);
+        Ok(VmContext { vm_id: vm_id.clone(), names, directory, ledger, effects, services })
+    }
+
+    /// Compiles one VM's rules for this kernel.
+    pub(super) fn compile_firewall(
+        &self,
+        vm_id: &VmId,
+        mac: MacAddr,
+        bridge_addresses: Vec<IpAddr>,
+        rules: &RuleSplit,
+        default_action: FirewallDefaultAction,
+    ) -> Result<Compiled, Failure> {
+        let host_services = self.config.host_services.iter().map(|service| HostService {
+            protocol: match service.protocol {
+                Transport::Tcp => firewall::Transport::Tcp,
+                Transport::Udp => firewall::Transport::Udp,
+            },
+            port: service.port,
+        });
+        let conntrack =
+            if self.capabilities.conntrack { Conntrack::Stateful } else { Conntrack::Stateless };
+        Ok(firewall::compile(&VmFirewall {
+            vm_id: vm_id.clone(),
+            tap: VmNames::of(vm_id).tap,
+            mac,
+            known_addresses: Vec::new(),
+            bridge_addresses,
+            host_services: host_services.collect(),
+            department_rules: rules.department_rules.clone(),
+            vm_rules: rules.vm_rules.clone(),
+            default_action,
+            conntrack,
+            reject: self.capabilities.reject,
+        })?)
+    }
+
+    /// This host's own addresses.
+    pub(super) async fn local_addresses(&self) -> Result<Vec<IpAddr>, Failure> {
+        tokio::task::spawn_blocking(|| {
+            let addresses = nix::ifaddrs::getifaddrs()?;
+            Ok(addresses.filter_map(|found| ip_of(found.address.as_ref()?)).collect())
+        })
+        .await
+        .unwrap_or(Err(nix::Error::EIO))
+        .map_err(|error: nix::Error| {
+            Failure::new(ErrorCode::NetlinkFailed, format!("the host's addresses could not be read: {error}"))
+        })
+    }
+}
+
+fn ip_of(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }

@@ -121,6 +121,10 @@ impl VmHandle {
 async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Request>) {
     let mut waiting = VecDeque::new();
     loop {
+        // An exit goes before a waiting request, too.
+        if let Some(exit) = machine.exited().now_or_never() {
+            machine.on_exit(exit).await;
+        }
         let request = match waiting.pop_front() {
             Some(request) => request,
             None => tokio::select! {
