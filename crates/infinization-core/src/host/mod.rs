@@ -2,6 +2,7 @@
 //! `qemu-img`, processes, cgroups. They are told what to do by plans and decide nothing.
 
 pub mod accelerator;
+pub mod affinity;
 pub mod bridge;
 pub mod cgroup;
 pub mod dir_lock;

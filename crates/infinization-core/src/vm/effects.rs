@@ -28,6 +28,7 @@ use crate::db::{ConfigurationUpdate, CpuPinning};
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
 use crate::firewall::ChainNames;
+use crate::host::affinity;
 use crate::host::cgroup::{self, Placement};
 use crate::host::process::{self, ProcessHandle, RunAs, SpawnSpec, StderrLog};
 use crate::host::qemu_img::{self, CreateImage, ImageFormat, Job};
@@ -135,10 +136,10 @@ impl Effects for HostEffects {
             Release::RemoveFile { path } => blocking(path.clone(), |path| remove_file(&path)).await,
             Release::DeleteTap { tap } => Ok(tap::delete(&self.services.links, tap).await?),
             Release::DetachTap { tap } => self.detach_tap(tap).await,
-            Release::DetachFirewall => Ok(self.services.nft.detach_vm(tap).await?),
+            Release::DetachFirewall => Ok(self.services.nft.detach(tap).await?),
             Release::RemoveFirewall => {
                 let chains = ChainNames::of(&self.vm_id);
-                Ok(self.services.nft.remove_vm(&chains, std::slice::from_ref(tap)).await?)
+                Ok(self.services.nft.remove_vm(&chains).await?)
             }
             Release::EndQemu => match bench.process() {
                 Some(process) => Ok(process.kill_now().await.map(drop)?),
@@ -372,7 +373,7 @@ async fn set_password(protocol: DisplayProtocol, bench: &Bench) -> Result<(), Fa
 async fn pin_vcpus(cpus: &[u32], bench: &Bench) -> Result<(), Failure> {
     let vcpus = monitor(bench)?.query_cpus_fast().await?;
     for (vcpu, cpu) in vcpus.iter().zip(cpus.iter().cycle()) {
-        process::pin_thread(vcpu.thread_id, *cpu)?;
+        affinity::pin_thread(vcpu.thread_id, *cpu)?;
     }
     Ok(())
 }

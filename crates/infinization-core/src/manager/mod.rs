@@ -1,0 +1,400 @@
+//! The manager: every public verb, one method each.
+//!
+//! It parses what the verbs are given, knows the VMs' tasks and hands requests to them. It holds no
+//! VM state of its own: what a VM is, its task knows and its ledger says.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `mod` | construction, `initialize`, `shutdown`, the verbs on one VM |
+//! | `startup` | opening the database, probing the host, taking VMs back |
+//! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
+//! | `guest_access` | block devices, CD-ROMs, raw QMP, the guest agent |
+
+mod guest_access;
+mod startup;
+mod store;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Parsed, StartOptions, StopOptions, VmConfig};
+use crate::error::{ErrorCode, Failure};
+use crate::events::{Event, EventBus, now_ms};
+use crate::monitor::HealthMonitor;
+use crate::types::VmId;
+use crate::vm::status::Status;
+use crate::vm::{EffectsWrapper, Recovered, ReconcileSummary, Services, StatusResult, Verb, VmHandle};
+
+/// For asking a monitor its status: a QEMU that hangs must not hold up its status for long.
+const STATUS_DEADLINE: Duration = Duration::from_secs(2);
+/// The statuses `reconcileStartupState` looks at unless told otherwise.
+const TRANSIENT: [&str; 3] = ["starting", "powering_off_update", "rebuilding"];
+
+/// Manages the VMs of one state directory. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Manager {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    given: Value,
+    events: EventBus,
+    wrap_effects: Option<EffectsWrapper>,
+    phase: Mutex<Phase>,
+    starting: tokio::sync::Mutex<()>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Manager").finish_non_exhaustive()
+    }
+}
+
+/// Where the manager is in its life.
+enum Phase {
+    New,
+    Open(Arc<Open>),
+    Closed,
+}
+
+/// An initialized manager.
+struct Open {
+    services: Arc<Services>,
+    vms: Mutex<HashMap<VmId, VmHandle>>,
+    monitor: HealthMonitor,
+    _lock: crate::host::dir_lock::DirLock,
+}
+
+impl Manager {
+    /// Takes `InfinizationConfig`'s plain data. Does nothing yet; `initialize` checks it.
+    pub fn new(config: Value) -> Self {
+        Self::with_effects(config, None)
+    }
+
+    /// As [`Manager::new`], with something put between the operations and the host.
+    pub fn with_effects(config: Value, wrap_effects: Option<EffectsWrapper>) -> Self {
+        let inner = Inner {
+            given: config,
+            events: EventBus::default(),
+            wrap_effects,
+            phase: Mutex::new(Phase::New),
+            starting: tokio::sync::Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Everything that happens from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.inner.events.subscribe()
+    }
+
+    /// Whether `initialize` has succeeded and `shutdown` was not called.
+    pub fn is_initialized(&self) -> bool {
+        matches!(*self.phase(), Phase::Open(_))
+    }
+
+    /// Opens the database, probes the host and takes running VMs back. Idempotent once it
+    /// succeeded; after a failure it may be called again.
+    pub async fn initialize(&self) -> Result<(), Failure> {
+        let _one_at_a_time = self.inner.starting.lock().await;
+        match &*self.phase() {
+            Phase::Open(_) => return Ok(()),
+            Phase::Closed => return Err(Failure::new(ErrorCode::Closed, "the instance was shut down")),
+            Phase::New => {}
+        }
+        let open = startup::open(&self.inner).await?;
+        open.take_back_all().await?;
+        open.start_monitor().await;
+        *self.phase() = Phase::Open(open);
+        Ok(())
+    }
+
+    /// Stops watching. VMs go on; the next instance takes them back.
+    pub async fn shutdown(&self) -> Result<(), Failure> {
+        let _one_at_a_time = self.inner.starting.lock().await;
+        let phase = std::mem::replace(&mut *self.phase(), Phase::Closed);
+        if let Phase::Open(open) = phase {
+            open.monitor.stop();
+            let handles: Vec<VmHandle> = open.vms().drain().map(|(_, handle)| handle).collect();
+            for handle in handles {
+                if let Some(live) = handle.view().live {
+                    live.qmp.close().await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What `create_vm` would do, without touching anything.
+    pub async fn plan_vm(&self, config: Value) -> Result<Value, Failure> {
+        let open = self.open()?;
+        let Parsed { config, warnings } = VmConfig::parse(&config, &open.services.parser)?;
+        // A context of its own, never a task: planning leaves no trace.
+        let context = open.services.context_of(&config.id)?;
+        let (plan, found) = context.plan_create(&config).await?;
+        let mut said: Vec<String> = warnings.iter().map(|w| format!("{} {}", w.path, w.message)).collect();
+        said.extend(found);
+        let mut shown = to_value(&plan)?;
+        shown["vmId"] = json!(config.id);
+        shown["warnings"] = json!(said);
+        Ok(shown)
+    }
+
+    /// `createVM`.
+    pub async fn create_vm(&self, config: Value, cancel: CancellationToken) -> Result<Value, Failure> {
+        let open = self.open()?;
+        let Parsed { config, warnings } = VmConfig::parse(&config, &open.services.parser)?;
+        let handle = open.handle(&config.id)?;
+        let created = handle.create(config, warnings, cancel).await;
+        open.drop_if_empty(&handle);
+        to_value(&created?)
+    }
+
+    /// `startVM`.
+    pub async fn start_vm(
+        &self,
+        vm_id: String,
+        options: Value,
+        cancel: CancellationToken,
+    ) -> Result<Value, Failure> {
+        let options = StartOptions::parse(&options)?.config;
+        self.verb(&vm_id, Verb::Start { options, cancel }).await
+    }
+
+    /// `stopVM`.
+    pub async fn stop_vm(&self, vm_id: String, options: Value) -> Result<Value, Failure> {
+        let options = StopOptions::parse(&options)?.config;
+        self.verb(&vm_id, Verb::Stop(options)).await
+    }
+
+    /// `restartVM`.
+    pub async fn restart_vm(&self, vm_id: String) -> Result<Value, Failure> {
+        self.verb(&vm_id, Verb::Restart).await
+    }
+
+    /// `suspendVM`.
+    pub async fn suspend_vm(&self, vm_id: String) -> Result<Value, Failure> {
+        self.verb(&vm_id, Verb::Suspend).await
+    }
+
+    /// `resumeVM`.
+    pub async fn resume_vm(&self, vm_id: String) -> Result<Value, Failure> {
+        self.verb(&vm_id, Verb::Resume).await
+    }
+
+    /// `resetVM`.
+    pub async fn reset_vm(&self, vm_id: String) -> Result<Value, Failure> {
+        self.verb(&vm_id, Verb::Reset).await
+    }
+
+    /// `destroyVM`: an absent machine is destroyed already.
+    pub async fn destroy_vm(&self, vm_id: String) -> Result<Value, Failure> {
+        let open = self.open()?;
+        let vm_id = parse_id(&vm_id)?;
+        let handle = open.handle(&vm_id)?;
+        let destroyed = handle.verb(Verb::Destroy { with_data: false }).await;
+        open.drop_if_empty(&handle);
+        to_value(&destroyed?)
+    }
+
+    /// `getVMStatus`. Never waits for an operation of the VM.
+    pub async fn get_vm_status(&self, vm_id: String) -> Result<Value, Failure> {
+        let open = self.open()?;
+        let vm_id = parse_id(&vm_id)?;
+        let row = open.services.database.find_machine(&vm_id).await.map_err(|error| {
+            Failure::caused_by(ErrorCode::DatabaseError, "the machine could not be read", error)
+        })?;
+        let row = row.ok_or_else(|| not_found(&vm_id))?;
+        let view = open.vms().get(&vm_id).map(VmHandle::view).unwrap_or_default();
+        let live = view.live.filter(|live| live.process.is_alive());
+        let qmp_status = match &live {
+            Some(live) => match tokio::time::timeout(STATUS_DEADLINE, live.qmp.query_status()).await {
+                Ok(Ok(status)) => Some(status.status.as_str().to_owned()),
+                _ => None,
+            },
+            None => None,
+        };
+        let status = Status::parse(&row.status);
+        let uptime = |live: &Arc<crate::vm::LiveView>| {
+            Duration::from_millis(now_ms().saturating_sub(live.started_at_ms)).as_secs_f64()
+        };
+        to_value(&StatusResult {
+            consistent: consistent(&status, live.is_some()),
+            status: row.status,
+            qmp_status,
+            pid: live.as_ref().map(|live| live.process.pid()),
+            uptime: live.as_ref().map(uptime),
+            process_alive: live.is_some(),
+            tap_device: live.as_ref().map(|live| live.tap.clone()),
+            qmp_socket_path: live.as_ref().map(|live| live.qmp_socket.clone()),
+            last_exit: view.last_exit,
+            vm_id,
+        })
+    }
+
+    /// `getActiveVMs`: VMs whose QEMU is ours now. Empty before `initialize`.
+    pub fn get_active_vms(&self) -> Vec<String> {
+        let Ok(open) = self.open() else { return Vec::new() };
+        let vms = open.vms();
+        let alive = vms.iter().filter(|(_, handle)| handle.view().live.is_some());
+        alive.map(|(vm_id, _)| vm_id.to_string()).collect()
+    }
+
+    /// `reconcileStartupState`: settles rows that an earlier process left between two states.
+    pub async fn reconcile_startup_state(&self, statuses: Option<Vec<String>>) -> Result<Value, Failure> {
+        let open = self.open()?;
+        let statuses = statuses.unwrap_or_else(|| TRANSIENT.map(str::to_owned).to_vec());
+        let statuses: Vec<&str> = statuses.iter().map(String::as_str).collect();
+        to_value(&open.reconcile(&statuses).await?)
+    }
+
+    /// The health monitor.
+    pub fn health(&self) -> Result<HealthMonitor, Failure> {
+        Ok(self.open()?.monitor.clone())
+    }
+
+    async fn verb(&self, vm_id: &str, verb: Verb) -> Result<Value, Failure> {
+        let open = self.open()?;
+        let vm_id = parse_id(vm_id)?;
+        let handle = open.known(&vm_id).await?;
+        to_value(&handle.verb(verb).await?)
+    }
+
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.inner.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) -> Result<Arc<Open>, Failure> {
+        match &*self.phase() {
+            Phase::Open(open) => Ok(Arc::clone(open)),
+            Phase::New => Err(Failure::new(ErrorCode::NotInitialized, "initialize() has not succeeded yet")),
+            Phase::Closed => Err(Failure::new(ErrorCode::Closed, "the instance was shut down")),
+        }
+    }
+}
+
+impl Open {
+    fn vms(&self) -> MutexGuard<'_, HashMap<VmId, VmHandle>> {
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The VM's task, started if need be.
+    fn handle(&self, vm_id: &VmId) -> Result<VmHandle, Failure> {
+        let mut vms = self.vms();
+        if let Some(handle) = vms.get(vm_id) {
+            return Ok(handle.clone());
+        }
+        let handle = VmHandle::spawn(self.services.context_of(vm_id)?);
+        vms.insert(vm_id.clone(), handle.clone());
+        Ok(handle)
+    }
+
+    /// The task of a VM that has one or has a row. Asking for others starts none.
+    async fn known(&self, vm_id: &VmId) -> Result<VmHandle, Failure> {
+        if let Some(handle) = self.vms().get(vm_id) {
+            return Ok(handle.clone());
+        }
+        let row = self.services.database.find_machine(vm_id).await.map_err(|error| {
+            Failure::caused_by(ErrorCode::DatabaseError, "the machine could not be read", error)
+        })?;
+        row.ok_or_else(|| not_found(vm_id))?;
+        self.handle(vm_id)
+    }
+
+    /// Lets the task of a VM that holds nothing end.
+    fn drop_if_empty(&self, handle: &VmHandle) {
+        let context = handle.context();
+        let empty = handle.view().live.is_none() && context.ledger.contents().entries.is_empty();
+        if empty {
+            self.vms().remove(&context.vm_id);
+        }
+    }
+
+    async fn reconcile(&self, statuses: &[&str]) -> Result<ReconcileSummary, Failure> {
+        let rows = self.services.database.find_machines_by_statuses(statuses).await?;
+        let mut summary = ReconcileSummary {
+            total_checked: rows.len(),
+            timestamp: now_ms(),
+            ..ReconcileSummary::default()
+        };
+        for row in rows {
+            let outcome = match VmId::parse(row.id.as_str()) {
+                Ok(vm_id) => self.reconcile_one(&vm_id, &row.status).await,
+                Err(error) => Err(Failure::new(ErrorCode::InvalidInput, format!("id {error}"))),
+            };
+            match outcome {
+                Ok(Settled::Running) => summary.promoted_to_running.push(row.id),
+                Ok(Settled::Off) => summary.reset_to_off.push(row.id),
+                Ok(Settled::Error) => summary.reset_to_error.push(row.id),
+                Ok(Settled::Skipped) => summary.skipped.push(row.id),
+                Err(error) => {
+                    tracing::warn!(vm = row.id, %error, "not reconciled");
+                    summary.skipped.push(row.id);
+                }
+            }
+        }
+        Ok(summary)
+    }
+
+    async fn reconcile_one(&self, vm_id: &VmId, status: &str) -> Result<Settled, Failure> {
+        let handle = self.handle(vm_id)?;
+        let (alive, dead) = match status {
+            "rebuilding" => (None, "error"),
+            _ => (Some("running"), "off"),
+        };
+        match handle.recover().await? {
+            Recovered::Skipped(_) => Ok(Settled::Skipped),
+            Recovered::Alive => {
+                if let Some(alive) = alive {
+                    self.services.database.update_machine_status(vm_id, alive, &["error"]).await?;
+                }
+                Ok(Settled::Running)
+            }
+            Recovered::Nothing | Recovered::Off | Recovered::Undone => {
+                self.services.database.update_machine_status(vm_id, dead, &["error"]).await?;
+                self.services.database.clear_volatile_machine_configuration(vm_id).await?;
+                Ok(if dead == "off" { Settled::Off } else { Settled::Error })
+            }
+        }
+    }
+}
+
+/// How one row was reconciled.
+enum Settled {
+    Running,
+    Off,
+    Error,
+    Skipped,
+}
+
+/// Running, suspended and paused go with a process; off and error with none. What is between two
+/// states, or claimed by the consumer, agrees with both.
+fn consistent(status: &Status, alive: bool) -> bool {
+    match status {
+        Status::Running | Status::Suspended | Status::Paused => alive,
+        Status::Off | Status::Error => !alive,
+        _ => true,
+    }
+}
+
+fn parse_id(vm_id: &str) -> Result<VmId, Failure> {
+    VmId::parse(vm_id).map_err(|error| {
+        let issue = json!({ "path": "vmId", "message": error.to_string() });
+        Failure::new(ErrorCode::InvalidConfig, format!("vmId {error}")).with("issues", vec![issue])
+    })
+}
+
+fn not_found(vm_id: &VmId) -> Failure {
+    Failure::new(ErrorCode::VmNotFound, format!("VM {vm_id} not found")).of_vm(vm_id)
+}
+
+fn to_value(answer: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(answer)
+        .map_err(|error| Failure::new(ErrorCode::Internal, format!("an answer is no JSON: {error}")))
+}

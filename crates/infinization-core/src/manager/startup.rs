@@ -1,0 +1,127 @@
+//! Opening a manager: settings, state directory, database, kernel, and the VMs that still run.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use futures_util::future::join_all;
+
+use super::{Inner, Open, TRANSIENT};
+use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
+use crate::db::Database;
+use crate::db::sqlite::SqliteDatabase;
+use crate::error::{ErrorCode, Failure};
+use crate::host::accelerator;
+use crate::host::cgroup::Cgroups;
+use crate::host::dir_lock::DirLock;
+use crate::host::display_port::DisplayPorts;
+use crate::host::link::Links;
+use crate::host::nft::Nft;
+use crate::monitor::HealthMonitor;
+use crate::types::{ByteSize, VmId};
+use crate::vm::Services;
+
+/// x86-64's default huge page.
+const HUGEPAGE: ByteSize = ByteSize::mib(2);
+
+/// Everything an initialized manager has, except its VMs.
+pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
+    let environment = Environment::read(|name| std::env::var(name).ok());
+    let Parsed { config, warnings } = ManagerConfig::parse(&inner.given, &environment)?;
+    for warning in warnings {
+        tracing::warn!("{} {}", warning.path, warning.message);
+    }
+    let lock = prepare_state_dir(config.state_dir.as_path()).await?;
+    let nft = Nft::new();
+    let capabilities = nft.capabilities().await?;
+    if !capabilities.conntrack && config.bridge_conntrack_mode == BridgeConntrackMode::Fail {
+        nft.conntrack(crate::firewall::BridgeConntrackMode::Fail).await?;
+    }
+    nft.prepare().await?;
+    let host = accelerator::host_size()?;
+    let highest = host.online_cpus.last().copied().unwrap_or_default();
+    let facts = HostFacts { cpus: highest + 1, memory: host.memory, hugepage_size: HUGEPAGE };
+    let store = SqliteDatabase::open(&config.state_dir.as_path().join("infinization.db")).await?;
+    let database: Arc<dyn Database> = store.clone();
+    let parser = config.context(facts);
+    let monitor_interval = config.health_monitor_interval;
+    let services = Arc::new(Services {
+        database,
+        embedded: Some(store),
+        events: inner.events.clone(),
+        links: Links::new(),
+        nft,
+        capabilities,
+        display_ports: DisplayPorts::default(),
+        cgroups: Cgroups::host(),
+        parser,
+        wrap_effects: inner.wrap_effects.clone(),
+        config,
+    });
+    Ok(Arc::new_cyclic(|open| Open {
+        monitor: HealthMonitor::new(open.clone(), monitor_interval, inner.events.clone()),
+        services,
+        vms: Mutex::new(HashMap::new()),
+        _lock: lock,
+    }))
+}
+
+async fn prepare_state_dir(state_dir: &Path) -> Result<DirLock, Failure> {
+    let dir = state_dir.to_owned();
+    let prepared = tokio::task::spawn_blocking(move || {
+        let vms = dir.join("vms");
+        std::fs::create_dir_all(&vms).map_err(|error| directory_failure(&vms, &error))?;
+        let lock = DirLock::acquire(&dir)?;
+        lock.sweep(&vms).map_err(|error| directory_failure(&vms, &error))?;
+        Ok(lock)
+    });
+    prepared.await.unwrap_or_else(|_panic| {
+        Err(Failure::new(ErrorCode::Internal, "a defect stopped the preparation of the state directory"))
+    })
+}
+
+fn directory_failure(path: &Path, error: &std::io::Error) -> Failure {
+    let path = path.display().to_string();
+    Failure::new(ErrorCode::StateFile, format!("{path} cannot be used: {error}")).with("path", path)
+}
+
+impl Open {
+    /// Every VM that left something in the state directory, at once: one that hangs delays no
+    /// other.
+    pub(super) async fn take_back_all(&self) -> Result<(), Failure> {
+        let left = self.left_behind()?;
+        join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
+        let summary = self.reconcile(&TRANSIENT).await?;
+        tracing::debug!(?summary, "reconciled");
+        self.services.cgroups.remove_empty_scopes().await;
+        Ok(())
+    }
+
+    async fn take_back(&self, vm_id: &VmId) {
+        let handle = match self.handle(vm_id) {
+            Ok(handle) => handle,
+            Err(error) => {
+                tracing::error!(vm = %vm_id, %error, "its ledger cannot be read; it is left alone");
+                return;
+            }
+        };
+        match handle.recover().await {
+            Ok(found) => tracing::debug!(vm = %vm_id, ?found, "looked after"),
+            Err(error) => tracing::error!(vm = %vm_id, %error, "could not be looked after"),
+        }
+        self.drop_if_empty(&handle);
+    }
+
+    fn left_behind(&self) -> Result<Vec<VmId>, Failure> {
+        let vms = self.services.config.state_dir.as_path().join("vms");
+        let entries = std::fs::read_dir(&vms).map_err(|error| directory_failure(&vms, &error))?;
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(names.filter_map(|name| VmId::parse(name).ok()).collect())
+    }
+
+    pub(super) async fn start_monitor(self: &Arc<Self>) {
+        if self.services.config.auto_start_health_monitor {
+            self.monitor.start().await;
+        }
+    }
+}
