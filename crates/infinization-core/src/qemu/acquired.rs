@@ -39,6 +39,16 @@ pub enum Accelerator {
     Tcg,
 }
 
+impl Accelerator {
+    /// QEMU's word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
 /// Where the console really listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DisplayEndpoint {

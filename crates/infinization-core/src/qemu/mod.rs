@@ -13,29 +13,25 @@
 //! sandbox forbids it to fork and to change user.
 
 mod acquired;
+mod args;
+mod audio;
+mod balloon;
+mod blockdev;
+mod chardev;
+mod command;
+mod cpu;
+mod disk;
+mod display;
+mod firmware;
+mod machine;
+mod memory;
+mod netdev;
+mod pci;
+mod tpm;
+mod usb;
+mod vfio;
 
 pub use acquired::{
     Accelerator, Acquired, ChannelListeners, DisplayEndpoint, FirmwareFiles, SerialConsole,
 };
-
-use crate::config::VmConfig;
-
-/// A program and its arguments, ready to be spawned.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QemuCommand {
-    /// Looked up in `PATH`.
-    pub binary: String,
-    /// Without the program's own name.
-    pub args: Vec<String>,
-}
-
-impl QemuCommand {
-    /// The command line of `config` with what was acquired for this run.
-    pub fn new(config: &VmConfig, acquired: &Acquired) -> Self {
-        let _ = (config, acquired);
-        Self {
-            binary: "qemu-system-x86_64".to_owned(),
-            args: Vec::new(),
-        }
-    }
-}
+pub use command::QemuCommand;

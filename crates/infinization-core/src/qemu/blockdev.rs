@@ -1,0 +1,107 @@
+//! Backends of disks, CDs and flash: `-blockdev`.
+//!
+//! The format is always said, so that nothing is probed. Node names are the ids of the devices that
+//! use them, which is what block jobs and `queryBlockDevices` speak of.
+
+use serde::Serialize;
+
+use super::args::{ToArgs, json};
+use crate::config::{CacheMode, DiskConfig};
+
+/// `-blockdev` of a format on a file.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct Blockdev<'a> {
+    /// `qcow2` or `raw`.
+    driver: &'static str,
+    node_name: String,
+    read_only: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    discard: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<Cache>,
+    file: File<'a>,
+}
+
+/// The protocol layer: a file of the host.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct File<'a> {
+    driver: &'static str,
+    filename: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aio: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locking: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    discard: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<Cache>,
+}
+
+/// The two halves of a cache mode the backend knows; the third, whether the guest sees a write
+/// cache, is the device's `write-cache`.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Cache {
+    direct: bool,
+    no_flush: bool,
+}
+
+impl From<CacheMode> for Cache {
+    fn from(mode: CacheMode) -> Self {
+        Self {
+            direct: mode.is_direct(),
+            no_flush: mode.ignores_flushes(),
+        }
+    }
+}
+
+impl<'a> Blockdev<'a> {
+    /// A disk. `locking` is on: two QEMUs on one image end it.
+    pub(super) fn disk(node_name: String, disk: &'a DiskConfig) -> Self {
+        let cache = Cache::from(disk.cache);
+        let discard = Some(if disk.discard { "unmap" } else { "ignore" });
+        Self {
+            driver: disk.format.as_str(),
+            node_name,
+            read_only: false,
+            discard,
+            cache: Some(cache),
+            file: File {
+                driver: "file",
+                filename: disk.path.as_str(),
+                // Linux AIO wants O_DIRECT; everything else goes through QEMU's threads.
+                aio: Some(if cache.direct { "native" } else { "threads" }),
+                locking: Some("on"),
+                discard,
+                cache: Some(cache),
+            },
+        }
+    }
+
+    /// Bytes that are what they are: a CD image, a flash chip.
+    pub(super) fn raw(node_name: String, filename: &'a str, read_only: bool) -> Self {
+        Self {
+            driver: "raw",
+            node_name,
+            read_only,
+            discard: None,
+            cache: None,
+            file: File {
+                driver: "file",
+                filename,
+                aio: None,
+                locking: None,
+                discard: None,
+                cache: None,
+            },
+        }
+    }
+}
+
+impl ToArgs for Blockdev<'_> {
+    fn to_args(&self) -> Vec<String> {
+        json("-blockdev", self)
+    }
+}
