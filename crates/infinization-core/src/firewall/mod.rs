@@ -1,1 +1,65 @@
-//! (see the crate's table)
+//! What a VM may send and receive, compiled to nftables. Pure: values in, values out.
+//!
+//! ```text
+//! FirewallRuleInput ──parse──► Rule ──┐
+//! department + VM rules ──merge───────┼──compile──► Compiled ──transaction──► JSON for `nft`
+//! MAC, bridge addresses ──guard───────┘
+//! ```
+//!
+//! The table `bridge infinization`, as one VM sees it (`x` = 24 hex digits of its id's SHA-256):
+//!
+//! ```text
+//! prerouting:   iifname vmap @from_vm ─► from_x ─┐      from_x, to_x: anti-spoofing, allowances
+//!               iifname "vnet-*" drop            ├─► vm_x
+//! postrouting:  oifname vmap @to_vm ───► to_x ───┘      vm_x: user rules, replies, terminal verdict
+//!               oifname "vnet-*" drop
+//! ```
+//!
+//! A packet between two VMs passes the sender's chains in `prerouting` and the receiver's in
+//! `postrouting`, so neither side's accept can overrule the other's drop. A managed port without a
+//! map element is closed. `vm_x` never falls through; *returning* from it means "refuse": `from_x`
+//! then rejects (only that hook can), `to_x` drops.
+//!
+//! Everything a user wrote travels as a JSON string; nothing is spliced into a script.
+//! Neighbours: [`crate::host::nft`] runs the transactions.
+
+mod compile;
+mod expr;
+mod guard;
+mod json;
+mod merge;
+mod names;
+mod parse;
+mod place;
+mod rule;
+mod transaction;
+mod translator;
+
+pub use compile::{
+    Capabilities, Compiled, Conntrack, Degradation, DegradedRule, FailedRule, HostService,
+    MAX_RULES, TooManyRules, VmFirewall, compile,
+};
+pub use expr::{Field, Item, Match, NftRule, Op, Verdict};
+pub use json::document;
+pub use merge::merge;
+pub use names::{ChainNames, TABLE};
+pub use parse::parse_rule;
+pub use rule::{
+    Action, Direction, Network, PortRange, Ports, Protocol, Rule, RuleError, Side, States,
+    Transport,
+};
+pub use transaction::{Command, Hook, Transaction, VerdictMap, VmRuleset};
+pub use translator::{FirewallRuleTranslator, TranslationError};
+
+use serde::{Deserialize, Serialize};
+
+/// What to do on a kernel that cannot track connections on bridges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BridgeConntrackMode {
+    /// Refuse to set up firewalls (the default).
+    #[default]
+    Fail,
+    /// Filter without connection state, and say so once.
+    Degrade,
+}

@@ -1,0 +1,293 @@
+use std::net::IpAddr;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Coded, ErrorCode};
+use crate::types::{FirewallDefaultAction, FirewallRuleInput, LinkName, MacAddr, VmId};
+
+use super::expr::{Field, Match, NftRule, Verdict};
+use super::guard;
+use super::json;
+use super::merge::merge;
+use super::names::ChainNames;
+use super::parse::parse_rule;
+use super::place::{Placed, Port, automatic_replies, place};
+use super::rule::{RuleError, Transport};
+use super::transaction::VmRuleset;
+
+/// More rules than this are refused: no packet should walk a longer list.
+pub const MAX_RULES: usize = 20_000;
+
+/// What this kernel's bridge family can do; found out by [`crate::host::nft`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// `ct state` (module nf_conntrack_bridge).
+    pub conntrack: bool,
+    /// `reject` in prerouting (module nft_reject_bridge).
+    pub reject: bool,
+}
+
+/// Whether rules may ask for a connection's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conntrack {
+    /// The kernel tracks connections on bridges.
+    Stateful,
+    /// It does not: replies are recognised by what they mirror.
+    Stateless,
+}
+
+/// A service of the host that every VM may use, at the bridge's own addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostService {
+    /// TCP or UDP.
+    pub protocol: Transport,
+    /// Its port.
+    pub port: u16,
+}
+
+impl HostService {
+    /// What is allowed unless configured otherwise: where guests fetch their agent. DNS always is.
+    pub const DEFAULT: [Self; 1] = [Self {
+        protocol: Transport::Tcp,
+        port: 4000,
+    }];
+}
+
+/// All that decides one VM's rules.
+#[derive(Debug, Clone)]
+pub struct VmFirewall {
+    /// Names the chains.
+    pub vm_id: VmId,
+    /// The VM's port on the bridge.
+    pub tap: LinkName,
+    /// The only source address its frames may carry.
+    pub mac: MacAddr,
+    /// Its addresses, if they are known to be fixed; those families are then pinned.
+    pub known_addresses: Vec<IpAddr>,
+    /// The addresses of the bridge its TAP joins.
+    pub bridge_addresses: Vec<IpAddr>,
+    /// What it may reach there, beside DNS.
+    pub host_services: Vec<HostService>,
+    /// Its department's rules.
+    pub department_rules: Vec<FirewallRuleInput>,
+    /// Its own.
+    pub vm_rules: Vec<FirewallRuleInput>,
+    /// What happens to the rest.
+    pub default_action: FirewallDefaultAction,
+    /// What the rules may use.
+    pub conntrack: Conntrack,
+    /// Whether the kernel can reject in prerouting.
+    pub reject: bool,
+}
+
+/// One VM's rules, ready to load, and what became of each the user wrote.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Compiled {
+    /// The chains' contents.
+    pub ruleset: VmRuleset,
+    /// How many rules there were after merging; a rule for both directions counts once.
+    pub total: usize,
+    /// How many of them are in force.
+    pub applied: usize,
+    /// Those that are not.
+    pub failures: Vec<FailedRule>,
+    /// Those that are in force in a weaker form.
+    pub degraded: Vec<DegradedRule>,
+    /// Of the contents; it is also the comment of a rule, so that the kernel can be asked.
+    pub hash: String,
+}
+
+/// A rule that is not in force.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FailedRule {
+    /// Its row.
+    pub rule_id: String,
+    /// Its name, as given.
+    pub rule_name: String,
+    /// Why.
+    pub error: RuleError,
+}
+
+/// A rule that does less than it says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DegradedRule {
+    /// Its row.
+    pub rule_id: String,
+    /// Its name, as given.
+    pub rule_name: String,
+    /// In what way.
+    pub degradation: Degradation,
+}
+
+/// What a rule lost to the kernel it runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Degradation {
+    /// An accept for new connections applies to every packet it describes.
+    #[error("applied to packets of any connection state, as this kernel cannot track them")]
+    StateIgnored,
+    /// An accept for established connections is left to the mirrored replies.
+    #[error("left to the automatic replies, as this kernel cannot track connections on bridges")]
+    LeftToReplies,
+    /// A reject drops.
+    #[error("drops without an answer, as the kernel cannot reject there")]
+    RejectDrops,
+}
+
+/// There are more than [`MAX_RULES`] rules.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} rules are more than the {MAX_RULES} a machine may have")]
+pub struct TooManyRules(usize);
+
+impl Coded for TooManyRules {
+    fn code(&self) -> ErrorCode {
+        ErrorCode::RuleInvalid
+    }
+}
+
+/// Turns everything that is known about a VM's firewall into its chains.
+///
+/// A rule that makes no sense is reported and left out; the others and the terminal verdict are
+/// always there.
+pub fn compile(vm: &VmFirewall) -> Result<Compiled, TooManyRules> {
+    let total = vm.department_rules.len() + vm.vm_rules.len();
+    if total > MAX_RULES {
+        return Err(TooManyRules(total));
+    }
+    let mut report = Report::default();
+    let placed = place_all(vm, &mut report);
+    let ruleset = assemble(vm, placed);
+    let hash = content_hash(&ruleset);
+    Ok(Compiled {
+        ruleset: with_hash(ruleset, &hash),
+        total: report.total,
+        applied: report.total - report.failures.len(),
+        failures: report.failures,
+        degraded: report.degraded,
+        hash,
+    })
+}
+
+#[derive(Default)]
+struct Report {
+    total: usize,
+    failures: Vec<FailedRule>,
+    degraded: Vec<DegradedRule>,
+}
+
+fn place_all(vm: &VmFirewall, report: &mut Report) -> Placed {
+    let port = Port {
+        tap: &vm.tap,
+        conntrack: vm.conntrack,
+        reject: vm.reject,
+    };
+    let mut all = Placed::default();
+    for input in merge(&vm.department_rules, &vm.vm_rules) {
+        report.total += 1;
+        match parse_rule(input).and_then(|rule| place(&rule, &port)) {
+            Ok(placed) => {
+                report.note(input, placed.degradation);
+                all.append(placed);
+            }
+            Err(error) => report.failures.push(FailedRule {
+                rule_id: input.id.clone(),
+                rule_name: input.name.clone(),
+                error,
+            }),
+        }
+    }
+    all
+}
+
+impl Report {
+    fn note(&mut self, input: &FirewallRuleInput, degradation: Option<Degradation>) {
+        self.degraded
+            .extend(degradation.map(|degradation| DegradedRule {
+                rule_id: input.id.clone(),
+                rule_name: input.name.clone(),
+                degradation,
+            }));
+    }
+}
+
+fn assemble(vm: &VmFirewall, placed: Placed) -> VmRuleset {
+    let names = ChainNames::of(&vm.vm_id);
+    let rejects = !placed.reject_replies.is_empty();
+    let replies = match vm.conntrack {
+        Conntrack::Stateful => automatic_replies(),
+        Conntrack::Stateless => placed.mirror,
+    };
+    let mut user = placed.rules;
+    user.extend(replies);
+    user.push(terminal(vm.default_action));
+
+    let mut from = guard::from_vm(vm);
+    from.push(NftRule::new(
+        Verdict::Jump(names.vm.clone()),
+        "infinization-rules",
+    ));
+    from.extend(rejects.then(refusals).into_iter().flatten());
+    from.push(NftRule::new(Verdict::Drop, "infinization-closed"));
+
+    let mut to = guard::to_vm(vm);
+    to.extend(placed.reject_replies);
+    to.push(NftRule::new(
+        Verdict::Jump(names.vm.clone()),
+        "infinization-rules",
+    ));
+    to.push(NftRule::new(Verdict::Drop, "infinization-closed"));
+    VmRuleset {
+        names,
+        tap: vm.tap.clone(),
+        vm: user,
+        from,
+        to,
+    }
+}
+
+/// The verdict on whatever no rule decided.
+pub(super) fn terminal(action: FirewallDefaultAction) -> NftRule {
+    match action {
+        FirewallDefaultAction::Accept => {
+            NftRule::new(Verdict::Accept, "infinization-default-accept")
+        }
+        FirewallDefaultAction::Drop => NftRule::new(Verdict::Drop, "infinization-default-drop"),
+    }
+}
+
+/// What `from_x` does with a packet that `vm_x` returned: it is to be refused.
+fn refusals() -> [NftRule; 2] {
+    [
+        NftRule::new(Verdict::RejectWithTcpReset, "infinization-reject")
+            .when([Match::is(Field::L4Proto, "tcp")]),
+        NftRule::new(Verdict::RejectAsUnreachable, "infinization-reject"),
+    ]
+}
+
+/// Names the contents in the comment of the jump to them: chain comments do not survive nft 1.0.6,
+/// rule comments do.
+fn with_hash(mut ruleset: VmRuleset, hash: &str) -> VmRuleset {
+    for rule in &mut ruleset.from {
+        if matches!(rule.verdict, Verdict::Jump(_)) {
+            rule.comment = format!("infinization-rules {hash}");
+        }
+    }
+    ruleset
+}
+
+fn content_hash(ruleset: &VmRuleset) -> String {
+    let mut hash = Sha256::new();
+    hash.update(ruleset.tap.as_str());
+    for (chain, rule) in ruleset.rules() {
+        hash.update(chain);
+        hash.update(json::rule(chain, rule).to_string());
+    }
+    let digest = hash.finalize();
+    digest
+        .iter()
+        .take(16)
+        .map(|octet| format!("{octet:02x}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

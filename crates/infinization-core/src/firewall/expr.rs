@@ -1,0 +1,164 @@
+//! nftables rules as values: a few fields, comparisons and verdicts, the ones we use.
+//!
+//! Invariant: a match on a header is preceded by the match that proves the header is there
+//! (`meta protocol`, `meta l4proto`). nft would add its own, and in the bridge family that is
+//! `ether type`, which a VLAN tag hides.
+
+use std::net::IpAddr;
+
+use super::rule::{Side, Transport};
+
+/// What a match looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    /// The port a frame came in by; empty in postrouting.
+    Iifname,
+    /// The port a frame leaves by; empty in prerouting.
+    Oifname,
+    /// The Ethernet source address.
+    EtherSource,
+    /// The protocol above Ethernet, whether or not there is a VLAN tag.
+    Protocol,
+    /// The protocol above IPv4 or IPv6, extension headers skipped.
+    L4Proto,
+    /// An IPv4 address.
+    Ip(Side),
+    /// An IPv6 address.
+    Ip6(Side),
+    /// A port.
+    Port(Transport, Side),
+    /// TCP's flags, of which only SYN and ACK are kept.
+    TcpSynAck,
+    /// TCP's RST flag.
+    TcpRst,
+    /// The hardware address an ARP packet claims.
+    ArpSenderEther,
+    /// The IPv4 address an ARP packet claims.
+    ArpSenderIp,
+    /// ICMP's message type.
+    IcmpType,
+    /// ICMPv6's message type.
+    Icmpv6Type,
+    /// The address a neighbour message is about (nft 1.0.6 has no name for it).
+    NdTarget,
+    /// Connection tracking's verdict on the packet.
+    CtState,
+}
+
+/// One value to compare with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// nft's word, a name or an address.
+    Word(String),
+    /// A number.
+    Number(u16),
+    /// Numbers from, to, both included.
+    Range(u16, u16),
+    /// A network.
+    Prefix(IpAddr, u8),
+}
+
+impl From<&str> for Item {
+    fn from(word: &str) -> Self {
+        Self::Word(word.to_owned())
+    }
+}
+
+/// How a match compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// The field is one of the values.
+    Is,
+    /// The field is none of the values.
+    IsNot,
+}
+
+/// One condition of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Match {
+    /// What is looked at.
+    pub field: Field,
+    /// How.
+    pub op: Op,
+    /// With what; never empty.
+    pub items: Vec<Item>,
+}
+
+impl Match {
+    /// The field has this value.
+    pub fn is(field: Field, item: impl Into<Item>) -> Self {
+        Self::among(field, [item.into()])
+    }
+
+    /// The field has another value.
+    pub fn is_not(field: Field, item: impl Into<Item>) -> Self {
+        Self {
+            op: Op::IsNot,
+            ..Self::is(field, item)
+        }
+    }
+
+    /// The field has one of these values, of which there is at least one.
+    pub fn among(field: Field, items: impl IntoIterator<Item = Item>) -> Self {
+        let items = items.into_iter().collect();
+        Self {
+            field,
+            op: Op::Is,
+            items,
+        }
+    }
+
+    /// The field has none of these values, of which there is at least one.
+    pub fn not_among(field: Field, items: impl IntoIterator<Item = Item>) -> Self {
+        Self {
+            op: Op::IsNot,
+            ..Self::among(field, items)
+        }
+    }
+}
+
+/// How a rule ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The packet passes this hook.
+    Accept,
+    /// The packet vanishes.
+    Drop,
+    /// Back to the chain that jumped here.
+    Return,
+    /// On to another chain, and back if that one does not decide.
+    Jump(String),
+    /// The packet vanishes; a TCP reset answers it. Only prerouting and input can.
+    RejectWithTcpReset,
+    /// The packet vanishes; "port unreachable" answers it. Only prerouting and input can.
+    RejectAsUnreachable,
+}
+
+/// One rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NftRule {
+    /// All of them must hold.
+    pub matches: Vec<Match>,
+    /// What happens then.
+    pub verdict: Verdict,
+    /// Shown in listings; at most 127 bytes. Every rule of ours has one.
+    pub comment: String,
+}
+
+impl NftRule {
+    /// A rule that matches everything.
+    pub fn new(verdict: Verdict, comment: impl Into<String>) -> Self {
+        Self {
+            matches: Vec::new(),
+            verdict,
+            comment: comment.into(),
+        }
+    }
+
+    /// Adds conditions.
+    #[must_use]
+    pub fn when(mut self, matches: impl IntoIterator<Item = Match>) -> Self {
+        self.matches.extend(matches);
+        self
+    }
+}

@@ -1,0 +1,269 @@
+//! What holds for every VM whatever its rules say: it cannot pretend to be somebody else, and it
+//! gets the few services without which a network does not work.
+//!
+//! Invariant: these rules come before the user's. Every allowance towards the host has a reply
+//! rule of its own, so none depends on connection tracking. What a guest may never *send* (DHCP
+//! server answers, router advertisements, the bridge's own addresses) is dropped at the sender's
+//! port: postrouting does not know where a frame came in.
+
+use std::net::IpAddr;
+
+use super::compile::VmFirewall;
+use super::expr::{Field, Item, Match, NftRule, Verdict};
+use super::rule::{Side, Transport};
+
+const DNS: u16 = 53;
+const DHCP: (u16, u16) = (68, 67);
+const DHCPV6: (u16, u16) = (546, 547);
+
+/// The rules for what the VM sends.
+pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
+    let mut rules = spoofing(vm);
+    rules.extend(impersonation(&vm.bridge_addresses));
+    rules.extend(rogue_services());
+    rules.push(accept("infinization-arp", [protocol("arp")]));
+    rules.push(icmpv6(NEIGHBOUR_DISCOVERY_OUT));
+    rules.push(dhcp("infinization-dhcp-client-to-server", DHCP));
+    rules.push(dhcp("infinization-dhcpv6-client-to-server", DHCPV6));
+    rules.extend(services(vm).map(Service::request));
+    rules
+}
+
+/// The rules for what is sent to the VM.
+pub(super) fn to_vm(vm: &VmFirewall) -> Vec<NftRule> {
+    let mut rules = vec![
+        accept("infinization-arp", [protocol("arp")]),
+        icmpv6(NEIGHBOUR_DISCOVERY_IN),
+        dhcp("infinization-dhcp-server-to-client", swap(DHCP)),
+        dhcp("infinization-dhcpv6-server-to-client", swap(DHCPV6)),
+    ];
+    rules.extend(services(vm).map(Service::reply));
+    rules
+}
+
+/// A VM speaks with its own MAC, and with its own addresses where they are known.
+fn spoofing(vm: &VmFirewall) -> Vec<NftRule> {
+    let mac = vm.mac.to_string();
+    let mut rules = vec![
+        spoofed([Match::is_not(Field::EtherSource, mac.as_str())]),
+        spoofed([
+            protocol("arp"),
+            Match::is_not(Field::ArpSenderEther, mac.as_str()),
+        ]),
+    ];
+    let (v4, v6) = by_family(&vm.known_addresses);
+    if !v4.is_empty() {
+        // An unset source is how DHCP and address probes start.
+        let own = || v4.iter().cloned().chain([Item::from("0.0.0.0")]);
+        rules.push(spoofed([
+            protocol("ip"),
+            Match::not_among(Field::Ip(Side::Source), own()),
+        ]));
+        rules.push(spoofed([
+            protocol("arp"),
+            Match::not_among(Field::ArpSenderIp, own()),
+        ]));
+    }
+    if !v6.is_empty() {
+        // The guest chooses its link-local address itself.
+        let link_local = Item::Prefix(IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 0]), 64);
+        let own = v6.into_iter().chain([Item::from("::"), link_local]);
+        rules.push(spoofed([
+            protocol("ip6"),
+            Match::not_among(Field::Ip6(Side::Source), own),
+        ]));
+    }
+    rules
+}
+
+/// A VM never speaks as the bridge: its address is what the service replies are trusted by.
+fn impersonation(bridge: &[IpAddr]) -> Vec<NftRule> {
+    let (v4, v6) = by_family(bridge);
+    let mut rules = Vec::new();
+    if !v4.is_empty() {
+        let claims = Match::among(Field::Ip(Side::Source), v4.clone());
+        rules.push(spoofed([protocol("ip"), claims]));
+        let claims = Match::among(Field::ArpSenderIp, v4);
+        rules.push(spoofed([protocol("arp"), claims]));
+    }
+    if !v6.is_empty() {
+        let claims = Match::among(Field::Ip6(Side::Source), v6);
+        rules.push(spoofed([protocol("ip6"), claims]));
+    }
+    for address in bridge {
+        if let IpAddr::V6(address) = address {
+            let target = format!("{:#034x}", u128::from(*address));
+            let mut claims = icmpv6_type(["nd-neighbor-advert"]);
+            claims.push(Match::is(Field::NdTarget, target.as_str()));
+            rules.push(spoofed(claims));
+        }
+    }
+    rules
+}
+
+/// A guest is neither a DHCP server nor a router for its neighbours.
+fn rogue_services() -> Vec<NftRule> {
+    vec![
+        drop(
+            "infinization-rogue-dhcp",
+            udp_ports(DHCP.1).into_iter().chain([to_port(DHCP.0)]),
+        ),
+        drop(
+            "infinization-rogue-dhcp",
+            udp_ports(DHCPV6.1).into_iter().chain([to_port(DHCPV6.0)]),
+        ),
+        drop(
+            "infinization-rogue-router",
+            icmpv6_type(["nd-router-advert", "nd-redirect"]),
+        ),
+    ]
+}
+
+/// Finding neighbours and routers, and telling a snooping bridge which groups are listened to.
+const NEIGHBOUR_DISCOVERY_OUT: [&str; 6] = [
+    "nd-neighbor-solicit",
+    "nd-neighbor-advert",
+    "nd-router-solicit",
+    "mld-listener-report",
+    "mld-listener-done",
+    "mld2-listener-report",
+];
+const NEIGHBOUR_DISCOVERY_IN: [&str; 4] = [
+    "nd-neighbor-solicit",
+    "nd-neighbor-advert",
+    "nd-router-advert",
+    "mld-listener-query",
+];
+
+fn icmpv6<const N: usize>(types: [&str; N]) -> NftRule {
+    accept("infinization-neighbour-discovery", icmpv6_type(types))
+}
+
+fn dhcp(comment: &str, (from, to): (u16, u16)) -> NftRule {
+    let ports = udp_ports(from).into_iter().chain([to_port(to)]);
+    accept(comment, ports)
+}
+
+fn swap((a, b): (u16, u16)) -> (u16, u16) {
+    (b, a)
+}
+
+/// The host's services of one family and transport.
+struct Service {
+    protocol: &'static str,
+    address: fn(Side) -> Field,
+    addresses: Vec<Item>,
+    transport: Transport,
+    ports: Vec<Item>,
+}
+
+impl Service {
+    fn request(self) -> NftRule {
+        let matches = self.matches(Side::Destination);
+        accept("infinization-host-service", matches)
+    }
+
+    fn reply(self) -> NftRule {
+        let mut matches = self.matches(Side::Source);
+        if self.transport == Transport::Tcp {
+            matches.push(opens_nothing());
+        }
+        accept("infinization-host-service-reply", matches)
+    }
+
+    /// `side` is where the host is.
+    fn matches(&self, side: Side) -> Vec<Match> {
+        vec![
+            protocol(self.protocol),
+            Match::among((self.address)(side), self.addresses.iter().cloned()),
+            Match::is(Field::L4Proto, self.transport.as_str()),
+            Match::among(
+                Field::Port(self.transport, side),
+                self.ports.iter().cloned(),
+            ),
+        ]
+    }
+}
+
+fn services(vm: &VmFirewall) -> impl Iterator<Item = Service> {
+    let (v4, v6) = by_family(&vm.bridge_addresses);
+    let families: [(_, fn(Side) -> Field, _); 2] = [("ip", Field::Ip, v4), ("ip6", Field::Ip6, v6)];
+    let reachable = families.into_iter().filter(|(_, _, list)| !list.is_empty());
+    reachable.flat_map(|(protocol, address, addresses)| {
+        [Transport::Udp, Transport::Tcp].map(|transport| Service {
+            protocol,
+            address,
+            addresses: addresses.clone(),
+            transport,
+            ports: service_ports(vm, transport),
+        })
+    })
+}
+
+fn service_ports(vm: &VmFirewall, transport: Transport) -> Vec<Item> {
+    let configured = vm.host_services.iter();
+    let configured = configured.filter(|service| service.protocol == transport);
+    let mut ports: Vec<u16> = configured.map(|service| service.port).collect();
+    ports.push(DNS);
+    ports.sort_unstable();
+    ports.dedup();
+    ports.into_iter().map(Item::Number).collect()
+}
+
+/// TCP segments that cannot open a connection: anything but SYN without ACK.
+pub(super) fn opens_nothing() -> Match {
+    Match::is_not(Field::TcpSynAck, "syn")
+}
+
+pub(super) fn protocol(word: &str) -> Match {
+    Match::is(Field::Protocol, word)
+}
+
+fn icmpv6_type<const N: usize>(types: [&str; N]) -> Vec<Match> {
+    vec![
+        protocol("ip6"),
+        Match::is(Field::L4Proto, "ipv6-icmp"),
+        Match::among(Field::Icmpv6Type, types.map(Item::from)),
+    ]
+}
+
+fn udp_ports(from: u16) -> [Match; 2] {
+    [
+        Match::is(Field::L4Proto, "udp"),
+        Match::is(
+            Field::Port(Transport::Udp, Side::Source),
+            Item::Number(from),
+        ),
+    ]
+}
+
+fn to_port(to: u16) -> Match {
+    let field = Field::Port(Transport::Udp, Side::Destination);
+    Match::is(field, Item::Number(to))
+}
+
+fn by_family(addresses: &[IpAddr]) -> (Vec<Item>, Vec<Item>) {
+    let item = |address: &IpAddr| Item::Word(address.to_string());
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for address in addresses {
+        let list = if address.is_ipv4() { &mut v4 } else { &mut v6 };
+        let item = item(address);
+        // nft refuses a set that names an element twice.
+        if !list.contains(&item) {
+            list.push(item);
+        }
+    }
+    (v4, v6)
+}
+
+fn spoofed(matches: impl IntoIterator<Item = Match>) -> NftRule {
+    drop("infinization-anti-spoofing", matches)
+}
+
+fn accept(comment: &str, matches: impl IntoIterator<Item = Match>) -> NftRule {
+    NftRule::new(Verdict::Accept, comment).when(matches)
+}
+
+fn drop(comment: &str, matches: impl IntoIterator<Item = Match>) -> NftRule {
+    NftRule::new(Verdict::Drop, comment).when(matches)
+}

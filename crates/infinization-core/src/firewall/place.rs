@@ -1,0 +1,304 @@
+//! Where a user's rule stands in the chains, and what stands there for it on this kernel.
+
+use crate::types::LinkName;
+
+use super::compile::{Conntrack, Degradation};
+use super::expr::{Field, Item, Match, NftRule, Verdict};
+use super::guard::{opens_nothing, protocol};
+use super::rule::{
+    Action, Direction, Network, PortRange, Ports, Protocol, Rule, RuleError, Side, States,
+    Transport,
+};
+
+/// The VM's port, and what may be asked of the kernel about it.
+pub(super) struct Port<'a> {
+    pub(super) tap: &'a LinkName,
+    pub(super) conntrack: Conntrack,
+    pub(super) reject: bool,
+}
+
+/// What became of one rule, or of all of them.
+#[derive(Debug, Default)]
+pub(super) struct Placed {
+    /// For `vm_x`, in order.
+    pub(super) rules: Vec<NftRule>,
+    /// For `vm_x`, after the rules: replies, when connections are not tracked.
+    pub(super) mirror: Vec<NftRule>,
+    /// For `to_x`: lets the answer to a refused packet reach the VM.
+    pub(super) reject_replies: Vec<NftRule>,
+    /// Of a single rule.
+    pub(super) degradation: Option<Degradation>,
+}
+
+impl Placed {
+    pub(super) fn append(&mut self, other: Self) {
+        self.rules.extend(other.rules);
+        self.mirror.extend(other.mirror);
+        self.reject_replies.extend(other.reject_replies);
+    }
+}
+
+/// Places one rule.
+pub(super) fn place(rule: &Rule, port: &Port<'_>) -> Result<Placed, RuleError> {
+    let mut placed = Placed::default();
+    let states = match treatment(rule, port.conntrack)? {
+        Treatment::AsWritten => rule.states,
+        Treatment::Stateless => {
+            placed.degradation = Some(Degradation::StateIgnored);
+            None
+        }
+        Treatment::LeftToReplies => {
+            placed.degradation = Some(Degradation::LeftToReplies);
+            return Ok(placed);
+        }
+    };
+    for way in ways(rule.direction) {
+        placed.add(rule, *way, states, port);
+    }
+    Ok(placed)
+}
+
+/// What connection states mean on this kernel.
+enum Treatment {
+    AsWritten,
+    Stateless,
+    LeftToReplies,
+}
+
+/// Without tracking only accepts can be approximated without widening a drop or an exception.
+fn treatment(rule: &Rule, conntrack: Conntrack) -> Result<Treatment, RuleError> {
+    let Some(states) = rule.states else {
+        return Ok(Treatment::AsWritten);
+    };
+    match (conntrack, rule.action) {
+        (Conntrack::Stateful, _) => Ok(Treatment::AsWritten),
+        (Conntrack::Stateless, Action::Accept) if states.new => Ok(Treatment::Stateless),
+        (Conntrack::Stateless, Action::Accept) if !states.invalid => Ok(Treatment::LeftToReplies),
+        (Conntrack::Stateless, _) => Err(RuleError::NeedsConntrack),
+    }
+}
+
+/// One of the two ways a packet can go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    ToVm,
+    FromVm,
+}
+
+impl Way {
+    fn opposite(self) -> Self {
+        match self {
+            Self::ToVm => Self::FromVm,
+            Self::FromVm => Self::ToVm,
+        }
+    }
+}
+
+fn ways(direction: Direction) -> &'static [Way] {
+    match direction {
+        Direction::In => &[Way::ToVm],
+        Direction::Out => &[Way::FromVm],
+        Direction::InOut => &[Way::ToVm, Way::FromVm],
+    }
+}
+
+impl Placed {
+    fn add(&mut self, rule: &Rule, way: Way, states: Option<States>, port: &Port<'_>) {
+        let flow = Flow::of(rule, way);
+        let verdict = match rule.action {
+            Action::Accept => Verdict::Accept,
+            Action::Drop => Verdict::Drop,
+            Action::Reject => self.reject(&flow, port),
+        };
+        if verdict == Verdict::Accept {
+            self.mirror.extend(flow.mirror(&rule.name, port.tap));
+        }
+        let state = states.map(|states| {
+            let words = states.words().into_iter().map(Item::from);
+            Match::among(Field::CtState, words)
+        });
+        let rule = NftRule::new(verdict, rule.name.as_str()).when(flow.matches(port.tap));
+        self.rules.push(rule.when(state));
+    }
+
+    /// Only prerouting can reject, and `vm_x` is reached from postrouting too: the packet goes back
+    /// to `from_x`, which refuses it.
+    fn reject(&mut self, flow: &Flow, port: &Port<'_>) -> Verdict {
+        if flow.way == Way::ToVm || !port.reject {
+            self.degradation = Some(Degradation::RejectDrops);
+            return Verdict::Drop;
+        }
+        self.reject_replies.extend(flow.reject_replies());
+        Verdict::Return
+    }
+}
+
+/// The packets a rule describes, going one way.
+#[derive(Debug, Clone, Copy)]
+struct Flow {
+    way: Way,
+    protocol: Protocol,
+    source: Option<Network>,
+    destination: Option<Network>,
+}
+
+impl Flow {
+    fn of(rule: &Rule, way: Way) -> Self {
+        Self {
+            way,
+            protocol: rule.protocol,
+            source: rule.source,
+            destination: rule.destination,
+        }
+    }
+
+    /// The same conversation seen from its other end.
+    fn answer(self, protocol: Protocol) -> Self {
+        Self {
+            way: self.way.opposite(),
+            protocol,
+            source: self.destination,
+            destination: self.source,
+        }
+    }
+
+    fn matches(&self, tap: &LinkName) -> Vec<Match> {
+        let field = match self.way {
+            Way::FromVm => Field::Iifname,
+            Way::ToVm => Field::Oifname,
+        };
+        let mut matches = vec![Match::is(field, tap.as_str())];
+        matches.extend(self.headers());
+        matches
+    }
+
+    fn headers(&self) -> Vec<Match> {
+        let mut matches: Vec<_> = self.family().map(protocol).into_iter().collect();
+        matches.extend(self.l4proto());
+        matches.extend(network(self.source, Side::Source));
+        matches.extend(network(self.destination, Side::Destination));
+        if let Protocol::Ports(transport, ports) = self.protocol {
+            matches.extend(range(ports.source, Field::Port(transport, Side::Source)));
+            matches.extend(range(
+                ports.destination,
+                Field::Port(transport, Side::Destination),
+            ));
+        }
+        matches
+    }
+
+    /// nft's word for the address family, if the rule names an address.
+    fn family(&self) -> Option<&'static str> {
+        let network = self.source.or(self.destination)?;
+        Some(if network.address.is_ipv4() {
+            "ip"
+        } else {
+            "ip6"
+        })
+    }
+
+    fn l4proto(&self) -> Option<Match> {
+        let words: &[&str] = match (self.protocol, self.family()) {
+            (Protocol::All, _) => return None,
+            (Protocol::Ports(transport, _), _) => &[transport.as_str()],
+            (Protocol::Icmp, Some("ip")) => &["icmp"],
+            (Protocol::Icmp, Some(_)) => &["ipv6-icmp"],
+            (Protocol::Icmp, None) => &["icmp", "ipv6-icmp"],
+        };
+        let words = words.iter().copied().map(Item::from);
+        Some(Match::among(Field::L4Proto, words))
+    }
+
+    /// The TCP part of the protocol.
+    fn tcp(&self) -> Option<Protocol> {
+        match self.protocol {
+            Protocol::All => Some(Protocol::Ports(Transport::Tcp, Ports::default())),
+            Protocol::Ports(Transport::Tcp, _) => Some(self.protocol),
+            Protocol::Ports(Transport::Udp, _) | Protocol::Icmp => None,
+        }
+    }
+
+    /// Lets replies back when the kernel does not track connections: the flow turned round, and
+    /// only segments that open nothing. UDP has no such mark, so it gets no mirror.
+    fn mirror(&self, name: &str, tap: &LinkName) -> Option<NftRule> {
+        let answer = self.answer(self.tcp()?.swapped());
+        let rule = NftRule::new(Verdict::Accept, name).when(answer.matches(tap));
+        Some(rule.when([opens_nothing()]))
+    }
+
+    /// What the kernel answers a refused packet with, on its way to the VM.
+    fn reject_replies(&self) -> Vec<NftRule> {
+        let rule = || NftRule::new(Verdict::Accept, "infinization-reject-reply");
+        let reset = self.tcp().map(|tcp| {
+            let matches = self.answer(tcp.swapped()).headers();
+            rule().when(matches).when([Match::is(Field::TcpRst, "rst")])
+        });
+        let other_than_tcp = !matches!(self.protocol, Protocol::Ports(Transport::Tcp, _));
+        let errors = other_than_tcp.then(|| self.unreachable().map(|m| rule().when(m)));
+        let errors = errors.into_iter().flatten();
+        reset.into_iter().chain(errors).collect()
+    }
+
+    /// "Destination unreachable" in the families the rule may see.
+    fn unreachable(&self) -> impl Iterator<Item = Vec<Match>> {
+        let answer = self.answer(Protocol::Icmp);
+        let families = [
+            ("ip", "icmp", Field::IcmpType),
+            ("ip6", "ipv6-icmp", Field::Icmpv6Type),
+        ];
+        let family = self.family();
+        let seen = move |word| family.is_none_or(|family| family == word);
+        let families = families.into_iter().filter(move |(word, ..)| seen(*word));
+        families.map(move |(word, l4proto, kind)| {
+            let mut matches = vec![protocol(word), Match::is(Field::L4Proto, l4proto)];
+            matches.extend(network(answer.source, Side::Source));
+            matches.extend(network(answer.destination, Side::Destination));
+            matches.push(Match::is(kind, "destination-unreachable"));
+            matches
+        })
+    }
+}
+
+impl Protocol {
+    /// With the ports of a reply.
+    fn swapped(self) -> Self {
+        match self {
+            Self::Ports(transport, ports) => Self::Ports(transport, ports.swapped()),
+            other => other,
+        }
+    }
+}
+
+/// Every address is no condition beyond the family, which is matched already.
+fn network(network: Option<Network>, side: Side) -> Option<Match> {
+    let network = network.filter(|network| network.prefix > 0)?;
+    let first = network.first_address();
+    let field = if first.is_ipv4() {
+        Field::Ip(side)
+    } else {
+        Field::Ip6(side)
+    };
+    let item = if network.is_single_address() {
+        Item::Word(first.to_string())
+    } else {
+        Item::Prefix(first, network.prefix)
+    };
+    Some(Match::is(field, item))
+}
+
+fn range(range: Option<PortRange>, field: Field) -> Option<Match> {
+    let PortRange { first, last } = range?;
+    let item = if first == last {
+        Item::Number(first)
+    } else {
+        Item::Range(first, last)
+    };
+    Some(Match::is(field, item))
+}
+
+/// What tracked connections may always do, after the user's rules and before the terminal verdict.
+pub(super) fn automatic_replies() -> Vec<NftRule> {
+    let words = States::REPLIES.words().into_iter().map(Item::from);
+    let replies = Match::among(Field::CtState, words);
+    vec![NftRule::new(Verdict::Accept, "Allow Established/Related (Auto)").when([replies])]
+}

@@ -1,0 +1,297 @@
+//! What is asked of nftables in one piece: all of it happens, or none.
+//!
+//! Invariant: every transaction that touches a VM's chains leaves `vm_x` with a terminal verdict,
+//! and names no chain of another VM.
+
+use crate::types::{FirewallDefaultAction, LinkName};
+
+use super::compile::{Compiled, terminal};
+use super::expr::{Field, Match, NftRule, Verdict};
+use super::names::ChainNames;
+
+/// One VM's chains.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmRuleset {
+    /// What they are called.
+    pub names: ChainNames,
+    /// The port they are for.
+    pub tap: LinkName,
+    /// `vm_x`.
+    pub vm: Vec<NftRule>,
+    /// `from_x`.
+    pub from: Vec<NftRule>,
+    /// `to_x`.
+    pub to: Vec<NftRule>,
+}
+
+impl VmRuleset {
+    /// Every rule with its chain's name, in order.
+    pub fn rules<'a>(&'a self) -> impl Iterator<Item = (&'a str, &'a NftRule)> {
+        let names = &self.names;
+        let chains = [
+            (&names.vm, &self.vm),
+            (&names.from, &self.from),
+            (&names.to, &self.to),
+        ];
+        let in_chain = |(name, rules): (&'a String, &'a Vec<NftRule>)| {
+            rules.iter().map(move |rule| (name.as_str(), rule))
+        };
+        chains.into_iter().flat_map(in_chain)
+    }
+}
+
+/// The two hooks that see every frame of a bridge port: bridged, routed, to and from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// Where frames come in; `iifname` is known.
+    Prerouting,
+    /// Where frames leave; `oifname` is known.
+    Postrouting,
+}
+
+impl Hook {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Prerouting, Self::Postrouting];
+
+    /// The hook's name, and its base chain's.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prerouting => "prerouting",
+            Self::Postrouting => "postrouting",
+        }
+    }
+
+    /// The map that sends each port's frames to their chain.
+    pub fn map(self) -> VerdictMap {
+        match self {
+            Self::Prerouting => VerdictMap::FromVm,
+            Self::Postrouting => VerdictMap::ToVm,
+        }
+    }
+}
+
+/// A verdict map keyed by port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VerdictMap {
+    /// By `iifname`.
+    FromVm,
+    /// By `oifname`.
+    ToVm,
+}
+
+impl VerdictMap {
+    /// Its name in the table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::FromVm => "from_vm",
+            Self::ToVm => "to_vm",
+        }
+    }
+
+    /// The field it is keyed by.
+    pub fn key(self) -> Field {
+        match self {
+            Self::FromVm => Field::Iifname,
+            Self::ToVm => Field::Oifname,
+        }
+    }
+}
+
+/// One step, in the table [`super::TABLE`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "libnftables' own words")]
+pub enum Command {
+    AddTable,
+    AddMap(VerdictMap),
+    AddBaseChain(Hook),
+    /// Sends each port to its chain.
+    AddDispatch(Hook),
+    AddChain(String),
+    /// Fails if the chain exists.
+    CreateChain(String),
+    FlushChain(String),
+    DeleteChain(String),
+    AddRule {
+        chain: String,
+        rule: NftRule,
+    },
+    AddElement {
+        map: VerdictMap,
+        tap: LinkName,
+        chain: String,
+    },
+    DeleteElement {
+        map: VerdictMap,
+        tap: LinkName,
+    },
+}
+
+/// Steps that are taken together.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Transaction {
+    /// In order.
+    pub commands: Vec<Command>,
+}
+
+impl Transaction {
+    /// The table, both hooks and nobody's rules: every managed port without rules is closed.
+    pub fn table() -> Self {
+        let mut commands = vec![
+            Command::AddTable,
+            Command::AddMap(VerdictMap::FromVm),
+            Command::AddMap(VerdictMap::ToVm),
+        ];
+        for hook in Hook::ALL {
+            let chain = hook.as_str().to_owned();
+            commands.push(Command::AddBaseChain(hook));
+            commands.push(Command::FlushChain(chain.clone()));
+            commands.push(Command::AddDispatch(hook));
+            let rule = closed_unless_dispatched(hook);
+            commands.push(Command::AddRule { chain, rule });
+        }
+        Self { commands }
+    }
+
+    /// Never committed: asks whether the kernel takes this rule where frames come in.
+    pub fn probe(rule: NftRule) -> Self {
+        let hook = Hook::Prerouting;
+        let chain = hook.as_str().to_owned();
+        Self {
+            commands: vec![
+                Command::AddTable,
+                Command::AddBaseChain(hook),
+                Command::AddRule { chain, rule },
+            ],
+        }
+    }
+
+    /// Takes `forward` out of the table: the base chain of the earlier implementation, which jumps
+    /// into the `vm_*` chains and would evaluate them twice.
+    #[must_use]
+    pub fn without_forward(mut self) -> Self {
+        let forward = || "forward".to_owned();
+        self.commands.extend([
+            Command::AddChain(forward()),
+            Command::FlushChain(forward()),
+            Command::DeleteChain(forward()),
+        ]);
+        self
+    }
+
+    /// Everything a VM needs, whatever of it exists: table, hooks, chains, rules, dispatch.
+    pub fn ensure_vm(compiled: &Compiled) -> Self {
+        let ruleset = &compiled.ruleset;
+        let mut all = Self::table();
+        for chain in ruleset.names.all() {
+            all.commands.push(Command::AddChain(chain.to_owned()));
+            all.commands.push(Command::FlushChain(chain.to_owned()));
+        }
+        all.add_rules(ruleset);
+        all.dispatch(&ruleset.names, &ruleset.tap);
+        all
+    }
+
+    /// The chains of a VM whose rules are not known yet: closed both ways, not dispatched. Fails
+    /// if they exist.
+    pub fn create_chains(names: &ChainNames) -> Self {
+        let mut all = Self::table();
+        all.commands.push(Command::CreateChain(names.vm.clone()));
+        all.commands.push(Command::AddChain(names.from.clone()));
+        all.commands.push(Command::AddChain(names.to.clone()));
+        all.add_rule(&names.vm, terminal(FirewallDefaultAction::Drop));
+        for chain in [&names.from, &names.to] {
+            let jump = Verdict::Jump(names.vm.clone());
+            all.add_rule(chain, NftRule::new(jump, "infinization-rules"));
+        }
+        all
+    }
+
+    /// Sends the port's frames to the VM's chains, which exist.
+    pub fn attach(names: &ChainNames, tap: &LinkName) -> Self {
+        let mut all = Self::default();
+        all.dispatch(names, tap);
+        all
+    }
+
+    /// Stops sending the port's frames anywhere: it is closed. Fails if an element is absent.
+    pub fn detach(maps: &[VerdictMap], tap: &LinkName) -> Self {
+        let delete = |map: &VerdictMap| Command::DeleteElement {
+            map: *map,
+            tap: tap.clone(),
+        };
+        Self {
+            commands: maps.iter().map(delete).collect(),
+        }
+    }
+
+    /// Takes the VM's chains and their dispatch away, whatever of them exists, as long as the table
+    /// does. nft 1.0.6 cannot delete what may be absent, so everything is added first.
+    pub fn remove_vm(names: &ChainNames, taps: &[LinkName]) -> Self {
+        let mut all = Self::default();
+        for chain in names.all() {
+            all.commands.push(Command::AddChain(chain.to_owned()));
+        }
+        for tap in taps {
+            all.dispatch(names, tap);
+            all.commands
+                .extend(Self::detach(&[VerdictMap::FromVm, VerdictMap::ToVm], tap).commands);
+        }
+        for chain in names.all() {
+            all.commands.push(Command::FlushChain(chain.to_owned()));
+        }
+        for chain in names.all() {
+            all.commands.push(Command::DeleteChain(chain.to_owned()));
+        }
+        all
+    }
+
+    /// Leaves only the terminal verdict of the user's rules. Fails if the chain does not exist.
+    pub fn flush_vm(names: &ChainNames, action: FirewallDefaultAction) -> Self {
+        let mut all = Self::default();
+        all.commands.push(Command::FlushChain(names.vm.clone()));
+        all.add_rule(&names.vm, terminal(action));
+        all
+    }
+
+    /// The rules it adds: `(chain, comment)` in order.
+    pub fn added_rules(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.commands.iter().filter_map(|command| match command {
+            Command::AddRule { chain, rule } => Some((chain.as_str(), rule.comment.as_str())),
+            Command::AddDispatch(hook) => Some((hook.as_str(), DISPATCH)),
+            _ => None,
+        })
+    }
+
+    fn add_rules(&mut self, ruleset: &VmRuleset) {
+        for (chain, rule) in ruleset.rules() {
+            self.add_rule(chain, rule.clone());
+        }
+    }
+
+    fn add_rule(&mut self, chain: &str, rule: NftRule) {
+        let chain = chain.to_owned();
+        self.commands.push(Command::AddRule { chain, rule });
+    }
+
+    fn dispatch(&mut self, names: &ChainNames, tap: &LinkName) {
+        for (map, chain) in [
+            (VerdictMap::FromVm, &names.from),
+            (VerdictMap::ToVm, &names.to),
+        ] {
+            self.commands.push(Command::AddElement {
+                map,
+                tap: tap.clone(),
+                chain: chain.clone(),
+            });
+        }
+    }
+}
+
+/// The comment of the rule that looks a port up.
+pub(super) const DISPATCH: &str = "infinization-dispatch";
+
+/// All managed ports share this prefix, so a TAP is closed from the moment it exists.
+fn closed_unless_dispatched(hook: Hook) -> NftRule {
+    let managed = Match::is(hook.map().key(), "vnet-*");
+    NftRule::new(Verdict::Drop, "infinization-closed").when([managed])
+}

@@ -1,0 +1,275 @@
+//! The kernel's nftables. Transactions come ready-made from [`crate::firewall`]; this module runs
+//! them, checks that the kernel confirmed them, and reads back.
+//!
+//! Invariants: a change is one `nft` process and one kernel transaction; changes are made one after
+//! the other in this process; one that has started is finished even if nobody waits for it any
+//! more, so that a later one cannot overtake it. Reads and probes need no turn.
+
+mod error;
+mod probe;
+mod transport;
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, LazyLock};
+
+use nix::errno::Errno;
+use tokio::sync::Mutex;
+
+pub use error::NftError;
+pub use transport::{CommittedRule, Element, Listing, NftProgram, NftTransport};
+
+use crate::firewall::{
+    BridgeConntrackMode, Capabilities, ChainNames, Command, Compiled, Conntrack, Hook, Transaction,
+    VerdictMap,
+};
+use crate::types::{FirewallDefaultAction, LinkName};
+use probe::Probe;
+
+static TURN: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
+static PROBE: LazyLock<Probe> = LazyLock::new(Probe::default);
+
+/// The firewall of this host. Handles are cheap and share what was probed.
+#[derive(Debug, Clone)]
+pub struct Nft {
+    transport: Arc<dyn NftTransport>,
+    probe: Probe,
+}
+
+impl Default for Nft {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Nft {
+    /// Through the `nft` program.
+    pub fn new() -> Self {
+        Self {
+            transport: Arc::new(NftProgram),
+            probe: PROBE.clone(),
+        }
+    }
+
+    /// Through another transport, with a probe of its own.
+    pub fn with_transport(transport: Arc<dyn NftTransport>) -> Self {
+        Self {
+            transport,
+            probe: Probe::default(),
+        }
+    }
+
+    /// What this kernel's bridge family can do. Probed once per process; at most three programs.
+    pub async fn capabilities(&self) -> Result<Capabilities, NftError> {
+        self.probe.capabilities(&*self.transport).await
+    }
+
+    /// How VMs are filtered here in this mode; an error if the mode does not allow it.
+    pub async fn conntrack(&self, mode: BridgeConntrackMode) -> Result<Conntrack, NftError> {
+        match (self.capabilities().await?.conntrack, mode) {
+            (true, _) => Ok(Conntrack::Stateful),
+            (false, BridgeConntrackMode::Fail) => Err(NftError::ConntrackUnavailable),
+            (false, BridgeConntrackMode::Degrade) => {
+                self.probe.warn_stateless();
+                Ok(Conntrack::Stateless)
+            }
+        }
+    }
+
+    /// Sets up the table and both hooks: from here on a managed port is closed until its VM's rules
+    /// are loaded. Takes over a table of the earlier implementation.
+    pub async fn prepare(&self) -> Result<(), NftError> {
+        self.commit(Transaction::table().without_forward()).await
+    }
+
+    /// Loads everything of a VM in one transaction: table, hooks, chains, rules, dispatch. On an
+    /// error the old rules are in force.
+    pub async fn ensure_vm(&self, compiled: &Compiled) -> Result<(), NftError> {
+        self.commit(Transaction::ensure_vm(compiled)).await
+    }
+
+    /// Loads a VM's rules unless the kernel holds them already; says whether it had to.
+    pub async fn ensure_vm_if_changed(&self, compiled: &Compiled) -> Result<bool, NftError> {
+        let loaded = self.read_vm(&compiled.ruleset.names).await?;
+        if loaded.is_some_and(|loaded| holds(&loaded, compiled)) {
+            return Ok(false);
+        }
+        self.ensure_vm(compiled).await.map(|()| true)
+    }
+
+    /// Makes the VM's chains, closed, if it has none; existing ones are left as they are.
+    pub async fn create_chains(&self, names: &ChainNames) -> Result<(), NftError> {
+        match self.commit(Transaction::create_chains(names)).await {
+            Err(error) if error.is(Errno::EEXIST) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// Sends the port's frames through the VM's chains, which must exist.
+    pub async fn attach(&self, names: &ChainNames, tap: &LinkName) -> Result<(), NftError> {
+        self.commit(Transaction::attach(names, tap)).await
+    }
+
+    /// Closes the port; the chains stay. Fine if it was not attached.
+    pub async fn detach(&self, tap: &LinkName) -> Result<(), NftError> {
+        let both = [VerdictMap::FromVm, VerdictMap::ToVm];
+        match self.commit(Transaction::detach(&both, tap)).await {
+            Err(error) if error.is_absent() => {}
+            outcome => return outcome,
+        }
+        // Somebody may have taken one element out: the other must not keep the port open.
+        for map in both {
+            match self.commit(Transaction::detach(&[map], tap)).await {
+                Err(error) if error.is_absent() => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the VM's chains and what leads to them, in one transaction. Fine if there is nothing.
+    pub async fn remove_vm(&self, names: &ChainNames) -> Result<(), NftError> {
+        let taps = Vec::from_iter(names.default_tap());
+        match self.commit(Transaction::remove_vm(names, &taps)).await {
+            Err(error) if error.is_absent() => Ok(()),
+            // Another port leads to its chains, or its usual port to another VM's.
+            Err(error) if error.is(Errno::EBUSY) || error.is(Errno::EEXIST) => {
+                self.remove_dispatched_vm(names).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn remove_dispatched_vm(&self, names: &ChainNames) -> Result<(), NftError> {
+        let elements = self.transport.read(&[]).await?.elements;
+        let ours = elements.iter().filter(|element| element.leads_to(names));
+        let taps: HashSet<_> = ours.filter_map(|e| LinkName::parse(&*e.tap).ok()).collect();
+        let taps: Vec<_> = taps.into_iter().collect();
+        self.commit(Transaction::remove_vm(names, &taps)).await
+    }
+
+    /// Removes the VM chain of this name, with its helpers and dispatch.
+    pub async fn remove_chain_by_name(&self, chain: &str) -> Result<(), NftError> {
+        let names = ChainNames::parse(chain);
+        let names = names.ok_or_else(|| NftError::NotAVmChain(chain.to_owned()))?;
+        self.remove_vm(&names).await
+    }
+
+    /// Removes the user's rules; what remains is the terminal verdict. Fine if there is no chain.
+    pub async fn flush_vm(
+        &self,
+        names: &ChainNames,
+        default_action: FirewallDefaultAction,
+    ) -> Result<(), NftError> {
+        match self
+            .commit(Transaction::flush_vm(names, default_action))
+            .await
+        {
+            Err(error) if error.is_absent() => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// The names of all chains in the table; none if there is no table.
+    pub async fn list_chains(&self) -> Result<Vec<String>, NftError> {
+        self.transport.chains().await
+    }
+
+    /// Whether the table has a chain of this name.
+    pub async fn chain_exists(&self, chain: &str) -> Result<bool, NftError> {
+        Ok(self.list_chains().await?.iter().any(|name| name == chain))
+    }
+
+    /// What the kernel holds of a VM, the hooks included; `None` if any of it is missing.
+    pub async fn read_vm(&self, names: &ChainNames) -> Result<Option<Listing>, NftError> {
+        let mut chains = Vec::from(names.all());
+        chains.extend(Hook::ALL.map(Hook::as_str));
+        match self.transport.read(&chains).await {
+            Ok(mut listing) => {
+                listing.elements.retain(|element| element.leads_to(names));
+                Ok(Some(listing))
+            }
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for its turn, then commits; not waiting any longer does not stop what has begun.
+    async fn commit(&self, transaction: Transaction) -> Result<(), NftError> {
+        let turn = Arc::clone(&TURN).lock_owned().await;
+        let transport = Arc::clone(&self.transport);
+        let running = tokio::spawn(async move {
+            let _turn = turn;
+            let committed = transport.commit(&transaction).await?;
+            confirmed(&transaction, &committed)
+        });
+        running.await.unwrap_or(Err(NftError::Interrupted))
+    }
+}
+
+impl Element {
+    fn leads_to(&self, names: &ChainNames) -> bool {
+        self.chain == names.from || self.chain == names.to
+    }
+}
+
+/// Compares what was asked with what the kernel gave handles to.
+fn confirmed(transaction: &Transaction, committed: &[CommittedRule]) -> Result<(), NftError> {
+    let handles: HashSet<_> = committed.iter().map(|rule| rule.handle).collect();
+    let found = committed
+        .iter()
+        .map(|r| (r.chain.as_str(), r.comment.as_str()));
+    if handles.len() == committed.len() && transaction.added_rules().eq(found.clone()) {
+        return Ok(());
+    }
+    Err(first_difference(transaction.added_rules(), found))
+}
+
+fn first_difference<'a>(
+    asked: impl Iterator<Item = (&'a str, &'a str)>,
+    found: impl Iterator<Item = (&'a str, &'a str)>,
+) -> NftError {
+    let (mut found, mut asked) = (found.fuse(), asked.fuse());
+    loop {
+        let (asked, found) = (asked.next(), found.next());
+        if asked != found || asked.is_none() {
+            let words = |rule: Option<(&str, &str)>| match rule {
+                Some((_, comment)) => format!("{comment:?}"),
+                None => "no rule".to_owned(),
+            };
+            let chain = asked.or(found).map_or("the table", |(chain, _)| chain);
+            return NftError::Mismatch {
+                chain: chain.to_owned(),
+                asked: words(asked),
+                found: words(found),
+            };
+        }
+    }
+}
+
+/// Whether the kernel's chains and dispatch are what was compiled. The rules are told apart by
+/// their comments, and their contents by the hash that is one of them.
+fn holds(loaded: &Listing, compiled: &Compiled) -> bool {
+    let wanted = Transaction::ensure_vm(compiled);
+    let found = loaded.rules.iter();
+    let found = found.map(|(chain, comment)| (&**chain, comment.as_deref().unwrap_or_default()));
+    by_chain(wanted.added_rules()) == by_chain(found) && dispatched(loaded, &wanted)
+}
+
+fn by_chain<'a>(
+    rules: impl Iterator<Item = (&'a str, &'a str)>,
+) -> BTreeMap<&'a str, Vec<&'a str>> {
+    let mut chains: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (chain, comment) in rules {
+        chains.entry(chain).or_default().push(comment);
+    }
+    chains
+}
+
+fn dispatched(loaded: &Listing, wanted: &Transaction) -> bool {
+    let wanted = wanted.commands.iter().filter_map(|command| match command {
+        Command::AddElement { map, tap, chain } => Some((*map, tap.as_str(), chain.as_str())),
+        _ => None,
+    });
+    let found = loaded.elements.iter().map(|e| (e.map, &*e.tap, &*e.chain));
+    wanted.eq(found)
+}

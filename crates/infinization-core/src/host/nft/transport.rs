@@ -1,0 +1,162 @@
+use async_trait::async_trait;
+use serde_json::{Value, json};
+
+use super::error::NftError;
+use crate::firewall::{TABLE, Transaction, VerdictMap, document};
+use crate::host::program::{Finished, Program};
+
+/// How the kernel's nftables is talked to.
+///
+/// Today that is one `nft` process per call; the trait is the seam where netlink messages of our
+/// own can take its place.
+#[async_trait]
+pub trait NftTransport: std::fmt::Debug + Send + Sync {
+    /// Commits the transaction, and answers with the rules the kernel confirmed, in order.
+    async fn commit(&self, transaction: &Transaction) -> Result<Vec<CommittedRule>, NftError>;
+
+    /// Asks the kernel whether it would take the transaction, and changes nothing.
+    async fn check(&self, transaction: &Transaction) -> Result<(), NftError>;
+
+    /// The names of the table's chains; none if there is no table.
+    async fn chains(&self) -> Result<Vec<String>, NftError>;
+
+    /// The rules of these chains and the elements of both maps. Absent if one of them is missing.
+    async fn read(&self, chains: &[&str]) -> Result<Listing, NftError>;
+}
+
+/// A rule the kernel gave a handle to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommittedRule {
+    /// Its chain.
+    pub chain: String,
+    /// Its comment.
+    pub comment: String,
+    /// The kernel's number for it, unique in the table.
+    pub handle: u64,
+}
+
+/// One entry of a verdict map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Element {
+    /// The map.
+    pub map: VerdictMap,
+    /// The port.
+    pub tap: String,
+    /// Where its frames go.
+    pub chain: String,
+}
+
+/// What the kernel holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listing {
+    /// The rules, in order: chain and comment.
+    pub rules: Vec<(String, Option<String>)>,
+    /// The elements of both maps.
+    pub elements: Vec<Element>,
+}
+
+/// Runs `nft -j -f -`.
+#[derive(Debug, Clone, Copy)]
+pub struct NftProgram;
+
+const MAPS: [VerdictMap; 2] = [VerdictMap::FromVm, VerdictMap::ToVm];
+
+#[async_trait]
+impl NftTransport for NftProgram {
+    async fn commit(&self, transaction: &Transaction) -> Result<Vec<CommittedRule>, NftError> {
+        // -e echoes what was committed, -a adds the kernel's handles.
+        let objects = nft(&["-e", "-a"], &document(transaction)).await?;
+        let added = objects
+            .iter()
+            .filter_map(|object| object.get("add")?.get("rule"));
+        Ok(added.filter_map(committed_rule).collect())
+    }
+
+    async fn check(&self, transaction: &Transaction) -> Result<(), NftError> {
+        nft(&["-c"], &document(transaction)).await.map(drop)
+    }
+
+    async fn chains(&self) -> Result<Vec<String>, NftError> {
+        let all = json!([{ "list": { "chains": { "family": "bridge" } } }]);
+        let objects = nft(&[], &json!({ "nftables": all })).await?;
+        let chains = objects.iter().filter_map(|object| object.get("chain"));
+        let ours = chains.filter(|chain| chain["table"] == TABLE);
+        Ok(ours.filter_map(|chain| text(chain, "name")).collect())
+    }
+
+    async fn read(&self, chains: &[&str]) -> Result<Listing, NftError> {
+        let chains = chains.iter().map(|chain| list("chain", chain));
+        let maps = MAPS.iter().map(|map| list("map", map.as_str()));
+        let commands: Vec<_> = chains.chain(maps).collect();
+        let objects = nft(&[], &json!({ "nftables": commands })).await?;
+        Ok(Listing {
+            rules: rules_in(&objects),
+            elements: elements_in(&objects),
+        })
+    }
+}
+
+fn list(kind: &str, name: &str) -> Value {
+    json!({ "list": { kind: { "family": "bridge", "table": TABLE, "name": name } } })
+}
+
+async fn nft(options: &[&str], document: &Value) -> Result<Vec<Value>, NftError> {
+    let finished = Program::new("nft")
+        .args(["-j"])
+        .args(options)
+        .args(["-f", "-"])
+        .stdin(document.to_string().into_bytes())
+        .run()
+        .await?;
+    if !finished.status.success() {
+        return Err(NftError::refused(&finished));
+    }
+    objects_in(&finished)
+}
+
+/// `nft` prints one document per list command.
+fn objects_in(finished: &Finished) -> Result<Vec<Value>, NftError> {
+    let mut objects = Vec::new();
+    for document in serde_json::Deserializer::from_slice(&finished.stdout).into_iter::<Value>() {
+        let mut document = document.map_err(NftError::Answer)?;
+        if let Some(Value::Array(more)) = document.get_mut("nftables").map(Value::take) {
+            objects.extend(more);
+        }
+    }
+    Ok(objects)
+}
+
+fn committed_rule(rule: &Value) -> Option<CommittedRule> {
+    Some(CommittedRule {
+        chain: text(rule, "chain")?,
+        comment: text(rule, "comment")?,
+        handle: rule.get("handle")?.as_u64()?,
+    })
+}
+
+fn rules_in(objects: &[Value]) -> Vec<(String, Option<String>)> {
+    let rules = objects.iter().filter_map(|object| object.get("rule"));
+    rules
+        .filter_map(|rule| Some((text(rule, "chain")?, text(rule, "comment"))))
+        .collect()
+}
+
+fn elements_in(objects: &[Value]) -> Vec<Element> {
+    let maps = objects.iter().filter_map(|object| object.get("map"));
+    maps.flat_map(|object| {
+        let map = MAPS.into_iter().find(|map| object["name"] == map.as_str());
+        let entries = object["elem"].as_array().map_or(&[][..], Vec::as_slice);
+        entries.iter().filter_map(move |entry| {
+            Some(Element {
+                map: map?,
+                tap: entry.get(0)?.as_str()?.to_owned(),
+                chain: text(entry.get(1)?.get("jump")?, "target")?,
+            })
+        })
+    })
+    .collect()
+}
+
+fn text(object: &Value, key: &str) -> Option<String> {
+    object.get(key)?.as_str().map(str::to_owned)
+}
