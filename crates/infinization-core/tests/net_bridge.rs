@@ -1,4 +1,5 @@
 //! Bridges, with real links and frames in private network namespaces.
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
 mod kit;
 mod net_kit;

@@ -1,4 +1,5 @@
 //! Alone in its process, because it counts the process' descriptors and threads.
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
 mod kit;
 mod net_kit;

@@ -1,4 +1,5 @@
 //! QEMU on the descriptors of our TAPs, sandboxed, in private network namespaces.
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 #![expect(unsafe_code, reason = "pre_exec, to hand descriptors to QEMU")]
 
 mod kit;

@@ -24,6 +24,9 @@ pub enum Refusal {
     /// The connection ended first; whether the request was carried out is unknown.
     #[error("the netlink connection ended before the answer")]
     Lost,
+    /// The kernel answered what this library cannot decode.
+    #[error("the kernel's answer could not be read")]
+    Unreadable,
     /// The kernel did not answer; whether the request will be carried out is unknown.
     #[error("the kernel did not answer within {0:?}")]
     Late(Duration),
@@ -63,7 +66,7 @@ impl Refusal {
         match self {
             Self::Kernel { errno, .. } => Some(*errno),
             Self::Unopened(source) => source.raw_os_error().map(Errno::from_raw),
-            Self::Lost | Self::Late(_) => None,
+            Self::Lost | Self::Unreadable | Self::Late(_) => None,
         }
     }
 

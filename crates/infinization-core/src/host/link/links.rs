@@ -45,7 +45,11 @@ impl Links {
     pub async fn find(&self, name: &LinkName) -> Result<Option<Link>, LinkError> {
         let question = RouteNetlinkMessage::GetLink(named(name).build());
         match self.request(question, NLM_F_ACK).await {
-            Ok(answers) => Ok(links_in(answers).next()),
+            // A link that cannot be decoded must not pass for an absent one.
+            Ok(answers) => match links_in(answers).next() {
+                None => Err(Refusal::Unreadable.of("looking up", name)),
+                found => Ok(found),
+            },
             Err(refusal) if refusal.errno() == Some(Errno::ENODEV) => Ok(None),
             Err(refusal) => Err(refusal.of("looking up", name)),
         }

@@ -1,7 +1,7 @@
 //! Network links over rtnetlink: find, list, raise, enslave, delete, and wait for a change.
 //!
-//! Only this folder, [`super::tap`] and [`super::bridge`] know rtnetlink, whose API changes with
-//! every minor version. State is never remembered here: each question is put to the kernel, so two
+//! Only this folder and [`super::bridge`] know rtnetlink, whose API changes with every minor
+//! version. State is never remembered here: each question is put to the kernel, so two
 //! [`Links`] cannot disagree. An answer that did not come is an error, never a success.
 
 mod connection;

@@ -20,7 +20,7 @@ use ioctl::Attach;
 use super::link::{Link, Links};
 use crate::types::{InvalidValue, LinkName};
 
-/// TUNSETIFF waits for the kernel's link lock, and takes 10 to 20 ms by itself.
+/// TUNSETIFF is quick, but waits for the kernel's link lock, and so for deletions (20 ms each).
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// How many queues (pairs of receive and transmit rings) a TAP has: 1 to 4.
