@@ -1,11 +1,13 @@
 //! What a monitor sends must not grow our memory. Alone in its process, so that its memory is
 //! only its own.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod qmp_kit;
 
 use infinization_core::qmp::{MonitorEvent, QmpOptions};
 use infinization_core::{Coded, ErrorCode};
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 
 use qmp_kit::{Peer, Stage, within};
 
@@ -19,7 +21,6 @@ fn resident() -> u64 {
 
 /// Sends the same bytes again and again, until they are all sent or nobody takes them.
 async fn pour(peer: &mut Peer, bytes: &[u8], times: usize) {
-    use tokio::io::AsyncWriteExt;
     for _ in 0..times {
         if within(peer.writer.write_all(bytes)).await.is_err() {
             return;

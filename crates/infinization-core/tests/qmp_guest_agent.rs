@@ -1,4 +1,5 @@
 //! The guest agent: played by the test where it misbehaves, and the real one in one booted guest.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod kit;
 mod qmp_kit;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use infinization_core::qmp::{AgentError, AgentOptions, FreezeStatus, GuestAgent};
 use infinization_core::{Coded, ErrorCode};
 use serde_json::{Value, json};
-use tokio::io::AsyncBufReadExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 
 use qmp_kit::{HUNG, Peer, Qemu, Stage, within};
 
@@ -171,7 +172,6 @@ async fn f40_what_is_no_agent_talk_is_a_protocol_error() {
         let (agent, mut played) = connected(&stage).await;
         let play = async {
             played.command("guest-ping").await;
-            use tokio::io::AsyncWriteExt;
             // The client hangs up in the middle of the long line.
             let _hung_up = within(played.0.writer.write_all(nonsense)).await;
         };

@@ -1,4 +1,5 @@
 //! The monitor client against a real QEMU under TCG.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod qmp_kit;
 

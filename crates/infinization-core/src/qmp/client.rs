@@ -160,6 +160,10 @@ impl QmpClient {
 
     /// Where the connection stands now.
     pub fn link(&self) -> Link {
+        // A task that ended without a word, with its runtime, is no link either.
+        if self.shared.requests.is_closed() {
+            return Link::Closed;
+        }
         *self.shared.link.borrow()
     }
 
