@@ -55,7 +55,10 @@ pub struct EventBus {
 
 impl Default for EventBus {
     fn default() -> Self {
-        Self { sender: broadcast::Sender::new(BACKLOG), next: Arc::default() }
+        Self {
+            sender: broadcast::Sender::new(BACKLOG),
+            next: Arc::default(),
+        }
     }
 }
 
@@ -84,7 +87,9 @@ impl EventBus {
 
 /// The wall clock, for time stamps only; deadlines use monotonic time.
 pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -109,7 +114,9 @@ mod tests {
         for thread in threads {
             thread.join().unwrap();
         }
-        let numbers: Vec<u64> = std::iter::from_fn(|| hears.try_recv().ok()).map(|e| e.seq).collect();
+        let numbers: Vec<u64> = std::iter::from_fn(|| hears.try_recv().ok())
+            .map(|e| e.seq)
+            .collect();
         assert_eq!(numbers, (0..400).collect::<Vec<_>>());
     }
 }

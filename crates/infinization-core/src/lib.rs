@@ -17,6 +17,8 @@ pub mod error;
 pub mod events;
 pub mod firewall;
 pub mod host;
+pub mod manager;
+pub mod monitor;
 pub mod qemu;
 pub mod qmp;
 pub mod types;

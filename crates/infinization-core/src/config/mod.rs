@@ -40,7 +40,7 @@ pub use manager::{
     BridgeConntrackMode, Environment, HostFacts, HostService, ManagerConfig, Transport,
 };
 pub use network::{NetworkConfig, NetworkModel};
-pub use options::{StartOptions, StopOptions};
+pub use options::{DeleteOptions, GuestExecOptions, StartOptions, StopOptions};
 pub use stored::StoredColumns;
 pub use vm::{ChannelsConfig, FirewallConfig, GpuConfig, MemoryConfig, VmConfig, VmPaths};
 

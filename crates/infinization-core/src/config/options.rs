@@ -33,6 +33,28 @@ pub struct StopOptions {
     pub force: bool,
 }
 
+/// What `deleteVM` is asked beside the VM's id.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeleteOptions {
+    /// Also remove the disks and firmware variables. Default false.
+    pub delete_disks: bool,
+}
+
+/// What `guestExec` is asked beside the command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestExecOptions {
+    /// How long the command may run. Default 30 s.
+    pub timeout: Duration,
+}
+
+impl Default for GuestExecOptions {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(30),
+        }
+    }
+}
+
 impl Default for StartOptions {
     fn default() -> Self {
         Self {
@@ -82,6 +104,30 @@ impl StopOptions {
                     .optional("timeout", milliseconds)
                     .unwrap_or(default.timeout),
                 force: fields.flag("force", default.force),
+            }
+        })
+    }
+}
+
+impl DeleteOptions {
+    /// Reads `deleteVM`'s options; null is all defaults.
+    pub fn parse(value: &Value) -> Result<Parsed<Self>, ConfigError> {
+        read(value, |fields| Self {
+            delete_disks: fields.flag("deleteDisks", false),
+        })
+    }
+}
+
+impl GuestExecOptions {
+    /// Reads `guestExec`'s options; null is all defaults. `cwd` is accepted and has no effect: the
+    /// agent has no such argument.
+    pub fn parse(value: &Value) -> Result<Parsed<Self>, ConfigError> {
+        read(value, |fields| {
+            fields.skip(&["cwd"]);
+            Self {
+                timeout: fields
+                    .optional("timeout", milliseconds)
+                    .unwrap_or(Self::default().timeout),
             }
         })
     }

@@ -30,8 +30,13 @@ impl Coded for AffinityError {
 
 /// Lets `thread` run on `cpu` alone (`sched_setaffinity(2)`; takes effect at once).
 pub fn pin_thread(thread: i32, cpu: u32) -> Result<(), AffinityError> {
-    let failed = |source| AffinityError { thread, cpu, source };
+    let failed = |source| AffinityError {
+        thread,
+        cpu,
+        source,
+    };
     let mut set = CpuSet::new();
-    set.set(usize::try_from(cpu).map_err(|_too_large| failed(nix::Error::EINVAL))?).map_err(failed)?;
+    set.set(usize::try_from(cpu).map_err(|_too_large| failed(nix::Error::EINVAL))?)
+        .map_err(failed)?;
     sched_setaffinity(Pid::from_raw(thread), &set).map_err(failed)
 }

@@ -54,13 +54,20 @@ impl ReservedPort {
 
 impl Drop for ReservedPort {
     fn drop(&mut self) {
-        self.reserved.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.port);
+        self.reserved
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.port);
     }
 }
 
 impl DisplayPorts {
     /// The first port of `range` that no VM of ours has and that `address` can be bound to.
-    pub fn reserve(&self, address: &str, range: RangeInclusive<u16>) -> Result<ReservedPort, NoFreePort> {
+    pub fn reserve(
+        &self,
+        address: &str,
+        range: RangeInclusive<u16>,
+    ) -> Result<ReservedPort, NoFreePort> {
         let (first, last) = (*range.start(), *range.end());
         for port in range {
             if let Some(port) = self.claim(port) {
@@ -69,25 +76,33 @@ impl DisplayPorts {
                 }
             }
         }
-        Err(NoFreePort { first, last, address: address.to_owned() })
+        Err(NoFreePort {
+            first,
+            last,
+            address: address.to_owned(),
+        })
     }
 
     /// Takes `port` for a VM that is known to listen on it already.
     pub fn claim(&self, port: u16) -> Option<ReservedPort> {
         let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
-        reserved
-            .insert(port)
-            .then(|| ReservedPort { port, reserved: Arc::clone(&self.reserved) })
+        reserved.insert(port).then(|| ReservedPort {
+            port,
+            reserved: Arc::clone(&self.reserved),
+        })
     }
 }
 
 fn can_bind(address: &str, port: u16) -> bool {
     // A name that does not resolve is QEMU's to refuse: it says why.
-    let addresses = (address, port)
-        .to_socket_addrs()
-        .map_or_else(|_| vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)], Iterator::collect);
+    let addresses = (address, port).to_socket_addrs().map_or_else(
+        |_| vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)],
+        Iterator::collect,
+    );
     // std binds with SO_REUSEADDR, as QEMU does: a port in TIME_WAIT is free, a listening one is not.
-    addresses.iter().all(|address| TcpListener::bind(address).is_ok())
+    addresses
+        .iter()
+        .all(|address| TcpListener::bind(address).is_ok())
 }
 
 #[cfg(test)]
@@ -109,7 +124,14 @@ mod tests {
         let ports = DisplayPorts::default();
         assert!(ports.reserve("127.0.0.1", port..=port).is_err());
         drop(taken);
-        assert_eq!(ports.reserve("127.0.0.1", port..=port).unwrap().number(), port);
-        assert_eq!(ports.reserve("127.0.0.1", port..=port).unwrap().number(), port, "given back");
+        assert_eq!(
+            ports.reserve("127.0.0.1", port..=port).unwrap().number(),
+            port
+        );
+        assert_eq!(
+            ports.reserve("127.0.0.1", port..=port).unwrap().number(),
+            port,
+            "given back"
+        );
     }
 }

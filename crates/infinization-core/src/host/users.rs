@@ -34,11 +34,20 @@ pub fn resolve(user: &RunAsUser) -> Result<RunAs, UserError> {
     let text = user.as_str();
     if let Some((uid, gid)) = numeric(text) {
         let kvm = Group::from_name("kvm").ok().flatten();
-        return Ok(RunAs { uid, gid, groups: kvm.map(|group| group.gid.as_raw()).into_iter().collect() });
+        return Ok(RunAs {
+            uid,
+            gid,
+            groups: kvm.map(|group| group.gid.as_raw()).into_iter().collect(),
+        });
     }
-    let lookup = |source| UserError::Lookup { user: text.to_owned(), source };
+    let lookup = |source| UserError::Lookup {
+        user: text.to_owned(),
+        source,
+    };
     let found = User::from_name(text).map_err(lookup)?;
-    let found = found.ok_or_else(|| UserError::Unknown { user: text.to_owned() })?;
+    let found = found.ok_or_else(|| UserError::Unknown {
+        user: text.to_owned(),
+    })?;
     // A login name cannot hold a NUL: its type excludes it.
     let name = std::ffi::CString::new(text).map_err(|_nul| lookup(nix::Error::EINVAL))?;
     let groups = getgrouplist(&name, found.gid).map_err(lookup)?;

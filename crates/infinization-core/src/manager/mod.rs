@@ -8,9 +8,11 @@
 //! | `mod` | construction, `initialize`, `shutdown`, the verbs on one VM |
 //! | `startup` | opening the database, probing the host, taking VMs back |
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
+//! | `health` | what the health monitor looks at |
 //! | `guest_access` | block devices, CD-ROMs, raw QMP, the guest agent |
 
 mod guest_access;
+mod health;
 mod startup;
 mod store;
 
@@ -29,7 +31,9 @@ use crate::events::{Event, EventBus, now_ms};
 use crate::monitor::HealthMonitor;
 use crate::types::VmId;
 use crate::vm::status::Status;
-use crate::vm::{EffectsWrapper, Recovered, ReconcileSummary, Services, StatusResult, Verb, VmHandle};
+use crate::vm::{
+    EffectsWrapper, ReconcileSummary, Recovered, Services, StatusResult, Verb, VmHandle,
+};
 
 /// For asking a monitor its status: a QEMU that hangs must not hold up its status for long.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
@@ -86,7 +90,9 @@ impl Manager {
             phase: Mutex::new(Phase::New),
             starting: tokio::sync::Mutex::default(),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Everything that happens from now on.
@@ -105,7 +111,12 @@ impl Manager {
         let _one_at_a_time = self.inner.starting.lock().await;
         match &*self.phase() {
             Phase::Open(_) => return Ok(()),
-            Phase::Closed => return Err(Failure::new(ErrorCode::Closed, "the instance was shut down")),
+            Phase::Closed => {
+                return Err(Failure::new(
+                    ErrorCode::Closed,
+                    "the instance was shut down",
+                ));
+            }
             Phase::New => {}
         }
         let open = startup::open(&self.inner).await?;
@@ -138,7 +149,10 @@ impl Manager {
         // A context of its own, never a task: planning leaves no trace.
         let context = open.services.context_of(&config.id)?;
         let (plan, found) = context.plan_create(&config).await?;
-        let mut said: Vec<String> = warnings.iter().map(|w| format!("{} {}", w.path, w.message)).collect();
+        let mut said: Vec<String> = warnings
+            .iter()
+            .map(|w| format!("{} {}", w.path, w.message))
+            .collect();
         said.extend(found);
         let mut shown = to_value(&plan)?;
         shown["vmId"] = json!(config.id);
@@ -147,7 +161,11 @@ impl Manager {
     }
 
     /// `createVM`.
-    pub async fn create_vm(&self, config: Value, cancel: CancellationToken) -> Result<Value, Failure> {
+    pub async fn create_vm(
+        &self,
+        config: Value,
+        cancel: CancellationToken,
+    ) -> Result<Value, Failure> {
         let open = self.open()?;
         let Parsed { config, warnings } = VmConfig::parse(&config, &open.services.parser)?;
         let handle = open.handle(&config.id)?;
@@ -207,17 +225,32 @@ impl Manager {
     pub async fn get_vm_status(&self, vm_id: String) -> Result<Value, Failure> {
         let open = self.open()?;
         let vm_id = parse_id(&vm_id)?;
-        let row = open.services.database.find_machine(&vm_id).await.map_err(|error| {
-            Failure::caused_by(ErrorCode::DatabaseError, "the machine could not be read", error)
-        })?;
+        let row = open
+            .services
+            .database
+            .find_machine(&vm_id)
+            .await
+            .map_err(|error| {
+                Failure::caused_by(
+                    ErrorCode::DatabaseError,
+                    "the machine could not be read",
+                    error,
+                )
+            })?;
         let row = row.ok_or_else(|| not_found(&vm_id))?;
-        let view = open.vms().get(&vm_id).map(VmHandle::view).unwrap_or_default();
+        let view = open
+            .vms()
+            .get(&vm_id)
+            .map(VmHandle::view)
+            .unwrap_or_default();
         let live = view.live.filter(|live| live.process.is_alive());
         let qmp_status = match &live {
-            Some(live) => match tokio::time::timeout(STATUS_DEADLINE, live.qmp.query_status()).await {
-                Ok(Ok(status)) => Some(status.status.as_str().to_owned()),
-                _ => None,
-            },
+            Some(live) => {
+                match tokio::time::timeout(STATUS_DEADLINE, live.qmp.query_status()).await {
+                    Ok(Ok(status)) => Some(status.status.as_str().to_owned()),
+                    _ => None,
+                }
+            }
             None => None,
         };
         let status = Status::parse(&row.status);
@@ -240,14 +273,21 @@ impl Manager {
 
     /// `getActiveVMs`: VMs whose QEMU is ours now. Empty before `initialize`.
     pub fn get_active_vms(&self) -> Vec<String> {
-        let Ok(open) = self.open() else { return Vec::new() };
+        let Ok(open) = self.open() else {
+            return Vec::new();
+        };
         let vms = open.vms();
-        let alive = vms.iter().filter(|(_, handle)| handle.view().live.is_some());
+        let alive = vms
+            .iter()
+            .filter(|(_, handle)| handle.view().live.is_some());
         alive.map(|(vm_id, _)| vm_id.to_string()).collect()
     }
 
     /// `reconcileStartupState`: settles rows that an earlier process left between two states.
-    pub async fn reconcile_startup_state(&self, statuses: Option<Vec<String>>) -> Result<Value, Failure> {
+    pub async fn reconcile_startup_state(
+        &self,
+        statuses: Option<Vec<String>>,
+    ) -> Result<Value, Failure> {
         let open = self.open()?;
         let statuses = statuses.unwrap_or_else(|| TRANSIENT.map(str::to_owned).to_vec());
         let statuses: Vec<&str> = statuses.iter().map(String::as_str).collect();
@@ -267,14 +307,23 @@ impl Manager {
     }
 
     fn phase(&self) -> MutexGuard<'_, Phase> {
-        self.inner.phase.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .phase
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open(&self) -> Result<Arc<Open>, Failure> {
         match &*self.phase() {
             Phase::Open(open) => Ok(Arc::clone(open)),
-            Phase::New => Err(Failure::new(ErrorCode::NotInitialized, "initialize() has not succeeded yet")),
-            Phase::Closed => Err(Failure::new(ErrorCode::Closed, "the instance was shut down")),
+            Phase::New => Err(Failure::new(
+                ErrorCode::NotInitialized,
+                "initialize() has not succeeded yet",
+            )),
+            Phase::Closed => Err(Failure::new(
+                ErrorCode::Closed,
+                "the instance was shut down",
+            )),
         }
     }
 }
@@ -300,9 +349,18 @@ impl Open {
         if let Some(handle) = self.vms().get(vm_id) {
             return Ok(handle.clone());
         }
-        let row = self.services.database.find_machine(vm_id).await.map_err(|error| {
-            Failure::caused_by(ErrorCode::DatabaseError, "the machine could not be read", error)
-        })?;
+        let row = self
+            .services
+            .database
+            .find_machine(vm_id)
+            .await
+            .map_err(|error| {
+                Failure::caused_by(
+                    ErrorCode::DatabaseError,
+                    "the machine could not be read",
+                    error,
+                )
+            })?;
         row.ok_or_else(|| not_found(vm_id))?;
         self.handle(vm_id)
     }
@@ -317,7 +375,11 @@ impl Open {
     }
 
     async fn reconcile(&self, statuses: &[&str]) -> Result<ReconcileSummary, Failure> {
-        let rows = self.services.database.find_machines_by_statuses(statuses).await?;
+        let rows = self
+            .services
+            .database
+            .find_machines_by_statuses(statuses)
+            .await?;
         let mut summary = ReconcileSummary {
             total_checked: rows.len(),
             timestamp: now_ms(),
@@ -352,14 +414,27 @@ impl Open {
             Recovered::Skipped(_) => Ok(Settled::Skipped),
             Recovered::Alive => {
                 if let Some(alive) = alive {
-                    self.services.database.update_machine_status(vm_id, alive, &["error"]).await?;
+                    self.services
+                        .database
+                        .update_machine_status(vm_id, alive, &["error"])
+                        .await?;
                 }
                 Ok(Settled::Running)
             }
             Recovered::Nothing | Recovered::Off | Recovered::Undone => {
-                self.services.database.update_machine_status(vm_id, dead, &["error"]).await?;
-                self.services.database.clear_volatile_machine_configuration(vm_id).await?;
-                Ok(if dead == "off" { Settled::Off } else { Settled::Error })
+                self.services
+                    .database
+                    .update_machine_status(vm_id, dead, &["error"])
+                    .await?;
+                self.services
+                    .database
+                    .clear_volatile_machine_configuration(vm_id)
+                    .await?;
+                Ok(if dead == "off" {
+                    Settled::Off
+                } else {
+                    Settled::Error
+                })
             }
         }
     }
@@ -395,6 +470,10 @@ fn not_found(vm_id: &VmId) -> Failure {
 }
 
 fn to_value(answer: &impl Serialize) -> Result<Value, Failure> {
-    serde_json::to_value(answer)
-        .map_err(|error| Failure::new(ErrorCode::Internal, format!("an answer is no JSON: {error}")))
+    serde_json::to_value(answer).map_err(|error| {
+        Failure::new(
+            ErrorCode::Internal,
+            format!("an answer is no JSON: {error}"),
+        )
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::future::join_all;
 
@@ -17,7 +17,7 @@ use crate::host::dir_lock::DirLock;
 use crate::host::display_port::DisplayPorts;
 use crate::host::link::Links;
 use crate::host::nft::Nft;
-use crate::monitor::HealthMonitor;
+use crate::monitor::{HealthMonitor, Watched};
 use crate::types::{ByteSize, VmId};
 use crate::vm::Services;
 
@@ -35,12 +35,17 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     let nft = Nft::new();
     let capabilities = nft.capabilities().await?;
     if !capabilities.conntrack && config.bridge_conntrack_mode == BridgeConntrackMode::Fail {
-        nft.conntrack(crate::firewall::BridgeConntrackMode::Fail).await?;
+        nft.conntrack(crate::firewall::BridgeConntrackMode::Fail)
+            .await?;
     }
     nft.prepare().await?;
     let host = accelerator::host_size()?;
     let highest = host.online_cpus.last().copied().unwrap_or_default();
-    let facts = HostFacts { cpus: highest + 1, memory: host.memory, hugepage_size: HUGEPAGE };
+    let facts = HostFacts {
+        cpus: highest + 1,
+        memory: host.memory,
+        hugepage_size: HUGEPAGE,
+    };
     let store = SqliteDatabase::open(&config.state_dir.as_path().join("infinization.db")).await?;
     let database: Arc<dyn Database> = store.clone();
     let parser = config.context(facts);
@@ -58,11 +63,14 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         wrap_effects: inner.wrap_effects.clone(),
         config,
     });
-    Ok(Arc::new_cyclic(|open| Open {
-        monitor: HealthMonitor::new(open.clone(), monitor_interval, inner.events.clone()),
-        services,
-        vms: Mutex::new(HashMap::new()),
-        _lock: lock,
+    Ok(Arc::new_cyclic(|open: &Weak<Open>| {
+        let watched: Weak<dyn Watched> = open.clone();
+        Open {
+            monitor: HealthMonitor::new(watched, monitor_interval, inner.events.clone()),
+            services,
+            vms: Mutex::new(HashMap::new()),
+            _lock: lock,
+        }
     }))
 }
 
@@ -72,17 +80,25 @@ async fn prepare_state_dir(state_dir: &Path) -> Result<DirLock, Failure> {
         let vms = dir.join("vms");
         std::fs::create_dir_all(&vms).map_err(|error| directory_failure(&vms, &error))?;
         let lock = DirLock::acquire(&dir)?;
-        lock.sweep(&vms).map_err(|error| directory_failure(&vms, &error))?;
+        lock.sweep(&vms)
+            .map_err(|error| directory_failure(&vms, &error))?;
         Ok(lock)
     });
     prepared.await.unwrap_or_else(|_panic| {
-        Err(Failure::new(ErrorCode::Internal, "a defect stopped the preparation of the state directory"))
+        Err(Failure::new(
+            ErrorCode::Internal,
+            "a defect stopped the preparation of the state directory",
+        ))
     })
 }
 
 fn directory_failure(path: &Path, error: &std::io::Error) -> Failure {
     let path = path.display().to_string();
-    Failure::new(ErrorCode::StateFile, format!("{path} cannot be used: {error}")).with("path", path)
+    Failure::new(
+        ErrorCode::StateFile,
+        format!("{path} cannot be used: {error}"),
+    )
+    .with("path", path)
 }
 
 impl Open {
@@ -115,7 +131,9 @@ impl Open {
     fn left_behind(&self) -> Result<Vec<VmId>, Failure> {
         let vms = self.services.config.state_dir.as_path().join("vms");
         let entries = std::fs::read_dir(&vms).map_err(|error| directory_failure(&vms, &error))?;
-        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let names = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
         Ok(names.filter_map(|name| VmId::parse(name).ok()).collect())
     }
 

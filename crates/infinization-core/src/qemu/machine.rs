@@ -16,11 +16,14 @@ pub(super) struct Name<'a> {
 
 impl ToArgs for Name<'_> {
     fn to_args(&self) -> Vec<String> {
-        Opts::new("-name")
-            .with("guest", self.guest)
-            .on_off("debug-threads", true)
-            .args()
+        vec!["-name".to_owned(), name_argument(self.guest)]
     }
+}
+
+/// The argument after `-name`, by which a process is proven to be a VM's QEMU.
+pub fn name_argument(guest: &InternalName) -> String {
+    // The type's alphabet has none of QEMU's separators.
+    format!("guest={guest},debug-threads=on")
 }
 
 /// `-machine`.

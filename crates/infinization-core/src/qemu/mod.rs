@@ -35,3 +35,4 @@ pub use acquired::{
     Accelerator, Acquired, ChannelListeners, DisplayEndpoint, FirmwareFiles, SerialConsole,
 };
 pub use command::QemuCommand;
+pub use machine::name_argument;

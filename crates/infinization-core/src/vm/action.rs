@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::{DiskConfig, DisplayProtocol};
-use crate::firewall::Compiled;
+use crate::firewall::{self, Compiled, Transaction};
 use crate::types::{HostPath, LinkName};
 
 /// A descriptor that is made by one step and handed to QEMU by another.
@@ -31,7 +31,11 @@ pub enum Slot {
 
 /// One thing done to the host or the database.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "action", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "action",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum Action {
     /// Makes a directory and its parents, mode 0755.
     MakeDirectory {
@@ -78,6 +82,7 @@ pub enum Action {
     /// Loads the VM's chains and its dispatch in one nftables transaction.
     LoadFirewall {
         /// What is loaded.
+        #[serde(serialize_with = "as_nft_document")]
         rules: Box<Compiled>,
     },
     /// Binds and listens on a unix socket that QEMU gets as a descriptor.
@@ -133,9 +138,21 @@ pub enum Action {
     WriteSpec,
 }
 
+/// A plan shows the transaction as `nft -j` is given it.
+fn as_nft_document<S: serde::Serializer>(
+    rules: &Compiled,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    firewall::document(&Transaction::ensure_vm(rules)).serialize(serializer)
+}
+
 /// How one thing is given back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "release", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "release",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum Release {
     /// Removes a file.
     RemoveFile {
@@ -188,7 +205,10 @@ pub struct Spawn {
 /// The configuration columns that create and start write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
 #[serde(rename_all = "camelCase")]
-#[expect(missing_docs, reason = "each field is the column of the same name in the public contract")]
+#[expect(
+    missing_docs,
+    reason = "each field is the column of the same name in the public contract"
+)]
 pub struct RowValues {
     pub tap_device_name: Option<String>,
     pub qmp_socket_path: Option<String>,

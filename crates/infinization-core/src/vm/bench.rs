@@ -31,13 +31,24 @@ struct Inner {
 impl Bench {
     /// A bench for an operation on a machine with this configuration.
     pub fn new(config: VmConfig, display_port: u16) -> Self {
-        let inner = Inner { config: Some(config), display_port, ..Inner::default() };
-        Self { inner: Mutex::new(inner) }
+        let inner = Inner {
+            config: Some(config),
+            display_port,
+            ..Inner::default()
+        };
+        Self {
+            inner: Mutex::new(inner),
+        }
     }
 
     /// A bench for releasing what `process` left, or for ending it.
     pub fn of_process(process: Option<ProcessHandle>) -> Self {
-        Self { inner: Mutex::new(Inner { process, ..Inner::default() }) }
+        Self {
+            inner: Mutex::new(Inner {
+                process,
+                ..Inner::default()
+            }),
+        }
     }
 
     /// The machine's configuration; `None` when only releasing.
@@ -82,7 +93,10 @@ impl Bench {
 
     /// The monitor's client.
     pub fn monitor(&self) -> Option<QmpClient> {
-        self.lock().monitor.as_ref().map(|(client, _)| client.clone())
+        self.lock()
+            .monitor
+            .as_ref()
+            .map(|(client, _)| client.clone())
     }
 
     /// Takes the monitor with the events it has received so far.

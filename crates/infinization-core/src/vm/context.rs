@@ -34,11 +34,16 @@ impl VmContext {
     /// The row's status, or `VM_NOT_FOUND`.
     pub(super) async fn status(&self) -> Result<Status, Failure> {
         let row = self.services.database.find_machine(&self.vm_id).await?;
-        row.map(|row| Status::parse(&row.status)).ok_or_else(|| self.not_found())
+        row.map(|row| Status::parse(&row.status))
+            .ok_or_else(|| self.not_found())
     }
 
     pub(super) fn not_found(&self) -> Failure {
-        Failure::new(ErrorCode::VmNotFound, format!("VM {} not found", self.vm_id)).of_vm(&self.vm_id)
+        Failure::new(
+            ErrorCode::VmNotFound,
+            format!("VM {} not found", self.vm_id),
+        )
+        .of_vm(&self.vm_id)
     }
 
     /// A refusal: nothing was touched.
@@ -52,7 +57,9 @@ impl VmContext {
 
     /// Tells the consumer's `eventManager.emitCRUD('machines', action, vmId, data)`.
     pub(super) fn crud(&self, action: &str, data: Value) {
-        self.services.events.publish(Source::Crud, action, Some(&self.vm_id), data);
+        self.services
+            .events
+            .publish(Source::Crud, action, Some(&self.vm_id), data);
     }
 
     /// Makes the VM's state directory. Others may pass through it to files they are given.
@@ -76,9 +83,12 @@ impl VmContext {
 
     fn directory_failure(&self, done: &str, error: &std::io::Error) -> Failure {
         let path = self.directory.display().to_string();
-        Failure::new(ErrorCode::StateFile, format!("{path} could not be {done}: {error}"))
-            .of_vm(&self.vm_id)
-            .with("path", path)
+        Failure::new(
+            ErrorCode::StateFile,
+            format!("{path} could not be {done}: {error}"),
+        )
+        .of_vm(&self.vm_id)
+        .with("path", path)
     }
 
     /// Emits what the guest did: the specific event, the resulting status, and `vm:event`.
@@ -100,6 +110,8 @@ impl VmContext {
 
     /// Emits on `getEventHandler()`.
     pub(super) fn emit(&self, kind: &str, data: Value) {
-        self.services.events.publish(Source::EventHandler, kind, Some(&self.vm_id), data);
+        self.services
+            .events
+            .publish(Source::EventHandler, kind, Some(&self.vm_id), data);
     }
 }

@@ -25,7 +25,11 @@ impl Machine {
             self.write_off().await;
             self.tell_off("SHUTDOWN", &serde_json::Value::Null);
         }
-        let until = if with_data { Lifetime::Data } else { Lifetime::Machine };
+        let until = if with_data {
+            Lifetime::Data
+        } else {
+            Lifetime::Machine
+        };
         let context = &self.context;
         let stuck = release_up_to(
             context.effects.as_ref(),
@@ -42,18 +46,35 @@ impl Machine {
 
     fn told_stuck(&self, stuck: Vec<Stuck>) -> Result<(), Failure> {
         self.alert(&stuck);
-        let Some(first) = stuck.into_iter().next() else { return Ok(()) };
-        let message = format!("the VM was not destroyed: {} failed", first.entry.undo.release.name());
-        Err(Failure::caused_by(ErrorCode::CleanupFailed, message, first.failure).of_vm(&self.context.vm_id))
+        let Some(first) = stuck.into_iter().next() else {
+            return Ok(());
+        };
+        let message = format!(
+            "the VM was not destroyed: {} failed",
+            first.entry.undo.release.name()
+        );
+        Err(
+            Failure::caused_by(ErrorCode::CleanupFailed, message, first.failure)
+                .of_vm(&self.context.vm_id),
+        )
     }
 
     /// Clears the configuration row and removes the state directory.
     async fn forget(&mut self) -> Result<(), Failure> {
         let context = &self.context;
-        context.services.database.clear_machine_configuration(&context.vm_id).await.map_err(|error| {
-            Failure::caused_by(ErrorCode::DatabaseError, "the configuration could not be cleared", error)
+        context
+            .services
+            .database
+            .clear_machine_configuration(&context.vm_id)
+            .await
+            .map_err(|error| {
+                Failure::caused_by(
+                    ErrorCode::DatabaseError,
+                    "the configuration could not be cleared",
+                    error,
+                )
                 .of_vm(&context.vm_id)
-        })?;
+            })?;
         context.remove_directory().await?;
         self.shown = Status::Off;
         Ok(())

@@ -32,7 +32,7 @@ use crate::host::affinity;
 use crate::host::cgroup::{self, Placement};
 use crate::host::process::{self, ProcessHandle, RunAs, SpawnSpec, StderrLog};
 use crate::host::qemu_img::{self, CreateImage, ImageFormat, Job};
-use crate::host::tap::{self, Queues, TapError, TapOptions};
+use crate::host::tap::{self, Queues, TapOptions};
 use crate::host::users;
 use crate::qemu::name_argument;
 use crate::qmp::{self, QmpClient, QmpError, QmpOptions, Reconnect};
@@ -60,7 +60,13 @@ impl HostEffects {
         ledger: Arc<Ledger>,
         services: Arc<Services>,
     ) -> Self {
-        Self { vm_id, names, directory, ledger, services }
+        Self {
+            vm_id,
+            names,
+            directory,
+            ledger,
+            services,
+        }
     }
 }
 
@@ -73,21 +79,27 @@ impl Effects for HostEffects {
         cancel: &CancellationToken,
     ) -> Result<(), Failure> {
         match action {
-            Action::MakeDirectory { path } => blocking(path.clone(), |path| {
-                std::fs::create_dir_all(&path).map_err(|error| file_failure("made", &path, &error))
-            })
-            .await,
+            Action::MakeDirectory { path } => {
+                blocking(path.clone(), |path| {
+                    std::fs::create_dir_all(&path)
+                        .map_err(|error| file_failure("made", &path, &error))
+                })
+                .await
+            }
             Action::CreateDisk(disk) => self.create_disk(disk, bench, cancel).await,
             Action::CopyFirmwareVars { template, path } => {
                 let owner = run_as(bench).await?.map(|user| (user.uid, user.gid));
                 copy_new(template.clone(), path.clone(), owner).await
             }
-            Action::CreateTap { replace, queues, .. } => {
-                self.create_tap(*replace, *queues, bench).await
-            }
+            Action::CreateTap {
+                replace, queues, ..
+            } => self.create_tap(*replace, *queues, bench).await,
             Action::OpenTap { queues, .. } => {
                 let queues = queue_count(*queues)?;
-                put_queues(bench, tap::open(&self.services.links, &self.names.tap, queues).await?);
+                put_queues(
+                    bench,
+                    tap::open(&self.services.links, &self.names.tap, queues).await?,
+                );
                 Ok(())
             }
             Action::OpenVhost { queues } => open_vhost(*queues, bench),
@@ -95,7 +107,9 @@ impl Effects for HostEffects {
                 self.services.links.set_master(tap, bridge).await?;
                 Ok(self.services.links.set_up(tap).await?)
             }
-            Action::LoadFirewall { rules } => Ok(self.services.nft.ensure_vm(rules).await.map(drop)?),
+            Action::LoadFirewall { rules } => {
+                Ok(self.services.nft.ensure_vm(rules).await.map(drop)?)
+            }
             Action::Listen { slot, path } => {
                 let owner = run_as(bench).await?.map(|user| (user.uid, user.gid));
                 let listener = blocking(path.clone(), move |path| listen(&path, owner)).await?;
@@ -109,19 +123,27 @@ impl Effects for HostEffects {
             Action::PinVcpus { cpus } => pin_vcpus(cpus, bench).await,
             Action::Continue => Ok(monitor(bench)?.cont().await?),
             Action::InsertRow => self.insert_row(bench).await,
-            Action::WriteStatus { status } => {
-                Ok(self.services.database.update_machine_status(&self.vm_id, status, &[]).await?)
-            }
+            Action::WriteStatus { status } => Ok(self
+                .services
+                .database
+                .update_machine_status(&self.vm_id, status, &[])
+                .await?),
             Action::Transition { from, to, version } => {
                 let database = &self.services.database;
-                database.transition_vm_status(&self.vm_id, from, to, *version).await?;
+                database
+                    .transition_vm_status(&self.vm_id, from, to, *version)
+                    .await?;
                 Ok(())
             }
             Action::WriteConfiguration(values) => {
                 let mut update = configuration(values);
                 update.qemu_pid = Some(bench.process().map(|process| i64::from(process.pid())));
                 update.graphic_password = bench.password().map(Some);
-                Ok(self.services.database.update_machine_configuration(&self.vm_id, update).await?)
+                Ok(self
+                    .services
+                    .database
+                    .update_machine_configuration(&self.vm_id, update)
+                    .await?)
             }
             Action::WriteSpec => {
                 let (directory, config) = (self.directory.clone(), config(bench)?);
@@ -155,7 +177,9 @@ impl Effects for HostEffects {
             },
             Release::RestoreStatus { status } => {
                 let database = &self.services.database;
-                Ok(database.update_machine_status(&self.vm_id, status, &UNTOUCHABLE).await?)
+                Ok(database
+                    .update_machine_status(&self.vm_id, status, &UNTOUCHABLE)
+                    .await?)
             }
         }
     }
@@ -170,14 +194,27 @@ impl HostEffects {
     ) -> Result<(), Failure> {
         let image = CreateImage {
             path: disk.path.clone(),
-            size: if disk.backing_file.is_some() { None } else { disk.size },
+            size: if disk.backing_file.is_some() {
+                None
+            } else {
+                disk.size
+            },
             format: image_format(disk),
             backing: disk.backing_file.clone(),
             owner: run_as(bench).await?.map(|user| (user.uid, user.gid)),
-            allowed: self.services.config.path_rules.allowed.clone().unwrap_or_default(),
+            allowed: self
+                .services
+                .config
+                .path_rules
+                .allowed
+                .clone()
+                .unwrap_or_default(),
             ..CreateImage::over(disk.path.clone(), disk.path.clone())
         };
-        let job = Job { cancel: cancel.clone(), ..Job::default() };
+        let job = Job {
+            cancel: cancel.clone(),
+            ..Job::default()
+        };
         Ok(qemu_img::create(&image, &job).await?)
     }
 
@@ -186,7 +223,10 @@ impl HostEffects {
             tap::delete(&self.services.links, &self.names.tap).await?;
         }
         let owner = run_as(bench).await?.map(|user| user.uid);
-        let options = TapOptions { queues: queue_count(queues)?, owner };
+        let options = TapOptions {
+            queues: queue_count(queues)?,
+            owner,
+        };
         put_queues(bench, tap::create(&self.names.tap, options).await?);
         Ok(())
     }
@@ -210,9 +250,13 @@ impl HostEffects {
             blocking(log, move |log| prepare_log(&log, owner)).await?;
         }
         let log = StderrLog::at(self.directory.join(QEMU_LOG));
-        let stderr = log.open().map_err(|error| file_failure("opened", log.path(), &error))?;
+        let stderr = log
+            .open()
+            .map_err(|error| file_failure("opened", log.path(), &error))?;
         let mut descriptors = bench.take_descriptors();
-        let mut what = SpawnSpec::new(&spawn.binary, stderr).args(&spawn.args).user(user);
+        let mut what = SpawnSpec::new(&spawn.binary, stderr)
+            .args(&spawn.args)
+            .user(user);
         for (slot, number) in &spawn.descriptors {
             let descriptor = descriptors.remove(slot).ok_or_else(|| {
                 Failure::new(ErrorCode::Internal, format!("no descriptor for {slot:?}"))
@@ -232,7 +276,12 @@ impl HostEffects {
             let _ended = process.kill_now().await;
             return Err(error.into());
         }
-        if let Placement::Unavailable(why) = self.services.cgroups.place(process.pid(), &self.vm_id).await {
+        if let Placement::Unavailable(why) = self
+            .services
+            .cgroups
+            .place(process.pid(), &self.vm_id)
+            .await
+        {
             tracing::debug!(vm = %self.vm_id, why, "QEMU stays in our cgroup");
         }
         Ok(())
@@ -259,8 +308,13 @@ impl HostEffects {
     }
 
     fn ended_while_starting(&self, exit: &str) -> Failure {
-        let stderr = StderrLog::at(self.directory.join(QEMU_LOG)).tail().unwrap_or_default();
-        let taken = ["Address already in use", "failed to initialize spice server"];
+        let stderr = StderrLog::at(self.directory.join(QEMU_LOG))
+            .tail()
+            .unwrap_or_default();
+        let taken = [
+            "Address already in use",
+            "failed to initialize spice server",
+        ];
         let code = if taken.iter().any(|words| stderr.contains(words)) {
             ErrorCode::AddressInUse
         } else {
@@ -273,7 +327,11 @@ impl HostEffects {
     }
 
     async fn insert_row(&self, bench: &Bench) -> Result<(), Failure> {
-        let store = self.services.embedded.as_ref().ok_or_else(|| missing("embedded store"))?;
+        let store = self
+            .services
+            .embedded
+            .as_ref()
+            .ok_or_else(|| missing("embedded store"))?;
         let config = config(bench)?;
         #[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^52 MiB")]
         let gib = |mib: u64| mib as f64 / 1024.0;
@@ -284,12 +342,22 @@ impl HostEffects {
             os: config.os.clone(),
             cpu_cores: config.cpu.cores,
             ram_gb: gib(config.memory.size.as_mib()),
-            disk_size_gb: config.disks.first().and_then(|disk| disk.size).map_or(0.0, |size| gib(size.as_mib())),
+            disk_size_gb: config
+                .disks
+                .first()
+                .and_then(|disk| disk.size)
+                .map_or(0.0, |size| gib(size.as_mib())),
             gpu_pci_address: config.gpu.as_ref().map(|gpu| gpu.address.to_string()),
         };
         store.insert_machine(machine).await?;
-        store.set_firewall_rules(&self.vm_id, config.firewall.rules).await?;
-        Ok(self.services.database.update_machine_status(&self.vm_id, "starting", &[]).await?)
+        store
+            .set_firewall_rules(&self.vm_id, config.firewall.rules)
+            .await?;
+        Ok(self
+            .services
+            .database
+            .update_machine_status(&self.vm_id, "starting", &[])
+            .await?)
     }
 }
 
@@ -315,7 +383,9 @@ pub(super) async fn connect(
 
 async fn run_as(bench: &Bench) -> Result<Option<RunAs>, Failure> {
     match config(bench)?.run_as_user {
-        Some(user) => blocking(user, |user| Ok(users::resolve(&user)?)).await.map(Some),
+        Some(user) => blocking(user, |user| Ok(users::resolve(&user)?))
+            .await
+            .map(Some),
         None => Ok(None),
     }
 }
@@ -329,7 +399,10 @@ fn monitor(bench: &Bench) -> Result<QmpClient, Failure> {
 }
 
 fn missing(what: &str) -> Failure {
-    Failure::new(ErrorCode::Internal, format!("the plan has no {what} at this step"))
+    Failure::new(
+        ErrorCode::Internal,
+        format!("the plan has no {what} at this step"),
+    )
 }
 
 fn queue_count(queues: u8) -> Result<Queues, Failure> {
@@ -353,7 +426,7 @@ fn open_vhost(queues: u8, bench: &Bench) -> Result<(), Failure> {
     Ok(())
 }
 
-fn image_format(disk: &DiskConfig) -> ImageFormat {
+pub(super) fn image_format(disk: &DiskConfig) -> ImageFormat {
     match disk.format {
         crate::config::DiskFormat::Qcow2 => ImageFormat::Qcow2,
         crate::config::DiskFormat::Raw => ImageFormat::Raw,
@@ -361,7 +434,9 @@ fn image_format(disk: &DiskConfig) -> ImageFormat {
 }
 
 async fn set_password(protocol: DisplayProtocol, bench: &Bench) -> Result<(), Failure> {
-    let password = bench.password().ok_or_else(|| missing("display password"))?;
+    let password = bench
+        .password()
+        .ok_or_else(|| missing("display password"))?;
     let protocol = match protocol {
         DisplayProtocol::Spice => qmp::DisplayProtocol::Spice,
         DisplayProtocol::Vnc => qmp::DisplayProtocol::Vnc,
@@ -425,7 +500,11 @@ async fn copy_new(from: HostPath, to: HostPath, owner: Option<(u32, u32)>) -> Re
     blocking(to, move |to| {
         let failed = |error: io::Error| file_failure("copied", to.as_path(), &error);
         let mut source = std::fs::File::open(from.as_path()).map_err(failed)?;
-        let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to);
+        let new = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&to);
         let mut target = new.map_err(failed)?;
         let copied = io::copy(&mut source, &mut target)
             .and_then(|_| target.sync_all())
@@ -512,5 +591,10 @@ async fn blocking<A: Send + 'static, T: Send + 'static>(
     work: impl FnOnce(A) -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(move || work(argument)).await;
-    done.unwrap_or_else(|_panic| Err(Failure::new(ErrorCode::Internal, "a defect stopped file work")))
+    done.unwrap_or_else(|_panic| {
+        Err(Failure::new(
+            ErrorCode::Internal,
+            "a defect stopped file work",
+        ))
+    })
 }

@@ -12,7 +12,9 @@ impl Machine {
     /// Stops the guest's CPUs.
     pub(super) async fn suspend(&mut self) -> Result<OperationResult, Failure> {
         let qmp = self.monitor_of("suspended", &["running"]).await?;
-        qmp.stop().await.map_err(|error| self.monitor_failed(error))?;
+        qmp.stop()
+            .await
+            .map_err(|error| self.monitor_failed(error))?;
         self.shows(Status::Suspended, "STOP").await?;
         self.context.crud("suspend", Value::Null);
         Ok(OperationResult::done(&self.context.vm_id, "VM suspended"))
@@ -35,7 +37,9 @@ impl Machine {
     /// Presses the reset button.
     pub(super) async fn reset(&mut self) -> Result<OperationResult, Failure> {
         let qmp = self.monitor_of("reset", &["running"]).await?;
-        qmp.system_reset().await.map_err(|error| self.monitor_failed(error))?;
+        qmp.system_reset()
+            .await
+            .map_err(|error| self.monitor_failed(error))?;
         self.context.crud("update", json!({ "type": "hardware" }));
         Ok(OperationResult::done(&self.context.vm_id, "VM reset"))
     }
@@ -47,19 +51,30 @@ impl Machine {
             return Err(self.context.refused(verb, &status, allowed));
         }
         let gone = || self.context.refused(verb, &Status::Off, allowed);
-        self.live.as_ref().map(|live| live.view.qmp.clone()).ok_or_else(gone)
+        self.live
+            .as_ref()
+            .map(|live| live.view.qmp.clone())
+            .ok_or_else(gone)
     }
 
     /// QEMU has done it: the row, then the listeners.
     async fn shows(&mut self, new: Status, event: &str) -> Result<(), Failure> {
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
-        database.update_machine_status(vm_id, new.as_str(), &UNTOUCHABLE).await.map_err(|error| {
-            Failure::caused_by(ErrorCode::DatabaseError, "the status could not be written", error)
+        database
+            .update_machine_status(vm_id, new.as_str(), &UNTOUCHABLE)
+            .await
+            .map_err(|error| {
+                Failure::caused_by(
+                    ErrorCode::DatabaseError,
+                    "the status could not be written",
+                    error,
+                )
                 .of_vm(vm_id)
-        })?;
+            })?;
         let previous = std::mem::replace(&mut self.shown, new.clone());
         if previous != new {
-            self.context.guest_event(event, &previous, &new, Value::Null);
+            self.context
+                .guest_event(event, &previous, &new, Value::Null);
         }
         Ok(())
     }

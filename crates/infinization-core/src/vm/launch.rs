@@ -4,18 +4,19 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::bench::Bench;
-use super::facts::Reserved;
+use super::context::VmContext;
+use super::facts::{Gathered, Reserved};
 use super::ledger::Lived;
 use super::live::{Live, LiveView};
 use super::machine::Machine;
 use super::outcome::{CreateResult, OperationResult};
-use super::plan::Operation;
+use super::plan::{Operation, Plan};
 use super::planner::{RowClaim, plan_create, plan_start};
 use super::run::Run;
 use super::spec;
 use super::status::{STARTABLE, Status};
 use crate::config::{StartOptions, VmConfig, Warning};
-use crate::db::VmRecord;
+use crate::db::{RuleSplit, VmRecord};
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
 use crate::qemu::Accelerator;
@@ -36,7 +37,7 @@ struct Launch<'a> {
     operation: Operation,
     config: VmConfig,
     row: RowClaim,
-    rules: crate::db::RuleSplit,
+    rules: RuleSplit,
     policy: Option<String>,
     cancel: &'a CancellationToken,
 }
@@ -49,8 +50,11 @@ impl Machine {
         warnings: &[Warning],
         cancel: &CancellationToken,
     ) -> Result<CreateResult, Failure> {
-        let row = self.claim_for_create().await?;
-        let (rules, policy) = self.rules_for_create(&config, &row).await?;
+        if self.live.is_some() {
+            return Err(self.context.refused("created", &self.shown, &STARTABLE));
+        }
+        let row = self.context.claim_for_create().await?;
+        let (rules, policy) = self.context.rules_for_create(&config).await?;
         let result = CreateResult {
             success: true,
             vm_id: self.context.vm_id.clone(),
@@ -58,14 +62,32 @@ impl Machine {
             qmp_socket_path: config.paths.qmp_socket.to_string(),
             display_port: 0,
             pid: 0,
-            disk_paths: config.disks.iter().map(|disk| disk.path.to_string()).collect(),
+            disk_paths: config
+                .disks
+                .iter()
+                .map(|disk| disk.path.to_string())
+                .collect(),
             pid_file_path: config.paths.pid_file.to_string(),
             accelerator: "",
-            warnings: warnings.iter().map(|w| format!("{} {}", w.path, w.message)).collect(),
+            warnings: warnings
+                .iter()
+                .map(|w| format!("{} {}", w.path, w.message))
+                .collect(),
         };
-        let launch = Launch { operation: Operation::Create, config, row, rules, policy, cancel };
+        let launch = Launch {
+            operation: Operation::Create,
+            config,
+            row,
+            rules,
+            policy,
+            cancel,
+        };
         let launched = self.launch(launch).await.map_err(|failure| {
-            self.wrapped(ErrorCode::CreateFailed, "the VM could not be created", failure)
+            self.wrapped(
+                ErrorCode::CreateFailed,
+                "the VM could not be created",
+                failure,
+            )
         });
         let launched = match launched {
             Ok(launched) => launched,
@@ -74,7 +96,10 @@ impl Machine {
                 return Err(failure);
             }
         };
-        self.context.crud("create", json!({ "pid": launched.pid, "tapDevice": result.tap_device }));
+        self.context.crud(
+            "create",
+            json!({ "pid": launched.pid, "tapDevice": result.tap_device }),
+        );
         let mut result = CreateResult {
             display_port: launched.display_port,
             pid: launched.pid,
@@ -93,7 +118,12 @@ impl Machine {
     ) -> Result<OperationResult, Failure> {
         let vm_id = self.context.vm_id.clone();
         let record = self.record().await?;
-        if self.live.is_some() && matches!(Status::parse(&record.status), Status::Running | Status::Starting) {
+        if self.live.is_some()
+            && matches!(
+                Status::parse(&record.status),
+                Status::Running | Status::Starting
+            )
+        {
             return Ok(OperationResult::done(&vm_id, "VM is already running"));
         }
         let (record, status) = self.resolve_dead_claim(record).await?;
@@ -101,24 +131,55 @@ impl Machine {
             return Err(self.context.refused("started", &status, &STARTABLE));
         }
         let config = spec::for_start(&self.context, &record, options)?;
-        let rules = self.context.services.database.get_firewall_rules_split(&vm_id).await?;
-        let policy = self.context.services.database.get_department_firewall_policy(&vm_id).await?;
-        let row = RowClaim::Transition { from: record.status.clone(), version: record.version };
-        let launch = Launch { operation: Operation::Start, config, row, rules, policy, cancel };
-        let launched = self.launch(launch).await.map_err(|failure| start_failure(self, failure))?;
+        let rules = self
+            .context
+            .services
+            .database
+            .get_firewall_rules_split(&vm_id)
+            .await?;
+        let policy = self
+            .context
+            .services
+            .database
+            .get_department_firewall_policy(&vm_id)
+            .await?;
+        let row = RowClaim::Transition {
+            from: record.status.clone(),
+            version: record.version,
+        };
+        let launch = Launch {
+            operation: Operation::Start,
+            config,
+            row,
+            rules,
+            policy,
+            cancel,
+        };
+        let launched = self
+            .launch(launch)
+            .await
+            .map_err(|failure| start_failure(self, failure))?;
         let data = json!({ "pid": launched.pid, "tapDevice": self.context.names.tap });
         self.context.crud("power_on", data);
         Ok(OperationResult::done(&vm_id, "VM started"))
     }
 
     async fn record(&self) -> Result<VmRecord, Failure> {
-        let record = self.context.services.database.find_machine_with_config(&self.context.vm_id).await?;
+        let record = self
+            .context
+            .services
+            .database
+            .find_machine_with_config(&self.context.vm_id)
+            .await?;
         record.ok_or_else(|| self.context.not_found())
     }
 
     /// A row that says `running` or `starting` while there is no QEMU is an old claim: it becomes
     /// `off`, and the start goes on.
-    async fn resolve_dead_claim(&mut self, record: VmRecord) -> Result<(VmRecord, Status), Failure> {
+    async fn resolve_dead_claim(
+        &mut self,
+        record: VmRecord,
+    ) -> Result<(VmRecord, Status), Failure> {
         let status = Status::parse(&record.status);
         let dead = self.live.is_none() && matches!(status, Status::Running | Status::Starting);
         if !dead {
@@ -132,42 +193,6 @@ impl Machine {
         Ok((record, status))
     }
 
-    /// The row must be fresh, `off` or `error`, and no QEMU of this id may live.
-    async fn claim_for_create(&self) -> Result<RowClaim, Failure> {
-        if self.live.is_some() {
-            return Err(self.context.refused("created", &self.shown, &STARTABLE));
-        }
-        let row = self.context.services.database.find_machine(&self.context.vm_id).await?;
-        match row {
-            None if self.context.services.embedded.is_some() => Ok(RowClaim::Insert),
-            None => Err(self.context.not_found()),
-            Some(row) if STARTABLE.contains(&row.status.as_str()) => Ok(RowClaim::Take),
-            Some(row) => {
-                Err(self.context.refused("created", &Status::parse(&row.status), &STARTABLE))
-            }
-        }
-    }
-
-    /// A fetch that fails aborts the create: a VM never runs with rules nobody read.
-    async fn rules_for_create(
-        &self,
-        config: &VmConfig,
-        row: &RowClaim,
-    ) -> Result<(crate::db::RuleSplit, Option<String>), Failure> {
-        let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
-        if self.context.services.embedded.is_some() {
-            let vm_rules = config.firewall.rules.clone();
-            return Ok((crate::db::RuleSplit { vm_rules, ..Default::default() }, None));
-        }
-        if *row == RowClaim::Insert {
-            return Ok(Default::default());
-        }
-        Ok((
-            database.get_firewall_rules_split(vm_id).await?,
-            database.get_department_firewall_policy(vm_id).await?,
-        ))
-    }
-
     /// Plans and executes, with another display port when somebody was faster.
     async fn launch(&mut self, launch: Launch<'_>) -> Result<Launched, Failure> {
         let mut first_port = launch.config.display.port;
@@ -175,7 +200,9 @@ impl Machine {
         loop {
             let outcome = self.launch_once(&launch, first_port).await;
             match outcome {
-                Err((failure, port)) if failure.has(ErrorCode::AddressInUse) && attempt < PORT_ATTEMPTS => {
+                Err((failure, port))
+                    if failure.has(ErrorCode::AddressInUse) && attempt < PORT_ATTEMPTS =>
+                {
                     tracing::info!(vm = %self.context.vm_id, port, "the display port was taken, trying the next");
                     first_port = port.saturating_add(1);
                     attempt += 1;
@@ -194,10 +221,22 @@ impl Machine {
         let early = |failure: Failure| (failure, first_port);
         let gathered = self
             .context
-            .gather(&launch.config, &launch.rules, launch.policy.as_deref(), launch.row.clone(), first_port)
+            .gather(
+                &launch.config,
+                &launch.rules,
+                launch.policy.as_deref(),
+                launch.row.clone(),
+                first_port,
+            )
             .await
             .map_err(early)?;
-        let (facts, Reserved { display_port, warnings }) = (gathered.facts, gathered.reserved);
+        let (
+            facts,
+            Reserved {
+                display_port,
+                warnings,
+            },
+        ) = (gathered.facts, gathered.reserved);
         let port = facts.display_port;
         let plan = match launch.operation {
             Operation::Create => plan_create(&launch.config, &self.context.names, &facts),
@@ -208,10 +247,21 @@ impl Machine {
         let context = &self.context;
         let bench = Bench::new(launch.config.clone(), port);
         context.make_directory().await.map_err(early)?;
-        context.ledger.begin(launch.operation, now_ms()).map_err(|error| early(error.into()))?;
-        let run = Run::new(context.effects.as_ref(), &context.ledger, &bench, launch.cancel);
+        context
+            .ledger
+            .begin(launch.operation, now_ms())
+            .map_err(|error| early(error.into()))?;
+        let run = Run::new(
+            context.effects.as_ref(),
+            &context.ledger,
+            &bench,
+            launch.cancel,
+        );
         let outcome = run.execute(&plan).await;
-        context.ledger.commit().map_err(|error| early(error.into()))?;
+        context
+            .ledger
+            .commit()
+            .map_err(|error| early(error.into()))?;
         outcome.map_err(|failure| (failure, port))?;
 
         let (Some(process), Some((qmp, events))) = (bench.process(), bench.take_monitor()) else {
@@ -227,11 +277,23 @@ impl Machine {
             qmp_socket: launch.config.paths.qmp_socket.to_string(),
             tap: context.names.tap.to_string(),
             display_port: port,
-            started_at_ms: lived.lived.map_or_else(now_ms, |lived: Lived| lived.started_at_ms),
+            started_at_ms: lived
+                .lived
+                .map_or_else(now_ms, |lived: Lived| lived.started_at_ms),
         };
-        let live = Live { view: view.into(), events, _display_port: Some(display_port), ending: None };
+        let live = Live {
+            view: view.into(),
+            events,
+            _display_port: Some(display_port),
+            ending: None,
+        };
         self.goes_live(live, Status::Running);
-        Ok(Launched { pid, display_port: port, accelerator: facts.accelerator, warnings })
+        Ok(Launched {
+            pid,
+            display_port: port,
+            accelerator: facts.accelerator,
+            warnings,
+        })
     }
 
     /// A failed create leaves no state directory behind, unless something could not be undone.
@@ -245,6 +307,51 @@ impl Machine {
 
     fn wrapped(&self, code: ErrorCode, sentence: &str, failure: Failure) -> Failure {
         wrap(code, sentence, failure).of_vm(&self.context.vm_id)
+    }
+}
+
+impl VmContext {
+    /// What `create` would do with this configuration, and what the caller should know of it.
+    pub async fn plan_create(&self, config: &VmConfig) -> Result<(Plan, Vec<String>), Failure> {
+        let row = self.claim_for_create().await?;
+        let (rules, policy) = self.rules_for_create(config).await?;
+        let port = config.display.port;
+        let Gathered { facts, reserved } = self
+            .gather(config, &rules, policy.as_deref(), row, port)
+            .await?;
+        let plan = plan_create(config, &self.names, &facts)
+            .map_err(|error| Failure::new(ErrorCode::InvalidConfig, error.to_string()))?;
+        Ok((plan, reserved.warnings))
+    }
+
+    /// The row must be fresh, `off` or `error`.
+    async fn claim_for_create(&self) -> Result<RowClaim, Failure> {
+        match self.services.database.find_machine(&self.vm_id).await? {
+            None if self.services.embedded.is_some() => Ok(RowClaim::Insert),
+            None => Err(self.not_found()),
+            Some(row) if STARTABLE.contains(&row.status.as_str()) => Ok(RowClaim::Take),
+            Some(row) => Err(self.refused("created", &Status::parse(&row.status), &STARTABLE)),
+        }
+    }
+
+    /// A fetch that fails aborts the create: a VM never runs with rules nobody read.
+    async fn rules_for_create(
+        &self,
+        config: &VmConfig,
+    ) -> Result<(RuleSplit, Option<String>), Failure> {
+        if self.services.embedded.is_some() {
+            let vm_rules = config.firewall.rules.clone();
+            return Ok((
+                RuleSplit {
+                    vm_rules,
+                    ..RuleSplit::default()
+                },
+                None,
+            ));
+        }
+        let (database, vm_id) = (&self.services.database, &self.vm_id);
+        let rules = database.get_firewall_rules_split(vm_id).await?;
+        Ok((rules, database.get_department_firewall_policy(vm_id).await?))
     }
 }
 
@@ -278,7 +385,11 @@ fn start_failure(machine: &Machine, failure: Failure) -> Failure {
             let message = "the machine's status changed before it could be started";
             Failure::caused_by(ErrorCode::InvalidState, message, failure)
         }
-        _ => wrap(ErrorCode::StartFailed, "the VM could not be started", failure),
+        _ => wrap(
+            ErrorCode::StartFailed,
+            "the VM could not be started",
+            failure,
+        ),
     };
     failure.of_vm(&machine.context.vm_id)
 }

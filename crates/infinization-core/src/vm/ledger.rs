@@ -77,11 +77,15 @@ impl Ledger {
         let path = directory.join(FILE);
         let contents = match state_file::read(&path)? {
             // Its checksum fits but its words do not: no less damaged than a torn one.
-            Some(body) => serde_json::from_slice(&body)
-                .map_err(|_words| StateFileError::Torn { path: path.display().to_string() })?,
+            Some(body) => serde_json::from_slice(&body).map_err(|_words| StateFileError::Torn {
+                path: path.display().to_string(),
+            })?,
             None => Contents::default(),
         };
-        Ok(Self { path, contents: Mutex::new(contents) })
+        Ok(Self {
+            path,
+            contents: Mutex::new(contents),
+        })
     }
 
     /// What it holds now.
@@ -103,11 +107,13 @@ impl Ledger {
         self.change(|contents| {
             let numbers: Vec<u64> = (contents.next..).take(undos.len()).collect();
             contents.next += numbers.len() as u64;
-            contents.entries.extend(undos.iter().zip(&numbers).map(|(undo, &number)| Entry {
-                number,
-                undo: undo.clone(),
-                held: false,
-            }));
+            contents
+                .entries
+                .extend(undos.iter().zip(&numbers).map(|(undo, &number)| Entry {
+                    number,
+                    undo: undo.clone(),
+                    held: false,
+                }));
             numbers
         })
     }
@@ -123,7 +129,11 @@ impl Ledger {
 
     /// Forgets entries that were released, or never acquired.
     pub fn forget(&self, numbers: &[u64]) -> Result<(), StateFileError> {
-        self.change(|contents| contents.entries.retain(|entry| !numbers.contains(&entry.number)))
+        self.change(|contents| {
+            contents
+                .entries
+                .retain(|entry| !numbers.contains(&entry.number))
+        })
     }
 
     /// Notes the process that was just started, and counts the generation up.
@@ -144,7 +154,9 @@ impl Ledger {
     pub fn commit(&self) -> Result<(), StateFileError> {
         self.change(|contents| {
             contents.operation = None;
-            contents.entries.retain(|entry| entry.undo.lifetime != Lifetime::Attempt);
+            contents
+                .entries
+                .retain(|entry| entry.undo.lifetime != Lifetime::Attempt);
         })
     }
 

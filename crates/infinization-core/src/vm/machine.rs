@@ -41,12 +41,18 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) fn new(context: Arc<VmContext>, view: watch::Sender<View>) -> Self {
-        Self { context, live: None, shown: Status::Off, view }
+        Self {
+            context,
+            live: None,
+            shown: Status::Off,
+            view,
+        }
     }
 
     /// The VM has a QEMU from here on.
     pub(super) fn goes_live(&mut self, live: Live, shown: Status) {
-        self.view.send_modify(|view| view.live = Some(Arc::clone(&live.view)));
+        self.view
+            .send_modify(|view| view.live = Some(Arc::clone(&live.view)));
         self.live = Some(live);
         self.shown = shown;
     }
@@ -61,16 +67,21 @@ impl Machine {
     }
 
     /// Resolves when QEMU exits; never while there is none.
-    pub(super) async fn exited(&self) -> Exit {
-        match &self.live {
-            Some(live) => live.view.process.exited().await,
-            None => std::future::pending().await,
+    pub(super) fn exited(&self) -> impl Future<Output = Exit> + use<> {
+        let process = self.process();
+        async move {
+            match process {
+                Some(process) => process.exited().await,
+                None => std::future::pending().await,
+            }
         }
     }
 
     /// The next thing the monitor reports; never while there is no QEMU.
     pub(super) async fn next_event(&mut self) -> MonitorEvent {
-        let Some(live) = &mut self.live else { return std::future::pending().await };
+        let Some(live) = &mut self.live else {
+            return std::future::pending().await;
+        };
         match live.events.next().await {
             Some(event) => event,
             // The connection is closed for good: the exit tells the rest.
@@ -136,14 +147,25 @@ impl Machine {
     }
 
     fn cause_of(&self, exit: &Exit) -> EndCause {
-        let stderr = StderrLog::at(self.context.directory.join(super::QEMU_LOG)).tail().ok();
+        let stderr = StderrLog::at(self.context.directory.join(super::QEMU_LOG))
+            .tail()
+            .ok();
         let stderr = stderr.filter(|words| !words.is_empty());
         match exit {
-            Exit::Signal(signal) => {
-                EndCause { signal: Some(*signal), stderr, ..EndCause::of("signal") }
-            }
-            Exit::Code(code) => EndCause { exit_code: Some(*code), stderr, ..EndCause::of("exit-code") },
-            Exit::Unknown => EndCause { stderr, ..EndCause::of("unknown") },
+            Exit::Signal(signal) => EndCause {
+                signal: Some(*signal),
+                stderr,
+                ..EndCause::of("signal")
+            },
+            Exit::Code(code) => EndCause {
+                exit_code: Some(*code),
+                stderr,
+                ..EndCause::of("exit-code")
+            },
+            Exit::Unknown => EndCause {
+                stderr,
+                ..EndCause::of("unknown")
+            },
         }
     }
 
@@ -168,8 +190,11 @@ impl Machine {
             tracing::warn!(vm = %context.vm_id, %error, "the ledger could not be written");
         }
         if stuck.is_empty() {
-            let cleared =
-                context.services.database.clear_volatile_machine_configuration(&context.vm_id).await;
+            let cleared = context
+                .services
+                .database
+                .clear_volatile_machine_configuration(&context.vm_id)
+                .await;
             if let Err(error) = cleared {
                 tracing::warn!(vm = %context.vm_id, %error, "the configuration could not be cleared");
             }
@@ -180,14 +205,18 @@ impl Machine {
     /// Writes `off`, but over nobody's claim.
     pub(super) async fn write_off(&self) {
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
-        if let Err(error) = database.update_machine_status(vm_id, "off", &UNTOUCHABLE).await {
+        if let Err(error) = database
+            .update_machine_status(vm_id, "off", &UNTOUCHABLE)
+            .await
+        {
             tracing::error!(vm = %vm_id, %error, "the status could not be written");
         }
     }
 
     /// Tells listeners that the guest is off, once.
     pub(super) fn tell_off(&mut self, event: &str, data: &Value) {
-        self.context.guest_event(event, &self.shown, &Status::Off, data.clone());
+        self.context
+            .guest_event(event, &self.shown, &Status::Off, data.clone());
         self.shown = Status::Off;
     }
 
@@ -248,7 +277,8 @@ impl Machine {
             EventKind::Suspend => self.becomes(Status::Suspended, &event.event, data).await,
             EventKind::Wakeup => self.becomes(Status::Running, &event.event, data).await,
             EventKind::Powerdown | EventKind::Reset { .. } => {
-                self.context.guest_event(&event.event, &self.shown, &self.shown, data);
+                self.context
+                    .guest_event(&event.event, &self.shown, &self.shown, data);
             }
             _ => {}
         }
@@ -264,7 +294,11 @@ impl Machine {
     }
 
     async fn follow(&mut self, status: &StatusInfo, event: &str, data: Value) {
-        let new = if status.running { Status::Running } else { of_run_state(status.status.as_str()) };
+        let new = if status.running {
+            Status::Running
+        } else {
+            of_run_state(status.status.as_str())
+        };
         // `shutdown` and the launch states are told by the exit and by the launch itself.
         if matches!(new, Status::Off | Status::Starting) {
             return;
@@ -278,7 +312,10 @@ impl Machine {
             return;
         }
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
-        if let Err(error) = database.update_machine_status(vm_id, new.as_str(), &UNTOUCHABLE).await {
+        if let Err(error) = database
+            .update_machine_status(vm_id, new.as_str(), &UNTOUCHABLE)
+            .await
+        {
             tracing::error!(vm = %vm_id, %error, "the status could not be written");
         }
         let previous = std::mem::replace(&mut self.shown, new.clone());
@@ -292,6 +329,9 @@ impl Machine {
 pub(super) fn note_ending(live: &mut Live, event: &QmpEvent) {
     if let EventKind::Shutdown { reason, .. } = event.kind() {
         let data = serde_json::from_str(event.data.get()).unwrap_or_default();
-        live.ending = Some(Ending { reason: reason.as_str().to_owned(), data });
+        live.ending = Some(Ending {
+            reason: reason.as_str().to_owned(),
+            data,
+        });
     }
 }

@@ -27,6 +27,7 @@ mod context;
 mod destroy;
 mod effects;
 mod facts;
+mod firewall;
 mod guest;
 mod launch;
 mod ledger;
@@ -56,7 +57,7 @@ pub use planner::{Facts, RowClaim, TapState};
 pub use recover::Recovered;
 pub use run::{Effects, Run, Stuck};
 pub use services::{EffectsWrapper, Services};
-pub use task::VmHandle;
+pub use task::{Verb, VmHandle};
 
 /// QEMU's standard error, in the VM's state directory.
 const QEMU_LOG: &str = "qemu.log";

@@ -66,7 +66,11 @@ impl OperationResult {
 
     /// It was not done, and that is an answer.
     pub fn failed(vm_id: &VmId, message: impl Into<String>, error: impl Into<String>) -> Self {
-        Self { success: false, error: Some(error.into()), ..Self::done(vm_id, message) }
+        Self {
+            success: false,
+            error: Some(error.into()),
+            ..Self::done(vm_id, message)
+        }
     }
 
     /// Says whether force was needed.
@@ -125,7 +129,12 @@ pub struct EndCause {
 impl EndCause {
     /// A cause with no more to say.
     pub fn of(reason: &str) -> Self {
-        Self { reason: reason.to_owned(), signal: None, exit_code: None, stderr: None }
+        Self {
+            reason: reason.to_owned(),
+            signal: None,
+            exit_code: None,
+            stderr: None,
+        }
     }
 
     /// The facts, for event payloads and error contexts.

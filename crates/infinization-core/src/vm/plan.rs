@@ -48,7 +48,10 @@ pub struct Step {
 impl Step {
     /// A step that acquires nothing.
     pub fn new(action: Action) -> Self {
-        Self { action, undo: Vec::new() }
+        Self {
+            action,
+            undo: Vec::new(),
+        }
     }
 
     /// Says how what it acquires is released.

@@ -77,48 +77,73 @@ pub struct Facts {
 }
 
 /// What `createVM` will do.
-pub fn plan_create(config: &VmConfig, names: &VmNames, facts: &Facts) -> Result<Plan, InvalidValue> {
+pub(super) fn plan_create(
+    config: &VmConfig,
+    names: &VmNames,
+    facts: &Facts,
+) -> Result<Plan, InvalidValue> {
     let mut acquire = create_disks(config);
     acquire.extend(acquire_firmware(config, facts));
     acquire.extend(acquire_network(config, names, facts, Lifetime::Machine));
     acquire.extend(listen(config));
     let mut stages = vec![claim(facts), acquire];
     stages.extend(launch(config, names, facts)?);
-    Ok(Plan { operation: Operation::Create, stages })
+    Ok(Plan {
+        operation: Operation::Create,
+        stages,
+    })
 }
 
 /// What `startVM` will do.
-pub fn plan_start(config: &VmConfig, names: &VmNames, facts: &Facts) -> Result<Plan, InvalidValue> {
+pub(super) fn plan_start(
+    config: &VmConfig,
+    names: &VmNames,
+    facts: &Facts,
+) -> Result<Plan, InvalidValue> {
     let mut acquire = acquire_firmware(config, facts);
     acquire.extend(acquire_network(config, names, facts, Lifetime::Run));
     acquire.extend(listen(config));
     let mut stages = vec![claim(facts), acquire];
     stages.extend(launch(config, names, facts)?);
-    Ok(Plan { operation: Operation::Start, stages })
+    Ok(Plan {
+        operation: Operation::Start,
+        stages,
+    })
 }
 
 /// The row first, and the directories everything else goes into.
 fn claim(facts: &Facts) -> Vec<Step> {
-    let restore = |status: &str| Release::RestoreStatus { status: status.to_owned() };
+    let restore = |status: &str| Release::RestoreStatus {
+        status: status.to_owned(),
+    };
     let claim = match &facts.row {
         RowClaim::Insert => {
             Step::new(Action::InsertRow).undone_by(Lifetime::Attempt, Release::DeleteRow)
         }
         RowClaim::Take => Step::new(Action::WriteStatus { status: "starting" })
             .undone_by(Lifetime::Attempt, restore("error")),
-        RowClaim::Transition { from, version } => {
-            Step::new(Action::Transition { from: from.clone(), to: "starting", version: *version })
-                .undone_by(Lifetime::Attempt, restore("off"))
-        }
+        RowClaim::Transition { from, version } => Step::new(Action::Transition {
+            from: from.clone(),
+            to: "starting",
+            version: *version,
+        })
+        .undone_by(Lifetime::Attempt, restore("off")),
     };
-    let directories =
-        facts.missing_directories.iter().map(|path| Step::new(Action::MakeDirectory { path: path.clone() }));
-    std::iter::once(claim).chain(directories).chain([Step::new(Action::WriteSpec)]).collect()
+    let directories = facts
+        .missing_directories
+        .iter()
+        .map(|path| Step::new(Action::MakeDirectory { path: path.clone() }));
+    std::iter::once(claim)
+        .chain(directories)
+        .chain([Step::new(Action::WriteSpec)])
+        .collect()
 }
 
 fn create_disks(config: &VmConfig) -> Vec<Step> {
     let disk = |disk: &crate::config::DiskConfig| {
-        let undo = Release::RemoveFile { path: disk.path.clone() };
+        let undo = Release::RemoveFile {
+            path: disk.path.clone(),
+        };
         Step::new(Action::CreateDisk(Box::new(disk.clone()))).undone_by(Lifetime::Data, undo)
     };
     config.disks.iter().map(disk).collect()
@@ -143,14 +168,23 @@ fn acquire_network(
 ) -> Vec<Step> {
     let (tap, queues) = (names.tap.clone(), config.network.queues);
     let delete = Release::DeleteTap { tap: tap.clone() };
-    let make = |replace| Action::CreateTap { tap: tap.clone(), queues, replace };
+    let make = |replace| Action::CreateTap {
+        tap: tap.clone(),
+        queues,
+        replace,
+    };
     let tap_step = match facts.tap {
         TapState::Absent => Step::new(make(false)).undone_by(Lifetime::Machine, delete),
         TapState::OtherQueues => Step::new(make(true)).undone_by(Lifetime::Machine, delete),
-        TapState::Kept => Step::new(Action::OpenTap { tap: tap.clone(), queues }),
+        TapState::Kept => Step::new(Action::OpenTap {
+            tap: tap.clone(),
+            queues,
+        }),
     };
-    let mut firewall = Step::new(Action::LoadFirewall { rules: Box::new(facts.firewall.clone()) })
-        .undone_by(Lifetime::Run, Release::DetachFirewall);
+    let mut firewall = Step::new(Action::LoadFirewall {
+        rules: Box::new(facts.firewall.clone()),
+    })
+    .undone_by(Lifetime::Run, Release::DetachFirewall);
     if chain == Lifetime::Machine {
         firewall = firewall.undone_by(Lifetime::Machine, Release::RemoveFirewall);
     }
@@ -182,10 +216,18 @@ fn sockets(config: &VmConfig) -> Vec<(Slot, HostPath)> {
 }
 
 /// From the acquired parts to a running guest and its row.
-fn launch(config: &VmConfig, names: &VmNames, facts: &Facts) -> Result<Vec<Vec<Step>>, InvalidValue> {
-    let detach = Release::DetachTap { tap: names.tap.clone() };
-    let attach =
-        Action::AttachTap { tap: names.tap.clone(), bridge: config.network.bridge.clone() };
+fn launch(
+    config: &VmConfig,
+    names: &VmNames,
+    facts: &Facts,
+) -> Result<Vec<Vec<Step>>, InvalidValue> {
+    let detach = Release::DetachTap {
+        tap: names.tap.clone(),
+    };
+    let attach = Action::AttachTap {
+        tap: names.tap.clone(),
+        bridge: config.network.bridge.clone(),
+    };
     let pid_file = config.paths.pid_file.clone();
     let spawn = Step::new(Action::SpawnQemu(Box::new(spawn(config, facts)?)))
         .undone_by(Lifetime::Run, Release::RemoveCgroup)
@@ -202,9 +244,13 @@ fn launch(config: &VmConfig, names: &VmNames, facts: &Facts) -> Result<Vec<Vec<S
     Ok(vec![
         vec![Step::new(attach).undone_by(Lifetime::Run, detach), spawn],
         vec![
-            Step::new(Action::WritePidFile { path: pid_file.clone() })
-                .undone_by(Lifetime::Run, Release::RemoveFile { path: pid_file }),
-            Step::new(Action::ConnectMonitor { path: config.paths.qmp_socket.clone() }),
+            Step::new(Action::WritePidFile {
+                path: pid_file.clone(),
+            })
+            .undone_by(Lifetime::Run, Release::RemoveFile { path: pid_file }),
+            Step::new(Action::ConnectMonitor {
+                path: config.paths.qmp_socket.clone(),
+            }),
             Step::new(row),
         ],
         before_running,
@@ -228,15 +274,25 @@ fn spawn(config: &VmConfig, facts: &Facts) -> Result<Spawn, InvalidValue> {
     let number: BTreeMap<Slot, RawFd> = descriptors.iter().copied().collect();
     let at = |slot: Slot| number.get(&slot).copied();
     let serial_console = match at(Slot::SerialConsole) {
-        Some(listener) => Some(SerialConsole { listener, log: facts.directory.join(SERIAL_LOG)? }),
+        Some(listener) => Some(SerialConsole {
+            listener,
+            log: facts.directory.join(SERIAL_LOG)?,
+        }),
         None => None,
     };
     let acquired = Acquired {
         accelerator: facts.accelerator,
-        display: DisplayEndpoint { address: facts.display_address.clone(), port: facts.display_port },
+        display: DisplayEndpoint {
+            address: facts.display_address.clone(),
+            port: facts.display_port,
+        },
         qmp: at(Slot::Monitor).unwrap_or(FIRST_DESCRIPTOR),
-        tap: (0..queues).filter_map(|queue| at(Slot::Tap(queue))).collect(),
-        vhost: (0..vhost).filter_map(|queue| at(Slot::Vhost(queue))).collect(),
+        tap: (0..queues)
+            .filter_map(|queue| at(Slot::Tap(queue)))
+            .collect(),
+        vhost: (0..vhost)
+            .filter_map(|queue| at(Slot::Vhost(queue)))
+            .collect(),
         channels: ChannelListeners {
             guest_agent: at(Slot::GuestAgent),
             infini_service: at(Slot::InfiniService),
@@ -251,7 +307,13 @@ fn spawn(config: &VmConfig, facts: &Facts) -> Result<Spawn, InvalidValue> {
     };
     let QemuCommand { binary, args } = QemuCommand::new(config, &acquired);
     let user = config.run_as_user.as_ref().map(ToString::to_string);
-    Ok(Spawn { binary, args, descriptors, user, log: facts.directory.join(QEMU_LOG)? })
+    Ok(Spawn {
+        binary,
+        args,
+        descriptors,
+        user,
+        log: facts.directory.join(QEMU_LOG)?,
+    })
 }
 
 fn row_values(config: &VmConfig, tap: &LinkName, facts: &Facts) -> RowValues {
@@ -274,8 +336,17 @@ fn row_values(config: &VmConfig, tap: &LinkName, facts: &Facts) -> RowValues {
         network_model: Some(config.network.model.as_str().to_owned()),
         network_queues: Some(u32::from(config.network.queues)),
         memory_balloon: Some(config.memory.balloon),
-        disk_paths: Some(config.disks.iter().map(|disk| disk.path.to_string()).collect()),
-        uefi_firmware: config.firmware.as_ref().map(|firmware| firmware.code.to_string()),
+        disk_paths: Some(
+            config
+                .disks
+                .iter()
+                .map(|disk| disk.path.to_string())
+                .collect(),
+        ),
+        uefi_firmware: config
+            .firmware
+            .as_ref()
+            .map(|firmware| firmware.code.to_string()),
         hugepages: Some(config.memory.hugepages),
         cpu_pinning: config.cpu.pinned_to.clone(),
         enable_numa_ctl_pinning: Some(config.cpu.numa_pinning),

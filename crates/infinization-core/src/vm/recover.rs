@@ -66,14 +66,19 @@ impl Machine {
             (Some(Operation::Destroy), process) => self.finish_destroy(process).await,
             (operation, Some(process)) => {
                 let spec = spec.ok_or_else(|| self.no_spec())?;
-                self.take_back(operation, &spec, process, contents.lived).await
+                self.take_back(operation, &spec, process, contents.lived)
+                    .await
             }
             (Some(Operation::Create | Operation::Start), None) => self.undo(&contents, None).await,
             (_, None) => self.bury(contents.lived).await,
         }
     }
 
-    async fn find_process(&self, contents: &Contents, spec: Option<&VmConfig>) -> Result<Found, Failure> {
+    async fn find_process(
+        &self,
+        contents: &Contents,
+        spec: Option<&VmConfig>,
+    ) -> Result<Found, Failure> {
         if let Some(lived) = &contents.lived {
             return Ok(match adopt(&lived.process, &lived.name_argument).await {
                 Identity::Ours(process) => Found::Process(process),
@@ -81,8 +86,13 @@ impl Machine {
                 Identity::Unknown(why) => Found::Unknown(why),
             });
         }
-        let intended = contents.entries.iter().any(|entry| entry.undo.release == Release::EndQemu);
-        let Some(spec) = spec.filter(|_| intended) else { return Ok(Found::None) };
+        let intended = contents
+            .entries
+            .iter()
+            .any(|entry| entry.undo.release == Release::EndQemu);
+        let Some(spec) = spec.filter(|_| intended) else {
+            return Ok(Found::None);
+        };
         // We were killed between the spawn and the ledger.
         let mut found = find_by_name(&name_argument(&spec.internal_name)).await?;
         Ok(found.pop().map_or(Found::None, Found::Process))
@@ -103,16 +113,24 @@ impl Machine {
             Ok((qmp, _)) => qmp.query_status().await.ok(),
             Err(_) => None,
         };
-        let not_yet_run = status.as_ref().is_none_or(|status| status.status == RunState::Prelaunch);
+        let not_yet_run = status
+            .as_ref()
+            .is_none_or(|status| status.status == RunState::Prelaunch);
         if launching && not_yet_run {
             drop(connected);
-            return self.undo(&self.context.ledger.contents(), Some(process)).await;
+            return self
+                .undo(&self.context.ledger.contents(), Some(process))
+                .await;
         }
         let (Ok((qmp, events)), Some(status)) = (connected, status) else {
-            return Ok(Recovered::Skipped("QEMU lives but its monitor does not answer".to_owned()));
+            return Ok(Recovered::Skipped(
+                "QEMU lives but its monitor does not answer".to_owned(),
+            ));
         };
         let contents = self.context.ledger.contents();
-        let port = lived.as_ref().map_or(spec.display.port, |lived| lived.display_port);
+        let port = lived
+            .as_ref()
+            .map_or(spec.display.port, |lived| lived.display_port);
         let view = LiveView {
             generation: contents.generation,
             process,
@@ -123,8 +141,17 @@ impl Machine {
             started_at_ms: lived.map_or_else(now_ms, |lived| lived.started_at_ms),
         };
         let display_port = self.context.services.display_ports.claim(port);
-        let live = Live { view: view.into(), events, _display_port: display_port, ending: None };
-        let new = if status.running { Status::Running } else { of_run_state(status.status.as_str()) };
+        let live = Live {
+            view: view.into(),
+            events,
+            _display_port: display_port,
+            ending: None,
+        };
+        let new = if status.running {
+            Status::Running
+        } else {
+            of_run_state(status.status.as_str())
+        };
         self.goes_live(live, new.clone());
         self.context.ledger.commit()?;
         self.write_found_status(&new).await?;
@@ -146,13 +173,19 @@ impl Machine {
         let row = database.find_machine(vm_id).await?;
         let stale = row.is_some_and(|row| Status::parse(&row.status) != *found);
         if stale {
-            database.update_machine_status(vm_id, found.as_str(), &super::status::UNTOUCHABLE).await?;
+            database
+                .update_machine_status(vm_id, found.as_str(), &super::status::UNTOUCHABLE)
+                .await?;
         }
         Ok(())
     }
 
     /// Undoes a create or start that was interrupted.
-    async fn undo(&mut self, contents: &Contents, process: Option<ProcessHandle>) -> Result<Recovered, Failure> {
+    async fn undo(
+        &mut self,
+        contents: &Contents,
+        process: Option<ProcessHandle>,
+    ) -> Result<Recovered, Failure> {
         self.disown_strangers(contents).await?;
         let bench = Bench::of_process(process);
         let context = &self.context;
@@ -172,8 +205,19 @@ impl Machine {
     async fn disown_strangers(&self, contents: &Contents) -> Result<(), Failure> {
         let began = UNIX_EPOCH + Duration::from_millis(contents.began_at_ms);
         let mut strangers = Vec::new();
-        for entry in contents.entries.iter().filter(|entry| entry.number >= contents.attempt) {
-            let Entry { held: false, number, .. } = entry else { continue };
+        for entry in contents
+            .entries
+            .iter()
+            .filter(|entry| entry.number >= contents.attempt)
+        {
+            let Entry {
+                held: false,
+                number,
+                ..
+            } = entry
+            else {
+                continue;
+            };
             if let Release::RemoveFile { path } = &entry.undo.release {
                 qemu_img::remove_partials(path).await?;
                 if appeared_before(path.as_path(), began) {
@@ -190,20 +234,25 @@ impl Machine {
         if lived.is_none() && contents.operation.is_none() {
             return Ok(Recovered::Nothing);
         }
-        let rebooted = lived.as_ref().is_some_and(|lived| {
-            boot_id().is_ok_and(|boot| boot != lived.process.boot_id)
-        });
+        let rebooted = lived
+            .as_ref()
+            .is_some_and(|lived| boot_id().is_ok_and(|boot| boot != lived.process.boot_id));
         let stopping = contents.operation == Some(Operation::Stop);
         self.shown = Status::Running;
         match (lived, rebooted) {
-            (Some(lived), false) if !stopping => self.died_unseen(lived.process.pid, Exit::Unknown).await,
+            (Some(lived), false) if !stopping => {
+                self.died_unseen(lived.process.pid, Exit::Unknown).await
+            }
             (Some(_), true) => self.gone(&EndCause::of("host-reboot")).await,
             _ => self.gone(&EndCause::of("unknown")).await,
         }
         Ok(Recovered::Off)
     }
 
-    async fn finish_destroy(&mut self, process: Option<ProcessHandle>) -> Result<Recovered, Failure> {
+    async fn finish_destroy(
+        &mut self,
+        process: Option<ProcessHandle>,
+    ) -> Result<Recovered, Failure> {
         if let Some(process) = process {
             process.kill_now().await?;
         }
@@ -221,8 +270,12 @@ impl Machine {
 }
 
 fn appeared_before(path: &Path, moment: std::time::SystemTime) -> bool {
-    let Ok(metadata) = path.symlink_metadata() else { return false };
-    let appeared = metadata.created().or_else(|_unsupported| metadata.modified());
+    let Ok(metadata) = path.symlink_metadata() else {
+        return false;
+    };
+    let appeared = metadata
+        .created()
+        .or_else(|_unsupported| metadata.modified());
     // File times are as coarse as a kernel tick: what appeared in the same one counts as ours.
     appeared.is_ok_and(|appeared| appeared + Duration::from_millis(20) < moment)
 }

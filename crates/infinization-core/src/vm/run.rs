@@ -79,7 +79,12 @@ impl<'a> Run<'a> {
         bench: &'a Bench,
         cancel: &'a CancellationToken,
     ) -> Self {
-        Self { effects, ledger, bench, cancel }
+        Self {
+            effects,
+            ledger,
+            bench,
+            cancel,
+        }
     }
 
     /// Performs the whole plan, or nothing: after an error everything it did has been undone.
@@ -107,7 +112,10 @@ impl<'a> Run<'a> {
 
     async fn stage(&self, steps: &[Step]) -> Result<(), Failure> {
         if self.cancel.is_cancelled() {
-            return Err(Failure::new(ErrorCode::Aborted, "the operation was aborted"));
+            return Err(Failure::new(
+                ErrorCode::Aborted,
+                "the operation was aborted",
+            ));
         }
         let undos: Vec<_> = steps.iter().flat_map(|step| step.undo.clone()).collect();
         let numbers = self.ledger.intend(&undos)?;
@@ -135,23 +143,31 @@ impl<'a> Run<'a> {
                 Err(failure.with("step", name))
             }
             // A panic may have left anything behind: its entries are undone like held ones.
-            Err(_panic) => {
-                Err(Failure::new(ErrorCode::Internal, format!("a defect stopped the step {name}")))
-            }
+            Err(_panic) => Err(Failure::new(
+                ErrorCode::Internal,
+                format!("a defect stopped the step {name}"),
+            )),
         }
     }
 }
 
 /// Undoes what the operation in the ledger has added, newest first. The rest is told.
-pub async fn undo_attempt(effects: &dyn Effects, ledger: &Ledger, bench: &Bench) -> Vec<Stuck> {
+pub(super) async fn undo_attempt(
+    effects: &dyn Effects,
+    ledger: &Ledger,
+    bench: &Bench,
+) -> Vec<Stuck> {
     let contents = ledger.contents();
-    let ours = contents.entries.into_iter().filter(|entry| entry.number >= contents.attempt);
+    let ours = contents
+        .entries
+        .into_iter()
+        .filter(|entry| entry.number >= contents.attempt);
     release(effects, ledger, bench, ours.collect(), Order::NewestFirst).await
 }
 
 /// Whether releases depend on each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub(super) enum Order {
     /// One after the other, the newest acquisition first.
     NewestFirst,
     /// All at once: nothing uses anything of the others any more.
@@ -159,15 +175,19 @@ pub enum Order {
 }
 
 /// Releases what the ledger holds for at most `until` and forgets it. The rest is told.
-pub async fn release_up_to(
+pub(super) async fn release_up_to(
     effects: &dyn Effects,
     ledger: &Ledger,
     bench: &Bench,
     until: Lifetime,
     order: Order,
 ) -> Vec<Stuck> {
-    let entries =
-        ledger.contents().entries.into_iter().filter(|entry| entry.undo.lifetime <= until).collect();
+    let entries = ledger
+        .contents()
+        .entries
+        .into_iter()
+        .filter(|entry| entry.undo.lifetime <= until)
+        .collect();
     release(effects, ledger, bench, entries, order).await
 }
 
@@ -180,11 +200,15 @@ async fn release(
 ) -> Vec<Stuck> {
     entries.reverse();
     match order {
-        Order::AtOnce => join_all(entries.into_iter().map(|entry| release_one(effects, ledger, bench, entry)))
-            .await
-            .into_iter()
-            .flatten()
-            .collect(),
+        Order::AtOnce => join_all(
+            entries
+                .into_iter()
+                .map(|entry| release_one(effects, ledger, bench, entry)),
+        )
+        .await
+        .into_iter()
+        .flatten()
+        .collect(),
         Order::NewestFirst => {
             let mut stuck = Vec::new();
             for entry in entries {
@@ -218,7 +242,11 @@ async fn release_one(
             Err(_panic) => Failure::new(ErrorCode::Internal, "a defect stopped the clean-up"),
         };
         let Some(delay) = delays.next() else {
-            return Some(Stuck { entry, failure, attempts });
+            return Some(Stuck {
+                entry,
+                failure,
+                attempts,
+            });
         };
         tracing::warn!(action = entry.undo.release.name(), error = %failure, "not released, trying again");
         tokio::time::sleep(delay).await;

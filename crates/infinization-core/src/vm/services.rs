@@ -52,14 +52,20 @@ pub struct Services {
 
 impl std::fmt::Debug for Services {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Services").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Services")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
 impl Services {
     /// Where a VM's spec, ledger and logs are.
     pub fn directory_of(&self, vm_id: &VmId) -> PathBuf {
-        self.config.state_dir.as_path().join("vms").join(vm_id.as_str())
+        self.config
+            .state_dir
+            .as_path()
+            .join("vms")
+            .join(vm_id.as_str())
     }
 
     /// One VM's surroundings; reads its ledger.
@@ -78,7 +84,14 @@ impl Services {
             None => host,
         };
         let services = Arc::clone(self);
-        Ok(VmContext { vm_id: vm_id.clone(), names, directory, ledger, effects, services })
+        Ok(VmContext {
+            vm_id: vm_id.clone(),
+            names,
+            directory,
+            ledger,
+            effects,
+            services,
+        })
     }
 
     /// Compiles one VM's rules for this kernel.
@@ -97,8 +110,11 @@ impl Services {
             },
             port: service.port,
         });
-        let conntrack =
-            if self.capabilities.conntrack { Conntrack::Stateful } else { Conntrack::Stateless };
+        let conntrack = if self.capabilities.conntrack {
+            Conntrack::Stateful
+        } else {
+            Conntrack::Stateless
+        };
         Ok(firewall::compile(&VmFirewall {
             vm_id: vm_id.clone(),
             tap: VmNames::of(vm_id).tap,
@@ -118,12 +134,17 @@ impl Services {
     pub(super) async fn local_addresses(&self) -> Result<Vec<IpAddr>, Failure> {
         tokio::task::spawn_blocking(|| {
             let addresses = nix::ifaddrs::getifaddrs()?;
-            Ok(addresses.filter_map(|found| ip_of(found.address.as_ref()?)).collect())
+            Ok(addresses
+                .filter_map(|found| ip_of(found.address.as_ref()?))
+                .collect())
         })
         .await
         .unwrap_or(Err(nix::Error::EIO))
         .map_err(|error: nix::Error| {
-            Failure::new(ErrorCode::NetlinkFailed, format!("the host's addresses could not be read: {error}"))
+            Failure::new(
+                ErrorCode::NetlinkFailed,
+                format!("the host's addresses could not be read: {error}"),
+            )
         })
     }
 }

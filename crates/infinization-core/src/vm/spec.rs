@@ -28,10 +28,14 @@ pub(super) fn write(directory: &Path, config: &VmConfig) -> Result<(), StateFile
 /// Reads the spec; `None` when there is none.
 pub(super) fn read(directory: &Path) -> Result<Option<VmConfig>, StateFileError> {
     let path = directory.join(FILE);
-    let Some(body) = state_file::read(&path)? else { return Ok(None) };
+    let Some(body) = state_file::read(&path)? else {
+        return Ok(None);
+    };
     serde_json::from_slice(&body)
         .map(Some)
-        .map_err(|_words| StateFileError::Torn { path: path.display().to_string() })
+        .map_err(|_words| StateFileError::Torn {
+            path: path.display().to_string(),
+        })
 }
 
 /// What a start runs: the row's columns, and the spec where there is no column.
@@ -52,8 +56,9 @@ pub(super) fn for_start(
 
 fn with_options(mut config: VmConfig, options: &StartOptions) -> VmConfig {
     config.sandbox &= !options.disable_sandbox;
-    config.firewall.default_action =
-        options.firewall_default_action.or(config.firewall.default_action);
+    config.firewall.default_action = options
+        .firewall_default_action
+        .or(config.firewall.default_action);
     config
 }
 
@@ -61,6 +66,7 @@ fn columns(vm_id: &VmId, record: &VmRecord) -> StoredColumns {
     let row = record.configuration.clone().unwrap_or_default();
     StoredColumns {
         id: vm_id.clone(),
+        configured: record.configuration.is_some(),
         name: record.name.clone(),
         internal_name: record.internal_name.clone(),
         os: record.os.clone(),

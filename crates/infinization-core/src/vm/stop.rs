@@ -50,7 +50,9 @@ impl Machine {
         interrupt: &Interrupt,
     ) -> Result<OperationResult, Failure> {
         let status = self.context.status().await?;
-        let Some(process) = self.process() else { return self.stop_without_process(&status).await };
+        let Some(process) = self.process() else {
+            return self.stop_without_process(&status).await;
+        };
         self.context.ledger.begin(Operation::Stop, now_ms())?;
         let outcome = self.end(&process, options, interrupt).await;
         let forced = match outcome {
@@ -135,8 +137,14 @@ impl Machine {
     }
 
     /// A stopped guest cannot hear the button: it runs again first.
-    async fn wake_up_to_shut_down(&self, process: &ProcessHandle, timeout: Duration) -> Result<(), Failure> {
-        let Some(live) = &self.live else { return Ok(()) };
+    async fn wake_up_to_shut_down(
+        &self,
+        process: &ProcessHandle,
+        timeout: Duration,
+    ) -> Result<(), Failure> {
+        let Some(live) = &self.live else {
+            return Ok(());
+        };
         let qmp = &live.view.qmp;
         let wake = async {
             let status = qmp.query_status().await?;
@@ -149,8 +157,14 @@ impl Machine {
         within(process, timeout, wake).await
     }
 
-    async fn press_power_button(&self, process: &ProcessHandle, timeout: Duration) -> Result<(), Failure> {
-        let Some(live) = &self.live else { return Ok(()) };
+    async fn press_power_button(
+        &self,
+        process: &ProcessHandle,
+        timeout: Duration,
+    ) -> Result<(), Failure> {
+        let Some(live) = &self.live else {
+            return Ok(());
+        };
         within(process, timeout, live.view.qmp.system_powerdown()).await
     }
 
@@ -164,9 +178,15 @@ impl Machine {
     async fn finish_stop(&mut self, forced: bool) -> Vec<Stuck> {
         self.take_in_ending();
         let ending = self.live.as_ref().and_then(|live| live.ending.clone());
-        let reason = ending.as_ref().map_or("host-signal", |ending| ending.reason.as_str());
+        let reason = ending
+            .as_ref()
+            .map_or("host-signal", |ending| ending.reason.as_str());
         let mut cause = EndCause::of(reason);
-        cause.reason = if forced && ending.is_none() { "host-kill".to_owned() } else { cause.reason };
+        cause.reason = if forced && ending.is_none() {
+            "host-kill".to_owned()
+        } else {
+            cause.reason
+        };
         let stuck = self.settle(&cause).await;
         self.write_off().await;
         match ending {
@@ -198,6 +218,9 @@ async fn within<E: Into<Failure>>(
 }
 
 fn did_not_shut_down(timeout: Duration) -> Failure {
-    let message = format!("the guest did not shut down within {} ms", timeout.as_millis());
+    let message = format!(
+        "the guest did not shut down within {} ms",
+        timeout.as_millis()
+    );
     Failure::new(ErrorCode::Timeout, message)
 }

@@ -20,6 +20,7 @@ use super::recover::Recovered;
 use super::stop::Interrupt;
 use crate::config::{StartOptions, StopOptions, VmConfig, Warning};
 use crate::error::{ErrorCode, Failure};
+use crate::types::FirewallRuleInput;
 
 /// How many requests may wait for one VM before callers wait to ask.
 const INBOX: usize = 64;
@@ -28,21 +29,48 @@ type Reply<T> = oneshot::Sender<Result<T, Failure>>;
 
 /// What can be asked of a VM.
 enum Request {
-    Create { config: Box<VmConfig>, warnings: Vec<Warning>, cancel: CancellationToken, reply: Reply<CreateResult> },
-    Verb { verb: Verb, reply: Reply<OperationResult> },
-    Recover { reply: Reply<Recovered> },
+    Create {
+        config: Box<VmConfig>,
+        warnings: Vec<Warning>,
+        cancel: CancellationToken,
+        reply: Reply<CreateResult>,
+    },
+    Verb {
+        verb: Verb,
+        reply: Reply<OperationResult>,
+    },
+    Recover {
+        reply: Reply<Recovered>,
+    },
 }
 
 /// The verbs that answer an [`OperationResult`].
 #[derive(Debug)]
-pub(crate) enum Verb {
-    Start { options: StartOptions, cancel: CancellationToken },
+pub enum Verb {
+    /// `startVM`.
+    Start {
+        /// As asked.
+        options: StartOptions,
+        /// Undoes the start.
+        cancel: CancellationToken,
+    },
+    /// `stopVM`.
     Stop(StopOptions),
+    /// `restartVM`.
     Restart,
+    /// `suspendVM`.
     Suspend,
+    /// `resumeVM`.
     Resume,
+    /// `resetVM`.
     Reset,
-    Destroy { with_data: bool },
+    /// `destroyVM` and `deleteVM`.
+    Destroy {
+        /// Also the disks.
+        with_data: bool,
+    },
+    /// `setFirewallRules`.
+    SetFirewallRules(Vec<FirewallRuleInput>),
 }
 
 impl Request {
@@ -77,7 +105,11 @@ impl VmHandle {
         let (view_sender, view) = watch::channel(View::default());
         let machine = Machine::new(Arc::clone(&context), view_sender);
         tokio::spawn(serve(machine, inbox));
-        Self { context, inbox: sender, view }
+        Self {
+            context,
+            inbox: sender,
+            view,
+        }
     }
 
     /// What the VM's surroundings are.
@@ -97,7 +129,13 @@ impl VmHandle {
         warnings: Vec<Warning>,
         cancel: CancellationToken,
     ) -> Result<CreateResult, Failure> {
-        self.ask(|reply| Request::Create { config: Box::new(config), warnings, cancel, reply }).await
+        self.ask(|reply| Request::Create {
+            config: Box::new(config),
+            warnings,
+            cancel,
+            reply,
+        })
+        .await
     }
 
     /// Finds out what became of the VM while nobody watched.
@@ -105,15 +143,20 @@ impl VmHandle {
         self.ask(|reply| Request::Recover { reply }).await
     }
 
-    pub(crate) async fn verb(&self, verb: Verb) -> Result<OperationResult, Failure> {
+    /// Asks for one of the verbs.
+    pub async fn verb(&self, verb: Verb) -> Result<OperationResult, Failure> {
         self.ask(|reply| Request::Verb { verb, reply }).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Failure> {
         let (reply, answer) = oneshot::channel();
         // A task ends only with its last handle, or by a defect.
-        let stopped = || Failure::new(ErrorCode::Internal, "the VM's task ended").of_vm(&self.context.vm_id);
-        self.inbox.send(request(reply)).await.map_err(|_| stopped())?;
+        let stopped =
+            || Failure::new(ErrorCode::Internal, "the VM's task ended").of_vm(&self.context.vm_id);
+        self.inbox
+            .send(request(reply))
+            .await
+            .map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
 }
@@ -176,7 +219,12 @@ async fn serve_one(
 async fn answer(machine: &mut Machine, request: Request, interrupt: &Interrupt) {
     // Whoever asked may have stopped listening: the work was done all the same.
     match request {
-        Request::Create { config, warnings, cancel, reply } => {
+        Request::Create {
+            config,
+            warnings,
+            cancel,
+            reply,
+        } => {
             let _unheard = reply.send(guarded(machine.create(*config, &warnings, &cancel)).await);
         }
         Request::Verb { verb, reply } => {
@@ -190,13 +238,23 @@ async fn answer(machine: &mut Machine, request: Request, interrupt: &Interrupt) 
 
 /// A defect in a verb becomes an answer; the task and its VM go on.
 async fn guarded<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_panic| {
-        Err(Failure::new(ErrorCode::Internal, "a defect stopped the operation; please report it"))
-    })
+    AssertUnwindSafe(work)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_panic| {
+            Err(Failure::new(
+                ErrorCode::Internal,
+                "a defect stopped the operation; please report it",
+            ))
+        })
 }
 
 impl Machine {
-    async fn perform(&mut self, verb: Verb, interrupt: &Interrupt) -> Result<OperationResult, Failure> {
+    async fn perform(
+        &mut self,
+        verb: Verb,
+        interrupt: &Interrupt,
+    ) -> Result<OperationResult, Failure> {
         match verb {
             Verb::Start { options, cancel } => self.start(&options, &cancel).await,
             Verb::Stop(options) => self.stop(&options, interrupt).await,
@@ -205,6 +263,7 @@ impl Machine {
             Verb::Resume => self.resume().await,
             Verb::Reset => self.reset().await,
             Verb::Destroy { with_data } => self.destroy(with_data).await,
+            Verb::SetFirewallRules(rules) => self.set_firewall_rules(rules).await,
         }
     }
 
@@ -213,14 +272,20 @@ impl Machine {
         let vm_id = self.context.vm_id.clone();
         self.context.status().await?;
         if let Err(failure) = self.stop(&StopOptions::default(), interrupt).await {
-            return Ok(OperationResult::failed(&vm_id, "VM could not be stopped", failure.to_string()));
+            return Ok(OperationResult::failed(
+                &vm_id,
+                "VM could not be stopped",
+                failure.to_string(),
+            ));
         }
         let never = CancellationToken::new();
         match self.start(&StartOptions::default(), &never).await {
             Ok(_) => Ok(OperationResult::done(&vm_id, "VM restarted")),
-            Err(failure) => {
-                Ok(OperationResult::failed(&vm_id, "VM was stopped but could not be started", failure.to_string()))
-            }
+            Err(failure) => Ok(OperationResult::failed(
+                &vm_id,
+                "VM was stopped but could not be started",
+                failure.to_string(),
+            )),
         }
     }
 }

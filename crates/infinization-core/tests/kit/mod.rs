@@ -4,6 +4,8 @@
 
 pub mod small_disk;
 
+pub mod machine;
+
 use std::future::Future;
 use std::path::PathBuf;
 

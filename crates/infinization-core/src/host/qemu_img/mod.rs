@@ -40,6 +40,7 @@ pub use in_use::Holder;
 pub use info::{ImageInfo, Sharing, info};
 pub use inspect::{Inspection, inspect};
 pub use job::Job;
+pub use partial::remove_partials;
 pub use resize::{Resize, resize};
 pub use snapshot::{
     SnapshotInfo, SnapshotName, create_snapshot, delete_snapshot, list_snapshots, revert_snapshot,

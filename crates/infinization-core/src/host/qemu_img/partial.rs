@@ -89,8 +89,36 @@ impl Drop for Partial {
     }
 }
 
+/// Removes what attempts at `target` that were killed have left. Only whoever knows that no attempt
+/// is under way may ask for this.
+pub async fn remove_partials(target: &HostPath) -> Result<(), ImageError> {
+    let path = target.clone();
+    super::job::blocking(target, move || {
+        let prefix = temporary_prefix(&path);
+        let Some(directory) = path.as_path().parent() else {
+            return Ok(());
+        };
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(&prefix) && name.ends_with(SUFFIX) {
+                fs::remove_file(entry.path()).map_err(|source| ImageError::io(&path, source))?;
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+const SUFFIX: &str = ".partial";
+
 /// `.<file>.<random>.partial`, within the 255 bytes a file name may have.
 fn temporary_name(target: &HostPath) -> PathBuf {
+    let random = Uuid::new_v4().simple();
+    let name = format!("{}{random}{SUFFIX}", temporary_prefix(target));
+    target.as_path().with_file_name(name)
+}
+
+fn temporary_prefix(target: &HostPath) -> String {
     const LONGEST: usize = 200;
     let path = target.as_path();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -99,7 +127,7 @@ fn temporary_name(target: &HostPath) -> PathBuf {
         .take_while(|(at, char)| at + char.len_utf8() <= LONGEST)
         .map(|(_, char)| char)
         .collect();
-    path.with_file_name(format!(".{name}.{}.partial", Uuid::new_v4().simple()))
+    format!(".{name}.")
 }
 
 /// Renames only if nothing has the new name. File systems that cannot (NFS) are asked for a second

@@ -1,0 +1,199 @@
+//! The health monitor: a backstop. Exits are noticed by the VMs' own tasks at once; this looks, now
+//! and then, for what no task watches: rows that claim a QEMU nobody has, and pidfiles of processes
+//! that nobody owns.
+//!
+//! It never signals a process. A QEMU without an owner is told (`orphan-detected`), not killed: what
+//! cannot be proven ours may be somebody's.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Failure;
+use crate::events::{EventBus, Source, now_ms};
+
+/// What one machine's check found.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheckResult {
+    /// The machine.
+    pub vm_id: String,
+    /// Its QEMU's pid.
+    pub pid: Option<i32>,
+    /// Whether its QEMU is there.
+    pub is_alive: bool,
+    /// The row's status.
+    pub status: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub timestamp: u64,
+}
+
+/// A process that runs under the name of a machine nobody has.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OrphanEvent {
+    /// The name its pidfile has.
+    pub vm_id: String,
+    /// The process.
+    pub pid: i32,
+    /// The status of the row of that name, if there is one.
+    pub db_status: Option<String>,
+    /// Where its pidfile is.
+    pub pidfile_path: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub detected_at: u64,
+    /// Always false: orphans are told, not killed.
+    pub killed: bool,
+    /// Whether anything was cleaned up.
+    pub cleanup_performed: bool,
+}
+
+/// What one cycle found.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheckSummary {
+    /// Machines looked at.
+    pub total_checked: usize,
+    /// Those whose QEMU is there.
+    pub alive: usize,
+    /// Those whose QEMU was found gone.
+    pub crashed: usize,
+    /// Those that could not be judged.
+    pub errors: usize,
+    /// Processes nobody owns.
+    pub orphans_detected: usize,
+    /// Stale pidfiles removed.
+    pub orphans_cleaned: usize,
+    /// When, in milliseconds since the Unix epoch.
+    pub timestamp: u64,
+    /// Machine by machine.
+    pub results: Vec<HealthCheckResult>,
+}
+
+/// What the monitor looks at. The manager implements it.
+#[async_trait]
+pub trait Watched: Send + Sync {
+    /// Checks every machine whose row claims a QEMU.
+    async fn check_machines(&self) -> Result<HealthCheckSummary, Failure>;
+    /// Looks at every pidfile; answers the orphans and how many stale files were removed.
+    async fn check_orphans(&self) -> Result<(Vec<OrphanEvent>, usize), Failure>;
+}
+
+/// Runs the checks on a timer. Clones share it.
+#[derive(Clone)]
+pub struct HealthMonitor {
+    watched: Weak<dyn Watched>,
+    every: Duration,
+    events: EventBus,
+    running: Arc<Mutex<Option<CancellationToken>>>,
+}
+
+impl std::fmt::Debug for HealthMonitor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HealthMonitor")
+            .field("every", &self.every)
+            .finish_non_exhaustive()
+    }
+}
+
+impl HealthMonitor {
+    /// A monitor that is not running yet.
+    pub fn new(watched: Weak<dyn Watched>, every: Duration, events: EventBus) -> Self {
+        Self {
+            watched,
+            every,
+            events,
+            running: Arc::default(),
+        }
+    }
+
+    /// Runs one cycle, then one every interval. Nothing happens when it runs already.
+    pub async fn start(&self) {
+        let token = CancellationToken::new();
+        {
+            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            if running.is_some() {
+                return;
+            }
+            *running = Some(token.clone());
+        }
+        self.cycle().await;
+        let monitor = self.clone();
+        tokio::spawn(async move {
+            let mut ticks = interval(monitor.every);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            // The first tick is immediate, and that cycle was run above.
+            ticks.tick().await;
+            loop {
+                tokio::select! {
+                    () = token.cancelled() => return,
+                    _tick = ticks.tick() => monitor.cycle().await,
+                }
+            }
+        });
+    }
+
+    /// Runs no further cycle.
+    pub fn stop(&self) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(token) = running.take() {
+            token.cancel();
+        }
+    }
+
+    /// Whether cycles are run.
+    pub fn is_monitoring(&self) -> bool {
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
+    }
+
+    /// Checks all machines and pidfiles now.
+    pub async fn check_all(&self) -> Result<HealthCheckSummary, Failure> {
+        let Some(watched) = self.watched.upgrade() else {
+            return Ok(HealthCheckSummary::default());
+        };
+        let mut summary = watched.check_machines().await?;
+        let (orphans, cleaned) = watched.check_orphans().await?;
+        for orphan in &orphans {
+            self.events.publish(
+                Source::HealthMonitor,
+                "orphan-detected",
+                None,
+                json!(orphan),
+            );
+        }
+        summary.orphans_detected = orphans.len();
+        summary.orphans_cleaned = cleaned;
+        summary.timestamp = now_ms();
+        self.events.publish(
+            Source::HealthMonitor,
+            "check-complete",
+            None,
+            json!(summary),
+        );
+        Ok(summary)
+    }
+
+    /// Looks at the pidfiles now.
+    pub async fn check_orphans(&self) -> Result<Vec<OrphanEvent>, Failure> {
+        match self.watched.upgrade() {
+            Some(watched) => Ok(watched.check_orphans().await?.0),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn cycle(&self) {
+        if let Err(error) = self.check_all().await {
+            let data = json!({ "message": error.to_string(), "timestamp": now_ms() });
+            self.events
+                .publish(Source::HealthMonitor, "error", None, data);
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! A manager with a bridge and a scratch directory of its own, and guests on it.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use infinization_core::events::Event;
+use infinization_core::host::bridge::{self, Ipv4Cidr};
+use infinization_core::host::link::Links;
+use infinization_core::manager::Manager;
+use infinization_core::types::{LinkName, VmId, VmNames};
+use infinization_core::vm::EffectsWrapper;
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+/// Longer than anything takes on a loaded machine, shorter than a test run's patience.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A host of one's own: call it inside [`super::in_private_network`].
+pub struct Host {
+    pub scratch: tempfile::TempDir,
+    pub links: Links,
+    pub bridge: LinkName,
+}
+
+impl Host {
+    /// A bridge with the address 10.177.200.1/16 (the tiny guest is in that network).
+    pub async fn new() -> Self {
+        let links = Links::new();
+        let loopback = LinkName::parse("lo").unwrap();
+        links.set_up(&loopback).await.unwrap();
+        let bridge = LinkName::parse("testbr0").unwrap();
+        bridge::create(&links, &bridge).await.unwrap();
+        let address = Ipv4Cidr::parse("10.177.200.1/16").unwrap();
+        bridge::assign_address(&links, &bridge, address)
+            .await
+            .unwrap();
+        Self {
+            scratch: tempfile::tempdir().unwrap(),
+            links,
+            bridge,
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.path().join("state")
+    }
+
+    /// What `new Infinization({...})` is given.
+    pub fn settings(&self) -> Value {
+        json!({
+            "stateDir": self.state_dir(),
+            "bridgeConntrackMode": "degrade",
+            "accelerator": "tcg",
+        })
+    }
+
+    pub async fn manager(&self) -> Manager {
+        self.manager_with(None).await
+    }
+
+    pub async fn manager_with(&self, wrap: Option<EffectsWrapper>) -> Manager {
+        let manager = Manager::with_effects(self.settings(), wrap);
+        manager.initialize().await.unwrap();
+        manager
+    }
+
+    /// A small machine without a guest system: its firmware finds nothing to boot and stays on.
+    pub fn machine(&self, vm_id: &str) -> Value {
+        json!({
+            "vmId": vm_id,
+            "name": format!("Test {vm_id}"),
+            "internalName": vm_id,
+            "os": "linux",
+            "cpuCores": 1,
+            "ramGB": 0.5,
+            "disks": [{ "sizeGB": 1 }],
+            "bridge": self.bridge,
+            "displayType": "vnc",
+            "displayPort": 5900,
+        })
+    }
+
+    /// A machine that boots the tiny guest.
+    pub fn tiny_guest(&self, vm_id: &str) -> Value {
+        let mut machine = self.machine(vm_id);
+        let image = super::guest_dir()
+            .join("tiny.qcow2")
+            .canonicalize()
+            .unwrap();
+        machine["disks"] = json!([{ "sizeGB": 1, "backingFile": image }]);
+        machine["serialConsole"] = json!(true);
+        machine["guestAgentSocketPath"] = json!(self.path().join(format!("{vm_id}-ga.sock")));
+        machine
+    }
+
+    /// Waits until the guest's serial console, in all its runs, has said `words` so often.
+    pub async fn console_says(&self, vm_id: &str, words: &str, times: usize) {
+        let log = self.state_dir().join("vms").join(vm_id).join("serial.log");
+        let said = async {
+            loop {
+                let text = tokio::fs::read(&log).await.unwrap_or_default();
+                if String::from_utf8_lossy(&text).matches(words).count() >= times {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, said).await;
+        assert!(waited.is_ok(), "the console of {vm_id} never said {words}");
+    }
+
+    /// The tiny guest's address.
+    pub fn address_of(vm_id: &str) -> Ipv4Addr {
+        let mac = VmNames::of(&VmId::parse(vm_id).unwrap()).mac.octets();
+        Ipv4Addr::new(10, 177, mac[4], mac[5])
+    }
+
+    /// Every link but loopback and the bridge.
+    pub async fn links(&self) -> Vec<String> {
+        let links = self.links.list().await.unwrap();
+        let names = links.into_iter().map(|link| link.name);
+        names
+            .filter(|name| name != "lo" && *name != self.bridge.as_str())
+            .collect()
+    }
+
+    /// Every file below the scratch directory but the embedded store and the lock.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        let mut directories = vec![self.path().to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).unwrap().flatten() {
+                if entry.file_type().unwrap().is_dir() {
+                    directories.push(entry.path());
+                    continue;
+                }
+                let name = entry.file_name().into_string().unwrap();
+                if name != "lock" && !name.starts_with("infinization.db") {
+                    files.push(entry.path());
+                }
+            }
+        }
+        files.sort();
+        files
+    }
+
+    /// Asserts that nothing of any machine is left.
+    pub async fn is_clean(&self) {
+        assert_eq!(self.links().await, Vec::<String>::new(), "links are left");
+        assert_eq!(self.files(), Vec::<PathBuf>::new(), "files are left");
+        assert_eq!(vm_chains().await, Vec::<String>::new(), "chains are left");
+        assert_eq!(qemus(self.path()), Vec::<i32>::new(), "processes are left");
+    }
+}
+
+/// A test that failed leaves no process behind either.
+impl Drop for Host {
+    fn drop(&mut self) {
+        for pid in qemus(self.scratch.path()) {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            let _gone = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
+        }
+    }
+}
+
+/// The visible chains of VMs.
+pub async fn vm_chains() -> Vec<String> {
+    let chains = infinization_core::host::nft::Nft::new()
+        .list_chains()
+        .await
+        .unwrap();
+    chains
+        .into_iter()
+        .filter(|name| name.starts_with("vm_"))
+        .collect()
+}
+
+/// The pids of all QEMUs that were told of `directory`.
+pub fn qemus(directory: &Path) -> Vec<i32> {
+    let needle = directory.to_str().unwrap();
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).into_owned();
+            command.contains("qemu-system") && command.contains(needle)
+        })
+        .collect()
+}
+
+pub fn never() -> CancellationToken {
+    CancellationToken::new()
+}
+
+/// The next event of this kind.
+pub async fn next_event(events: &mut broadcast::Receiver<Arc<Event>>, kind: &str) -> Arc<Event> {
+    let wait = async {
+        loop {
+            let event = events.recv().await.expect("the bus goes on");
+            if event.kind == kind {
+                return event;
+            }
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
+    waited.unwrap_or_else(|_| panic!("no event {kind}"))
+}
