@@ -26,7 +26,6 @@ pub struct StoredColumns {
     pub os: String,
     pub cpu_cores: i64,
     pub ram_gb: f64,
-    pub disk_size_gb: f64,
     pub gpu_pci_address: Option<String>,
     pub guest_agent_socket_path: Option<String>,
     pub infini_service_socket_path: Option<String>,
@@ -54,6 +53,47 @@ pub struct StoredColumns {
     pub virtio_drivers_iso: Option<String>,
     pub enable_audio: Option<bool>,
     pub enable_usb_tablet: Option<bool>,
+}
+
+impl StoredColumns {
+    /// A machine of which only what every row has is known.
+    pub fn new(id: VmId, internal_name: &str, os: &str, cpu_cores: i64, ram_gb: f64) -> Self {
+        Self {
+            id,
+            configured: false,
+            name: internal_name.to_owned(),
+            internal_name: internal_name.to_owned(),
+            os: os.to_owned(),
+            cpu_cores,
+            ram_gb,
+            gpu_pci_address: None,
+            guest_agent_socket_path: None,
+            infini_service_socket_path: None,
+            graphic_protocol: None,
+            graphic_port: None,
+            graphic_password: None,
+            graphic_host: None,
+            assigned_gpu_bus: None,
+            bridge: None,
+            machine_type: None,
+            cpu_model: None,
+            disk_bus: None,
+            disk_cache_mode: None,
+            network_model: None,
+            network_queues: None,
+            memory_balloon: None,
+            disk_paths: None,
+            uefi_firmware: None,
+            hugepages: None,
+            cpu_pinning: None,
+            enable_numa_ctl_pinning: None,
+            cpu_pinning_strategy: None,
+            tpm_socket_path: None,
+            virtio_drivers_iso: None,
+            enable_audio: None,
+            enable_usb_tablet: None,
+        }
+    }
 }
 
 impl VmConfig {
