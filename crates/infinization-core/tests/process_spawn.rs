@@ -1,4 +1,8 @@
 //! Starting processes: what the program gets, what it does not get, and every way to fail.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
 
 mod kit;
 mod process_kit;
@@ -10,17 +14,19 @@ use std::time::{Duration, Instant};
 
 use infinization_core::host::process::{Exit, ProcessError, RunAs, SpawnStep, spawn};
 use infinization_core::{Coded, ErrorCode};
-use process_kit::{descriptors, end, has_children, in_own_process, log_in, quiet, script, status};
+use process_kit::{
+    descriptors, end, has_children, in_own_process, log_in, quiet, script, started, status,
+};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, dumpable_behavior, setrlimit};
 
 const NOBODY: u32 = 65534;
 
-fn nobody() -> Option<RunAs> {
-    Some(RunAs {
+fn nobody() -> RunAs {
+    RunAs {
         uid: NOBODY,
         gid: NOBODY,
         groups: vec![NOBODY, 36],
-    })
+    }
 }
 
 #[tokio::test]
@@ -76,7 +82,7 @@ async fn our_copies_of_the_descriptors_are_closed() {
 async fn the_program_has_a_session_a_directory_and_an_environment_of_its_own() {
     let mut spec = quiet("sleep").args(["1000"]);
     spec.env.push("EXTRA=yes".into());
-    let process = spawn(spec).await.unwrap();
+    let process = started(spec).await;
     let pid = process.pid();
 
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
@@ -124,7 +130,7 @@ async fn the_user_is_dropped_for_good_and_ours_is_unchanged() {
     let us = i32::try_from(std::process::id()).unwrap();
     let before = status(us);
     let running = futures_util::future::join_all((0..8).map(|_| {
-        let spec = quiet("sleep").args(["1000"]).user(nobody());
+        let spec = quiet("sleep").args(["1000"]).user(Some(nobody()));
         async { spawn(spec).await.unwrap() }
     }))
     .await;
@@ -222,7 +228,7 @@ fn a_step_the_kernel_refuses_is_named() {
         kit::runtime().block_on(async {
             let no_such_group = Some(RunAs {
                 groups: vec![u32::MAX],
-                ..nobody().unwrap()
+                ..nobody()
             });
             let error = spawn(quiet("true").user(no_such_group)).await.unwrap_err();
             assert!(
@@ -306,7 +312,7 @@ fn a_large_process_starts_programs_as_a_small_one_does() {
             page[0] = 1;
         }
         let large = runtime.block_on(median_start());
-        println!("measured: a start takes {small:?}, with 1 GiB touched {large:?}");
+        eprintln!("measured: a start takes {small:?}, with 1 GiB touched {large:?}");
         assert_eq!(memory[1 << 29], 1, "the memory is ours, and unchanged");
         assert!(!has_children());
     });
@@ -316,7 +322,7 @@ async fn median_start() -> Duration {
     let mut times = Vec::new();
     for _ in 0..21 {
         let began = Instant::now();
-        let process = spawn(quiet("true").user(nobody())).await.unwrap();
+        let process = spawn(quiet("true").user(Some(nobody()))).await.unwrap();
         times.push(began.elapsed());
         assert_eq!(process.exited().await, Exit::Code(0));
     }

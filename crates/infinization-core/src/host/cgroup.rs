@@ -5,8 +5,10 @@
 //! no writable v2 tree, a VM runs without. A scope is named after its VM, not after a pid, so it is
 //! found again. cgroup v1 is not used.
 
+use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use tokio::task::spawn_blocking;
@@ -94,7 +96,7 @@ impl Cgroups {
         let slice = self.slice();
         let swept = spawn_blocking(move || {
             let scopes = fs::read_dir(slice).into_iter().flatten().flatten();
-            let scopes = scopes.filter(|entry| is_scope(&entry.file_name().to_string_lossy()));
+            let scopes = scopes.filter(|entry| is_scope(&entry.file_name()));
             scopes
                 .filter(|entry| fs::remove_dir(entry.path()).is_ok())
                 .count()
@@ -156,8 +158,9 @@ fn counter(text: &str, name: &str) -> Option<u64> {
     pairs.find(|(key, _)| *key == name)?.1.trim().parse().ok()
 }
 
-fn is_scope(name: &str) -> bool {
-    name.starts_with("qemu-") && name.ends_with(".scope")
+fn is_scope(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    name.starts_with(b"qemu-") && name.ends_with(b".scope")
 }
 
 fn make_dir(path: &Path) -> Result<(), String> {

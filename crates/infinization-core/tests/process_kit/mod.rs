@@ -1,5 +1,10 @@
 //! What the process tests share: processes of their own, and what `/proc` says about others.
 #![allow(dead_code, reason = "each test binary uses a part of the kit")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
+#![allow(clippy::print_stdout, reason = "measurements are shown, not asserted")]
 #![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 
 use std::collections::BTreeMap;
@@ -9,7 +14,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use infinization_core::host::process::{ProcessHandle, SpawnSpec, StderrLog};
+use infinization_core::host::process::{
+    ProcessHandle, ProcessId, SpawnSpec, StderrLog, boot_id, spawn,
+};
 
 /// Longer than anything takes on a busy machine; reaching it is a failure.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -99,7 +106,113 @@ pub fn descriptors(pid: i32) -> BTreeMap<i32, String> {
         .collect()
 }
 
+/// Starts a process and waits until `/proc` shows it as the program it is.
+pub async fn started(spec: SpawnSpec) -> ProcessHandle {
+    let process = spawn(spec).await.unwrap();
+    let cmdline = format!("/proc/{}/cmdline", process.pid());
+    eventually(|| !fs::read(&cmdline).unwrap().is_empty()).await;
+    process
+}
+
+/// Waits until `/proc/<pid>/status` says so.
+pub async fn until(process: &ProcessHandle, so: impl Fn(&BTreeMap<String, String>) -> bool) {
+    eventually(|| so(&status(process.pid()))).await;
+}
+
+/// Waits for what the kernel announces to nobody.
+pub async fn eventually(so: impl Fn() -> bool) {
+    let waited = async {
+        while !so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(SOON, waited).await.unwrap();
+}
+
 /// Ends a process the test started.
 pub async fn end(process: &ProcessHandle) {
     process.kill_now().await.unwrap();
+}
+
+/// What follows `-name` on the command line of the VM called `vm`.
+pub fn name_of(vm: &str) -> String {
+    format!("guest={vm},debug-threads=on")
+}
+
+/// Starts a program that looks like the QEMU of `vm` and runs `text`, as the child of a process that
+/// is not this one. `parent` is what that process does next: `wait` reaps, `exec sleep` never does.
+/// Gives that process and the pid of the look-alike.
+pub fn foreign_qemu(vm: &str, text: &str, parent: &str) -> (std::process::Child, i32) {
+    use std::io::{BufRead as _, BufReader};
+    let script = r#"bash -c 'exec -a /usr/bin/qemu-system-fake sh -c "$1" -name "$2"' - "$1" "$2" &
+        echo $!
+        eval "$3""#;
+    let mut started = Command::new("bash")
+        .args(["-c", script, "-", text, &name_of(vm), parent])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let stdout = started.stdout.take().unwrap();
+    BufReader::new(stdout).read_line(&mut line).unwrap();
+    (started, line.trim().parse().unwrap())
+}
+
+/// Reads the identity of a running process the way the library writes it.
+pub fn identity_of(pid: i32) -> ProcessId {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    ProcessId {
+        pid,
+        start_time: fields[19].parse().unwrap(),
+        boot_id: boot_id().unwrap(),
+    }
+}
+
+/// Whether the kernel tells how a process ended that is not our child (6.15 and later).
+pub fn kernel_remembers_exits() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(15))
+}
+
+/// Runs `test` on a thread whose mounts are its own, as are those of the threads it starts.
+pub fn in_private_mounts(test: impl FnOnce() + Send + 'static) {
+    use nix::mount::{MsFlags, mount};
+    let outcome = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+            .expect("private mounts need root (CAP_SYS_ADMIN): run the tests as root");
+        let (none, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+        mount(none, "/", none, private, none).unwrap();
+        test();
+    })
+    .join();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Mounts a file system of this type, in [`in_private_mounts`].
+pub fn mount_at(dir: &Path, kind: &str, options: Option<&str>) {
+    nix::mount::mount(
+        Some(kind),
+        dir,
+        Some(kind),
+        nix::mount::MsFlags::empty(),
+        options,
+    )
+    .unwrap();
+}
+
+/// Takes it away again.
+pub fn unmount(dir: &Path) {
+    nix::mount::umount2(dir, nix::mount::MntFlags::MNT_DETACH).unwrap();
 }

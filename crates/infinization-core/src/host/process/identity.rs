@@ -115,8 +115,8 @@ fn matches(wanted: &ProcessId, name: &str) -> io::Result<bool> {
     }
     let cmdline = fs::read(format!("/proc/{}/cmdline", wanted.pid))?;
     if cmdline.is_empty() {
-        // Its memory is gone already but a thread of it is not.
-        return Err(io::Error::other("the process is ending"));
+        // In the middle of `execve`, or its memory is gone already but a thread of it is not.
+        return Err(io::Error::other("the process is just starting or ending"));
     }
     Ok(is_qemu_named(&cmdline, name))
 }
@@ -140,6 +140,8 @@ pub async fn find_by_name(name: &str) -> Result<Vec<ProcessHandle>, ProcessError
 
 fn scan(name: &str) -> io::Result<Vec<(ProcessId, Arc<OwnedFd>)>> {
     let mut found = Vec::new();
+    // A /proc that shows nobody, not even us, proves nobody's absence.
+    stat(std::process::id().cast_signed())?;
     for entry in fs::read_dir("/proc")? {
         let file_name = entry?.file_name();
         let Some(pid) = file_name.to_str().and_then(|text| text.parse().ok()) else {
@@ -175,7 +177,7 @@ fn is_named(pid: i32, name: &str) -> io::Result<bool> {
 ///
 /// For numbers without a recorded identity (old pidfiles). It proves nothing about whose it is.
 pub fn is_alive(pid: i32) -> bool {
-    let Some(process) = rustix::process::Pid::from_raw(pid).filter(|_| pid > 0) else {
+    let Some(process) = pidfd::number(pid) else {
         return false;
     };
     if rustix::process::test_kill_process(process) == Err(Errno::SRCH) {

@@ -23,7 +23,7 @@ use super::Exit;
 /// Opens one for the process that has this number now; `None` when there is none (or the number is
 /// a thread's).
 pub(super) fn open(pid: i32) -> io::Result<Option<OwnedFd>> {
-    let Some(pid) = Pid::from_raw(pid).filter(|pid| pid.as_raw_pid() > 0) else {
+    let Some(pid) = number(pid) else {
         return Ok(None);
     };
     match pidfd_open(pid, PidfdFlags::empty()) {
@@ -31,6 +31,12 @@ pub(super) fn open(pid: i32) -> io::Result<Option<OwnedFd>> {
         Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => Ok(None),
         fd => Ok(Some(fd?)),
     }
+}
+
+/// A number a process can have.
+pub(super) fn number(pid: i32) -> Option<Pid> {
+    // `Pid` takes 0 for none, and forbids negative numbers, which name groups.
+    (pid > 0).then(|| Pid::from_raw(pid)).flatten()
 }
 
 /// Tells when the process ends. Needs a runtime.

@@ -99,7 +99,8 @@ impl SpawnSpec {
 /// Starts a process that outlives us, and resolves once the program has been executed.
 ///
 /// It costs the same whatever the size of this process, and never runs on the calling thread.
-/// A future dropped before it resolves leaves no process behind.
+/// A future dropped before it resolves leaves no process behind. The kernel lets us go on before it
+/// has laid out the program's memory: for a moment `/proc/<pid>/cmdline` may still be empty.
 ///
 /// # Why not `std::process::Command` or `posix_spawn`
 ///
@@ -112,7 +113,7 @@ impl SpawnSpec {
 /// nobody's.
 pub async fn spawn(spec: SpawnSpec) -> Result<ProcessHandle, ProcessError> {
     let program = spec.program.clone();
-    match timeout(SPAWN_DEADLINE, spawn_blocking(move || start(spec))).await {
+    match timeout(SPAWN_DEADLINE, spawn_blocking(move || start(&spec))).await {
         Err(_) => Err(ProcessError::SpawnTimeout { program }),
         Ok(Ok(started)) => {
             let (id, unclaimed) = started?;
@@ -129,7 +130,7 @@ pub async fn spawn(spec: SpawnSpec) -> Result<ProcessHandle, ProcessError> {
     }
 }
 
-fn start(spec: SpawnSpec) -> Result<(ProcessId, Unclaimed), ProcessError> {
+fn start(spec: &SpawnSpec) -> Result<(ProcessId, Unclaimed), ProcessError> {
     let program = spec.program.clone();
     let failed = |(step, source)| ProcessError::Spawn {
         program: program.clone(),
@@ -137,7 +138,7 @@ fn start(spec: SpawnSpec) -> Result<(ProcessId, Unclaimed), ProcessError> {
         source,
     };
     let null = open_null().map_err(|source| failed((SpawnStep::OpenNull, source)))?;
-    let child = vfork_exec(&mut image(&spec, &null)?).map_err(failed)?;
+    let child = vfork_exec(&mut image(spec, &null)?).map_err(failed)?;
     count_program();
     let unclaimed = Unclaimed {
         pidfd: Arc::new(child.pidfd),

@@ -234,7 +234,7 @@ fn give_up_privileges() -> Result<(), (SpawnStep, c_int)> {
 /// Groups first: without the user's privileges they could not be changed any more.
 fn change_user(user: &RunAs) -> Result<(), (SpawnStep, c_int)> {
     let groups = [
-        user.groups.len() as c_long,
+        c_long::try_from(user.groups.len()).unwrap_or(c_long::MAX),
         user.groups.as_ptr() as c_long,
         0,
         0,
@@ -250,9 +250,8 @@ fn change_user(user: &RunAs) -> Result<(), (SpawnStep, c_int)> {
 
 /// One raw system call. `errno` belongs to our sleeping thread, whose memory the child uses.
 fn call(step: SpawnStep, number: c_long, args: [c_long; 5]) -> Result<c_long, (SpawnStep, c_int)> {
-    let [a, b, c, d, e] = args;
     // SAFETY: the callers pass what each call expects; pointers among it stay valid throughout.
-    match unsafe { libc::syscall(number, a, b, c, d, e) } {
+    match unsafe { libc::syscall(number, args[0], args[1], args[2], args[3], args[4]) } {
         -1 => Err((step, io::Error::last_os_error().raw_os_error().unwrap_or(0))),
         result => Ok(result),
     }
