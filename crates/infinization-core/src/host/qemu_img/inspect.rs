@@ -179,7 +179,9 @@ fn refuse_dirty(path: &HostPath, header: &Qcow2Header) -> Result<(), ImageError>
     }
 }
 
-/// A file that was cut off mostly loses tables its level 1 table still points at.
+/// A level 2 table is on disk before the level 1 table points at it, so one that is not in the file
+/// was cut off. The level 2 tables' own pointers prove nothing: after a power cut they may be ahead
+/// of data the guest never flushed. Lost data alone is for [`super::check()`] to find.
 fn refuse_lost_tables(
     path: &HostPath,
     header: &Qcow2Header,
