@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use infinization_core::host::qemu_img::{
     ConvertImage, CreateImage, ImageError, ImageFormat, Job, Preallocation, Resize, Sharing,
-    SnapshotName, check, convert, create, create_snapshot, delete_snapshot, info, inspect,
-    list_snapshots, resize, revert_snapshot, snapshot_exists,
+    SnapshotName, check, convert, create, create_snapshot, delete_snapshot, ensure_unused, info,
+    inspect, list_snapshots, resize, revert_snapshot, snapshot_exists, sweep_partials,
 };
 use infinization_core::types::{ByteSize, HostPath};
 use infinization_core::{Coded, ErrorCode};
@@ -340,7 +340,7 @@ mod creating {
         assert!(guest_has(&top, 7, "0", "64k") && guest_has(&base, 0, "64k", "64k"));
 
         let found = inspect(&top, Qcow2, &[]).await.unwrap();
-        assert_eq!(found.backing_chain, [base.clone()]);
+        assert_eq!(found.backing_chain, std::slice::from_ref(&base));
         assert_eq!(found.virtual_size, Some(ByteSize::mib(8)));
         let told = info(&top, Qcow2, Sharing::Refuse).await.unwrap();
         assert_eq!(told.backing_file.as_deref(), Some(base.as_str()));
@@ -600,28 +600,25 @@ mod inspecting {
         let images = Images::new();
         let sound = images.random("sound", 4);
         let length = fs::metadata(sound.as_path()).unwrap().len();
-        let cases: [(&str, ErrorCode, &dyn Fn(&HostPath)); 7] = [
-            ("marked corrupt", ErrorCode::ImageCorrupt, &|p| {
-                forge(p, 79, &[2])
-            }),
-            ("dirty", ErrorCode::ImageCorrupt, &|p| forge(p, 79, &[1])),
-            ("no magic", ErrorCode::InvalidFormat, &|p| {
-                forge(p, 0, &[0; 4])
-            }),
-            ("unknown feature", ErrorCode::InvalidFormat, &|p| {
-                forge(p, 75, &[1])
-            }),
-            ("impossible size", ErrorCode::ImageCorrupt, &|p| {
-                forge(p, 24, &[0x7f; 8])
-            }),
-            ("header cut", ErrorCode::ImageCorrupt, &|p| cut(p, 100)),
-            ("tables cut", ErrorCode::ImageCorrupt, &|p| cut(p, 0x3_0000)),
+        let forged: [(&str, ErrorCode, u64, &[u8]); 5] = [
+            ("marked corrupt", ErrorCode::ImageCorrupt, 79, &[2]),
+            ("dirty", ErrorCode::ImageCorrupt, 79, &[1]),
+            ("no magic", ErrorCode::InvalidFormat, 0, &[0; 4]),
+            ("unknown feature", ErrorCode::InvalidFormat, 75, &[1]),
+            ("impossible size", ErrorCode::ImageCorrupt, 24, &[0x7f; 8]),
         ];
-        for (what, expected, damage) in cases {
+        for (what, expected, offset, bytes) in forged {
             let path = images.path(what);
             fs::copy(sound.as_path(), path.as_path()).unwrap();
-            damage(&path);
+            forge(&path, offset, bytes);
             assert_eq!(code(inspect(&path, Qcow2, &[]).await), expected, "{what}");
+        }
+        for length in [100, 0x1_8000, 0x3_0000] {
+            let path = images.path(&format!("cut to {length}"));
+            fs::copy(sound.as_path(), path.as_path()).unwrap();
+            cut(&path, length);
+            let refused = inspect(&path, Qcow2, &[]).await;
+            assert_eq!(code(refused), ErrorCode::ImageCorrupt, "{length}");
         }
         let path = images.path("data cut");
         fs::copy(sound.as_path(), path.as_path()).unwrap();
@@ -639,23 +636,16 @@ mod inspecting {
     #[tokio::test]
     async fn b9_an_encrypted_image_is_refused_without_its_secret() {
         let images = Images::new();
-        let path = images.path("a");
-        let luks = "encrypt.format=luks,encrypt.key-secret=s0,encrypt.iter-time=10";
-        let secret = [
-            "create",
-            "-q",
-            "--object",
-            "secret,id=s0,data=x",
-            "-f",
-            "qcow2",
-            "-o",
-            luks,
-        ];
-        qemu_img(&[&secret[..], &[path.as_str(), "1M"]].concat());
-        let refused = inspect(&path, Qcow2, &[]).await.unwrap_err();
-        assert_eq!(refused.code(), ErrorCode::InvalidFormat);
-        assert!(refused.to_string().contains("encrypted"), "{refused}");
-        assert!(info(&path, Qcow2, Sharing::Refuse).await.unwrap().encrypted);
+        let path = images.qcow2("a");
+        for (method, name) in [(1, "AES"), (2, "LUKS")] {
+            forge(&path, 35, &[method]);
+            let refused = inspect(&path, Qcow2, &[]).await.unwrap_err();
+            assert_eq!(refused.code(), ErrorCode::InvalidFormat, "{name}");
+            assert!(refused.to_string().contains("encrypted"), "{refused}");
+        }
+        forge(&path, 35, &[1]);
+        let told = info(&path, Qcow2, Sharing::Refuse).await.unwrap();
+        assert!(told.encrypted);
     }
 
     #[tokio::test]
@@ -1041,6 +1031,7 @@ mod in_use {
         let fresh = images.path("b");
         let over = CreateImage::over(fresh.clone(), image.clone());
         let refused = [
+            ("start", ensure_unused(&image).await),
             ("info", info(&image, Qcow2, Sharing::Refuse).await.map(drop)),
             (
                 "check",
@@ -1082,6 +1073,7 @@ mod in_use {
                 .unwrap()
         );
         drop(qemu);
+        ensure_unused(&image).await.unwrap();
         create_snapshot(&image, &name).await.unwrap();
     }
 
@@ -1135,8 +1127,19 @@ mod faults {
         )
     }
 
-    async fn under_way(seen: &mut watch::Receiver<f64>) {
-        seen.wait_for(|done| *done > 0.0).await.unwrap();
+    /// Lets the copy get going, does something to it, and waits for its end.
+    async fn disturbed(
+        copy: impl Future<Output = Result<(), ImageError>>,
+        mut seen: watch::Receiver<f64>,
+        disturb: impl FnOnce(),
+    ) -> Result<(), ImageError> {
+        let mut copy = std::pin::pin!(copy);
+        tokio::select! {
+            outcome = &mut copy => return outcome,
+            under_way = seen.wait_for(|done| *done > 0.0) => drop(under_way.unwrap()),
+        }
+        disturb();
+        copy.await
     }
 
     /// The `qemu-img` that works in `images`.
@@ -1173,12 +1176,8 @@ mod faults {
         let images = Images::new();
         let image = long_copy(&images);
         let before = stamp(&images);
-        let (job, mut seen) = watched();
-        let cancel = job.cancel.clone();
-        let (outcome, ()) = tokio::join!(convert(&image, &job), async {
-            under_way(&mut seen).await;
-            cancel.cancel();
-        });
+        let (job, seen) = watched();
+        let outcome = disturbed(convert(&image, &job), seen, || job.cancel.cancel()).await;
         assert_eq!(code(outcome), ErrorCode::StorageAborted);
         assert_eq!(worker_in(&images), None);
         only_the_source_is_left(&images, before).await;
@@ -1192,7 +1191,7 @@ mod faults {
         let (job, mut seen) = watched();
         tokio::select! {
             outcome = convert(&image, &job) => panic!("too fast: {outcome:?}"),
-            () = under_way(&mut seen) => {}
+            under_way = seen.wait_for(|done| *done > 0.0) => drop(under_way.unwrap()),
         }
         let deadline = Instant::now() + Duration::from_secs(60);
         while images.names().len() > 1 || worker_in(&images).is_some() {
@@ -1211,11 +1210,11 @@ mod faults {
         let images = Images::new();
         let image = long_copy(&images);
         let before = stamp(&images);
-        let (job, mut seen) = watched();
-        let (outcome, ()) = tokio::join!(convert(&image, &job), async {
-            under_way(&mut seen).await;
+        let (job, seen) = watched();
+        let outcome = disturbed(convert(&image, &job), seen, || {
             kill(worker_in(&images).unwrap(), Signal::SIGKILL).unwrap();
         });
+        let outcome = outcome.await;
         assert_eq!(code(outcome), ErrorCode::CommandFailed);
         only_the_source_is_left(&images, before).await;
     }
@@ -1225,15 +1224,15 @@ mod faults {
         let images = Images::new();
         let image = long_copy(&images);
         let before = stamp(&images);
-        let (job, mut seen) = watched();
+        let (job, seen) = watched();
         let job = Job {
-            deadline: Some(Duration::from_secs(2)),
+            deadline: Some(Duration::from_secs(4)),
             ..job
         };
-        let (outcome, ()) = tokio::join!(convert(&image, &job), async {
-            under_way(&mut seen).await;
+        let outcome = disturbed(convert(&image, &job), seen, || {
             kill(worker_in(&images).unwrap(), Signal::SIGSTOP).unwrap();
         });
+        let outcome = outcome.await;
         assert_eq!(code(outcome), ErrorCode::StorageTimeout);
         assert_eq!(worker_in(&images), None);
         only_the_source_is_left(&images, before).await;
@@ -1246,12 +1245,38 @@ mod faults {
         let mut begun = Box::pin(resize(&path, Qcow2, ByteSize::mib(64), Resize::Grow));
         assert!(futures_util::poll!(begun.as_mut()).is_pending());
         drop(begun);
-        // The next change waits for that one.
-        resize(&path, Qcow2, ByteSize::mib(65), Resize::Grow)
-            .await
-            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let size = || async {
+            info(&path, Qcow2, Sharing::Force)
+                .await
+                .unwrap()
+                .virtual_size
+        };
+        while size().await != ByteSize::mib(64) {
+            assert!(Instant::now() < deadline, "the resize was given up");
+        }
         let sound = check(&path, Qcow2, &Job::default()).await.unwrap();
         assert_eq!((sound.corruptions, sound.leaks), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn f9_what_a_killed_process_left_half_made_is_swept() {
+        let images = Images::new();
+        let (left, busy) = (partial_name("a", 'a'), partial_name("b", 'b'));
+        for name in [left.as_str(), busy.as_str(), ".mine.partial", "c.qcow2"] {
+            images.qcow2(name);
+        }
+        let _working = Qemu::holding(&images.path(&busy));
+        let dir = path_in(images.0.path(), "");
+        let swept = sweep_partials(&dir).await.unwrap();
+        assert_eq!(swept.len(), 1);
+        assert_eq!(images.names(), [&*busy, ".mine.partial", "c.qcow2"]);
+        let nowhere = sweep_partials(&images.path("nowhere")).await;
+        assert_eq!(code(nowhere), ErrorCode::ImageNotFound);
+    }
+
+    fn partial_name(file: &str, digit: char) -> String {
+        format!(".{file}.{}.partial", digit.to_string().repeat(32))
     }
 
     #[tokio::test]

@@ -116,8 +116,8 @@ fn look_at(path: &HostPath, format: ImageFormat) -> Result<Look, ImageError> {
 }
 
 /// Opens what is a file, or a block device below `/dev`. Its kind is known before it is opened:
-/// opening a FIFO would wait, and opening some devices does something.
-fn open(path: &HostPath) -> Result<(File, u64), ImageError> {
+/// opening a FIFO would wait, and opening some devices does something. Also gives its length.
+pub(super) fn open(path: &HostPath) -> Result<(File, u64), ImageError> {
     let io = |source| ImageError::io(path, source);
     let kind = fs::metadata(path.as_path()).map_err(io)?.file_type();
     let device = kind.is_block_device() && path.as_path().starts_with("/dev");

@@ -10,6 +10,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use uuid::Uuid;
 
 use super::ImageError;
+use super::in_use::{self, Access};
+use super::job::blocking;
 use crate::types::HostPath;
 
 /// The temporary file of a target. Dropping it removes it.
@@ -89,6 +91,42 @@ impl Drop for Partial {
     }
 }
 
+/// Removes what a process that was killed left in `dir` half made, and says what that was. A file
+/// that qemu-img still works on is left alone.
+pub async fn sweep_partials(dir: &HostPath) -> Result<Vec<HostPath>, ImageError> {
+    let mut swept = Vec::new();
+    for path in partials_in(dir).await? {
+        if in_use::refuse(&path, Access::Write).await.is_ok() {
+            let removed = tokio::fs::remove_file(path.as_path()).await;
+            removed.map_err(|source| ImageError::io(&path, source))?;
+            swept.push(path);
+        }
+    }
+    Ok(swept)
+}
+
+async fn partials_in(dir: &HostPath) -> Result<Vec<HostPath>, ImageError> {
+    let dir = dir.clone();
+    blocking(&dir.clone(), move || {
+        let entries = fs::read_dir(dir.as_path()).map_err(|source| ImageError::io(&dir, source))?;
+        let names = entries.flatten().map(|entry| entry.file_name());
+        Ok(names
+            .filter_map(|name| name.into_string().ok())
+            .filter(|name| is_temporary(name))
+            .filter_map(|name| dir.join(&name).ok())
+            .collect())
+    })
+    .await
+}
+
+fn is_temporary(name: &str) -> bool {
+    let parts = name
+        .strip_prefix('.')
+        .and_then(|name| name.strip_suffix(".partial"))
+        .and_then(|name| name.rsplit_once('.'));
+    parts.is_some_and(|(_, random)| random.len() == 32 && Uuid::try_parse(random).is_ok())
+}
+
 /// `.<file>.<random>.partial`, within the 255 bytes a file name may have.
 fn temporary_name(target: &HostPath) -> PathBuf {
     const LONGEST: usize = 200;
@@ -153,6 +191,21 @@ mod tests {
         assert!(matches!(error, ImageError::AlreadyExists { .. }));
         assert_eq!(fs::read(target(&dir).as_path()).unwrap(), b"theirs");
         assert_eq!(files(dir.path()), ["disk.qcow2"]);
+    }
+
+    #[test]
+    fn only_names_of_ours_are_taken_for_leftovers() {
+        let ours = temporary_name(&HostPath::parse("/srv/a.qcow2").unwrap());
+        assert!(is_temporary(ours.file_name().unwrap().to_str().unwrap()));
+        for theirs in [
+            ".x.partial",
+            "a.partial",
+            ".a.b.partial",
+            "a.qcow2",
+            ".partial",
+        ] {
+            assert!(!is_temporary(theirs), "{theirs}");
+        }
     }
 
     #[test]
