@@ -17,6 +17,7 @@ use crate::host::dir_lock::DirLock;
 use crate::host::display_port::DisplayPorts;
 use crate::host::link::Links;
 use crate::host::nft::Nft;
+use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::types::{ByteSize, VmId};
 use crate::vm::Services;
@@ -105,11 +106,25 @@ impl Open {
     /// Every VM that left something in the state directory, at once: one that hangs delays no
     /// other.
     pub(super) async fn take_back_all(&self) -> Result<(), Failure> {
+        self.sweep_half_made_images().await?;
         let left = self.left_behind()?;
         join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
         let summary = self.reconcile(&TRANSIENT).await?;
         tracing::debug!(?summary, "reconciled");
         self.services.cgroups.remove_empty_scopes().await;
+        Ok(())
+    }
+
+    /// No create is under way yet, so what looks half made was left by a process that was killed.
+    async fn sweep_half_made_images(&self) -> Result<(), Failure> {
+        let disks = &self.services.config.disk_dir;
+        if !disks.as_path().is_dir() {
+            return Ok(());
+        }
+        let swept = qemu_img::sweep_partials(disks).await?;
+        if !swept.is_empty() {
+            tracing::info!(?swept, "removed half-made images");
+        }
         Ok(())
     }
 

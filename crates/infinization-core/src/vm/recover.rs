@@ -22,7 +22,6 @@ use crate::config::VmConfig;
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
 use crate::host::process::{Exit, Identity, ProcessHandle, adopt, boot_id, find_by_name};
-use crate::host::qemu_img;
 use crate::qemu::name_argument;
 use crate::qmp::RunState;
 
@@ -186,7 +185,7 @@ impl Machine {
         contents: &Contents,
         process: Option<ProcessHandle>,
     ) -> Result<Recovered, Failure> {
-        self.disown_strangers(contents).await?;
+        self.disown_strangers(contents)?;
         let bench = Bench::of_process(process);
         let context = &self.context;
         let stuck = undo_attempt(context.effects.as_ref(), &context.ledger, &bench).await;
@@ -201,8 +200,8 @@ impl Machine {
     }
 
     /// A file that was about to be made may be another's by now: only one that appeared after the
-    /// operation began is ours. Half-made images of ours are removed.
-    async fn disown_strangers(&self, contents: &Contents) -> Result<(), Failure> {
+    /// operation began is ours.
+    fn disown_strangers(&self, contents: &Contents) -> Result<(), Failure> {
         let began = UNIX_EPOCH + Duration::from_millis(contents.began_at_ms);
         let mut strangers = Vec::new();
         for entry in contents
@@ -219,7 +218,6 @@ impl Machine {
                 continue;
             };
             if let Release::RemoveFile { path } = &entry.undo.release {
-                qemu_img::remove_partials(path).await?;
                 if appeared_before(path.as_path(), began) {
                     strangers.push(*number);
                 }

@@ -5,6 +5,7 @@
 pub mod small_disk;
 
 pub mod machine;
+pub mod meddler;
 
 use std::future::Future;
 use std::path::PathBuf;

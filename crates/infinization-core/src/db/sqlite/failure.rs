@@ -1,15 +1,30 @@
 //! SQLite's errors in the contract's codes. SQLite names tables and columns, never values, so its
 //! words hold no secrets.
 
+use std::fmt::Display;
+use std::path::Path;
+
 use rusqlite::ffi;
 
 use crate::db::DbError;
 use crate::error::ErrorCode;
 use crate::types::VmId;
 
-/// The file cannot be opened or used as our store.
-pub(super) fn open(error: &rusqlite::Error) -> DbError {
-    with_sqlite_code(ErrorCode::DbConnectionError, error)
+/// SQLite cannot open the file or use it as our store.
+pub(super) fn open(path: &Path, error: &rusqlite::Error) -> DbError {
+    let details = with_sqlite_code(ErrorCode::DbConnectionError, error).details;
+    DbError {
+        details,
+        ..unusable(path, error)
+    }
+}
+
+/// The file cannot be our store.
+pub(super) fn unusable(path: &Path, why: &dyn Display) -> DbError {
+    DbError::new(
+        ErrorCode::DbConnectionError,
+        format!("the store {} cannot be opened: {why}", path.display()),
+    )
 }
 
 /// A read failed.

@@ -11,7 +11,6 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::failure;
 use crate::db::DbError;
-use crate::error::ErrorCode;
 
 /// Marks the file as ours in SQLite's header (`infz`).
 const APPLICATION_ID: i32 = 0x696e_667a;
@@ -22,18 +21,18 @@ const MIGRATIONS: &[&str] = &[include_str!("migrations/001_machines.sql")];
 
 /// Opens or makes the file with mode 0600 (passwords are in it) and runs what migrations it lacks.
 pub(super) fn open(path: &Path) -> Result<Connection, DbError> {
-    create_private(path).map_err(|error| refused(path, &error.to_string()))?;
+    create_private(path).map_err(|error| failure::unusable(path, &error))?;
     // No URI: a `?` or `file:` in a path is a character, not an option.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut db = Connection::open_with_flags(path, flags).map_err(|e| failure::open(&e))?;
-    db.busy_timeout(BUSY_TIMEOUT)
-        .map_err(|e| failure::open(&e))?;
+    let failed = |error| failure::open(path, &error);
+    let mut db = Connection::open_with_flags(path, flags).map_err(failed)?;
+    db.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     check_ours(path, &db)?;
     // Owner-only before the journal appears, which takes over the file's mode.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-        .map_err(|error| refused(path, &error.to_string()))?;
-    configure(&db).map_err(|e| failure::open(&e))?;
-    migrate(&mut db).map_err(|e| failure::open(&e))?;
+        .map_err(|error| failure::unusable(path, &error))?;
+    configure(&db).map_err(failed)?;
+    migrate(&mut db).map_err(failed)?;
     Ok(db)
 }
 
@@ -59,20 +58,21 @@ fn create_private(path: &Path) -> io::Result<()> {
 
 /// Refuses a newer schema and other programs' databases, before anything is written.
 fn check_ours(path: &Path, db: &Connection) -> Result<(), DbError> {
-    let version = pragma(db, "user_version").map_err(|e| failure::open(&e))?;
+    let failed = |error| failure::open(path, &error);
+    let version = pragma(db, "user_version").map_err(failed)?;
     let known = MIGRATIONS.len();
     if usize::try_from(version).map_or(true, |version| version > known) {
         let why = format!(
             "a newer release wrote it (schema {version}, this release knows up to {known})"
         );
-        return Err(refused(path, &why));
+        return Err(failure::unusable(path, &why));
     }
-    let application = pragma(db, "application_id").map_err(|e| failure::open(&e))?;
+    let application = pragma(db, "application_id").map_err(failed)?;
     let tables: i64 = db
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-        .map_err(|e| failure::open(&e))?;
+        .map_err(failed)?;
     if application != i64::from(APPLICATION_ID) && tables > 0 {
-        return Err(refused(path, "it is another program's database"));
+        return Err(failure::unusable(path, &"it is another program's database"));
     }
     Ok(())
 }
@@ -99,12 +99,4 @@ fn migrate(db: &mut Connection) -> rusqlite::Result<()> {
 
 fn pragma(db: &Connection, name: &str) -> rusqlite::Result<i64> {
     db.pragma_query_value(None, name, |row| row.get(0))
-}
-
-fn refused(path: &Path, why: &str) -> DbError {
-    let path = path.display();
-    DbError::new(
-        ErrorCode::DbConnectionError,
-        format!("the store {path} cannot be opened: {why}"),
-    )
 }

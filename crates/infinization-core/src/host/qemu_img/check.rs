@@ -35,8 +35,8 @@ pub async fn check(
     job: &Job,
 ) -> Result<ImageCheck, ImageError> {
     let _settled = job.unless_cancelled(path, lock::shared(path)).await??;
-    inspect::vet(path, format, &[]).await?;
     in_use::refuse(path, Access::Read).await?;
+    inspect::vet(path, format, &[]).await?;
     QemuImg::new("check", path)
         .args(["--output=json", "-f", format.as_str()])
         .on_image()

@@ -120,7 +120,7 @@ impl<'a> QemuImg<'a> {
             Meaning::TooLarge => {
                 ImageError::size(&path, "is more than its format or file system can hold")
             }
-            Meaning::Unsupported => ImageError::Format { path, why: stderr },
+            Meaning::Unsupported => ImageError::format(&path, format!("cannot do this: {stderr}")),
             Meaning::Corrupt => ImageError::corrupt(&path, "is corrupt"),
             Meaning::Unknown => ImageError::Failed { path, exit, stderr },
         }

@@ -73,8 +73,8 @@ async fn make(image: ConvertImage, job: Job) -> Result<(), ImageError> {
     let _unchanged = job
         .unless_cancelled(&image.source, lock::shared(&image.source))
         .await??;
-    inspect::vet(&image.source, image.source_format, &image.allowed).await?;
     in_use::refuse(&image.source, Access::Read).await?;
+    inspect::vet(&image.source, image.source_format, &image.allowed).await?;
     if let Some(name) = &image.snapshot {
         require_snapshot(&image, name).await?;
     }

@@ -181,8 +181,8 @@ async fn make(image: CreateImage, job: Job) -> Result<(), ImageError> {
 }
 
 async fn vet_backing(image: &CreateImage, backing: &HostPath) -> Result<(), ImageError> {
-    let found = inspect(backing, ImageFormat::Qcow2, &image.allowed).await?;
     in_use::refuse(backing, Access::Read).await?;
+    let found = inspect(backing, ImageFormat::Qcow2, &image.allowed).await?;
     match (image.size, found.virtual_size) {
         (Some(size), Some(backing)) if size < backing => Err(ImageError::size(
             &image.path,

@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use super::ImageError;
+use super::inspect::open;
 use super::job::blocking;
 use crate::types::HostPath;
 
@@ -70,11 +71,18 @@ impl Access {
     }
 }
 
+/// Says whether a machine may take the image as its writable disk: `IMAGE_IN_USE`, naming the holder
+/// if it can be found, when another process has it open. QEMU takes the locks itself when it
+/// starts; asking first costs nothing and gives the better answer.
+pub async fn ensure_unused(path: &HostPath) -> Result<(), ImageError> {
+    refuse(path, Access::Write).await
+}
+
 /// `IMAGE_IN_USE`, naming the holder if it can be found, when another process forbids `access`.
 pub(super) async fn refuse(path: &HostPath, access: Access) -> Result<(), ImageError> {
     let image = path.clone();
     blocking(path, move || {
-        let file = File::open(image.as_path()).map_err(|source| ImageError::io(&image, source))?;
+        let (file, _) = open(&image)?;
         let locked = is_locked(&file, access).map_err(|source| ImageError::io(&image, source))?;
         if locked {
             Err(ImageError::InUse {

@@ -54,7 +54,6 @@ pub(super) async fn info_locked(
     format: ImageFormat,
     sharing: Sharing,
 ) -> Result<ImageInfo, ImageError> {
-    inspect::vet_alone(path, format).await?;
     let force_share: &[&str] = match sharing {
         Sharing::Refuse => {
             in_use::refuse(path, Access::Read).await?;
@@ -62,6 +61,7 @@ pub(super) async fn info_locked(
         }
         Sharing::Force => &["-U"],
     };
+    inspect::vet_alone(path, format).await?;
     let answer: Answer = QemuImg::new("info", path)
         .args(["--output=json", "-f", format.as_str()])
         .args(force_share.iter().copied())

@@ -116,8 +116,8 @@ fn look_at(path: &HostPath, format: ImageFormat) -> Result<Look, ImageError> {
 }
 
 /// Opens what is a file, or a block device below `/dev`. Its kind is known before it is opened:
-/// opening a FIFO would wait, and opening some devices does something.
-fn open(path: &HostPath) -> Result<(File, u64), ImageError> {
+/// opening a FIFO would wait, and opening some devices does something. Also gives its length.
+pub(super) fn open(path: &HostPath) -> Result<(File, u64), ImageError> {
     let io = |source| ImageError::io(path, source);
     let kind = fs::metadata(path.as_path()).map_err(io)?.file_type();
     let device = kind.is_block_device() && path.as_path().starts_with("/dev");
@@ -179,7 +179,9 @@ fn refuse_dirty(path: &HostPath, header: &Qcow2Header) -> Result<(), ImageError>
     }
 }
 
-/// A file that was cut off mostly loses tables its level 1 table still points at.
+/// A level 2 table is on disk before the level 1 table points at it, so one that is not in the file
+/// was cut off. The level 2 tables' own pointers prove nothing: after a power cut they may be ahead
+/// of data the guest never flushed. Lost data alone is for [`super::check()`] to find.
 fn refuse_lost_tables(
     path: &HostPath,
     header: &Qcow2Header,

@@ -36,11 +36,11 @@ pub use convert::{ConvertImage, convert};
 pub use create::{CreateImage, Preallocation, create};
 pub use error::ImageError;
 pub use format::ImageFormat;
-pub use in_use::Holder;
+pub use in_use::{Holder, ensure_unused};
 pub use info::{ImageInfo, Sharing, info};
 pub use inspect::{Inspection, inspect};
 pub use job::Job;
-pub use partial::remove_partials;
+pub use partial::sweep_partials;
 pub use resize::{Resize, resize};
 pub use snapshot::{
     SnapshotInfo, SnapshotName, create_snapshot, delete_snapshot, list_snapshots, revert_snapshot,

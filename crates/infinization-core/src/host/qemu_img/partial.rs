@@ -10,6 +10,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use uuid::Uuid;
 
 use super::ImageError;
+use super::in_use::{self, Access};
+use super::job::blocking;
 use crate::types::HostPath;
 
 /// The temporary file of a target. Dropping it removes it.
@@ -89,36 +91,44 @@ impl Drop for Partial {
     }
 }
 
-/// Removes what attempts at `target` that were killed have left. Only whoever knows that no attempt
-/// is under way may ask for this.
-pub async fn remove_partials(target: &HostPath) -> Result<(), ImageError> {
-    let path = target.clone();
-    super::job::blocking(target, move || {
-        let prefix = temporary_prefix(&path);
-        let Some(directory) = path.as_path().parent() else {
-            return Ok(());
-        };
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(&prefix) && name.ends_with(SUFFIX) {
-                fs::remove_file(entry.path()).map_err(|source| ImageError::io(&path, source))?;
-            }
+/// Removes what a process that was killed left in `dir` half made, and says what that was. A file
+/// that qemu-img still works on is left alone.
+pub async fn sweep_partials(dir: &HostPath) -> Result<Vec<HostPath>, ImageError> {
+    let mut swept = Vec::new();
+    for path in partials_in(dir).await? {
+        if in_use::refuse(&path, Access::Write).await.is_ok() {
+            let removed = tokio::fs::remove_file(path.as_path()).await;
+            removed.map_err(|source| ImageError::io(&path, source))?;
+            swept.push(path);
         }
-        Ok(())
+    }
+    Ok(swept)
+}
+
+async fn partials_in(dir: &HostPath) -> Result<Vec<HostPath>, ImageError> {
+    let dir = dir.clone();
+    blocking(&dir.clone(), move || {
+        let entries = fs::read_dir(dir.as_path()).map_err(|source| ImageError::io(&dir, source))?;
+        let names = entries.flatten().map(|entry| entry.file_name());
+        Ok(names
+            .filter_map(|name| name.into_string().ok())
+            .filter(|name| is_temporary(name))
+            .filter_map(|name| dir.join(&name).ok())
+            .collect())
     })
     .await
 }
 
-const SUFFIX: &str = ".partial";
+fn is_temporary(name: &str) -> bool {
+    let parts = name
+        .strip_prefix('.')
+        .and_then(|name| name.strip_suffix(".partial"))
+        .and_then(|name| name.rsplit_once('.'));
+    parts.is_some_and(|(_, random)| random.len() == 32 && Uuid::try_parse(random).is_ok())
+}
 
 /// `.<file>.<random>.partial`, within the 255 bytes a file name may have.
 fn temporary_name(target: &HostPath) -> PathBuf {
-    let random = Uuid::new_v4().simple();
-    let name = format!("{}{random}{SUFFIX}", temporary_prefix(target));
-    target.as_path().with_file_name(name)
-}
-
-fn temporary_prefix(target: &HostPath) -> String {
     const LONGEST: usize = 200;
     let path = target.as_path();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -127,7 +137,7 @@ fn temporary_prefix(target: &HostPath) -> String {
         .take_while(|(at, char)| at + char.len_utf8() <= LONGEST)
         .map(|(_, char)| char)
         .collect();
-    format!(".{name}.")
+    path.with_file_name(format!(".{name}.{}.partial", Uuid::new_v4().simple()))
 }
 
 /// Renames only if nothing has the new name. File systems that cannot (NFS) are asked for a second
@@ -181,6 +191,21 @@ mod tests {
         assert!(matches!(error, ImageError::AlreadyExists { .. }));
         assert_eq!(fs::read(target(&dir).as_path()).unwrap(), b"theirs");
         assert_eq!(files(dir.path()), ["disk.qcow2"]);
+    }
+
+    #[test]
+    fn only_names_of_ours_are_taken_for_leftovers() {
+        let ours = temporary_name(&HostPath::parse("/srv/a.qcow2").unwrap());
+        assert!(is_temporary(ours.file_name().unwrap().to_str().unwrap()));
+        for theirs in [
+            ".x.partial",
+            "a.partial",
+            ".a.b.partial",
+            "a.qcow2",
+            ".partial",
+        ] {
+            assert!(!is_temporary(theirs), "{theirs}");
+        }
     }
 
     #[test]

@@ -27,8 +27,8 @@ pub async fn resize(
     let image = path.clone();
     to_its_end(path, async move {
         let _alone = lock::exclusive(&image).await?;
-        inspect::vet(&image, format, &[]).await?;
         in_use::refuse(&image, Access::Write).await?;
+        inspect::vet(&image, format, &[]).await?;
         let now = info_locked(&image, format, Sharing::Refuse).await?;
         check_size(&image, format, size, now.cluster_size)?;
         match size.cmp(&now.virtual_size) {

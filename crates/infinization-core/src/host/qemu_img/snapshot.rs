@@ -140,8 +140,8 @@ async fn change(
     let (image, name) = (path.clone(), name.clone());
     to_its_end(path, async move {
         let _alone = lock::exclusive(&image).await?;
-        inspect::vet(&image, ImageFormat::Qcow2, &[]).await?;
         in_use::refuse(&image, Access::Write).await?;
+        inspect::vet(&image, ImageFormat::Qcow2, &[]).await?;
         let ImageInfo { snapshots, .. } =
             info_locked(&image, ImageFormat::Qcow2, Sharing::Refuse).await?;
         if let Some(option) = decide(&image, &name, &snapshots)? {

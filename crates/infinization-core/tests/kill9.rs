@@ -1,0 +1,165 @@
+//! F9: our process is killed before and after every step of create, start, stop and destroy. The
+//! next one finds each VM done or undone, never both, and never starts a second QEMU.
+//!
+//! The test starts itself again as the victim, in the same private network.
+
+mod kit;
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use infinization_core::manager::Manager;
+use kit::machine::{Host, never, qemus};
+use kit::meddler::{Deed, Meddler};
+use serde_json::{Value, json};
+
+const VM: &str = "killed-1";
+/// No verb has this many steps; reaching it means that the victim never ends.
+const MOST_STEPS: usize = 60;
+
+fn main() {
+    if let Some(orders) = std::env::var_os("INFINIZATION_TEST_VICTIM") {
+        let orders: Value = serde_json::from_str(orders.to_str().unwrap()).unwrap();
+        kit::runtime().block_on(victim(&orders));
+        return;
+    }
+    let mut passed = 0;
+    for verb in ["create", "start", "stop", "destroy"] {
+        for deed in [Deed::KillBefore, Deed::KillAfter] {
+            let (sender, steps) = std::sync::mpsc::channel();
+            kit::in_private_network(move || async move {
+                sender.send(kill_at_every_step(verb, deed).await).unwrap();
+            });
+            println!("f9 {verb} {deed:?}: {} steps ... ok", steps.recv().unwrap());
+            passed += 1;
+        }
+    }
+    println!("{passed} passed, 0 failed");
+}
+
+/// What the victim does: everything up to the verb undisturbed, then the verb.
+async fn victim(orders: &Value) {
+    let deed = match orders["deed"].as_str() {
+        Some("KillBefore") => Deed::KillBefore,
+        _ => Deed::KillAfter,
+    };
+    let step = usize::try_from(orders["step"].as_u64().unwrap()).unwrap();
+    let meddler = Meddler::new(deed);
+    let manager = Manager::with_effects(orders["settings"].clone(), Some(meddler.wrapper()));
+    manager.initialize().await.unwrap();
+    let machine = orders["machine"].clone();
+    let forced = json!({ "graceful": false, "force": true });
+    match orders["verb"].as_str().unwrap() {
+        "create" => {
+            meddler.arm(step);
+            manager.create_vm(machine, never()).await.unwrap();
+        }
+        "start" => {
+            manager.create_vm(machine, never()).await.unwrap();
+            manager.stop_vm(VM.into(), forced).await.unwrap();
+            meddler.arm(step);
+            manager
+                .start_vm(VM.into(), Value::Null, never())
+                .await
+                .unwrap();
+        }
+        "stop" => {
+            manager.create_vm(machine, never()).await.unwrap();
+            meddler.arm(step);
+            manager.stop_vm(VM.into(), forced).await.unwrap();
+        }
+        _ => {
+            manager.create_vm(machine, never()).await.unwrap();
+            meddler.arm(step);
+            manager.destroy_vm(VM.into()).await.unwrap();
+        }
+    }
+}
+
+async fn kill_at_every_step(verb: &str, deed: Deed) -> usize {
+    let host = Host::new().await;
+    for step in 0..MOST_STEPS {
+        let killed = run_victim(&host, verb, deed, step);
+        converges(&host, verb, step).await;
+        if !killed {
+            assert!(step > 0, "{verb} has no steps");
+            return step;
+        }
+    }
+    panic!("{verb} has more than {MOST_STEPS} steps");
+}
+
+/// Whether the victim was killed rather than done.
+fn run_victim(host: &Host, verb: &str, deed: Deed, step: usize) -> bool {
+    let orders = json!({
+        "verb": verb,
+        "deed": format!("{deed:?}"),
+        "step": step,
+        "settings": host.settings(),
+        "machine": host.machine(VM),
+    });
+    let status = Command::new(std::env::current_exe().unwrap())
+        .env("INFINIZATION_TEST_VICTIM", orders.to_string())
+        .status()
+        .unwrap();
+    match status.signal() {
+        Some(9) => true,
+        None if status.success() => false,
+        other => panic!("the victim of {verb} at step {step} ended otherwise: {status} {other:?}"),
+    }
+}
+
+/// The next process finds the machine wholly there or wholly gone, and can go on with it.
+async fn converges(host: &Host, verb: &str, step: usize) {
+    let at = format!("{verb} killed at step {step}");
+    let manager = host.manager().await;
+    let machines = manager.list_vms().await.unwrap();
+    let living = qemus(host.path());
+    assert!(living.len() <= 1, "{at}: a second QEMU");
+    match machines.as_array().unwrap().as_slice() {
+        [] => {
+            assert_eq!(verb, "create", "{at}: the machine vanished");
+            host.is_clean().await;
+        }
+        [machine] => {
+            let status = manager.get_vm_status(VM.into()).await.unwrap();
+            assert_eq!(status["consistent"], true, "{at}: {status}");
+            assert_eq!(status["processAlive"], !living.is_empty(), "{at}: {status}");
+            assert_eq!(machine["status"], status["status"], "{at}");
+            let word = if living.is_empty() { "off" } else { "running" };
+            assert_eq!(status["status"], word, "{at}");
+            goes_on(&manager, living.is_empty(), &at).await;
+        }
+        more => panic!("{at}: {} machines", more.len()),
+    }
+    if !machines.as_array().unwrap().is_empty() {
+        manager
+            .delete_vm(VM.into(), json!({ "deleteDisks": true }))
+            .await
+            .unwrap();
+    }
+    manager.shutdown().await.unwrap();
+    host.is_clean().await;
+    assert_eq!(partial_images(host.path()), Vec::<PathBuf>::new(), "{at}");
+}
+
+/// It can be started where it is off, and stopped where it runs.
+async fn goes_on(manager: &Manager, off: bool, at: &str) {
+    if off {
+        let started = manager.start_vm(VM.into(), Value::Null, never()).await;
+        started.unwrap_or_else(|error| panic!("{at}: cannot be started again: {error}"));
+    }
+    let forced = json!({ "graceful": false, "force": true });
+    let stopped = manager.stop_vm(VM.into(), forced).await;
+    stopped.unwrap_or_else(|error| panic!("{at}: cannot be stopped: {error}"));
+}
+
+fn partial_images(directory: &Path) -> Vec<PathBuf> {
+    let disks = directory.join("state/disks");
+    let entries = std::fs::read_dir(disks).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.to_string_lossy().contains(".partial"))
+        .collect()
+}

@@ -1,0 +1,127 @@
+//! Stands between the operations and the host: fails or kills at the step a test names.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
+use infinization_core::{ErrorCode, Failure};
+use tokio_util::sync::CancellationToken;
+
+/// What happens at the chosen step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    /// The action fails, having done nothing.
+    Fail,
+    /// This process is killed before the action.
+    KillBefore,
+    /// This process is killed after the action.
+    KillAfter,
+}
+
+/// Counts steps once armed, and acts at one of them.
+#[derive(Debug)]
+pub struct Meddler {
+    deed: Deed,
+    /// Steps still to pass; `usize::MAX` while not armed.
+    left: AtomicUsize,
+    /// The name of the step that was hit.
+    pub hit: std::sync::Mutex<Option<&'static str>>,
+}
+
+const UNARMED: usize = usize::MAX;
+
+impl Meddler {
+    pub fn new(deed: Deed) -> Arc<Self> {
+        Arc::new(Self {
+            deed,
+            left: AtomicUsize::new(UNARMED),
+            hit: Default::default(),
+        })
+    }
+
+    /// From now on the `step`-th action or release (0 is the next one) is hit.
+    pub fn arm(&self, step: usize) {
+        self.left.store(step, Ordering::SeqCst);
+    }
+
+    pub fn disarm(&self) {
+        self.left.store(UNARMED, Ordering::SeqCst);
+    }
+
+    pub fn was_hit(&self) -> Option<&'static str> {
+        *self.hit.lock().unwrap()
+    }
+
+    pub fn wrapper(self: &Arc<Self>) -> EffectsWrapper {
+        let meddler = Arc::clone(self);
+        Arc::new(move |host| {
+            Arc::new(Between {
+                meddler: Arc::clone(&meddler),
+                host,
+            })
+        })
+    }
+
+    fn is_due(&self, name: &'static str) -> bool {
+        let passed =
+            self.left
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| match left {
+                    UNARMED => None,
+                    0 => Some(UNARMED),
+                    left => Some(left - 1),
+                });
+        let due = passed == Ok(0);
+        if due {
+            *self.hit.lock().unwrap() = Some(name);
+        }
+        due
+    }
+}
+
+#[derive(Debug)]
+struct Between {
+    meddler: Arc<Meddler>,
+    host: Arc<dyn Effects>,
+}
+
+fn die() -> ! {
+    let me = nix::unistd::getpid();
+    nix::sys::signal::kill(me, nix::sys::signal::SIGKILL).unwrap();
+    std::process::abort();
+}
+
+#[async_trait]
+impl Effects for Between {
+    async fn perform(
+        &self,
+        action: &Action,
+        bench: &Bench,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let due = self.meddler.is_due(action.name());
+        match (due, self.meddler.deed) {
+            (true, Deed::Fail) => return Err(Failure::new(ErrorCode::HostFile, "meddled with")),
+            (true, Deed::KillBefore) => die(),
+            _ => {}
+        }
+        let done = self.host.perform(action, bench, cancel).await;
+        if due && self.meddler.deed == Deed::KillAfter {
+            die();
+        }
+        done
+    }
+
+    async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure> {
+        // Releases are hit by kills only: a failing one is tried again, which another test shows.
+        let due = self.meddler.deed != Deed::Fail && self.meddler.is_due(release.name());
+        if due && self.meddler.deed == Deed::KillBefore {
+            die();
+        }
+        let done = self.host.release(release, bench).await;
+        if due && self.meddler.deed == Deed::KillAfter {
+            die();
+        }
+        done
+    }
+}
