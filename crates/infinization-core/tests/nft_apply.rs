@@ -90,6 +90,7 @@ fn a_vlan_tag_hides_nothing_from_the_rules() {
         let loaded = ruleset();
         assert!(!loaded.contains("ether type"), "{loaded}");
         let debug = run("nft --debug=netlink list ruleset");
+        assert!(debug.contains("meta load protocol"), "{debug}");
         assert!(!debug.contains("load 2b @ link header + 12"), "{debug}");
     });
 }

@@ -19,7 +19,7 @@ pub use error::NftError;
 pub use transport::{CommittedRule, Element, Listing, NftProgram, NftTransport};
 
 use crate::firewall::{
-    BridgeConntrackMode, Capabilities, ChainNames, Command, Compiled, Conntrack, Hook, Transaction,
+    BridgeConntrackMode, Capabilities, ChainNames, Command, Compiled, Conntrack, Transaction,
     VerdictMap,
 };
 use crate::types::{FirewallDefaultAction, LinkName};
