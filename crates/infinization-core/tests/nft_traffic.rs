@@ -116,24 +116,43 @@ fn f1_an_allowed_port_passes_between_vms_and_no_other_does() {
 fn f2_the_receivers_deny_beats_the_senders_accept() {
     in_private_network(|| async {
         let lan = Lan::new().await;
+        lan.b.serves_tcp(80);
+        lan.b.serves_tcp(81);
         // Loaded in both orders, as the earlier implementation let the first one win.
         for order in [["a", "b"], ["b", "a"]] {
             for id in order {
-                match id {
-                    "a" => lan.apply("a", &["ACCEPT INOUT all"]).await,
-                    _ => {
-                        lan.apply("b", &["DROP IN tcp 80", "ACCEPT INOUT all"])
-                            .await
-                    }
-                }
-            }
-            for port in [80, 81] {
-                if order[0] == "a" {
-                    lan.b.serves_tcp(port);
-                }
+                let deny = if id == "b" {
+                    "DROP IN tcp 80"
+                } else {
+                    "DROP IN tcp 1"
+                };
+                lan.nft
+                    .remove_vm(&ChainNames::of(&vm(id).vm_id))
+                    .await
+                    .unwrap();
+                lan.apply(id, &[deny, "ACCEPT INOUT all"]).await;
             }
             assert!(lan.a.reaches("10.9.0.3", 81));
             assert!(lan.a.is_blocked_from("10.9.0.3", 80));
+        }
+    });
+}
+
+#[test]
+fn f5_a_refused_connection_is_answered_where_the_kernel_can() {
+    in_private_network(|| async {
+        let lan = Lan::new().await;
+        lan.load(open("b")).await;
+        lan.load(VmFirewall {
+            vm_rules: rules(&["REJECT OUT tcp 81", "DROP IN all", "REJECT OUT udp 81"]),
+            ..open("a")
+        })
+        .await;
+        lan.b.serves_tcp(81);
+        serve_tcp(81);
+        let answered = lan.nft.capabilities().await.unwrap().reject;
+        for to in ["10.9.0.1", "10.9.0.3", "fd09::3"] {
+            assert_eq!(lan.a.is_refused_by(to, 81), answered, "{to}");
         }
     });
 }

@@ -117,6 +117,15 @@ impl Guest {
         self.within(move || !connects(to, SHORT))
     }
 
+    /// Whether somebody says no, instead of nothing.
+    pub fn is_refused_by(&self, address: &str, port: u16) -> bool {
+        let to = socket(address, port);
+        self.within(move || {
+            let error = TcpStream::connect_timeout(&to, SHORT).unwrap_err();
+            error.kind() == std::io::ErrorKind::ConnectionRefused
+        })
+    }
+
     /// Sends Ethernet frames as they are.
     pub fn sends(&self, frame: &[u8]) {
         let frame = frame.to_vec();

@@ -197,16 +197,18 @@ impl Nft {
     }
 }
 
-/// Compares what was asked with what the kernel gave handles to.
+/// Compares what was asked with what the kernel gave handles to, each its own.
 fn confirmed(transaction: &Transaction, committed: &[CommittedRule]) -> Result<(), NftError> {
-    let handles: HashSet<_> = committed.iter().map(|rule| rule.handle).collect();
-    let found = committed
-        .iter()
-        .map(|r| (r.chain.as_str(), r.comment.as_str()));
-    if handles.len() == committed.len() && transaction.added_rules().eq(found.clone()) {
+    let mut handles = HashSet::new();
+    let distinct = committed.iter().filter(|rule| handles.insert(rule.handle));
+    let found: Vec<_> = distinct.map(|r| (&*r.chain, &*r.comment)).collect();
+    if transaction.added_rules().eq(found.iter().copied()) {
         return Ok(());
     }
-    Err(first_difference(transaction.added_rules(), found))
+    Err(first_difference(
+        transaction.added_rules(),
+        found.into_iter(),
+    ))
 }
 
 fn first_difference<'a>(
@@ -258,3 +260,6 @@ fn dispatched(loaded: &Listing, wanted: &Transaction) -> bool {
     let found = loaded.elements.iter().map(|e| (e.map, &*e.tap, &*e.chain));
     wanted.eq(found)
 }
+
+#[cfg(test)]
+mod tests;
