@@ -13,6 +13,7 @@ use super::expr::{Field, Item, Match, NftRule, Verdict};
 use super::rule::{Side, Transport};
 
 const DNS: u16 = 53;
+/// The client's port, the server's.
 const DHCP: (u16, u16) = (68, 67);
 const DHCPV6: (u16, u16) = (546, 547);
 
@@ -23,8 +24,7 @@ pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
     rules.extend(rogue_services());
     rules.push(accept("infinization-arp", [protocol("arp")]));
     rules.push(icmpv6(NEIGHBOUR_DISCOVERY_OUT));
-    rules.push(dhcp("infinization-dhcp-client-to-server", DHCP));
-    rules.push(dhcp("infinization-dhcpv6-client-to-server", DHCPV6));
+    rules.extend(dhcp_requests(&vm.bridge_addresses));
     rules.extend(services(vm).map(Service::request));
     rules
 }
@@ -34,8 +34,8 @@ pub(super) fn to_vm(vm: &VmFirewall) -> Vec<NftRule> {
     let mut rules = vec![
         accept("infinization-arp", [protocol("arp")]),
         icmpv6(NEIGHBOUR_DISCOVERY_IN),
-        dhcp("infinization-dhcp-server-to-client", swap(DHCP)),
-        dhcp("infinization-dhcpv6-server-to-client", swap(DHCPV6)),
+        dhcp_answer("infinization-dhcp-server-to-client", DHCP),
+        dhcp_answer("infinization-dhcpv6-server-to-client", DHCPV6),
     ];
     rules.extend(services(vm).map(Service::reply));
     rules
@@ -102,20 +102,13 @@ fn impersonation(bridge: &[IpAddr]) -> Vec<NftRule> {
 }
 
 /// A guest is neither a DHCP server nor a router for its neighbours.
-fn rogue_services() -> Vec<NftRule> {
-    vec![
-        drop(
-            "infinization-rogue-dhcp",
-            udp_ports(DHCP.1).into_iter().chain([to_port(DHCP.0)]),
-        ),
-        drop(
-            "infinization-rogue-dhcp",
-            udp_ports(DHCPV6.1).into_iter().chain([to_port(DHCPV6.0)]),
-        ),
-        drop(
-            "infinization-rogue-router",
-            icmpv6_type(["nd-router-advert", "nd-redirect"]),
-        ),
+fn rogue_services() -> [NftRule; 3] {
+    let answers = |(client, server)| drop("infinization-rogue-dhcp", udp_ports(server, client));
+    let routers = icmpv6_type(["nd-router-advert", "nd-redirect"]);
+    [
+        answers(DHCP),
+        answers(DHCPV6),
+        drop("infinization-rogue-router", routers),
     ]
 }
 
@@ -139,13 +132,39 @@ fn icmpv6<const N: usize>(types: [&str; N]) -> NftRule {
     accept("infinization-neighbour-discovery", icmpv6_type(types))
 }
 
-fn dhcp(comment: &str, (from, to): (u16, u16)) -> NftRule {
-    let ports = udp_ports(from).into_iter().chain([to_port(to)]);
-    accept(comment, ports)
+/// To everybody on the link, or to the bridge. Not to any address: port 67 of a host far away would
+/// be a way out for a VM that has none. A lease of another server on the link is renewed by
+/// broadcast.
+fn dhcp_requests(bridge: &[IpAddr]) -> [NftRule; 2] {
+    let (v4, v6) = by_family(bridge);
+    let request = |comment, family, field, everybody: &str, own: Vec<Item>, (from, to)| {
+        let servers = [Item::from(everybody)].into_iter().chain(own);
+        let link = [protocol(family), Match::among(field, servers)];
+        accept(comment, link).when(udp_ports(from, to))
+    };
+    let (ip, ip6) = (Field::Ip(Side::Destination), Field::Ip6(Side::Destination));
+    [
+        request(
+            "infinization-dhcp-client-to-server",
+            "ip",
+            ip,
+            "255.255.255.255",
+            v4,
+            DHCP,
+        ),
+        request(
+            "infinization-dhcpv6-client-to-server",
+            "ip6",
+            ip6,
+            "ff02::1:2",
+            v6,
+            DHCPV6,
+        ),
+    ]
 }
 
-fn swap((a, b): (u16, u16)) -> (u16, u16) {
-    (b, a)
+fn dhcp_answer(comment: &str, (client, server): (u16, u16)) -> NftRule {
+    accept(comment, udp_ports(server, client))
 }
 
 /// The host's services of one family and transport.
@@ -227,19 +246,13 @@ fn icmpv6_type<const N: usize>(types: [&str; N]) -> Vec<Match> {
     ]
 }
 
-fn udp_ports(from: u16) -> [Match; 2] {
+fn udp_ports(from: u16, to: u16) -> [Match; 3] {
+    let port = |side| Field::Port(Transport::Udp, side);
     [
         Match::is(Field::L4Proto, "udp"),
-        Match::is(
-            Field::Port(Transport::Udp, Side::Source),
-            Item::Number(from),
-        ),
+        Match::is(port(Side::Source), Item::Number(from)),
+        Match::is(port(Side::Destination), Item::Number(to)),
     ]
-}
-
-fn to_port(to: u16) -> Match {
-    let field = Field::Port(Transport::Udp, Side::Destination);
-    Match::is(field, Item::Number(to))
 }
 
 fn by_family(addresses: &[IpAddr]) -> (Vec<Item>, Vec<Item>) {

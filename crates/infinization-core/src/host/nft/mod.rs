@@ -19,7 +19,7 @@ pub use error::NftError;
 pub use transport::{CommittedRule, Element, Listing, NftProgram, NftTransport};
 
 use crate::firewall::{
-    BridgeConntrackMode, Capabilities, ChainNames, Command, Compiled, Conntrack, Hook, Transaction,
+    BridgeConntrackMode, Capabilities, ChainNames, Command, Compiled, Conntrack, Transaction,
     VerdictMap,
 };
 use crate::types::{FirewallDefaultAction, LinkName};
@@ -90,7 +90,7 @@ impl Nft {
     /// Loads a VM's rules unless the kernel holds them already; says whether it had to.
     pub async fn ensure_vm_if_changed(&self, compiled: &Compiled) -> Result<bool, NftError> {
         let loaded = self.read_vm(&compiled.ruleset.names).await?;
-        if loaded.is_some_and(|loaded| holds(&loaded, compiled)) {
+        if holds(&loaded, compiled) {
             return Ok(false);
         }
         self.ensure_vm(compiled).await.map(|()| true)
@@ -140,9 +140,9 @@ impl Nft {
     }
 
     async fn remove_dispatched_vm(&self, names: &ChainNames) -> Result<(), NftError> {
-        let elements = self.transport.read(&[]).await?.elements;
-        let ours = elements.iter().filter(|element| element.leads_to(names));
-        let taps: HashSet<_> = ours.filter_map(|e| LinkName::parse(&*e.tap).ok()).collect();
+        let loaded = self.read_vm(names).await?;
+        let taps = loaded.elements.iter();
+        let taps: HashSet<_> = taps.filter_map(|e| LinkName::parse(&*e.tap).ok()).collect();
         let taps: Vec<_> = taps.into_iter().collect();
         self.commit(Transaction::remove_vm(names, &taps)).await
     }
@@ -179,18 +179,9 @@ impl Nft {
         Ok(self.list_chains().await?.iter().any(|name| name == chain))
     }
 
-    /// What the kernel holds of a VM, the hooks included; `None` if any of it is missing.
-    pub async fn read_vm(&self, names: &ChainNames) -> Result<Option<Listing>, NftError> {
-        let mut chains = Vec::from(names.all());
-        chains.extend(Hook::ALL.map(Hook::as_str));
-        match self.transport.read(&chains).await {
-            Ok(mut listing) => {
-                listing.elements.retain(|element| element.leads_to(names));
-                Ok(Some(listing))
-            }
-            Err(error) if error.is_absent() => Ok(None),
-            Err(error) => Err(error),
-        }
+    /// What the kernel holds of a VM, the hooks included.
+    pub async fn read_vm(&self, names: &ChainNames) -> Result<Listing, NftError> {
+        Ok(self.transport.read().await?.of_vm(names))
     }
 
     /// Waits for its turn, then commits; not waiting any longer does not stop what has begun.
@@ -206,22 +197,18 @@ impl Nft {
     }
 }
 
-impl Element {
-    fn leads_to(&self, names: &ChainNames) -> bool {
-        self.chain == names.from || self.chain == names.to
-    }
-}
-
-/// Compares what was asked with what the kernel gave handles to.
+/// Compares what was asked with what the kernel gave handles to, each its own.
 fn confirmed(transaction: &Transaction, committed: &[CommittedRule]) -> Result<(), NftError> {
-    let handles: HashSet<_> = committed.iter().map(|rule| rule.handle).collect();
-    let found = committed
-        .iter()
-        .map(|r| (r.chain.as_str(), r.comment.as_str()));
-    if handles.len() == committed.len() && transaction.added_rules().eq(found.clone()) {
+    let mut handles = HashSet::new();
+    let distinct = committed.iter().filter(|rule| handles.insert(rule.handle));
+    let found: Vec<_> = distinct.map(|r| (&*r.chain, &*r.comment)).collect();
+    if transaction.added_rules().eq(found.iter().copied()) {
         return Ok(());
     }
-    Err(first_difference(transaction.added_rules(), found))
+    Err(first_difference(
+        transaction.added_rules(),
+        found.into_iter(),
+    ))
 }
 
 fn first_difference<'a>(
@@ -273,3 +260,6 @@ fn dispatched(loaded: &Listing, wanted: &Transaction) -> bool {
     let found = loaded.elements.iter().map(|e| (e.map, &*e.tap, &*e.chain));
     wanted.eq(found)
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::error::NftError;
-use crate::firewall::{TABLE, Transaction, VerdictMap, document};
+use crate::firewall::{ChainNames, Hook, TABLE, Transaction, VerdictMap, document};
 use crate::host::program::{Finished, Program};
 
 /// How the kernel's nftables is talked to.
@@ -20,8 +20,8 @@ pub trait NftTransport: std::fmt::Debug + Send + Sync {
     /// The names of the table's chains; none if there is no table.
     async fn chains(&self) -> Result<Vec<String>, NftError>;
 
-    /// The rules of these chains and the elements of both maps. Absent if one of them is missing.
-    async fn read(&self, chains: &[&str]) -> Result<Listing, NftError>;
+    /// Everything in the table; nothing if there is no table.
+    async fn read(&self) -> Result<Listing, NftError>;
 }
 
 /// A rule the kernel gave a handle to.
@@ -55,6 +55,24 @@ pub struct Listing {
     pub elements: Vec<Element>,
 }
 
+impl Listing {
+    /// The part that concerns one VM: its chains, the hooks, and what leads from them to it.
+    #[must_use]
+    pub fn of_vm(mut self, names: &ChainNames) -> Self {
+        let mut chains = Vec::from(names.all());
+        chains.extend(Hook::ALL.map(Hook::as_str));
+        self.rules.retain(|(chain, _)| chains.contains(&&**chain));
+        self.elements.retain(|element| element.leads_to(names));
+        self
+    }
+}
+
+impl Element {
+    fn leads_to(&self, names: &ChainNames) -> bool {
+        self.chain == names.from || self.chain == names.to
+    }
+}
+
 /// Runs `nft -j -f -`.
 #[derive(Debug, Clone, Copy)]
 pub struct NftProgram;
@@ -84,20 +102,18 @@ impl NftTransport for NftProgram {
         Ok(ours.filter_map(|chain| text(chain, "name")).collect())
     }
 
-    async fn read(&self, chains: &[&str]) -> Result<Listing, NftError> {
-        let chains = chains.iter().map(|chain| list("chain", chain));
-        let maps = MAPS.iter().map(|map| list("map", map.as_str()));
-        let commands: Vec<_> = chains.chain(maps).collect();
-        let objects = nft(&[], &json!({ "nftables": commands })).await?;
-        Ok(Listing {
-            rules: rules_in(&objects),
-            elements: elements_in(&objects),
-        })
+    async fn read(&self) -> Result<Listing, NftError> {
+        // The whole table, as nft 1.0.6 finds only the last of several chains listed in one go.
+        let table = json!([{ "list": { "table": { "family": "bridge", "name": TABLE } } }]);
+        match nft(&[], &json!({ "nftables": table })).await {
+            Ok(objects) => Ok(Listing {
+                rules: rules_in(&objects),
+                elements: elements_in(&objects),
+            }),
+            Err(error) if error.is_absent() => Ok(Listing::default()),
+            Err(error) => Err(error),
+        }
     }
-}
-
-fn list(kind: &str, name: &str) -> Value {
-    json!({ "list": { kind: { "family": "bridge", "table": TABLE, "name": name } } })
 }
 
 async fn nft(options: &[&str], document: &Value) -> Result<Vec<Value>, NftError> {
@@ -114,7 +130,7 @@ async fn nft(options: &[&str], document: &Value) -> Result<Vec<Value>, NftError>
     objects_in(&finished)
 }
 
-/// `nft` prints one document per list command.
+/// The objects of all the documents `nft` printed; a change without echo prints none.
 fn objects_in(finished: &Finished) -> Result<Vec<Value>, NftError> {
     let mut objects = Vec::new();
     for document in serde_json::Deserializer::from_slice(&finished.stdout).into_iter::<Value>() {
