@@ -35,7 +35,7 @@ export class Progress {
       this.#finished += 1
       return result
     } catch (error) {
-      line.end('✗', error.code ?? error.name ?? '')
+      line.end('✗', error.code ?? '')
       throw error
     }
   }
