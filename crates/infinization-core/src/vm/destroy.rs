@@ -1,9 +1,10 @@
 //! `destroyVM` and `deleteVM`: nothing of the machine stays on the host.
 
+use super::action::Release;
 use super::bench::Bench;
 use super::machine::Machine;
 use super::outcome::{EndCause, OperationResult};
-use super::plan::{Lifetime, Operation};
+use super::plan::{Lifetime, Operation, Undo};
 use super::run::{Order, Stuck, release_up_to};
 use super::status::Status;
 use crate::error::{ErrorCode, Failure};
@@ -13,6 +14,7 @@ impl Machine {
     /// Ends QEMU and releases everything but the user's data, or that too. The row's status stays.
     pub(super) async fn destroy(&mut self, with_data: bool) -> Result<OperationResult, Failure> {
         let vm_id = self.context.vm_id.clone();
+        self.context.make_directory().await?;
         self.context.ledger.begin(Operation::Destroy, now_ms())?;
         if let Some(process) = self.process() {
             let ended = process.kill_now().await;
@@ -25,6 +27,7 @@ impl Machine {
             self.write_off().await;
             self.tell_off("SHUTDOWN", &serde_json::Value::Null);
         }
+        self.intend_names()?;
         let until = if with_data {
             Lifetime::Data
         } else {
@@ -42,6 +45,23 @@ impl Machine {
         self.told_stuck(stuck)?;
         self.forget().await?;
         Ok(OperationResult::done(&vm_id, "VM destroyed"))
+    }
+
+    /// TAP and chains carry the VM's own name: they go even if a lost ledger does not list them.
+    fn intend_names(&self) -> Result<(), Failure> {
+        let ledger = &self.context.ledger;
+        let listed = ledger.contents().entries;
+        let tap = self.context.names.tap.clone();
+        let missing: Vec<Undo> = [Release::DeleteTap { tap }, Release::RemoveFirewall]
+            .into_iter()
+            .filter(|release| listed.iter().all(|entry| entry.undo.release != *release))
+            .map(|release| Undo {
+                lifetime: Lifetime::Machine,
+                release,
+            })
+            .collect();
+        ledger.intend(&missing)?;
+        Ok(())
     }
 
     fn told_stuck(&self, stuck: Vec<Stuck>) -> Result<(), Failure> {

@@ -72,7 +72,6 @@ fn columns(vm_id: &VmId, record: &VmRecord) -> StoredColumns {
         os: record.os.clone(),
         cpu_cores: record.cpu_cores,
         ram_gb: record.ram_gb,
-        disk_size_gb: record.disk_size_gb,
         gpu_pci_address: record.gpu_pci_address.clone(),
         guest_agent_socket_path: row.guest_agent_socket_path,
         infini_service_socket_path: row.infini_service_socket_path,
