@@ -1,12 +1,12 @@
 //! The embedded store: one SQLite file, for users without a database of their own.
 //!
-//! A thread of its own owns the connection ([`worker`]); every operation is one closure it runs,
+//! A thread of its own owns the connection (`worker`); every operation is one closure it runs,
 //! and one transaction where it has more than one statement. So nothing here blocks its caller,
 //! and two operations never interleave. Once sent, an operation runs to its end even if the caller
 //! stops waiting.
 //!
 //! The store knows one host and no departments: it is not scoped by node, and a machine's rules are
-//! its own. Its schema ([`schema`]) is ours and migrates itself.
+//! its own. Its schema (`schema`) is ours and migrates itself.
 
 mod configuration;
 mod failure;

@@ -4,9 +4,9 @@
 //! - The format is the caller's; none is ever probed, since a guest can write a header into its
 //!   disk. Paths are absolute and come after `--`.
 //! - A new image appears under its name whole or not at all, and never in the place of another
-//!   file: it grows as `.<file>.<random>.partial` beside it ([`partial`]).
+//!   file: it grows as `.<file>.<random>.partial` beside it (`partial`).
 //! - An image that another process has open is `IMAGE_IN_USE` before anything else is said about it
-//!   ([`in_use`]); two verbs of this process wait for each other ([`lock`]).
+//!   (`in_use`); two verbs of this process wait for each other ([`lock`]).
 //! - What was begun on an existing image is carried to its end, even if the caller stops waiting.
 //!   Making a new image ends when the caller stops waiting, and leaves nothing.
 //! - A verb that opens an image's backing files has seen the chain first ([`inspect()`]).
