@@ -1,4 +1,5 @@
 //! What the firewall does to real packets: guests on a bridge, in network namespaces.
+#![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
 #[path = "kit/firewall.rs"]
 mod firewall;

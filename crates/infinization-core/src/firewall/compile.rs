@@ -282,11 +282,8 @@ fn content_hash(ruleset: &VmRuleset) -> String {
         hash.update(json::rule(chain, rule).to_string());
     }
     let digest = hash.finalize();
-    digest
-        .iter()
-        .take(16)
-        .map(|octet| format!("{octet:02x}"))
-        .collect()
+    let head: [u8; 16] = std::array::from_fn(|octet| digest[octet]);
+    format!("{:032x}", u128::from_be_bytes(head))
 }
 
 #[cfg(test)]

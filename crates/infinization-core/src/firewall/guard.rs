@@ -204,10 +204,14 @@ impl Service {
     }
 }
 
+/// Its name, its address field, and the host's addresses in it.
+type Family = (&'static str, fn(Side) -> Field, Vec<Item>);
+
 fn services(vm: &VmFirewall) -> impl Iterator<Item = Service> {
     let (v4, v6) = by_family(&vm.bridge_addresses);
-    let families: [(_, fn(Side) -> Field, _); 2] = [("ip", Field::Ip, v4), ("ip6", Field::Ip6, v6)];
-    let reachable = families.into_iter().filter(|(_, _, list)| !list.is_empty());
+    let ip: Family = ("ip", Field::Ip, v4);
+    let ip6: Family = ("ip6", Field::Ip6, v6);
+    let reachable = [ip, ip6].into_iter().filter(|(.., list)| !list.is_empty());
     reachable.flat_map(|(protocol, address, addresses)| {
         [Transport::Udp, Transport::Tcp].map(|transport| Service {
             protocol,

@@ -33,16 +33,6 @@ pub enum Side {
     Destination,
 }
 
-impl Side {
-    /// The other end.
-    pub fn opposite(self) -> Self {
-        match self {
-            Self::Source => Self::Destination,
-            Self::Destination => Self::Source,
-        }
-    }
-}
-
 /// A transport protocol with ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {

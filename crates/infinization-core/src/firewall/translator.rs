@@ -118,11 +118,15 @@ impl FirewallRuleTranslator {
     pub fn translate_ip_addresses_to_tokens(
         rule: &FirewallRuleInput,
     ) -> Result<Tokens, TranslationError> {
-        let mut all = address_tokens("saddr", &rule.src_ip_addr, &rule.src_ip_mask)?;
+        let mut all = address_tokens(
+            "saddr",
+            rule.src_ip_addr.as_deref(),
+            rule.src_ip_mask.as_deref(),
+        )?;
         all.extend(address_tokens(
             "daddr",
-            &rule.dst_ip_addr,
-            &rule.dst_ip_mask,
+            rule.dst_ip_addr.as_deref(),
+            rule.dst_ip_mask.as_deref(),
         )?);
         Ok(all)
     }
@@ -221,16 +225,16 @@ fn port_tokens(transport: Transport, ports: Ports) -> Tokens {
 
 fn address_tokens(
     end: &str,
-    address: &Option<String>,
-    mask: &Option<String>,
+    address: Option<&str>,
+    mask: Option<&str>,
 ) -> Result<Tokens, TranslationError> {
-    let Some(network) = parse::network(address.as_deref(), mask.as_deref())? else {
+    let Some(network) = parse::network(address, mask)? else {
         return Ok(Vec::new());
     };
     if network.address.is_ipv6() {
         return Err(RuleError::Address(network.address.to_string()).into());
     }
-    let masked = mask.as_deref().is_some_and(|mask| !mask.is_empty());
+    let masked = mask.is_some_and(|mask| !mask.is_empty());
     let text = if masked {
         format!("{}/{}", network.address, network.prefix)
     } else {

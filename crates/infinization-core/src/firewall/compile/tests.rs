@@ -223,7 +223,8 @@ fn f30_without_tracking_each_tcp_accept_is_mirrored_before_the_terminal() {
 
 #[test]
 fn f30_without_tracking_states_are_dropped_covered_or_refused_never_widened() {
-    let outcomes: [(&str, &[&str], Result<Option<Degradation>, ErrorCode>); 8] = [
+    type Outcome = Result<Option<Degradation>, ErrorCode>;
+    let outcomes: [(&str, &[&str], Outcome); 8] = [
         ("ACCEPT", &["NEW"], Ok(Some(Degradation::StateIgnored))),
         (
             "ACCEPT",
