@@ -139,9 +139,12 @@ async fn adopted(vm: &str, pid: i32) -> ProcessHandle {
 
 #[tokio::test]
 async fn the_end_of_a_process_that_is_not_our_child_is_seen() {
-    let told = |exit| match kernel_remembers_exits() {
-        true => exit,
-        false => Exit::Unknown,
+    let told = |exit| {
+        if kernel_remembers_exits() {
+            exit
+        } else {
+            Exit::Unknown
+        }
     };
     let dir = tempfile::tempdir().unwrap();
     let gate = dir.path().join("gate");

@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use infinization_core::host::process::{Exit, RunAs, SpawnSpec, spawn};
-use process_kit::{SOON, descriptors, log_in, status};
+use process_kit::{SOON, descriptors, log_in, started, status};
 use tokio::time::timeout;
 
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -75,7 +75,7 @@ async fn qemu_runs_as_nobody_in_its_sandbox_on_a_monitor_we_bound() {
         .args(["-chardev", "socket,id=qmp0,fd=10,server=on,wait=off"])
         .args(["-mon", "chardev=qmp0,mode=control"])
         .fd(listener, 10);
-    let process = spawn(spec).await.unwrap();
+    let process = started(spec).await;
 
     // There is no file to wait for: the connection queues until QEMU accepts it.
     let mut monitor = Monitor::connect(&socket);
@@ -117,9 +117,7 @@ async fn f2_a_qemu_that_ends_while_starting_leaves_its_words() {
 async fn f1_a_killed_qemu_is_seen_with_its_signal() {
     let dir = tempfile::tempdir().unwrap();
     let (_log, stderr) = log_in(dir.path());
-    let process = spawn(qemu(stderr).args(["-machine", "none", "-S"]))
-        .await
-        .unwrap();
+    let process = started(qemu(stderr).args(["-machine", "none", "-S"])).await;
     let waiter = tokio::spawn(process.exited());
     process.kill_now().await.unwrap();
     assert_eq!(waiter.await.unwrap(), Exit::Signal(9));

@@ -15,7 +15,7 @@ use std::time::Duration;
 use infinization_core::host::dir_lock::{DirLock, DirLockError};
 use infinization_core::host::state_file::{Durability, StateFileError, read, write};
 use infinization_core::{Coded, ErrorCode};
-use process_kit::{in_private_mounts, mount_at, own_process, plays, unmount};
+use process_kit::{in_own_process, in_private_mounts, mount_at, own_process, plays, unmount};
 
 const DIR: &str = "INFINIZATION_TEST_DIR";
 
@@ -107,20 +107,23 @@ fn f36_the_lock_names_its_holder_and_dies_with_it() {
 /// More than the disk of [`on_a_tiny_disk`] holds.
 const TOO_MUCH: usize = 16 << 20;
 
-/// Runs `test` on a file system of 8 MiB that only this thread sees. (tmpfs counts its pages per
-/// CPU: much smaller, and it says "full" some pages early.)
-fn on_a_tiny_disk(test: impl FnOnce(&Path) + Send + 'static) {
-    in_private_mounts(move || {
-        let dir = tempfile::tempdir().unwrap();
-        mount_at(dir.path(), "tmpfs", Some("size=8m"));
-        test(dir.path());
-        unmount(dir.path());
+/// Runs the body of `test` on a file system of 8 MiB that only its thread sees. The process is its
+/// own as well: a program being started by another test would hold copies of our descriptors, and
+/// so the space of files that are removed, until its `execve`.
+fn on_a_tiny_disk(test: &str, body: impl FnOnce(&Path) + Send + 'static) {
+    in_own_process(test, || {
+        in_private_mounts(move || {
+            let dir = tempfile::tempdir().unwrap();
+            mount_at(dir.path(), "tmpfs", Some("size=8m"));
+            body(dir.path());
+            unmount(dir.path());
+        });
     });
 }
 
 #[test]
 fn f17_f18_a_full_disk_keeps_the_old_content() {
-    on_a_tiny_disk(|dir| {
+    on_a_tiny_disk("f17_f18_a_full_disk_keeps_the_old_content", |dir| {
         let path = dir.join("spec.json");
         write(&path, &body(1), Durability::HostCrash).unwrap();
         for durability in [Durability::HostCrash, Durability::ProcessCrash] {
@@ -137,11 +140,14 @@ fn f17_f18_a_full_disk_keeps_the_old_content() {
 
 #[test]
 fn f17_a_full_disk_does_not_keep_us_from_our_directory() {
-    on_a_tiny_disk(|dir| {
-        drop(DirLock::acquire(dir).unwrap());
-        let filler = fs::write(dir.join("filler"), vec![0; TOO_MUCH]);
-        assert_eq!(filler.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
-        let lock = DirLock::acquire(dir).unwrap();
-        assert_eq!(lock.sweep(dir).unwrap(), 0);
-    });
+    on_a_tiny_disk(
+        "f17_a_full_disk_does_not_keep_us_from_our_directory",
+        |dir| {
+            drop(DirLock::acquire(dir).unwrap());
+            let filler = fs::write(dir.join("filler"), vec![0; TOO_MUCH]);
+            assert_eq!(filler.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+            let lock = DirLock::acquire(dir).unwrap();
+            assert_eq!(lock.sweep(dir).unwrap(), 0);
+        },
+    );
 }

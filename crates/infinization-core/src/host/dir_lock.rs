@@ -60,7 +60,15 @@ impl Coded for DirLockError {
 #[derive(Debug)]
 pub struct DirLock {
     dir: PathBuf,
-    _file: File,
+    file: File,
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a program just being started in another thread holds a copy of the
+        // descriptor, and with it the lock, until its `execve`.
+        let _unlocked = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl DirLock {
@@ -82,7 +90,7 @@ impl DirLock {
                 let _unsigned = sign(&mut file);
                 Ok(Self {
                     dir: dir.to_owned(),
-                    _file: file,
+                    file,
                 })
             }
         }

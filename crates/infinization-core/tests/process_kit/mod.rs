@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use infinization_core::host::process::{
-    ProcessHandle, ProcessId, SpawnSpec, StderrLog, boot_id, spawn,
+    ProcessHandle, ProcessId, Signal, SpawnSpec, StderrLog, boot_id, spawn,
 };
 
 /// Longer than anything takes on a busy machine; reaching it is a failure.
@@ -106,9 +106,27 @@ pub fn descriptors(pid: i32) -> BTreeMap<i32, String> {
         .collect()
 }
 
+/// A process that does not outlive its test, also when that fails.
+#[derive(Debug)]
+pub struct Started(ProcessHandle);
+
+impl std::ops::Deref for Started {
+    type Target = ProcessHandle;
+
+    fn deref(&self) -> &ProcessHandle {
+        &self.0
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        self.0.signal(Signal::KILL).unwrap();
+    }
+}
+
 /// Starts a process and waits until `/proc` shows it as the program it is.
-pub async fn started(spec: SpawnSpec) -> ProcessHandle {
-    let process = spawn(spec).await.unwrap();
+pub async fn started(spec: SpawnSpec) -> Started {
+    let process = Started(spawn(spec).await.unwrap());
     let cmdline = format!("/proc/{}/cmdline", process.pid());
     eventually(|| !fs::read(&cmdline).unwrap().is_empty()).await;
     process

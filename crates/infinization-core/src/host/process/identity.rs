@@ -16,6 +16,9 @@ use super::{ProcessError, ProcessHandle};
 /// Reading `/proc/<pid>/cmdline` waits for a process that hangs while it changes its memory map.
 const PROC_DEADLINE: Duration = Duration::from_secs(5);
 
+/// `/proc` counts in USER_HZ, which is 100 on every architecture we build for.
+const TICK_MILLIS: u64 = 10;
+
 /// What tells a process apart from all others, before and after it: written beside the VM, so that
 /// a restarted library finds its QEMU again, and touches no process that got the number later.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,6 +41,21 @@ impl ProcessId {
             boot_id: boot_id()?,
         })
     }
+
+    /// How long ago it started, to 10 ms; meaningful while it runs.
+    pub fn age(&self) -> io::Result<Duration> {
+        let uptime = fs::read_to_string("/proc/uptime")?;
+        let now = ticks_since_boot(&uptime).ok_or(io::ErrorKind::InvalidData)?;
+        let ticks = now.saturating_sub(self.start_time);
+        Ok(Duration::from_millis(ticks.saturating_mul(TICK_MILLIS)))
+    }
+}
+
+/// Reads `/proc/uptime`, whose first number has exactly two decimals.
+fn ticks_since_boot(uptime: &str) -> Option<u64> {
+    let (seconds, hundredths) = uptime.split_whitespace().next()?.split_once('.')?;
+    let (seconds, hundredths): (u64, u64) = (seconds.parse().ok()?, hundredths.parse().ok()?);
+    Some(seconds * 100 + hundredths)
 }
 
 /// The id of this boot of the host: a recorded one that differs means the host was restarted since.
@@ -193,4 +211,28 @@ fn stat(pid: i32) -> io::Result<Stat> {
 
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uptime_is_read_in_ticks() {
+        assert_eq!(ticks_since_boot("3506.05 6771.62\n"), Some(350_605));
+        assert_eq!(ticks_since_boot("0.00 0.00\n"), Some(0));
+        assert_eq!(ticks_since_boot(""), None);
+    }
+
+    #[test]
+    fn our_own_age_is_short() {
+        let us = ProcessId::read(std::process::id().cast_signed()).unwrap();
+        assert!(us.age().unwrap() < Duration::from_secs(3600));
+        let text = serde_json::to_string(&us).unwrap();
+        assert!(
+            text.contains("\"startTime\":") && text.contains("\"bootId\":"),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<ProcessId>(&text).unwrap(), us);
+    }
 }

@@ -89,7 +89,9 @@ pub(super) struct Child {
     pub(super) pidfd: OwnedFd,
 }
 
+/// The step, and why, as our side and as the child's side can say it.
 type Failed = (SpawnStep, io::Error);
+type ChildFailed = (SpawnStep, c_int);
 
 /// Starts the program. Returns when it is executed, or when that failed and the child is reaped.
 /// Blocks the calling thread meanwhile.
@@ -151,7 +153,7 @@ struct Errand<'a> {
     envp: &'a [*const c_char],
     descriptors: &'a mut DescriptorPlan,
     user: Option<&'a RunAs>,
-    failed: Option<(SpawnStep, c_int)>,
+    failed: Option<ChildFailed>,
 }
 
 extern "C" fn run_errand(errand: *mut c_void) -> c_int {
@@ -164,42 +166,30 @@ extern "C" fn run_errand(errand: *mut c_void) -> c_int {
 }
 
 impl Errand<'_> {
-    fn run(&mut self) -> Result<Infallible, (SpawnStep, c_int)> {
+    fn run(&mut self) -> Result<Infallible, ChildFailed> {
         default_signals();
         call(SpawnStep::Session, libc::SYS_setsid, [0; 5])?;
         give_up_privileges()?;
         self.hand_over_descriptors()?;
-        call(
-            SpawnStep::Directory,
-            libc::SYS_chdir,
-            [c"/".as_ptr() as c_long, 0, 0, 0, 0],
-        )?;
+        let root = c"/".as_ptr() as c_long;
+        call(SpawnStep::Directory, libc::SYS_chdir, [root, 0, 0, 0, 0])?;
         if let Some(user) = self.user {
             change_user(user)?;
         }
         unblock_signals();
-        let (path, argv, envp) = (self.argv.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr());
-        // SAFETY: the first element of argv is the path; all strings and arrays are NUL-terminated.
-        let path = unsafe { *path };
-        call(
-            SpawnStep::Exec,
-            libc::SYS_execve,
-            [path as c_long, argv as c_long, envp as c_long, 0, 0],
-        )?;
+        let path = self.argv.first().copied().unwrap_or(ptr::null()) as c_long;
+        let (argv, envp) = (self.argv.as_ptr() as c_long, self.envp.as_ptr() as c_long);
+        call(SpawnStep::Exec, libc::SYS_execve, [path, argv, envp, 0, 0])?;
         // execve returns only to say that it failed, which `call` has turned into an error.
         Err((SpawnStep::Exec, libc::ENOEXEC))
     }
 
-    fn hand_over_descriptors(&mut self) -> Result<(), (SpawnStep, c_int)> {
+    fn hand_over_descriptors(&mut self) -> Result<(), ChildFailed> {
         let step = SpawnStep::Descriptors;
-        let (copy, floor) = (c_long::from(libc::F_DUPFD_CLOEXEC), self.descriptors.floor);
+        let (copy, floor) = (libc::F_DUPFD_CLOEXEC.into(), self.descriptors.floor.into());
         for (source, _) in &mut self.descriptors.moves {
-            let from = c_long::from(*source);
-            let copied = call(
-                step,
-                libc::SYS_fcntl,
-                [from, copy, c_long::from(floor), 0, 0],
-            )?;
+            let above = [c_long::from(*source), copy, floor, 0, 0];
+            let copied = call(step, libc::SYS_fcntl, above)?;
             *source = c_int::try_from(copied).unwrap_or(-1);
         }
         for (source, target) in &self.descriptors.moves {
@@ -215,32 +205,34 @@ impl Errand<'_> {
 }
 
 /// No set-user-id file or file capability gives privileges back, and none is passed on.
-fn give_up_privileges() -> Result<(), (SpawnStep, c_int)> {
-    let (step, prctl) = (SpawnStep::Privileges, libc::SYS_prctl);
-    call(
-        step,
-        prctl,
-        [c_long::from(libc::PR_SET_NO_NEW_PRIVS), 1, 0, 0, 0],
-    )?;
-    let clear = c_long::from(libc::PR_CAP_AMBIENT_CLEAR_ALL);
-    call(
-        step,
-        prctl,
-        [c_long::from(libc::PR_CAP_AMBIENT), clear, 0, 0, 0],
-    )?;
-    Ok(())
-}
-
-/// Groups first: without the user's privileges they could not be changed any more.
-fn change_user(user: &RunAs) -> Result<(), (SpawnStep, c_int)> {
-    let groups = [
-        c_long::try_from(user.groups.len()).unwrap_or(c_long::MAX),
-        user.groups.as_ptr() as c_long,
+fn give_up_privileges() -> Result<(), ChildFailed> {
+    let no_new = [libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0];
+    let no_ambient = [
+        libc::PR_CAP_AMBIENT,
+        libc::PR_CAP_AMBIENT_CLEAR_ALL,
         0,
         0,
         0,
     ];
-    call(SpawnStep::Groups, libc::SYS_setgroups, groups)?;
+    for arguments in [no_new, no_ambient] {
+        call(
+            SpawnStep::Privileges,
+            libc::SYS_prctl,
+            arguments.map(c_long::from),
+        )?;
+    }
+    Ok(())
+}
+
+/// Groups first: without the user's privileges they could not be changed any more.
+fn change_user(user: &RunAs) -> Result<(), ChildFailed> {
+    let count = c_long::try_from(user.groups.len()).unwrap_or(c_long::MAX);
+    let groups = user.groups.as_ptr() as c_long;
+    call(
+        SpawnStep::Groups,
+        libc::SYS_setgroups,
+        [count, groups, 0, 0, 0],
+    )?;
     let gid = c_long::from(user.gid);
     call(SpawnStep::Group, libc::SYS_setresgid, [gid, gid, gid, 0, 0])?;
     let uid = c_long::from(user.uid);
@@ -249,7 +241,7 @@ fn change_user(user: &RunAs) -> Result<(), (SpawnStep, c_int)> {
 }
 
 /// One raw system call. `errno` belongs to our sleeping thread, whose memory the child uses.
-fn call(step: SpawnStep, number: c_long, args: [c_long; 5]) -> Result<c_long, (SpawnStep, c_int)> {
+fn call(step: SpawnStep, number: c_long, args: [c_long; 5]) -> Result<c_long, ChildFailed> {
     // SAFETY: the callers pass what each call expects; pointers among it stay valid throughout.
     match unsafe { libc::syscall(number, args[0], args[1], args[2], args[3], args[4]) } {
         -1 => Err((step, io::Error::last_os_error().raw_os_error().unwrap_or(0))),
@@ -384,5 +376,26 @@ impl Drop for Stack {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and nobody runs on it any more.
         unsafe { libc::munmap(self.0, Self::GUARD + STACK) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blocked_here() -> u64 {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+        u64::from_str_radix(line.unwrap().trim(), 16).unwrap()
+    }
+
+    #[test]
+    fn the_calling_threads_mask_is_put_back() {
+        const NEVER_BLOCKED: u64 = 1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1);
+        let before = blocked_here();
+        let blocked = AllSignalsBlocked::now();
+        assert_eq!(blocked_here(), !NEVER_BLOCKED);
+        drop(blocked);
+        assert_eq!(blocked_here(), before);
     }
 }
