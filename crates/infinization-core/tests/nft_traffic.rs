@@ -153,7 +153,7 @@ fn f5_a_refused_connection_is_answered_where_the_kernel_can() {
         serve_tcp(81);
         let answered = lan.nft.capabilities().await.unwrap().reject;
         for to in ["10.9.0.1", "10.9.0.3", "fd09::3"] {
-            assert_eq!(lan.a.is_refused_by(to, 81), answered, "{to}");
+            assert_eq!(lan.a.is_refused_by(to, 81, answered), answered, "{to}");
         }
     });
 }

@@ -1,3 +1,8 @@
+//! Everything that decides one VM's rules goes in, its chains and a report come out.
+//!
+//! Invariant: `vm_x` ends in the terminal verdict whatever the rules are. [`super::guard`] and
+//! [`super::place`] make the rules, [`super::transaction`] loads them.
+
 use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
@@ -212,36 +217,48 @@ impl Report {
 fn assemble(vm: &VmFirewall, placed: Placed) -> VmRuleset {
     let names = ChainNames::of(&vm.vm_id);
     let rejects = !placed.reject_replies.is_empty();
-    let replies = match vm.conntrack {
-        Conntrack::Stateful => automatic_replies(),
-        Conntrack::Stateless => placed.mirror,
-    };
-    let mut user = placed.rules;
-    user.extend(replies);
-    user.push(terminal(vm.default_action));
-
-    let mut from = guard::from_vm(vm);
-    from.push(NftRule::new(
-        Verdict::Jump(names.vm.clone()),
-        "infinization-rules",
-    ));
-    from.extend(rejects.then(refusals).into_iter().flatten());
-    from.push(NftRule::new(Verdict::Drop, "infinization-closed"));
-
-    let mut to = guard::to_vm(vm);
-    to.extend(placed.reject_replies);
-    to.push(NftRule::new(
-        Verdict::Jump(names.vm.clone()),
-        "infinization-rules",
-    ));
-    to.push(NftRule::new(Verdict::Drop, "infinization-closed"));
     VmRuleset {
-        names,
+        from: from_chain(vm, &names, rejects),
+        to: to_chain(vm, &names, placed.reject_replies),
+        vm: vm_chain(vm, placed.rules, placed.mirror),
         tap: vm.tap.clone(),
-        vm: user,
-        from,
-        to,
+        names,
     }
+}
+
+fn vm_chain(vm: &VmFirewall, mut rules: Vec<NftRule>, mirror: Vec<NftRule>) -> Vec<NftRule> {
+    match vm.conntrack {
+        Conntrack::Stateful => rules.push(automatic_replies()),
+        Conntrack::Stateless => rules.extend(mirror),
+    }
+    rules.push(terminal(vm.default_action));
+    rules
+}
+
+fn from_chain(vm: &VmFirewall, names: &ChainNames, rejects: bool) -> Vec<NftRule> {
+    let mut rules = guard::from_vm(vm);
+    rules.push(to_users_rules(names));
+    if rejects {
+        rules.extend(refusals());
+    }
+    rules.push(closed());
+    rules
+}
+
+fn to_chain(vm: &VmFirewall, names: &ChainNames, reject_replies: Vec<NftRule>) -> Vec<NftRule> {
+    let mut rules = guard::to_vm(vm);
+    rules.extend(reject_replies);
+    rules.push(to_users_rules(names));
+    rules.push(closed());
+    rules
+}
+
+pub(super) fn to_users_rules(names: &ChainNames) -> NftRule {
+    NftRule::new(Verdict::Jump(names.vm.clone()), "infinization-rules")
+}
+
+fn closed() -> NftRule {
+    NftRule::new(Verdict::Drop, "infinization-closed")
 }
 
 /// The verdict on whatever no rule decided.

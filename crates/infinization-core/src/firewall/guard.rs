@@ -8,6 +8,8 @@
 
 use std::net::IpAddr;
 
+use crate::types::MacAddr;
+
 use super::compile::VmFirewall;
 use super::expr::{Field, Item, Match, NftRule, Verdict};
 use super::rule::{Side, Transport};
@@ -19,7 +21,8 @@ const DHCPV6: (u16, u16) = (546, 547);
 
 /// The rules for what the VM sends.
 pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
-    let mut rules = spoofing(vm);
+    let mut rules = Vec::from(own_mac(vm.mac));
+    rules.extend(own_addresses(&vm.known_addresses));
     rules.extend(impersonation(&vm.bridge_addresses));
     rules.extend(rogue_services());
     rules.push(accept("infinization-arp", [protocol("arp")]));
@@ -41,37 +44,32 @@ pub(super) fn to_vm(vm: &VmFirewall) -> Vec<NftRule> {
     rules
 }
 
-/// A VM speaks with its own MAC, and with its own addresses where they are known.
-fn spoofing(vm: &VmFirewall) -> Vec<NftRule> {
-    let mac = vm.mac.to_string();
-    let mut rules = vec![
-        spoofed([Match::is_not(Field::EtherSource, mac.as_str())]),
-        spoofed([
-            protocol("arp"),
-            Match::is_not(Field::ArpSenderEther, mac.as_str()),
-        ]),
-    ];
-    let (v4, v6) = by_family(&vm.known_addresses);
+/// A VM speaks with its own MAC.
+fn own_mac(mac: MacAddr) -> [NftRule; 2] {
+    let mac = mac.to_string();
+    let ether = Match::is_not(Field::EtherSource, mac.as_str());
+    let arp = Match::is_not(Field::ArpSenderEther, mac.as_str());
+    [spoofed([ether]), spoofed([protocol("arp"), arp])]
+}
+
+/// A VM whose addresses are known uses no other, in the families they are known of.
+fn own_addresses(known: &[IpAddr]) -> Vec<NftRule> {
+    let (mut v4, mut v6) = by_family(known);
+    let mut rules = Vec::new();
     if !v4.is_empty() {
         // An unset source is how DHCP and address probes start.
-        let own = || v4.iter().cloned().chain([Item::from("0.0.0.0")]);
-        rules.push(spoofed([
-            protocol("ip"),
-            Match::not_among(Field::Ip(Side::Source), own()),
-        ]));
-        rules.push(spoofed([
-            protocol("arp"),
-            Match::not_among(Field::ArpSenderIp, own()),
-        ]));
+        v4.push(Item::from("0.0.0.0"));
+        let ip = Match::not_among(Field::Ip(Side::Source), v4.clone());
+        let arp = Match::not_among(Field::ArpSenderIp, v4);
+        rules.push(spoofed([protocol("ip"), ip]));
+        rules.push(spoofed([protocol("arp"), arp]));
     }
     if !v6.is_empty() {
         // The guest chooses its link-local address itself.
-        let link_local = Item::Prefix(IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 0]), 64);
-        let own = v6.into_iter().chain([Item::from("::"), link_local]);
-        rules.push(spoofed([
-            protocol("ip6"),
-            Match::not_among(Field::Ip6(Side::Source), own),
-        ]));
+        let link_local = IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 0]);
+        v6.extend([Item::from("::"), Item::Prefix(link_local, 64)]);
+        let ip6 = Match::not_among(Field::Ip6(Side::Source), v6);
+        rules.push(spoofed([protocol("ip6"), ip6]));
     }
     rules
 }

@@ -1,3 +1,5 @@
+//! Department and VM rules become one list. Works on raw rules, as the contract compares them raw.
+
 use crate::types::FirewallRuleInput;
 
 use super::parse::parse_rule;

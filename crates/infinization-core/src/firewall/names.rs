@@ -1,3 +1,5 @@
+//! What the table and a VM's chains are called.
+
 use crate::types::{LinkName, VmId, VmNames};
 
 /// The table all of this lives in, in the bridge family.

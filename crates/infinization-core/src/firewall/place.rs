@@ -297,8 +297,8 @@ fn range(range: Option<PortRange>, field: Field) -> Option<Match> {
 }
 
 /// What tracked connections may always do, after the user's rules and before the terminal verdict.
-pub(super) fn automatic_replies() -> Vec<NftRule> {
+pub(super) fn automatic_replies() -> NftRule {
     let words = States::REPLIES.words().into_iter().map(Item::from);
     let replies = Match::among(Field::CtState, words);
-    vec![NftRule::new(Verdict::Accept, "Allow Established/Related (Auto)").when([replies])]
+    NftRule::new(Verdict::Accept, "Allow Established/Related (Auto)").when([replies])
 }

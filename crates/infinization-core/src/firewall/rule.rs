@@ -1,3 +1,5 @@
+//! A rule that makes sense, and the ways in which one may not. [`super::parse`] makes them.
+
 use std::net::IpAddr;
 
 use crate::error::{Coded, ErrorCode};

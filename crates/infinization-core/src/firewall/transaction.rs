@@ -5,7 +5,7 @@
 
 use crate::types::{FirewallDefaultAction, LinkName};
 
-use super::compile::{Compiled, terminal};
+use super::compile::{Compiled, terminal, to_users_rules};
 use super::expr::{Field, Match, NftRule, Verdict};
 use super::names::ChainNames;
 
@@ -200,8 +200,7 @@ impl Transaction {
         all.commands.push(Command::AddChain(names.to.clone()));
         all.add_rule(&names.vm, terminal(FirewallDefaultAction::Drop));
         for chain in [&names.from, &names.to] {
-            let jump = Verdict::Jump(names.vm.clone());
-            all.add_rule(chain, NftRule::new(jump, "infinization-rules"));
+            all.add_rule(chain, to_users_rules(names));
         }
         all
     }

@@ -119,10 +119,11 @@ impl Guest {
     }
 
     /// Whether somebody says no, instead of nothing.
-    pub fn is_refused_by(&self, address: &str, port: u16) -> bool {
+    pub fn is_refused_by(&self, address: &str, port: u16, expected: bool) -> bool {
         let to = socket(address, port);
+        let patience = if expected { GENEROUS } else { SHORT };
         self.within(move || {
-            let error = TcpStream::connect_timeout(&to, SHORT).unwrap_err();
+            let error = TcpStream::connect_timeout(&to, patience).unwrap_err();
             error.kind() == std::io::ErrorKind::ConnectionRefused
         })
     }

@@ -1,3 +1,5 @@
+//! Addresses and masks, IPv4 and IPv6.
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::firewall::rule::{Network, RuleError};

@@ -1,3 +1,5 @@
+//! Ports, which arrive as JavaScript numbers.
+
 use crate::firewall::rule::{PortRange, Ports, RuleError};
 use crate::types::FirewallRuleInput;
 

@@ -1,3 +1,5 @@
+//! Connection states, in the newer shape and the older one.
+
 use serde_json::{Map, Value};
 
 use crate::firewall::rule::{RuleError, States};

@@ -1,3 +1,5 @@
+//! Why the firewall could not be changed, told apart by errno where there is one.
+
 use nix::errno::Errno;
 use serde_json::{Map, Value};
 

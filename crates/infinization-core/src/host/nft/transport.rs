@@ -1,3 +1,7 @@
+//! The one place that knows how nftables is talked to.
+//!
+//! Invariant: nothing leaves here but our own words; nft's JSON stays inside.
+
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
