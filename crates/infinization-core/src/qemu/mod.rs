@@ -27,6 +27,8 @@ mod machine;
 mod memory;
 mod netdev;
 mod pci;
+#[cfg(test)]
+mod reader;
 mod tpm;
 mod usb;
 mod vfio;
@@ -35,3 +37,6 @@ pub use acquired::{
     Accelerator, Acquired, ChannelListeners, DisplayEndpoint, FirmwareFiles, SerialConsole,
 };
 pub use command::QemuCommand;
+
+#[cfg(test)]
+mod properties;
