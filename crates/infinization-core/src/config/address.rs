@@ -36,9 +36,10 @@ impl BindAddress {
                 .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-'));
         // What looks like an IPv4 address but is none is a slip, not a host name.
         let digits = text.chars().all(|c| c.is_ascii_digit() || c == '.');
-        match name && !digits {
-            true => Ok(Self::Name(text.to_ascii_lowercase())),
-            false => Err(InvalidValue::new("must be an IP address or a host name")),
+        if name && !digits {
+            Ok(Self::Name(text.to_ascii_lowercase()))
+        } else {
+            Err(InvalidValue::new("must be an IP address or a host name"))
         }
     }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::draft::{Draft, DraftDisk};
 use super::fields::{
-    Fields, Report, boolean, integer, integer_in, number, parsed, string, words_of_text,
+    Fields, Report, boolean, elements, integer, integer_in, number, parsed, string, words_of_text,
 };
 use super::resolve::{Door, resolve};
 use super::{ConfigError, Context, CpuConfig, FirewallConfig, Parsed, VmConfig};
@@ -21,13 +21,13 @@ impl VmConfig {
     pub fn parse(value: &Value, context: &Context) -> Result<Parsed, ConfigError> {
         let report = Report::default();
         let config = Fields::of("config", value, &report)
-            .map(|fields| draft(fields, &report))
+            .map(|fields| draft(&fields, &report))
             .and_then(|draft| resolve(draft, Door::Create, context, &report));
         report.conclude(config)
     }
 }
 
-fn draft(fields: Fields<'_>, report: &Report) -> Draft {
+fn draft(fields: &Fields<'_>, report: &Report) -> Draft {
     let draft = Draft {
         id: fields.required("vmId", parsed),
         name: fields.required("name", display_name),
@@ -44,7 +44,7 @@ fn draft(fields: Fields<'_>, report: &Report) -> Draft {
         ram: fields.required("ramGB", |value| ByteSize::from_gib(number(value)?)),
         hugepages: fields.flag("hugepages", false),
         balloon: fields.flag("memoryBalloon", false),
-        disks: disks(&fields, report),
+        disks: disks(fields, report),
         disk_bus: fields.optional("diskBus", parsed),
         cache: fields.optional("diskCacheMode", parsed),
         installer_iso: fields.optional("isoPath", parsed),
@@ -68,9 +68,9 @@ fn draft(fields: Fields<'_>, report: &Report) -> Draft {
         usb_tablet: fields.optional("enableUsbTablet", boolean),
         run_as_user: fields.optional("runAsUser", parsed),
         sandbox: !fields.flag("disableSandbox", false),
-        firewall: firewall(&fields, report),
+        firewall: firewall(fields, report),
     };
-    refuse_unattended(&fields, report);
+    refuse_unattended(fields, report);
     // An AbortSignal may travel in the same object; whoever called us has taken it.
     fields.skip(&["signal"]);
     fields.finish();
@@ -109,17 +109,18 @@ fn cpu_numbers(value: &Value) -> Result<Vec<u32>, InvalidValue> {
 }
 
 fn disks(fields: &Fields<'_>, report: &Report) -> Vec<DraftDisk> {
-    if !fields.has("disks") {
-        report.refuse("disks", "is required");
-    }
-    let elements = fields.list("disks").iter().enumerate();
-    elements
+    let values = fields.required("disks", |value| match elements(value)? {
+        [] => Err(InvalidValue::new("must hold at least one disk")),
+        values => Ok(values),
+    });
+    let values = values.unwrap_or_default().iter().enumerate();
+    values
         .filter_map(|(index, value)| Fields::element("disks", index, value, report))
-        .map(disk)
+        .map(|fields| disk(&fields))
         .collect()
 }
 
-fn disk(fields: Fields<'_>) -> DraftDisk {
+fn disk(fields: &Fields<'_>) -> DraftDisk {
     let size = fields.required("sizeGB", integer_in::<u32>(1..=MOST_DISK_GIB));
     let disk = DraftDisk {
         path: None,
@@ -135,7 +136,8 @@ fn disk(fields: Fields<'_>) -> DraftDisk {
 }
 
 fn firewall(fields: &Fields<'_>, report: &Report) -> FirewallConfig {
-    let rules = fields.list("firewallRules").iter().enumerate();
+    let rules = fields.optional("firewallRules", elements);
+    let rules = rules.unwrap_or_default().iter().enumerate();
     FirewallConfig {
         default_action: fields.optional("firewallDefaultAction", default_action),
         rules: rules

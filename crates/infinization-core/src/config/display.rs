@@ -29,9 +29,10 @@ impl DisplayConfig {
     /// ([`BindAddress::healed`]). Refused when others could then watch without a password.
     pub fn bind_on(&self, local: &[IpAddr]) -> Result<BindAddress, InvalidValue> {
         let address = self.address.healed(local, self.password.is_some());
-        match self.is_open_to_all(&address) {
-            true => Err(InvalidValue::new(Self::NEEDS_PASSWORD)),
-            false => Ok(address),
+        if self.is_open_to_all(&address) {
+            Err(InvalidValue::new(Self::NEEDS_PASSWORD))
+        } else {
+            Ok(address)
         }
     }
 

@@ -12,6 +12,10 @@ use crate::types::{ByteSize, HostPath, InternalName, LinkName, MacAddr, PciAddre
 
 /// `None` is what the user left to us, or what was refused and is in the report.
 #[derive(Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the public API"
+)]
 pub(super) struct Draft {
     pub(super) id: Option<VmId>,
     pub(super) name: Option<String>,

@@ -130,15 +130,6 @@ impl<'v> Fields<'v> {
         self.optional(key, boolean).unwrap_or(default)
     }
 
-    /// The elements of a list; absent is empty.
-    pub(super) fn list(&self, key: &'static str) -> &'v [Value] {
-        self.optional(key, |value| match value {
-            Value::Array(elements) => Ok(elements.as_slice()),
-            _ => Err(InvalidValue::new("must be a list")),
-        })
-        .unwrap_or_default()
-    }
-
     /// Whether `key` holds anything.
     pub(super) fn has(&self, key: &'static str) -> bool {
         self.value(key).is_some()
@@ -173,6 +164,14 @@ impl<'v> Fields<'v> {
 /// A foreign key in a message: short and on one line.
 fn shortened(key: &str) -> String {
     key.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+/// The elements of a list.
+pub(super) fn elements(value: &Value) -> Result<&[Value], InvalidValue> {
+    match value {
+        Value::Array(elements) => Ok(elements),
+        _ => Err(InvalidValue::new("must be a list")),
+    }
 }
 
 /// A string that `T` takes.

@@ -72,7 +72,7 @@ impl GuestOs {
         match () {
             () if words.old_windows() || words.any(LEGACY) => Self::Legacy,
             () if words.windows() => Self::Windows,
-            () if words.any(LINUX) || words.ends_in_linux() => Self::Linux,
+            () if words.any(LINUX) || words.names_linux() => Self::Linux,
             () => Self::Other,
         }
     }
@@ -157,8 +157,10 @@ impl Words {
             .any(|(stem, _)| known.contains(&stem.as_str()))
     }
 
-    fn ends_in_linux(&self) -> bool {
-        self.0.iter().any(|(stem, _)| stem.ends_with("linux"))
+    /// `archlinux`, `linuxmint`.
+    fn names_linux(&self) -> bool {
+        let glued = |stem: &str| stem.ends_with("linux") || stem.starts_with("linux");
+        self.0.iter().any(|(stem, _)| glued(stem))
     }
 
     /// What follows each "win" or "windows": glued to it, or the next word.

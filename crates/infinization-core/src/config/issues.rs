@@ -44,9 +44,10 @@ impl Coded for ConfigError {
     /// `INVALID_CONFIG` as soon as one value is wrong in itself.
     fn code(&self) -> ErrorCode {
         let unavailable = |issue: &Issue| issue.code == ErrorCode::ResourceUnavailable;
-        match self.issues.iter().all(unavailable) {
-            true => ErrorCode::ResourceUnavailable,
-            false => ErrorCode::InvalidConfig,
+        if self.issues.iter().all(unavailable) {
+            ErrorCode::ResourceUnavailable
+        } else {
+            ErrorCode::InvalidConfig
         }
     }
 

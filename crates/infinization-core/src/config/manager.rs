@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::fields::{Fields, Report, integer_in, milliseconds, parsed, words_of_text};
+use super::fields::{Fields, Report, elements, integer_in, milliseconds, parsed, words_of_text};
 use super::{
     AcceleratorChoice, ConfigError, Context, LONGEST_SOCKET_PATH, Parsed, PathRules, RunAsUser,
     words,
@@ -230,9 +230,10 @@ impl Source<'_> {
     }
 
     fn dir(&self, key: &'static str, default: Result<HostPath, InvalidValue>) -> Option<HostPath> {
-        match self.fields.has(key) {
-            true => self.fields.optional(key, parsed),
-            false => self.report.check(key, default),
+        if self.fields.has(key) {
+            self.fields.optional(key, parsed)
+        } else {
+            self.report.check(key, default)
         }
     }
 
@@ -247,24 +248,26 @@ impl Source<'_> {
     }
 
     fn allowed_paths(&self) -> Option<Vec<HostPath>> {
-        let paths = self.fields.list("allowedPaths").iter().enumerate();
+        let paths = self.fields.optional("allowedPaths", elements)?;
+        let paths = paths.iter().enumerate();
         let allowed = paths
             .filter_map(|(index, path)| {
                 self.report
                     .check(format!("allowedPaths[{index}]"), parsed(path))
             })
             .collect();
-        self.fields.has("allowedPaths").then_some(allowed)
+        Some(allowed)
     }
 
     fn host_services(&self) -> Vec<HostService> {
         if self.fields.has("hostServices") {
-            let services = self.fields.list("hostServices").iter().enumerate();
+            let services = self.fields.optional("hostServices", elements);
+            let services = services.unwrap_or_default().iter().enumerate();
             return services
                 .filter_map(|(index, value)| {
                     Fields::element("hostServices", index, value, self.report)
                 })
-                .filter_map(host_service)
+                .filter_map(|fields| host_service(&fields))
                 .collect();
         }
         let variable = "INFINIZATION_HOST_SERVICE_PORTS";
@@ -281,9 +284,10 @@ impl Source<'_> {
     where
         T: TryFrom<String, Error = InvalidValue>,
     {
-        match self.fields.has(key) {
-            true => self.fields.optional(key, parsed),
-            false => self.variable(variable),
+        if self.fields.has(key) {
+            self.fields.optional(key, parsed)
+        } else {
+            self.variable(variable)
         }
     }
 
@@ -297,13 +301,14 @@ impl Source<'_> {
 
 fn interval(value: &Value) -> Result<Duration, InvalidValue> {
     let interval = milliseconds(value)?;
-    match interval < Duration::from_millis(100) {
-        true => Err(InvalidValue::new("must be at least 100 milliseconds")),
-        false => Ok(interval),
+    if interval < Duration::from_millis(100) {
+        Err(InvalidValue::new("must be at least 100 milliseconds"))
+    } else {
+        Ok(interval)
     }
 }
 
-fn host_service(fields: Fields<'_>) -> Option<HostService> {
+fn host_service(fields: &Fields<'_>) -> Option<HostService> {
     let protocol = fields.required("protocol", parsed);
     let port = fields.required("port", integer_in(1..=u16::MAX.into()));
     fields.finish();

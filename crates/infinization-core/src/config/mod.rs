@@ -27,6 +27,9 @@ mod resolve;
 mod stored;
 mod vm;
 
+#[cfg(test)]
+mod tests;
+
 pub use address::BindAddress;
 pub use context::{Context, LONGEST_SOCKET_PATH, PathRules};
 pub use cpu::{CpuConfig, CpuModel, PinningStrategy};

@@ -1,14 +1,15 @@
 //! From a [`Draft`] to a [`VmConfig`]: defaults, presets, and the rules between fields.
 
+mod console;
+mod places;
+
 use super::draft::{Draft, DraftDisk};
-use super::fields::{Report, within};
+use super::fields::Report;
 use super::{
-    BindAddress, ChannelsConfig, Context, CpuConfig, DiskBus, DiskConfig, DiskDefaults, DiskFormat,
-    DisplayConfig, DisplayProtocol, FirmwareConfig, GpuConfig, GuestOs, LONGEST_SOCKET_PATH,
-    MachineType, MemoryConfig, NetworkConfig, NetworkModel, PinningStrategy, Preset, VmConfig,
-    VmPaths,
+    Context, CpuConfig, DiskBus, DiskConfig, DiskDefaults, DiskFormat, GuestOs, MachineType,
+    MemoryConfig, NetworkConfig, NetworkModel, PinningStrategy, Preset, VmConfig,
 };
-use crate::types::{ByteSize, HostPath, InternalName, Secret, VmId, VmNames};
+use crate::types::{ByteSize, HostPath, InternalName, VmNames};
 
 /// Which door the draft came through. A stored VM exists already: its console's address may still
 /// be healed, and it gets the channel every start has.
@@ -175,8 +176,8 @@ impl Rules<'_> {
         name: Option<&InternalName>,
         machine: MachineType,
     ) -> Option<Vec<DiskConfig>> {
-        if draft.disks.is_empty() || draft.disks.len() > MOST_DISKS {
-            let message = format!("must hold 1 to {MOST_DISKS} disks");
+        if draft.disks.len() > MOST_DISKS {
+            let message = format!("must hold at most {MOST_DISKS} disks");
             self.report.refuse("disks", message);
         }
         let disks: Vec<DiskConfig> = draft
@@ -261,165 +262,5 @@ impl Rules<'_> {
             self.report.warn("networkQueues", message);
         }
         queues
-    }
-
-    fn display(&self, draft: &Draft) -> Option<DisplayConfig> {
-        let protocol = draft.protocol?;
-        if let Some(password) = &draft.password {
-            self.password(protocol, password);
-        }
-        let display = DisplayConfig {
-            protocol,
-            port: self.port(protocol, draft.port?),
-            address: draft.address.clone().unwrap_or(BindAddress::LOOPBACK),
-            password: draft.password.clone(),
-        };
-        let can_be_healed = self.door == Door::Stored && !display.address.is_wildcard();
-        if !can_be_healed && display.is_open_to_all(&display.address) {
-            self.report
-                .refuse("displayPassword", DisplayConfig::NEEDS_PASSWORD);
-        }
-        Some(display)
-    }
-
-    /// A port that is none becomes the first one (the contract's fallback; 0 asks for it).
-    fn port(&self, protocol: DisplayProtocol, wanted: i64) -> u16 {
-        let range = i64::from(DisplayConfig::FIRST_PORT)..=i64::from(u16::MAX);
-        let Ok(port) = within::<u16>(wanted, &range) else {
-            if wanted != 0 {
-                self.report
-                    .warn("displayPort", "is 5900: it must be from 5900 to 65535");
-            }
-            return DisplayConfig::FIRST_PORT;
-        };
-        if port > protocol.last_port() {
-            self.report
-                .refuse("displayPort", "must be from 5900 to 5999 for vnc");
-        }
-        port
-    }
-
-    fn password(&self, protocol: DisplayProtocol, password: &Secret) {
-        let text = password.reveal();
-        // DES keys of RFB have 8 bytes, a SPICE ticket has 60.
-        let most = match protocol {
-            DisplayProtocol::Vnc => 8,
-            DisplayProtocol::Spice => 60,
-        };
-        let plain = text.chars().all(|c| c.is_ascii_graphic() || c == ' ');
-        if text.is_empty() || text.len() > most || !plain || text.contains([',', '=']) {
-            let message = format!(
-                "must have 1 to {most} printable ASCII characters other than ',' and '=' for {}",
-                protocol.as_str()
-            );
-            self.report.refuse("displayPassword", message);
-        }
-    }
-
-    fn firmware(&self, draft: &Draft, machine: MachineType) -> Option<FirmwareConfig> {
-        let code = draft.uefi.clone()?;
-        let id = draft.id.as_ref()?;
-        let vars = self.context.disk_dir.join(&format!("uefi-vars-{id}.fd"));
-        let vars = self.report.check("uefiFirmware", vars)?;
-        let firmware = FirmwareConfig { code, vars };
-        if firmware.needs_smm() && machine == MachineType::Pc {
-            let message = "enforces Secure Boot, which needs machineType q35";
-            self.report.refuse("uefiFirmware", message);
-        }
-        Some(firmware)
-    }
-
-    fn gpu(&self, draft: &Draft) -> Option<GpuConfig> {
-        if let Some(romfile) = &draft.romfile {
-            let rules = &self.context.path_rules;
-            if !rules.allows_rom(romfile) {
-                let message = format!("must be inside {}", rules.rom_dir);
-                self.report.refuse("gpuRomfile", message);
-            }
-            if draft.gpu.is_none() {
-                self.report.refuse("gpuRomfile", "needs gpuPciAddress");
-            }
-        }
-        Some(GpuConfig {
-            address: draft.gpu?,
-            romfile: draft.romfile.clone(),
-        })
-    }
-
-    fn channels(&self, draft: &Draft) -> ChannelsConfig {
-        let in_socket_dir = |field: &str, name: String| {
-            let path = self.context.socket_dir.join(&name);
-            self.report.check(field, path)
-        };
-        let generated =
-            |id: &VmId| in_socket_dir("infiniServiceSocketPath", format!("{id}.socket"));
-        let stored = self.door == Door::Stored;
-        ChannelsConfig {
-            guest_agent: draft.guest_agent.clone(),
-            infini_service: draft
-                .infini_service
-                .clone()
-                .or_else(|| draft.id.as_ref().filter(|_| stored).and_then(generated)),
-            serial_console: draft
-                .internal_name
-                .as_ref()
-                .filter(|_| draft.serial_console)
-                .and_then(|name| in_socket_dir("serialConsole", format!("{name}-console.sock"))),
-        }
-    }
-
-    fn paths(&self, name: &InternalName) -> Option<VmPaths> {
-        let qmp_socket = self.context.socket_dir.join(&format!("{name}.sock"));
-        let pid_file = self.context.pid_dir.join(&format!("{name}.pid"));
-        Some(VmPaths {
-            qmp_socket: self.report.check("internalName", qmp_socket)?,
-            pid_file: self.report.check("internalName", pid_file)?,
-        })
-    }
-
-    /// Every socket has a path the kernel takes, and one of its own.
-    fn sockets(&self, draft: &Draft, channels: &ChannelsConfig, paths: Option<&VmPaths>) {
-        let named = [
-            ("internalName", paths.map(|paths| &paths.qmp_socket)),
-            ("guestAgentSocketPath", channels.guest_agent.as_ref()),
-            ("infiniServiceSocketPath", channels.infini_service.as_ref()),
-            ("serialConsole", channels.serial_console.as_ref()),
-            ("tpmSocketPath", draft.tpm_socket.as_ref()),
-        ];
-        let mut seen: Vec<&HostPath> = Vec::new();
-        for (field, path) in named {
-            let Some(path) = path else { continue };
-            if path.as_str().len() > LONGEST_SOCKET_PATH {
-                let message = format!(
-                    "makes the socket path {path}, longer than {} bytes",
-                    LONGEST_SOCKET_PATH
-                );
-                self.report.refuse(field, message);
-            }
-            if seen.contains(&path) {
-                self.report
-                    .refuse(field, "must be a path no other socket has");
-            }
-            seen.push(path);
-        }
-    }
-
-    fn confine_isos(&self, draft: &Draft) {
-        let isos = [
-            ("isoPath", &draft.installer_iso),
-            ("virtioDriversIso", &draft.drivers_iso),
-        ];
-        for (field, path) in isos {
-            if let Some(path) = path {
-                self.confine(field, path);
-            }
-        }
-    }
-
-    fn confine(&self, field: &str, path: &HostPath) {
-        if !self.context.path_rules.allows(path) {
-            self.report
-                .refuse(field, "must be inside one of allowedPaths");
-        }
     }
 }

@@ -152,9 +152,13 @@ impl Row<'_> {
         draft.cores = self.report.check("cpuCores", cores);
         let ram = ByteSize::from_gib(columns.ram_gb);
         draft.ram = self.report.check("ramGB", ram);
-        self.text(&mut draft.machine, "machineType", &columns.machine_type);
-        self.text(&mut draft.cpu_model, "cpuModel", &columns.cpu_model);
-        let strategy = &columns.cpu_pinning_strategy;
+        self.text(
+            &mut draft.machine,
+            "machineType",
+            columns.machine_type.as_ref(),
+        );
+        self.text(&mut draft.cpu_model, "cpuModel", columns.cpu_model.as_ref());
+        let strategy = columns.cpu_pinning_strategy.as_ref();
         self.text(&mut draft.pinning_strategy, "cpuPinningStrategy", strategy);
         draft.numa_pinning = columns
             .enable_numa_ctl_pinning
@@ -168,28 +172,36 @@ impl Row<'_> {
 
     fn devices(&self, draft: &mut Draft) {
         let columns = self.columns;
-        self.text(&mut draft.disk_bus, "diskBus", &columns.disk_bus);
-        self.text(&mut draft.cache, "diskCacheMode", &columns.disk_cache_mode);
+        self.text(&mut draft.disk_bus, "diskBus", columns.disk_bus.as_ref());
+        self.text(
+            &mut draft.cache,
+            "diskCacheMode",
+            columns.disk_cache_mode.as_ref(),
+        );
         self.text(
             &mut draft.network_model,
             "networkModel",
-            &columns.network_model,
+            columns.network_model.as_ref(),
         );
-        self.text(&mut draft.uefi, "uefiFirmware", &columns.uefi_firmware);
+        self.text(
+            &mut draft.uefi,
+            "uefiFirmware",
+            columns.uefi_firmware.as_ref(),
+        );
         self.text(
             &mut draft.tpm_socket,
             "tpmSocketPath",
-            &columns.tpm_socket_path,
+            columns.tpm_socket_path.as_ref(),
         );
-        let guest_agent = &columns.guest_agent_socket_path;
+        let guest_agent = columns.guest_agent_socket_path.as_ref();
         self.text(&mut draft.guest_agent, "guestAgentSocketPath", guest_agent);
-        let infini_service = &columns.infini_service_socket_path;
+        let infini_service = columns.infini_service_socket_path.as_ref();
         self.text(
             &mut draft.infini_service,
             "infiniServiceSocketPath",
             infini_service,
         );
-        self.text(&mut draft.bridge, "bridge", &columns.bridge);
+        self.text(&mut draft.bridge, "bridge", columns.bridge.as_ref());
         draft.bridge = draft
             .bridge
             .take()
@@ -202,7 +214,7 @@ impl Row<'_> {
             self.text(
                 &mut draft.drivers_iso,
                 "virtioDriversIso",
-                &columns.virtio_drivers_iso,
+                columns.virtio_drivers_iso.as_ref(),
             );
         }
     }
@@ -213,12 +225,12 @@ impl Row<'_> {
         self.text(
             &mut draft.gpu,
             "assignedGpuBus",
-            &self.columns.assigned_gpu_bus,
+            self.columns.assigned_gpu_bus.as_ref(),
         );
         self.text(
             &mut draft.gpu,
             "gpuPciAddress",
-            &self.columns.gpu_pci_address,
+            self.columns.gpu_pci_address.as_ref(),
         );
         if draft.gpu != before || draft.gpu.is_none() {
             draft.romfile = None;
@@ -230,10 +242,14 @@ impl Row<'_> {
         self.text(
             &mut draft.protocol,
             "graphicProtocol",
-            &columns.graphic_protocol,
+            columns.graphic_protocol.as_ref(),
         );
         draft.protocol.get_or_insert(DisplayProtocol::Spice);
-        self.text(&mut draft.address, "graphicHost", &columns.graphic_host);
+        self.text(
+            &mut draft.address,
+            "graphicHost",
+            columns.graphic_host.as_ref(),
+        );
         draft.port = columns.graphic_port.or(draft.port).or(Some(0));
         let given = |password: &&Secret| !password.reveal().is_empty();
         draft.password = columns.graphic_password.as_ref().filter(given).cloned();
@@ -263,18 +279,18 @@ impl Row<'_> {
     }
 
     /// Overwrites `field` with a column that says something.
-    fn text<T>(&self, field: &mut Option<T>, column: &str, value: &Option<String>)
+    fn text<T>(&self, field: &mut Option<T>, column: &str, value: Option<&String>)
     where
         T: TryFrom<String, Error = InvalidValue>,
     {
-        if let Some(text) = value.as_ref().filter(|text| !text.is_empty()) {
+        if let Some(text) = value.filter(|text| !text.is_empty()) {
             *field = self.report.check(column, T::try_from(text.clone()));
         }
     }
 }
 
 fn unknown_disk(path: HostPath) -> DraftDisk {
-    let raw = path.as_str().ends_with(".raw");
+    let raw = path.as_path().extension().is_some_and(|it| it == "raw");
     DraftDisk {
         format: Some(if raw {
             DiskFormat::Raw

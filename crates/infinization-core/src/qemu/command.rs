@@ -9,7 +9,7 @@ use super::machine::{Action, Boot, Machine, Name, Pvpanic, Sandbox};
 use super::memory::{Memory, MemoryBackend};
 use super::pci::PcieRootPort;
 use super::{Acquired, audio, chardev, disk, display, firmware, netdev, tpm, usb, vfio};
-use crate::config::{DisplayProtocol, GuestOs, VmConfig};
+use crate::config::{DisplayProtocol, FirmwareConfig, GuestOs, VmConfig};
 
 /// A program and its arguments, ready to be spawned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +70,10 @@ fn process(config: &VmConfig) -> Vec<String> {
 
 /// Chipset, CPUs, memory, firmware.
 fn board(config: &VmConfig, acquired: &Acquired) -> Vec<String> {
-    let secure = config.firmware.as_ref().is_some_and(|it| it.needs_smm());
+    let secure = config
+        .firmware
+        .as_ref()
+        .is_some_and(FirmwareConfig::needs_smm);
     let backend = MemoryBackend::new(&config.memory, &acquired.host_nodes);
     let machine = Machine {
         r#type: config.machine,
@@ -155,8 +158,9 @@ impl fmt::Display for QemuCommand {
 
 fn quoted(arg: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,:/+[]".contains(c);
-    match arg.chars().all(plain) && !arg.is_empty() {
-        true => arg.to_owned(),
-        false => format!("'{}'", arg.replace('\'', r"'\''")),
+    if arg.chars().all(plain) && !arg.is_empty() {
+        arg.to_owned()
+    } else {
+        format!("'{}'", arg.replace('\'', r"'\''"))
     }
 }

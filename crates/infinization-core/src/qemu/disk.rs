@@ -13,7 +13,7 @@ use crate::types::HostPath;
 #[serde(tag = "driver", rename = "virtio-blk-pci")]
 struct VirtioBlkPci {
     #[serde(flatten)]
-    drive: Drive,
+    frontend: Frontend,
     #[serde(flatten)]
     place: PciPlace,
 }
@@ -23,7 +23,7 @@ struct VirtioBlkPci {
 #[serde(tag = "driver", rename = "scsi-hd")]
 struct ScsiHd {
     #[serde(flatten)]
-    drive: Drive,
+    frontend: Frontend,
     bus: &'static str,
     #[serde(rename = "scsi-id")]
     scsi_id: usize,
@@ -34,7 +34,7 @@ struct ScsiHd {
 #[serde(tag = "driver", rename = "ide-hd")]
 struct IdeHd {
     #[serde(flatten)]
-    drive: Drive,
+    frontend: Frontend,
     #[serde(flatten)]
     port: AtaPort,
 }
@@ -79,7 +79,7 @@ impl Device for Ich9Ahci {}
 /// What every disk frontend has.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Drive {
+struct Frontend {
     id: String,
     /// The block node.
     drive: String,
@@ -198,7 +198,7 @@ fn bootindex(index: usize) -> usize {
 fn disk_args(machine: MachineType, index: usize, disk: &DiskConfig, ata: &mut Ata) -> Vec<String> {
     let id = format!("disk{index}");
     let mut args = Blockdev::disk(id.clone(), disk).to_args();
-    let drive = Drive {
+    let frontend = Frontend {
         drive: id.clone(),
         id,
         bootindex: bootindex(index),
@@ -211,12 +211,12 @@ fn disk_args(machine: MachineType, index: usize, disk: &DiskConfig, ata: &mut At
     args.extend(match disk.bus {
         DiskBus::Virtio => {
             let place = PciPlace::disk(machine, index);
-            VirtioBlkPci { drive, place }.to_args()
+            VirtioBlkPci { frontend, place }.to_args()
         }
         DiskBus::Scsi => {
             let (bus, scsi_id) = ("scsi0.0", index);
             ScsiHd {
-                drive,
+                frontend,
                 bus,
                 scsi_id,
             }
@@ -224,7 +224,7 @@ fn disk_args(machine: MachineType, index: usize, disk: &DiskConfig, ata: &mut At
         }
         DiskBus::Sata | DiskBus::Ide => {
             let port = ata.disk(disk.bus);
-            IdeHd { drive, port }.to_args()
+            IdeHd { frontend, port }.to_args()
         }
     });
     args

@@ -51,9 +51,10 @@ impl<'a> MemoryBackend<'a> {
             return None;
         }
         Some(Self {
-            qom_type: match memory.hugepages {
-                true => "memory-backend-memfd",
-                false => "memory-backend-ram",
+            qom_type: if memory.hugepages {
+                "memory-backend-memfd"
+            } else {
+                "memory-backend-ram"
             },
             id: Self::ID,
             size: memory.size.as_bytes(),

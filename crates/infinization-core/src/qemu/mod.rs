@@ -27,6 +27,8 @@ mod machine;
 mod memory;
 mod netdev;
 mod pci;
+#[cfg(test)]
+mod reader;
 mod tpm;
 mod usb;
 mod vfio;
@@ -36,3 +38,6 @@ pub use acquired::{
 };
 pub use command::QemuCommand;
 pub use machine::name_argument;
+
+#[cfg(test)]
+mod properties;
