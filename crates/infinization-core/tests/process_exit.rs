@@ -13,7 +13,7 @@ use infinization_core::host::process::{
     Exit, Identity, ProcessHandle, Signal, adopt, is_alive, spawn,
 };
 use process_kit::{
-    SOON, end, eventually, foreign_qemu, has_children, identity_of, in_own_process,
+    ForeignQemu, SOON, end, eventually, has_children, identity_of, in_own_process,
     kernel_remembers_exits, name_of, quiet, script, until,
 };
 use tokio::time::timeout;
@@ -150,8 +150,8 @@ async fn the_end_of_a_process_that_is_not_our_child_is_seen() {
     let gate = dir.path().join("gate");
     nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let text = format!("read line < {}; exit 7", gate.display());
-    let (mut parent, pid) = foreign_qemu("vm-1", &text, "wait");
-    let process = adopted("vm-1", pid).await;
+    let qemu = ForeignQemu::start("vm-1", &text, "wait");
+    let process = adopted("vm-1", qemu.pid).await;
     let waiters = [
         tokio::spawn(process.exited()),
         tokio::spawn(process.exited()),
@@ -160,20 +160,20 @@ async fn the_end_of_a_process_that_is_not_our_child_is_seen() {
     for waiter in waiters {
         assert_eq!(waiter.await.unwrap(), told(Exit::Code(7)));
     }
-    parent.wait().unwrap();
 
-    let (mut parent, pid) = foreign_qemu("vm-1", "sleep 0.01; read line < /dev/zero", "wait");
-    let process = adopted("vm-1", pid).await;
+    let qemu = ForeignQemu::start("vm-1", "while :; do sleep 0.05; done", "wait");
+    let process = adopted("vm-1", qemu.pid).await;
     assert_eq!(process.kill_now().await.unwrap(), told(Exit::Signal(9)));
-    parent.wait().unwrap();
 }
 
 #[tokio::test]
 async fn f13_a_zombie_is_dead_at_once_whoever_should_reap_it() {
-    // The parent becomes `sleep`, which never reaps.
-    let (mut parent, pid) = foreign_qemu("vm-1", "while :; do sleep 0.05; done", "exec sleep 1000");
-    let id = identity_of(pid);
+    let qemu = ForeignQemu::start("vm-1", "while :; do sleep 0.05; done", "exec sleep 1000");
+    let pid = qemu.pid;
     let process = adopted("vm-1", pid).await;
+    let id = process.id().clone();
+    // From here on nobody reaps it.
+    qemu.parent_is("sleep").await;
     process.signal(Signal::KILL).unwrap();
     assert_eq!(
         timeout(SOON, process.exited()).await.unwrap(),
@@ -187,8 +187,6 @@ async fn f13_a_zombie_is_dead_at_once_whoever_should_reap_it() {
     assert!(!process.is_alive());
     assert!(!is_alive(pid));
     assert!(matches!(adopt(&id, &name_of("vm-1")).await, Identity::Gone));
-    parent.kill().unwrap();
-    parent.wait().unwrap();
 }
 
 #[tokio::test]

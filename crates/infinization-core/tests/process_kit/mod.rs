@@ -157,24 +157,48 @@ pub fn name_of(vm: &str) -> String {
     format!("guest={vm},debug-threads=on")
 }
 
-/// Starts a program that looks like the QEMU of `vm` and runs `text`, as the child of a process that
-/// is not this one. `parent` is what that process does next: `wait` reaps, `exec sleep` never does.
-/// Gives that process and the pid of the look-alike.
-pub fn foreign_qemu(vm: &str, text: &str, parent: &str) -> (std::process::Child, i32) {
-    use std::io::{BufRead as _, BufReader};
-    let script = r#"bash -c 'exec -a /usr/bin/qemu-system-fake sh -c "$1" -name "$2"' - "$1" "$2" &
-        echo $!
-        eval "$3""#;
-    let mut started = Command::new("bash")
-        .args(["-c", script, "-", text, &name_of(vm), parent])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    let stdout = started.stdout.take().unwrap();
-    BufReader::new(stdout).read_line(&mut line).unwrap();
-    (started, line.trim().parse().unwrap())
+/// A look-alike of a VM's QEMU that is not our child, and its parent, which ends with the test.
+#[derive(Debug)]
+pub struct ForeignQemu {
+    parent: std::process::Child,
+    /// The look-alike's number.
+    pub pid: i32,
+}
+
+impl ForeignQemu {
+    /// Starts a program that looks like the QEMU of `vm` and runs `script`. Its parent then does
+    /// `then`: `wait` reaps it, `exec sleep` never does.
+    pub fn start(vm: &str, script: &str, then: &str) -> Self {
+        use std::io::{BufRead as _, BufReader};
+        let parent = r#"bash -c 'exec -a /usr/bin/qemu-system-fake sh -c "$1" -name "$2"' - "$1" "$2" &
+            echo $!
+            eval "$3""#;
+        let mut parent = Command::new("bash")
+            .args(["-c", parent, "-", script, &name_of(vm), then])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stdout = parent.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        let pid = line.trim().parse().unwrap();
+        Self { parent, pid }
+    }
+
+    /// Waits until the parent has become another program.
+    pub async fn parent_is(&self, program: &str) {
+        let comm = format!("/proc/{}/comm", self.parent.id());
+        eventually(|| fs::read_to_string(&comm).unwrap().trim() == program).await;
+    }
+}
+
+impl Drop for ForeignQemu {
+    fn drop(&mut self) {
+        self.parent.kill().unwrap();
+        self.parent.wait().unwrap();
+    }
 }
 
 /// Reads the identity of a running process the way the library writes it.
