@@ -12,6 +12,13 @@ pub struct LinkName(String);
 
 checked_string!(LinkName, check_link_name);
 
+impl LinkName {
+    /// `vnet-` and ten hex digits: always a name.
+    pub(super) fn of_tap(digits: &str) -> Self {
+        Self(format!("vnet-{digits}"))
+    }
+}
+
 fn check_link_name(text: &str) -> Result<(), InvalidValue> {
     let plain = text
         .chars()

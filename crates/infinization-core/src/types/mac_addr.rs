@@ -41,6 +41,11 @@ impl MacAddr {
         Self::new(octets)
     }
 
+    /// QEMU guests' prefix `52:54` and four octets: always a unicast address.
+    pub(super) fn of_guest([c, d, e, f]: [u8; 4]) -> Self {
+        Self([0x52, 0x54, c, d, e, f])
+    }
+
     /// The six octets, in transmission order.
     pub fn octets(self) -> [u8; 6] {
         self.0
@@ -49,8 +54,9 @@ impl MacAddr {
 
 impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        let [first, rest @ ..] = self.0;
+        write!(f, "{first:02x}")?;
+        rest.iter().try_for_each(|octet| write!(f, ":{octet:02x}"))
     }
 }
 

@@ -27,18 +27,9 @@ impl VmNames {
             // Writing to a String cannot fail.
             let _infallible = write!(hex, "{octet:02x}");
         }
-        let (tap, mac) = (
-            LinkName::parse(format!("vnet-{}", &hex[..10])),
-            MacAddr::new([0x52, 0x54, digest[0], digest[1], digest[2], digest[3]]),
-        );
-        #[expect(
-            clippy::expect_used,
-            reason = "hex digits and a unicast prefix always pass the checks"
-        )]
-        let (tap, mac) = (tap.expect("hex name"), mac.expect("unicast prefix"));
         Self {
-            tap,
-            mac,
+            tap: LinkName::of_tap(&hex[..10]),
+            mac: MacAddr::of_guest([digest[0], digest[1], digest[2], digest[3]]),
             chain: format!("vm_{hex}"),
         }
     }
