@@ -31,14 +31,14 @@ impl Manager {
     /// Runs a monitor command. `arguments` is a JSON object or null.
     pub async fn qmp_execute(
         &self,
-        vm_id: String,
-        command: String,
+        vm_id: &str,
+        command: &str,
         arguments: Value,
     ) -> Result<Box<RawValue>, Failure> {
-        let client = self.attached(&vm_id)?;
+        let client = self.attached(vm_id)?;
         let answer = match arguments {
-            Value::Null => client.execute(&command, ()).await,
-            arguments => client.execute(&command, arguments).await,
+            Value::Null => client.execute(command, ()).await,
+            arguments => client.execute(command, arguments).await,
         };
         Ok(answer?)
     }

@@ -9,10 +9,12 @@
 //! | `startup` | opening the database, probing the host, taking VMs back |
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
 //! | `health` | what the health monitor looks at |
+//! | `observe` | the health monitor's switch, which VMs are attached |
 //! | `guest_access` | block devices, CD-ROMs, raw QMP, the guest agent |
 
 mod guest_access;
 mod health;
+mod observe;
 mod startup;
 mod store;
 
@@ -292,11 +294,6 @@ impl Manager {
         let statuses = statuses.unwrap_or_else(|| TRANSIENT.map(str::to_owned).to_vec());
         let statuses: Vec<&str> = statuses.iter().map(String::as_str).collect();
         to_value(&open.reconcile(&statuses).await?)
-    }
-
-    /// The health monitor.
-    pub fn health(&self) -> Result<HealthMonitor, Failure> {
-        Ok(self.open()?.monitor.clone())
     }
 
     async fn verb(&self, vm_id: &str, verb: Verb) -> Result<Value, Failure> {

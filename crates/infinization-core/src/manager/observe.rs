@@ -1,0 +1,53 @@
+//! Watching: the health monitor's switch, and which VMs are attached.
+
+use serde_json::Value;
+
+use super::{Manager, to_value};
+use crate::error::Failure;
+use crate::vm::VmHandle;
+
+impl Manager {
+    /// Starts the health monitor; its first cycle has run when this returns.
+    pub async fn start_health_monitor(&self) -> Result<(), Failure> {
+        let monitor = self.open()?.monitor.clone();
+        monitor.start().await;
+        Ok(())
+    }
+
+    /// Stops the health monitor. Crashes are still noticed: each VM's own task watches its process.
+    pub fn stop_health_monitor(&self) -> Result<(), Failure> {
+        self.open()?.monitor.stop();
+        Ok(())
+    }
+
+    /// Whether the health monitor runs.
+    pub fn is_monitoring(&self) -> bool {
+        self.open().is_ok_and(|open| open.monitor.is_monitoring())
+    }
+
+    /// `checkAllVMs`: one cycle now.
+    pub async fn check_all_vms(&self) -> Result<Value, Failure> {
+        let monitor = self.open()?.monitor.clone();
+        to_value(&monitor.check_all().await?)
+    }
+
+    /// `checkOrphanProcesses`.
+    pub async fn check_orphan_processes(&self) -> Result<Value, Failure> {
+        let monitor = self.open()?.monitor.clone();
+        to_value(&monitor.check_orphans().await?)
+    }
+
+    /// `getAttachedVMs`: VMs whose monitor is connected now.
+    pub fn attached_vms(&self) -> Vec<String> {
+        let Ok(open) = self.open() else {
+            return Vec::new();
+        };
+        let connected = |handle: &VmHandle| {
+            let live = handle.view().live;
+            live.is_some_and(|live| live.qmp.is_connected())
+        };
+        let vms = open.vms();
+        let attached = vms.iter().filter(|(_, handle)| connected(handle));
+        attached.map(|(vm_id, _)| vm_id.to_string()).collect()
+    }
+}

@@ -1,0 +1,133 @@
+'use strict'
+
+const { revive } = require('./revive')
+
+// How many events wait for a slow `for await` before the oldest are dropped.
+const STREAM_CAPACITY = 4096
+
+// Tells a failing callback of the user's apart from a failure of ours: a warning, never a crash.
+function warn (what, error) {
+  const reason = error instanceof Error ? error.stack : String(error)
+  process.emitWarning(`${what} failed: ${reason}`, { type: 'InfinizationWarning' })
+}
+
+// Runs a callback of the user's. Neither a throw nor a rejection leaves here.
+function guarded (what, callback) {
+  try {
+    const result = callback()
+    if (typeof result?.then === 'function') result.then(undefined, (error) => warn(what, error))
+  } catch (error) {
+    warn(what, error)
+  }
+}
+
+// Emits so that every listener is called even when one before it throws, and so that 'error' with
+// nobody listening does not throw.
+function emitGuarded (emitter, name, ...args) {
+  for (const listener of emitter.rawListeners(name)) {
+    guarded(`listener for '${String(name)}'`, () => Reflect.apply(listener, emitter, args))
+  }
+}
+
+// What an event handler's event means to somebody who listens on the VM's monitor.
+function emitOnMonitor (client, name, payload) {
+  if (name === 'vm:event') {
+    const milliseconds = payload.timestamp?.getTime() ?? Date.now()
+    const seconds = Math.floor(milliseconds / 1000)
+    const timestamp = { seconds, microseconds: (milliseconds - seconds * 1000) * 1000 }
+    emitGuarded(client, payload.event, payload.qmpData, timestamp)
+    emitGuarded(client, 'event', { event: payload.event, data: payload.qmpData, timestamp })
+  }
+  if (name === 'vm:disconnect') emitGuarded(client, 'disconnect')
+  if (name === 'vm:reconnect') emitGuarded(client, 'reconnect')
+  if (name === 'vm:stale') emitGuarded(client, 'reconnect_failed')
+}
+
+// Gives each event of a batch to whom it is for. `owner` is what `js/infinization.js` shows of an
+// instance: { emitter, eventHandler, healthMonitor, eventManager, monitorOf, streams }.
+function route (owner, batch) {
+  for (const event of revive(batch, true)) {
+    const { source, kind, vmId, data } = event
+    for (const stream of owner.streams) stream.push(event)
+    if (source === 'manager') emitGuarded(owner.emitter, kind, data)
+    if (source === 'healthMonitor') emitGuarded(owner.healthMonitor, kind, data)
+    if (source === 'eventHandler') {
+      emitGuarded(owner.eventHandler, kind, data)
+      const client = owner.monitorOf(vmId)
+      if (client) emitOnMonitor(client, kind, data)
+    }
+    if (source === 'crud') emitCRUD(owner.eventManager, kind, vmId, data)
+  }
+}
+
+// The consumer's event manager is called as a method (it uses `this`), and never awaited.
+function emitCRUD (eventManager, action, vmId, data) {
+  if (typeof eventManager?.emitCRUD !== 'function') return
+  const details = data === null ? [] : [data]
+  guarded('eventManager.emitCRUD', () => eventManager.emitCRUD('machines', action, vmId, ...details))
+}
+
+// The public form of an event, as `events()` yields it.
+const shown = ({ seq, vmId, kind, timestamp, data }) => ({
+  seq, vmId, type: kind, timestamp: timestamp ?? new Date(), data
+})
+
+// An async iterator over events. A reader that is too slow is told how many it missed, by an event
+// of type 'lost'. A pending `next()` does not keep the process alive.
+class EventStream {
+  #vmId
+  #waiting = []
+  #lost = 0
+  #readers = []
+  #ended = false
+  #onEnd
+
+  constructor (vmId, onEnd) {
+    this.#vmId = vmId
+    this.#onEnd = onEnd
+  }
+
+  push (event) {
+    const forAll = event.kind === 'lost'
+    if (this.#ended || event.source === 'crud') return
+    if (this.#vmId !== undefined && event.vmId !== this.#vmId && !forAll) return
+    const reader = this.#readers.shift()
+    if (reader) return reader({ value: shown(event), done: false })
+    if (this.#waiting.length === STREAM_CAPACITY) {
+      this.#waiting.shift()
+      this.#lost++
+    }
+    this.#waiting.push(event)
+  }
+
+  // What waits is still read; then the iteration ends.
+  end () {
+    this.#ended = true
+    for (const reader of this.#readers.splice(0)) reader({ value: undefined, done: true })
+    this.#onEnd(this)
+  }
+
+  async next () {
+    if (this.#lost > 0) {
+      const data = { count: this.#lost }
+      this.#lost = 0
+      return { value: shown({ seq: null, vmId: null, kind: 'lost', data }), done: false }
+    }
+    if (this.#waiting.length > 0) return { value: shown(this.#waiting.shift()), done: false }
+    if (this.#ended) return { value: undefined, done: true }
+    return new Promise((resolve) => this.#readers.push(resolve))
+  }
+
+  async return (value) {
+    this.#waiting = []
+    this.#lost = 0
+    this.end()
+    return { value, done: true }
+  }
+
+  [Symbol.asyncIterator] () {
+    return this
+  }
+}
+
+module.exports = { EventStream, route }

@@ -1,0 +1,59 @@
+use infinization_core::manager::Manager;
+use napi_derive::napi;
+
+use super::Infinization;
+use crate::js_value::Argument;
+use crate::outcome::{Outcome, data, done};
+
+/// What `getHealthMonitor()` returns, once `js/infinization.js` has made it an `EventEmitter`.
+#[napi]
+#[derive(Debug)]
+pub struct HealthMonitor {
+    manager: Manager,
+}
+
+#[napi]
+impl HealthMonitor {
+    /// The face of `owner`.
+    #[napi(constructor)]
+    pub fn new(owner: &Infinization) -> Self {
+        Self {
+            manager: owner.manager(),
+        }
+    }
+
+    /// Runs one cycle, then one per interval.
+    #[napi]
+    pub async fn start(&self) -> Outcome {
+        done(self.manager.start_health_monitor()).await
+    }
+
+    #[napi]
+    pub async fn stop(&self) -> Outcome {
+        done(async { self.manager.stop_health_monitor() }).await
+    }
+
+    #[napi]
+    pub fn is_monitoring(&self) -> bool {
+        self.manager.is_monitoring()
+    }
+
+    #[napi(js_name = "checkAllVMs")]
+    pub async fn check_all_vms(&self) -> Outcome {
+        data(self.manager.check_all_vms()).await
+    }
+
+    #[napi]
+    pub async fn check_orphan_processes(&self) -> Outcome {
+        data(self.manager.check_orphan_processes()).await
+    }
+
+    #[napi]
+    pub async fn reconcile_transient_states(&self, statuses: Argument) -> Outcome {
+        data(async {
+            let statuses = statuses.texts("statuses")?;
+            self.manager.reconcile_startup_state(statuses).await
+        })
+        .await
+    }
+}

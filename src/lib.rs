@@ -1,0 +1,25 @@
+//! The Node.js bindings of `infinization-core`: they convert arguments, call the core and convert
+//! what comes back. No behaviour lives here.
+//!
+//! What JavaScript hands in is read by [`js_value`]; what it gets back is made by [`outcome`] in the
+//! caller's own realm; facts travel up through [`events`]. `classes/` has one file per exported class.
+//! The public face (`index.js`, `index.d.ts`) is written by hand over these.
+#![allow(
+    clippy::needless_pass_by_value,
+    clippy::unused_async,
+    reason = "N-API dictates the signatures of exported methods"
+)]
+
+mod classes;
+mod errors;
+mod events;
+mod js_value;
+mod outcome;
+mod panics;
+
+/// Runs once, when the addon is loaded into the process.
+#[cfg(not(test))]
+#[napi_derive::module_init]
+fn load() {
+    panics::quiet();
+}
