@@ -28,6 +28,8 @@ mod memory;
 mod netdev;
 mod pci;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod reader;
 mod tpm;
 mod usb;
@@ -37,6 +39,3 @@ pub use acquired::{
     Accelerator, Acquired, ChannelListeners, DisplayEndpoint, FirmwareFiles, SerialConsole,
 };
 pub use command::QemuCommand;
-
-#[cfg(test)]
-mod properties;
