@@ -28,8 +28,6 @@ mod memory;
 mod netdev;
 mod pci;
 #[cfg(test)]
-mod properties;
-#[cfg(test)]
 mod reader;
 mod tpm;
 mod usb;
@@ -39,3 +37,6 @@ pub use acquired::{
     Accelerator, Acquired, ChannelListeners, DisplayEndpoint, FirmwareFiles, SerialConsole,
 };
 pub use command::QemuCommand;
+
+#[cfg(test)]
+mod properties;
