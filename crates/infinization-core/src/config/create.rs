@@ -136,19 +136,46 @@ fn disk(fields: &Fields<'_>) -> DraftDisk {
 }
 
 fn firewall(fields: &Fields<'_>, report: &Report) -> FirewallConfig {
-    let rules = fields.optional("firewallRules", elements);
-    let rules = rules.unwrap_or_default().iter().enumerate();
+    let values = fields.optional("firewallRules", elements);
+    let values = values.unwrap_or_default().iter().enumerate();
     FirewallConfig {
         default_action: fields.optional("firewallDefaultAction", default_action),
-        rules: rules
-            .filter_map(|(index, value)| {
-                let rule = FirewallRuleInput::deserialize(value)
-                    .map_err(|error| InvalidValue::new(format!("is not a rule: {error}")));
-                report.check(format!("firewallRules[{index}]"), rule)
-            })
+        rules: values
+            .filter_map(|(index, value)| rule(index, value, report))
             .collect(),
     }
 }
+
+/// A rule's types are checked here, its meaning where rules are compiled. A misspelt key would make
+/// it match more than was meant, so it is named.
+fn rule(index: usize, value: &Value, report: &Report) -> Option<FirewallRuleInput> {
+    let fields = Fields::element("firewallRules", index, value, report)?;
+    fields.skip(&RULE_KEYS);
+    fields.finish();
+    let rule = FirewallRuleInput::deserialize(fields.without_nulls())
+        .map_err(|error| InvalidValue::new(format!("is not a rule: {error}")));
+    report.check(format!("firewallRules[{index}]"), rule)
+}
+
+const RULE_KEYS: [&str; 17] = [
+    "id",
+    "name",
+    "description",
+    "action",
+    "direction",
+    "priority",
+    "protocol",
+    "srcPortStart",
+    "srcPortEnd",
+    "dstPortStart",
+    "dstPortEnd",
+    "srcIpAddr",
+    "srcIpMask",
+    "dstIpAddr",
+    "dstIpMask",
+    "connectionState",
+    "overridesDept",
+];
 
 pub(super) fn default_action(value: &Value) -> Result<FirewallDefaultAction, InvalidValue> {
     match value.as_str() {

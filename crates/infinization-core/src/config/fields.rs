@@ -135,6 +135,16 @@ impl<'v> Fields<'v> {
         self.value(key).is_some()
     }
 
+    /// The object as serde should see it: what is null is missing.
+    pub(super) fn without_nulls(&self) -> Value {
+        let given = self.object.iter().filter(|(_, value)| !value.is_null());
+        Value::Object(
+            given
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+        )
+    }
+
     /// Keys that are legal here and read by somebody else.
     pub(super) fn skip(&self, keys: &[&'static str]) {
         self.known.borrow_mut().extend(keys);

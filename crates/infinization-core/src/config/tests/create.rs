@@ -345,6 +345,27 @@ fn b18_b21_unknown_keys_are_warned_about() {
 }
 
 #[test]
+fn b21_a_misspelt_rule_key_is_named() {
+    let rule = json!({ "id": "1", "name": "web", "action": "ACCEPT", "direction": "IN",
+        "priority": null, "dstPort": 80, "dstPortStart": 80, "dstPortEnd": null });
+    let parsed = taken(&json!({ "firewallRules": [rule] }));
+    assert_eq!(warned(&parsed), ["firewallRules[0].dstPort"]);
+    let rule = &parsed.config.firewall.rules[0];
+    assert_eq!((rule.dst_port_start, rule.dst_port_end), (Some(80.0), None));
+}
+
+/// Every field of a rule is a known key.
+#[test]
+fn the_rule_keys_are_the_rules_fields() {
+    let rule = crate::types::FirewallRuleInput {
+        description: Some(String::new()),
+        ..Default::default()
+    };
+    let rule = serde_json::to_value(rule).unwrap();
+    assert_eq!(warned(&taken(&json!({ "firewallRules": [rule] }))), [""; 0]);
+}
+
+#[test]
 fn an_unattended_install_is_refused_as_unavailable() {
     let value = with(&json!({ "unattendedInstall": { "os": "ubuntu" } }));
     let error = VmConfig::parse(&value, &context()).unwrap_err();
