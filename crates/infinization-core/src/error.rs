@@ -95,6 +95,7 @@ error_codes! {
     InvalidState Lifecycle "INVALID_STATE" "The operation is not allowed now."
     ConcurrentModification Lifecycle "CONCURRENT_MODIFICATION" "Another writer changed the machine first."
     ResourceUnavailable Lifecycle "RESOURCE_UNAVAILABLE" "A requested resource does not exist on this host or is taken."
+    Closed Lifecycle "CLOSED" "shutdown() was called."
     Aborted Lifecycle "ABORTED" "The caller's AbortSignal fired; everything this attempt made was removed."
 
     MachineNotFound Database "MACHINE_NOT_FOUND" "The database has no such machine."
@@ -167,8 +168,6 @@ error_codes! {
     StateFile Process "STATE_FILE" "A file in the state directory could not be read or written."
     HostFile Process "HOST_FILE" "A file or directory on the host could not be used."
 
-    NotInitialized Library "INVALID_STATE" "initialize() has not succeeded."
-    Closed Library "CLOSED" "shutdown() was called."
     Busy Library "STATE_DIR_LOCKED" "Another process manages this state directory."
     Internal Library "INTERNAL" "A defect of the library; please report it."
 }

@@ -314,7 +314,7 @@ impl Manager {
         match &*self.phase() {
             Phase::Open(open) => Ok(Arc::clone(open)),
             Phase::New => Err(Failure::new(
-                ErrorCode::NotInitialized,
+                ErrorCode::InvalidState,
                 "initialize() has not succeeded yet",
             )),
             Phase::Closed => Err(Failure::new(

@@ -1,0 +1,1239 @@
+/**
+ * Runs QEMU/KVM virtual machines from Node.js, without libvirt.
+ *
+ * Every verb rejects with one of the error classes below; `error.code` is stable, `error.message` is
+ * for people, `error.cause` is what lay beneath. Every result is plain JSON data, except that times
+ * are `Date`s. Times and timeouts are milliseconds unless a name says otherwise.
+ */
+/// <reference types="node" />
+import { EventEmitter } from 'node:events'
+
+// ---------------------------------------------------------------------------------------------------
+// The manager
+// ---------------------------------------------------------------------------------------------------
+
+/** How an {@link Infinization} works. Nothing of it is checked before `initialize()`. */
+export interface InfinizationConfig {
+  /**
+   * The application's Prisma client. Leave this and `databaseAdapter` out to keep the machines in the
+   * embedded store under `stateDir`. A key that is there without a value is `INVALID_CONFIG`: a
+   * misconfigured program must not start on an empty store. This version refuses any value.
+   */
+  prismaClient?: PrismaClientLike
+  /** The 16 database operations as an object of yours. See `prismaClient`. */
+  databaseAdapter?: InfinizationDatabase
+  /** Only machines of this node are looked at by scans. Default: all. */
+  nodeId?: string
+  /** Told of every change by `emitCRUD('machines', action, vmId, data?)`; never awaited. */
+  eventManager?: EventManagerLike
+  /** Milliseconds between two health checks. Default 30000. */
+  healthMonitorInterval?: number
+  /** Start the health monitor in `initialize()`. Default true. */
+  autoStartHealthMonitor?: boolean
+  /**
+   * Where the library keeps what it must remember. Default `/var/lib/infinization`. When it is given,
+   * `diskDir`, `qmpSocketDir` and `pidfileDir` default to `disks/`, `run/` and `pids/` under it.
+   */
+  stateDir?: string
+  /** Default `/var/lib/infinization/disks`. */
+  diskDir?: string
+  /** Default `/var/run/infinization`. A socket's path must not exceed 107 bytes. */
+  qmpSocketDir?: string
+  /** Default `/var/run/infinization/pids`. */
+  pidfileDir?: string
+  /** Confines disks, backing files and ISOs to these directories. Default: not confined. */
+  allowedPaths?: string[]
+  /**
+   * What to do on a kernel without connection tracking for bridges. `fail`: `initialize()` rejects.
+   * `degrade`: stateless rules, with a warning. Default: the environment's
+   * `INFINIZATION_BRIDGE_CONNTRACK_MODE`, else `fail`.
+   */
+  bridgeConntrackMode?: 'fail' | 'degrade'
+  /**
+   * Services of the host that every guest may reach on its bridge's own addresses. Default: the
+   * environment's `INFINIZATION_HOST_SERVICE_PORTS`, else TCP 4000.
+   */
+  hostServices?: HostService[]
+  /**
+   * `auto`: KVM where `/dev/kvm` opens and the CPU can, else emulation. Default: the environment's
+   * `INFINIZATION_ACCEL`, else `auto`.
+   */
+  accelerator?: Accelerator
+  /** Makes this host capable of department overlays. Undefined: it is not, and the verbs reject. */
+  overlay?: OverlayConfig
+}
+
+export type Accelerator = 'auto' | 'kvm' | 'tcg'
+
+export interface HostService {
+  protocol: 'tcp' | 'udp'
+  /** 1 to 65535. */
+  port: number
+}
+
+export interface OverlayConfig {
+  /** This host's address inside the overlay. */
+  vtepIp: string
+  wgPrivateKeyPath: string
+  wgListenPort: number
+}
+
+export interface OverlayPeer {
+  nodeId: string
+  vtepIp: string
+  wgPubKey: string
+  /** `host:port`. */
+  wgEndpoint: string
+}
+
+export interface OverlaySegmentSpec {
+  deptId: string
+  bridgeName: string
+  /** 4096 to 16777215. */
+  vni: number
+  mtu: number
+  isGatewayOwner: boolean
+  /** `a.b.c.d/n`. */
+  gatewayCidr?: string
+  /** Without this host itself. */
+  peers: OverlayPeer[]
+}
+
+/** What the library calls on `eventManager`. */
+export interface EventManagerLike {
+  emitCRUD?(resource: string, action: string, id: string, data?: unknown): void
+  emit?(event: string, data: unknown): unknown
+}
+
+/** The last argument, or a member of the options, of calls that may take long. */
+export interface Abortable {
+  /**
+   * Ends the call: it rejects with `ABORTED` and everything this attempt made is removed. A signal
+   * that has fired before the call means that nothing is begun.
+   */
+  signal?: AbortSignal
+}
+
+/**
+ * The manager of one host's virtual machines.
+ *
+ * Every method but `initialize`, `shutdown`, `isInitialized`, `getActiveVMs`, `getQMPClient` and
+ * `events` needs `initialize()` to have succeeded: before it they fail with `INVALID_STATE`, after
+ * `shutdown()` with `CLOSED`. Arguments must be plain data; what is not (NaN, BigInt, Date, Buffer,
+ * a cycle, a throwing getter) is `INVALID_CONFIG` with `context.issues` naming each path.
+ *
+ * An open instance does not keep the process alive; a call under way does. VMs outlive the process.
+ */
+export class Infinization extends EventEmitter<InfinizationEvents> {
+  /** Does no I/O and checks nothing. */
+  constructor(config?: InfinizationConfig)
+
+  /**
+   * Opens the store, sets the firewall up, reconciles the machines that were left in a transient
+   * status, starts the health monitor. Idempotent once it succeeded; after a rejection make a new
+   * instance.
+   * @throws LifecycleError `INVALID_CONFIG`; NftablesError when the firewall cannot be set up;
+   * InfinizationError `STATE_DIR_LOCKED` when another process manages the state directory.
+   */
+  initialize(): Promise<void>
+  /** Ends monitoring and disconnects; never touches a VM. Safe at any time. */
+  shutdown(): Promise<void>
+  /** Whether `initialize()` has succeeded and `shutdown()` was not called. */
+  isInitialized(): boolean
+  /** The same as `shutdown()`, for `await using`. */
+  [Symbol.asyncDispose](): Promise<void>
+
+  /**
+   * Says what `createVM` would run, without doing anything.
+   * @throws LifecycleError `INVALID_CONFIG`
+   */
+  planVM(config: VMCreateConfig): Promise<VMPlan>
+  /**
+   * Makes the disks, the TAP and the firewall rules of a VM, starts it, and resolves when it runs. On
+   * failure everything this attempt made is gone.
+   * @throws LifecycleError `INVALID_CONFIG`, `INVALID_STATE` (the machine is neither fresh, `off` nor
+   * `error`), `CREATE_FAILED`, `ABORTED`
+   */
+  createVM(config: VMCreateConfig, options?: Abortable): Promise<VMCreateResult>
+  /**
+   * Starts a VM that was created before. Succeeds at once when it runs already.
+   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE`, `CONCURRENT_MODIFICATION`, `START_FAILED`,
+   * `ABORTED`
+   */
+  startVM(vmId: string, config?: VMStartConfig & Abortable): Promise<VMOperationResult>
+  /**
+   * Resolves when QEMU is gone. Succeeds at once when the VM is off.
+   * @throws LifecycleError `VM_NOT_FOUND`, `TIMEOUT` (it ignored the request and `force` was false),
+   * `STOP_FAILED`, `ABORTED`
+   */
+  stopVM(vmId: string, config?: VMStopConfig & Abortable): Promise<VMOperationResult>
+  /** Stops and starts. The one verb that may resolve with `success: false` and an `error`. */
+  restartVM(vmId: string): Promise<VMOperationResult>
+  /** @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it runs, `QMP_ERROR` */
+  suspendVM(vmId: string): Promise<VMOperationResult>
+  /** @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it is suspended, `QMP_ERROR` */
+  resumeVM(vmId: string): Promise<VMOperationResult>
+  /** @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it runs, `QMP_ERROR` */
+  resetVM(vmId: string): Promise<VMOperationResult>
+  /**
+   * Ends the VM and releases what it had on the host. Its disks and its row stay. Succeeds when there
+   * is no such machine.
+   * @throws LifecycleError `CLEANUP_FAILED`, `STOP_FAILED`
+   */
+  destroyVM(vmId: string): Promise<VMOperationResult>
+  /** Never waits for another operation. @throws LifecycleError `VM_NOT_FOUND` */
+  getVMStatus(vmId: string): Promise<VMStatusResult>
+  /** The ids of the VMs this instance looks after. */
+  getActiveVMs(): string[]
+
+  /** Embedded store only; else `INVALID_STATE`. */
+  listVMs(): Promise<VMInfo[]>
+  /** Embedded store only. @throws LifecycleError `VM_NOT_FOUND` */
+  getVM(vmId: string): Promise<VMInfo>
+  /** Ends the VM, forgets it, and removes its disks when asked to. Embedded store only. */
+  deleteVM(vmId: string, options?: VMDeleteOptions): Promise<VMOperationResult>
+  /** Replaces the VM's own rules, in one atomic step. Embedded store only. */
+  setFirewallRules(vmId: string, rules: FirewallRuleInput[]): Promise<FirewallApplyResult>
+
+  /** Emits what QEMU reports of the VMs. */
+  getEventHandler(): EventHandler
+  /** Emits what the periodic checks find. */
+  getHealthMonitor(): HealthMonitor
+  /** The VM's monitor, shared with the library; undefined unless it is connected. */
+  getQMPClient(vmId: string): QMPClient | undefined
+  /** The injected database object. @throws LifecycleError `INVALID_STATE` with the embedded store */
+  getPrismaAdapter(): InfinizationDatabase
+  /**
+   * Every event of this instance in the order it happened, from now on; of one VM when `vmId` is
+   * given. Ends at `shutdown()`. A reader that falls 4096 events behind gets one of type `lost`,
+   * with the number of those it missed. Waiting for the next one does not keep the process alive.
+   */
+  events(options?: { vmId?: string }): AsyncIterableIterator<InfinizationEvent>
+
+  /**
+   * Settles the machines in these statuses (default `starting`, `powering_off_update`, `rebuilding`)
+   * by whether their QEMU is alive. `initialize()` has done it once.
+   */
+  reconcileStartupState(statuses?: string[]): Promise<ReconcileSummary>
+  /** Connects to the monitor of a VM that runs already. Does nothing when it is attached. */
+  attachToRunningVM(vmId: string, qmpSocketPath: string): Promise<void>
+  /** Runs a program in the guest through its agent. `options.timeout` is in milliseconds. */
+  guestExec(
+    vmId: string,
+    guestAgentSocketPath: string,
+    command: string,
+    args?: string[],
+    options?: GuestExecOptions
+  ): Promise<GuestExecOutput>
+  /** @throws LifecycleError `VM_NOT_FOUND` when the VM is not attached */
+  ejectCdrom(vmId: string, device: string, force?: boolean): Promise<void>
+  /** @throws LifecycleError `VM_NOT_FOUND` when the VM is not attached */
+  queryBlockDevices(vmId: string): Promise<QMPBlockInfo[]>
+
+  /** Rejects with `INVALID_STATE` while `overlay` is not configured. */
+  ensureSegment(spec: OverlaySegmentSpec): Promise<void>
+  /** Rejects with `INVALID_STATE` while `overlay` is not configured. */
+  setPeers(deptId: string, bridgeName: string, peers: OverlayPeer[]): Promise<void>
+  /** Rejects with `INVALID_STATE` while `overlay` is not configured. */
+  destroySegment(deptId: string, bridgeName: string): Promise<void>
+}
+
+/** What an {@link Infinization} emits itself. */
+export interface InfinizationEvents {
+  /** The process was too busy to take its events; so many of the oldest were dropped. */
+  lost: [details: { count: number }]
+}
+
+/** What `events()` yields. */
+export interface InfinizationEvent {
+  /** Grows by one from event to event of the whole instance; null for `lost`. */
+  seq: number | null
+  vmId: string | null
+  /** The name under which an emitter of this instance emits it: `vm:event`, `crash`, … */
+  type: string
+  timestamp: Date
+  /** The payload as the emitter has it. */
+  data: unknown
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Verbs: what they take and give
+// ---------------------------------------------------------------------------------------------------
+
+export type DisplayProtocol = 'spice' | 'vnc'
+export type FirewallDefaultAction = 'accept' | 'drop'
+
+export interface DiskConfig {
+  /** Virtual size in GiB, at least 1. With a `backingFile` the clone has that image's size. */
+  sizeGB: number
+  /** Default `qcow2`. */
+  format?: 'qcow2' | 'raw'
+  /** Default: what suits the guest's OS. */
+  bus?: string
+  /** Default `writeback`. */
+  cache?: string
+  /** Give freed blocks back to the host. Default true. */
+  discard?: boolean
+  /** Absolute path of an image to make a thin clone of (qcow2 only). */
+  backingFile?: string
+}
+
+/** A new VM. A value that makes no sense is `INVALID_CONFIG`; a key that is unknown is warned about. */
+export interface VMCreateConfig {
+  /** The machine's id in the database: letters, digits, `.`, `_`, `-`; at most 128. */
+  vmId: string
+  /** For people. */
+  name: string
+  /** Names disks, sockets and the process. Same alphabet as `vmId`, at most 64. */
+  internalName: string
+  /** The guest's OS as free text (`ubuntu-22.04`, `windows11`); it picks the device models. */
+  os: string
+  /** At least 1. */
+  cpuCores: number
+  /** GiB, at least 0.5. */
+  ramGB: number
+  /** At least one. Disk 0 is `<diskDir>/<internalName>.qcow2`. */
+  disks: DiskConfig[]
+  /** An existing bridge. */
+  bridge: string
+  displayType: DisplayProtocol
+  /** Where to look for a free TCP port from; the result has the one that was taken. From 5900. */
+  displayPort: number
+  /** Handed over by QMP, never on a command line. Required unless the address is loopback. */
+  displayPassword?: string
+  /** Default `127.0.0.1`. */
+  displayAddr?: string
+  /** What happens to traffic that no rule speaks of. Default `drop`. */
+  firewallDefaultAction?: FirewallDefaultAction
+  /** The VM's own rules. Embedded store only. */
+  firewallRules?: FirewallRuleInput[]
+  /** User that QEMU runs as. Default: the environment's `INFINIZATION_QEMU_USER`, else ours. */
+  runAsUser?: string
+  /** Run QEMU without its seccomp sandbox. Default false. */
+  disableSandbox?: boolean
+  /** Default: the configuration's `accelerator`. */
+  accelerator?: Accelerator
+  /** Six hex pairs, unicast. Default: derived from `vmId`. */
+  macAddress?: string
+  /** `0000:01:00.0`, bound to vfio-pci. */
+  gpuPciAddress?: string
+  /** Inside `/var/lib/infinization/roms/`. */
+  gpuRomfile?: string
+  /** Default `q35`. */
+  machineType?: string
+  /** Default `host`; without KVM that is `max`. */
+  cpuModel?: string
+  /** Default: what suits the guest's OS. */
+  diskBus?: string
+  /** Default: what suits the guest's OS. */
+  diskCacheMode?: string
+  /** Default: what suits the guest's OS. */
+  networkModel?: string
+  /** 1 to 4. Default: as many as cores, at most 4. */
+  networkQueues?: number
+  /** Default false. */
+  memoryBalloon?: boolean
+  /** Back the guest's memory by huge pages. Default false. */
+  hugepages?: boolean
+  /** An `OVMF_CODE` file. Default: BIOS. */
+  uefiFirmware?: string
+  /** Installation medium. */
+  isoPath?: string
+  /** Default: QEMU's own. One that QEMU would refuse is `INVALID_CONFIG`. */
+  uuid?: string
+  /** Host CPUs, one per virtual CPU. Default: not pinned. */
+  cpuPinning?: number[]
+  /** Default false. */
+  enableNumaCtlPinning?: boolean
+  /** Default `basic`. */
+  cpuPinningStrategy?: 'basic' | 'hybrid'
+  /** Socket of a TPM emulator. */
+  tpmSocketPath?: string
+  guestAgentSocketPath?: string
+  infiniServiceSocketPath?: string
+  /** Second medium, with drivers for Windows. */
+  virtioDriversIso?: string
+  /** Default false. */
+  enableAudio?: boolean
+  /** Default: true for Windows. */
+  enableUsbTablet?: boolean
+  /** A socket beside the QMP socket and a log file for the first serial port. Default false. */
+  serialConsole?: boolean
+}
+
+export interface VMCreateResult {
+  success: true
+  vmId: string
+  tapDevice: string
+  qmpSocketPath: string
+  /** The TCP port that the display listens on. */
+  displayPort: number
+  pid: number
+  diskPaths: string[]
+  pidFilePath: string
+  installationIsoPath?: string
+  installingOS?: boolean
+}
+
+/** What `createVM` would run. */
+export interface VMPlan {
+  command: string
+  args: string[]
+  [fact: string]: unknown
+}
+
+export interface VMStartConfig {
+  firewallDefaultAction?: FirewallDefaultAction
+  /** Default false. */
+  disableSandbox?: boolean
+  /** Accepted for compatibility; a start resolves when the guest's CPUs run. */
+  waitForBoot?: boolean
+  /** Accepted for compatibility. */
+  bootTimeout?: number
+}
+
+export interface VMStopConfig {
+  /** Ask the guest first. Default true. */
+  graceful?: boolean
+  /** How long the guest may take. Default 30000. */
+  timeout?: number
+  /** End QEMU when the guest did not stop in time. Default true. */
+  force?: boolean
+}
+
+export interface VMDeleteOptions {
+  /** Also remove the disks. Default false. */
+  deleteDisks?: boolean
+}
+
+export interface VMOperationResult {
+  success: boolean
+  message: string
+  error?: string
+  vmId: string
+  timestamp: Date
+  /** QEMU was ended without the guest's consent. */
+  forced?: boolean
+}
+
+export interface VMStatusResult {
+  vmId: string
+  status: string
+  /** QEMU's own word, or null when its monitor is not connected. */
+  qmpStatus: string | null
+  pid: number | null
+  uptime: number | null
+  processAlive: boolean
+  /** Whether row, process and monitor agree. */
+  consistent: boolean
+  tapDevice: string | null
+  qmpSocketPath: string | null
+}
+
+export interface GuestExecOptions {
+  timeout?: number
+  /** Ignored: the guest agent has no such thing. */
+  cwd?: string
+}
+
+export interface GuestExecOutput {
+  stdout: string
+  stderr: string
+  /** -1 when the agent gave none. */
+  exitCode: number
+}
+
+export interface VMInfo {
+  id: string
+  name: string
+  internalName: string
+  os: string
+  status: DBVMStatus
+  resources: VMResourceConfig
+  network?: { bridge: string; macAddress?: string; tapDevice?: string }
+  display?: { protocol: DisplayProtocol; port: number; address?: string; hasPassword?: boolean }
+  hardware?: { gpuPciAddress?: string; gpuRomfile?: string; iommuGroup?: number }
+  pid?: number | null
+  qmpSocketPath?: string | null
+  createdAt?: Date
+  updatedAt?: Date
+}
+
+export interface VMResourceConfig {
+  cpuCores: number
+  ramGB: number
+  diskSizeGB: number
+}
+
+/** The statuses the library writes. */
+export type DBVMStatus =
+  | 'starting'
+  | 'running'
+  | 'off'
+  | 'suspended'
+  | 'paused'
+  | 'updating_hardware'
+  | 'powering_off_update'
+  | 'error'
+
+export interface ReconcileResult {
+  vmId: string
+  previousStatus: string
+  pid: number | null
+  pidAlive: boolean
+  action: 'promoted_running' | 'reset_off' | 'reset_error' | 'skipped'
+  reason?: string
+}
+
+export interface ReconcileSummary {
+  totalChecked: number
+  promotedToRunning: string[]
+  resetToOff: string[]
+  resetToError: string[]
+  skipped: string[]
+  timestamp: Date
+  results: ReconcileResult[]
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Firewall
+// ---------------------------------------------------------------------------------------------------
+
+export interface FirewallRuleInput {
+  id: string
+  name: string
+  description?: string | null
+  action: 'ACCEPT' | 'DROP' | 'REJECT'
+  /** As the guest sees it: `IN` comes to it. */
+  direction: 'IN' | 'OUT' | 'INOUT'
+  /** Lower comes first. */
+  priority: number
+  /** `tcp`, `udp`, `icmp` or `all`. */
+  protocol: string
+  srcPortStart?: number | null
+  srcPortEnd?: number | null
+  dstPortStart?: number | null
+  dstPortEnd?: number | null
+  srcIpAddr?: string | null
+  srcIpMask?: string | null
+  dstIpAddr?: string | null
+  dstIpMask?: string | null
+  connectionState?: ConnectionStateConfig | null
+  /** Stands before the department's rules. */
+  overridesDept?: boolean
+}
+
+export interface ConnectionStateConfig {
+  established?: boolean
+  new?: boolean
+  related?: boolean
+  invalid?: boolean
+}
+
+export interface FirewallApplyResult {
+  totalRules: number
+  appliedRules: number
+  /** More than 0: the VM is not protected as asked. */
+  failedRules: number
+  chainName: string
+  failures: { ruleName: string; error: string }[]
+  /** Rules that apply without their connection state (`bridgeConntrackMode: 'degrade'`). */
+  degraded?: { ruleName: string; reason: string }[]
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Events
+// ---------------------------------------------------------------------------------------------------
+
+export type QMPEventType =
+  | 'SHUTDOWN'
+  | 'POWERDOWN'
+  | 'RESET'
+  | 'STOP'
+  | 'RESUME'
+  | 'SUSPEND'
+  | 'WAKEUP'
+  | 'DEVICE_DELETED'
+  | 'BLOCK_JOB_COMPLETED'
+
+export interface VMEventData {
+  vmId: string
+  event: QMPEventType
+  previousStatus: string
+  newStatus: string
+  timestamp: Date
+  qmpData?: unknown
+}
+
+/** For one event of QEMU: its own name, then the resulting status, then `vm:event`. */
+export interface EventHandlerEvents {
+  'vm:event': [data: VMEventData]
+  'vm:reset': [data: VMEventData]
+  'vm:shutdown': [data: VMEventData]
+  'vm:powerdown': [data: VMEventData]
+  'vm:stop': [data: VMEventData]
+  'vm:resume': [data: VMEventData]
+  'vm:suspend': [data: VMEventData]
+  'vm:wakeup': [data: VMEventData]
+  'vm:off': [data: VMEventData]
+  'vm:suspended': [data: VMEventData]
+  'vm:running': [data: VMEventData]
+  /** The monitor's connection ended; `transient`: it is being made again. */
+  'vm:disconnect': [data: { vmId: string; timestamp: Date; transient: boolean }]
+  'vm:reconnect': [data: { vmId: string }]
+  /** The monitor could not be reached again. */
+  'vm:stale': [data: { vmId: string; reason: string }]
+  /** Never thrown: without a listener it is dropped. */
+  error: [data: { vmId: string; event: string; error: string }]
+}
+
+/** What `getEventHandler()` returns. The new status is stored before an event is emitted. */
+export interface EventHandler extends EventEmitter<EventHandlerEvents> {
+  /** The VMs whose monitor is connected. */
+  getAttachedVMs(): string[]
+  isAttached(vmId: string): boolean
+  getQMPClient(vmId: string): QMPClient | undefined
+  /** From now on a shutdown of the guest changes neither its row nor its resources. */
+  markInstallInProgress(vmId: string): void
+  clearInstallInProgress(vmId: string): void
+  isInstallInProgress(vmId: string): boolean
+}
+
+export interface CrashEvent {
+  vmId: string
+  pid: number
+  lastKnownStatus: string
+  detectedAt: Date
+  cleanupPerformed: boolean
+  cleanupResult?: CleanupResult
+}
+
+export interface OrphanEvent {
+  /** The internal name where no row is known. */
+  vmId: string
+  pid: number
+  dbStatus: string | null
+  pidfilePath: string
+  detectedAt: Date
+  killed: boolean
+  cleanupPerformed: boolean
+  cleanupResult?: CleanupResult
+}
+
+export type CleanupResourceType =
+  | 'TAP_DEVICE'
+  | 'FIREWALL_CHAIN'
+  | 'QMP_SOCKET'
+  | 'PIDFILE'
+  | 'DB_CONFIGURATION'
+export type CleanupStatus = 'PENDING' | 'SUCCESS' | 'FAILED' | 'RETRYING'
+
+export interface CleanupResourceState {
+  type: CleanupResourceType
+  identifier: string
+  status: CleanupStatus
+  attempts: number
+  lastError?: string
+  lastAttemptAt?: Date
+}
+
+export interface CleanupResult {
+  vmId: string
+  totalResources: number
+  successfulCleanups: number
+  failedCleanups: number
+  resources: CleanupResourceState[]
+  timestamp: Date
+}
+
+export interface CleanupAlertEvent {
+  vmId: string
+  failedResources: CleanupResourceState[]
+  timestamp: Date
+  /** `error` from three failures on. */
+  severity: 'warning' | 'error'
+}
+
+export interface HealthCheckResult {
+  vmId: string
+  pid: number | null
+  isAlive: boolean
+  status: string
+  timestamp: Date
+}
+
+export interface HealthCheckSummary {
+  totalChecked: number
+  alive: number
+  crashed: number
+  errors: number
+  orphansDetected: number
+  orphansCleaned: number
+  timestamp: Date
+  results: HealthCheckResult[]
+}
+
+export interface HealthMonitorEvents {
+  crash: [event: CrashEvent]
+  'orphan-detected': [event: OrphanEvent]
+  'cleanup-alert': [event: CleanupAlertEvent]
+  'check-complete': [summary: HealthCheckSummary]
+  'reconcile-complete': [
+    summary: {
+      promotedToRunning: string[]
+      resetToOff: string[]
+      resetToError: string[]
+      skipped: string[]
+      timestamp: Date
+    }
+  ]
+  /** Never thrown: without a listener it is dropped. */
+  error: [event: { message: string; timestamp: Date }]
+}
+
+/** What `getHealthMonitor()` returns. */
+export interface HealthMonitor extends EventEmitter<HealthMonitorEvents> {
+  /** Runs one cycle before it resolves. */
+  start(): Promise<void>
+  stop(): Promise<void>
+  isMonitoring(): boolean
+  checkAllVMs(): Promise<HealthCheckSummary>
+  reconcileTransientStates(statuses?: string[]): Promise<ReconcileSummary>
+}
+
+// ---------------------------------------------------------------------------------------------------
+// QMP
+// ---------------------------------------------------------------------------------------------------
+
+export interface QMPTimestamp {
+  seconds: number
+  microseconds: number
+}
+
+export interface QMPEvent<T = unknown> {
+  event: string
+  data?: T
+  timestamp: QMPTimestamp
+}
+
+/**
+ * A VM's monitor, as `getQMPClient()` returns it. The library uses the same connection, so it cannot
+ * be closed from here. Each handled event of QEMU is emitted under its own name with
+ * `(data, timestamp)` and as `event`; `disconnect`, `reconnect` and `reconnect_failed` have no payload.
+ * Failures are QMPErrors, as `QMP_COMMAND_FAILED` when QEMU itself refused.
+ */
+export interface QMPClient extends EventEmitter {
+  isConnected(): boolean
+  execute<T = unknown>(command: string, args?: Record<string, unknown>): Promise<T>
+  queryStatus(): Promise<QMPStatusInfo>
+  queryCpus(): Promise<QMPCpuInfo[]>
+  queryBlock(): Promise<QMPBlockInfo[]>
+  queryBalloon(): Promise<QMPBalloonInfo>
+  /** Presses the power button; resolves before the guest reacts. */
+  powerdown(): Promise<void>
+  reset(): Promise<void>
+  stop(): Promise<void>
+  cont(): Promise<void>
+  /** Asks the guest to give or take memory until it has `bytes`. */
+  balloon(bytes: number): Promise<void>
+  eject(device: string, force?: boolean): Promise<void>
+  /** Ends QEMU at once, without asking the guest. */
+  quit(): Promise<void>
+}
+
+export type QMPVMStatus =
+  | 'running'
+  | 'paused'
+  | 'shutdown'
+  | 'inmigrate'
+  | 'postmigrate'
+  | 'prelaunch'
+  | 'finish-migrate'
+  | 'restore-vm'
+  | 'suspended'
+  | 'watchdog'
+  | 'guest-panicked'
+  | 'io-error'
+  | 'colo'
+
+export interface QMPStatusInfo {
+  running: boolean
+  singlestep: boolean
+  status: QMPVMStatus
+}
+
+export interface QMPCpuInfo {
+  'cpu-index': number
+  'qom-path': string
+  'thread-id': number
+  props?: { 'core-id'?: number; 'thread-id'?: number; 'socket-id'?: number; 'node-id'?: number }
+  target?: string
+}
+
+export interface QMPBalloonInfo {
+  /** Bytes the guest has. */
+  actual: number
+}
+
+export interface QMPBlockImageInfo {
+  filename: string
+  format: string
+  'virtual-size': number
+  'actual-size'?: number
+  'dirty-flag'?: boolean
+  'cluster-size'?: number
+  encrypted?: boolean
+  compressed?: boolean
+  'backing-filename'?: string
+  'full-backing-filename'?: string
+  'backing-filename-format'?: string
+  'backing-image'?: QMPBlockImageInfo
+}
+
+export interface QMPBlockInsertedInfo {
+  file: string
+  'node-name'?: string
+  ro: boolean
+  drv: string
+  encrypted: boolean
+  bps?: number
+  bps_rd?: number
+  bps_wr?: number
+  iops?: number
+  iops_rd?: number
+  iops_wr?: number
+  image?: QMPBlockImageInfo
+  detect_zeroes?: string
+  write_threshold?: number
+}
+
+export interface QMPBlockInfo {
+  device: string
+  qdev?: string
+  type: string
+  removable: boolean
+  locked: boolean
+  tray_open?: boolean
+  'io-status'?: string
+  inserted?: QMPBlockInsertedInfo
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Databases of your own
+// ---------------------------------------------------------------------------------------------------
+
+/** The part of a Prisma client that the library calls. */
+export interface PrismaClientLike {
+  machine: {
+    findUnique(args: any): Promise<any>
+    findFirst(args: any): Promise<any>
+    findMany(args: any): Promise<any>
+    updateMany(args: any): Promise<any>
+  }
+  machineConfiguration: {
+    upsert(args: any): Promise<any>
+    updateMany(args: any): Promise<any>
+  }
+  $transaction(run: (tx: any) => Promise<any>, options?: any): Promise<any>
+}
+
+export interface MachineRecord {
+  id: string
+  status: string
+}
+
+export interface MachineConfigurationRecord {
+  qemuPid: number | null
+  tapDeviceName: string | null
+  qmpSocketPath: string | null
+  guestAgentSocketPath: string | null
+  infiniServiceSocketPath: string | null
+}
+
+export interface RunningVMRecord {
+  id: string
+  status: string
+  internalName: string
+  /** The capital M is part of the contract. */
+  MachineConfiguration: MachineConfigurationRecord | null
+}
+
+export interface ExtendedMachineConfigurationRecord extends MachineConfigurationRecord {
+  graphicProtocol: string | null
+  graphicPort: number | null
+  graphicPassword: string | null
+  graphicHost: string | null
+  assignedGpuBus: string | null
+  bridge: string | null
+  machineType: string | null
+  cpuModel: string | null
+  diskBus: string | null
+  diskCacheMode: string | null
+  networkModel: string | null
+  networkQueues: number | null
+  memoryBalloon: boolean | null
+  diskPaths: string[] | null
+  uefiFirmware: string | null
+  hugepages: boolean | null
+  cpuPinning: { cores: number[] } | null
+  enableNumaCtlPinning: boolean | null
+  cpuPinningStrategy: string | null
+  tpmSocketPath: string | null
+  virtioDriversIso: string | null
+  enableAudio: boolean | null
+  enableUsbTablet: boolean | null
+}
+
+export type MachineConfigUpdate = {
+  [K in keyof ExtendedMachineConfigurationRecord]?: ExtendedMachineConfigurationRecord[K] | null
+}
+
+export interface FirewallRuleRecord {
+  id: string
+  name: string
+  description: string | null
+  action: 'ACCEPT' | 'DROP' | 'REJECT'
+  direction: 'IN' | 'OUT' | 'INOUT'
+  priority: number
+  protocol: string
+  srcPortStart: number | null
+  srcPortEnd: number | null
+  dstPortStart: number | null
+  dstPortEnd: number | null
+  srcIpAddr: string | null
+  srcIpMask: string | null
+  dstIpAddr: string | null
+  dstIpMask: string | null
+  connectionState: ConnectionStateConfig | null
+  overridesDept: boolean
+}
+
+export interface FirewallRuleSetRecord {
+  id: string
+  name: string
+  internalName: string
+  priority: number
+  isActive: boolean
+  rules: FirewallRuleRecord[]
+}
+
+export interface DepartmentRecord {
+  id: string
+  name: string
+  firewallRuleSet: FirewallRuleSetRecord | null
+}
+
+export interface VMConfigRecord {
+  id: string
+  status: string
+  name: string
+  internalName: string
+  os: string
+  cpuCores: number
+  ramGB: number
+  diskSizeGB: number
+  gpuPciAddress: string | null
+  configuration: ExtendedMachineConfigurationRecord | null
+  firewallRuleSet: FirewallRuleSetRecord | null
+  department: DepartmentRecord | null
+  version: number
+}
+
+/** What the scans need of a database. Failures reject; null means that there is no such row. */
+export interface DatabaseAdapter {
+  findMachine(id: string): Promise<MachineRecord | null>
+  updateMachineStatus(id: string, status: string, options?: { onlyIfNotIn?: string[] }): Promise<void>
+  findRunningVMs(): Promise<RunningVMRecord[]>
+  findMachinesByStatuses(statuses: string[]): Promise<RunningVMRecord[]>
+  clearMachineConfiguration(id: string): Promise<void>
+  clearVolatileMachineConfiguration(id: string): Promise<void>
+  findMachineByInternalName(internalName: string): Promise<RunningVMRecord | null>
+  findMachineWithConfig(id: string): Promise<VMConfigRecord | null>
+}
+
+/** The 16 operations the library needs of a database. */
+export interface InfinizationDatabase extends DatabaseAdapter {
+  updateMachineConfiguration(id: string, update: MachineConfigUpdate): Promise<void>
+  transitionVMStatus(
+    id: string,
+    expectedStatus: string,
+    newStatus: string,
+    expectedVersion: number
+  ): Promise<{ success: boolean; newVersion: number; vmConfig: VMConfigRecord }>
+  getMachineInternalName(id: string): Promise<string | null>
+  getMachineDiskPath(id: string): Promise<string | null>
+  getFirewallRules(vmId: string): Promise<FirewallRuleRecord[]>
+  getFirewallRulesSplit(
+    vmId: string
+  ): Promise<{ departmentRules: FirewallRuleRecord[]; vmRules: FirewallRuleRecord[] }>
+  getDepartmentFirewallPolicy(vmId: string): Promise<string | null>
+  getFirewallRuleSetId(vmId: string): Promise<string | null>
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Errors
+// ---------------------------------------------------------------------------------------------------
+
+export type LifecycleErrorCode =
+  | 'VM_NOT_FOUND'
+  | 'ALREADY_RUNNING'
+  | 'ALREADY_STOPPED'
+  | 'CREATE_FAILED'
+  | 'START_FAILED'
+  | 'STOP_FAILED'
+  | 'CLEANUP_FAILED'
+  | 'TIMEOUT'
+  | 'QMP_ERROR'
+  | 'DISK_ERROR'
+  | 'NETWORK_ERROR'
+  | 'FIREWALL_ERROR'
+  | 'INVALID_CONFIG'
+  | 'PROCESS_ERROR'
+  | 'DATABASE_ERROR'
+  | 'INVALID_STATE'
+  | 'CONCURRENT_MODIFICATION'
+  | 'RESOURCE_UNAVAILABLE'
+  | 'ABORTED'
+export const LifecycleErrorCode: { readonly [K in LifecycleErrorCode]: K }
+
+/** A verb failed. `INVALID_CONFIG` has `context.issues`, one {@link ConfigIssue} per refused value. */
+export class LifecycleError extends Error {
+  constructor(
+    code: LifecycleErrorCode,
+    message: string,
+    vmId?: string,
+    context?: Record<string, unknown>
+  )
+  readonly code: LifecycleErrorCode
+  readonly vmId?: string
+  readonly context?: Record<string, unknown>
+}
+
+export interface ConfigIssue {
+  /** `disks[0].sizeGB`; the argument's name when it is refused as a whole. */
+  path: string
+  /** Follows the path in a sentence: `must be at least 1`. */
+  message: string
+}
+
+export function isLifecycleError(error: unknown): error is LifecycleError
+export function createLifecycleError(
+  code: LifecycleErrorCode,
+  message: string,
+  vmId?: string,
+  context?: Record<string, unknown>
+): LifecycleError
+
+export type PrismaAdapterErrorCode =
+  | 'MACHINE_NOT_FOUND'
+  | 'DB_CONNECTION_ERROR'
+  | 'UPDATE_FAILED'
+  | 'QUERY_FAILED'
+  | 'INVALID_INPUT'
+  | 'CONSTRAINT_VIOLATION'
+  | 'VERSION_CONFLICT'
+export const PrismaAdapterErrorCode: { readonly [K in PrismaAdapterErrorCode]: K }
+
+/** A database failed. Its constructor takes the message first. */
+export class PrismaAdapterError extends Error {
+  constructor(
+    message: string,
+    code: PrismaAdapterErrorCode,
+    vmId?: string,
+    details?: Record<string, unknown>
+  )
+  readonly code: PrismaAdapterErrorCode
+  readonly vmId?: string
+  readonly details?: Record<string, unknown>
+}
+
+export function isPrismaAdapterError(error: unknown): error is PrismaAdapterError
+
+export type StorageErrorCode =
+  | 'IMAGE_NOT_FOUND'
+  | 'IMAGE_ALREADY_EXISTS'
+  | 'SNAPSHOT_NOT_FOUND'
+  | 'SNAPSHOT_ALREADY_EXISTS'
+  | 'INVALID_SNAPSHOT_NAME'
+  | 'INVALID_FORMAT'
+  | 'INVALID_SIZE'
+  | 'DATA_LOSS_REFUSED'
+  | 'IMAGE_IN_USE'
+  | 'IMAGE_CORRUPT'
+  | 'UNSAFE_BACKING_FILE'
+  | 'PERMISSION_DENIED'
+  | 'INSUFFICIENT_SPACE'
+  | 'ABORTED'
+  | 'TIMEOUT'
+  | 'COMMAND_FAILED'
+  | 'PARSE_ERROR'
+export const StorageErrorCode: { readonly [K in StorageErrorCode]: K }
+
+export interface StorageErrorInfo {
+  code: StorageErrorCode
+  message: string
+  path?: string
+  command?: string
+}
+
+/** An image or snapshot operation failed. */
+export class StorageError extends Error {
+  constructor(code: StorageErrorCode, message: string, path?: string, command?: string)
+  readonly code: StorageErrorCode
+  readonly path?: string
+  readonly command?: string
+  readonly context?: Record<string, unknown>
+  toInfo(): StorageErrorInfo
+}
+
+export type NftablesErrorCode =
+  | 'TABLE_NOT_FOUND'
+  | 'TABLE_EXISTS'
+  | 'CHAIN_NOT_FOUND'
+  | 'CHAIN_EXISTS'
+  | 'RULE_INVALID'
+  | 'COMMAND_FAILED'
+  | 'PERMISSION_DENIED'
+  | 'INVALID_IP_ADDRESS'
+  | 'INVALID_SUBNET_MASK'
+  | 'INVALID_PORT_RANGE'
+  | 'UNSUPPORTED_PROTOCOL'
+  | 'CONNTRACK_UNAVAILABLE'
+  | 'RULESET_MISMATCH'
+export const NftablesErrorCode: { readonly [K in NftablesErrorCode]: K }
+
+/** The firewall could not be read or changed; the old rules are in force. */
+export class NftablesError extends Error {
+  constructor(code: NftablesErrorCode, message: string, context?: Record<string, unknown>, vmId?: string)
+  readonly code: NftablesErrorCode
+  readonly context?: Record<string, unknown>
+  readonly vmId?: string
+}
+
+export type NetworkErrorCode =
+  | 'DEVICE_NOT_FOUND'
+  | 'DEVICE_ALREADY_EXISTS'
+  | 'BRIDGE_NOT_FOUND'
+  | 'BRIDGE_ALREADY_EXISTS'
+  | 'BRIDGE_FULL'
+  | 'COMMAND_FAILED'
+  | 'INVALID_MAC_ADDRESS'
+  | 'PERMISSION_DENIED'
+export const NetworkErrorCode: { readonly [K in NetworkErrorCode]: K }
+
+/** A TAP or bridge could not be made or changed; `context.errno` is the kernel's answer. */
+export class NetworkError extends Error {
+  constructor(code: NetworkErrorCode, message: string, context?: Record<string, unknown>, vmId?: string)
+  readonly code: NetworkErrorCode
+  readonly context?: Record<string, unknown>
+  readonly vmId?: string
+}
+
+export type DisplayErrorCode =
+  | 'INVALID_PORT'
+  | 'INVALID_PASSWORD'
+  | 'INVALID_ADDRESS'
+  | 'INVALID_DISPLAY_NUMBER'
+  | 'PASSWORD_TOO_LONG'
+  | 'PORT_OUT_OF_RANGE'
+  | 'CONFLICTING_OPTIONS'
+  | 'INVALID_COMPRESSION_MODE'
+  | 'INVALID_STREAMING_MODE'
+  | 'INVALID_GL_CONFIG'
+  | 'RENDERNODE_NOT_FOUND'
+export const DisplayErrorCode: { readonly [K in DisplayErrorCode]: K }
+
+export class DisplayError extends Error {
+  constructor(code: DisplayErrorCode, message: string, context?: Record<string, unknown>)
+  readonly code: DisplayErrorCode
+  readonly context?: Record<string, unknown>
+}
+
+export type QMPErrorCode =
+  | 'QMP_CONNECT_FAILED'
+  | 'QMP_TIMEOUT'
+  | 'QMP_DISCONNECTED'
+  | 'QMP_PROTOCOL'
+  | 'QMP_COMMAND_FAILED'
+  | 'QMP_ARGUMENTS'
+export const QMPErrorCode: { readonly [K in QMPErrorCode]: K }
+
+/** A monitor refused, timed out or went away. `QMP_COMMAND_FAILED` has QEMU's words in `context`. */
+export class QMPError extends Error {
+  constructor(code: QMPErrorCode, message: string, context?: Record<string, unknown>, vmId?: string)
+  readonly code: QMPErrorCode
+  readonly context?: Record<string, unknown>
+  readonly vmId?: string
+}
+
+export type ProcessErrorCode =
+  | 'PROGRAM_NOT_FOUND'
+  | 'SPAWN_FAILED'
+  | 'QEMU_START_FAILED'
+  | 'ADDRESS_IN_USE'
+  | 'IDENTITY_UNKNOWN'
+  | 'SIGNAL_FAILED'
+  | 'STILL_ALIVE'
+  | 'STATE_FILE'
+  | 'HOST_FILE'
+export const ProcessErrorCode: { readonly [K in ProcessErrorCode]: K }
+
+/** A program could not be started, or ended badly. */
+export class ProcessError extends Error {
+  constructor(code: ProcessErrorCode, message: string, context?: Record<string, unknown>, vmId?: string)
+  readonly code: ProcessErrorCode
+  readonly context?: Record<string, unknown>
+  readonly vmId?: string
+}
+
+export type InfinizationErrorCode = 'INVALID_STATE' | 'CLOSED' | 'STATE_DIR_LOCKED' | 'INTERNAL'
+export const InfinizationErrorCode: { readonly [K in InfinizationErrorCode]: K }
+
+/** The library's misuse, or (`INTERNAL`) its own defect. */
+export class InfinizationError extends Error {
+  constructor(
+    code: InfinizationErrorCode,
+    message: string,
+    context?: Record<string, unknown>,
+    vmId?: string
+  )
+  readonly code: InfinizationErrorCode
+  readonly context?: Record<string, unknown>
+  readonly vmId?: string
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Helpers and constants
+// ---------------------------------------------------------------------------------------------------
+
+/** One queue per key: first come, first served; keys are independent, and a failure poisons nothing. */
+export class KeyedMutex {
+  /** How many keys are busy. */
+  get activeKeyCount(): number
+  runExclusive<T>(key: string, fn: () => Promise<T>): Promise<T>
+  /** Runs `fn` only when nobody holds or waits for `key`. */
+  tryRunExclusive<T>(
+    key: string,
+    fn: () => Promise<T>
+  ): Promise<{ ran: true; result: T } | { ran: false; result: symbol }>
+}
+
+/** Milliseconds a guest may take to stop. */
+export const DEFAULT_STOP_TIMEOUT: 30000
+/** Milliseconds. */
+export const DEFAULT_BOOT_TIMEOUT: 60000
+/** Milliseconds. */
+export const DEFAULT_QMP_CONNECT_TIMEOUT: 5000
+export const DEFAULT_QMP_SOCKET_DIR: '/var/run/infinization'
+export const DEFAULT_DISK_DIR: '/var/lib/infinization/disks'
+export const DEFAULT_PIDFILE_DIR: '/var/run/infinization/pids'
+export const DEFAULT_NETWORK_MODEL: 'virtio-net-pci'
+export const DEFAULT_DISK_BUS: 'virtio'
+export const DEFAULT_DISK_CACHE: 'writeback'
+export const DEFAULT_DISK_FORMAT: 'qcow2'
+/** Kept for compatibility; nothing pauses this long. */
+export const RESTART_DELAY_MS: 2000
+/** Kept for compatibility; nothing polls. */
+export const PROCESS_EXIT_POLL_INTERVAL: 100
+/** The size of a disk that is known by its path alone. */
+export const RUNTIME_DISK_SIZE_PLACEHOLDER_GB: 1
