@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use infinization_core::{ErrorCode, Failure};
 use infinization_core::manager::Manager;
+use infinization_core::{ErrorCode, Failure};
 use napi_derive::napi;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
