@@ -142,7 +142,7 @@ async function createAndBoot ({ infinization }, { vmId, internalName, bridge, st
 
   await job.step('Boots to userspace', async () => (await log.line(/INFZ-READY uptime=\S+ cpus=\d+/, BOOT_DEADLINE))[0])
   const [, , address] = await log.line(/INFZ-NET (\S+) \S+ (10\.177\.\S+)/, ANSWER_DEADLINE)
-  const console = join(stateDir, 'run', `${internalName}-serial.sock`)
+  const console = join(stateDir, 'run', `${internalName}-console.sock`)
   return { vmId, internalName, stateDir, names, log, address, console, disk: created.diskPaths[0], deleteVM }
 }
 

@@ -15,9 +15,14 @@ fn the_page_is_the_table() {
         fs::write(PAGE, &rendered).expect("docs/errors.md can be written");
     }
     let page = fs::read_to_string(PAGE).expect("docs/errors.md can be read");
-    assert_eq!(
-        page, rendered,
-        "docs/errors.md is not the table of error.rs: set INFINIZATION_WRITE_DOCS=1 and run this again"
+    let difference = rendered
+        .lines()
+        .zip(page.lines())
+        .find(|(want, have)| want != have);
+    assert!(
+        page == rendered,
+        "docs/errors.md is not the table of error.rs (first difference: {difference:?}): \
+         set INFINIZATION_WRITE_DOCS=1 and run this again"
     );
 }
 

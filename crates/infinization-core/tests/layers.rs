@@ -8,8 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// References to a module of the same layer that are wanted: (who, whom). An error names the VM it is
-/// about; a command line is made of a configuration.
-const SIDEWAYS: &[(&str, &str)] = &[("error", "types"), ("qemu", "config")];
+/// about; a command line is made of a configuration; the manager runs the monitor.
+const SIDEWAYS: &[(&str, &str)] = &[
+    ("error", "types"),
+    ("qemu", "config"),
+    ("manager", "monitor"),
+];
 
 #[test]
 fn dependencies_point_down() {
