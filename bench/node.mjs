@@ -1,0 +1,177 @@
+// What the addon costs the Node process it lives in: time on its thread, memory, CPU. Prints figures
+// as JSON lines. Run as root inside scripts/private.
+
+import { execFileSync, spawn } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { connect } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { monitorEventLoopDelay, performance } from 'node:perf_hooks'
+import { figure, median, quantile } from './lib/figures.mjs'
+import { BridgeManager, Infinization } from '../index.js'
+
+const WATCHED = Number(process.env.INFINIZATION_BENCH_VMS ?? 100)
+const IDLE_SECONDS = 30
+const CALLS = 2000
+
+const stateDir = mkdtempSync(join(tmpdir(), 'node-'))
+const bridges = new BridgeManager()
+// Events alone do not keep a process alive; a benchmark must wait for some.
+const alive = setInterval(() => {}, 60_000)
+
+const machine = (vmId) => ({
+  vmId, internalName: vmId, name: vmId, os: 'linux', cpuCores: 1, ramGB: 0.5, disks: [{ sizeGB: 1 }],
+  bridge: 'nbr0', displayType: 'spice', displayPort: 5900, accelerator: 'tcg'
+})
+const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds))
+
+function bareNode () {
+  const script = 'setTimeout(() => { console.log(process.memoryUsage.rss() / 2 ** 20) }, 500)'
+  return Number(execFileSync(process.execPath, ['--expose-gc', '-e', script], { encoding: 'utf8' }))
+}
+
+async function createsAndDeletes (infinization, rounds) {
+  const times = []
+  for (let round = 0; round < rounds; round++) {
+    const began = performance.now()
+    await infinization.createVM(machine('size-1'))
+    times.push(performance.now() - began)
+    await infinization.deleteVM('size-1', { deleteDisks: true })
+  }
+  return median(times)
+}
+
+// A large heap must not make a spawn slower: nothing forks this process.
+async function heapSize (infinization) {
+  figure('createVM from Node', await createsAndDeletes(infinization, 15), 'ms')
+  const blocks = Array.from({ length: 32 }, () => Buffer.alloc(64 * 2 ** 20, 1))
+  figure('createVM from Node with 2 GiB more in memory', await createsAndDeletes(infinization, 15), 'ms', 'the same')
+  blocks.length = 0
+}
+
+// The delay of this thread's timers while many operations run, against an idle twin.
+async function eventLoop (infinization) {
+  const idle = await delays(() => wait(3000))
+  const busy = await delays(async () => {
+    for (let round = 0; round < 5; round++) {
+      const ids = Array.from({ length: 10 }, (_, number) => `loop-${number}`)
+      await Promise.all(ids.map((vmId) => infinization.createVM(machine(vmId))))
+      await Promise.all(ids.map((vmId) => infinization.deleteVM(vmId, { deleteDisks: true })))
+    }
+  })
+  figure('event loop delay p99, idle', idle, 'ms')
+  figure('event loop delay p99, 50 creates and deletes, 10 at once', busy, 'ms')
+  figure('event loop delay p99, difference', busy - idle, 'ms', '≤ 20')
+}
+
+async function delays (work) {
+  const histogram = monitorEventLoopDelay({ resolution: 5 })
+  histogram.enable()
+  await work()
+  histogram.disable()
+  return histogram.percentile(99) / 1e6
+}
+
+// A QMP client as one writes it in an hour: one line out, one line in.
+class PlainClient {
+  #answers = []
+  #rest = ''
+
+  static async open (path) {
+    const client = new PlainClient()
+    client.socket = connect(path)
+    client.socket.setEncoding('utf8').on('data', (text) => client.#take(text))
+    await client.#next()
+    await client.execute('qmp_capabilities')
+    return client
+  }
+
+  execute (command) {
+    this.socket.write(JSON.stringify({ execute: command }) + '\n')
+    return this.#next()
+  }
+
+  #next () {
+    return new Promise((resolve) => this.#answers.push(resolve))
+  }
+
+  #take (text) {
+    const lines = (this.#rest + text).split('\n')
+    this.#rest = lines.pop()
+    for (const line of lines) {
+      const message = JSON.parse(line)
+      if (!message.event) this.#answers.shift()?.(message)
+    }
+  }
+}
+
+async function roundTrips (execute) {
+  const times = []
+  const before = performance.eventLoopUtilization()
+  for (let call = 0; call < CALLS; call++) {
+    const began = performance.now()
+    await execute('query-status')
+    times.push(performance.now() - began)
+  }
+  const { active } = performance.eventLoopUtilization(before)
+  return { trip: median(times), p99: quantile(times, 0.99), thread: active / CALLS }
+}
+
+async function qmp (infinization) {
+  const path = join(stateDir, 'plain.sock')
+  const qemu = spawn('qemu-system-x86_64', ['-machine', 'none', '-nodefaults', '-display', 'none', '-S',
+    '-qmp', `unix:${path},server=on,wait=off`], { stdio: 'ignore' })
+  let plain
+  while (!plain) plain = await opened(path)
+  await infinization.createVM({ ...machine('qmp-1') })
+  const client = infinization.getQMPClient('qmp-1')
+  // Both once unmeasured, so that both are compiled.
+  await roundTrips((command) => plain.execute(command))
+  await roundTrips((command) => client.execute(command))
+  const theirs = await roundTrips((command) => plain.execute(command))
+  const ours = await roundTrips((command) => client.execute(command))
+  figure('QMP round trip, plain Node client', theirs.trip, 'ms')
+  figure('QMP round trip, getQMPClient().execute()', ours.trip, 'ms')
+  figure('QMP round trip, ratio', ours.trip / theirs.trip, '', '≤ 1.1')
+  figure('time on the JavaScript thread per call, plain Node client', theirs.thread * 1000, 'µs')
+  figure('time on the JavaScript thread per call, ours', ours.thread * 1000, 'µs', 'less')
+  await infinization.deleteVM('qmp-1', { deleteDisks: true })
+  plain.socket.destroy()
+  qemu.kill()
+  await new Promise((resolve) => qemu.on('exit', resolve))
+  rmSync(path, { force: true })
+}
+
+async function opened (path) {
+  const there = await new Promise((resolve) => {
+    const probe = connect(path).on('connect', () => { probe.destroy(); resolve(true) }).on('error', () => resolve(false))
+  })
+  await wait(100)
+  return there ? PlainClient.open(path) : undefined
+}
+
+// Many machines that do nothing: their firmware has found no system and halts.
+async function watching () {
+  const child = spawn(process.execPath, ['--expose-gc', new URL('watch.mjs', import.meta.url).pathname],
+    { stdio: ['ignore', 'inherit', 'inherit'], env: { ...process.env, WATCHED, IDLE_SECONDS, STATE_DIR: join(stateDir, 'watch') } })
+  const code = await new Promise((resolve) => child.on('exit', resolve))
+  if (code !== 0) throw new Error('watch.mjs failed')
+}
+
+async function main () {
+  await bridges.create('nbr0')
+  const settings = { stateDir: join(stateDir, 'main'), bridgeConntrackMode: 'degrade' }
+  const infinization = new Infinization(settings)
+  await infinization.initialize()
+  await heapSize(infinization)
+  await eventLoop(infinization)
+  await qmp(infinization)
+  await infinization.shutdown()
+  figure('RSS of a bare Node', bareNode(), 'MiB')
+  await watching()
+  await bridges.destroy('nbr0')
+  rmSync(stateDir, { recursive: true })
+  clearInterval(alive)
+}
+
+await main()

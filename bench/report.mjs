@@ -1,0 +1,53 @@
+// Makes docs/benchmarks.md of the figures on standard input.
+
+import { execFileSync } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { cpus, release, totalmem } from 'node:os'
+
+const figures = readFileSync(0, 'utf8').split('\n').filter(Boolean).map((line) => JSON.parse(line))
+const version = (program) => execFileSync(program, ['--version'], { encoding: 'utf8' }).split('\n')[0].trim()
+const rows = (wanted) => figures.filter(wanted)
+  .map(({ name, value, unit, goal }) => `| ${name} | ${value} ${unit} | ${goal} |`.replaceAll('  ', ' '))
+const table = (wanted) => ['| what | figure | goal |', '| --- | ---: | ---: |', ...rows(wanted)].join('\n')
+const about = (...starts) => ({ name }) => starts.some((start) => name.startsWith(start))
+
+const verbs = about('bare', 'createVM over', 'createVM', 'startVM', 'stopVM', 'destroyVM', 'getVMStatus', 'suspendVM', 'resumeVM', '8 creates', 'SIGKILL')
+const programs = about('programs')
+const libvirt = about('libvirt')
+const lives = ({ name }) => / lives: /.test(name)
+const node = (figure) => ![verbs, programs, libvirt, lives].some((wanted) => wanted(figure)) || figure.name.includes('from Node')
+
+console.log(`<!-- Written by \`npm run bench -- --write\`: do not edit. -->
+
+# Benchmarks
+
+Taken with \`npm run bench\` on ${cpus().length} CPUs (${cpus()[0].model.trim()}), ${Math.round(totalmem() / 2 ** 30)} GiB, Linux ${release()}, ${version('qemu-system-x86_64')},
+Node ${process.versions.node}. Guests are emulated (TCG) and have no system on their disk; times are medians. A goal without a
+figure beside it is what the project wants to reach; a row that misses its goal says so here and is work to do.
+
+"Bare spawn" is the start of the very argv that \`createVM\` uses, from the spawn to its \`query-status\` reply. \`createVM\`
+makes a qcow2 disk, a TAP on a bridge and a verified firewall on top of that, and stores all of it.
+
+## The main job
+
+${table((figure) => verbs(figure) && !figure.name.includes('from Node'))}
+
+## Programs run
+
+${table(programs)}
+
+## libvirt in the same run
+
+One interactive \`virsh\` against a \`libvirtd\` of its own; the same machine, without a packet filter.
+
+${table(libvirt)}
+
+## The Node process
+
+${table(node)}
+
+## What many lives leave
+
+One life is create, forced stop, start, destroy, delete.
+
+${table(lives)}`)
