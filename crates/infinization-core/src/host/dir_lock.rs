@@ -5,16 +5,22 @@
 //! file lets two processes lock two files of one name.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
+use super::process::is_alive;
 use super::state_file::is_temporary;
 use crate::error::{Coded, ErrorCode};
+
+/// A program that was being started when its parent was killed runs, or has failed to, by then.
+const LAST_START: Duration = Duration::from_secs(2);
 
 /// A state directory that is not ours to use.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +85,7 @@ impl DirLock {
             source,
         };
         let mut file = open(&dir.join("lock")).map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match lock(&mut file) {
             Err(Errno::WOULDBLOCK) => Err(DirLockError::Held {
                 dir: dir.display().to_string(),
                 holder: holder_of(&mut file),
@@ -127,6 +133,25 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// A program that a killed holder was just starting has the holder's descriptors until it runs, a
+/// moment later. There is no event for the end of somebody else's lock, so it is asked for again.
+fn lock(file: &mut File) -> Result<(), Errno> {
+    let until = Instant::now() + LAST_START;
+    loop {
+        match flock(&*file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < until && holder_is_dead(file) => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn holder_is_dead(file: &mut File) -> bool {
+    let pid = holder_of(file).and_then(|pid| i32::try_from(pid).ok());
+    pid.is_some_and(|pid| !is_alive(pid))
+}
+
 /// Writes our pid for whoever comes second. It informs; the lock is what excludes.
 fn sign(file: &mut File) -> io::Result<()> {
     file.set_len(0)?;
@@ -135,6 +160,7 @@ fn sign(file: &mut File) -> io::Result<()> {
 
 fn holder_of(file: &mut File) -> Option<u32> {
     let mut text = String::new();
+    file.rewind().ok()?;
     file.read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
 }
