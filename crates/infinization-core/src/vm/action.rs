@@ -267,6 +267,15 @@ impl Action {
 }
 
 impl Release {
+    /// Whether this does all that `other` does, so that `other` need not be done.
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::RemoveFirewall, Self::DetachFirewall) => true,
+            (Self::DeleteTap { tap }, Self::DetachTap { tap: detached }) => tap == detached,
+            _ => false,
+        }
+    }
+
     /// The release's name, for error texts and alerts.
     pub fn name(&self) -> &'static str {
         match self {

@@ -1,11 +1,10 @@
 //! `destroyVM` and `deleteVM`: nothing of the machine stays on the host.
 
 use super::action::Release;
-use super::bench::Bench;
 use super::machine::Machine;
 use super::outcome::{EndCause, OperationResult};
 use super::plan::{Lifetime, Operation, Undo};
-use super::run::{Order, Stuck, release_up_to};
+use super::run::Stuck;
 use super::status::Status;
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
@@ -16,16 +15,13 @@ impl Machine {
         let vm_id = self.context.vm_id.clone();
         self.context.make_directory().await?;
         self.context.ledger.begin(Operation::Destroy, now_ms())?;
-        if let Some(process) = self.process() {
+        let process = self.process();
+        if let Some(process) = &process {
             let ended = process.kill_now().await;
             ended.map_err(|error| {
                 Failure::caused_by(ErrorCode::StopFailed, "QEMU could not be ended", error)
                     .of_vm(&vm_id)
             })?;
-            let stuck = self.settle(&EndCause::of("host-kill")).await;
-            self.told_stuck(stuck)?;
-            self.write_off().await;
-            self.tell_off("SHUTDOWN", &serde_json::Value::Null);
         }
         self.intend_names()?;
         let until = if with_data {
@@ -33,15 +29,11 @@ impl Machine {
         } else {
             Lifetime::Machine
         };
-        let context = &self.context;
-        let stuck = release_up_to(
-            context.effects.as_ref(),
-            &context.ledger,
-            &Bench::of_process(None),
-            until,
-            Order::AtOnce,
-        )
-        .await;
+        let stuck = self.settle_up_to(&EndCause::of("host-kill"), until).await;
+        if process.is_some() {
+            self.write_off().await;
+            self.tell_off("SHUTDOWN", &serde_json::Value::Null);
+        }
         self.told_stuck(stuck)?;
         self.forget().await?;
         Ok(OperationResult::done(&vm_id, "VM destroyed"))

@@ -171,6 +171,11 @@ impl Machine {
 
     /// Releases what the run held, after its process is gone.
     pub(super) async fn settle(&mut self, cause: &EndCause) -> Vec<Stuck> {
+        self.settle_up_to(cause, Lifetime::Run).await
+    }
+
+    /// Releases what was held for at most `until`, after the process is gone.
+    pub(super) async fn settle_up_to(&mut self, cause: &EndCause, until: Lifetime) -> Vec<Stuck> {
         let live = self.goes_dark(cause);
         if let Some(live) = &live {
             live.view.qmp.close().await;
@@ -181,11 +186,16 @@ impl Machine {
             context.effects.as_ref(),
             &context.ledger,
             &bench,
-            Lifetime::Run,
+            until,
             Order::AtOnce,
         )
         .await;
-        let written = context.ledger.died().and_then(|()| context.ledger.commit());
+        // A destroy is not over yet: it ends with the ledger itself.
+        let over = |()| match until {
+            Lifetime::Attempt | Lifetime::Run => context.ledger.commit(),
+            Lifetime::Machine | Lifetime::Data => Ok(()),
+        };
+        let written = context.ledger.died().and_then(over);
         if let Err(error) = written {
             tracing::warn!(vm = %context.vm_id, %error, "the ledger could not be written");
         }

@@ -1,8 +1,8 @@
 //! Turns a configuration and the facts about the host into a plan. Pure.
 //!
-//! The order carries the promises: the row is `starting` before anything exists; the firewall is
-//! loaded before the TAP joins the bridge; QEMU starts stopped, and runs only once password and
-//! pinning are set.
+//! The order carries the promises: the row is `starting` before anything exists; QEMU starts stopped;
+//! the firewall is loaded before the TAP joins the bridge; the guest runs only once the bridge, the
+//! password and the pinning are set.
 
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
@@ -84,10 +84,10 @@ pub(super) fn plan_create(
 ) -> Result<Plan, InvalidValue> {
     let mut acquire = create_disks(config);
     acquire.extend(acquire_firmware(config, facts));
-    acquire.extend(acquire_network(config, names, facts, Lifetime::Machine));
+    acquire.extend(acquire_network(config, names, facts));
     acquire.extend(listen(config));
     let mut stages = vec![claim(facts), acquire];
-    stages.extend(launch(config, names, facts)?);
+    stages.extend(launch(config, names, facts, Operation::Create)?);
     Ok(Plan {
         operation: Operation::Create,
         stages,
@@ -101,10 +101,10 @@ pub(super) fn plan_start(
     facts: &Facts,
 ) -> Result<Plan, InvalidValue> {
     let mut acquire = acquire_firmware(config, facts);
-    acquire.extend(acquire_network(config, names, facts, Lifetime::Run));
+    acquire.extend(acquire_network(config, names, facts));
     acquire.extend(listen(config));
     let mut stages = vec![claim(facts), acquire];
-    stages.extend(launch(config, names, facts)?);
+    stages.extend(launch(config, names, facts, Operation::Start)?);
     Ok(Plan {
         operation: Operation::Start,
         stages,
@@ -159,13 +159,7 @@ fn acquire_firmware(config: &VmConfig, facts: &Facts) -> Vec<Step> {
     vec![Step::new(copy).undone_by(Lifetime::Data, undo)]
 }
 
-/// TAP and firewall. A start keeps the chain when it fails; a create leaves none.
-fn acquire_network(
-    config: &VmConfig,
-    names: &VmNames,
-    facts: &Facts,
-    chain: Lifetime,
-) -> Vec<Step> {
+fn acquire_network(config: &VmConfig, names: &VmNames, facts: &Facts) -> Vec<Step> {
     let (tap, queues) = (names.tap.clone(), config.network.queues);
     let delete = Release::DeleteTap { tap: tap.clone() };
     let make = |replace| Action::CreateTap {
@@ -181,15 +175,19 @@ fn acquire_network(
             queues,
         }),
     };
-    let mut firewall = Step::new(Action::LoadFirewall {
-        rules: Box::new(facts.firewall.clone()),
-    })
-    .undone_by(Lifetime::Run, Release::DetachFirewall);
-    if chain == Lifetime::Machine {
-        firewall = firewall.undone_by(Lifetime::Machine, Release::RemoveFirewall);
-    }
     let vhost = facts.vhost.then(|| Step::new(Action::OpenVhost { queues }));
-    [tap_step, firewall].into_iter().chain(vhost).collect()
+    std::iter::once(tap_step).chain(vhost).collect()
+}
+
+/// A start keeps the chain when it fails; a create leaves none.
+fn load_firewall(facts: &Facts, operation: Operation) -> Step {
+    let rules = Box::new(facts.firewall.clone());
+    let step =
+        Step::new(Action::LoadFirewall { rules }).undone_by(Lifetime::Run, Release::DetachFirewall);
+    match operation {
+        Operation::Create => step.undone_by(Lifetime::Machine, Release::RemoveFirewall),
+        _ => step,
+    }
 }
 
 fn listen(config: &VmConfig) -> Vec<Step> {
@@ -220,6 +218,7 @@ fn launch(
     config: &VmConfig,
     names: &VmNames,
     facts: &Facts,
+    operation: Operation,
 ) -> Result<Vec<Vec<Step>>, InvalidValue> {
     let detach = Release::DetachTap {
         tap: names.tap.clone(),
@@ -232,7 +231,7 @@ fn launch(
     let spawn = Step::new(Action::SpawnQemu(Box::new(spawn(config, facts)?)))
         .undone_by(Lifetime::Run, Release::RemoveCgroup)
         .undone_by(Lifetime::Run, Release::EndQemu);
-    let mut before_running = Vec::new();
+    let mut before_running = vec![Step::new(attach).undone_by(Lifetime::Run, detach)];
     if config.display.password.is_some() {
         let protocol = config.display.protocol;
         before_running.push(Step::new(Action::SetDisplayPassword { protocol }));
@@ -242,8 +241,10 @@ fn launch(
     }
     let row = Action::WriteConfiguration(Box::new(row_values(config, &names.tap, facts)));
     Ok(vec![
-        vec![Step::new(attach).undone_by(Lifetime::Run, detach), spawn],
+        vec![spawn],
+        // The kernel takes as long for the ruleset as QEMU for its devices: both at once.
         vec![
+            load_firewall(facts, operation),
             Step::new(Action::WritePidFile {
                 path: pid_file.clone(),
             })
@@ -256,10 +257,7 @@ fn launch(
         before_running,
         vec![Step::new(Action::Continue)],
         vec![Step::new(Action::WriteStatus { status: "running" })],
-    ]
-    .into_iter()
-    .filter(|stage| !stage.is_empty())
-    .collect())
+    ])
 }
 
 fn spawn(config: &VmConfig, facts: &Facts) -> Result<Spawn, InvalidValue> {

@@ -195,9 +195,10 @@ async fn release(
     effects: &dyn Effects,
     ledger: &Ledger,
     bench: &Bench,
-    mut entries: Vec<Entry>,
+    entries: Vec<Entry>,
     order: Order,
 ) -> Vec<Stuck> {
+    let mut entries = without_covered(ledger, entries);
     entries.reverse();
     match order {
         Order::AtOnce => join_all(
@@ -217,6 +218,26 @@ async fn release(
             stuck
         }
     }
+}
+
+/// What another release does as well is not done twice. Should that one get stuck, it stays in the
+/// ledger for both.
+fn without_covered(ledger: &Ledger, entries: Vec<Entry>) -> Vec<Entry> {
+    let covering: Vec<Release> = entries
+        .iter()
+        .map(|entry| entry.undo.release.clone())
+        .collect();
+    let is_covered = |entry: &Entry| {
+        covering
+            .iter()
+            .any(|release| release.covers(&entry.undo.release))
+    };
+    let (covered, rest): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(is_covered);
+    let numbers: Vec<u64> = covered.iter().map(|entry| entry.number).collect();
+    if let Err(error) = ledger.forget(&numbers) {
+        tracing::warn!(%error, "the ledger could not be written");
+    }
+    rest
 }
 
 async fn release_one(
