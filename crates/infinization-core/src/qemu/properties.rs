@@ -95,7 +95,7 @@ prop_compose! {
 
 /// A path with any character a host path may have.
 fn any_path() -> impl Strategy<Value = Option<String>> {
-    proptest::option::of("/srv/[a-zA-Z0-9 =;:'\"{}\\\\$%*ä.-]{1,30}")
+    proptest::option::of("/srv/f[a-zA-Z0-9 =;:'\"{}\\\\$%*ä.-]{0,30}")
 }
 
 prop_compose! {
