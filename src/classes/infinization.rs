@@ -119,8 +119,9 @@ impl Infinization {
         let cancel = Cancellation::token(cancel);
         data(async {
             let (vm_id, options) = (vm_id.text("vmId")?, options.object("config")?);
-            not_yet_fired(cancel)?;
-            self.manager.stop_vm(vm_id, options).await
+            self.manager
+                .stop_vm(vm_id, options, not_yet_fired(cancel)?)
+                .await
         })
         .await
     }

@@ -194,9 +194,13 @@ async fn verbs(host: &Host, manager: &Manager, bare: f64) {
         measure(&mut resume, &mut programs[6], manager.resume_vm(id()))
             .await
             .unwrap();
-        measure(&mut stop, &mut programs[2], manager.stop_vm(id(), forced()))
-            .await
-            .unwrap();
+        measure(
+            &mut stop,
+            &mut programs[2],
+            manager.stop_vm(id(), forced(), never()),
+        )
+        .await
+        .unwrap();
         measure(
             &mut start,
             &mut programs[1],
@@ -379,7 +383,7 @@ async fn cycle(host: &Host, manager: &Manager) {
         .create_vm(host.machine("life-1"), never())
         .await
         .unwrap();
-    manager.stop_vm(id(), forced).await.unwrap();
+    manager.stop_vm(id(), forced, never()).await.unwrap();
     manager.start_vm(id(), Value::Null, never()).await.unwrap();
     manager.destroy_vm(id()).await.unwrap();
     manager

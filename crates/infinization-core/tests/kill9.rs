@@ -57,7 +57,7 @@ async fn victim(orders: &Value) {
         }
         "start" => {
             manager.create_vm(machine, never()).await.unwrap();
-            manager.stop_vm(VM.into(), forced).await.unwrap();
+            manager.stop_vm(VM.into(), forced, never()).await.unwrap();
             meddler.arm(step);
             manager
                 .start_vm(VM.into(), Value::Null, never())
@@ -67,7 +67,7 @@ async fn victim(orders: &Value) {
         "stop" => {
             manager.create_vm(machine, never()).await.unwrap();
             meddler.arm(step);
-            manager.stop_vm(VM.into(), forced).await.unwrap();
+            manager.stop_vm(VM.into(), forced, never()).await.unwrap();
         }
         _ => {
             manager.create_vm(machine, never()).await.unwrap();
@@ -151,7 +151,7 @@ async fn goes_on(manager: &Manager, off: bool, at: &str) {
         started.unwrap_or_else(|error| panic!("{at}: cannot be started again: {error}"));
     }
     let forced = json!({ "graceful": false, "force": true });
-    let stopped = manager.stop_vm(VM.into(), forced).await;
+    let stopped = manager.stop_vm(VM.into(), forced, never()).await;
     stopped.unwrap_or_else(|error| panic!("{at}: cannot be stopped: {error}"));
 }
 

@@ -5,7 +5,7 @@ mod kit;
 use std::time::Duration;
 
 use kit::machine::{Host, PATIENCE, never, next_event, qemus, vm_chains};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -82,7 +82,11 @@ fn a_guest_lives_its_whole_life() {
         assert!(comes_to_answer("vm-1", 22).await, "it goes on where it was");
 
         let stopped = manager
-            .stop_vm("vm-1".into(), json!({ "force": false, "timeout": 60000 }))
+            .stop_vm(
+                "vm-1".into(),
+                json!({ "force": false, "timeout": 60000 }),
+                never(),
+            )
             .await
             .unwrap();
         assert_eq!(stopped["forced"], false);
@@ -97,10 +101,16 @@ fn a_guest_lives_its_whole_life() {
         assert_eq!(vm_chains().await.len(), 1, "the chain is kept");
 
         manager
-            .start_vm("vm-1".into(), Value::Null, never())
+            .start_vm("vm-1".into(), json!({ "waitForBoot": true }), never())
             .await
             .unwrap();
-        host.console_says("vm-1", "INFZ-READY", 2).await;
+        let qga = "it has booted, so its console has said so";
+        timeout(
+            Duration::from_secs(5),
+            host.console_says("vm-1", "INFZ-READY", 2),
+        )
+        .await
+        .expect(qga);
         assert_eq!(manager.get_active_vms(), ["vm-1"]);
 
         let pid = qemus(host.path())[0];

@@ -188,9 +188,14 @@ impl Manager {
     }
 
     /// `stopVM`.
-    pub async fn stop_vm(&self, vm_id: String, options: Value) -> Result<Value, Failure> {
+    pub async fn stop_vm(
+        &self,
+        vm_id: String,
+        options: Value,
+        cancel: CancellationToken,
+    ) -> Result<Value, Failure> {
         let options = StopOptions::parse(&options)?.config;
-        self.verb(&vm_id, Verb::Stop(options)).await
+        self.verb(&vm_id, Verb::Stop { options, cancel }).await
     }
 
     /// `restartVM`.

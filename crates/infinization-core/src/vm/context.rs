@@ -9,6 +9,7 @@ use super::ledger::Ledger;
 use super::run::Effects;
 use super::services::Services;
 use super::status::Status;
+use crate::db::DbError;
 use crate::error::{ErrorCode, Failure};
 use crate::events::{Source, now_ms};
 use crate::types::{VmId, VmNames};
@@ -106,6 +107,13 @@ impl VmContext {
             self.emit(&format!("vm:{new}"), data.clone());
         }
         self.emit("vm:event", data);
+    }
+
+    /// The database did not take a status. The host is as it should be; the row is not.
+    pub(super) fn status_not_written(&self, status: &str, error: &DbError) {
+        tracing::error!(vm = %self.vm_id, status, %error, "the status could not be written");
+        let data = json!({ "vmId": self.vm_id, "event": status, "error": error.to_string() });
+        self.emit("error", data);
     }
 
     /// Emits on `getEventHandler()`.

@@ -105,6 +105,11 @@ impl VmContext {
     }
 
     fn check_cpus(&self, config: &VmConfig) -> Result<(), Failure> {
+        if config.cpu.numa_pinning {
+            let message =
+                "enableNumaCtlPinning: binding memory to host nodes is not part of this version";
+            return Err(Failure::new(ErrorCode::ResourceUnavailable, message));
+        }
         let Some(wanted) = &config.cpu.pinned_to else {
             return Ok(());
         };

@@ -4,6 +4,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::bench::Bench;
+use super::boot;
 use super::context::VmContext;
 use super::facts::{Gathered, Reserved};
 use super::ledger::Lived;
@@ -131,6 +132,7 @@ impl Machine {
             return Err(self.context.refused("started", &status, &STARTABLE));
         }
         let config = spec::for_start(&self.context, &record, options)?;
+        let witness = boot::witness(&config, options)?;
         let rules = self
             .context
             .services
@@ -161,6 +163,10 @@ impl Machine {
             .map_err(|failure| start_failure(self, failure))?;
         let data = json!({ "pid": launched.pid, "tapDevice": self.context.names.tap });
         self.context.crud("power_on", data);
+        if let Some(agent) = witness {
+            self.wait_for_boot(&agent, options.boot_timeout, cancel)
+                .await?;
+        }
         Ok(OperationResult::done(&vm_id, "VM started"))
     }
 

@@ -219,7 +219,7 @@ impl Machine {
             .update_machine_status(vm_id, "off", &UNTOUCHABLE)
             .await
         {
-            tracing::error!(vm = %vm_id, %error, "the status could not be written");
+            self.context.status_not_written("off", &error);
         }
     }
 
@@ -326,7 +326,7 @@ impl Machine {
             .update_machine_status(vm_id, new.as_str(), &UNTOUCHABLE)
             .await
         {
-            tracing::error!(vm = %vm_id, %error, "the status could not be written");
+            self.context.status_not_written(new.as_str(), &error);
         }
         let previous = std::mem::replace(&mut self.shown, new.clone());
         if event != "RESYNC" {

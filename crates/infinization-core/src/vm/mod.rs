@@ -16,6 +16,7 @@
 //! | `facts` | what planning must know of the host: reads only |
 //! | `run`, `ledger`, `bench` | executing a plan, writing ahead what it holds |
 //! | `effects` | performing one action on the real host |
+//! | `boot` | waiting for the guest's agent |
 //! | `machine`, `launch`, `stop`, `guest`, `destroy`, `recover` | what one VM does, verb by verb |
 //! | `task` | the loop that owns one VM, and the handle to it |
 //!
@@ -23,6 +24,7 @@
 
 mod action;
 mod bench;
+mod boot;
 mod context;
 mod destroy;
 mod effects;

@@ -92,9 +92,12 @@ impl Machine {
         let Some(spec) = spec.filter(|_| intended) else {
             return Ok(Found::None);
         };
-        // We were killed between the spawn and the ledger.
-        let mut found = find_by_name(&name_argument(&spec.internal_name)).await?;
-        Ok(found.pop().map_or(Found::None, Found::Process))
+        // We were killed between the spawn and the ledger. Another state directory may have a machine
+        // of the same name, but not with the same disk.
+        let found = find_by_name(&name_argument(&spec.internal_name)).await?;
+        let disk = spec.disks.first().map_or("", |disk| disk.path.as_str());
+        let ours = found.into_iter().find(|process| process.was_told_of(disk));
+        Ok(ours.map_or(Found::None, Found::Process))
     }
 
     /// The process lives: an interrupted launch is finished if its guest runs already, and undone

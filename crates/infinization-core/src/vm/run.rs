@@ -191,6 +191,24 @@ pub(super) async fn release_up_to(
     release(effects, ledger, bench, entries, order).await
 }
 
+/// Releases the chosen entries at once, each tried a single time; what fails stays in the ledger.
+pub(super) async fn try_release(
+    effects: &dyn Effects,
+    ledger: &Ledger,
+    bench: &Bench,
+    chosen: impl Fn(&Release) -> bool,
+) {
+    let entries = ledger.contents().entries.into_iter();
+    let entries = entries.filter(|entry| chosen(&entry.undo.release));
+    let attempts = entries.map(|entry| async move {
+        let released = effects.release(&entry.undo.release, bench).await;
+        released.and_then(|()| Ok(ledger.forget(&[entry.number])?))
+    });
+    for error in join_all(attempts).await.into_iter().filter_map(Result::err) {
+        tracing::debug!(%error, "not released early");
+    }
+}
+
 async fn release(
     effects: &dyn Effects,
     ledger: &Ledger,

@@ -5,11 +5,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
+use super::action::Release;
+use super::bench::Bench;
 use super::machine::Machine;
 use super::outcome::{EndCause, OperationResult};
 use super::plan::Operation;
-use super::run::Stuck;
+use super::run::{Stuck, try_release};
 use super::status::Status;
 use crate::config::StopOptions;
 use crate::error::{ErrorCode, Failure};
@@ -23,12 +26,21 @@ const PRESS_AGAIN: Duration = Duration::from_secs(3);
 const TERM_GRACE: Duration = Duration::from_secs(5);
 
 /// Lets a forced stop interrupt a graceful one that is under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Interrupt {
     force: Notify,
+    /// The caller no longer wants the guest to be waited for: the VM goes on.
+    cancel: CancellationToken,
 }
 
 impl Interrupt {
+    pub(super) fn new(cancel: CancellationToken) -> Self {
+        Self {
+            force: Notify::new(),
+            cancel,
+        }
+    }
+
     /// The guest is waited for no longer.
     pub(super) fn force(&self) {
         self.force.notify_one();
@@ -39,6 +51,7 @@ impl Interrupt {
 enum Waited {
     Gone,
     Forced,
+    Aborted,
     Expired,
 }
 
@@ -99,16 +112,36 @@ impl Machine {
             match self.shut_down(process, options.timeout, interrupt).await {
                 Ok(Waited::Gone) => return Ok(false),
                 Ok(Waited::Forced) => {}
+                Ok(Waited::Aborted) => return Err(aborted()),
                 Ok(Waited::Expired) if options.force => {}
                 Ok(Waited::Expired) => return Err(did_not_shut_down(options.timeout)),
                 Err(_monitor) if options.force => {}
                 Err(failure) => return Err(failure),
             }
         }
-        process.terminate(TERM_GRACE).await.map_err(|error| {
+        // The kernel takes longer for the ruleset than QEMU for its end: both at once. A guest that
+        // is being ended has no use for its network.
+        let (ended, ()) = tokio::join!(process.terminate(TERM_GRACE), self.close_port());
+        ended.map_err(|error| {
             Failure::caused_by(ErrorCode::StopFailed, "QEMU could not be ended", error)
         })?;
         Ok(true)
+    }
+
+    /// Takes the VM off the network. What does not go now goes with the rest of the run.
+    async fn close_port(&self) {
+        let context = &self.context;
+        let bench = Bench::of_process(None);
+        let of_network = |release: &Release| {
+            matches!(release, Release::DetachTap { .. } | Release::DetachFirewall)
+        };
+        try_release(
+            context.effects.as_ref(),
+            &context.ledger,
+            &bench,
+            of_network,
+        )
+        .await;
     }
 
     /// Presses the power button until the guest is gone, the deadline passes or force is asked for.
@@ -127,6 +160,7 @@ impl Machine {
                 _exit = process.exited() => return Ok(Waited::Gone),
                 event = self.next_event() => self.on_event_while_stopping(&event),
                 () = interrupt.force.notified() => return Ok(Waited::Forced),
+                () = interrupt.cancel.cancelled() => return Ok(Waited::Aborted),
                 () = sleep_until(deadline) => return Ok(Waited::Expired),
                 () = sleep_until(press) => {
                     self.press_power_button(process, timeout).await?;
@@ -215,6 +249,11 @@ async fn within<E: Into<Failure>>(
             Err(_elapsed) => Err(did_not_shut_down(timeout)),
         },
     }
+}
+
+fn aborted() -> Failure {
+    let message = "the stop was aborted; the guest was asked to shut down and may still do so";
+    Failure::new(ErrorCode::Aborted, message)
 }
 
 fn did_not_shut_down(timeout: Duration) -> Failure {

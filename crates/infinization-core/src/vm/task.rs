@@ -55,7 +55,12 @@ pub enum Verb {
         cancel: CancellationToken,
     },
     /// `stopVM`.
-    Stop(StopOptions),
+    Stop {
+        /// As asked.
+        options: StopOptions,
+        /// Ends the wait for the guest; the VM goes on.
+        cancel: CancellationToken,
+    },
     /// `restartVM`.
     Restart,
     /// `suspendVM`.
@@ -74,8 +79,27 @@ pub enum Verb {
 }
 
 impl Request {
+    /// Whether it ends QEMU whatever the guest does, and so ends waiting for the guest too.
     fn is_forced_stop(&self) -> bool {
-        matches!(self, Self::Verb { verb: Verb::Stop(options), .. } if options.force && !options.graceful)
+        match self {
+            Self::Verb { verb, .. } => match verb {
+                Verb::Stop { options, .. } => options.force && !options.graceful,
+                Verb::Destroy { .. } => true,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// What the caller ends the wait for the guest with.
+    fn patience(&self) -> CancellationToken {
+        match self {
+            Self::Verb {
+                verb: Verb::Stop { cancel, .. },
+                ..
+            } => cancel.clone(),
+            _ => CancellationToken::new(),
+        }
     }
 }
 
@@ -197,7 +221,7 @@ async fn serve_one(
     inbox: &mut mpsc::Receiver<Request>,
     waiting: &mut VecDeque<Request>,
 ) {
-    let interrupt = Interrupt::default();
+    let interrupt = Interrupt::new(request.patience());
     let mut work = pin!(answer(machine, request, &interrupt));
     let mut open = true;
     loop {
@@ -257,7 +281,7 @@ impl Machine {
     ) -> Result<OperationResult, Failure> {
         match verb {
             Verb::Start { options, cancel } => self.start(&options, &cancel).await,
-            Verb::Stop(options) => self.stop(&options, interrupt).await,
+            Verb::Stop { options, .. } => self.stop(&options, interrupt).await,
             Verb::Restart => self.restart(interrupt).await,
             Verb::Suspend => self.suspend().await,
             Verb::Resume => self.resume().await,

@@ -88,6 +88,15 @@ impl ProcessHandle {
         !pidfd::has_ended(self.0.pidfd.as_fd()).unwrap_or(false)
     }
 
+    /// Whether this file is on its command line, as a JSON string. Unreadable counts as not.
+    pub fn was_told_of(&self, file: &str) -> bool {
+        let cmdline = std::fs::read(format!("/proc/{}/cmdline", self.pid())).unwrap_or_default();
+        let quoted = serde_json::Value::from(file).to_string();
+        cmdline
+            .windows(quoted.len())
+            .any(|part| part == quoted.as_bytes())
+    }
+
     /// Resolves when it has ended, for every waiter, also when that was long ago.
     pub fn exited(&self) -> impl Future<Output = Exit> + Send + use<> {
         let mut exit = self.0.exit.clone();
