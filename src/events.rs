@@ -17,7 +17,6 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_util::sync::CancellationToken;
 
-
 /// `deliver(batch: string)` of `index.js`.
 pub type Deliver = ThreadsafeFunction<String, (), String, Status, false, true>;
 

@@ -14,8 +14,8 @@ use napi_derive::napi;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::argument::Argument;
 use crate::errors;
-use crate::js_value::Argument;
 use crate::panics::caught;
 
 /// The answer of a method: a value for JavaScript, or the error it rejects (or throws) with.

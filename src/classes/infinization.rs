@@ -1,14 +1,14 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use infinization_core::{ErrorCode, Failure};
 use infinization_core::manager::Manager;
+use infinization_core::{ErrorCode, Failure};
 use napi_derive::napi;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::Cancellation;
+use crate::argument::{Argument, Issue, refusal};
 use crate::events::{Deliver, carry};
-use crate::js_value::{Argument, Issue, refusal};
 use crate::outcome::{Outcome, data, done, now};
 
 /// The native half of the public class: `js/infinization.js` extends it.
