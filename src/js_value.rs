@@ -281,7 +281,8 @@ fn is_root(prototype: Unknown<'_>) -> napi::Result<bool> {
 
 /// `Object.getPrototypeOf(object)`, which asks a Proxy's trap.
 fn prototype_of<'a>(env: &'a Env, object: &Object<'a>) -> napi::Result<Unknown<'a>> {
-    let class: Object<'a> = env.get_global()?.get_named_property("Object")?;
+    let class: Unknown<'a> = env.get_global()?.get_named_property("Object")?;
+    let class = class.coerce_to_object()?;
     let function: Function<'a, Unknown<'a>, Unknown<'a>> =
         class.get_named_property("getPrototypeOf")?;
     function.call(object.to_unknown())

@@ -63,6 +63,11 @@ pub(crate) fn now<T: Serialize>(answer: Result<T, Failure>) -> Outcome {
     )
 }
 
+/// Answers at once with nothing.
+pub(crate) fn checked(answer: Result<(), Failure>) -> Outcome {
+    Outcome(answer.map(|()| Reply::Nothing))
+}
+
 /// The functions of `index.js` that make values where the caller lives.
 struct Realm {
     revive: FunctionRef<FnArgs<(String, bool)>, Unknown<'static>>,

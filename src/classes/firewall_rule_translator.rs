@@ -5,7 +5,7 @@ use napi_derive::napi;
 use serde_json::Value;
 
 use crate::argument::Argument;
-use crate::outcome::{Outcome, now};
+use crate::outcome::{Outcome, checked, now};
 
 /// Rules as the tokens of an `nft add rule` command. The façade makes a `FirewallTranslationError`
 /// of every refusal.
@@ -96,7 +96,7 @@ impl FirewallRuleTranslator {
 
     #[napi]
     pub fn validate_rule(rule: Argument) -> Outcome {
-        now(rule_of(rule).and_then(|rule| Translator::validate_rule(&rule).map_err(refused)))
+        checked(rule_of(rule).and_then(|rule| Translator::validate_rule(&rule).map_err(refused)))
     }
 
     #[napi]
