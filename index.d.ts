@@ -44,8 +44,8 @@ export interface InfinizationConfig {
   /** Confines disks, backing files and ISOs to these directories. Default: not confined. */
   allowedPaths?: string[]
   /**
-   * What to do on a kernel without connection tracking for bridges. `fail`: `initialize()` rejects.
-   * `degrade`: stateless rules, with a warning. Default: the environment's
+   * What to do on a kernel without connection tracking for bridges (`nf_conntrack_bridge`). `fail`:
+   * `initialize()` rejects with `CONNTRACK_UNAVAILABLE`. `degrade`: stateless rules. Default: the environment's
    * `INFINIZATION_BRIDGE_CONNTRACK_MODE`, else `fail`.
    */
   bridgeConntrackMode?: 'fail' | 'degrade'
@@ -187,22 +187,34 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   getActiveVMs(): string[]
 
   /** Embedded store only; else `INVALID_STATE`. */
-  listVMs(): Promise<VMInfo[]>
-  /** Embedded store only. @throws LifecycleError `VM_NOT_FOUND` */
-  getVM(vmId: string): Promise<VMInfo>
-  /** Ends the VM, forgets it, and removes its disks when asked to. Embedded store only. */
+  listVMs(): Promise<VMSummary[]>
+  /** Null when there is no such machine. Embedded store only; else `INVALID_STATE`. */
+  getVM(vmId: string): Promise<VMDetails | null>
+  /**
+   * Ends the VM, forgets it, and removes its disks when asked to. Embedded store only.
+   * @throws LifecycleError `VM_NOT_FOUND`, `STOP_FAILED`, `CLEANUP_FAILED`, `DISK_ERROR`
+   */
   deleteVM(vmId: string, options?: VMDeleteOptions): Promise<VMOperationResult>
-  /** Replaces the VM's own rules, in one atomic step. Embedded store only. */
-  setFirewallRules(vmId: string, rules: FirewallRuleInput[]): Promise<FirewallApplyResult>
+  /**
+   * Replaces the VM's own rules; if it runs, in one atomic step. A rule that makes no sense is
+   * `INVALID_CONFIG`, and the old rules stay. Embedded store only.
+   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG`; NftablesError
+   */
+  setFirewallRules(vmId: string, rules: FirewallRuleInput[]): Promise<VMOperationResult>
 
   /** Emits what QEMU reports of the VMs. */
   getEventHandler(): EventHandler
   /** Emits what the periodic checks find. */
   getHealthMonitor(): HealthMonitor
-  /** The VM's monitor, shared with the library; undefined unless it is connected. */
+  /**
+   * The VM's monitor, shared with the library; undefined unless it is connected. The same object for
+   * as long as its QEMU runs.
+   */
   getQMPClient(vmId: string): QMPClient | undefined
-  /** The injected database object. @throws LifecycleError `INVALID_STATE` with the embedded store */
+  /** The database the library works with. Failures are PrismaAdapterErrors. */
   getPrismaAdapter(): InfinizationDatabase
+  /** The firewall, with this instance's settings. */
+  getNftablesService(): NftablesService
   /**
    * Every event of this instance in the order it happened, from now on; of one VM when `vmId` is
    * given. Ends at `shutdown()`. A reader that falls 4096 events behind gets one of type `lost`,
@@ -215,9 +227,17 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * by whether their QEMU is alive. `initialize()` has done it once.
    */
   reconcileStartupState(statuses?: string[]): Promise<ReconcileSummary>
-  /** Connects to the monitor of a VM that runs already. Does nothing when it is attached. */
+  /**
+   * Takes a running QEMU of this machine back. Does nothing when it is attached; `initialize()` has
+   * done it for all.
+   * @throws LifecycleError `VM_NOT_FOUND`, `QMP_ERROR` when there is no such QEMU
+   */
   attachToRunningVM(vmId: string, qmpSocketPath: string): Promise<void>
-  /** Runs a program in the guest through its agent. `options.timeout` is in milliseconds. */
+  /**
+   * Runs a program in the guest through its agent, over a connection of its own.
+   * @throws QMPError `AGENT_CONNECT_FAILED`, `AGENT_TIMEOUT`, `AGENT_DISCONNECTED`, `AGENT_PROTOCOL`,
+   * `AGENT_COMMAND_FAILED` (no such program)
+   */
   guestExec(
     vmId: string,
     guestAgentSocketPath: string,
@@ -225,9 +245,16 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
     args?: string[],
     options?: GuestExecOptions
   ): Promise<GuestExecOutput>
-  /** @throws LifecycleError `VM_NOT_FOUND` when the VM is not attached */
+  /**
+   * Takes the medium out; by the `device` of `queryBlockDevices`. `force` (default true): even if the
+   * guest has locked the tray.
+   * @throws LifecycleError `VM_NOT_FOUND` when the VM is not attached; QMPError
+   */
   ejectCdrom(vmId: string, device: string, force?: boolean): Promise<void>
-  /** @throws LifecycleError `VM_NOT_FOUND` when the VM is not attached */
+  /**
+   * QEMU's list, with `device` filled where QEMU has no name.
+   * @throws LifecycleError `VM_NOT_FOUND` when the VM is not attached; QMPError
+   */
   queryBlockDevices(vmId: string): Promise<QMPBlockInfo[]>
 
   /** Rejects with `INVALID_STATE` while `overlay` is not configured. */
@@ -369,16 +396,44 @@ export interface VMCreateResult {
   /** The TCP port that the display listens on. */
   displayPort: number
   pid: number
+  /** In the order of `disks`. */
   diskPaths: string[]
   pidFilePath: string
-  installationIsoPath?: string
-  installingOS?: boolean
+  /** What `auto` came to. Always there; optional, so that stand-ins of older programs fit. */
+  accelerator?: 'kvm' | 'tcg'
+  /** What was taken differently than asked, in sentences. Always there, too. */
+  warnings?: string[]
 }
 
-/** What `createVM` would run. */
+/** What `createVM` would do: stages one after the other, the steps of a stage at once. */
 export interface VMPlan {
-  command: string
-  args: string[]
+  operation: 'create'
+  vmId: string
+  stages: VMPlanStep[][]
+  /** What `createVM` would warn of. */
+  warnings: string[]
+}
+
+/**
+ * One step of a plan, with what it needs. `spawnQemu` has the whole command line (`binary`, `args`),
+ * `loadFirewall` the transaction (`rules`). No secret is in it.
+ */
+export interface VMPlanStep {
+  /** `createDisk`, `createTap`, `loadFirewall`, `spawnQemu`, … */
+  action: string
+  /** How what it makes is released again. */
+  undo?: VMPlanUndo[]
+  [fact: string]: unknown
+}
+
+export interface VMPlanUndo {
+  /** `removeFile`, `deleteTap`, `endQemu`, … */
+  release: string
+  /**
+   * When, unless the attempt fails before: `attempt` only then, `run` when QEMU ends, `machine` by
+   * `destroyVM`, `data` by `deleteVM({ deleteDisks: true })`.
+   */
+  lifetime: 'attempt' | 'run' | 'machine' | 'data'
   [fact: string]: unknown
 }
 
@@ -422,47 +477,75 @@ export interface VMStatusResult {
   /** QEMU's own word, or null when its monitor is not connected. */
   qmpStatus: string | null
   pid: number | null
+  /** Seconds since QEMU started. */
   uptime: number | null
   processAlive: boolean
   /** Whether row, process and monitor agree. */
   consistent: boolean
   tapDevice: string | null
   qmpSocketPath: string | null
+  /** Why the last QEMU ended, if this process saw it end. */
+  lastExit?: VMExitCause
+}
+
+/** Why a QEMU ended. */
+export interface VMExitCause {
+  /**
+   * QEMU's own reason (`guest-shutdown`, `guest-reset`, `guest-panic`, `host-qmp-quit`, `host-signal`,
+   * …), or `signal`, `exit-code`, `host-kill` (ended by us), `host-reboot`, `unknown`.
+   */
+  reason: string
+  /** The signal's number. */
+  signal?: number
+  exitCode?: number
+  /** QEMU's last words. */
+  stderr?: string
 }
 
 export interface GuestExecOptions {
+  /** Milliseconds the program may run. Default 30000. */
   timeout?: number
   /** Ignored: the guest agent has no such thing. */
   cwd?: string
 }
 
 export interface GuestExecOutput {
+  /** As UTF-8; what is none becomes U+FFFD. */
   stdout: string
   stderr: string
   /** -1 when the agent gave none. */
   exitCode: number
 }
 
-export interface VMInfo {
-  id: string
+/** A machine of the embedded store. */
+export interface VMSummary {
+  vmId: string
   name: string
   internalName: string
   os: string
-  status: DBVMStatus
-  resources: VMResourceConfig
-  network?: { bridge: string; macAddress?: string; tapDevice?: string }
-  display?: { protocol: DisplayProtocol; port: number; address?: string; hasPassword?: boolean }
-  hardware?: { gpuPciAddress?: string; gpuRomfile?: string; iommuGroup?: number }
-  pid?: number | null
-  qmpSocketPath?: string | null
-  createdAt?: Date
-  updatedAt?: Date
-}
-
-export interface VMResourceConfig {
+  /** One of {@link DBVMStatus}, or a marker that you wrote. */
+  status: string
   cpuCores: number
   ramGB: number
   diskSizeGB: number
+  /** Whether its QEMU is there and ours. */
+  processAlive: boolean
+  createdAt: Date
+  updatedAt: Date
+}
+
+/** A machine of the embedded store with what it was last run with. */
+export interface VMDetails extends VMSummary {
+  bridge: string | null
+  tapDevice: string | null
+  pid: number | null
+  qmpSocketPath: string | null
+  displayType: string | null
+  displayPort: number | null
+  displayAddr: string | null
+  diskPaths: string[] | null
+  /** Its own rules. */
+  firewallRules: FirewallRuleInput[]
 }
 
 /** The statuses the library writes. */
@@ -476,23 +559,18 @@ export type DBVMStatus =
   | 'powering_off_update'
   | 'error'
 
-export interface ReconcileResult {
-  vmId: string
-  previousStatus: string
-  pid: number | null
-  pidAlive: boolean
-  action: 'promoted_running' | 'reset_off' | 'reset_error' | 'skipped'
-  reason?: string
-}
-
+/** The ids of the machines that were settled, and how. */
 export interface ReconcileSummary {
   totalChecked: number
+  /** Their QEMU is alive and ours. */
   promotedToRunning: string[]
+  /** Their QEMU is gone. */
   resetToOff: string[]
+  /** They were `rebuilding`. */
   resetToError: string[]
+  /** They could not be judged and are as they were. */
   skipped: string[]
   timestamp: Date
-  results: ReconcileResult[]
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -533,12 +611,374 @@ export interface ConnectionStateConfig {
 export interface FirewallApplyResult {
   totalRules: number
   appliedRules: number
-  /** More than 0: the VM is not protected as asked. */
+  /** More than 0: the VM is not protected as asked. The others are in force all the same. */
   failedRules: number
+  /** `vm_<24 hex digits>`. */
   chainName: string
   failures: { ruleName: string; error: string }[]
-  /** Rules that apply without their connection state (`bridgeConntrackMode: 'degrade'`). */
+  /** Rules in force in a weaker form, which this kernel forces on them. Always there. */
   degraded?: { ruleName: string; reason: string }[]
+}
+
+/** What {@link NftablesService} is made with. */
+export interface NftablesServiceConfig {
+  /** As in {@link InfinizationConfig}. */
+  bridgeConntrackMode?: 'fail' | 'degrade'
+  /** As in {@link InfinizationConfig}. */
+  hostServices?: HostService[]
+  /** Accepted for compatibility. Nothing is persisted: machines get their rules when they start. */
+  enablePersistence?: boolean
+}
+
+/**
+ * The firewall of one machine at a time. The verbs do all of this by themselves.
+ *
+ * Everything a machine sends or receives is filtered, whatever it talks to; a TAP called `vnet-*`
+ * without rules is closed. Changes are atomic: on an error the old rules are in force. Failures are
+ * NftablesErrors, but for malformed arguments (`INVALID_CONFIG`).
+ */
+export class NftablesService {
+  /** Touches nothing; a `config` that makes no sense is told by the first method. */
+  constructor(config?: NftablesServiceConfig)
+  /**
+   * Sets up the table and its hooks. Idempotent.
+   * @throws NftablesError `CONNTRACK_UNAVAILABLE`, `PERMISSION_DENIED`, `COMMAND_FAILED`
+   */
+  initialize(): Promise<void>
+  /** Makes the machine's chains, closed, unless it has some, and attaches the port. Their name. */
+  createVMChain(vmId: string, tapName: string): Promise<string>
+  /** As `createVMChain`, without attaching a port. */
+  ensureVMChain(vmId: string): Promise<string>
+  /** Sends the port's frames through the machine's chains, which must exist. */
+  attachJumpRules(vmId: string, tapName: string): Promise<void>
+  /** Closes the machine's ports; the chains stay. Never rejects for the host's reasons. */
+  detachJumpRules(vmId: string): Promise<void>
+  /**
+   * Loads everything of the machine: chains, rules, dispatch. A rule that makes no sense is reported
+   * in the result and the others are in force. At most 20,000 rules.
+   * @param defaultAction what happens to a packet no rule decides; default `drop`
+   */
+  applyRules(
+    vmId: string,
+    tapName: string,
+    departmentRules: FirewallRuleInput[],
+    vmRules: FirewallRuleInput[],
+    defaultAction?: FirewallDefaultAction
+  ): Promise<FirewallApplyResult>
+  /** As `applyRules`, unless the kernel holds exactly that already. */
+  applyRulesIfChanged(
+    vmId: string,
+    tapName: string,
+    departmentRules: FirewallRuleInput[],
+    vmRules: FirewallRuleInput[],
+    defaultAction?: FirewallDefaultAction
+  ): Promise<{ changed: boolean; result?: FirewallApplyResult }>
+  /** Removes the user's rules: the machine is closed then. Never rejects for the host's reasons. */
+  flushVMRules(vmId: string): Promise<void>
+  /** Removes the machine's chains. Never rejects for the host's reasons. */
+  removeVMChain(vmId: string): Promise<void>
+  /** The same, by the chain's name. Other names are left alone. */
+  removeVMChainByName(chainName: string): Promise<void>
+  /** The names of all chains of the table; none if there is no table. */
+  listChains(): Promise<string[]>
+  chainExists(chainName: string): Promise<boolean>
+}
+
+/** `vm_` and the first 24 hex digits of the id's SHA-256. @throws LifecycleError `INVALID_CONFIG` */
+export function generateVMChainName(vmId: string): string
+
+/**
+ * Rules as tokens of `nft add rule`, for showing. The library itself loads something better (IPv6,
+ * replies). Refusals are {@link FirewallTranslationError}s.
+ */
+export class FirewallRuleTranslator {
+  private constructor()
+  /** A rule for `IN` or `OUT`: interface, protocol, addresses, ports, state, verdict, comment. */
+  static translateToTokens(rule: FirewallRuleInput, tapName: string): string[]
+  /** `IN` is `oifname <tap>`, `OUT` is `iifname <tap>`. */
+  static translateDirectionToTokens(direction: 'IN' | 'OUT', tapName: string): string[]
+  static translateProtocolToTokens(protocol?: string | null): string[]
+  static translatePortsToTokens(
+    protocol: string | null | undefined,
+    srcPortStart?: number | null,
+    srcPortEnd?: number | null,
+    dstPortStart?: number | null,
+    dstPortEnd?: number | null
+  ): string[]
+  /** IPv4 only. */
+  static translateIpAddressesToTokens(
+    srcIpAddr?: string | null,
+    srcIpMask?: string | null,
+    dstIpAddr?: string | null,
+    dstIpMask?: string | null
+  ): string[]
+  static translateConnectionStateToTokens(state?: ConnectionStateConfig | null): string[]
+  static translateAction(action: string): string
+  /** Everything about a rule but the TAP it is for. */
+  static validateRule(rule: FirewallRuleInput): void
+  /** IPv4, without leading zeros. */
+  static isValidIpAddress(text: string): boolean
+  /** `a.b.c.d/n`. */
+  static isValidCidr(text: string): boolean
+  /** 0 to 32, or dotted without holes. */
+  static isValidSubnetMask(text: string): boolean
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Links
+// ---------------------------------------------------------------------------------------------------
+
+/**
+ * The host's bridges. A name is 1 to 15 letters, digits, `.`, `_`, `-`; another one is
+ * `INVALID_CONFIG` ("Invalid bridge name: …"). Failures are NetworkErrors.
+ */
+export class BridgeManager {
+  /** Touches nothing. */
+  constructor()
+  /** False for a link that is no bridge. */
+  exists(bridge: string): Promise<boolean>
+  /**
+   * Makes a bridge, up and without transmit checksum offload. What fails half-way is removed.
+   * @throws NetworkError `BRIDGE_ALREADY_EXISTS`, `PERMISSION_DENIED`, `COMMAND_FAILED`
+   */
+  create(bridge: string): Promise<void>
+  /** `create` has done it. Never rejects for the host's reasons. */
+  disableChecksumOffloading(bridge: string): Promise<void>
+  /** Fine when there is none. A link of that name that is no bridge stays. */
+  destroy(bridge: string): Promise<void>
+  /** @throws NetworkError `BRIDGE_NOT_FOUND`, `DEVICE_NOT_FOUND`, `BRIDGE_FULL` */
+  addInterface(bridge: string, interfaceName: string): Promise<void>
+  /** Fine when it is no port of the bridge. */
+  removeInterface(bridge: string, interfaceName: string): Promise<void>
+  /** Its ports; none when they cannot be told. */
+  listInterfaces(bridge: string): Promise<string[]>
+  /**
+   * Gives it an IPv4 address, `a.b.c.d/n`; it may have it already. What is none is `INVALID_CONFIG`
+   * ("Invalid IPv4/CIDR: …").
+   * @throws NetworkError `BRIDGE_NOT_FOUND`
+   */
+  assignIP(bridge: string, cidr: string): Promise<void>
+  /** Takes an address away; it may not have it. @throws NetworkError `BRIDGE_NOT_FOUND` */
+  removeIP(bridge: string, cidr: string): Promise<void>
+  /** Its IPv4 addresses, `a.b.c.d/n`. @throws NetworkError `BRIDGE_NOT_FOUND` */
+  getIPs(bridge: string): Promise<string[]>
+}
+
+/** The host's TAP devices. Failures are NetworkErrors ("Failed to … TAP device <name>: …"). */
+export class TapDeviceManager {
+  /** Touches nothing. */
+  constructor()
+  /**
+   * Makes the machine's TAP, persistent and down, with one queue; one left from earlier goes. Its
+   * name. `bridge` is ignored: see `configure`.
+   * @throws NetworkError `DEVICE_ALREADY_EXISTS` when a process has it open
+   */
+  create(vmId: string, bridge?: string): Promise<string>
+  /** Raises it and makes it a port of `bridge`. @throws NetworkError */
+  configure(tapName: string, bridge?: string): Promise<void>
+  /** Fine when there is none. A link of that name that is no TAP stays. @throws NetworkError */
+  destroy(tapName: string): Promise<void>
+  /** Never rejects for the host's reasons. */
+  bringDown(tapName: string): Promise<void>
+  /** Takes it off its bridge and down. Never rejects for the host's reasons. */
+  detachFromBridge(tapName: string): Promise<void>
+  /** Raises it and makes it a port. @throws NetworkError `DEVICE_NOT_FOUND`, `BRIDGE_NOT_FOUND` */
+  attachToBridge(tapName: string, bridge: string): Promise<void>
+  /** Whether there is a link of this name. */
+  exists(tapName: string): Promise<boolean>
+  /** Up, and a process has it open. False when that cannot be told. */
+  hasCarrier(tapName: string): Promise<boolean>
+  /** The TAPs called `vnet-*`. */
+  listAllTapDevices(): Promise<string[]>
+  /** Persistent, and no process has it open. A stopped machine's TAP is so, too. */
+  isOrphaned(tapName: string): Promise<boolean>
+  /**
+   * Deletes the orphans called `vnet-*` that belong to no machine (it would have a firewall chain) and
+   * that this process did not make in the last minute.
+   */
+  cleanupOrphanedTapDevices(): Promise<{ total: number; cleaned: number; failed: number }>
+  /**
+   * In the style of `ip link`: `7: vnet-1: <BROADCAST,MULTICAST,UP> mtu 1500 master br0 state UP`,
+   * with `UP`, `DOWN` or `UNKNOWN`; or `Error: …`.
+   */
+  getDeviceState(tapName: string): Promise<string>
+}
+
+/** Addresses for guests. */
+export class MacAddressGenerator {
+  private constructor()
+  /** `52:54:` and four random octets. */
+  static generate(): string
+  /** `52:54:` and the first four octets of the id's SHA-256: what a machine has by default. */
+  static generateFromVmId(vmId: string): string
+  /** Six hex pairs joined by `:`, in either case. */
+  static validate(mac: string): boolean
+  /** The same, beginning with `52:54:`. */
+  static isQemuMac(mac: string): boolean
+}
+
+/** Six hex pairs joined by `:`. */
+export type MacAddress = string
+
+export type NetworkDeviceState = 'up' | 'down' | 'unknown'
+export const NetworkDeviceState: {
+  readonly UP: 'up'
+  readonly DOWN: 'down'
+  readonly UNKNOWN: 'unknown'
+}
+
+export type NftablesFamily = 'bridge' | 'inet' | 'ip' | 'ip6'
+export const NftablesFamily: {
+  readonly BRIDGE: 'bridge'
+  readonly INET: 'inet'
+  readonly IP: 'ip'
+  readonly IP6: 'ip6'
+}
+
+export type NftablesHookType = 'prerouting' | 'input' | 'forward' | 'output' | 'postrouting'
+export const NftablesHookType: {
+  readonly PREROUTING: 'prerouting'
+  readonly INPUT: 'input'
+  readonly FORWARD: 'forward'
+  readonly OUTPUT: 'output'
+  readonly POSTROUTING: 'postrouting'
+}
+
+export type NftablesChainPolicy = 'accept' | 'drop'
+export const NftablesChainPolicy: { readonly ACCEPT: 'accept'; readonly DROP: 'drop' }
+
+// ---------------------------------------------------------------------------------------------------
+// Images
+// ---------------------------------------------------------------------------------------------------
+
+export type ImageFormat = 'qcow2' | 'raw' | 'vmdk' | 'vdi' | 'vhdx'
+export const SUPPORTED_IMAGE_FORMATS: readonly ImageFormat[]
+export function isValidImageFormat(format: unknown): format is ImageFormat
+
+export interface CreateImageOptions {
+  /** Absolute. Nothing may be there. */
+  path: string
+  /** Virtual size in GiB. Ignored with a `backingFile`: the overlay has that image's size. */
+  sizeGB?: number
+  format: ImageFormat
+  /** Bytes, a power of two from 512 to 2097152 (qcow2). Default: QEMU's, 65536. */
+  clusterSize?: number
+  /** Default `off`. */
+  preallocation?: 'off' | 'metadata' | 'falloc' | 'full'
+  /** Absolute path of a qcow2 image to make an overlay on (qcow2 only). */
+  backingFile?: string
+}
+
+export interface ConvertImageOptions {
+  sourcePath: string
+  /** Default `qcow2`. It is never guessed: a guest can write any header into its disk. */
+  sourceFormat?: ImageFormat
+  /** Nothing may be there. */
+  destPath: string
+  destFormat: ImageFormat
+  /** Compress the copy (qcow2 only). Default false. */
+  compress?: boolean
+}
+
+export interface ResizeImageOptions {
+  /** Default `qcow2`. */
+  format?: ImageFormat
+  /** Consent to lose what lies beyond a smaller size. Default false. */
+  shrink?: boolean
+}
+
+export interface ImageInfo {
+  filename: string
+  format: ImageFormat
+  /** The disk's size as a guest sees it, in bytes. */
+  virtualSize: number
+  /** What it takes on the host's disk, in bytes. */
+  actualSize: number
+  clusterSize?: number
+  encrypted: boolean
+  /** Oldest first; absent when there is none. */
+  snapshots?: SnapshotInfo[]
+  backingFile?: string
+}
+
+/** What `qemu-img check` counts. Damage is a result, not an error. */
+export interface ImageCheckResult {
+  /** Trouble while checking. */
+  errors: number
+  /** Clusters that nothing uses: lost space. */
+  leaks: number
+  /** Tables that contradict each other: lost data. */
+  corruptions: number
+  totalClusters: number
+  allocatedClusters: number
+}
+
+/**
+ * Disk images that no machine runs on, by way of `qemu-img`. Paths are absolute. A new image appears
+ * whole or not at all, and never in the place of another file. Failures are {@link StorageError}s;
+ * an image that a process has open is `IMAGE_IN_USE` before anything else is said about it.
+ */
+export class QemuImgService {
+  /** Touches nothing. */
+  constructor()
+  /**
+   * @throws StorageError `IMAGE_ALREADY_EXISTS`, `INVALID_FORMAT`, `INVALID_SIZE`, `IMAGE_NOT_FOUND`
+   * (the backing file, the directory), `UNSAFE_BACKING_FILE`, `PERMISSION_DENIED`,
+   * `INSUFFICIENT_SPACE`, `ABORTED`, `COMMAND_FAILED`
+   */
+  createImage(options: CreateImageOptions & Abortable): Promise<void>
+  /**
+   * @param format default `qcow2`; it is never guessed
+   * @throws StorageError `IMAGE_NOT_FOUND`, `IMAGE_IN_USE`, `IMAGE_CORRUPT`, `PARSE_ERROR`
+   */
+  getImageInfo(path: string, format?: ImageFormat): Promise<ImageInfo>
+  /** @throws StorageError `INVALID_SIZE`, `DATA_LOSS_REFUSED`, `IMAGE_NOT_FOUND`, `IMAGE_IN_USE` */
+  resizeImage(path: string, newSizeGB: number, options?: ResizeImageOptions): Promise<void>
+  /** @throws StorageError as `createImage` */
+  convertImage(options: ConvertImageOptions & Abortable): Promise<void>
+  /** @throws StorageError `INVALID_FORMAT` for formats without tables (raw), `IMAGE_NOT_FOUND` */
+  checkImage(path: string, format?: ImageFormat): Promise<ImageCheckResult>
+}
+
+export interface SnapshotCreateOptions {
+  imagePath: string
+  /** 1 to 64 letters, digits, `-` and `_`; no number, and no `-` in front. */
+  name: string
+  /** Accepted for compatibility; a qcow2 image has no room for one. */
+  description?: string
+}
+
+export interface SnapshotInfo {
+  /** The number the image gave it. */
+  id: string
+  name: string
+  /** The saved memory of a machine, in bytes; 0 for the disk alone. */
+  vmSize: number
+  /** ISO 8601, UTC. */
+  date: string
+  /** How long the machine had run: `HH:MM:SS.mmm`. */
+  vmClock: string
+}
+
+/**
+ * Internal snapshots of qcow2 images that no machine runs on. Failures are {@link StorageError}s:
+ * `IMAGE_IN_USE`, `IMAGE_NOT_FOUND`, `INVALID_SNAPSHOT_NAME`, `IMAGE_CORRUPT`, `COMMAND_FAILED`.
+ */
+export class SnapshotManager {
+  /** Touches nothing. */
+  constructor()
+  /** @throws StorageError also `SNAPSHOT_ALREADY_EXISTS` */
+  createSnapshot(options: SnapshotCreateOptions): Promise<void>
+  /** Oldest first. */
+  listSnapshots(imagePath: string): Promise<SnapshotInfo[]>
+  /** Puts the disk back; what was written since is lost. @throws StorageError also `SNAPSHOT_NOT_FOUND` */
+  revertSnapshot(imagePath: string, name: string): Promise<void>
+  /** A copy (qcow2) of the disk as it was. @throws StorageError also `IMAGE_ALREADY_EXISTS` */
+  materializeSnapshot(sourcePath: string, name: string, destPath: string): Promise<void>
+  /** Fine when there is no such snapshot. */
+  deleteSnapshot(imagePath: string, name: string): Promise<void>
+  /** False for an image that does not exist; any other trouble rejects. */
+  snapshotExists(imagePath: string, name: string): Promise<boolean>
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -583,7 +1023,7 @@ export interface EventHandlerEvents {
   'vm:reconnect': [data: { vmId: string }]
   /** The monitor could not be reached again. */
   'vm:stale': [data: { vmId: string; reason: string }]
-  /** Never thrown: without a listener it is dropped. */
+  /** For compatibility; nothing emits it. */
   error: [data: { vmId: string; event: string; error: string }]
 }
 
@@ -592,22 +1032,22 @@ export interface EventHandler extends EventEmitter<EventHandlerEvents> {
   /** The VMs whose monitor is connected. */
   getAttachedVMs(): string[]
   isAttached(vmId: string): boolean
+  /** As {@link Infinization.getQMPClient}. */
   getQMPClient(vmId: string): QMPClient | undefined
-  /** From now on a shutdown of the guest changes neither its row nor its resources. */
-  markInstallInProgress(vmId: string): void
-  clearInstallInProgress(vmId: string): void
-  isInstallInProgress(vmId: string): boolean
 }
 
+/** A QEMU ended without saying goodbye. The row is `off` already, and the clean-up was tried. */
 export interface CrashEvent {
   vmId: string
   pid: number
   lastKnownStatus: string
   detectedAt: Date
+  /** Whether everything of the run was released; if not, a `cleanup-alert` follows. */
   cleanupPerformed: boolean
-  cleanupResult?: CleanupResult
+  cause: VMExitCause
 }
 
+/** A QEMU of ours that no machine owns. It is told, not killed. */
 export interface OrphanEvent {
   /** The internal name where no row is known. */
   vmId: string
@@ -617,33 +1057,17 @@ export interface OrphanEvent {
   detectedAt: Date
   killed: boolean
   cleanupPerformed: boolean
-  cleanupResult?: CleanupResult
 }
 
-export type CleanupResourceType =
-  | 'TAP_DEVICE'
-  | 'FIREWALL_CHAIN'
-  | 'QMP_SOCKET'
-  | 'PIDFILE'
-  | 'DB_CONFIGURATION'
-export type CleanupStatus = 'PENDING' | 'SUCCESS' | 'FAILED' | 'RETRYING'
-
+/** Something of a machine that could not be released. It stays on the machine's list. */
 export interface CleanupResourceState {
-  type: CleanupResourceType
-  identifier: string
-  status: CleanupStatus
+  /** `detachTap`, `removeFile`, `deleteTap`, … */
+  type: string
+  /** What it was to be done to. */
+  identifier: { release: string; [fact: string]: unknown }
+  status: 'FAILED'
   attempts: number
-  lastError?: string
-  lastAttemptAt?: Date
-}
-
-export interface CleanupResult {
-  vmId: string
-  totalResources: number
-  successfulCleanups: number
-  failedCleanups: number
-  resources: CleanupResourceState[]
-  timestamp: Date
+  lastError: string
 }
 
 export interface CleanupAlertEvent {
@@ -663,6 +1087,7 @@ export interface HealthCheckResult {
 }
 
 export interface HealthCheckSummary {
+  /** Machines whose row claims a QEMU. */
   totalChecked: number
   alive: number
   crashed: number
@@ -678,26 +1103,24 @@ export interface HealthMonitorEvents {
   'orphan-detected': [event: OrphanEvent]
   'cleanup-alert': [event: CleanupAlertEvent]
   'check-complete': [summary: HealthCheckSummary]
-  'reconcile-complete': [
-    summary: {
-      promotedToRunning: string[]
-      resetToOff: string[]
-      resetToError: string[]
-      skipped: string[]
-      timestamp: Date
-    }
-  ]
   /** Never thrown: without a listener it is dropped. */
   error: [event: { message: string; timestamp: Date }]
 }
 
-/** What `getHealthMonitor()` returns. */
+/**
+ * What `getHealthMonitor()` returns. A crash is noticed at once, whether it monitors or not; its
+ * cycles find what nobody watches.
+ */
 export interface HealthMonitor extends EventEmitter<HealthMonitorEvents> {
   /** Runs one cycle before it resolves. */
   start(): Promise<void>
   stop(): Promise<void>
   isMonitoring(): boolean
+  /** One cycle now. */
   checkAllVMs(): Promise<HealthCheckSummary>
+  /** Looks at the pidfiles now. */
+  checkOrphanProcesses(): Promise<OrphanEvent[]>
+  /** As {@link Infinization.reconcileStartupState}. */
   reconcileTransientStates(statuses?: string[]): Promise<ReconcileSummary>
 }
 
@@ -716,14 +1139,26 @@ export interface QMPEvent<T = unknown> {
   timestamp: QMPTimestamp
 }
 
+export interface QMPGreeting {
+  QMP: {
+    version: { qemu: { major: number; minor: number; micro: number }; package: string }
+    capabilities: string[]
+  }
+}
+
 /**
- * A VM's monitor, as `getQMPClient()` returns it. The library uses the same connection, so it cannot
- * be closed from here. Each handled event of QEMU is emitted under its own name with
- * `(data, timestamp)` and as `event`; `disconnect`, `reconnect` and `reconnect_failed` have no payload.
- * Failures are QMPErrors, as `QMP_COMMAND_FAILED` when QEMU itself refused.
+ * A VM's monitor, as `getQMPClient()` returns it, for as long as one QEMU runs. The library uses the
+ * same connection, so it cannot be closed from here. Every event of QEMU is emitted under its own name
+ * with `(data, timestamp)`, and as `event` with the whole; `disconnect`, `reconnect` and
+ * `reconnect_failed` have no payload. Failures are QMPErrors; `QMP_COMMAND_FAILED` when QEMU itself
+ * refused.
  */
 export interface QMPClient extends EventEmitter {
   isConnected(): boolean
+  /** The connection broke, and is being made again for as long as QEMU lives. */
+  isReconnecting(): boolean
+  getGreeting(): QMPGreeting | null
+  /** Any command; its answer is QEMU's own JSON. */
   execute<T = unknown>(command: string, args?: Record<string, unknown>): Promise<T>
   queryStatus(): Promise<QMPStatusInfo>
   queryCpus(): Promise<QMPCpuInfo[]>
@@ -736,6 +1171,7 @@ export interface QMPClient extends EventEmitter {
   cont(): Promise<void>
   /** Asks the guest to give or take memory until it has `bytes`. */
   balloon(bytes: number): Promise<void>
+  /** By the `device` of `queryBlockDevices`. `force` (default false): even if the guest has locked it. */
   eject(device: string, force?: boolean): Promise<void>
   /** Ends QEMU at once, without asking the guest. */
   quit(): Promise<void>
@@ -976,8 +1412,6 @@ export interface InfinizationDatabase extends DatabaseAdapter {
 
 export type LifecycleErrorCode =
   | 'VM_NOT_FOUND'
-  | 'ALREADY_RUNNING'
-  | 'ALREADY_STOPPED'
   | 'CREATE_FAILED'
   | 'START_FAILED'
   | 'STOP_FAILED'
@@ -993,7 +1427,10 @@ export type LifecycleErrorCode =
   | 'INVALID_STATE'
   | 'CONCURRENT_MODIFICATION'
   | 'RESOURCE_UNAVAILABLE'
+  | 'CLOSED'
   | 'ABORTED'
+  | 'ALREADY_RUNNING'
+  | 'ALREADY_STOPPED'
 export const LifecycleErrorCode: { readonly [K in LifecycleErrorCode]: K }
 
 /** A verb failed. `INVALID_CONFIG` has `context.issues`, one {@link ConfigIssue} per refused value. */
@@ -1088,19 +1525,27 @@ export class StorageError extends Error {
 
 export type NftablesErrorCode =
   | 'TABLE_NOT_FOUND'
-  | 'TABLE_EXISTS'
   | 'CHAIN_NOT_FOUND'
-  | 'CHAIN_EXISTS'
   | 'RULE_INVALID'
-  | 'COMMAND_FAILED'
-  | 'PERMISSION_DENIED'
   | 'INVALID_IP_ADDRESS'
   | 'INVALID_SUBNET_MASK'
   | 'INVALID_PORT_RANGE'
   | 'UNSUPPORTED_PROTOCOL'
+  | 'PERMISSION_DENIED'
+  | 'COMMAND_FAILED'
   | 'CONNTRACK_UNAVAILABLE'
   | 'RULESET_MISMATCH'
+  | 'TABLE_EXISTS'
+  | 'CHAIN_EXISTS'
 export const NftablesErrorCode: { readonly [K in NftablesErrorCode]: K }
+
+/** A rule has no translation ({@link FirewallRuleTranslator}). */
+export class FirewallTranslationError extends Error {
+  /** With a `ruleId`, `[Rule <id>] ` stands before the message. */
+  constructor(code: NftablesErrorCode, message: string, ruleId?: string)
+  readonly code: NftablesErrorCode
+  readonly ruleId?: string
+}
 
 /** The firewall could not be read or changed; the old rules are in force. */
 export class NftablesError extends Error {
@@ -1116,8 +1561,9 @@ export type NetworkErrorCode =
   | 'BRIDGE_NOT_FOUND'
   | 'BRIDGE_ALREADY_EXISTS'
   | 'BRIDGE_FULL'
-  | 'COMMAND_FAILED'
   | 'INVALID_MAC_ADDRESS'
+  | 'COMMAND_FAILED'
+  | 'TIMEOUT'
   | 'PERMISSION_DENIED'
 export const NetworkErrorCode: { readonly [K in NetworkErrorCode]: K }
 
@@ -1143,6 +1589,10 @@ export type DisplayErrorCode =
   | 'RENDERNODE_NOT_FOUND'
 export const DisplayErrorCode: { readonly [K in DisplayErrorCode]: K }
 
+/**
+ * For compatibility, and for you to throw: a display that makes no sense is `INVALID_CONFIG` of
+ * `createVM`.
+ */
 export class DisplayError extends Error {
   constructor(code: DisplayErrorCode, message: string, context?: Record<string, unknown>)
   readonly code: DisplayErrorCode
@@ -1156,6 +1606,11 @@ export type QMPErrorCode =
   | 'QMP_PROTOCOL'
   | 'QMP_COMMAND_FAILED'
   | 'QMP_ARGUMENTS'
+  | 'AGENT_CONNECT_FAILED'
+  | 'AGENT_TIMEOUT'
+  | 'AGENT_DISCONNECTED'
+  | 'AGENT_PROTOCOL'
+  | 'AGENT_COMMAND_FAILED'
 export const QMPErrorCode: { readonly [K in QMPErrorCode]: K }
 
 /** A monitor refused, timed out or went away. `QMP_COMMAND_FAILED` has QEMU's words in `context`. */
@@ -1186,10 +1641,12 @@ export class ProcessError extends Error {
   readonly vmId?: string
 }
 
-export type InfinizationErrorCode = 'INVALID_STATE' | 'CLOSED' | 'STATE_DIR_LOCKED' | 'INTERNAL'
+export type InfinizationErrorCode =
+  | 'STATE_DIR_LOCKED'
+  | 'INTERNAL'
 export const InfinizationErrorCode: { readonly [K in InfinizationErrorCode]: K }
 
-/** The library's misuse, or (`INTERNAL`) its own defect. */
+/** The state directory is another process', or (`INTERNAL`) the library has a defect. */
 export class InfinizationError extends Error {
   constructor(
     code: InfinizationErrorCode,
@@ -1237,3 +1694,23 @@ export const RESTART_DELAY_MS: 2000
 export const PROCESS_EXIT_POLL_INTERVAL: 100
 /** The size of a disk that is known by its path alone. */
 export const RUNTIME_DISK_SIZE_PLACEHOLDER_GB: 1
+/** The prefix of the MAC addresses that QEMU itself gives. */
+export const QEMU_MAC_PREFIX: '52:54:00'
+/** Of a network interface. */
+export const MAX_TAP_NAME_LENGTH: 15
+/** Machines' TAPs are called so, then ten hex digits. */
+export const TAP_NAME_PREFIX: 'vnet-'
+/** The nftables table that is the library's. */
+export const INFINIZATION_TABLE_NAME: 'infinization'
+export const INFINIZATION_TABLE_FAMILY: 'bridge'
+/** Of the table's hooks. */
+export const DEFAULT_CHAIN_PRIORITY: 0
+export const NFTABLES_COMMENT_PREFIX: 'infinization'
+export const MAX_CHAIN_NAME_LENGTH: 31
+/** The visible chains of machines are called so, then 24 hex digits. */
+export const VM_CHAIN_PREFIX: 'vm_'
+export const SUPPORTED_PROTOCOLS: readonly ['tcp', 'udp', 'icmp', 'all']
+export const CONNECTION_STATES: readonly ['established', 'new', 'related', 'invalid']
+/** QEMU's, in bytes. */
+export const DEFAULT_CLUSTER_SIZE: 65536
+export const MAX_SNAPSHOT_NAME_LENGTH: 64

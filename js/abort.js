@@ -1,6 +1,6 @@
 'use strict'
 
-const { Cancellation } = require('../native.js')
+const { Cancellation } = require('./native')
 const { LifecycleError } = require('./errors')
 
 // Takes `signal` out of an options object: what is left goes to native code as plain data. Options

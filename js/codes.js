@@ -1,58 +1,33 @@
 'use strict'
 
-// The stable codes, as plain objects `{ NAME: 'NAME' }`. The table they come from is the core's
-// (`native.errorTable()`); `__test__/api/codes.test.js` holds the two together. A few names exist for
-// compatibility only: they were always declared and are never thrown.
+// The stable codes, as plain objects `{ NAME: 'NAME' }`: what the core's table has for a class, then
+// names that exist for compatibility only. Those were always declared and are never thrown.
 
-const named = (...names) => Object.fromEntries(names.map((name) => [name, name]))
+const native = require('../native.js')
 
-const LifecycleErrorCode = named(
-  'VM_NOT_FOUND', 'ALREADY_RUNNING', 'ALREADY_STOPPED', 'CREATE_FAILED', 'START_FAILED',
-  'STOP_FAILED', 'CLEANUP_FAILED', 'TIMEOUT', 'QMP_ERROR', 'DISK_ERROR', 'NETWORK_ERROR',
-  'FIREWALL_ERROR', 'INVALID_CONFIG', 'PROCESS_ERROR', 'DATABASE_ERROR', 'INVALID_STATE',
-  'CONCURRENT_MODIFICATION', 'RESOURCE_UNAVAILABLE', 'ABORTED'
-)
+const table = Array.from(native.errorTable())
 
-const PrismaAdapterErrorCode = named(
-  'MACHINE_NOT_FOUND', 'DB_CONNECTION_ERROR', 'UPDATE_FAILED', 'QUERY_FAILED', 'INVALID_INPUT',
-  'CONSTRAINT_VIOLATION', 'VERSION_CONFLICT'
-)
+function codesOf (className, ...compatible) {
+  const own = table.filter((row) => row.class === className).map((row) => row.code)
+  return Object.fromEntries([...own, ...compatible].map((code) => [code, code]))
+}
 
-const StorageErrorCode = named(
-  'IMAGE_NOT_FOUND', 'IMAGE_ALREADY_EXISTS', 'SNAPSHOT_NOT_FOUND', 'SNAPSHOT_ALREADY_EXISTS',
-  'INVALID_SNAPSHOT_NAME', 'INVALID_FORMAT', 'INVALID_SIZE', 'DATA_LOSS_REFUSED', 'IMAGE_IN_USE',
-  'IMAGE_CORRUPT', 'UNSAFE_BACKING_FILE', 'PERMISSION_DENIED', 'INSUFFICIENT_SPACE', 'ABORTED',
-  'TIMEOUT', 'COMMAND_FAILED', 'PARSE_ERROR'
-)
+const LifecycleErrorCode = codesOf('LifecycleError', 'ALREADY_RUNNING', 'ALREADY_STOPPED')
+const PrismaAdapterErrorCode = codesOf('PrismaAdapterError')
+const StorageErrorCode = codesOf('StorageError')
+const NftablesErrorCode = codesOf('NftablesError', 'TABLE_EXISTS', 'CHAIN_EXISTS')
+const NetworkErrorCode = codesOf('NetworkError')
+const QMPErrorCode = codesOf('QMPError')
+const ProcessErrorCode = codesOf('ProcessError')
+const InfinizationErrorCode = codesOf('InfinizationError')
 
-const NftablesErrorCode = named(
-  'TABLE_NOT_FOUND', 'TABLE_EXISTS', 'CHAIN_NOT_FOUND', 'CHAIN_EXISTS', 'RULE_INVALID',
-  'COMMAND_FAILED', 'PERMISSION_DENIED', 'INVALID_IP_ADDRESS', 'INVALID_SUBNET_MASK',
-  'INVALID_PORT_RANGE', 'UNSUPPORTED_PROTOCOL', 'CONNTRACK_UNAVAILABLE', 'RULESET_MISMATCH'
-)
-
-const NetworkErrorCode = named(
-  'DEVICE_NOT_FOUND', 'DEVICE_ALREADY_EXISTS', 'BRIDGE_NOT_FOUND', 'BRIDGE_ALREADY_EXISTS',
-  'BRIDGE_FULL', 'COMMAND_FAILED', 'INVALID_MAC_ADDRESS', 'PERMISSION_DENIED'
-)
-
-const DisplayErrorCode = named(
+// A display that makes no sense is INVALID_CONFIG when a machine is created.
+const DisplayErrorCode = codesOf(
+  'DisplayError',
   'INVALID_PORT', 'INVALID_PASSWORD', 'INVALID_ADDRESS', 'INVALID_DISPLAY_NUMBER',
   'PASSWORD_TOO_LONG', 'PORT_OUT_OF_RANGE', 'CONFLICTING_OPTIONS', 'INVALID_COMPRESSION_MODE',
   'INVALID_STREAMING_MODE', 'INVALID_GL_CONFIG', 'RENDERNODE_NOT_FOUND'
 )
-
-const QMPErrorCode = named(
-  'QMP_CONNECT_FAILED', 'QMP_TIMEOUT', 'QMP_DISCONNECTED', 'QMP_PROTOCOL', 'QMP_COMMAND_FAILED',
-  'QMP_ARGUMENTS'
-)
-
-const ProcessErrorCode = named(
-  'PROGRAM_NOT_FOUND', 'SPAWN_FAILED', 'QEMU_START_FAILED', 'ADDRESS_IN_USE', 'IDENTITY_UNKNOWN',
-  'SIGNAL_FAILED', 'STILL_ALIVE', 'STATE_FILE', 'HOST_FILE'
-)
-
-const InfinizationErrorCode = named('INVALID_STATE', 'CLOSED', 'STATE_DIR_LOCKED', 'INTERNAL')
 
 module.exports = {
   DisplayErrorCode,

@@ -1,31 +1,48 @@
 'use strict'
 
-const DEFAULT_STOP_TIMEOUT = 30000
-const DEFAULT_BOOT_TIMEOUT = 60000
-const DEFAULT_QMP_CONNECT_TIMEOUT = 5000
-const DEFAULT_QMP_SOCKET_DIR = '/var/run/infinization'
-const DEFAULT_DISK_DIR = '/var/lib/infinization/disks'
-const DEFAULT_PIDFILE_DIR = '/var/run/infinization/pids'
-const DEFAULT_NETWORK_MODEL = 'virtio-net-pci'
-const DEFAULT_DISK_BUS = 'virtio'
-const DEFAULT_DISK_CACHE = 'writeback'
-const DEFAULT_DISK_FORMAT = 'qcow2'
-const RESTART_DELAY_MS = 2000
-const PROCESS_EXIT_POLL_INTERVAL = 100
-const RUNTIME_DISK_SIZE_PLACEHOLDER_GB = 1
+// The contract's constants and enums, as plain data, and the guards that go with them.
+
+const SUPPORTED_IMAGE_FORMATS = ['qcow2', 'raw', 'vmdk', 'vdi', 'vhdx']
+
+const NftablesFamily = { BRIDGE: 'bridge', INET: 'inet', IP: 'ip', IP6: 'ip6' }
 
 module.exports = {
-  DEFAULT_BOOT_TIMEOUT,
-  DEFAULT_DISK_BUS,
-  DEFAULT_DISK_CACHE,
-  DEFAULT_DISK_DIR,
-  DEFAULT_DISK_FORMAT,
-  DEFAULT_NETWORK_MODEL,
-  DEFAULT_PIDFILE_DIR,
-  DEFAULT_QMP_CONNECT_TIMEOUT,
-  DEFAULT_QMP_SOCKET_DIR,
-  DEFAULT_STOP_TIMEOUT,
-  PROCESS_EXIT_POLL_INTERVAL,
-  RESTART_DELAY_MS,
-  RUNTIME_DISK_SIZE_PLACEHOLDER_GB
+  CONNECTION_STATES: ['established', 'new', 'related', 'invalid'],
+  DEFAULT_BOOT_TIMEOUT: 60000,
+  DEFAULT_CHAIN_PRIORITY: 0,
+  DEFAULT_CLUSTER_SIZE: 65536,
+  DEFAULT_DISK_BUS: 'virtio',
+  DEFAULT_DISK_CACHE: 'writeback',
+  DEFAULT_DISK_DIR: '/var/lib/infinization/disks',
+  DEFAULT_DISK_FORMAT: 'qcow2',
+  DEFAULT_NETWORK_MODEL: 'virtio-net-pci',
+  DEFAULT_PIDFILE_DIR: '/var/run/infinization/pids',
+  DEFAULT_QMP_CONNECT_TIMEOUT: 5000,
+  DEFAULT_QMP_SOCKET_DIR: '/var/run/infinization',
+  DEFAULT_STOP_TIMEOUT: 30000,
+  INFINIZATION_TABLE_FAMILY: NftablesFamily.BRIDGE,
+  INFINIZATION_TABLE_NAME: 'infinization',
+  MAX_CHAIN_NAME_LENGTH: 31,
+  MAX_SNAPSHOT_NAME_LENGTH: 64,
+  MAX_TAP_NAME_LENGTH: 15,
+  NFTABLES_COMMENT_PREFIX: 'infinization',
+  NetworkDeviceState: { UP: 'up', DOWN: 'down', UNKNOWN: 'unknown' },
+  NftablesChainPolicy: { ACCEPT: 'accept', DROP: 'drop' },
+  NftablesFamily,
+  NftablesHookType: {
+    PREROUTING: 'prerouting',
+    INPUT: 'input',
+    FORWARD: 'forward',
+    OUTPUT: 'output',
+    POSTROUTING: 'postrouting'
+  },
+  PROCESS_EXIT_POLL_INTERVAL: 100,
+  QEMU_MAC_PREFIX: '52:54:00',
+  RESTART_DELAY_MS: 2000,
+  RUNTIME_DISK_SIZE_PLACEHOLDER_GB: 1,
+  SUPPORTED_IMAGE_FORMATS,
+  SUPPORTED_PROTOCOLS: ['tcp', 'udp', 'icmp', 'all'],
+  TAP_NAME_PREFIX: 'vnet-',
+  VM_CHAIN_PREFIX: 'vm_',
+  isValidImageFormat: (format) => SUPPORTED_IMAGE_FORMATS.includes(format)
 }

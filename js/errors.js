@@ -39,6 +39,15 @@ class StorageError extends Error {
   }
 }
 
+class FirewallTranslationError extends Error {
+  constructor (code, message, ruleId) {
+    super(ruleId === undefined ? message : `[Rule ${ruleId}] ${message}`)
+    this.name = 'FirewallTranslationError'
+    this.code = code
+    this.ruleId = ruleId
+  }
+}
+
 // The classes without a history of their own share one shape.
 class CodedError extends Error {
   constructor (code, message, context, vmId) {
@@ -92,6 +101,7 @@ function createLifecycleError (code, message, vmId, context) {
 
 module.exports = {
   DisplayError,
+  FirewallTranslationError,
   InfinizationError,
   LifecycleError,
   NetworkError,

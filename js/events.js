@@ -29,33 +29,15 @@ function emitGuarded (emitter, name, ...args) {
   }
 }
 
-// What an event handler's event means to somebody who listens on the VM's monitor.
-function emitOnMonitor (client, name, payload) {
-  if (name === 'vm:event') {
-    const milliseconds = payload.timestamp?.getTime() ?? Date.now()
-    const seconds = Math.floor(milliseconds / 1000)
-    const timestamp = { seconds, microseconds: (milliseconds - seconds * 1000) * 1000 }
-    emitGuarded(client, payload.event, payload.qmpData, timestamp)
-    emitGuarded(client, 'event', { event: payload.event, data: payload.qmpData, timestamp })
-  }
-  if (name === 'vm:disconnect') emitGuarded(client, 'disconnect')
-  if (name === 'vm:reconnect') emitGuarded(client, 'reconnect')
-  if (name === 'vm:stale') emitGuarded(client, 'reconnect_failed')
-}
-
 // Gives each event of a batch to whom it is for. `owner` is what `js/infinization.js` shows of an
-// instance: { emitter, eventHandler, healthMonitor, eventManager, monitorOf, streams }.
+// instance: { emitter, eventHandler, healthMonitor, eventManager, streams }.
 function route (owner, batch) {
   for (const event of revive(batch, true)) {
     const { source, kind, vmId, data } = event
     for (const stream of owner.streams) stream.push(event)
     if (source === 'manager') emitGuarded(owner.emitter, kind, data)
     if (source === 'healthMonitor') emitGuarded(owner.healthMonitor, kind, data)
-    if (source === 'eventHandler') {
-      emitGuarded(owner.eventHandler, kind, data)
-      const client = owner.monitorOf(vmId)
-      if (client) emitOnMonitor(client, kind, data)
-    }
+    if (source === 'eventHandler') emitGuarded(owner.eventHandler, kind, data)
     if (source === 'crud') emitCRUD(owner.eventManager, kind, vmId, data)
   }
 }
@@ -130,4 +112,4 @@ class EventStream {
   }
 }
 
-module.exports = { EventStream, route }
+module.exports = { EventStream, emitGuarded, route }

@@ -3,24 +3,17 @@
 // The public class over the native one. What is here must be JavaScript: the EventEmitter faces,
 // AbortSignals, and the user's own objects (event manager, database).
 
-const { EventEmitter } = require('node:events')
-const native = require('../native.js')
 const { abortable } = require('./abort')
 const { chooseDatabase, requireEmbedded } = require('./database')
-const { LifecycleError, fail } = require('./errors')
+const { LifecycleError } = require('./errors')
 const { EventStream, route } = require('./events')
-const { revive } = require('./revive')
+const native = require('./native')
+const { QMPClient } = require('./qmp-client')
+const { NftablesService } = require('./services')
 const { traced } = require('./traced')
 
-native.register(revive, fail)
-
-// The native classes become EventEmitters by their prototype; N-API has no other way to extend one.
-for (const Class of [native.Infinization, native.EventHandler, native.HealthMonitor, native.QMPClient]) {
-  Object.setPrototypeOf(Class.prototype, EventEmitter.prototype)
-}
-
 const HealthMonitor = traced(class HealthMonitor extends native.HealthMonitor {})
-const QMPClient = traced(class QMPClient extends native.QMPClient {})
+const EmbeddedDatabase = traced(class EmbeddedDatabase extends native.EmbeddedDatabase {})
 
 const EventHandler = traced(class EventHandler extends native.EventHandler {
   #monitorOf
@@ -42,6 +35,8 @@ class Infinization extends Manager {
   #database
   #healthMonitor
   #eventHandler
+  #embeddedDatabase
+  #nftablesService
   #monitors = new Map()
   #streams = new Set()
   #closed = false
@@ -96,16 +91,26 @@ class Infinization extends Manager {
 
   getPrismaAdapter () {
     native.requireOpen(this)
-    throw new LifecycleError('INVALID_STATE', 'the embedded store has no adapter in JavaScript')
+    this.#embeddedDatabase ??= new EmbeddedDatabase(this)
+    return this.#embeddedDatabase
   }
 
+  getNftablesService () {
+    native.requireOpen(this)
+    this.#nftablesService ??= new NftablesService({}, this)
+    return this.#nftablesService
+  }
+
+  // One object per run of QEMU: listeners stay through a reconnect, and end with the run.
   getQMPClient (vmId) {
-    if (typeof vmId !== 'string' || !this.#eventHandler.isAttached(vmId)) {
+    let monitor = this.#monitors.get(vmId)
+    if (!monitor?.isConnected() && !monitor?.isReconnecting()) {
       this.#monitors.delete(vmId)
-      return undefined
+      if (typeof vmId !== 'string' || !this.#eventHandler.isAttached(vmId)) return undefined
+      monitor = new QMPClient(this, vmId)
+      this.#monitors.set(vmId, monitor)
     }
-    if (!this.#monitors.has(vmId)) this.#monitors.set(vmId, new QMPClient(this, vmId))
-    return this.#monitors.get(vmId)
+    return monitor.isConnected() ? monitor : undefined
   }
 
   events (options = {}) {
@@ -126,8 +131,7 @@ class Infinization extends Manager {
       healthMonitor: this.#healthMonitor,
       eventHandler: this.#eventHandler,
       eventManager: this.#eventManager,
-      streams: this.#streams,
-      monitorOf: (vmId) => this.#monitors.get(vmId)
+      streams: this.#streams
     }, batch)
   }
 }

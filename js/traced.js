@@ -1,28 +1,34 @@
 'use strict'
 
 // Errors that native code asks for have no JavaScript frames. This puts the methods of a native
-// class on the prototype of the class that extends it, each with a stack that leads to its caller
-// and, where it answers with a promise, a promise of the caller's own realm.
-function traced (Class) {
-  const native = Object.getPrototypeOf(Class.prototype)
-  for (const name of Object.getOwnPropertyNames(native)) {
-    if (name === 'constructor' || Object.hasOwn(Class.prototype, name)) continue
-    const value = withStack(native[name], name)
-    Object.defineProperty(Class.prototype, name, { value, writable: true, configurable: true })
-  }
+// class, static ones too, on the class that extends it, each with a stack that leads to its caller
+// and, where it answers with a promise, a promise of the caller's own realm. `retold` may make
+// another error of what is thrown.
+function traced (Class, retold = (error) => error) {
+  copy(Object.getPrototypeOf(Class.prototype), Class.prototype, retold)
+  copy(Object.getPrototypeOf(Class), Class, retold)
   return Class
 }
 
-function withStack (method, name) {
+function copy (native, target, retold) {
+  for (const name of Object.getOwnPropertyNames(native)) {
+    if (name === 'constructor' || Object.hasOwn(target, name)) continue
+    if (typeof native[name] !== 'function') continue
+    const value = withStack(native[name], name, retold)
+    Object.defineProperty(target, name, { value, writable: true, configurable: true })
+  }
+}
+
+function withStack (method, name, retold) {
   const wrapper = function (...args) {
     const at = {}
     Error.captureStackTrace(at, wrapper)
     try {
       const result = Reflect.apply(method, this, args)
       if (typeof result?.then !== 'function') return result
-      return Promise.resolve(result).catch((error) => { throw retell(error, at) })
+      return Promise.resolve(result).catch((error) => { throw retell(retold(error), at) })
     } catch (error) {
-      throw retell(error, at)
+      throw retell(retold(error), at)
     }
   }
   Object.defineProperty(wrapper, 'name', { value: name, configurable: true })
@@ -38,4 +44,7 @@ function retell (error, at) {
   return error
 }
 
-module.exports = { traced }
+// A function of the native module, in the same way.
+const tracedFunction = (native, name) => withStack(native[name], name, (error) => error)
+
+module.exports = { traced, tracedFunction }

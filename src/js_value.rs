@@ -1,18 +1,19 @@
-//! Reads what a caller passed into plain JSON values. The one door for arguments.
+//! Reads what a caller passed into plain JSON values.
 //!
 //! Only data that JSON can say is taken: plain objects, arrays, strings, finite numbers, booleans,
 //! null. A member that is `undefined` counts as absent. Everything else (NaN, BigInt, Date, Buffer,
 //! functions, class instances, cycles, throwing getters) is refused with the path where it was
 //! found, so that nothing is silently replaced. Reading is bounded in depth, values and text.
-//! Nothing here knows what a field means; the core does.
+//! Nothing here knows what a field means; the core does. Neighbour: [`argument`](crate::argument).
 
-use infinization_core::{ErrorCode, Failure};
-use napi::bindgen_prelude::{JsObjectValue, JsValue, KeyCollectionMode, KeyConversion, KeyFilter};
+use napi::bindgen_prelude::{
+    Function, JsObjectValue, JsValue, KeyCollectionMode, KeyConversion, KeyFilter,
+};
 use napi::bindgen_prelude::{Object, Unknown};
 use napi::{Env, ValueType};
-use serde::Serialize;
-use serde_json::{Map, Number, Value, json};
+use serde_json::{Map, Number, Value};
 
+use crate::argument::Issue;
 use crate::outcome::forget_exception;
 
 /// Deeper nesting is refused.
@@ -26,111 +27,15 @@ const MAX_ISSUES: usize = 20;
 /// The largest integer that a JavaScript number holds exactly.
 const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
 
-/// An argument as it was passed; reading it never throws.
-#[derive(Debug)]
-pub struct Argument(Result<Option<Value>, Vec<Issue>>);
-
-/// What is wrong, and where: `disks[0].sizeGB`. An empty path is the argument itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Issue {
-    path: String,
-    message: String,
-}
-
-impl Argument {
-    /// Reads `value`; `undefined` reads as absent.
-    pub(crate) fn read(env: &Env, value: Unknown<'_>) -> Self {
-        let mut reader = Reader::new(env);
-        let value = reader.read(value);
-        Self(if reader.issues.is_empty() {
-            Ok(value)
-        } else {
-            Err(reader.issues)
-        })
+/// Reads `value`; `undefined` reads as absent. Never throws.
+pub(crate) fn read(env: &Env, value: Unknown<'_>) -> Result<Option<Value>, Vec<Issue>> {
+    let mut reader = Reader::new(env);
+    let value = reader.read(value);
+    if reader.issues.is_empty() {
+        Ok(value)
+    } else {
+        Err(reader.issues)
     }
-
-    /// Any JSON value; absent reads as null.
-    pub(crate) fn value(self, name: &str) -> Result<Value, Failure> {
-        self.present(name).map(Option::unwrap_or_default)
-    }
-
-    /// An object; absent reads as an empty one.
-    pub(crate) fn object(self, name: &str) -> Result<Value, Failure> {
-        self.settings().map_err(|issues| refusal(name, issues))
-    }
-
-    /// As [`object`](Self::object), for a refusal that is told later.
-    pub(crate) fn settings(self) -> Result<Value, Vec<Issue>> {
-        match self.0? {
-            None => Ok(Value::Object(Map::new())),
-            Some(object @ Value::Object(_)) => Ok(object),
-            Some(_) => Err(vec![Issue::of_all("must be an object")]),
-        }
-    }
-
-    /// An array; it must be given.
-    pub(crate) fn array(self, name: &str) -> Result<Value, Failure> {
-        match self.present(name)? {
-            Some(array @ Value::Array(_)) => Ok(array),
-            _ => Err(wrong(name, "must be an array")),
-        }
-    }
-
-    /// A string; it must be given.
-    pub(crate) fn text(self, name: &str) -> Result<String, Failure> {
-        match self.present(name)? {
-            Some(Value::String(text)) => Ok(text),
-            _ => Err(wrong(name, "must be a string")),
-        }
-    }
-
-    /// An array of strings, or absent.
-    pub(crate) fn texts(self, name: &str) -> Result<Option<Vec<String>>, Failure> {
-        let refused = || wrong(name, "must be an array of strings");
-        self.present(name)?
-            .map(|value| serde_json::from_value(value).map_err(|_| refused()))
-            .transpose()
-    }
-
-    /// A boolean, or absent.
-    pub(crate) fn flag(self, name: &str) -> Result<Option<bool>, Failure> {
-        match self.present(name)? {
-            None => Ok(None),
-            Some(Value::Bool(flag)) => Ok(Some(flag)),
-            Some(_) => Err(wrong(name, "must be a boolean")),
-        }
-    }
-
-    fn present(self, name: &str) -> Result<Option<Value>, Failure> {
-        self.0.map_err(|issues| refusal(name, issues))
-    }
-}
-
-impl Issue {
-    /// An issue about the argument itself.
-    fn of_all(message: &str) -> Self {
-        Self {
-            path: String::new(),
-            message: message.to_owned(),
-        }
-    }
-}
-
-fn wrong(name: &str, message: &str) -> Failure {
-    refusal(name, vec![Issue::of_all(message)])
-}
-
-/// `INVALID_CONFIG`, with every issue in `context.issues`. An issue about the argument itself takes
-/// the argument's name as its path.
-pub(crate) fn refusal(name: &str, mut issues: Vec<Issue>) -> Failure {
-    for issue in issues.iter_mut().filter(|issue| issue.path.is_empty()) {
-        name.clone_into(&mut issue.path);
-    }
-    let told = issues
-        .iter()
-        .map(|issue| format!("{} {}", issue.path, issue.message));
-    let message = told.collect::<Vec<_>>().join("; ");
-    Failure::new(ErrorCode::InvalidConfig, message).with("issues", json!(issues))
 }
 
 /// Walks one argument.
@@ -232,7 +137,7 @@ impl<'a> Reader<'a> {
         if value.is_array()? {
             return self.elements(&object);
         }
-        if let Some(what) = not_plain(value, &object)? {
+        if let Some(what) = not_plain(self.env, value, &object)? {
             return Err(Refusal::Because(what));
         }
         self.properties(&object)
@@ -314,10 +219,7 @@ impl<'a> Reader<'a> {
             }
         };
         let path = self.path.trim_start_matches('.').to_owned();
-        self.issues.push(Issue {
-            path,
-            message: message.to_owned(),
-        });
+        self.issues.push(Issue::at(path, message));
         self.full |= self.issues.len() == MAX_ISSUES;
     }
 
@@ -342,12 +244,16 @@ impl<'a> Reader<'a> {
 
 /// Says what an object is when it is not a plain one. Plain: no prototype, or one that has none
 /// itself (`Object.prototype`, of whichever realm).
-fn not_plain(value: Unknown<'_>, object: &Object<'_>) -> napi::Result<Option<&'static str>> {
+fn not_plain(
+    env: &Env,
+    value: Unknown<'_>,
+    object: &Object<'_>,
+) -> napi::Result<Option<&'static str>> {
     let what = if value.is_date()? {
         "is a Date; give a string or number"
     } else if value.is_typedarray()? || value.is_arraybuffer()? || value.is_dataview()? {
         "is binary data; give a string"
-    } else if is_plain(object)? {
+    } else if is_plain(env, object)? {
         return Ok(None);
     } else {
         "is not a plain object"
@@ -355,13 +261,31 @@ fn not_plain(value: Unknown<'_>, object: &Object<'_>) -> napi::Result<Option<&'s
     Ok(Some(what))
 }
 
-fn is_plain(object: &Object<'_>) -> napi::Result<bool> {
+fn is_plain(env: &Env, object: &Object<'_>) -> napi::Result<bool> {
     let prototype = object.get_prototype()?;
+    if prototype.get_type()? == ValueType::Null {
+        // N-API says so of every Proxy, whatever it stands for.
+        return Ok(is_root(prototype_of(env, object)?)?);
+    }
+    is_root(prototype)
+}
+
+/// Whether this is null, or an object with nothing above it.
+fn is_root(prototype: Unknown<'_>) -> napi::Result<bool> {
     if prototype.get_type()? == ValueType::Null {
         return Ok(true);
     }
     let above = prototype.coerce_to_object()?.get_prototype()?;
     Ok(above.get_type()? == ValueType::Null)
+}
+
+/// `Object.getPrototypeOf(object)`, which asks a Proxy's trap.
+fn prototype_of<'a>(env: &'a Env, object: &Object<'a>) -> napi::Result<Unknown<'a>> {
+    let class: Unknown<'a> = env.get_global()?.get_named_property("Object")?;
+    let class = class.coerce_to_object()?;
+    let function: Function<'a, Unknown<'a>, Unknown<'a>> =
+        class.get_named_property("getPrototypeOf")?;
+    function.call(object.to_unknown())
 }
 
 fn number(value: f64) -> Result<Value, Refusal> {
@@ -389,6 +313,8 @@ fn step(key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -417,22 +343,5 @@ mod tests {
         assert_eq!(step("a b"), r#"["a b"]"#);
         assert_eq!(step(""), r#"[""]"#);
         assert!(step(&"x".repeat(10_000)).len() < 80);
-    }
-
-    #[test]
-    fn a_refusal_names_every_issue_and_the_argument_itself() {
-        let issue = |path: &str, message: &str| Issue {
-            path: path.into(),
-            message: message.into(),
-        };
-        let failure = refusal(
-            "config",
-            vec![issue("", "is a function"), issue("a.b", "is NaN")],
-        );
-        assert_eq!(failure.to_string(), "config is a function; a.b is NaN");
-        assert_eq!(
-            failure.context()["issues"][1],
-            json!({ "path": "a.b", "message": "is NaN" })
-        );
     }
 }

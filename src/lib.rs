@@ -1,19 +1,26 @@
 //! The Node.js bindings of `infinization-core`: they convert arguments, call the core and convert
 //! what comes back. No behaviour lives here.
 //!
-//! What JavaScript hands in is read by [`js_value`]; what it gets back is made by [`outcome`] in the
+//! What JavaScript hands in is read by [`argument`]; what it gets back is made by [`outcome`] in the
 //! caller's own realm; facts travel up through [`events`]. `classes/` has one file per exported class.
 //! The public face (`index.js`, `index.d.ts`) is written by hand over these.
 #![allow(
     clippy::needless_pass_by_value,
     clippy::unused_async,
-    reason = "N-API dictates the signatures of exported methods"
+    unreachable_pub,
+    reason = "N-API dictates the signatures and the visibility of what is exported"
+)]
+#![cfg_attr(
+    test,
+    allow(dead_code, reason = "without Node nothing registers what is exported")
 )]
 
+mod argument;
 mod classes;
 mod errors;
 mod events;
 mod js_value;
+mod monitor_events;
 mod outcome;
 mod panics;
 

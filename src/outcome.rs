@@ -14,8 +14,8 @@ use napi_derive::napi;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::argument::Argument;
 use crate::errors;
-use crate::js_value::Argument;
 use crate::panics::caught;
 
 /// The answer of a method: a value for JavaScript, or the error it rejects (or throws) with.
@@ -61,6 +61,11 @@ pub(crate) fn now<T: Serialize>(answer: Result<T, Failure>) -> Outcome {
             .and_then(|value| errors::to_json(&value))
             .map(Reply::Data),
     )
+}
+
+/// Answers at once with nothing.
+pub(crate) fn checked(answer: Result<(), Failure>) -> Outcome {
+    Outcome(answer.map(|()| Reply::Nothing))
 }
 
 /// The functions of `index.js` that make values where the caller lives.

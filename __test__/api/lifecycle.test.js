@@ -17,7 +17,7 @@ const calls = [
   ['ejectCdrom', 'vm-1', 'ide0'], ['queryBlockDevices', 'vm-1'], ['ensureSegment', spec],
   ['setPeers', 'd', 'infinibr-1', []], ['destroySegment', 'd', 'infinibr-1']
 ]
-const getters = ['getEventHandler', 'getHealthMonitor', 'getPrismaAdapter']
+const getters = ['getEventHandler', 'getHealthMonitor', 'getNftablesService', 'getPrismaAdapter']
 
 describe('B22: before initialize()', () => {
   test.each(calls)('%s rejects with INVALID_STATE', async (method, ...args) => {
@@ -42,7 +42,7 @@ describe('B22: after shutdown()', () => {
   test.each(calls)('%s rejects with CLOSED', async (method, ...args) => {
     const instance = await openInstance()
     await instance.shutdown()
-    expect(await rejection(instance[method](...args))).toMatchObject({ code: 'CLOSED' })
+    expect(await rejection(instance[method](...args))).toMatchObject({ name: 'LifecycleError', code: 'CLOSED' })
   })
 
   test.each(getters)('%s throws CLOSED', async (method) => {
@@ -93,14 +93,11 @@ test('the emitters stay the same objects', async () => {
   expect(instance.getHealthMonitor().isMonitoring()).toBe(false)
 })
 
-test('installs in progress are kept by VM', async () => {
+test('the event handler knows no machine yet', async () => {
   const handler = (await openInstance()).getEventHandler()
-  handler.markInstallInProgress('vm-1')
-  expect(handler.isInstallInProgress('vm-1')).toBe(true)
-  expect(handler.isInstallInProgress('vm-2')).toBe(false)
-  handler.clearInstallInProgress('vm-1')
-  expect(handler.isInstallInProgress('vm-1')).toBe(false)
   expect(handler.getAttachedVMs()).toEqual([])
+  expect(handler.isAttached('vm-1')).toBe(false)
+  expect(handler.getQMPClient('vm-1')).toBeUndefined()
   expect(() => handler.isAttached(5)).toThrow(expect.objectContaining({ code: 'INVALID_CONFIG' }))
 })
 

@@ -1,5 +1,6 @@
 'use strict'
 
+const { EventEmitter } = require('node:events')
 const { readFileSync } = require('node:fs')
 const path = require('node:path')
 const lib = require('../..')
@@ -19,18 +20,51 @@ test('every export is an own enumerable property, so that a mock can spread it',
   expect(spread.KeyedMutex).toBe(lib.KeyedMutex)
 })
 
-test('the class has every method that index.d.ts declares', () => {
-  const body = declarations.slice(declarations.indexOf('export class Infinization'))
-  const methods = [...body.slice(0, body.indexOf('\n}')).matchAll(/^ {2}(\w+)\(/gm)].map((match) => match[1])
-  const instance = new lib.Infinization()
-  for (const name of methods.filter((name) => name !== 'constructor')) {
-    expect([name, typeof instance[name]]).toEqual([name, 'function'])
-  }
+// The methods a class (or the interface of an object of ours) declares, and whether they are static.
+function declaredMethods (name) {
+  const start = declarations.search(new RegExp(`^export (class|interface) ${name}\\b`, 'm'))
+  const body = declarations.slice(start, declarations.indexOf('\n}', start))
+  return [...body.matchAll(/^ {2}(static )?(?:get )?(\w+)(?:<\w+(?: = \w+)?>)?\(/gm)]
+    .filter((match) => match[2] !== 'constructor')
+    .map((match) => `${match[1] ?? ''}${match[2]}`).sort()
+}
+
+// The methods there are, below EventEmitter, Object and Function (whichever realm's).
+function methods (Class) {
+  const found = new Set([
+    ...below(Class.prototype), ...below(Class).filter((name) => name !== 'prototype').map((name) => `static ${name}`)
+  ])
+  for (const name of ['constructor', 'static name', 'static length', 'static arguments', 'static caller']) found.delete(name)
+  return [...found].sort()
+}
+
+function below (object) {
+  const root = object === EventEmitter.prototype || ['hasOwnProperty', 'apply'].some((name) => Object.hasOwn(object, name))
+  return root ? [] : [...Object.getOwnPropertyNames(object), ...below(Object.getPrototypeOf(object))]
+}
+
+const classes = declaredValues.filter((name) => declarations.includes(`export class ${name} `) && !name.endsWith('Error'))
+
+test.each(classes)('%s has the methods that index.d.ts declares, and no others', (name) => {
+  expect(methods(lib[name])).toEqual(declaredMethods(name))
 })
 
-test('the class has no method that index.d.ts does not declare', () => {
-  for (const name of Object.getOwnPropertyNames(native.Infinization.prototype)) {
-    expect(declarations).toContain(` ${name}(`)
+test.each([
+  ['EventHandler', () => native.EventHandler, ['getQMPClient']],
+  ['HealthMonitor', () => native.HealthMonitor, []],
+  ['QMPClient', () => native.QMPClient, []],
+  ['InfinizationDatabase', () => native.EmbeddedDatabase, []]
+])('%s has the methods that index.d.ts declares, and no others', (name, Class, inJavaScript) => {
+  const inherited = name === 'InfinizationDatabase' ? declaredMethods('DatabaseAdapter') : []
+  expect([...methods(Class()), ...inJavaScript].sort()).toEqual([...declaredMethods(name), ...inherited].sort())
+})
+
+test('every error class takes what index.d.ts declares', () => {
+  const errors = declaredValues.filter((name) => declarations.includes(`export class ${name} extends Error`))
+  expect(errors.length).toBe(10)
+  for (const name of errors) {
+    expect(new lib[name]('CODE', 'message')).toMatchObject({ name })
+    expect(new lib[name]('CODE', 'message')).toBeInstanceOf(Error)
   }
 })
 
@@ -43,8 +77,23 @@ test('ESM sees the same names', async () => {
 
 test('constants have the values that index.d.ts declares', () => {
   const literals = [...declarations.matchAll(/^export const (\w+): (\d+|'[^']*')$/gm)]
-  expect(literals.length).toBeGreaterThan(10)
+  expect(literals.length).toBeGreaterThan(20)
   for (const [, name, literal] of literals) {
     expect([name, lib[name]]).toEqual([name, literal.startsWith("'") ? literal.slice(1, -1) : Number(literal)])
   }
+})
+
+test('enums and lists have the values that index.d.ts declares', () => {
+  const enums = [...declarations.matchAll(/^export const (\w+): \{([^}[]*readonly[^}[]*)\}$/gm)]
+  const lists = [...declarations.matchAll(/^export const (\w+): readonly \[(.*)\]$/gm)]
+  expect([enums.length, lists.length]).toEqual([4, 2])
+  for (const [, name, body] of enums) {
+    const members = [...body.matchAll(/readonly (\w+): '([^']*)'/g)].map((match) => [match[1], match[2]])
+    expect([name, lib[name]]).toEqual([name, Object.fromEntries(members)])
+  }
+  for (const [, name, body] of lists) {
+    expect([name, lib[name]]).toEqual([name, [...body.matchAll(/'(\w+)'/g)].map((match) => match[1])])
+  }
+  expect(lib.SUPPORTED_IMAGE_FORMATS.filter(lib.isValidImageFormat)).toHaveLength(5)
+  expect(lib.isValidImageFormat('iso')).toBe(false)
 })

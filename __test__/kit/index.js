@@ -2,25 +2,41 @@
 
 // Sentences for the tests.
 
-const { execFile } = require('node:child_process')
-const { mkdtempSync, rmSync } = require('node:fs')
+const { execFile, spawn } = require('node:child_process')
+const { randomBytes } = require('node:crypto')
+const { existsSync, mkdtempSync, readdirSync, rmSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const path = require('node:path')
-const { Infinization } = require('../..')
+const { BridgeManager, Infinization, generateVMChainName } = require('../..')
+const host = require('./host')
+const { guestDir, root } = require('./root')
 
-const root = path.resolve(__dirname, '../..')
 const undo = []
+const names = new Set()
+
+// Runs when the test ends, the latest first.
+function finally_ (step) {
+  undo.push(step)
+}
+
+const unique = (prefix) => `${prefix}-${randomBytes(3).toString('hex')}`
+
+// A directory with a short name: a unix socket's path has at most 107 bytes.
+function newDirectory () {
+  const directory = mkdtempSync(path.join(tmpdir(), 'infz-test-'))
+  names.add(directory)
+  finally_(() => rmSync(directory, { recursive: true, force: true }))
+  return directory
+}
 
 // An instance of its own under a directory of its own; both go when the test ends.
 function newInstance (config = {}) {
-  const stateDir = mkdtempSync(path.join(tmpdir(), 'infinization-test-'))
+  const stateDir = config.stateDir ?? newDirectory()
   const instance = new Infinization({
     stateDir, accelerator: 'tcg', bridgeConntrackMode: 'degrade', ...config
   })
-  undo.push(async () => {
-    await instance.shutdown()
-    rmSync(stateDir, { recursive: true, force: true })
-  })
+  instance.stateDir = stateDir
+  finally_(() => instance.shutdown())
   return instance
 }
 
@@ -30,9 +46,84 @@ async function openInstance (config) {
   return instance
 }
 
-async function cleanUp () {
-  for (const step of undo.splice(0).reverse()) await step()
+// A bridge of its own, without an address.
+async function newBridge (address) {
+  const [bridges, name] = [new BridgeManager(), unique('br')]
+  await bridges.create(name)
+  names.add(name)
+  finally_(() => bridges.destroy(name))
+  if (address) await bridges.assignIP(name, address)
+  return name
 }
+
+// The configuration of a small machine; its id is its internal name. It boots nothing by itself.
+function machine (bridge, more = {}) {
+  const vmId = more.vmId ?? unique('vm')
+  expectGone(vmId)
+  return {
+    vmId, internalName: vmId, name: 'A test machine', os: 'linux', cpuCores: 1, ramGB: 0.5,
+    disks: [{ sizeGB: 1 }], bridge, displayType: 'vnc', displayPort: 5900, ...more
+  }
+}
+
+// A disk with the tiny guest on it.
+const guestDisk = () => ({ sizeGB: 1, backingFile: path.join(guestDir, 'tiny.qcow2') })
+
+// From now on the test's end looks for what this machine may have left.
+function expectGone (vmId) {
+  const chain = generateVMChainName(vmId)
+  for (const name of [vmId, chain.slice(3), `vnet-${chain.slice(3, 13)}`]) names.add(name)
+}
+
+// A running machine, which is deleted when the test ends.
+async function running (instance, more) {
+  const config = machine(more?.bridge ?? await newBridge(), more)
+  finally_(() => ended(instance, config.vmId))
+  return { config, ...await instance.createVM(config) }
+}
+
+async function ended (instance, vmId) {
+  try {
+    await instance.deleteVM(vmId, { deleteDisks: true })
+  } catch (error) {
+    if (!['VM_NOT_FOUND', 'CLOSED'].includes(error.code)) throw error
+  }
+}
+
+// Undoes what the test made, then looks whether anything of it is left on the host.
+async function cleanUp () {
+  const failures = []
+  for (const step of undo.splice(0).reverse()) {
+    try {
+      await step()
+    } catch (error) {
+      failures.push(error)
+    }
+  }
+  const left = traces([...names])
+  names.clear()
+  if (failures.length > 0) throw new AggregateError(failures, failures.map(String).join('; '))
+  if (left.length > 0) throw new Error(`left behind: ${left.join(', ')}`)
+}
+
+// What bears one of these names.
+function traces (wanted) {
+  const bears = (text) => wanted.some((name) => text.includes(name))
+  return [
+    ...host.links().filter(bears).map((name) => `link ${name}`),
+    ...host.chains().filter(bears).map((name) => `chain ${name}`),
+    ...host.dispatched().filter(bears).map((name) => `element ${name}`),
+    ...host.cgroups().filter(bears).map((name) => `cgroup ${name}`),
+    ...wanted.flatMap((name) => host.sockets(name)).map((line) => `socket ${line}`),
+    ...wanted.flatMap((name) => host.processes(name)).map(({ pid, words }) => `process ${pid} ${words[0]}`),
+    ...wanted.filter((name) => name.startsWith('/') && existsSync(name))
+  ]
+}
+
+// All files below a directory, without it in front.
+const files = (directory) => readdirSync(directory, { recursive: true, withFileTypes: true })
+  .filter((entry) => !entry.isDirectory())
+  .map((entry) => path.relative(directory, path.join(entry.parentPath, entry.name))).sort()
 
 // What a call rejects with; the test fails when it does not reject.
 async function rejection (promise) {
@@ -51,6 +142,25 @@ function runNode (script, { timeout = 20000 } = {}) {
   })
 }
 
+// Starts a script in a Node.js of its own. `said(pattern)` waits for a line it prints.
+function startNode (script) {
+  const child = spawn(process.execPath, ['-e', script], { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] })
+  const ended = new Promise((resolve) => child.on('exit', (code, signal) => resolve({ code, signal })))
+  finally_(async () => { child.kill('SIGKILL'); await ended })
+  let text = ''
+  child.stdout.setEncoding('utf8').on('data', (chunk) => { text += chunk })
+  const said = (pattern) => new Promise((resolve, reject) => {
+    const look = () => {
+      const match = text.match(pattern)
+      if (match) resolve(match)
+    }
+    child.stdout.on('data', look)
+    child.on('exit', () => reject(new Error(`it ended without saying ${pattern}: ${text}`)))
+    look()
+  })
+  return { child, ended, said }
+}
+
 // A promise of the next event, or of the first one that `wanted` takes.
 function next (emitter, name, wanted = () => true) {
   return new Promise((resolve) => {
@@ -62,4 +172,24 @@ function next (emitter, name, wanted = () => true) {
   })
 }
 
-module.exports = { cleanUp, newInstance, next, openInstance, rejection, root, runNode }
+module.exports = {
+  cleanUp,
+  expectGone,
+  files,
+  finally_,
+  guestDir,
+  guestDisk,
+  host,
+  machine,
+  newBridge,
+  newDirectory,
+  newInstance,
+  next,
+  openInstance,
+  rejection,
+  root,
+  runNode,
+  running,
+  startNode,
+  unique
+}

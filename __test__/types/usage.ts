@@ -1,22 +1,30 @@
 // Uses the public types as a backend does. It is compiled, never run: what must not compile is marked.
 
 import {
+  BridgeManager,
   Infinization,
   KeyedMutex,
   LifecycleErrorCode,
   PrismaAdapterError,
   PrismaAdapterErrorCode,
+  SUPPORTED_PROTOCOLS,
+  SnapshotManager,
   StorageError,
+  TapDeviceManager,
+  VM_CHAIN_PREFIX,
+  generateVMChainName,
   isLifecycleError,
   isPrismaAdapterError
 } from '@infinibay/infinization'
 import type {
   ConfigIssue,
   DiskConfig,
+  FirewallApplyResult,
   FirewallRuleInput,
   InfinizationConfig,
   InfinizationDatabase,
   OverlayPeer,
+  SnapshotInfo,
   VMCreateConfig,
   VMEventData
 } from '@infinibay/infinization'
@@ -99,7 +107,17 @@ async function run(database: InfinizationDatabase, peers: OverlayPeer[]): Promis
   const rules: FirewallRuleInput[] = [
     { id: '1', name: 'ssh', action: 'ACCEPT', direction: 'IN', priority: 1, protocol: 'tcp', dstPortStart: 22, dstPortEnd: 22 }
   ]
-  void (await infinization.setFirewallRules(created.vmId, rules)).failedRules
+  void (await infinization.setFirewallRules(created.vmId, rules)).success
+
+  const nftables = infinization.getNftablesService()
+  await nftables.initialize()
+  const applied: FirewallApplyResult = await nftables.applyRules(created.vmId, created.tapDevice, [], rules, 'drop')
+  if (applied.failedRules > 0) for (const failure of applied.failures) void [failure.ruleName, failure.error]
+  for (const chain of await nftables.listChains()) {
+    if (chain.startsWith(VM_CHAIN_PREFIX) && chain !== generateVMChainName(created.vmId)) {
+      await nftables.removeVMChainByName(chain)
+    }
+  }
 
   const qmp = infinization.getQMPClient(created.vmId)
   const answer = await qmp?.execute<{ enabled: boolean }>('query-spice')
@@ -109,6 +127,23 @@ async function run(database: InfinizationDatabase, peers: OverlayPeer[]): Promis
 
   await using short = new Infinization()
   return (await short.getVMStatus(created.vmId)).status
+}
+
+async function host(image: string): Promise<number> {
+  const [bridges, taps, snapshots] = [new BridgeManager(), new TapDeviceManager(), new SnapshotManager()]
+  if (!(await bridges.exists('infinibr-1'))) await bridges.create('infinibr-1')
+  await bridges.assignIP('infinibr-1', '10.0.0.1/24')
+  for (const tap of await taps.listAllTapDevices()) {
+    const state = (await taps.getDeviceState(tap)).match(/state\s+(\w+)/)?.[1]
+    if (state !== 'UP' && (await taps.isOrphaned(tap))) await taps.destroy(tap)
+  }
+  await snapshots.createSnapshot({ imagePath: image, name: 'before', description: 'an update' })
+  const taken: SnapshotInfo[] = await snapshots.listSnapshots(image)
+  return taken.reduce((latest, { date }) => Math.max(latest, new Date(date).getTime()), 0)
+}
+
+function check(protocol: string): boolean {
+  return (SUPPORTED_PROTOCOLS as readonly string[]).includes(protocol)
 }
 
 function explain(error: unknown): string {
@@ -132,4 +167,4 @@ void remote.startVM(5)
 // @ts-expect-error there is no such code
 const wrongCode: LifecycleErrorCode = 'NO_SUCH_CODE'
 
-export { explain, run, seven, wrongCode, wrongDisplay }
+export { check, explain, host, run, seven, wrongCode, wrongDisplay }

@@ -2,7 +2,7 @@ use infinization_core::manager::Manager;
 use napi_derive::napi;
 
 use super::Infinization;
-use crate::js_value::Argument;
+use crate::argument::Argument;
 use crate::outcome::{Outcome, data, done};
 
 /// What `getHealthMonitor()` returns, once `js/infinization.js` has made it an `EventEmitter`.

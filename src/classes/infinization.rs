@@ -7,9 +7,9 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::Cancellation;
+use crate::argument::{Argument, Issue, refusal};
 use crate::events::{Deliver, carry};
-use crate::js_value::{Argument, Issue, refusal};
-use crate::outcome::{Outcome, data, done, now};
+use crate::outcome::{Outcome, checked, data, done, now};
 
 /// The native half of the public class: `js/infinization.js` extends it.
 #[napi]
@@ -277,7 +277,7 @@ impl Infinization {
 /// Succeeds between `initialize()` and `shutdown()`; else throws what a method would reject with.
 #[napi]
 pub fn require_open(infinization: &Infinization) -> Outcome {
-    now(infinization.open())
+    checked(infinization.open())
 }
 
 impl Infinization {

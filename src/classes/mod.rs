@@ -1,10 +1,34 @@
 //! One file per class that JavaScript sees.
 
+mod bridge_manager;
 mod cancellation;
+mod database;
 mod event_handler;
+mod firewall_rule_translator;
 mod health_monitor;
 mod infinization;
+mod mac_address_generator;
+mod nftables_service;
+mod qemu_img_service;
 mod qmp_client;
+mod snapshot_manager;
+mod tap_device_manager;
+
+use std::sync::LazyLock;
+
+use infinization_core::Failure;
+use infinization_core::host::link::Links;
 
 use cancellation::Cancellation;
 use infinization::Infinization;
+
+/// One netlink connection for all instances, opened by the first request.
+static LINKS: LazyLock<Links> = LazyLock::new(Links::new);
+
+/// The failure with `sentence` in front of its words, as the public contract has them.
+fn told(sentence: &str, failure: impl Into<Failure>) -> Failure {
+    let failure = failure.into();
+    let outer = Failure::new(failure.code(), format!("{sentence}: {failure}"));
+    let context = failure.context().iter();
+    context.fold(outer, |outer, (key, value)| outer.with(key, value.clone()))
+}

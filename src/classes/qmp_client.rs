@@ -1,51 +1,82 @@
+use infinization_core::Failure;
 use infinization_core::manager::Manager;
+use infinization_core::qmp::{Link, QmpClient as Monitor, QmpError};
 use napi_derive::napi;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::Infinization;
-use crate::js_value::Argument;
-use crate::outcome::{Outcome, done, verbatim};
+use crate::argument::Argument;
+use crate::events::Deliver;
+use crate::monitor_events::carry;
+use crate::outcome::{Outcome, done, now, verbatim};
 
-/// A VM's monitor, shared with the library: what `getQMPClient()` returns, once
-/// `js/infinization.js` has made it an `EventEmitter`. Nobody can close it but the library.
+/// A VM's monitor, shared with the library: what `getQMPClient()` returns, once `js/qmp-client.js` has
+/// made it an `EventEmitter`. Nobody can close it but the library. It is one run's: after the machine
+/// has ended it stays closed, and the next run has another.
 #[napi(js_name = "QMPClient")]
 #[derive(Debug)]
 pub struct QmpClient {
+    /// None when the machine had ended before it was asked for.
+    monitor: Option<Monitor>,
     manager: Manager,
     vm_id: String,
 }
 
 impl QmpClient {
+    async fn call(&self, command: &str, arguments: Value) -> Result<Box<RawValue>, Failure> {
+        let closed = || QmpError::Disconnected {
+            what: command.to_owned(),
+        };
+        let monitor = self.monitor.as_ref().ok_or_else(closed)?;
+        Ok(monitor.execute(command, arguments).await?)
+    }
+
     async fn ask(&self, command: &str) -> Outcome {
-        verbatim(self.manager.qmp_execute(&self.vm_id, command, json!({}))).await
+        verbatim(self.call(command, json!({}))).await
     }
 
     async fn tell(&self, command: &str, arguments: Value) -> Outcome {
-        done(async {
-            let reply = self
-                .manager
-                .qmp_execute(&self.vm_id, command, arguments)
-                .await;
-            reply.map(drop)
-        })
-        .await
+        done(async { self.call(command, arguments).await.map(drop) }).await
+    }
+
+    fn link(&self) -> Link {
+        self.monitor.as_ref().map_or(Link::Closed, Monitor::link)
     }
 }
 
 #[napi]
 impl QmpClient {
-    /// The monitor of one of `owner`'s VMs.
+    /// The monitor of one of `owner`'s VMs, and the function that receives its events.
     #[napi(constructor)]
-    pub fn new(owner: &Infinization, vm_id: String) -> Self {
+    pub fn new(owner: &Infinization, vm_id: String, deliver: Deliver) -> Self {
+        let manager = owner.manager();
+        let monitor = manager.qmp_client(&vm_id);
+        if let Some(monitor) = &monitor {
+            carry(monitor.subscribe(), deliver);
+        }
         Self {
-            manager: owner.manager(),
+            monitor,
+            manager,
             vm_id,
         }
     }
 
     #[napi]
     pub fn is_connected(&self) -> bool {
-        self.manager.is_attached(&self.vm_id)
+        self.link() == Link::Connected
+    }
+
+    #[napi]
+    pub fn is_reconnecting(&self) -> bool {
+        self.link() == Link::Reconnecting
+    }
+
+    /// What QEMU said of itself, or null.
+    #[napi]
+    pub fn get_greeting(&self) -> Outcome {
+        let greeting = self.monitor.as_ref().map(Monitor::greeting);
+        now(Ok(greeting.map(|greeting| json!({ "QMP": greeting }))))
     }
 
     /// Sends any command; the reply is QEMU's own JSON.
@@ -53,9 +84,7 @@ impl QmpClient {
     pub async fn execute(&self, command: Argument, arguments: Argument) -> Outcome {
         verbatim(async {
             let (command, arguments) = (command.text("command")?, arguments.object("args")?);
-            self.manager
-                .qmp_execute(&self.vm_id, &command, arguments)
-                .await
+            self.call(&command, arguments).await
         })
         .await
     }
@@ -109,17 +138,17 @@ impl QmpClient {
         }
     }
 
+    /// By the id that `queryBlockDevices` tells, or a classic name.
     #[napi]
     pub async fn eject(&self, device: Argument, force: Argument) -> Outcome {
-        let read = || Ok((device.text("device")?, force.flag("force")?));
-        match read() {
-            Ok((device, None)) => self.tell("eject", json!({ "device": device })).await,
-            Ok((device, Some(force))) => {
-                let arguments = json!({ "device": device, "force": force });
-                self.tell("eject", arguments).await
-            }
-            Err(refused) => done(async { Err(refused) }).await,
-        }
+        done(async {
+            let (device, force) = (device.text("device")?, force.flag("force")?);
+            let force = force.unwrap_or_default();
+            self.manager
+                .eject_cdrom(self.vm_id.clone(), device, force)
+                .await
+        })
+        .await
     }
 
     /// Ends QEMU at once, without asking the guest.

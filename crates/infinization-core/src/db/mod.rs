@@ -6,6 +6,7 @@
 
 mod records;
 pub mod sqlite;
+pub mod wire;
 
 use async_trait::async_trait;
 

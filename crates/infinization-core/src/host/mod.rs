@@ -9,6 +9,7 @@ pub mod dir_lock;
 pub mod display_port;
 mod ethtool;
 pub mod link;
+pub mod mac;
 pub mod nft;
 pub mod process;
 pub mod program;

@@ -10,13 +10,18 @@
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
+//! | `database`, `firewall` | what is below the verbs, for users who drive it themselves |
 //! | `guest_access` | block devices, CD-ROMs, raw QMP, the guest agent |
 
+mod database;
+mod firewall;
 mod guest_access;
 mod health;
 mod observe;
 mod startup;
 mod store;
+
+pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, Wanted};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -42,7 +42,7 @@ impl MacAddr {
     }
 
     /// QEMU guests' prefix `52:54` and four octets: always a unicast address.
-    pub(super) fn of_guest([c, d, e, f]: [u8; 4]) -> Self {
+    pub(crate) fn of_guest([c, d, e, f]: [u8; 4]) -> Self {
         Self([0x52, 0x54, c, d, e, f])
     }
 

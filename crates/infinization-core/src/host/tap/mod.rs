@@ -9,6 +9,7 @@
 
 mod error;
 mod ioctl;
+mod leftover;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 pub use error::TapError;
 use ioctl::Attach;
+pub use leftover::{Removed, create_anew, is_idle, list, remove_orphans};
 
 use super::link::{Link, Links};
 use crate::types::{InvalidValue, LinkName};

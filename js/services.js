@@ -1,0 +1,56 @@
+'use strict'
+
+// The classes that work on the host without a manager.
+
+const native = require('./native')
+const { abortable } = require('./abort')
+const { FirewallTranslationError } = require('./errors')
+const { traced, tracedFunction } = require('./traced')
+
+const BridgeManager = traced(class BridgeManager extends native.BridgeManager {})
+
+const MacAddressGenerator = traced(class MacAddressGenerator extends native.MacAddressGenerator {})
+
+const SnapshotManager = traced(class SnapshotManager extends native.SnapshotManager {})
+
+const TapDeviceManager = traced(class TapDeviceManager extends native.TapDeviceManager {})
+
+const Images = traced(class extends native.QemuImgService {})
+
+class QemuImgService extends Images {
+  async createImage (options) {
+    return abortable(options, (rest, cancellation) => super.createImage(rest, cancellation))
+  }
+
+  async convertImage (options) {
+    return abortable(options, (rest, cancellation) => super.convertImage(rest, cancellation))
+  }
+}
+
+// `owner` is an instance whose settings it uses; that is `getNftablesService()`'s business.
+const NftablesService = traced(class NftablesService extends native.NftablesService {
+  constructor (config = {}, owner = undefined) {
+    super(config, owner)
+  }
+})
+
+const FirewallRuleTranslator = traced(
+  class FirewallRuleTranslator extends native.FirewallRuleTranslator {},
+  (error) => new FirewallTranslationError(ruleCode(error.code), error.message, error.context?.ruleId)
+)
+
+// What is no rule at all (a string, a BigInt) is refused by whoever reads arguments.
+const ruleCode = (code) => code === 'INVALID_CONFIG' ? 'RULE_INVALID' : code
+
+const generateVMChainName = tracedFunction(native, 'generateVMChainName')
+
+module.exports = {
+  BridgeManager,
+  FirewallRuleTranslator,
+  MacAddressGenerator,
+  NftablesService,
+  QemuImgService,
+  SnapshotManager,
+  TapDeviceManager,
+  generateVMChainName
+}

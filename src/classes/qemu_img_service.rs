@@ -1,0 +1,205 @@
+use infinization_core::Failure;
+use infinization_core::host::qemu_img::{
+    ConvertImage, CreateImage, ImageError, ImageFormat, ImageInfo, Job, Preallocation, Resize,
+    Sharing, SnapshotInfo, check, convert, create, info, resize,
+};
+use infinization_core::types::{ByteSize, HostPath};
+use napi_derive::napi;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::Cancellation;
+use crate::argument::Argument;
+use crate::outcome::{Outcome, data, done};
+
+/// Disk images.
+#[napi]
+#[derive(Debug, Default)]
+pub struct QemuImgService {}
+
+/// `CreateImageOptions`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CreateOptions {
+    path: HostPath,
+    #[serde(rename = "sizeGB")]
+    size_gb: Option<f64>,
+    format: ImageFormat,
+    cluster_size: Option<u64>,
+    preallocation: Option<Preallocation>,
+    backing_file: Option<HostPath>,
+}
+
+/// `ConvertImageOptions`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ConvertOptions {
+    source_path: HostPath,
+    source_format: Option<ImageFormat>,
+    dest_path: HostPath,
+    dest_format: ImageFormat,
+    compress: Option<bool>,
+}
+
+#[napi]
+impl QemuImgService {
+    /// Touches nothing.
+    #[napi(constructor)]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    #[napi]
+    pub async fn create_image(&self, options: Argument, cancel: Option<&Cancellation>) -> Outcome {
+        let job = job(cancel);
+        done(async {
+            let options: CreateOptions = options.shaped("options")?;
+            Ok(create(&options.image()?, &job).await?)
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn get_image_info(&self, path: Argument, format: Argument) -> Outcome {
+        data(async {
+            let (path, format) = (path.parsed::<HostPath>("path")?, image_format(format)?);
+            let found = info(&path, format, Sharing::Refuse).await?;
+            Ok(info_facts(&path, format, &found))
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn resize_image(&self, path: Argument, gib: Argument, options: Argument) -> Outcome {
+        done(async {
+            let path: HostPath = path.parsed("path")?;
+            let size = size(&path, gib.shaped("newSizeGB")?)?;
+            let options: ResizeOptions =
+                options.shaped("options").map(Option::unwrap_or_default)?;
+            let direction = if options.shrink {
+                Resize::GrowOrShrink
+            } else {
+                Resize::Grow
+            };
+            Ok(resize(&path, options.format, size, direction).await?)
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn convert_image(&self, options: Argument, cancel: Option<&Cancellation>) -> Outcome {
+        let job = job(cancel);
+        done(async {
+            let options: ConvertOptions = options.shaped("options")?;
+            Ok(convert(&options.image(), &job).await?)
+        })
+        .await
+    }
+
+    /// Damage is a result, not an error.
+    #[napi]
+    pub async fn check_image(&self, path: Argument, format: Argument) -> Outcome {
+        data(async {
+            let (path, format) = (path.parsed("path")?, image_format(format)?);
+            let found = check(&path, format, &Job::default()).await?;
+            Ok(json!({
+                "errors": found.errors,
+                "leaks": found.leaks,
+                "corruptions": found.corruptions,
+                "totalClusters": found.total_clusters,
+                "allocatedClusters": found.allocated_clusters,
+            }))
+        })
+        .await
+    }
+}
+
+/// What `resizeImage` takes beside the size.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ResizeOptions {
+    format: ImageFormat,
+    shrink: bool,
+}
+
+impl CreateOptions {
+    fn image(self) -> Result<CreateImage, Failure> {
+        // With a backing file the size is that file's.
+        let size = match (&self.backing_file, self.size_gb) {
+            (Some(_), _) => None,
+            (None, gib) => Some(size(&self.path, gib.unwrap_or_default())?),
+        };
+        Ok(CreateImage {
+            size,
+            format: self.format,
+            cluster_size: self.cluster_size.map(ByteSize::bytes),
+            preallocation: self.preallocation.unwrap_or_default(),
+            backing: self.backing_file,
+            ..CreateImage::new(self.path, ByteSize::bytes(0))
+        })
+    }
+}
+
+impl ConvertOptions {
+    fn image(self) -> ConvertImage {
+        let source = (self.source_path, self.source_format.unwrap_or_default());
+        ConvertImage {
+            compress: self.compress.unwrap_or_default(),
+            ..ConvertImage::new(source, (self.dest_path, self.dest_format))
+        }
+    }
+}
+
+fn size(path: &HostPath, gib: f64) -> Result<ByteSize, Failure> {
+    let refused = |why| ImageError::Size {
+        path: path.clone(),
+        why: format!("{why}"),
+    };
+    Ok(ByteSize::from_gib(gib).map_err(refused)?)
+}
+
+fn job(cancel: Option<&Cancellation>) -> Job {
+    Job {
+        cancel: Cancellation::token(cancel),
+        ..Job::default()
+    }
+}
+
+/// Absent: qcow2. It is never guessed from the image, which a guest may have written.
+fn image_format(argument: Argument) -> Result<ImageFormat, Failure> {
+    Ok(argument
+        .shaped::<Option<ImageFormat>>("format")?
+        .unwrap_or_default())
+}
+
+fn info_facts(path: &HostPath, format: ImageFormat, found: &ImageInfo) -> Value {
+    let mut facts = Map::from_iter([
+        ("filename".to_owned(), json!(path)),
+        ("format".to_owned(), json!(format)),
+        ("virtualSize".to_owned(), json!(found.virtual_size)),
+        ("actualSize".to_owned(), json!(found.actual_size)),
+        ("encrypted".to_owned(), json!(found.encrypted)),
+    ]);
+    if let Some(size) = found.cluster_size {
+        facts.insert("clusterSize".to_owned(), json!(size));
+    }
+    if let Some(backing) = &found.backing_file {
+        facts.insert("backingFile".to_owned(), json!(backing));
+    }
+    if !found.snapshots.is_empty() {
+        let snapshots = found.snapshots.iter().map(snapshot_facts);
+        facts.insert("snapshots".to_owned(), snapshots.collect());
+    }
+    Value::Object(facts)
+}
+
+/// `SnapshotInfo`.
+pub(super) fn snapshot_facts(snapshot: &SnapshotInfo) -> Value {
+    json!({
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "vmSize": snapshot.vm_state_size,
+        "date": snapshot.date,
+        "vmClock": snapshot.vm_clock,
+    })
+}
