@@ -60,7 +60,7 @@ impl Watched for Open {
             match self.judge_pid_file(&path, &name).await {
                 Ok(PidFile::Owned) => {}
                 Ok(PidFile::Stale) => {
-                    cleaned += usize::from(tokio::fs::remove_file(&path).await.is_ok())
+                    cleaned += usize::from(tokio::fs::remove_file(&path).await.is_ok());
                 }
                 Ok(PidFile::Orphan(event)) => orphans.push(event),
                 Err(error) => tracing::warn!(path = %path.display(), %error, "pidfile not judged"),

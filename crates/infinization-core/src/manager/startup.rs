@@ -48,7 +48,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         hugepage_size: HUGEPAGE,
     };
     let store = SqliteDatabase::open(&config.state_dir.as_path().join("infinization.db")).await?;
-    let database: Arc<dyn Database> = store.clone();
+    let database: Arc<dyn Database> = Arc::<SqliteDatabase>::clone(&store);
     let parser = config.context(facts);
     let monitor_interval = config.health_monitor_interval;
     let services = Arc::new(Services {
@@ -65,7 +65,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         config,
     });
     Ok(Arc::new_cyclic(|open: &Weak<Open>| {
-        let watched: Weak<dyn Watched> = open.clone();
+        let watched: Weak<dyn Watched> = Weak::<Open>::clone(open);
         Open {
             monitor: HealthMonitor::new(watched, monitor_interval, inner.events.clone()),
             services,

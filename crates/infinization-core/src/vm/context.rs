@@ -93,7 +93,7 @@ impl VmContext {
     }
 
     /// Emits what the guest did: the specific event, the resulting status, and `vm:event`.
-    pub(super) fn guest_event(&self, event: &str, previous: &Status, new: &Status, qmp: Value) {
+    pub(super) fn guest_event(&self, event: &str, previous: &Status, new: &Status, qmp: &Value) {
         let data = json!({
             "vmId": self.vm_id,
             "event": event,

@@ -55,7 +55,7 @@ impl VmContext {
             .unwrap_or_default();
         check_disks(config, &row, &allowed).await?;
         check_files(config)?;
-        self.check_cpus(config)?;
+        check_cpus(config)?;
         let addresses = bridge::addresses(&self.services.links, &config.network.bridge).await;
         let addresses = addresses.map_err(|error| {
             Failure::caused_by(
@@ -102,28 +102,6 @@ impl VmContext {
         };
         let message = format!("a QEMU named {} is running already", config.internal_name);
         Err(Failure::new(ErrorCode::ResourceUnavailable, message).with("pid", namesake.pid()))
-    }
-
-    fn check_cpus(&self, config: &VmConfig) -> Result<(), Failure> {
-        if config.cpu.numa_pinning {
-            let message =
-                "enableNumaCtlPinning: binding memory to host nodes is not part of this version";
-            return Err(Failure::new(ErrorCode::ResourceUnavailable, message));
-        }
-        let Some(wanted) = &config.cpu.pinned_to else {
-            return Ok(());
-        };
-        let online = accelerator::host_size()?.online_cpus;
-        let offline: Vec<u32> = wanted
-            .iter()
-            .copied()
-            .filter(|cpu| !online.contains(cpu))
-            .collect();
-        if offline.is_empty() {
-            return Ok(());
-        }
-        let message = "cpuPinning names CPUs that are not online on this host";
-        Err(Failure::new(ErrorCode::ResourceUnavailable, message).with("offline", offline))
     }
 
     pub(super) fn compile_firewall(
@@ -230,12 +208,33 @@ impl VmContext {
     }
 }
 
+fn check_cpus(config: &VmConfig) -> Result<(), Failure> {
+    if config.cpu.numa_pinning {
+        let message =
+            "enableNumaCtlPinning: binding memory to host nodes is not part of this version";
+        return Err(Failure::new(ErrorCode::ResourceUnavailable, message));
+    }
+    let Some(wanted) = &config.cpu.pinned_to else {
+        return Ok(());
+    };
+    let online = accelerator::host_size()?.online_cpus;
+    let offline: Vec<u32> = wanted
+        .iter()
+        .copied()
+        .filter(|cpu| !online.contains(cpu))
+        .collect();
+    if offline.is_empty() {
+        return Ok(());
+    }
+    let message = "cpuPinning names CPUs that are not online on this host";
+    Err(Failure::new(ErrorCode::ResourceUnavailable, message).with("offline", offline))
+}
+
 fn choose_accelerator(wanted: AcceleratorChoice) -> Result<Accelerator, Failure> {
     let host = accelerator::detect();
     match wanted {
-        AcceleratorChoice::Tcg => Ok(Accelerator::Tcg),
         AcceleratorChoice::Kvm | AcceleratorChoice::Auto if host.kvm_usable => Ok(Accelerator::Kvm),
-        AcceleratorChoice::Auto => Ok(Accelerator::Tcg),
+        AcceleratorChoice::Tcg | AcceleratorChoice::Auto => Ok(Accelerator::Tcg),
         AcceleratorChoice::Kvm => {
             let message = format!(
                 "accelerator is kvm, but KVM cannot be used here: {}",

@@ -74,7 +74,7 @@ impl Machine {
         let previous = std::mem::replace(&mut self.shown, new.clone());
         if previous != new {
             self.context
-                .guest_event(event, &previous, &new, Value::Null);
+                .guest_event(event, &previous, &new, &Value::Null);
         }
         Ok(())
     }

@@ -304,10 +304,10 @@ impl Machine {
 
     /// A failed create leaves no state directory behind, unless something could not be undone.
     pub(super) async fn forget_if_empty(&self) {
-        if self.context.ledger.contents().entries.is_empty() {
-            if let Err(error) = self.context.remove_directory().await {
-                tracing::warn!(vm = %self.context.vm_id, %error, "the state directory stays");
-            }
+        if self.context.ledger.contents().entries.is_empty()
+            && let Err(error) = self.context.remove_directory().await
+        {
+            tracing::warn!(vm = %self.context.vm_id, %error, "the state directory stays");
         }
     }
 

@@ -132,7 +132,7 @@ impl Ledger {
         self.change(|contents| {
             contents
                 .entries
-                .retain(|entry| !numbers.contains(&entry.number))
+                .retain(|entry| !numbers.contains(&entry.number));
         })
     }
 

@@ -118,7 +118,7 @@ impl Machine {
 
     /// QEMU is gone and nobody asked for it. The row first, then the clean-up, then the listeners.
     pub(super) async fn died_unseen(&mut self, pid: i32, exit: Exit) {
-        let cause = self.cause_of(&exit);
+        let cause = self.cause_of(exit);
         let last_known = self.shown.clone();
         let detected_at = now_ms();
         self.write_off().await;
@@ -146,19 +146,19 @@ impl Machine {
         self.alert(&stuck);
     }
 
-    fn cause_of(&self, exit: &Exit) -> EndCause {
+    fn cause_of(&self, exit: Exit) -> EndCause {
         let stderr = StderrLog::at(self.context.directory.join(super::QEMU_LOG))
             .tail()
             .ok();
         let stderr = stderr.filter(|words| !words.is_empty());
         match exit {
             Exit::Signal(signal) => EndCause {
-                signal: Some(*signal),
+                signal: Some(signal),
                 stderr,
                 ..EndCause::of("signal")
             },
             Exit::Code(code) => EndCause {
-                exit_code: Some(*code),
+                exit_code: Some(code),
                 stderr,
                 ..EndCause::of("exit-code")
             },
@@ -226,7 +226,7 @@ impl Machine {
     /// Tells listeners that the guest is off, once.
     pub(super) fn tell_off(&mut self, event: &str, data: &Value) {
         self.context
-            .guest_event(event, &self.shown, &Status::Off, data.clone());
+            .guest_event(event, &self.shown, &Status::Off, data);
         self.shown = Status::Off;
     }
 
@@ -281,21 +281,20 @@ impl Machine {
         note_ending(live, event);
         let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
         match event.kind() {
-            // Its exit follows at once; off is told when the disks are free.
-            EventKind::Shutdown { .. } => {}
-            EventKind::Stop | EventKind::Resume => self.ask_and_follow(&event.event, data).await,
-            EventKind::Suspend => self.becomes(Status::Suspended, &event.event, data).await,
-            EventKind::Wakeup => self.becomes(Status::Running, &event.event, data).await,
+            EventKind::Stop | EventKind::Resume => self.ask_and_follow(&event.event, &data).await,
+            EventKind::Suspend => self.becomes(Status::Suspended, &event.event, &data).await,
+            EventKind::Wakeup => self.becomes(Status::Running, &event.event, &data).await,
             EventKind::Powerdown | EventKind::Reset { .. } => {
                 self.context
-                    .guest_event(&event.event, &self.shown, &self.shown, data);
+                    .guest_event(&event.event, &self.shown, &self.shown, &data);
             }
+            // The exit follows a SHUTDOWN at once; off is told when the disks are free.
             _ => {}
         }
     }
 
     /// STOP and RESUME do not say why: `query-status` does.
-    async fn ask_and_follow(&mut self, event: &str, data: Value) {
+    async fn ask_and_follow(&mut self, event: &str, data: &Value) {
         let Some(live) = &self.live else { return };
         match live.view.qmp.query_status().await {
             Ok(status) => self.follow(&status, event, data).await,
@@ -317,7 +316,7 @@ impl Machine {
     }
 
     /// The guest changed its state by itself: the row first, then the listeners.
-    pub(super) async fn becomes(&mut self, new: Status, event: &str, data: Value) {
+    pub(super) async fn becomes(&mut self, new: Status, event: &str, data: &Value) {
         if new == self.shown {
             return;
         }

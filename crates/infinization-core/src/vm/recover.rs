@@ -220,10 +220,10 @@ impl Machine {
             else {
                 continue;
             };
-            if let Release::RemoveFile { path } = &entry.undo.release {
-                if appeared_before(path.as_path(), began) {
-                    strangers.push(*number);
-                }
+            if let Release::RemoveFile { path } = &entry.undo.release
+                && appeared_before(path.as_path(), began)
+            {
+                strangers.push(*number);
             }
         }
         Ok(self.context.ledger.forget(&strangers)?)
@@ -242,7 +242,7 @@ impl Machine {
         self.shown = Status::Running;
         match (lived, rebooted) {
             (Some(lived), false) if !stopping => {
-                self.died_unseen(lived.process.pid, Exit::Unknown).await
+                self.died_unseen(lived.process.pid, Exit::Unknown).await;
             }
             (Some(_), true) => self.gone(&EndCause::of("host-reboot")).await,
             _ => self.gone(&EndCause::of("unknown")).await,

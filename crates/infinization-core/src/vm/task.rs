@@ -192,9 +192,10 @@ async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Request>) {
         if let Some(exit) = machine.exited().now_or_never() {
             machine.on_exit(exit).await;
         }
-        let request = match waiting.pop_front() {
-            Some(request) => request,
-            None => tokio::select! {
+        let request = if let Some(request) = waiting.pop_front() {
+            request
+        } else {
+            tokio::select! {
                 biased;
                 exit = machine.exited() => {
                     machine.on_exit(exit).await;
@@ -208,7 +209,7 @@ async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Request>) {
                     Some(request) => request,
                     None => return,
                 },
-            },
+            }
         };
         serve_one(&mut machine, request, &mut inbox, &mut waiting).await;
     }
