@@ -190,8 +190,7 @@ impl Machine {
         let context = &self.context;
         let stuck = undo_attempt(context.effects.as_ref(), &context.ledger, &bench).await;
         self.alert(&stuck);
-        context.ledger.died()?;
-        context.ledger.commit()?;
+        context.end_attempt().await?;
         if contents.operation != Some(Operation::Create) {
             return Ok(Recovered::Off);
         }
