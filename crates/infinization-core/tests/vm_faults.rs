@@ -470,10 +470,7 @@ fn f38_a_guest_that_ignores_the_power_button_is_ended_only_when_that_is_allowed(
             .unwrap();
         let before = manager.get_vm("f38-1".into()).await.unwrap();
         let patient = json!({ "graceful": true, "force": false, "timeout": 1500 });
-        let failure = manager
-            .stop_vm("f38-1".into(), patient)
-            .await
-            .unwrap_err();
+        let failure = manager.stop_vm("f38-1".into(), patient).await.unwrap_err();
         assert_eq!(failure.code(), ErrorCode::Timeout);
         assert_eq!(failure.vm_id().unwrap().as_str(), "f38-1");
         assert_eq!(manager.get_vm("f38-1".into()).await.unwrap(), before);
@@ -506,9 +503,7 @@ fn f52_an_aborted_create_leaves_nothing_and_can_be_tried_again() {
                     cancel.cancel();
                 }
             });
-            let created = manager
-                .create_vm(host.machine("f52-1"), cancel)
-                .await;
+            let created = manager.create_vm(host.machine("f52-1"), cancel).await;
             later.await.unwrap();
             match created {
                 Ok(_) => assert_ne!(delay, 0, "it was aborted before it began"),
@@ -552,9 +547,7 @@ fn f52_an_aborted_start_leaves_the_machine_as_it_was() {
                     cancel.cancel();
                 }
             });
-            let started = manager
-                .start_vm("f52-2".into(), Value::Null, cancel)
-                .await;
+            let started = manager.start_vm("f52-2".into(), Value::Null, cancel).await;
             later.await.unwrap();
             match started {
                 Ok(_) => assert_ne!(delay, 0, "it was aborted before it began"),
