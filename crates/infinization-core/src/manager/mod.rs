@@ -362,12 +362,15 @@ impl Open {
         self.handle(vm_id)
     }
 
-    /// Lets the task of a VM that holds nothing end.
+    /// Lets the task of a VM that holds nothing end, unless another request waits for it: a second
+    /// task of the same VM would know nothing of what the first one does.
     fn drop_if_empty(&self, handle: &VmHandle) {
         let context = handle.context();
+        let mut vms = self.vms();
         let empty = handle.view().live.is_none() && context.ledger.contents().entries.is_empty();
-        if empty {
-            self.vms().remove(&context.vm_id);
+        // The other handle is the one in the map.
+        if empty && handle.is_last_beside(1) {
+            vms.remove(&context.vm_id);
         }
     }
 

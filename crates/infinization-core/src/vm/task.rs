@@ -44,6 +44,14 @@ enum Request {
     },
 }
 
+/// A request on its way. Until it has been served it counts as a handle, so that a task with
+/// work to do is never taken for an idle one.
+#[derive(Debug)]
+struct Asked {
+    request: Request,
+    asker: mpsc::Sender<Asked>,
+}
+
 /// The verbs that answer an [`OperationResult`].
 #[derive(Debug)]
 pub enum Verb {
@@ -83,7 +91,7 @@ impl Request {
 #[derive(Debug, Clone)]
 pub struct VmHandle {
     context: Arc<VmContext>,
-    inbox: mpsc::Sender<Request>,
+    inbox: mpsc::Sender<Asked>,
     view: watch::Receiver<View>,
 }
 
@@ -122,6 +130,11 @@ impl VmHandle {
         self.view.borrow().clone()
     }
 
+    /// Whether nobody else has a handle or waits for an answer, beside this handle and `others`.
+    pub fn is_last_beside(&self, others: usize) -> bool {
+        self.inbox.strong_count() <= 1 + others
+    }
+
     /// Makes the machine.
     pub async fn create(
         &self,
@@ -153,23 +166,24 @@ impl VmHandle {
         // A task ends only with its last handle, or by a defect.
         let stopped =
             || Failure::new(ErrorCode::Internal, "the VM's task ended").of_vm(&self.context.vm_id);
-        self.inbox
-            .send(request(reply))
-            .await
-            .map_err(|_| stopped())?;
+        let asked = Asked {
+            request: request(reply),
+            asker: self.inbox.clone(),
+        };
+        self.inbox.send(asked).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
 }
 
-async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Request>) {
+async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Asked>) {
     let mut waiting = VecDeque::new();
     loop {
         // An exit goes before a waiting request, too.
         if let Some(exit) = machine.exited().now_or_never() {
             machine.on_exit(exit).await;
         }
-        let request = match waiting.pop_front() {
-            Some(request) => request,
+        let asked = match waiting.pop_front() {
+            Some(asked) => asked,
             None => tokio::select! {
                 biased;
                 exit = machine.exited() => {
@@ -180,35 +194,35 @@ async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Request>) {
                     machine.on_event(event).await;
                     continue;
                 }
-                request = inbox.recv() => match request {
-                    Some(request) => request,
+                asked = inbox.recv() => match asked {
+                    Some(asked) => asked,
                     None => return,
                 },
             },
         };
-        serve_one(&mut machine, request, &mut inbox, &mut waiting).await;
+        serve_one(&mut machine, asked, &mut inbox, &mut waiting).await;
     }
 }
 
 /// Serves one request to its end; what arrives meanwhile waits, and a forced stop is let through.
 async fn serve_one(
     machine: &mut Machine,
-    request: Request,
-    inbox: &mut mpsc::Receiver<Request>,
-    waiting: &mut VecDeque<Request>,
+    asked: Asked,
+    inbox: &mut mpsc::Receiver<Asked>,
+    waiting: &mut VecDeque<Asked>,
 ) {
     let interrupt = Interrupt::default();
-    let mut work = pin!(answer(machine, request, &interrupt));
+    let mut work = pin!(answer(machine, asked, &interrupt));
     let mut open = true;
     loop {
         tokio::select! {
             () = &mut work => return,
-            request = inbox.recv(), if open => match request {
-                Some(request) => {
-                    if request.is_forced_stop() {
+            asked = inbox.recv(), if open => match asked {
+                Some(asked) => {
+                    if asked.request.is_forced_stop() {
                         interrupt.force();
                     }
-                    waiting.push_back(request);
+                    waiting.push_back(asked);
                 }
                 None => open = false,
             },
@@ -216,8 +230,8 @@ async fn serve_one(
     }
 }
 
-async fn answer(machine: &mut Machine, request: Request, interrupt: &Interrupt) {
-    // Whoever asked may have stopped listening: the work was done all the same.
+async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
+    let Asked { request, asker } = asked;
     match request {
         Request::Create {
             config,
@@ -225,15 +239,25 @@ async fn answer(machine: &mut Machine, request: Request, interrupt: &Interrupt) 
             cancel,
             reply,
         } => {
-            let _unheard = reply.send(guarded(machine.create(*config, &warnings, &cancel)).await);
+            let created = guarded(machine.create(*config, &warnings, &cancel)).await;
+            send(created, reply, asker);
         }
         Request::Verb { verb, reply } => {
-            let _unheard = reply.send(guarded(machine.perform(verb, interrupt)).await);
+            send(
+                guarded(machine.perform(verb, interrupt)).await,
+                reply,
+                asker,
+            );
         }
-        Request::Recover { reply } => {
-            let _unheard = reply.send(guarded(machine.recover()).await);
-        }
+        Request::Recover { reply } => send(guarded(machine.recover()).await, reply, asker),
     }
+}
+
+/// Whoever asked may have stopped listening: the work was done all the same.
+fn send<T>(answer: Result<T, Failure>, reply: Reply<T>, asker: mpsc::Sender<Asked>) {
+    // Before the answer: whoever hears it may look at once whether the task is idle.
+    drop(asker);
+    let _unheard = reply.send(answer);
 }
 
 /// A defect in a verb becomes an answer; the task and its VM go on.
