@@ -229,7 +229,10 @@ fn f05_a_qemu_that_dies_in_the_middle_of_a_command_ends_the_command() {
             let manager = manager.clone();
             async move { manager.suspend_vm("f05-1".into()).await }
         });
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // Its status is told all the same, after the monitor's two seconds.
+        let status = consistent_status(&manager, "f05-1").await;
+        assert_eq!(status["processAlive"], true);
+        assert_eq!(status["qmpStatus"], Value::Null);
         send_signal(pid, Signal::SIGKILL);
         let failure = timeout(PATIENCE, suspending)
             .await
