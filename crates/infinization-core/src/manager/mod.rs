@@ -218,7 +218,7 @@ impl Manager {
         let open = self.open()?;
         let vm_id = parse_id(&vm_id)?;
         let handle = open.handle(&vm_id)?;
-        let destroyed = handle.verb(Verb::Destroy { with_data: false }).await;
+        let destroyed = handle.verb(Verb::Destroy).await;
         open.drop_if_empty(&handle);
         to_value(&destroyed?)
     }

@@ -1,13 +1,17 @@
 //! `destroyVM` and `deleteVM`: nothing of the machine stays on the host.
 
+use std::sync::Arc;
+
 use super::action::Release;
 use super::machine::Machine;
 use super::outcome::{EndCause, OperationResult};
 use super::plan::{Lifetime, Operation, Undo};
 use super::run::Stuck;
 use super::status::Status;
+use crate::db::sqlite::StoredMachine;
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
+use crate::types::HostPath;
 
 impl Machine {
     /// Ends QEMU and releases everything but the user's data, or that too. The row's status stays.
@@ -37,6 +41,26 @@ impl Machine {
         self.told_stuck(stuck)?;
         self.forget().await?;
         Ok(OperationResult::done(&vm_id, "VM destroyed"))
+    }
+
+    /// Destroys the machine and deletes its row (embedded store); its disks too if asked. All in one
+    /// request: a start that waits finds the machine whole or gone.
+    pub(super) async fn delete(&mut self, with_data: bool) -> Result<OperationResult, Failure> {
+        let context = Arc::clone(&self.context);
+        let Some(store) = &context.services.embedded else {
+            return Err(Failure::new(
+                ErrorCode::Internal,
+                "there is no store to delete from",
+            ));
+        };
+        let machine = store.get_machine(&context.vm_id).await?;
+        let machine = machine.ok_or_else(|| context.not_found())?;
+        self.destroy(with_data).await?;
+        if with_data {
+            remove_disks(&machine).await?;
+        }
+        store.delete_machine(&context.vm_id).await?;
+        Ok(OperationResult::done(&context.vm_id, "VM deleted"))
     }
 
     /// TAP and chains carry the VM's own name: they go even if a lost ledger does not list them.
@@ -91,4 +115,25 @@ impl Machine {
         self.shown = Status::Off;
         Ok(())
     }
+}
+
+/// The disks the row knows of, beside those the ledger has released already.
+async fn remove_disks(machine: &StoredMachine) -> Result<(), Failure> {
+    let configuration = machine.record.configuration.as_ref();
+    let paths = configuration
+        .and_then(|row| row.disk_paths.clone())
+        .unwrap_or_default();
+    for path in paths
+        .into_iter()
+        .filter_map(|path| HostPath::parse(path).ok())
+    {
+        match tokio::fs::remove_file(path.as_path()).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                let message = format!("disk {path} could not be removed: {error}");
+                return Err(Failure::new(ErrorCode::DiskError, message).with("path", path.as_str()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }

@@ -72,8 +72,10 @@ pub enum Verb {
     Resume,
     /// `resetVM`.
     Reset,
-    /// `destroyVM` and `deleteVM`.
-    Destroy {
+    /// `destroyVM`.
+    Destroy,
+    /// `deleteVM`.
+    Delete {
         /// Also the disks.
         with_data: bool,
     },
@@ -286,7 +288,8 @@ impl Machine {
             Verb::Suspend => self.suspend().await,
             Verb::Resume => self.resume().await,
             Verb::Reset => self.reset().await,
-            Verb::Destroy { with_data } => self.destroy(with_data).await,
+            Verb::Destroy => self.destroy(false).await,
+            Verb::Delete { with_data } => self.delete(with_data).await,
             Verb::SetFirewallRules(rules) => self.set_firewall_rules(rules).await,
         }
     }
