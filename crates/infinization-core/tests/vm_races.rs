@@ -228,6 +228,61 @@ fn a_status_does_not_wait_for_a_stop() {
     });
 }
 
+#[test]
+fn a_stop_that_gives_up_on_a_suspended_guest_says_that_it_runs_now() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "woken-1").await;
+        manager.suspend_vm("woken-1".into()).await.unwrap();
+        // A suspended guest is let run, or it could not hear the button.
+        let patient = json!({ "graceful": true, "force": false, "timeout": 1500 });
+        let failure = manager
+            .stop_vm("woken-1".into(), patient)
+            .await
+            .unwrap_err();
+        assert_eq!(failure.code(), ErrorCode::Timeout);
+        let status = consistent_status(&manager, "woken-1").await;
+        assert_eq!(
+            (&status["status"], &status["qmpStatus"]),
+            (&json!("running"), &json!("running"))
+        );
+        delete(&manager, "woken-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f35_a_delete_that_meets_starts_leaves_no_qemu() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        for round in 0..10 {
+            create(&host, &manager, "f35-3").await;
+            let mut verbs = JoinSet::new();
+            for turn in 0..6 {
+                let manager = manager.clone();
+                verbs.spawn(async move {
+                    let vm_id = "f35-3".to_owned();
+                    if turn == round % 6 {
+                        let options = json!({ "deleteDisks": true });
+                        manager.delete_vm(vm_id, options).await
+                    } else {
+                        manager.start_vm(vm_id, Value::Null, never()).await
+                    }
+                });
+            }
+            for outcome in verbs.join_all().await {
+                if let Err(failure) = outcome {
+                    assert_eq!(failure.code(), ErrorCode::VmNotFound, "{failure:?}");
+                }
+            }
+            assert_eq!(manager.list_vms().await.unwrap(), json!([]));
+            host.is_clean().await;
+        }
+    });
+}
+
 fn generation(host: &Host, vm_id: &str) -> u64 {
     let ledger = host.state_dir().join("vms").join(vm_id).join("ledger.json");
     let body = infinization_core::host::state_file::read(&ledger).unwrap();
