@@ -8,6 +8,7 @@ use super::outcome::{EndCause, OperationResult};
 use super::plan::{Lifetime, Operation, Undo};
 use super::run::Stuck;
 use super::status::Status;
+use crate::config::FirmwareConfig;
 use crate::db::sqlite::StoredMachine;
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
@@ -57,10 +58,21 @@ impl Machine {
         let machine = machine.ok_or_else(|| context.not_found())?;
         self.destroy(with_data).await?;
         if with_data {
-            remove_disks(&machine).await?;
+            remove_data(self.data_of(&machine)).await?;
         }
         store.delete_machine(&context.vm_id).await?;
         Ok(OperationResult::done(&context.vm_id, "VM deleted"))
+    }
+
+    /// The disks the row knows of and the firmware variables: the ledger has released them already,
+    /// unless an earlier destroy let them be.
+    fn data_of(&self, machine: &StoredMachine) -> Vec<HostPath> {
+        let configuration = machine.record.configuration.as_ref();
+        let disks = configuration.and_then(|row| row.disk_paths.clone());
+        let disks = disks.unwrap_or_default().into_iter().map(HostPath::parse);
+        let disk_dir = &self.context.services.config.disk_dir;
+        let vars = FirmwareConfig::vars_of(disk_dir, &self.context.vm_id);
+        disks.chain([vars]).filter_map(Result::ok).collect()
     }
 
     /// TAP and chains carry the VM's own name: they go even if a lost ledger does not list them.
@@ -117,19 +129,11 @@ impl Machine {
     }
 }
 
-/// The disks the row knows of, beside those the ledger has released already.
-async fn remove_disks(machine: &StoredMachine) -> Result<(), Failure> {
-    let configuration = machine.record.configuration.as_ref();
-    let paths = configuration
-        .and_then(|row| row.disk_paths.clone())
-        .unwrap_or_default();
-    for path in paths
-        .into_iter()
-        .filter_map(|path| HostPath::parse(path).ok())
-    {
+async fn remove_data(paths: Vec<HostPath>) -> Result<(), Failure> {
+    for path in paths {
         match tokio::fs::remove_file(path.as_path()).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                let message = format!("disk {path} could not be removed: {error}");
+                let message = format!("{path} could not be removed: {error}");
                 return Err(Failure::new(ErrorCode::DiskError, message).with("path", path.as_str()));
             }
             _ => {}
