@@ -1,5 +1,7 @@
 //! What goes wrong while a machine is created, started and stopped leaves it as it was.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod kit;
 
 use std::net::TcpListener;

@@ -1,5 +1,7 @@
 //! Requests that meet: of one machine they are served one after the other, of several at once.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod kit;
 
 use std::time::{Duration, Instant};

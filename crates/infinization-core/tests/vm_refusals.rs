@@ -1,5 +1,7 @@
 //! A refusal has the contract's code and no side effect.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod kit;
 
 use infinization_core::manager::Manager;

@@ -1,5 +1,7 @@
 //! Machines of other shapes live as long and leave as little as the plain one.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod kit;
 
 use std::fs;
