@@ -146,10 +146,11 @@ impl Machine {
             _display_port: display_port,
             ending: None,
         };
-        let new = if status.running {
-            Status::Running
-        } else {
-            of_run_state(status.status.as_str())
+        let new = match status.status {
+            _ if status.running => Status::Running,
+            // The launch is over: it was suspended and then reset.
+            RunState::Prelaunch => Status::Suspended,
+            other => of_run_state(other.as_str()),
         };
         self.goes_live(live, new.clone());
         self.context.ledger.commit()?;
