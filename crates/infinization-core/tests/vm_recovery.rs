@@ -117,6 +117,39 @@ fn the_next_manager_takes_back_what_runs_and_what_is_suspended() {
 }
 
 #[test]
+fn a_suspended_machine_that_was_reset_is_taken_back_as_suspended() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "reset-1").await;
+        let mut events = manager.subscribe();
+        manager.suspend_vm("reset-1".into()).await.unwrap();
+        manager
+            .qmp_execute("reset-1", "system_reset", Value::Null)
+            .await
+            .unwrap();
+        next_event(&mut events, "vm:reset").await;
+        let status = consistent_status(&manager, "reset-1").await;
+        assert_eq!(
+            (&status["status"], &status["qmpStatus"]),
+            (&json!("suspended"), &json!("prelaunch"))
+        );
+        manager.shutdown().await.unwrap();
+
+        let (next, _events) = next_manager(&host).await;
+        let status = consistent_status(&next, "reset-1").await;
+        assert_eq!(status["status"], "suspended");
+        next.resume_vm("reset-1".into()).await.unwrap();
+        assert_eq!(
+            consistent_status(&next, "reset-1").await["qmpStatus"],
+            "running"
+        );
+        delete(&next, "reset-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
 fn f01_a_suspended_machine_that_was_taken_back_and_is_killed_is_a_crash() {
     kit::in_private_network(|| async {
         let host = Host::new().await;

@@ -6,7 +6,7 @@ mod kit;
 
 use infinization_core::manager::Manager;
 use infinization_core::{ErrorCode, Failure};
-use kit::machine::{Host, consistent_status, delete, forced, never, qemus, vm_chains};
+use kit::machine::{Host, consistent_status, delete, forced, never, next_event, qemus, vm_chains};
 use serde_json::{Value, json};
 
 async fn create(host: &Host, manager: &Manager, vm_id: &str) -> Value {
@@ -255,7 +255,7 @@ fn a_machine_its_owner_has_claimed_is_not_touched() {
         let mut events = manager.subscribe();
         let pid = qemus(host.path())[0];
         kit::machine::send_signal(pid, nix::sys::signal::Signal::SIGKILL);
-        kit::machine::next_event(&mut events, "crash").await;
+        next_event(&mut events, "crash").await;
         let status = consistent_status(&manager, "mark-1").await;
         assert_eq!(status["status"], "backing_up", "a crash keeps the claim");
         delete(&manager, "mark-1").await;
@@ -281,7 +281,10 @@ fn verbs_on_a_guest_need_the_status_they_are_for() {
             start(&manager, "rule-1").await.unwrap()["message"],
             "VM is already running"
         );
+        let mut events = manager.subscribe();
         manager.reset_vm(vm_id()).await.unwrap();
+        // A guest that is suspended before its reset is carried out is in prelaunch.
+        next_event(&mut events, "vm:reset").await;
 
         manager.suspend_vm(vm_id()).await.unwrap();
         refused(manager.suspend_vm(vm_id()).await, "suspended");
