@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::types::{HostPath, InvalidValue};
+use crate::types::{HostPath, InvalidValue, VmId};
 
 /// UEFI firmware: the code, shared and read-only, and this VM's own variables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +17,11 @@ pub struct FirmwareConfig {
 const DISTRO_DIRS: [&str; 2] = ["/usr/share/OVMF", "/usr/share/edk2/ovmf"];
 
 impl FirmwareConfig {
+    /// Where the variables of a VM are.
+    pub fn vars_of(disk_dir: &HostPath, id: &VmId) -> Result<HostPath, InvalidValue> {
+        disk_dir.join(&format!("uefi-vars-{id}.fd"))
+    }
+
     /// Whether the code is a build that enforces Secure Boot. Such a build keeps its variables
     /// behind system management mode, which only q35 has.
     pub fn needs_smm(&self) -> bool {

@@ -228,7 +228,7 @@ impl Manager {
         let open = self.open()?;
         let vm_id = parse_id(&vm_id)?;
         let handle = open.handle(&vm_id)?;
-        let destroyed = handle.verb(Verb::Destroy { with_data: false }).await;
+        let destroyed = handle.verb(Verb::Destroy).await;
         open.drop_if_empty(&handle);
         to_value(&destroyed?)
     }
@@ -372,12 +372,15 @@ impl Open {
         self.handle(vm_id)
     }
 
-    /// Lets the task of a VM that holds nothing end.
+    /// Lets the task of a VM that holds nothing end, unless another request waits for it: a second
+    /// task of the same VM would know nothing of what the first one does.
     fn drop_if_empty(&self, handle: &VmHandle) {
         let context = handle.context();
+        let mut vms = self.vms();
         let empty = handle.view().live.is_none() && context.ledger.contents().entries.is_empty();
-        if empty {
-            self.vms().remove(&context.vm_id);
+        // The other handle is the one in the map.
+        if empty && handle.is_last_beside(1) {
+            vms.remove(&context.vm_id);
         }
     }
 

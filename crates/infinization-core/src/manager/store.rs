@@ -7,8 +7,8 @@ use super::{Manager, Open, not_found, parse_id, to_value};
 use crate::config::Parsed;
 use crate::db::sqlite::{MachineSummary, SqliteDatabase, StoredMachine};
 use crate::error::{ErrorCode, Failure};
-use crate::types::{FirewallRuleInput, HostPath};
-use crate::vm::{OperationResult, Verb};
+use crate::types::FirewallRuleInput;
+use crate::vm::Verb;
 
 impl Manager {
     /// `listVMs`, oldest first.
@@ -36,22 +36,15 @@ impl Manager {
         let Parsed {
             config: options, ..
         } = crate::config::DeleteOptions::parse(&options)?;
-        let machine = store
+        store
             .get_machine(&vm_id)
             .await?
             .ok_or_else(|| not_found(&vm_id))?;
         let handle = open.handle(&vm_id)?;
-        handle
-            .verb(Verb::Destroy {
-                with_data: options.delete_disks,
-            })
-            .await?;
-        if options.delete_disks {
-            remove_disks(&machine).await?;
-        }
-        store.delete_machine(&vm_id).await?;
+        let with_data = options.delete_disks;
+        let deleted = handle.verb(Verb::Delete { with_data }).await;
         open.drop_if_empty(&handle);
-        to_value(&OperationResult::done(&vm_id, "VM deleted"))
+        to_value(&deleted?)
     }
 
     /// `setFirewallRules`: stores the rules, and loads them if the VM runs.
@@ -81,27 +74,6 @@ impl Open {
             Failure::new(ErrorCode::InvalidState, message)
         })
     }
-}
-
-/// The disks the row knows of, beside those the ledger has released already.
-async fn remove_disks(machine: &StoredMachine) -> Result<(), Failure> {
-    let configuration = machine.record.configuration.as_ref();
-    let paths = configuration
-        .and_then(|row| row.disk_paths.clone())
-        .unwrap_or_default();
-    for path in paths
-        .into_iter()
-        .filter_map(|path| HostPath::parse(path).ok())
-    {
-        match tokio::fs::remove_file(path.as_path()).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                let message = format!("disk {path} could not be removed: {error}");
-                return Err(Failure::new(ErrorCode::DiskError, message).with("path", path.as_str()));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 fn summary(open: &Open, machine: &MachineSummary) -> Value {

@@ -63,6 +63,17 @@ impl VmContext {
             .publish(Source::Crud, action, Some(&self.vm_id), data);
     }
 
+    /// Clears what the row says of a run that is over.
+    pub(super) async fn clear_run(&self) {
+        let database = &self.services.database;
+        if let Err(error) = database
+            .clear_volatile_machine_configuration(&self.vm_id)
+            .await
+        {
+            tracing::warn!(vm = %self.vm_id, %error, "the configuration could not be cleared");
+        }
+    }
+
     /// Makes the VM's state directory. Others may pass through it to files they are given.
     pub(super) async fn make_directory(&self) -> Result<(), Failure> {
         let made = tokio::fs::create_dir_all(&self.directory).await;

@@ -489,8 +489,11 @@ fn configuration(values: &RowValues) -> ConfigurationUpdate {
 async fn write_pid_file(path: &HostPath, bench: &Bench) -> Result<(), Failure> {
     let pid = bench.process().ok_or_else(|| missing("process"))?.pid();
     blocking(path.clone(), move |path| {
-        std::fs::write(&path, format!("{pid}\n"))
-            .map_err(|error| file_failure("written", path.as_path(), &error))
+        std::fs::write(&path, format!("{pid}\n")).map_err(|error| {
+            // On a full disk the file was made and stayed empty.
+            let _absent = std::fs::remove_file(&path);
+            file_failure("written", path.as_path(), &error)
+        })
     })
     .await
 }

@@ -3,6 +3,7 @@
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::action::Release;
 use super::bench::Bench;
 use super::boot;
 use super::context::VmContext;
@@ -20,6 +21,7 @@ use crate::config::{StartOptions, VmConfig, Warning};
 use crate::db::{RuleSplit, VmRecord};
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
+use crate::host::state_file::StateFileError;
 use crate::qemu::Accelerator;
 
 /// How often another display port is tried when somebody else took it between probe and bind.
@@ -264,11 +266,13 @@ impl Machine {
             launch.cancel,
         );
         let outcome = run.execute(&plan).await;
-        context
-            .ledger
-            .commit()
-            .map_err(|error| early(error.into()))?;
+        let settled = match &outcome {
+            Ok(()) => context.ledger.commit(),
+            Err(_rolled_back) => context.end_attempt().await,
+        };
+        // Why it failed matters more than that the ledger could not be written.
         outcome.map_err(|failure| (failure, port))?;
+        settled.map_err(|error| early(error.into()))?;
 
         let (Some(process), Some((qmp, events))) = (bench.process(), bench.take_monitor()) else {
             let message = "the plan made no process or no monitor";
@@ -330,6 +334,19 @@ impl VmContext {
         Ok((plan, reserved.warnings))
     }
 
+    /// Nothing of an undone launch is remembered as a run, unless its QEMU could not be ended.
+    pub(super) async fn end_attempt(&self) -> Result<(), StateFileError> {
+        let entries = self.ledger.contents().entries;
+        if entries
+            .iter()
+            .all(|entry| entry.undo.release != Release::EndQemu)
+        {
+            self.ledger.died()?;
+            self.clear_run().await;
+        }
+        self.ledger.commit()
+    }
+
     /// The row must be fresh, `off` or `error`.
     async fn claim_for_create(&self) -> Result<RowClaim, Failure> {
         match self.services.database.find_machine(&self.vm_id).await? {
@@ -375,6 +392,9 @@ fn wrap(code: ErrorCode, sentence: &str, failure: Failure) -> Failure {
     );
     if keeps {
         return failure;
+    }
+    if failure.code() == ErrorCode::StorageAborted {
+        return Failure::caused_by(ErrorCode::Aborted, "the operation was aborted", failure);
     }
     let message = format!("{sentence}: {failure}");
     Failure::caused_by(code, message, failure)

@@ -200,14 +200,7 @@ impl Machine {
             tracing::warn!(vm = %context.vm_id, %error, "the ledger could not be written");
         }
         if stuck.is_empty() {
-            let cleared = context
-                .services
-                .database
-                .clear_volatile_machine_configuration(&context.vm_id)
-                .await;
-            if let Err(error) = cleared {
-                tracing::warn!(vm = %context.vm_id, %error, "the configuration could not be cleared");
-            }
+            context.clear_run().await;
         }
         stuck
     }

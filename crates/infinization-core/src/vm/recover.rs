@@ -149,10 +149,11 @@ impl Machine {
             _display_port: display_port,
             ending: None,
         };
-        let new = if status.running {
-            Status::Running
-        } else {
-            of_run_state(status.status.as_str())
+        let new = match status.status {
+            _ if status.running => Status::Running,
+            // The launch is over: it was suspended and then reset.
+            RunState::Prelaunch => Status::Suspended,
+            other => of_run_state(other.as_str()),
         };
         self.goes_live(live, new.clone());
         self.context.ledger.commit()?;
@@ -193,8 +194,7 @@ impl Machine {
         let context = &self.context;
         let stuck = undo_attempt(context.effects.as_ref(), &context.ledger, &bench).await;
         self.alert(&stuck);
-        context.ledger.died()?;
-        context.ledger.commit()?;
+        context.end_attempt().await?;
         if contents.operation != Some(Operation::Create) {
             return Ok(Recovered::Off);
         }

@@ -158,7 +158,7 @@ impl Machine {
             tokio::select! {
                 biased;
                 _exit = process.exited() => return Ok(Waited::Gone),
-                event = self.next_event() => self.on_event_while_stopping(&event),
+                event = self.next_event() => self.on_event(event).await,
                 () = interrupt.force.notified() => return Ok(Waited::Forced),
                 () = interrupt.cancel.cancelled() => return Ok(Waited::Aborted),
                 () = sleep_until(deadline) => return Ok(Waited::Expired),
@@ -200,12 +200,6 @@ impl Machine {
             return Ok(());
         };
         within(process, timeout, live.view.qmp.system_powerdown()).await
-    }
-
-    fn on_event_while_stopping(&mut self, event: &crate::qmp::MonitorEvent) {
-        if let (crate::qmp::MonitorEvent::Event(event), Some(live)) = (event, &mut self.live) {
-            super::machine::note_ending(live, event);
-        }
     }
 
     /// Releases the run, writes `off`, then tells it.

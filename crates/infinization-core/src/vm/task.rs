@@ -44,6 +44,14 @@ enum Request {
     },
 }
 
+/// A request on its way. Until it has been served it counts as a handle, so that a task with
+/// work to do is never taken for an idle one.
+#[derive(Debug)]
+struct Asked {
+    request: Request,
+    asker: mpsc::Sender<Asked>,
+}
+
 /// The verbs that answer an [`OperationResult`].
 #[derive(Debug)]
 pub enum Verb {
@@ -69,8 +77,10 @@ pub enum Verb {
     Resume,
     /// `resetVM`.
     Reset,
-    /// `destroyVM` and `deleteVM`.
-    Destroy {
+    /// `destroyVM`.
+    Destroy,
+    /// `deleteVM`.
+    Delete {
         /// Also the disks.
         with_data: bool,
     },
@@ -84,7 +94,7 @@ impl Request {
         match self {
             Self::Verb { verb, .. } => match verb {
                 Verb::Stop { options, .. } => options.force && !options.graceful,
-                Verb::Destroy { .. } => true,
+                Verb::Destroy | Verb::Delete { .. } => true,
                 _ => false,
             },
             _ => false,
@@ -107,7 +117,7 @@ impl Request {
 #[derive(Debug, Clone)]
 pub struct VmHandle {
     context: Arc<VmContext>,
-    inbox: mpsc::Sender<Request>,
+    inbox: mpsc::Sender<Asked>,
     view: watch::Receiver<View>,
 }
 
@@ -146,6 +156,11 @@ impl VmHandle {
         self.view.borrow().clone()
     }
 
+    /// Whether nobody else has a handle or waits for an answer, beside this handle and `others`.
+    pub fn is_last_beside(&self, others: usize) -> bool {
+        self.inbox.strong_count() <= 1 + others
+    }
+
     /// Makes the machine.
     pub async fn create(
         &self,
@@ -177,23 +192,24 @@ impl VmHandle {
         // A task ends only with its last handle, or by a defect.
         let stopped =
             || Failure::new(ErrorCode::Internal, "the VM's task ended").of_vm(&self.context.vm_id);
-        self.inbox
-            .send(request(reply))
-            .await
-            .map_err(|_| stopped())?;
+        let asked = Asked {
+            request: request(reply),
+            asker: self.inbox.clone(),
+        };
+        self.inbox.send(asked).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
 }
 
-async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Request>) {
+async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Asked>) {
     let mut waiting = VecDeque::new();
     loop {
         // An exit goes before a waiting request, too.
         if let Some(exit) = machine.exited().now_or_never() {
             machine.on_exit(exit).await;
         }
-        let request = if let Some(request) = waiting.pop_front() {
-            request
+        let asked = if let Some(asked) = waiting.pop_front() {
+            asked
         } else {
             tokio::select! {
                 biased;
@@ -205,35 +221,35 @@ async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Request>) {
                     machine.on_event(event).await;
                     continue;
                 }
-                request = inbox.recv() => match request {
-                    Some(request) => request,
+                asked = inbox.recv() => match asked {
+                    Some(asked) => asked,
                     None => return,
                 },
             }
         };
-        serve_one(&mut machine, request, &mut inbox, &mut waiting).await;
+        serve_one(&mut machine, asked, &mut inbox, &mut waiting).await;
     }
 }
 
 /// Serves one request to its end; what arrives meanwhile waits, and a forced stop is let through.
 async fn serve_one(
     machine: &mut Machine,
-    request: Request,
-    inbox: &mut mpsc::Receiver<Request>,
-    waiting: &mut VecDeque<Request>,
+    asked: Asked,
+    inbox: &mut mpsc::Receiver<Asked>,
+    waiting: &mut VecDeque<Asked>,
 ) {
-    let interrupt = Interrupt::new(request.patience());
-    let mut work = pin!(answer(machine, request, &interrupt));
+    let interrupt = Interrupt::new(asked.request.patience());
+    let mut work = pin!(answer(machine, asked, &interrupt));
     let mut open = true;
     loop {
         tokio::select! {
             () = &mut work => return,
-            request = inbox.recv(), if open => match request {
-                Some(request) => {
-                    if request.is_forced_stop() {
+            asked = inbox.recv(), if open => match asked {
+                Some(asked) => {
+                    if asked.request.is_forced_stop() {
                         interrupt.force();
                     }
-                    waiting.push_back(request);
+                    waiting.push_back(asked);
                 }
                 None => open = false,
             },
@@ -241,8 +257,8 @@ async fn serve_one(
     }
 }
 
-async fn answer(machine: &mut Machine, request: Request, interrupt: &Interrupt) {
-    // Whoever asked may have stopped listening: the work was done all the same.
+async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
+    let Asked { request, asker } = asked;
     match request {
         Request::Create {
             config,
@@ -250,15 +266,25 @@ async fn answer(machine: &mut Machine, request: Request, interrupt: &Interrupt) 
             cancel,
             reply,
         } => {
-            let _unheard = reply.send(guarded(machine.create(*config, &warnings, &cancel)).await);
+            let created = guarded(machine.create(*config, &warnings, &cancel)).await;
+            send(created, reply, asker);
         }
         Request::Verb { verb, reply } => {
-            let _unheard = reply.send(guarded(machine.perform(verb, interrupt)).await);
+            send(
+                guarded(machine.perform(verb, interrupt)).await,
+                reply,
+                asker,
+            );
         }
-        Request::Recover { reply } => {
-            let _unheard = reply.send(guarded(machine.recover()).await);
-        }
+        Request::Recover { reply } => send(guarded(machine.recover()).await, reply, asker),
     }
+}
+
+/// Whoever asked may have stopped listening: the work was done all the same.
+fn send<T>(answer: Result<T, Failure>, reply: Reply<T>, asker: mpsc::Sender<Asked>) {
+    // Before the answer: whoever hears it may look at once whether the task is idle.
+    drop(asker);
+    let _unheard = reply.send(answer);
 }
 
 /// A defect in a verb becomes an answer; the task and its VM go on.
@@ -287,7 +313,8 @@ impl Machine {
             Verb::Suspend => self.suspend().await,
             Verb::Resume => self.resume().await,
             Verb::Reset => self.reset().await,
-            Verb::Destroy { with_data } => self.destroy(with_data).await,
+            Verb::Destroy => self.destroy(false).await,
+            Verb::Delete { with_data } => self.delete(with_data).await,
             Verb::SetFirewallRules(rules) => self.set_firewall_rules(rules).await,
         }
     }

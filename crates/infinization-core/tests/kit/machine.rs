@@ -1,5 +1,7 @@
 //! A manager with a bridge and a scratch directory of its own, and guests on it.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -212,4 +214,26 @@ pub async fn next_event(events: &mut broadcast::Receiver<Arc<Event>>, kind: &str
     };
     let waited = tokio::time::timeout(PATIENCE, wait).await;
     waited.unwrap_or_else(|_| panic!("no event {kind}"))
+}
+
+/// Ends QEMU at once: these machines ignore the power button.
+pub fn forced() -> Value {
+    json!({ "graceful": false, "force": true })
+}
+
+/// Deletes the machine with everything it has.
+pub async fn delete(manager: &Manager, vm_id: &str) {
+    let options = json!({ "deleteDisks": true });
+    manager.delete_vm(vm_id.into(), options).await.unwrap();
+}
+
+/// `getVMStatus`, which must agree with itself.
+pub async fn consistent_status(manager: &Manager, vm_id: &str) -> Value {
+    let status = manager.get_vm_status(vm_id.into()).await.unwrap();
+    assert_eq!(status["consistent"], true, "{status}");
+    status
+}
+
+pub fn send_signal(pid: i32, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
 }

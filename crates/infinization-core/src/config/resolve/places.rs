@@ -11,7 +11,7 @@ impl Rules<'_> {
     pub(super) fn firmware(&self, draft: &Draft, machine: MachineType) -> Option<FirmwareConfig> {
         let code = draft.uefi.clone()?;
         let id = draft.id.as_ref()?;
-        let vars = self.context.disk_dir.join(&format!("uefi-vars-{id}.fd"));
+        let vars = FirmwareConfig::vars_of(&self.context.disk_dir, id);
         let vars = self.report.check("uefiFirmware", vars)?;
         let firmware = FirmwareConfig { code, vars };
         if firmware.needs_smm() && machine == MachineType::Pc {

@@ -1,0 +1,597 @@
+//! What goes wrong while a machine is created, started and stopped leaves it as it was.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod kit;
+
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use infinization_core::manager::Manager;
+use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
+use infinization_core::{ErrorCode, Failure};
+use kit::machine::{
+    Host, PATIENCE, consistent_status, delete, forced, never, next_event, qemus, send_signal,
+    vm_chains,
+};
+use kit::meddler::{Deed, Meddler};
+use kit::small_disk::SmallDisk;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// No verb has this many steps; reaching it means that the meddler was never outrun.
+const MOST_STEPS: usize = 60;
+
+fn step_of(failure: &Failure) -> Option<&str> {
+    failure
+        .chain()
+        .find_map(|failure| failure.context().get("step")?.as_str())
+}
+
+/// A created and stopped machine.
+async fn stopped(host: &Host, manager: &Manager, vm_id: &str) {
+    manager
+        .create_vm(host.machine(vm_id), never())
+        .await
+        .unwrap();
+    manager
+        .stop_vm(vm_id.into(), forced(), never())
+        .await
+        .unwrap();
+}
+
+async fn start(manager: &Manager, vm_id: &str) -> Result<Value, Failure> {
+    manager.start_vm(vm_id.into(), Value::Null, never()).await
+}
+
+/// What an observer sees of a machine that is off: its row, its links, its chains, its files.
+async fn snapshot(host: &Host, manager: &Manager, vm_id: &str) -> Value {
+    let mut row = manager.get_vm(vm_id.into()).await.unwrap();
+    row["updatedAt"] = Value::Null;
+    json!({
+        "row": row,
+        "links": host.links().await,
+        "chains": vm_chains().await,
+        "files": host.files(),
+        "qemus": qemus(host.path()),
+    })
+}
+
+#[test]
+fn a_create_that_fails_at_any_step_leaves_nothing() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Fail);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        let mut step = 0;
+        loop {
+            meddler.arm(step);
+            let created = manager.create_vm(host.machine("fail-1"), never()).await;
+            meddler.disarm();
+            let Err(failure) = created else { break };
+            let hit = meddler.was_hit().unwrap();
+            assert_eq!(failure.code(), ErrorCode::CreateFailed, "{hit}");
+            assert!(failure.has(ErrorCode::HostFile), "{hit}: {failure:?}");
+            assert!(failure.to_string().contains("meddled with"), "{failure}");
+            assert_eq!(step_of(&failure), Some(hit));
+            assert_eq!(failure.vm_id().unwrap().as_str(), "fail-1");
+            host.is_clean().await;
+            assert_eq!(manager.list_vms().await.unwrap(), json!([]), "{hit}");
+            step += 1;
+            assert!(step < MOST_STEPS);
+        }
+        assert!(step > 8, "only {step} steps could fail");
+        assert_eq!(
+            consistent_status(&manager, "fail-1").await["status"],
+            "running"
+        );
+        delete(&manager, "fail-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn a_start_that_fails_at_any_step_leaves_the_machine_as_it_was() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Fail);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        stopped(&host, &manager, "fail-2").await;
+        let mut step = 0;
+        loop {
+            let before = snapshot(&host, &manager, "fail-2").await;
+            meddler.arm(step);
+            let started = start(&manager, "fail-2").await;
+            meddler.disarm();
+            let Err(failure) = started else { break };
+            let hit = meddler.was_hit().unwrap();
+            assert_eq!(failure.code(), ErrorCode::StartFailed, "{hit}");
+            assert_eq!(step_of(&failure), Some(hit));
+            assert_eq!(
+                consistent_status(&manager, "fail-2").await["status"],
+                "off",
+                "{hit}"
+            );
+            let after = snapshot(&host, &manager, "fail-2").await;
+            assert_eq!(after, before, "{hit} left a trace");
+            start(&manager, "fail-2").await.unwrap();
+            manager
+                .stop_vm("fail-2".into(), forced(), never())
+                .await
+                .unwrap();
+            step += 1;
+            assert!(step < MOST_STEPS);
+        }
+        assert!(step > 6, "only {step} steps could fail");
+        delete(&manager, "fail-2").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn a_failed_start_is_no_crash_to_the_next_manager() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Fail);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        stopped(&host, &manager, "fail-3").await;
+        for step in 0.. {
+            assert!(step < MOST_STEPS);
+            meddler.arm(step);
+            let failed = start(&manager, "fail-3").await.is_err();
+            meddler.disarm();
+            if failed && meddler.was_hit() == Some("continue") {
+                break;
+            }
+            manager
+                .stop_vm("fail-3".into(), forced(), never())
+                .await
+                .unwrap();
+        }
+        manager.shutdown().await.unwrap();
+        drop(manager);
+
+        let next = Manager::new(host.settings());
+        let mut events = next.subscribe();
+        next.initialize().await.unwrap();
+        let mut heard = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            heard.push(event.kind.clone());
+        }
+        assert!(!heard.contains(&"crash".to_owned()), "{heard:?}");
+        delete(&next, "fail-3").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f02_the_words_of_a_qemu_that_ends_while_starting_are_told() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let code = host.path().join("OVMF_CODE.fd");
+        let vars = host.path().join("OVMF_VARS.fd");
+        std::fs::write(&code, b"no firmware").unwrap();
+        std::fs::write(&vars, b"no variables").unwrap();
+        let before = host.files();
+        let mut machine = host.machine("f02-1");
+        machine["uefiFirmware"] = json!(code);
+
+        let failure = manager
+            .create_vm(machine.clone(), never())
+            .await
+            .unwrap_err();
+        ended_while_starting(&failure, ErrorCode::CreateFailed);
+        assert_eq!(host.files(), before);
+        assert_eq!(manager.list_vms().await.unwrap(), json!([]));
+
+        std::fs::copy("/usr/share/OVMF/OVMF_CODE.fd", &code).unwrap();
+        std::fs::copy("/usr/share/OVMF/OVMF_VARS.fd", &vars).unwrap();
+        manager.create_vm(machine, never()).await.unwrap();
+        manager
+            .stop_vm("f02-1".into(), forced(), never())
+            .await
+            .unwrap();
+        std::fs::write(&code, b"no firmware").unwrap();
+        let before = snapshot(&host, &manager, "f02-1").await;
+        let failure = start(&manager, "f02-1").await.unwrap_err();
+        ended_while_starting(&failure, ErrorCode::StartFailed);
+        assert_eq!(snapshot(&host, &manager, "f02-1").await, before);
+
+        delete(&manager, "f02-1").await;
+        std::fs::remove_file(code).unwrap();
+        std::fs::remove_file(vars).unwrap();
+        host.is_clean().await;
+    });
+}
+
+fn ended_while_starting(failure: &Failure, code: ErrorCode) {
+    assert_eq!(failure.code(), code);
+    let cause = failure
+        .chain()
+        .find(|cause| cause.code() == ErrorCode::QemuStartFailed);
+    let cause = cause.unwrap_or_else(|| panic!("{failure:?}"));
+    let stderr = cause.context()["stderr"].as_str().unwrap();
+    assert!(stderr.contains("qemu-system"), "{stderr:?}");
+    assert!(
+        failure
+            .to_string()
+            .contains(stderr.lines().last().unwrap().trim()),
+        "the last line is in the message: {failure}"
+    );
+}
+
+#[test]
+fn f05_a_qemu_that_dies_in_the_middle_of_a_command_ends_the_command() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let mut events = manager.subscribe();
+        let created = manager
+            .create_vm(host.machine("f05-1"), never())
+            .await
+            .unwrap();
+        let pid = i32::try_from(created["pid"].as_i64().unwrap()).unwrap();
+
+        // A stopped QEMU takes the command and does not answer it.
+        send_signal(pid, Signal::SIGSTOP);
+        let suspending = tokio::spawn({
+            let manager = manager.clone();
+            async move { manager.suspend_vm("f05-1".into()).await }
+        });
+        // Its status is told all the same, after the monitor's two seconds.
+        let status = consistent_status(&manager, "f05-1").await;
+        assert_eq!(status["processAlive"], true);
+        assert_eq!(status["qmpStatus"], Value::Null);
+        send_signal(pid, Signal::SIGKILL);
+        let failure = timeout(PATIENCE, suspending)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap_err();
+        assert_eq!(failure.code(), ErrorCode::QmpError);
+        assert!(failure.has(ErrorCode::QmpDisconnected), "{failure:?}");
+        next_event(&mut events, "crash").await;
+        assert_eq!(consistent_status(&manager, "f05-1").await["status"], "off");
+        delete(&manager, "f05-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f06_a_machine_whose_monitor_socket_was_removed_stays_managed() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let created = manager
+            .create_vm(host.machine("f06-1"), never())
+            .await
+            .unwrap();
+        std::fs::remove_file(created["qmpSocketPath"].as_str().unwrap()).unwrap();
+
+        let status = consistent_status(&manager, "f06-1").await;
+        assert_eq!(status["qmpStatus"], "running");
+        manager.suspend_vm("f06-1".into()).await.unwrap();
+        manager.resume_vm("f06-1".into()).await.unwrap();
+        let stopped = manager
+            .stop_vm("f06-1".into(), forced(), never())
+            .await
+            .unwrap();
+        assert_eq!(stopped["success"], true);
+        assert_eq!(qemus(host.path()), Vec::<i32>::new());
+        start(&manager, "f06-1").await.unwrap();
+        assert_eq!(
+            consistent_status(&manager, "f06-1").await["qmpStatus"],
+            "running"
+        );
+        delete(&manager, "f06-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f17_a_full_runtime_directory_refuses_starts_and_harms_no_guest() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let disk = SmallDisk::new(512);
+        let mut settings = host.settings();
+        settings["pidfileDir"] = json!(disk.path());
+        settings["qmpSocketDir"] = json!(disk.path());
+        let manager = Manager::new(settings);
+        manager.initialize().await.unwrap();
+        manager
+            .create_vm(host.machine("f17-1"), never())
+            .await
+            .unwrap();
+        stopped(&host, &manager, "f17-2").await;
+        let running = qemus(host.path());
+        let before = snapshot(&host, &manager, "f17-2").await;
+        disk.fill();
+
+        let failure = start(&manager, "f17-2").await.unwrap_err();
+        assert!(failure.has(ErrorCode::InsufficientSpace), "{failure:?}");
+        assert_eq!(snapshot(&host, &manager, "f17-2").await, before);
+        let failure = manager
+            .create_vm(host.machine("f17-3"), never())
+            .await
+            .unwrap_err();
+        assert!(failure.has(ErrorCode::InsufficientSpace), "{failure:?}");
+        assert_eq!(qemus(host.path()), running);
+        let status = consistent_status(&manager, "f17-1").await;
+        assert_eq!(status["qmpStatus"], "running");
+        manager
+            .stop_vm("f17-1".into(), forced(), never())
+            .await
+            .unwrap();
+
+        disk.relieve();
+        start(&manager, "f17-2").await.unwrap();
+        for vm_id in ["f17-1", "f17-2"] {
+            delete(&manager, vm_id).await;
+        }
+        host.is_clean().await;
+        assert_eq!(std::fs::read_dir(disk.path()).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn f17_a_full_state_directory_refuses_starts_and_harms_no_guest() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let disk = SmallDisk::new(16 * 1024);
+        let mut settings = host.settings();
+        settings["stateDir"] = json!(disk.path().join("state"));
+        settings["diskDir"] = json!(host.path().join("disks"));
+        let manager = Manager::new(settings);
+        manager.initialize().await.unwrap();
+        manager
+            .create_vm(host.machine("f17-4"), never())
+            .await
+            .unwrap();
+        stopped(&host, &manager, "f17-5").await;
+        let running = qemus(disk.path());
+        disk.fill();
+
+        let links = host.links().await;
+        start(&manager, "f17-5").await.unwrap_err();
+        let refused = manager.create_vm(host.machine("f17-6"), never()).await;
+        refused.unwrap_err();
+        assert_eq!(host.links().await, links, "no TAP is left");
+        assert_eq!(qemus(disk.path()), running);
+        let status = consistent_status(&manager, "f17-4").await;
+        assert_eq!(status["qmpStatus"], "running");
+
+        disk.relieve();
+        assert_eq!(consistent_status(&manager, "f17-5").await["status"], "off");
+        start(&manager, "f17-5").await.unwrap();
+        for vm_id in ["f17-4", "f17-5"] {
+            delete(&manager, vm_id).await;
+        }
+        assert_eq!(manager.list_vms().await.unwrap(), json!([]));
+        host.is_clean().await;
+        assert_eq!(qemus(disk.path()), Vec::<i32>::new());
+    });
+}
+
+#[test]
+fn f23_a_missing_bridge_is_refused_before_anything_is_touched() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Fail);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        let mut machine = host.machine("f23-1");
+        machine["bridge"] = json!("nobridge0");
+        meddler.arm(0);
+        let failure = manager.create_vm(machine, never()).await.unwrap_err();
+        assert!(failure.has(ErrorCode::BridgeNotFound), "{failure:?}");
+        assert_eq!(meddler.was_hit(), None, "no step was begun");
+        assert_eq!(manager.list_vms().await.unwrap(), json!([]));
+        meddler.disarm();
+        host.is_clean().await;
+
+        stopped(&host, &manager, "f23-2").await;
+        host.links.delete(&host.bridge).await.unwrap();
+        let before = snapshot(&host, &manager, "f23-2").await;
+        let failure = start(&manager, "f23-2").await.unwrap_err();
+        assert!(failure.has(ErrorCode::BridgeNotFound), "{failure:?}");
+        assert_eq!(snapshot(&host, &manager, "f23-2").await, before);
+        delete(&manager, "f23-2").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f37_a_taken_display_port_is_passed_over_and_the_real_one_is_told() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let _taken = TcpListener::bind(("0.0.0.0", 5900)).unwrap();
+        let created = manager
+            .create_vm(host.machine("f37-1"), never())
+            .await
+            .unwrap();
+        assert_eq!(created["displayPort"], 5901);
+        let row = manager.get_vm("f37-1".into()).await.unwrap();
+        assert_eq!(row["displayPort"], 5901);
+        let other = manager
+            .create_vm(host.machine("f37-2"), never())
+            .await
+            .unwrap();
+        assert_eq!(other["displayPort"], 5902);
+        for vm_id in ["f37-1", "f37-2"] {
+            delete(&manager, vm_id).await;
+        }
+        host.is_clean().await;
+    });
+}
+
+/// Takes the display port when QEMU is about to be started, after it was found free.
+#[derive(Debug)]
+struct PortThief {
+    host: Arc<dyn Effects>,
+    taken: Arc<Mutex<Option<TcpListener>>>,
+}
+
+#[async_trait]
+impl Effects for PortThief {
+    async fn perform(
+        &self,
+        action: &Action,
+        bench: &Bench,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
+        if matches!(action, Action::SpawnQemu(_)) {
+            let mut taken = self.taken.lock().unwrap();
+            taken.get_or_insert_with(|| TcpListener::bind(("0.0.0.0", 5900)).unwrap());
+        }
+        self.host.perform(action, bench, cancel).await
+    }
+
+    async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure> {
+        self.host.release(release, bench).await
+    }
+}
+
+#[test]
+fn f37_a_display_port_taken_after_the_probe_is_passed_over_too() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let taken: Arc<Mutex<Option<TcpListener>>> = Arc::default();
+        let wrapper: EffectsWrapper = {
+            let taken = Arc::clone(&taken);
+            Arc::new(move |host| {
+                let taken = Arc::clone(&taken);
+                Arc::new(PortThief { host, taken })
+            })
+        };
+        let manager = host.manager_with(Some(wrapper)).await;
+        let created = manager
+            .create_vm(host.machine("f37-3"), never())
+            .await
+            .unwrap();
+        assert_eq!(created["displayPort"], 5901);
+        assert_eq!(qemus(host.path()).len(), 1);
+        let row = manager.get_vm("f37-3".into()).await.unwrap();
+        assert_eq!(row["displayPort"], 5901);
+        delete(&manager, "f37-3").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f38_a_guest_that_ignores_the_power_button_is_ended_only_when_that_is_allowed() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        manager
+            .create_vm(host.machine("f38-1"), never())
+            .await
+            .unwrap();
+        let before = manager.get_vm("f38-1".into()).await.unwrap();
+        let patient = json!({ "graceful": true, "force": false, "timeout": 1500 });
+        let failure = manager
+            .stop_vm("f38-1".into(), patient, never())
+            .await
+            .unwrap_err();
+        assert_eq!(failure.code(), ErrorCode::Timeout);
+        assert_eq!(failure.vm_id().unwrap().as_str(), "f38-1");
+        assert_eq!(manager.get_vm("f38-1".into()).await.unwrap(), before);
+        let status = consistent_status(&manager, "f38-1").await;
+        assert_eq!(status["qmpStatus"], "running");
+
+        let resolute = json!({ "graceful": true, "force": true, "timeout": 300 });
+        let stopped = manager
+            .stop_vm("f38-1".into(), resolute, never())
+            .await
+            .unwrap();
+        assert_eq!(stopped["forced"], true);
+        assert_eq!(consistent_status(&manager, "f38-1").await["status"], "off");
+        delete(&manager, "f38-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f52_an_aborted_create_leaves_nothing_and_can_be_tried_again() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        for delay in [0, 5, 15, 30, 60] {
+            let cancel = CancellationToken::new();
+            if delay == 0 {
+                cancel.cancel();
+            }
+            let later = tokio::spawn({
+                let cancel = cancel.clone();
+                async move {
+                    tokio::time::sleep(Duration::from_millis(delay)).await;
+                    cancel.cancel();
+                }
+            });
+            let created = manager.create_vm(host.machine("f52-1"), cancel).await;
+            later.await.unwrap();
+            match created {
+                Ok(_) => assert_ne!(delay, 0, "it was aborted before it began"),
+                Err(failure) => {
+                    let aborted = [ErrorCode::Aborted, ErrorCode::StorageAborted];
+                    assert_eq!(failure.code(), aborted[0], "after {delay} ms: {failure:?}");
+                    assert_eq!(manager.list_vms().await.unwrap(), json!([]));
+                    host.is_clean().await;
+                    manager
+                        .create_vm(host.machine("f52-1"), never())
+                        .await
+                        .unwrap();
+                }
+            }
+            assert_eq!(
+                consistent_status(&manager, "f52-1").await["status"],
+                "running"
+            );
+            delete(&manager, "f52-1").await;
+            host.is_clean().await;
+        }
+    });
+}
+
+#[test]
+fn f52_an_aborted_start_leaves_the_machine_as_it_was() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        stopped(&host, &manager, "f52-2").await;
+        for delay in [0, 5, 15, 30] {
+            let before = snapshot(&host, &manager, "f52-2").await;
+            let cancel = CancellationToken::new();
+            if delay == 0 {
+                cancel.cancel();
+            }
+            let later = tokio::spawn({
+                let cancel = cancel.clone();
+                async move {
+                    tokio::time::sleep(Duration::from_millis(delay)).await;
+                    cancel.cancel();
+                }
+            });
+            let started = manager.start_vm("f52-2".into(), Value::Null, cancel).await;
+            later.await.unwrap();
+            match started {
+                Ok(_) => assert_ne!(delay, 0, "it was aborted before it began"),
+                Err(failure) => {
+                    assert_eq!(failure.code(), ErrorCode::Aborted, "{failure:?}");
+                    assert_eq!(snapshot(&host, &manager, "f52-2").await, before);
+                    start(&manager, "f52-2").await.unwrap();
+                }
+            }
+            manager
+                .stop_vm("f52-2".into(), forced(), never())
+                .await
+                .unwrap();
+        }
+        delete(&manager, "f52-2").await;
+        host.is_clean().await;
+    });
+}

@@ -1,0 +1,334 @@
+//! Requests that meet: of one machine they are served one after the other, of several at once.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod kit;
+
+use std::time::{Duration, Instant};
+
+use infinization_core::ErrorCode;
+use infinization_core::manager::Manager;
+use kit::machine::{Host, PATIENCE, consistent_status, delete, forced, never, next_event, qemus};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+fn patient() -> Value {
+    json!({ "graceful": true, "force": false, "timeout": 60_000 })
+}
+
+async fn create(host: &Host, manager: &Manager, vm_id: &str) -> Value {
+    manager
+        .create_vm(host.machine(vm_id), never())
+        .await
+        .unwrap()
+}
+
+#[test]
+fn f34_fifty_concurrent_starts_make_one_qemu() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "f34-1").await;
+        manager
+            .stop_vm("f34-1".into(), forced(), never())
+            .await
+            .unwrap();
+        let mut starts = JoinSet::new();
+        for _ in 0..50 {
+            let manager = manager.clone();
+            starts.spawn(async move {
+                manager
+                    .start_vm("f34-1".into(), Value::Null, never())
+                    .await
+                    .unwrap()
+            });
+        }
+        let answers = starts.join_all().await;
+        assert!(answers.iter().all(|answer| answer["success"] == true));
+        let started = answers
+            .iter()
+            .filter(|answer| answer["message"] == "VM started");
+        assert_eq!(started.count(), 1);
+        assert_eq!(qemus(host.path()).len(), 1);
+        assert_eq!(
+            consistent_status(&manager, "f34-1").await["status"],
+            "running"
+        );
+        delete(&manager, "f34-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f35_starts_stops_and_destroys_that_meet_end_in_a_serial_outcome() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "f35-1").await;
+        for round in 0..6 {
+            let mut verbs = JoinSet::new();
+            for turn in 0..6 {
+                let manager = manager.clone();
+                verbs.spawn(async move {
+                    let vm_id = "f35-1".to_owned();
+                    match (round + turn) % 3 {
+                        0 => manager.start_vm(vm_id, Value::Null, never()).await,
+                        1 => manager.stop_vm(vm_id, forced(), never()).await,
+                        _ => Ok(consistent_while_busy(&manager).await),
+                    }
+                });
+            }
+            for outcome in verbs.join_all().await {
+                outcome.unwrap();
+            }
+            let status = consistent_status(&manager, "f35-1").await;
+            let alive = qemus(host.path()).len();
+            assert_eq!(status["status"] == "running", alive == 1, "{status}");
+            assert!(alive <= 1);
+        }
+        delete(&manager, "f35-1").await;
+        host.is_clean().await;
+    });
+}
+
+/// A status asked for in between is one that the machine has been in.
+async fn consistent_while_busy(manager: &Manager) -> Value {
+    let status = manager.get_vm_status("f35-1".into()).await.unwrap();
+    let known = ["off", "starting", "running"];
+    assert!(
+        known.contains(&status["status"].as_str().unwrap()),
+        "{status}"
+    );
+    status
+}
+
+#[test]
+fn f35_a_destroy_that_meets_starts_and_stops_leaves_nothing_once_it_is_last() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        for round in 0..5 {
+            create(&host, &manager, "f35-2").await;
+            let mut verbs = JoinSet::new();
+            for turn in 0..6 {
+                let manager = manager.clone();
+                verbs.spawn(async move {
+                    let vm_id = "f35-2".to_owned();
+                    match (round + turn) % 3 {
+                        0 => manager.start_vm(vm_id, Value::Null, never()).await,
+                        1 => manager.stop_vm(vm_id, forced(), never()).await,
+                        _ => manager.destroy_vm(vm_id).await,
+                    }
+                });
+            }
+            for outcome in verbs.join_all().await {
+                // A destroyed machine cannot be started: it has no spec any more.
+                if let Err(failure) = outcome {
+                    let refused = [ErrorCode::InvalidState, ErrorCode::InvalidConfig];
+                    let told = refused.contains(&failure.code())
+                        || failure.has(ErrorCode::StateFile)
+                        || failure.has(ErrorCode::DiskError);
+                    assert!(told, "{failure:?}");
+                }
+            }
+            let status = consistent_status(&manager, "f35-2").await;
+            let alive = qemus(host.path()).len();
+            assert_eq!(status["processAlive"], alive == 1, "{status}");
+            delete(&manager, "f35-2").await;
+            host.is_clean().await;
+        }
+    });
+}
+
+#[test]
+fn a_forced_stop_interrupts_a_graceful_one() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "force-1").await;
+        let mut events = manager.subscribe();
+        let began = Instant::now();
+        let graceful = tokio::spawn({
+            let manager = manager.clone();
+            async move { manager.stop_vm("force-1".into(), patient()).await }
+        });
+        // The button was pressed: the graceful stop waits for the guest.
+        next_event(&mut events, "vm:powerdown").await;
+        let forceful = manager
+            .stop_vm("force-1".into(), forced(), never())
+            .await
+            .unwrap();
+        assert_eq!(forceful["success"], true);
+        let graceful = graceful.await.unwrap().unwrap();
+        assert_eq!(graceful["forced"], true);
+        assert!(
+            began.elapsed() < Duration::from_secs(30),
+            "it did not wait for its deadline"
+        );
+        assert_eq!(
+            consistent_status(&manager, "force-1").await["status"],
+            "off"
+        );
+        delete(&manager, "force-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn eight_machines_are_created_at_once() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let names: Vec<String> = (1..=8).map(|number| format!("many-{number}")).collect();
+        let mut creates = JoinSet::new();
+        for name in &names {
+            let (manager, machine) = (manager.clone(), host.machine(name));
+            creates.spawn(async move { manager.create_vm(machine, never()).await.unwrap() });
+        }
+        let created = timeout(PATIENCE, creates.join_all()).await.unwrap();
+        let mut ports: Vec<i64> = created
+            .iter()
+            .map(|answer| answer["displayPort"].as_i64().unwrap())
+            .collect();
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports.len(), 8, "each has a display port of its own");
+        assert_eq!(qemus(host.path()).len(), 8);
+        assert_eq!(manager.get_active_vms().len(), 8);
+        for name in &names {
+            assert_eq!(consistent_status(&manager, name).await["status"], "running");
+        }
+        let mut deletes = JoinSet::new();
+        for name in names {
+            let manager = manager.clone();
+            deletes.spawn(async move { delete(&manager, &name).await });
+        }
+        deletes.join_all().await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn a_status_does_not_wait_for_a_stop() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "ask-1").await;
+        let mut events = manager.subscribe();
+        let graceful = tokio::spawn({
+            let manager = manager.clone();
+            async move { manager.stop_vm("ask-1".into(), patient()).await }
+        });
+        next_event(&mut events, "vm:powerdown").await;
+        let asked = manager.get_vm_status("ask-1".into());
+        let status = timeout(Duration::from_secs(10), asked)
+            .await
+            .expect("it answers while the stop goes on")
+            .unwrap();
+        assert_eq!(status["status"], "running");
+        assert_eq!(status["consistent"], true);
+        assert!(!graceful.is_finished());
+        manager
+            .stop_vm("ask-1".into(), forced(), never())
+            .await
+            .unwrap();
+        graceful.await.unwrap().unwrap();
+        delete(&manager, "ask-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn a_stop_that_gives_up_on_a_suspended_guest_says_that_it_runs_now() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "woken-1").await;
+        manager.suspend_vm("woken-1".into()).await.unwrap();
+        // A suspended guest is let run, or it could not hear the button.
+        let patient = json!({ "graceful": true, "force": false, "timeout": 1500 });
+        let failure = manager
+            .stop_vm("woken-1".into(), patient)
+            .await
+            .unwrap_err();
+        assert_eq!(failure.code(), ErrorCode::Timeout);
+        let status = consistent_status(&manager, "woken-1").await;
+        assert_eq!(
+            (&status["status"], &status["qmpStatus"]),
+            (&json!("running"), &json!("running"))
+        );
+        delete(&manager, "woken-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f35_a_delete_that_meets_starts_leaves_no_qemu() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        for round in 0..10 {
+            create(&host, &manager, "f35-3").await;
+            let mut verbs = JoinSet::new();
+            for turn in 0..6 {
+                let manager = manager.clone();
+                verbs.spawn(async move {
+                    let vm_id = "f35-3".to_owned();
+                    if turn == round % 6 {
+                        let options = json!({ "deleteDisks": true });
+                        manager.delete_vm(vm_id, options).await
+                    } else {
+                        manager.start_vm(vm_id, Value::Null, never()).await
+                    }
+                });
+            }
+            for outcome in verbs.join_all().await {
+                if let Err(failure) = outcome {
+                    assert_eq!(failure.code(), ErrorCode::VmNotFound, "{failure:?}");
+                }
+            }
+            assert_eq!(manager.list_vms().await.unwrap(), json!([]));
+            host.is_clean().await;
+        }
+    });
+}
+
+fn generation(host: &Host, vm_id: &str) -> u64 {
+    let ledger = host.state_dir().join("vms").join(vm_id).join("ledger.json");
+    let body = infinization_core::host::state_file::read(&ledger).unwrap();
+    let contents: Value = serde_json::from_slice(&body.unwrap()).unwrap();
+    contents["generation"].as_u64().unwrap()
+}
+
+#[test]
+fn a_restarted_machine_is_a_new_process_of_the_next_generation() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let created = create(&host, &manager, "again-1").await;
+        let first = generation(&host, "again-1");
+        let mut events = manager.subscribe();
+        let restarting = tokio::spawn({
+            let manager = manager.clone();
+            async move { manager.restart_vm("again-1".into()).await }
+        });
+        // The firmware ignores the button; QEMU's end is what the stop waits for.
+        next_event(&mut events, "vm:powerdown").await;
+        let pid = i32::try_from(created["pid"].as_i64().unwrap()).unwrap();
+        kit::machine::send_signal(pid, nix::sys::signal::Signal::SIGTERM);
+        let restarted = timeout(PATIENCE, restarting)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        assert_eq!(restarted["success"], true, "{restarted}");
+        assert_eq!(generation(&host, "again-1"), first + 1);
+        let status = consistent_status(&manager, "again-1").await;
+        assert_eq!(status["status"], "running");
+        assert_ne!(status["pid"], created["pid"]);
+        assert_eq!(qemus(host.path()).len(), 1);
+        delete(&manager, "again-1").await;
+        host.is_clean().await;
+    });
+}
