@@ -266,9 +266,9 @@ impl Machine {
             ),
             MonitorEvent::Reconnected { status } => {
                 self.context.emit("vm:reconnect", json!({ "vmId": self.context.vm_id }));
-                self.follow(&status, "RESYNC", Value::Null).await;
+                self.follow(&status, "RESYNC", &Value::Null).await;
             }
-            MonitorEvent::Missed { .. } => self.ask_and_follow("RESYNC", Value::Null).await,
+            MonitorEvent::Missed { .. } => self.ask_and_follow("RESYNC", &Value::Null).await,
             MonitorEvent::GaveUp => self.context.emit(
                 "vm:stale",
                 json!({ "vmId": self.context.vm_id, "reason": "qmp_reconnect_failed" }),
@@ -302,7 +302,7 @@ impl Machine {
         }
     }
 
-    async fn follow(&mut self, status: &StatusInfo, event: &str, data: Value) {
+    async fn follow(&mut self, status: &StatusInfo, event: &str, data: &Value) {
         let new = if status.running {
             Status::Running
         } else {
