@@ -45,7 +45,7 @@ fn every_change_survives_reopening() {
     type Change = (&'static str, fn(&Ledger));
     let changes: [Change; 7] = [
         ("begin", |ledger| {
-            ledger.begin(Operation::Start, 1234).unwrap()
+            ledger.begin(Operation::Start, 1234).unwrap();
         }),
         ("intend", |ledger| {
             let undos = [
@@ -58,7 +58,7 @@ fn every_change_survives_reopening() {
         ("hold", |ledger| ledger.hold(&[0, 2]).unwrap()),
         ("forget", |ledger| ledger.forget(&[1]).unwrap()),
         ("live", |ledger| {
-            assert_eq!(ledger.live(lived(7)).unwrap(), 1)
+            assert_eq!(ledger.live(lived(7)).unwrap(), 1);
         }),
         ("commit", |ledger| ledger.commit().unwrap()),
         ("died", |ledger| ledger.died().unwrap()),
