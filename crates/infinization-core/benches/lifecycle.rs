@@ -5,8 +5,10 @@
 //! One JSON object per line goes to standard output: `{"name", "value", "unit", "goal"}`.
 #![allow(
     clippy::print_stdout,
+    clippy::print_stderr,
     reason = "the figures are what this program is for"
 )]
+#![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 #[path = "../tests/kit/mod.rs"]
 mod kit;

@@ -2,6 +2,11 @@
 //! next one finds each VM done or undone, never both, and never starts a second QEMU.
 //!
 //! The test starts itself again as the victim, in the same private network.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that is its own `main`: it fails by panicking, and says what it did"
+)]
 
 mod kit;
 

@@ -151,7 +151,7 @@ fn a_forced_stop_interrupts_a_graceful_one() {
         let began = Instant::now();
         let graceful = tokio::spawn({
             let manager = manager.clone();
-            async move { manager.stop_vm("force-1".into(), patient()).await }
+            async move { manager.stop_vm("force-1".into(), patient(), never()).await }
         });
         // The button was pressed: the graceful stop waits for the guest.
         next_event(&mut events, "vm:powerdown").await;
@@ -218,7 +218,7 @@ fn a_status_does_not_wait_for_a_stop() {
         let mut events = manager.subscribe();
         let graceful = tokio::spawn({
             let manager = manager.clone();
-            async move { manager.stop_vm("ask-1".into(), patient()).await }
+            async move { manager.stop_vm("ask-1".into(), patient(), never()).await }
         });
         next_event(&mut events, "vm:powerdown").await;
         let asked = manager.get_vm_status("ask-1".into());
@@ -249,7 +249,7 @@ fn a_stop_that_gives_up_on_a_suspended_guest_says_that_it_runs_now() {
         // A suspended guest is let run, or it could not hear the button.
         let patient = json!({ "graceful": true, "force": false, "timeout": 1500 });
         let failure = manager
-            .stop_vm("woken-1".into(), patient)
+            .stop_vm("woken-1".into(), patient, never())
             .await
             .unwrap_err();
         assert_eq!(failure.code(), ErrorCode::Timeout);

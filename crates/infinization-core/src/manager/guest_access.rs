@@ -162,3 +162,21 @@ fn device_id(qdev: &str) -> &str {
     let inside = qdev.strip_prefix("/machine/peripheral/").unwrap_or(qdev);
     inside.split('/').next().unwrap_or(inside)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_named_by_the_first_word_below_the_peripherals() {
+        let table = [
+            ("/machine/peripheral/disk0", "disk0"),
+            ("/machine/peripheral/disk0/virtio-backend", "disk0"),
+            ("disk1", "disk1"),
+            ("", ""),
+        ];
+        for (qdev, id) in table {
+            assert_eq!(device_id(qdev), id, "{qdev}");
+        }
+    }
+}

@@ -158,3 +158,30 @@ fn pid_files(directory: &Path) -> Vec<(PathBuf, InternalName)> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pidfiles_of_possible_names_are_looked_at() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in [
+            "vm-1.pid",
+            "vm-2.pid",
+            "vm-3.sock",
+            "vm,4.pid",
+            "pid",
+            ".pid",
+        ] {
+            std::fs::write(directory.path().join(name), "1").unwrap();
+        }
+        let mut found: Vec<String> = pid_files(directory.path())
+            .into_iter()
+            .map(|(_, name)| name.to_string())
+            .collect();
+        found.sort();
+        assert_eq!(found, ["vm-1", "vm-2"]);
+        assert!(pid_files(&directory.path().join("absent")).is_empty());
+    }
+}

@@ -487,3 +487,39 @@ fn to_value(answer: &impl Serialize) -> Result<Value, Failure> {
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_and_a_process_agree() {
+        // status, whether it agrees with a living QEMU, and with none
+        let table = [
+            ("running", true, false),
+            ("suspended", true, false),
+            ("paused", true, false),
+            ("off", false, true),
+            ("error", false, true),
+            ("starting", true, true),
+            ("rebuilding", true, true),
+            ("updating_hardware", true, true),
+            ("powering_off_update", true, true),
+            ("backing_up", true, true),
+        ];
+        for (word, with, without) in table {
+            let status = Status::parse(word);
+            assert_eq!(consistent(&status, true), with, "{word}, alive");
+            assert_eq!(consistent(&status, false), without, "{word}, gone");
+        }
+    }
+
+    #[test]
+    fn an_id_that_is_none_is_refused_by_its_name() {
+        for bad in ["", "a b", "../x"] {
+            let failure = parse_id(bad).unwrap_err();
+            assert_eq!(failure.code(), ErrorCode::InvalidConfig, "{bad:?}");
+            assert_eq!(failure.context()["issues"][0]["path"], "vmId", "{bad:?}");
+        }
+    }
+}

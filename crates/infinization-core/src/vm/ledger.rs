@@ -185,3 +185,6 @@ impl Ledger {
         Ok(answer)
     }
 }
+
+#[cfg(test)]
+mod tests;

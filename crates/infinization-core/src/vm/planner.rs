@@ -355,3 +355,6 @@ fn row_values(config: &VmConfig, tap: &LinkName, facts: &Facts) -> RowValues {
         enable_usb_tablet: Some(config.usb_tablet),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -292,3 +292,6 @@ async fn release_one(
         attempts += 1;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,7 +36,7 @@ impl Meddler {
         Arc::new(Self {
             deed,
             left: AtomicUsize::new(UNARMED),
-            hit: Default::default(),
+            hit: std::sync::Mutex::default(),
         })
     }
 

@@ -1,6 +1,7 @@
 //! What integration tests share: a private network, the guest image, a scratch directory.
 #![allow(dead_code, reason = "each test binary uses a part of the kit")]
 #![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 pub mod small_disk;
 
