@@ -929,7 +929,8 @@ export class QemuImgService {
   createImage(options: CreateImageOptions & Abortable): Promise<void>
   /**
    * @param format default `qcow2`; it is never guessed
-   * @throws StorageError `IMAGE_NOT_FOUND`, `IMAGE_IN_USE`, `IMAGE_CORRUPT`, `PARSE_ERROR`
+   * @throws StorageError `IMAGE_NOT_FOUND`, `IMAGE_IN_USE`, `INVALID_FORMAT` (it is none of that format),
+   * `IMAGE_CORRUPT`, `PARSE_ERROR`
    */
   getImageInfo(path: string, format?: ImageFormat): Promise<ImageInfo>
   /** @throws StorageError `INVALID_SIZE`, `DATA_LOSS_REFUSED`, `IMAGE_NOT_FOUND`, `IMAGE_IN_USE` */
@@ -962,7 +963,8 @@ export interface SnapshotInfo {
 
 /**
  * Internal snapshots of qcow2 images that no machine runs on. Failures are {@link StorageError}s:
- * `IMAGE_IN_USE`, `IMAGE_NOT_FOUND`, `INVALID_SNAPSHOT_NAME`, `IMAGE_CORRUPT`, `COMMAND_FAILED`.
+ * `IMAGE_IN_USE`, `IMAGE_NOT_FOUND`, `INVALID_SNAPSHOT_NAME`, `INVALID_FORMAT`, `IMAGE_CORRUPT`,
+ * `COMMAND_FAILED`.
  */
 export class SnapshotManager {
   /** Touches nothing. */
