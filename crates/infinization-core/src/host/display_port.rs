@@ -70,10 +70,10 @@ impl DisplayPorts {
     ) -> Result<ReservedPort, NoFreePort> {
         let (first, last) = (*range.start(), *range.end());
         for port in range {
-            if let Some(port) = self.claim(port) {
-                if can_bind(address, port.number()) {
-                    return Ok(port);
-                }
+            if let Some(port) = self.claim(port)
+                && can_bind(address, port.number())
+            {
+                return Ok(port);
             }
         }
         Err(NoFreePort {
