@@ -62,6 +62,15 @@ test('F52: an aborted start leaves the machine as it was', async () => {
   expect(await instance.startVM(vmId)).toMatchObject({ success: true })
 })
 
+test('F52: an aborted stop ends the wait, and the machine goes on', async () => {
+  const instance = await openInstance()
+  const { vmId, pid } = await running(instance)
+  const error = await rejection(instance.stopVM(vmId, { graceful: true, timeout: 20_000, signal: AbortSignal.timeout(200) }))
+  expect(error).toMatchObject({ name: 'LifecycleError', code: 'ABORTED', vmId })
+  expect(await instance.getVMStatus(vmId)).toMatchObject({ status: 'running', pid, consistent: true })
+  expect(await instance.stopVM(vmId, { graceful: false })).toMatchObject({ success: true })
+})
+
 test('F52: a signal that fires when all is done does nothing', async () => {
   const instance = await openInstance()
   const controller = new AbortController()

@@ -108,8 +108,9 @@ test('a snapshot is taken while it is off', async () => {
   expect(await snapshots.snapshotExists(vm.diskPaths[0], 'after-first-boot')).toBe(true)
 })
 
-test('it starts again, and twice is once', async () => {
-  expect(await instance.startVM(vm.vmId)).toMatchObject({ success: true, vmId: vm.vmId })
+test('it starts again until its guest is up, and twice is once', async () => {
+  expect(await instance.startVM(vm.vmId, { waitForBoot: true, bootTimeout: 90_000 })).toMatchObject({ success: true, vmId: vm.vmId })
+  expect(await instance.guestExec(vm.vmId, vm.agent, 'true')).toMatchObject({ exitCode: 0 })
   const { pid } = await status()
   expect(await instance.startVM(vm.vmId)).toMatchObject({ success: true })
   expect((await status()).pid).toBe(pid)
