@@ -142,8 +142,10 @@ describe('events()', () => {
 
 describe('F49: listeners', () => {
   let warnings
-  beforeEach(() => { warnings = jest.spyOn(process, 'emitWarning').mockImplementation(() => {}) })
-  afterEach(() => warnings.mockRestore())
+  beforeAll(() => { warnings = jest.spyOn(process, 'emitWarning').mockImplementation(() => {}) })
+  beforeEach(() => warnings.mockClear())
+  // Deleting the machine at a test's end is heard by its listeners, too.
+  afterAll(() => warnings.mockRestore())
 
   test('one that throws is warned about; the others, and what follows, go on', async () => {
     const instance = await openInstance()
