@@ -152,19 +152,22 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * Makes the disks, the TAP and the firewall rules of a VM, starts it, and resolves when it runs. On
    * failure everything this attempt made is gone.
    * @throws LifecycleError `INVALID_CONFIG`, `INVALID_STATE` (the machine is neither fresh, `off` nor
-   * `error`), `CREATE_FAILED`, `ABORTED`
+   * `error`), `RESOURCE_UNAVAILABLE`, `DISK_ERROR`, `CREATE_FAILED` (`error.cause` says why), `ABORTED`
    */
   createVM(config: VMCreateConfig, options?: Abortable): Promise<VMCreateResult>
   /**
-   * Starts a VM that was created before. Succeeds at once when it runs already.
-   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE`, `CONCURRENT_MODIFICATION`, `START_FAILED`,
+   * Starts a VM that was created before. Succeeds at once when it runs already. A failed or aborted
+   * start leaves the machine off and its disks as they were.
+   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE`, `INVALID_CONFIG`, `DISK_ERROR`,
+   * `RESOURCE_UNAVAILABLE`, `CONCURRENT_MODIFICATION`, `START_FAILED`, `TIMEOUT` (`waitForBoot`),
    * `ABORTED`
    */
   startVM(vmId: string, config?: VMStartConfig & Abortable): Promise<VMOperationResult>
   /**
-   * Resolves when QEMU is gone. Succeeds at once when the VM is off.
-   * @throws LifecycleError `VM_NOT_FOUND`, `TIMEOUT` (it ignored the request and `force` was false),
-   * `STOP_FAILED`, `ABORTED`
+   * Resolves when QEMU is gone. Succeeds at once when the VM is off. A signal ends the wait for the
+   * guest; it was asked to shut down and may still do so.
+   * @throws LifecycleError `VM_NOT_FOUND`, `TIMEOUT` (it ignored the request and `force` was false: it
+   * is as it was), `STOP_FAILED`, `ABORTED`
    */
   stopVM(vmId: string, config?: VMStopConfig & Abortable): Promise<VMOperationResult>
   /** Stops and starts. The one verb that may resolve with `success: false` and an `error`. */
@@ -384,7 +387,10 @@ export interface VMCreateConfig {
   enableAudio?: boolean
   /** Default: true for Windows. */
   enableUsbTablet?: boolean
-  /** A socket beside the QMP socket and a log file for the first serial port. Default false. */
+  /**
+   * The first serial port as a socket, `<qmpSocketDir>/<internalName>-console.sock`, and as a log,
+   * `<stateDir>/vms/<vmId>/serial.log`. Default false.
+   */
   serialConsole?: boolean
 }
 
@@ -441,9 +447,12 @@ export interface VMStartConfig {
   firewallDefaultAction?: FirewallDefaultAction
   /** Default false. */
   disableSandbox?: boolean
-  /** Accepted for compatibility; a start resolves when the guest's CPUs run. */
+  /**
+   * Resolve only when the guest's agent answers; the machine needs a `guestAgentSocketPath`. Default
+   * false: when the guest's CPUs run.
+   */
   waitForBoot?: boolean
-  /** Accepted for compatibility. */
+  /** Milliseconds for that; then it is `TIMEOUT`, and the VM goes on. Default 60000. */
   bootTimeout?: number
 }
 
@@ -929,7 +938,8 @@ export class QemuImgService {
   createImage(options: CreateImageOptions & Abortable): Promise<void>
   /**
    * @param format default `qcow2`; it is never guessed
-   * @throws StorageError `IMAGE_NOT_FOUND`, `IMAGE_IN_USE`, `IMAGE_CORRUPT`, `PARSE_ERROR`
+   * @throws StorageError `IMAGE_NOT_FOUND`, `IMAGE_IN_USE`, `INVALID_FORMAT` (it is none of that format),
+   * `IMAGE_CORRUPT`, `PARSE_ERROR`
    */
   getImageInfo(path: string, format?: ImageFormat): Promise<ImageInfo>
   /** @throws StorageError `INVALID_SIZE`, `DATA_LOSS_REFUSED`, `IMAGE_NOT_FOUND`, `IMAGE_IN_USE` */
@@ -962,7 +972,8 @@ export interface SnapshotInfo {
 
 /**
  * Internal snapshots of qcow2 images that no machine runs on. Failures are {@link StorageError}s:
- * `IMAGE_IN_USE`, `IMAGE_NOT_FOUND`, `INVALID_SNAPSHOT_NAME`, `IMAGE_CORRUPT`, `COMMAND_FAILED`.
+ * `IMAGE_IN_USE`, `IMAGE_NOT_FOUND`, `INVALID_SNAPSHOT_NAME`, `INVALID_FORMAT`, `IMAGE_CORRUPT`,
+ * `COMMAND_FAILED`.
  */
 export class SnapshotManager {
   /** Touches nothing. */

@@ -17,6 +17,7 @@ import { BridgeManager, generateVMChainName, Infinization, NftablesService, Snap
 import { ConsoleLog } from './lib/console-log.mjs'
 import { httpGet, portState, typeOnConsole } from './lib/probe.mjs'
 import { duration, Progress } from './lib/progress.mjs'
+import { removeTable, tableExists } from './lib/table.mjs'
 import { filesBelow, traces } from './lib/traces.mjs'
 import { Undo } from './lib/undo.mjs'
 
@@ -82,10 +83,10 @@ async function makePlan () {
 
 async function prepareHost ({ bridge, stateDir }) {
   const bridges = new BridgeManager()
+  const removeTables = await tableExists() ? undefined : undo.push('remove the firewall\'s table', removeTable)
+  const removeBridge = undo.push('remove the bridge', () => bridges.destroy(bridge))
   const bridgeConntrackMode = await job.step('Asks the kernel for bridge conntrack', conntrackMode)
   explainMode(bridgeConntrackMode)
-
-  const removeBridge = undo.push('remove the bridge', () => bridges.destroy(bridge))
   await job.step('Makes a bridge', async () => {
     await bridges.create(bridge)
     await bridges.assignIP(bridge, HOST_ADDRESS)
@@ -95,7 +96,7 @@ async function prepareHost ({ bridge, stateDir }) {
   const infinization = new Infinization({ stateDir, bridgeConntrackMode })
   const shutdown = undo.push('shut the library down', () => infinization.shutdown())
   await job.step('Starts the library', () => infinization.initialize())
-  return { infinization, removeBridge, shutdown }
+  return { infinization, removeBridge, removeTables, shutdown }
 }
 
 // Bridges need the module nf_conntrack_bridge for stateful rules. Mode `fail` refuses to go on
@@ -118,7 +119,7 @@ function explainMode (mode) {
 
 async function createAndBoot ({ infinization }, { vmId, internalName, bridge, stateDir, names }) {
   const deleteVM = undo.push('delete the machine', () => infinization.deleteVM(vmId, { deleteDisks: true }))
-  const log = new ConsoleLog(join(stateDir, 'vms', vmId, 'serial.log'))
+  const log = new ConsoleLog(join(stateDir, 'vms', vmId, 'serial.log'), interrupted)
   const created = await job.step('Creates the machine', () => infinization.createVM({
     vmId,
     internalName,
@@ -222,10 +223,16 @@ async function crash ({ infinization }, { vmId, log, address }) {
   })
 }
 
-async function removeAll ({ shutdown, removeBridge }, { deleteVM, stateDir }) {
-  await job.step('Deletes the machine and its disk', deleteVM)
+async function removeAll ({ shutdown, removeBridge, removeTables, infinization }, { deleteVM, disk, stateDir, vmId }) {
+  await job.step('Destroys the machine: its disk stays', async () => {
+    await infinization.destroyVM(vmId)
+    assert.ok(existsSync(disk), 'the user\'s data is not destroyVM\'s to remove')
+    return disk
+  })
+  await job.step('Deletes it with its disk', deleteVM)
   await job.step('Shuts the library down', shutdown)
   await job.step('Removes the bridge', removeBridge)
+  if (removeTables) await job.step('Removes the firewall\'s table', removeTables)
   await job.step('No file of the machine is left', async () => {
     const left = (await filesBelow(stateDir)).filter(file => dirname(file) !== stateDir)
     assert.deepEqual(left, [], 'only the library\'s own store stays')

@@ -265,7 +265,7 @@ fn is_plain(env: &Env, object: &Object<'_>) -> napi::Result<bool> {
     let prototype = object.get_prototype()?;
     if prototype.get_type()? == ValueType::Null {
         // N-API says so of every Proxy, whatever it stands for.
-        return Ok(is_root(prototype_of(env, object)?)?);
+        return is_root(prototype_of(env, object)?);
     }
     is_root(prototype)
 }

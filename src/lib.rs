@@ -6,6 +6,7 @@
 //! The public face (`index.js`, `index.d.ts`) is written by hand over these.
 #![allow(
     clippy::needless_pass_by_value,
+    clippy::trivially_copy_pass_by_ref,
     clippy::unused_async,
     unreachable_pub,
     reason = "N-API dictates the signatures and the visibility of what is exported"

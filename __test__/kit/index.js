@@ -78,16 +78,15 @@ function expectGone (vmId) {
 // A running machine, which is deleted when the test ends.
 async function running (instance, more) {
   const config = machine(more?.bridge ?? await newBridge(), more)
-  finally_(() => ended(instance, config.vmId))
+  deleteAtEnd(instance, config)
   return { config, ...await instance.createVM(config) }
 }
 
-async function ended (instance, vmId) {
-  try {
-    await instance.deleteVM(vmId, { deleteDisks: true })
-  } catch (error) {
+// Whether the machine exists then or not.
+function deleteAtEnd (instance, { vmId }) {
+  finally_(() => instance.deleteVM(vmId, { deleteDisks: true }).catch((error) => {
     if (!['VM_NOT_FOUND', 'CLOSED'].includes(error.code)) throw error
-  }
+  }))
 }
 
 // Undoes what the test made, then looks whether anything of it is left on the host.
@@ -122,7 +121,7 @@ function traces (wanted) {
 
 // All files below a directory, without it in front.
 const files = (directory) => readdirSync(directory, { recursive: true, withFileTypes: true })
-  .filter((entry) => !entry.isDirectory())
+  .filter((entry) => entry.isFile())
   .map((entry) => path.relative(directory, path.join(entry.parentPath, entry.name))).sort()
 
 // What a call rejects with; the test fails when it does not reject.
@@ -174,6 +173,7 @@ function next (emitter, name, wanted = () => true) {
 
 module.exports = {
   cleanUp,
+  deleteAtEnd,
   expectGone,
   files,
   finally_,

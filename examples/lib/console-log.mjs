@@ -6,11 +6,16 @@ import { basename, dirname } from 'node:path'
 
 export class ConsoleLog {
   #path
+  #interrupted
   #from = 0
 
-  /** @param {string} path the log; need not exist yet, its folder must */
-  constructor (path) {
+  /**
+   * @param {string} path the log; need not exist yet, its folder must
+   * @param {AbortSignal} interrupted ends every wait
+   */
+  constructor (path, interrupted) {
     this.#path = path
+    this.#interrupted = interrupted
   }
 
   /** Forgets what was printed so far: the next wait looks only at what comes from now on. */
@@ -28,9 +33,12 @@ export class ConsoleLog {
     return new Promise((resolve, reject) => {
       const watcher = watch(dirname(this.#path), (_, name) => { if (name === basename(this.#path)) look() })
       const timer = setTimeout(() => end(reject, new Error(`no ${pattern} on the console in ${deadline} ms`)), deadline)
+      const abort = () => end(reject, this.#interrupted.reason)
+      this.#interrupted.addEventListener('abort', abort, { once: true })
       const end = (settle, value) => {
         clearTimeout(timer)
         watcher.close()
+        this.#interrupted.removeEventListener('abort', abort)
         settle(value)
       }
       const look = () => this.#read().then(text => {

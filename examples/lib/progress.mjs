@@ -91,7 +91,12 @@ export function duration (milliseconds) {
 function unlessAborted (work, signal) {
   return new Promise((resolve, reject) => {
     const abort = () => reject(signal.reason)
+    // Waiting for an event of the library keeps no process alive; a timer does.
+    const alive = setInterval(() => {}, 2 ** 30)
     signal.addEventListener('abort', abort, { once: true })
-    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort))
+    work.then(resolve, reject).finally(() => {
+      clearInterval(alive)
+      signal.removeEventListener('abort', abort)
+    })
   })
 }

@@ -12,14 +12,14 @@ const run = promisify(execFile)
 const DEFAULT_FOLDERS = ['/etc/infinization', '/run/infinization', '/var/lib/infinization']
 
 /**
- * Everything on this host that bears one of `names` (a machine's ids, its link, its folder), plus
- * all links and the library's default folders.
+ * Everything on this host that bears one of `names` (a machine's ids, its links, its folder), plus the
+ * library's default folders.
  * @param {string[]} names
  * @returns {Promise<string[]>} one line per object
  */
 export async function traces (names) {
   const found = await Promise.all([
-    links(), rules(names), processes(names), sockets(names), openFiles(names), defaultFolders()
+    links(names), rules(names), processes(names), sockets(names), openFiles(names), defaultFolders()
   ])
   return found.flat()
 }
@@ -28,8 +28,8 @@ async function defaultFolders () {
   return DEFAULT_FOLDERS.filter(folder => existsSync(folder)).map(folder => `folder ${folder}`)
 }
 
-async function links () {
-  return (await readdir('/sys/class/net')).map(name => `link ${name}`)
+async function links (names) {
+  return (await readdir('/sys/class/net')).filter(name => names.includes(name)).map(name => `link ${name}`)
 }
 
 async function rules (names) {

@@ -227,7 +227,12 @@ impl Firewall {
             mac: spec.map_or(derived, |spec| spec.network.mac),
             known_addresses: Vec::new(),
             bridge_addresses,
-            host_services: config.host_services.iter().map(host_service).collect(),
+            host_services: config
+                .host_services
+                .iter()
+                .copied()
+                .map(host_service)
+                .collect(),
             department_rules: wanted.rules.department_rules.clone(),
             vm_rules: wanted.rules.vm_rules.clone(),
             default_action: wanted.default_action,
@@ -287,7 +292,7 @@ fn mode(config: &ManagerConfig) -> firewall::BridgeConntrackMode {
     }
 }
 
-fn host_service(service: &crate::config::HostService) -> HostService {
+fn host_service(service: crate::config::HostService) -> HostService {
     HostService {
         protocol: match service.protocol {
             Transport::Tcp => firewall::Transport::Tcp,
