@@ -238,14 +238,14 @@ fn malformed(message: String) -> DbError {
 mod tests {
     use super::*;
 
-    fn update(given: Value) -> Result<ConfigurationUpdate, DbError> {
+    fn update(given: &Value) -> Result<ConfigurationUpdate, DbError> {
         configuration_update(given.as_object().unwrap())
     }
 
     #[test]
     fn null_clears_a_column_and_an_absent_one_stays() {
         let read =
-            update(json!({ "qemuPid": null, "graphicPort": 5900, "diskPaths": ["/a"] })).unwrap();
+            update(&json!({ "qemuPid": null, "graphicPort": 5900, "diskPaths": ["/a"] })).unwrap();
         assert_eq!(
             read,
             ConfigurationUpdate {
@@ -267,7 +267,7 @@ mod tests {
             json!({ "cpuPinning": { "cores": [-1] } }),
             json!({ "xml": "hunter2" }),
         ] {
-            let error = update(given.clone()).unwrap_err();
+            let error = update(&given).unwrap_err();
             assert_eq!(error.code, ErrorCode::InvalidInput, "{given}");
             assert!(!error.message.contains("hunter2"), "{}", error.message);
         }
