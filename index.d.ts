@@ -483,13 +483,15 @@ export interface VMOperationResult {
 export interface VMStatusResult {
   vmId: string
   status: string
-  /** QEMU's own word, or null when its monitor is not connected. */
+  /** QEMU's own word, or null when there is no QEMU or it does not answer. */
   qmpStatus: string | null
   pid: number | null
   /** Seconds since QEMU started. */
   uptime: number | null
   processAlive: boolean
-  /** Whether row, process and monitor agree. */
+  /** Whether QEMU is there but did not answer within a second. */
+  unresponsive: boolean
+  /** Whether the row says `running` or `suspended` exactly when QEMU is there. */
   consistent: boolean
   tapDevice: string | null
   qmpSocketPath: string | null
@@ -1055,6 +1057,8 @@ export interface CrashEvent {
   detectedAt: Date
   /** Whether everything of the run was released; if not, a `cleanup-alert` follows. */
   cleanupPerformed: boolean
+  /** What of the run was given back, thing by thing. */
+  cleanupResult: CleanupResult
   cause: VMExitCause
 }
 
@@ -1070,15 +1074,39 @@ export interface OrphanEvent {
   cleanupPerformed: boolean
 }
 
-/** Something of a machine that could not be released. It stays on the machine's list. */
+/** What a clean-up gives back. `DB_CONFIGURATION` is the machine's row. */
+export type CleanupResourceType =
+  | 'TAP_DEVICE'
+  | 'FIREWALL_CHAIN'
+  | 'QMP_SOCKET'
+  | 'SOCKET'
+  | 'PIDFILE'
+  | 'FILE'
+  | 'PROCESS'
+  | 'CGROUP'
+  | 'DB_CONFIGURATION'
+
+/** One thing that was to be given back. What failed stays on the machine's list and is tried again. */
 export interface CleanupResourceState {
-  /** `detachTap`, `removeFile`, `deleteTap`, … */
-  type: string
-  /** What it was to be done to. */
-  identifier: { release: string; [fact: string]: unknown }
-  status: 'FAILED'
+  type: CleanupResourceType
+  /** The device, the path, or the machine's id. */
+  identifier: string
+  status: 'SUCCESS' | 'FAILED'
+  /** At most 3. */
   attempts: number
-  lastError: string
+  /** Why it failed. */
+  lastError?: string
+  lastAttemptAt: Date
+}
+
+/** A clean-up that is over. */
+export interface CleanupResult {
+  vmId: string
+  totalResources: number
+  successfulCleanups: number
+  failedCleanups: number
+  resources: CleanupResourceState[]
+  timestamp: Date
 }
 
 export interface CleanupAlertEvent {

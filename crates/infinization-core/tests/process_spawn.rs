@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use infinization_core::host::process::{Exit, ProcessError, RunAs, SpawnStep, spawn};
 use infinization_core::{Coded, ErrorCode};
 use process_kit::{
-    descriptors, end, has_children, in_own_process, log_in, quiet, script, started, status,
+    descriptors, end, has_children, in_own_process, log_in, quiet, script, started, status, until,
 };
 use rustix::process::{DumpableBehavior, Resource, Rlimit, dumpable_behavior, setrlimit};
 
@@ -62,6 +62,8 @@ async fn descriptors_arrive_under_their_numbers_and_no_other_does() {
         (at_c, path("c")),
         (at_log, path("d")),
     ];
+    // The loader opens libraries; asleep, the program is past it.
+    until(&process, |status| status["State"].starts_with('S')).await;
     assert_eq!(descriptors(process.pid()), expected.into());
     end(&process).await;
     drop((leaky, high));

@@ -94,6 +94,38 @@ impl Swtpm {
 }
 
 #[test]
+fn a_card_that_is_not_virtio_takes_no_vhost() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        for (vm_id, model, vhost) in [
+            ("card-1", "e1000", false),
+            (
+                "card-2",
+                "virtio-net-pci",
+                Path::new("/dev/vhost-net").exists(),
+            ),
+        ] {
+            let mut machine = host.machine(vm_id);
+            machine["networkModel"] = json!(model);
+            lives(&host, &manager, machine, |pid| {
+                assert_eq!(holds(pid, "/dev/vhost-net"), vhost, "{model}");
+            })
+            .await;
+            delete(&manager, vm_id).await;
+        }
+        host.is_clean().await;
+    });
+}
+
+/// Whether the process has this file open.
+fn holds(pid: i32, file: &str) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let targets = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    targets.into_iter().any(|target| target == Path::new(file))
+}
+
+#[test]
 fn a_machine_with_uefi_and_a_tpm_keeps_its_variables() {
     kit::in_private_network(|| async {
         let host = Host::new().await;

@@ -43,7 +43,7 @@ use crate::vm::{
 };
 
 /// For asking a monitor its status: a QEMU that hangs must not hold up its status for long.
-const STATUS_DEADLINE: Duration = Duration::from_secs(2);
+const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 /// The statuses `reconcileStartupState` looks at unless told otherwise.
 const TRANSIENT: [&str; 3] = ["starting", "powering_off_update", "rebuilding"];
 
@@ -272,10 +272,11 @@ impl Manager {
         to_value(&StatusResult {
             consistent: consistent(&status, live.is_some()),
             status: row.status,
-            qmp_status,
             pid: live.as_ref().map(|live| live.process.pid()),
             uptime: live.as_ref().map(uptime),
             process_alive: live.is_some(),
+            unresponsive: live.is_some() && qmp_status.is_none(),
+            qmp_status,
             tap_device: live.as_ref().map(|live| live.tap.clone()),
             qmp_socket_path: live.as_ref().map(|live| live.qmp_socket.clone()),
             last_exit: view.last_exit,

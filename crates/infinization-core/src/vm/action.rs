@@ -154,9 +154,21 @@ fn as_nft_document<S: serde::Serializer>(
     rename_all_fields = "camelCase"
 )]
 pub enum Release {
-    /// Removes a file.
+    /// Removes a disk image or the firmware's variables.
     RemoveFile {
         /// Which one.
+        path: HostPath,
+    },
+    /// Removes a socket.
+    RemoveSocket {
+        /// What listened on it.
+        slot: Slot,
+        /// Where it is.
+        path: HostPath,
+    },
+    /// Removes the pidfile.
+    RemovePidFile {
+        /// Where it is.
         path: HostPath,
     },
     /// Deletes the TAP device.
@@ -276,10 +288,22 @@ impl Release {
         }
     }
 
+    /// The file it removes, if it removes one.
+    pub fn file(&self) -> Option<&HostPath> {
+        match self {
+            Self::RemoveFile { path }
+            | Self::RemoveSocket { path, .. }
+            | Self::RemovePidFile { path } => Some(path),
+            _ => None,
+        }
+    }
+
     /// The release's name, for error texts and alerts.
     pub fn name(&self) -> &'static str {
         match self {
             Self::RemoveFile { .. } => "remove file",
+            Self::RemoveSocket { .. } => "remove socket",
+            Self::RemovePidFile { .. } => "remove pidfile",
             Self::DeleteTap { .. } => "delete TAP",
             Self::DetachTap { .. } => "detach TAP from bridge",
             Self::DetachFirewall => "detach firewall",

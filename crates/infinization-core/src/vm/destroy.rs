@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::action::Release;
+use super::cleanup::Cleanup;
 use super::machine::Machine;
 use super::outcome::{EndCause, OperationResult};
 use super::plan::{Lifetime, Operation, Undo};
-use super::run::Stuck;
 use super::status::Status;
 use crate::config::FirmwareConfig;
 use crate::db::sqlite::StoredMachine;
@@ -34,12 +34,12 @@ impl Machine {
         } else {
             Lifetime::Machine
         };
-        let stuck = self.settle_up_to(&EndCause::of("host-kill"), until).await;
+        let cleanup = self.settle_up_to(&EndCause::of("host-kill"), until).await;
         if process.is_some() {
             self.write_off().await;
             self.tell_off("SHUTDOWN", &serde_json::Value::Null);
         }
-        self.told_stuck(stuck)?;
+        self.told_stuck(cleanup)?;
         self.forget().await?;
         Ok(OperationResult::done(&vm_id, "VM destroyed"))
     }
@@ -92,17 +92,14 @@ impl Machine {
         Ok(())
     }
 
-    fn told_stuck(&self, stuck: Vec<Stuck>) -> Result<(), Failure> {
-        self.alert(&stuck);
-        let Some(first) = stuck.into_iter().next() else {
+    fn told_stuck(&self, cleanup: Cleanup) -> Result<(), Failure> {
+        self.alert(&cleanup);
+        let Some((release, failure)) = cleanup.into_failure() else {
             return Ok(());
         };
-        let message = format!(
-            "the VM was not destroyed: {} failed",
-            first.entry.undo.release.name()
-        );
+        let message = format!("the VM was not destroyed: {} failed", release.name());
         Err(
-            Failure::caused_by(ErrorCode::CleanupFailed, message, first.failure)
+            Failure::caused_by(ErrorCode::CleanupFailed, message, failure)
                 .of_vm(&self.context.vm_id),
         )
     }

@@ -155,7 +155,11 @@ impl Effects for HostEffects {
     async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure> {
         let tap = &self.names.tap;
         match release {
-            Release::RemoveFile { path } => blocking(path.clone(), |path| remove_file(&path)).await,
+            Release::RemoveFile { path }
+            | Release::RemoveSocket { path, .. }
+            | Release::RemovePidFile { path } => {
+                blocking(path.clone(), |path| remove_file(&path)).await
+            }
             Release::DeleteTap { tap } => Ok(tap::delete(&self.services.links, tap).await?),
             Release::DetachTap { tap } => self.detach_tap(tap).await,
             Release::DetachFirewall => Ok(self.services.nft.detach(tap).await?),

@@ -9,7 +9,7 @@ use std::path::Path;
 use super::context::VmContext;
 use super::effects::image_format;
 use super::planner::{Facts, RowClaim, TapState};
-use crate::config::{AcceleratorChoice, DiskConfig, VmConfig};
+use crate::config::{AcceleratorChoice, DiskConfig, NetworkModel, VmConfig};
 use crate::db::RuleSplit;
 use crate::error::{ErrorCode, Failure};
 use crate::firewall::Compiled;
@@ -71,7 +71,8 @@ impl VmContext {
         let display_port = self.reserve_port(config, &display_address.to_string(), first_port)?;
         let facts = Facts {
             accelerator: choose_accelerator(config.accelerator)?,
-            vhost: accelerator::vhost_net_available(),
+            vhost: config.network.model == NetworkModel::VirtioNetPci
+                && accelerator::vhost_net_available(),
             display_port: display_port.number(),
             display_address,
             tap: self.tap_state(config).await?,

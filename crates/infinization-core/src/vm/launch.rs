@@ -193,8 +193,8 @@ impl Machine {
         if !dead {
             return Ok((record, status));
         }
-        let stuck = self.settle(&super::outcome::EndCause::of("unknown")).await;
-        self.alert(&stuck);
+        let cleanup = self.settle(&super::outcome::EndCause::of("unknown")).await;
+        self.alert(&cleanup);
         self.write_off().await;
         let record = self.record().await?;
         let status = Status::parse(&record.status);

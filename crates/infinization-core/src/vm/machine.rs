@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::bench::Bench;
+use super::cleanup::Cleanup;
 use super::context::VmContext;
 use super::live::{Ending, Live, LiveView};
 use super::outcome::EndCause;
 use super::plan::Lifetime;
-use super::run::{Order, Stuck, release_up_to};
+use super::run::{Order, release_up_to};
 use super::status::{Status, UNTOUCHABLE, of_run_state};
 use crate::events::{Source, now_ms};
 use crate::host::process::{Exit, StderrLog};
@@ -102,10 +103,10 @@ impl Machine {
     /// QEMU said goodbye (SHUTDOWN) and exited.
     async fn ended(&mut self, ending: &Ending) {
         let cause = EndCause::of(&ending.reason);
-        let stuck = self.settle(&cause).await;
+        let cleanup = self.settle(&cause).await;
         self.write_off().await;
         self.tell_off("SHUTDOWN", &ending.data);
-        self.alert(&stuck);
+        self.alert(&cleanup);
     }
 
     /// QEMU exited without a word.
@@ -122,28 +123,29 @@ impl Machine {
         let last_known = self.shown.clone();
         let detected_at = now_ms();
         self.write_off().await;
-        let stuck = self.settle(&cause).await;
+        let cleanup = self.settle(&cause).await;
         let data = json!({
             "vmId": self.context.vm_id,
             "pid": pid,
             "lastKnownStatus": last_known.as_str(),
             "detectedAt": detected_at,
-            "cleanupPerformed": stuck.is_empty(),
+            "cleanupPerformed": cleanup.is_complete(),
+            "cleanupResult": cleanup.to_json(&self.context.vm_id),
             "cause": cause,
         });
         self.shown = Status::Off;
         self.context.crud("crash", Value::Null);
         let (events, vm_id) = (&self.context.services.events, &self.context.vm_id);
         events.publish(Source::HealthMonitor, "crash", Some(vm_id), data);
-        self.alert(&stuck);
+        self.alert(&cleanup);
     }
 
     /// QEMU is gone for a reason that is no crash.
     pub(super) async fn gone(&mut self, cause: &EndCause) {
-        let stuck = self.settle(cause).await;
+        let cleanup = self.settle(cause).await;
         self.write_off().await;
         self.tell_off("SHUTDOWN", &Value::Null);
-        self.alert(&stuck);
+        self.alert(&cleanup);
     }
 
     fn cause_of(&self, exit: Exit) -> EndCause {
@@ -170,19 +172,19 @@ impl Machine {
     }
 
     /// Releases what the run held, after its process is gone.
-    pub(super) async fn settle(&mut self, cause: &EndCause) -> Vec<Stuck> {
+    pub(super) async fn settle(&mut self, cause: &EndCause) -> Cleanup {
         self.settle_up_to(cause, Lifetime::Run).await
     }
 
     /// Releases what was held for at most `until`, after the process is gone.
-    pub(super) async fn settle_up_to(&mut self, cause: &EndCause, until: Lifetime) -> Vec<Stuck> {
+    pub(super) async fn settle_up_to(&mut self, cause: &EndCause, until: Lifetime) -> Cleanup {
         let live = self.goes_dark(cause);
         if let Some(live) = &live {
             live.view.qmp.close().await;
         }
         let context = &self.context;
         let bench = Bench::of_process(live.map(|live| live.view.process.clone()));
-        let stuck = release_up_to(
+        let cleanup = release_up_to(
             context.effects.as_ref(),
             &context.ledger,
             &bench,
@@ -199,10 +201,10 @@ impl Machine {
         if let Err(error) = written {
             tracing::warn!(vm = %context.vm_id, %error, "the ledger could not be written");
         }
-        if stuck.is_empty() {
+        if cleanup.is_complete() {
             context.clear_run().await;
         }
-        stuck
+        cleanup
     }
 
     /// Writes `off`, but over nobody's claim.
@@ -223,20 +225,12 @@ impl Machine {
         self.shown = Status::Off;
     }
 
-    pub(super) fn alert(&self, stuck: &[Stuck]) {
-        if stuck.is_empty() {
-            return;
-        }
-        let failed: Vec<_> = stuck.iter().map(Stuck::to_json).collect();
-        let severity = if stuck.len() >= 3 { "error" } else { "warning" };
-        let data = json!({
-            "vmId": self.context.vm_id,
-            "failedResources": failed,
-            "timestamp": now_ms(),
-            "severity": severity,
-        });
+    /// Tells what a clean-up has left, if anything.
+    pub(super) fn alert(&self, cleanup: &Cleanup) {
         let (events, vm_id) = (&self.context.services.events, &self.context.vm_id);
-        events.publish(Source::HealthMonitor, "cleanup-alert", Some(vm_id), data);
+        if let Some(data) = cleanup.to_alert(vm_id) {
+            events.publish(Source::HealthMonitor, "cleanup-alert", Some(vm_id), data);
+        }
     }
 
     /// Reads what is left in the event queue of a QEMU that has exited.

@@ -14,7 +14,7 @@
 //! | `status` | the status column's words (pure) |
 //! | `action`, `plan`, `planner` | what an operation will do, as data (pure) |
 //! | `facts` | what planning must know of the host: reads only |
-//! | `run`, `ledger`, `bench` | executing a plan, writing ahead what it holds |
+//! | `run`, `ledger`, `bench`, `cleanup` | executing a plan, writing ahead what it holds |
 //! | `effects` | performing one action on the real host |
 //! | `boot` | waiting for the guest's agent |
 //! | `machine`, `launch`, `stop`, `guest`, `destroy`, `recover` | what one VM does, verb by verb |
@@ -25,6 +25,7 @@
 mod action;
 mod bench;
 mod boot;
+mod cleanup;
 mod context;
 mod destroy;
 mod effects;
@@ -48,6 +49,7 @@ mod task;
 
 pub use action::{Action, Release, RowValues, Slot, Spawn};
 pub use bench::Bench;
+pub use cleanup::{Cleanup, Resource};
 pub use context::VmContext;
 pub use effects::HostEffects;
 pub use ledger::{Contents, Entry, Ledger, Lived};
@@ -57,7 +59,7 @@ pub use outcome::{CreateResult, EndCause, OperationResult, ReconcileSummary, Sta
 pub use plan::{Lifetime, Operation, Plan, Step, Undo};
 pub use planner::{Facts, RowClaim, TapState};
 pub use recover::Recovered;
-pub use run::{Effects, Run, Stuck};
+pub use run::{Effects, Run};
 pub use services::{EffectsWrapper, Services};
 pub use task::{Verb, VmHandle};
 

@@ -97,6 +97,8 @@ pub struct StatusResult {
     pub uptime: Option<f64>,
     /// Whether QEMU is there.
     pub process_alive: bool,
+    /// Whether QEMU is there but its monitor does not answer.
+    pub unresponsive: bool,
     /// Whether the row and the process agree.
     pub consistent: bool,
     /// Its TAP device.

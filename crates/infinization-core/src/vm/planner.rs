@@ -54,7 +54,7 @@ pub enum RowClaim {
 pub struct Facts {
     /// What QEMU runs with.
     pub accelerator: Accelerator,
-    /// Whether `/dev/vhost-net` is there.
+    /// Whether the card can have vhost: it is virtio and `/dev/vhost-net` is there.
     pub vhost: bool,
     /// The display's port, already reserved.
     pub display_port: u16,
@@ -194,7 +194,10 @@ fn listen(config: &VmConfig) -> Vec<Step> {
     sockets(config)
         .into_iter()
         .map(|(slot, path)| {
-            let undo = Release::RemoveFile { path: path.clone() };
+            let undo = Release::RemoveSocket {
+                slot,
+                path: path.clone(),
+            };
             Step::new(Action::Listen { slot, path }).undone_by(Lifetime::Run, undo)
         })
         .collect()
@@ -248,7 +251,7 @@ fn launch(
             Step::new(Action::WritePidFile {
                 path: pid_file.clone(),
             })
-            .undone_by(Lifetime::Run, Release::RemoveFile { path: pid_file }),
+            .undone_by(Lifetime::Run, Release::RemovePidFile { path: pid_file }),
             Step::new(Action::ConnectMonitor {
                 path: config.paths.qmp_socket.clone(),
             }),

@@ -192,8 +192,8 @@ impl Machine {
         self.disown_strangers(contents)?;
         let bench = Bench::of_process(process);
         let context = &self.context;
-        let stuck = undo_attempt(context.effects.as_ref(), &context.ledger, &bench).await;
-        self.alert(&stuck);
+        let cleanup = undo_attempt(context.effects.as_ref(), &context.ledger, &bench).await;
+        self.alert(&cleanup);
         context.end_attempt().await?;
         if contents.operation != Some(Operation::Create) {
             return Ok(Recovered::Off);
@@ -220,7 +220,7 @@ impl Machine {
             else {
                 continue;
             };
-            if let Release::RemoveFile { path } = &entry.undo.release
+            if let Some(path) = entry.undo.release.file()
                 && appeared_before(path.as_path(), began)
             {
                 strangers.push(*number);
@@ -257,8 +257,8 @@ impl Machine {
         if let Some(process) = process {
             process.kill_now().await?;
         }
-        let stuck = self.settle(&EndCause::of("host-kill")).await;
-        self.alert(&stuck);
+        let cleanup = self.settle(&EndCause::of("host-kill")).await;
+        self.alert(&cleanup);
         self.write_off().await;
         self.destroy(false).await?;
         Ok(Recovered::Off)

@@ -8,16 +8,18 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::FutureExt as _;
 use futures_util::future::join_all;
-use serde_json::{Value, json};
+use futures_util::{FutureExt as _, StreamExt as _, stream};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::action::{Action, Release};
 use super::bench::Bench;
+use super::cleanup::{Cleanup, Resource};
 use super::ledger::{Entry, Ledger};
 use super::plan::{Lifetime, Plan, Step};
 use crate::error::{ErrorCode, Failure};
+use crate::events::now_ms;
 
 /// Waits between the three attempts to release something.
 const RETRY_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
@@ -36,30 +38,6 @@ pub trait Effects: Send + Sync + std::fmt::Debug {
 
     /// Gives one thing back. What is absent has been given back.
     async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure>;
-}
-
-/// Something that could not be released.
-#[derive(Debug)]
-pub struct Stuck {
-    /// The ledger's entry, which stays there.
-    pub entry: Entry,
-    /// Why.
-    pub failure: Failure,
-    /// How often it was tried.
-    pub attempts: u32,
-}
-
-impl Stuck {
-    /// `CleanupResourceState` of the public contract.
-    pub fn to_json(&self) -> Value {
-        json!({
-            "type": self.entry.undo.release.name(),
-            "identifier": self.entry.undo.release,
-            "status": "FAILED",
-            "attempts": self.attempts,
-            "lastError": self.failure.to_string(),
-        })
-    }
 }
 
 /// One attempt at an operation of one VM.
@@ -99,13 +77,13 @@ impl<'a> Run<'a> {
     }
 
     async fn roll_back(&self, failure: Failure) -> Failure {
-        let stuck = undo_attempt(self.effects, self.ledger, self.bench).await;
-        if stuck.is_empty() {
+        let cleanup = undo_attempt(self.effects, self.ledger, self.bench).await;
+        if cleanup.is_complete() {
             return failure;
         }
-        let left: Vec<_> = stuck
-            .iter()
-            .map(|stuck| json!({ "step": stuck.entry.undo.release.name(), "error": stuck.failure.to_string() }))
+        let left: Vec<_> = cleanup
+            .stuck()
+            .map(|(stuck, failure)| json!({ "step": stuck.release.name(), "error": failure.to_string() }))
             .collect();
         failure.with("notUndone", left)
     }
@@ -151,12 +129,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Undoes what the operation in the ledger has added, newest first. The rest is told.
-pub(super) async fn undo_attempt(
-    effects: &dyn Effects,
-    ledger: &Ledger,
-    bench: &Bench,
-) -> Vec<Stuck> {
+/// Undoes what the operation in the ledger has added, newest first.
+pub(super) async fn undo_attempt(effects: &dyn Effects, ledger: &Ledger, bench: &Bench) -> Cleanup {
     let contents = ledger.contents();
     let ours = contents
         .entries
@@ -174,14 +148,14 @@ pub(super) enum Order {
     AtOnce,
 }
 
-/// Releases what the ledger holds for at most `until` and forgets it. The rest is told.
+/// Releases what the ledger holds for at most `until` and forgets it.
 pub(super) async fn release_up_to(
     effects: &dyn Effects,
     ledger: &Ledger,
     bench: &Bench,
     until: Lifetime,
     order: Order,
-) -> Vec<Stuck> {
+) -> Cleanup {
     let entries = ledger
         .contents()
         .entries
@@ -215,27 +189,17 @@ async fn release(
     bench: &Bench,
     entries: Vec<Entry>,
     order: Order,
-) -> Vec<Stuck> {
+) -> Cleanup {
     let mut entries = without_covered(ledger, entries);
     entries.reverse();
-    match order {
-        Order::AtOnce => join_all(
-            entries
-                .into_iter()
-                .map(|entry| release_one(effects, ledger, bench, entry)),
-        )
-        .await
+    let each = entries
         .into_iter()
-        .flatten()
-        .collect(),
-        Order::NewestFirst => {
-            let mut stuck = Vec::new();
-            for entry in entries {
-                stuck.extend(release_one(effects, ledger, bench, entry).await);
-            }
-            stuck
-        }
-    }
+        .map(|entry| release_one(effects, ledger, bench, entry));
+    let resources = match order {
+        Order::AtOnce => join_all(each).await,
+        Order::NewestFirst => stream::iter(each).then(|one| one).collect().await,
+    };
+    Cleanup { resources }
 }
 
 /// What another release does as well is not done twice. Should that one get stuck, it stays in the
@@ -263,10 +227,10 @@ async fn release_one(
     ledger: &Ledger,
     bench: &Bench,
     entry: Entry,
-) -> Option<Stuck> {
+) -> Resource {
     let mut delays = RETRY_DELAYS.into_iter();
     let mut attempts = 1;
-    loop {
+    let failure = loop {
         let work = effects.release(&entry.undo.release, bench);
         let failure = match AssertUnwindSafe(work).catch_unwind().await {
             Ok(Ok(())) => {
@@ -275,21 +239,23 @@ async fn release_one(
                 if let Err(error) = ledger.forget(&[entry.number]) {
                     tracing::warn!(%error, "the ledger could not be written");
                 }
-                return None;
+                break None;
             }
             Ok(Err(failure)) => failure,
             Err(_panic) => Failure::new(ErrorCode::Internal, "a defect stopped the clean-up"),
         };
         let Some(delay) = delays.next() else {
-            return Some(Stuck {
-                entry,
-                failure,
-                attempts,
-            });
+            break Some(failure);
         };
         tracing::warn!(action = entry.undo.release.name(), error = %failure, "not released, trying again");
         tokio::time::sleep(delay).await;
         attempts += 1;
+    };
+    Resource {
+        release: entry.undo.release,
+        attempts,
+        failure,
+        last_attempt_at: now_ms(),
     }
 }
 

@@ -9,10 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::action::Release;
 use super::bench::Bench;
+use super::cleanup::Cleanup;
 use super::machine::Machine;
 use super::outcome::{EndCause, OperationResult};
 use super::plan::Operation;
-use super::run::{Stuck, try_release};
+use super::run::try_release;
 use super::status::Status;
 use crate::config::StopOptions;
 use crate::error::{ErrorCode, Failure};
@@ -75,9 +76,9 @@ impl Machine {
                 return Err(failure.of_vm(&self.context.vm_id));
             }
         };
-        let stuck = self.finish_stop(forced).await;
+        let cleanup = self.finish_stop(forced).await;
         self.context.crud("power_off", json!({ "forced": forced }));
-        self.alert(&stuck);
+        self.alert(&cleanup);
         Ok(OperationResult::done(&self.context.vm_id, "VM stopped").forced(forced))
     }
 
@@ -86,8 +87,8 @@ impl Machine {
     }
 
     async fn stop_without_process(&mut self, status: &Status) -> Result<OperationResult, Failure> {
-        let stuck = self.settle(&EndCause::of("unknown")).await;
-        self.alert(&stuck);
+        let cleanup = self.settle(&EndCause::of("unknown")).await;
+        self.alert(&cleanup);
         if *status != Status::Off {
             self.write_off().await;
             self.shown = Status::Off;
@@ -203,7 +204,7 @@ impl Machine {
     }
 
     /// Releases the run, writes `off`, then tells it.
-    async fn finish_stop(&mut self, forced: bool) -> Vec<Stuck> {
+    async fn finish_stop(&mut self, forced: bool) -> Cleanup {
         self.take_in_ending();
         let ending = self.live.as_ref().and_then(|live| live.ending.clone());
         let reason = ending
@@ -215,13 +216,13 @@ impl Machine {
         } else {
             cause.reason
         };
-        let stuck = self.settle(&cause).await;
+        let cleanup = self.settle(&cause).await;
         self.write_off().await;
         match ending {
             Some(ending) => self.tell_off("SHUTDOWN", &ending.data),
             None => self.tell_off("SHUTDOWN", &Value::Null),
         }
-        stuck
+        cleanup
     }
 }
 

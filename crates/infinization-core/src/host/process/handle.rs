@@ -120,9 +120,11 @@ impl ProcessHandle {
             .map_err(|source| ProcessError::Signal { pid, source })
     }
 
-    /// SIGTERM, `grace` to end by itself, then as [`Self::kill_now`].
+    /// SIGTERM, `grace` to end by itself, then as [`Self::kill_now`]. A stopped process goes on, to
+    /// act on the signal.
     pub async fn terminate(&self, grace: Duration) -> Result<Exit, ProcessError> {
         self.signal(Signal::TERM)?;
+        self.signal(Signal::CONT)?;
         match timeout(grace, self.exited()).await {
             Ok(exit) => Ok(exit),
             Err(_) => self.kill_now().await,

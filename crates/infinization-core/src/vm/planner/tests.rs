@@ -254,9 +254,12 @@ fn whatever_is_acquired_has_its_release() {
             let undone: Vec<_> = step.undo.iter().map(|undo| undo.release.clone()).collect();
             let wanted = match &step.action {
                 Action::CreateDisk(disk) => file(&disk.path),
-                Action::CopyFirmwareVars { path, .. }
-                | Action::Listen { path, .. }
-                | Action::WritePidFile { path } => file(path),
+                Action::CopyFirmwareVars { path, .. } => file(path),
+                Action::Listen { slot, path } => Release::RemoveSocket {
+                    slot: *slot,
+                    path: path.clone(),
+                },
+                Action::WritePidFile { path } => Release::RemovePidFile { path: path.clone() },
                 Action::CreateTap { tap, .. } => Release::DeleteTap { tap: tap.clone() },
                 Action::AttachTap { tap, .. } => Release::DetachTap { tap: tap.clone() },
                 Action::LoadFirewall { .. } => Release::DetachFirewall,
