@@ -40,7 +40,7 @@ async fn a_machines_life() {
     ]);
     // The socket listened before QEMU ran: there is no file to wait for.
     let (client, mut events) = qemu.connect().await;
-    assert!(client.greeting().version.qemu.major >= 7);
+    assert!(client.greeting().unwrap().version.qemu.major >= 7);
     assert_eq!(
         client.query_status().await.unwrap().status,
         RunState::Prelaunch

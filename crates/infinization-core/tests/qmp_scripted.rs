@@ -73,7 +73,7 @@ async fn nothing_before_the_first_command_is_missed() {
     };
     let (outcome, _peer) = tokio::join!(QmpClient::connect(&path, QmpOptions::default()), play);
     let (client, mut events) = outcome.unwrap();
-    assert_eq!(client.greeting().version.qemu.minor, 2);
+    assert_eq!(client.greeting().unwrap().version.qemu.minor, 2);
     event_named(&mut events, "EARLY").await;
     let late = event_named(&mut events, "LATE").await;
     assert_eq!(late.data.get(), r#"{"x":1}"#);

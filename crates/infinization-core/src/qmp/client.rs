@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::calls::{CallFailure, Loss, Outcome, Request};
 use super::error::QmpError;
 use super::event_stream::{EventReceiver, Subscriptions};
-use super::monitor;
+use super::monitor::{self, Session};
 use super::replies::Greeting;
 use super::wire::Command;
 
@@ -82,7 +82,7 @@ struct Shared {
     subscriptions: Subscriptions,
     link: watch::Receiver<Link>,
     closing: CancellationToken,
-    greeting: Greeting,
+    greeting: Option<Greeting>,
     command_timeout: Duration,
 }
 
@@ -95,6 +95,17 @@ impl QmpClient {
     ) -> Result<(Self, EventReceiver), QmpError> {
         let command_timeout = options.command_timeout;
         let (session, events) = monitor::start(path, options).await?;
+        Ok((Self::of(session, command_timeout), events))
+    }
+
+    /// A client of a monitor that does not answer now: [`Link::Reconnecting`], as after a lost
+    /// connection. Needs a runtime.
+    pub fn reach(path: &Path, options: &QmpOptions) -> (Self, EventReceiver) {
+        let (session, events) = monitor::reach(path, options);
+        (Self::of(session, options.command_timeout), events)
+    }
+
+    fn of(session: Session, command_timeout: Duration) -> Self {
         let shared = Shared {
             requests: session.requests,
             subscriptions: session.subscriptions,
@@ -103,10 +114,9 @@ impl QmpClient {
             greeting: session.greeting,
             command_timeout,
         };
-        let client = Self {
+        Self {
             shared: Arc::new(shared),
-        };
-        Ok((client, events))
+        }
     }
 
     /// Another view of the events, from now on.
@@ -153,9 +163,9 @@ impl QmpClient {
         answer.await.unwrap_or(Err(CallFailure::Lost(Loss::Closed)))
     }
 
-    /// What QEMU said of itself when we first connected.
-    pub fn greeting(&self) -> &Greeting {
-        &self.shared.greeting
+    /// What QEMU said of itself in [`QmpClient::connect`]; `None` after [`QmpClient::reach`].
+    pub fn greeting(&self) -> Option<&Greeting> {
+        self.shared.greeting.as_ref()
     }
 
     /// Where the connection stands now.

@@ -3,6 +3,7 @@
 //! ```text
 //! start ── dial ──> serve ──(connection breaks)──> reconnect ──> serve …
 //!                     └──(closed, or never again)──> end      └──> end
+//! reach ──────────────────────────────────────────> reconnect
 //! ```
 //!
 //! Every call gets one answer: its reply, or how its connection was lost. Neighbours:
@@ -37,7 +38,7 @@ pub(super) struct Session {
     pub(super) subscriptions: Subscriptions,
     pub(super) link: watch::Receiver<Link>,
     pub(super) closing: CancellationToken,
-    pub(super) greeting: Greeting,
+    pub(super) greeting: Option<Greeting>,
 }
 
 /// Connects once and hands the socket to a task of its own.
@@ -45,32 +46,53 @@ pub(super) async fn start(
     path: &Path,
     options: QmpOptions,
 ) -> Result<(Session, EventReceiver), QmpError> {
+    let (dialer, receiver) = dialer(path, &options);
+    let (wire, greeting) = dialer.dial().await?;
+    let mut session = spawn(dialer, options.reconnect, Some(wire));
+    session.greeting = Some(greeting);
+    Ok((session, receiver))
+}
+
+/// Leaves connecting to the task, which goes about it as after a lost connection.
+pub(super) fn reach(path: &Path, options: &QmpOptions) -> (Session, EventReceiver) {
+    let (dialer, receiver) = dialer(path, options);
+    let session = spawn(dialer, options.reconnect.clone(), None);
+    (session, receiver)
+}
+
+fn dialer(path: &Path, options: &QmpOptions) -> (Dialer, EventReceiver) {
     let (events, receiver) = Publisher::new();
     let dialer = Dialer {
         path: path.to_owned(),
         timeout: options.connect_timeout,
         events,
     };
-    let (wire, greeting) = dialer.dial().await?;
+    (dialer, receiver)
+}
+
+fn spawn(dialer: Dialer, policy: Reconnect, wire: Option<Wire>) -> Session {
     let (request_sender, requests) = mpsc::channel(QUEUE);
-    let (link_sender, link) = watch::channel(Link::Connected);
+    let (link_sender, link) = watch::channel(match wire {
+        Some(_) => Link::Connected,
+        None => Link::Reconnecting,
+    });
     let session = Session {
         requests: request_sender,
         subscriptions: dialer.events.subscriptions(),
         link,
         closing: CancellationToken::new(),
-        greeting,
+        greeting: None,
     };
     let monitor = Monitor {
         dialer,
         requests,
         link: link_sender,
         closing: session.closing.clone(),
-        policy: options.reconnect,
+        policy,
         calls: Calls::default(),
     };
     tokio::spawn(monitor.run(wire).in_current_span());
-    Ok((session, receiver))
+    session
 }
 
 struct Monitor {
@@ -83,17 +105,19 @@ struct Monitor {
 }
 
 impl Monitor {
-    async fn run(mut self, mut wire: Wire) {
+    async fn run(mut self, mut wire: Option<Wire>) {
         let mut backoff = FIRST_BACKOFF;
         loop {
-            let connected = Instant::now();
-            let loss = self.serve(wire).await;
-            if !self.break_off(loss) {
-                return;
-            }
-            // A peer that breaks off right after each handshake is not asked at full speed.
-            if connected.elapsed() > LAST_BACKOFF {
-                backoff = FIRST_BACKOFF;
+            if let Some(wire) = wire.take() {
+                let connected = Instant::now();
+                let loss = self.serve(wire).await;
+                if !self.break_off(loss) {
+                    return;
+                }
+                // A peer that breaks off right after each handshake is not asked at full speed.
+                if connected.elapsed() > LAST_BACKOFF {
+                    backoff = FIRST_BACKOFF;
+                }
             }
             let Some((next, status)) = self.reconnect(&mut backoff).await else {
                 self.give_up();
@@ -101,7 +125,7 @@ impl Monitor {
             };
             self.link.send_replace(Link::Connected);
             self.publish(MonitorEvent::Reconnected { status });
-            wire = next;
+            wire = Some(next);
         }
     }
 
