@@ -1,52 +1,54 @@
 //! What the health monitor looks at: rows against processes, and pidfiles against rows.
+//!
+//! A QEMU that a pidfile names and no machine owns is ended only when nobody can want it: no row has
+//! its name, or the row says `off`, and it was there in the cycle before too. Every other is told.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use tokio::task::spawn_blocking;
 
 use super::Open;
+use crate::db::RunningVm;
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
-use crate::host::process::find_by_name;
+use crate::host::process::{ProcessHandle, ProcessId, find_by_names, is_alive};
 use crate::monitor::{HealthCheckResult, HealthCheckSummary, OrphanEvent, Watched};
 use crate::qemu::name_argument;
 use crate::types::{InternalName, VmId};
-use crate::vm::Recovered;
 
 /// Rows that claim a QEMU.
 const CLAIMING: [&str; 3] = ["running", "suspended", "paused"];
+/// Rows whose QEMU comes or goes.
+const BETWEEN: [&str; 4] = [
+    "starting",
+    "powering_off_update",
+    "rebuilding",
+    "updating_hardware",
+];
 
 #[async_trait]
 impl Watched for Open {
     async fn check_machines(&self) -> Result<HealthCheckSummary, Failure> {
-        let rows = self
-            .services
-            .database
-            .find_machines_by_statuses(&CLAIMING)
-            .await?;
+        let database = &self.services.database;
+        let rows = database.find_machines_by_statuses(&CLAIMING).await?;
         let mut summary = HealthCheckSummary {
             total_checked: rows.len(),
             ..Default::default()
         };
         for row in rows {
-            let Ok(vm_id) = VmId::parse(row.id.as_str()) else {
-                summary.errors += 1;
-                continue;
-            };
-            let judged = self.judge(&vm_id).await;
-            match judged {
-                Ok(Some(pid)) => {
-                    summary.alive += 1;
-                    summary
-                        .results
-                        .push(result(&row.id, Some(pid), &row.status));
-                }
-                Ok(None) => {
-                    summary.crashed += 1;
-                    summary.results.push(result(&row.id, None, &row.status));
+            match self.check_row(&row).await {
+                Ok(pid) => {
+                    let counter = match pid {
+                        Some(_) => &mut summary.alive,
+                        None => &mut summary.crashed,
+                    };
+                    *counter += 1;
+                    summary.results.push(result(&row, pid));
                 }
                 Err(error) => {
-                    tracing::warn!(vm = %vm_id, %error, "could not be checked");
+                    tracing::warn!(vm = row.id, %error, "could not be checked");
                     summary.errors += 1;
                 }
             }
@@ -55,97 +57,151 @@ impl Watched for Open {
     }
 
     async fn check_orphans(&self) -> Result<(Vec<OrphanEvent>, usize), Failure> {
-        let (mut orphans, mut cleaned) = (Vec::new(), 0);
-        for (path, name) in pid_files(self.services.config.pid_dir.as_path()) {
-            match self.judge_pid_file(&path, &name).await {
-                Ok(PidFile::Owned) => {}
-                Ok(PidFile::Stale) => {
-                    cleaned += usize::from(tokio::fs::remove_file(&path).await.is_ok());
-                }
-                Ok(PidFile::Orphan(event)) => orphans.push(event),
-                Err(error) => tracing::warn!(path = %path.display(), %error, "pidfile not judged"),
+        let found = self.look_at_pid_files().await?;
+        let mut cleaned = 0;
+        for path in found.stale {
+            cleaned += usize::from(tokio::fs::remove_file(&path).await.is_ok());
+        }
+        let mut orphans = Vec::new();
+        let mut seen = HashSet::new();
+        for stray in found.strays {
+            seen.insert(stray.process.id().clone());
+            match self.judge(&stray).await {
+                Ok(orphan) => orphans.extend(orphan),
+                Err(error) => tracing::warn!(name = %stray.name, %error, "not judged"),
             }
         }
+        *self.strays() = seen;
         Ok((orphans, cleaned))
     }
 }
 
-enum PidFile {
-    Owned,
-    Stale,
-    Orphan(OrphanEvent),
+/// A living QEMU that a pidfile names and no VM of ours has.
+struct Stray {
+    path: PathBuf,
+    name: InternalName,
+    process: ProcessHandle,
+}
+
+/// The pidfiles that belong to no VM of ours.
+struct PidFiles {
+    strays: Vec<Stray>,
+    /// Of processes that are gone, or of none.
+    stale: Vec<PathBuf>,
 }
 
 impl Open {
-    /// The pid of the machine's QEMU, if it is there. A claim without one is settled: its task
-    /// cleans up and tells the crash.
-    async fn judge(&self, vm_id: &VmId) -> Result<Option<i32>, Failure> {
-        let handle = self.handle(vm_id)?;
-        if let Some(live) = handle.view().live {
-            return Ok(Some(live.process.pid()));
-        }
-        match handle.recover().await? {
-            Recovered::Alive => Ok(handle.view().live.map(|live| live.process.pid())),
-            Recovered::Skipped(why) => Err(Failure::new(ErrorCode::IdentityUnknown, why)),
-            Recovered::Nothing => {
-                let database = &self.services.database;
-                database
-                    .update_machine_status(vm_id, "off", &crate::vm::status::UNTOUCHABLE)
-                    .await?;
-                database.clear_volatile_machine_configuration(vm_id).await?;
-                Ok(None)
-            }
-            Recovered::Off | Recovered::Undone => Ok(None),
-        }
+    /// The pid of the QEMU the row claims, if it is there. A claim without one is settled by the
+    /// VM's task, which tells the crash.
+    async fn check_row(&self, row: &RunningVm) -> Result<Option<i32>, Failure> {
+        let vm_id = VmId::parse(row.id.as_str())
+            .map_err(|error| Failure::new(ErrorCode::InvalidInput, format!("id {error}")))?;
+        let handle = self.handle(&vm_id)?;
+        let live = handle.view().live;
+        let alive = live.filter(|live| live.process.is_alive());
+        let checked = match alive {
+            Some(live) => Ok(Some(live.process.pid())),
+            None => handle.check().await,
+        };
+        self.drop_if_empty(&handle);
+        checked
     }
 
-    async fn judge_pid_file(&self, path: &Path, name: &InternalName) -> Result<PidFile, Failure> {
-        let Some(process) = find_by_name(&name_argument(name)).await?.pop() else {
-            return Ok(PidFile::Stale);
+    /// One look at the directory and, if need be, one at `/proc`.
+    async fn look_at_pid_files(&self) -> Result<PidFiles, Failure> {
+        let owned: HashSet<i32> = self
+            .vms()
+            .values()
+            .filter_map(|handle| Some(handle.view().live?.process.pid()))
+            .collect();
+        let directory = self.services.config.pid_dir.as_path().to_owned();
+        let files = spawn_blocking(move || pid_files(&directory)).await;
+        let files = files.unwrap_or_default().into_iter();
+        let (alive, stale): (Vec<PidFile>, Vec<PidFile>) = files
+            .filter(|file| file.pid.is_none_or(|pid| !owned.contains(&pid)))
+            .partition(|file| file.pid.is_some_and(is_alive));
+        let mut found = PidFiles {
+            strays: Vec::new(),
+            stale: stale.into_iter().map(|file| file.path).collect(),
         };
-        let ours = self.vms().values().any(|handle| {
-            handle
-                .view()
-                .live
-                .is_some_and(|live| live.process.pid() == process.pid())
-        });
-        if ours {
-            return Ok(PidFile::Owned);
+        if alive.is_empty() {
+            return Ok(found);
         }
-        let row = self
-            .services
-            .database
-            .find_machine_by_internal_name(name)
-            .await?;
-        // A machine between two states has a task that is busy with it.
-        if row.as_ref().is_some_and(|row| row.status == "starting") {
-            return Ok(PidFile::Owned);
+        let names = alive.iter().flat_map(|file| names_of(&file.name));
+        let processes = find_by_names(names.collect()).await?;
+        let mut processes: HashMap<i32, ProcessHandle> = processes
+            .into_iter()
+            .map(|process| (process.pid(), process))
+            .collect();
+        for PidFile { path, name, pid } in alive {
+            match pid.and_then(|pid| processes.remove(&pid)) {
+                Some(process) => found.strays.push(Stray {
+                    path,
+                    name,
+                    process,
+                }),
+                // The number belongs to another process by now.
+                None => found.stale.push(path),
+            }
         }
-        Ok(PidFile::Orphan(OrphanEvent {
-            vm_id: row
-                .as_ref()
-                .map_or_else(|| name.to_string(), |row| row.id.clone()),
-            pid: process.pid(),
-            db_status: row.map(|row| row.status),
-            pidfile_path: path.display().to_string(),
+        Ok(found)
+    }
+
+    /// Tells a stray, or ends it; `None` if it is only on its way to a machine or from one.
+    async fn judge(&self, stray: &Stray) -> Result<Option<OrphanEvent>, Failure> {
+        let database = &self.services.database;
+        let row = database.find_machine_by_internal_name(&stray.name).await?;
+        let status = row.as_ref().map(|row| row.status.clone());
+        if status
+            .as_deref()
+            .is_some_and(|status| BETWEEN.contains(&status))
+        {
+            return Ok(None);
+        }
+        let unwanted = status.as_deref().is_none_or(|status| status == "off");
+        let seen_before = self.strays().contains(stray.process.id());
+        let killed = unwanted && seen_before && stray.process.kill_now().await.is_ok();
+        Ok(Some(OrphanEvent {
+            vm_id: row.map_or_else(|| stray.name.to_string(), |row| row.id),
+            pid: stray.process.pid(),
+            db_status: status,
+            pidfile_path: stray.path.display().to_string(),
             detected_at: now_ms(),
-            killed: false,
-            cleanup_performed: false,
+            killed,
+            cleanup_performed: killed && tokio::fs::remove_file(&stray.path).await.is_ok(),
         }))
+    }
+
+    fn strays(&self) -> std::sync::MutexGuard<'_, HashSet<ProcessId>> {
+        let lock = self.strays.lock();
+        lock.unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
-fn result(vm_id: &str, pid: Option<i32>, status: &str) -> HealthCheckResult {
+/// How a QEMU of that name calls itself: one of ours, and one of others'.
+fn names_of(name: &InternalName) -> [String; 2] {
+    [name_argument(name), name.to_string()]
+}
+
+fn result(row: &RunningVm, pid: Option<i32>) -> HealthCheckResult {
     HealthCheckResult {
-        vm_id: vm_id.to_owned(),
+        vm_id: row.id.clone(),
         is_alive: pid.is_some(),
         pid,
-        status: status.to_owned(),
+        status: row.status.clone(),
         timestamp: now_ms(),
     }
 }
 
-fn pid_files(directory: &Path) -> Vec<(PathBuf, InternalName)> {
+#[derive(Debug, PartialEq)]
+struct PidFile {
+    path: PathBuf,
+    name: InternalName,
+    /// `None` if it holds no number.
+    pid: Option<i32>,
+}
+
+fn pid_files(directory: &Path) -> Vec<PidFile> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
     };
@@ -154,7 +210,9 @@ fn pid_files(directory: &Path) -> Vec<(PathBuf, InternalName)> {
         .filter(|path| path.extension().is_some_and(|extension| extension == "pid"))
         .filter_map(|path| {
             let name = InternalName::parse(path.file_stem()?.to_str()?).ok()?;
-            Some((path, name))
+            let pid = std::fs::read_to_string(&path).ok()?.trim().parse().ok();
+            let pid = pid.filter(|pid| *pid > 0);
+            Some(PidFile { path, name, pid })
         })
         .collect()
 }
@@ -166,22 +224,24 @@ mod tests {
     #[test]
     fn only_pidfiles_of_possible_names_are_looked_at() {
         let directory = tempfile::tempdir().unwrap();
-        for name in [
-            "vm-1.pid",
-            "vm-2.pid",
-            "vm-3.sock",
-            "vm,4.pid",
-            "pid",
-            ".pid",
+        for (name, content) in [
+            ("vm-1.pid", "17\n"),
+            ("vm-2.pid", "garbage"),
+            ("vm-3.pid", "-1"),
+            ("vm-4.sock", "1"),
+            ("vm,5.pid", "1"),
+            ("pid", "1"),
+            (".pid", "1"),
         ] {
-            std::fs::write(directory.path().join(name), "1").unwrap();
+            std::fs::write(directory.path().join(name), content).unwrap();
         }
-        let mut found: Vec<String> = pid_files(directory.path())
+        let mut found: Vec<(String, Option<i32>)> = pid_files(directory.path())
             .into_iter()
-            .map(|(_, name)| name.to_string())
+            .map(|file| (file.name.to_string(), file.pid))
             .collect();
         found.sort();
-        assert_eq!(found, ["vm-1", "vm-2"]);
+        let wanted = [("vm-1", Some(17)), ("vm-2", None), ("vm-3", None)];
+        assert_eq!(found, wanted.map(|(name, pid)| (name.to_owned(), pid)));
         assert!(pid_files(&directory.path().join("absent")).is_empty());
     }
 }

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `mod` | construction, `initialize`, `shutdown`, the verbs on one VM |
 //! | `startup` | opening the database, probing the host, taking VMs back |
+//! | `status` | `getVMStatus`, `getActiveVMs` |
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
@@ -19,31 +20,33 @@ mod guest_access;
 mod health;
 mod observe;
 mod startup;
+mod status;
 mod store;
 
 pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, Wanted};
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Parsed, StartOptions, StopOptions, VmConfig};
+use crate::db::RunningVm;
 use crate::error::{ErrorCode, Failure};
-use crate::events::{Event, EventBus, now_ms};
+use crate::events::{Event, EventBus, Source};
+use crate::host::process::ProcessId;
 use crate::monitor::HealthMonitor;
 use crate::types::VmId;
-use crate::vm::status::Status;
-use crate::vm::{
-    EffectsWrapper, ReconcileSummary, Recovered, Services, StatusResult, Verb, VmHandle,
-};
+use crate::vm::{EffectsWrapper, ReconcileResult, ReconcileSummary, Services, Verb, VmHandle};
 
-/// For asking a monitor its status: a QEMU that hangs must not hold up its status for long.
-const STATUS_DEADLINE: Duration = Duration::from_secs(1);
+/// How long `shutdown` waits for what is under way.
+const REST_DEADLINE: Duration = Duration::from_secs(60);
 /// The statuses `reconcileStartupState` looks at unless told otherwise.
 const TRANSIENT: [&str; 3] = ["starting", "powering_off_update", "rebuilding"];
 
@@ -79,6 +82,8 @@ struct Open {
     services: Arc<Services>,
     vms: Mutex<HashMap<VmId, VmHandle>>,
     monitor: HealthMonitor,
+    /// The processes the last orphan scan found without an owner.
+    strays: Mutex<HashSet<ProcessId>>,
     _lock: crate::host::dir_lock::DirLock,
 }
 
@@ -133,18 +138,16 @@ impl Manager {
         Ok(())
     }
 
-    /// Stops watching. VMs go on; the next instance takes them back.
+    /// Stops watching, after what is under way has come to its end; waiting for guests is given up.
+    /// VMs go on; the next instance takes them back.
     pub async fn shutdown(&self) -> Result<(), Failure> {
         let _one_at_a_time = self.inner.starting.lock().await;
         let phase = std::mem::replace(&mut *self.phase(), Phase::Closed);
         if let Phase::Open(open) = phase {
             open.monitor.stop();
+            open.services.closing.cancel();
             let handles: Vec<VmHandle> = open.vms().drain().map(|(_, handle)| handle).collect();
-            for handle in handles {
-                if let Some(live) = handle.view().live {
-                    live.qmp.close().await;
-                }
-            }
+            join_all(handles.iter().map(Open::let_go)).await;
         }
         Ok(())
     }
@@ -233,69 +236,6 @@ impl Manager {
         to_value(&destroyed?)
     }
 
-    /// `getVMStatus`. Never waits for an operation of the VM.
-    pub async fn get_vm_status(&self, vm_id: String) -> Result<Value, Failure> {
-        let open = self.open()?;
-        let vm_id = parse_id(&vm_id)?;
-        let row = open
-            .services
-            .database
-            .find_machine(&vm_id)
-            .await
-            .map_err(|error| {
-                Failure::caused_by(
-                    ErrorCode::DatabaseError,
-                    "the machine could not be read",
-                    error,
-                )
-            })?;
-        let row = row.ok_or_else(|| not_found(&vm_id))?;
-        let view = open
-            .vms()
-            .get(&vm_id)
-            .map(VmHandle::view)
-            .unwrap_or_default();
-        let live = view.live.filter(|live| live.process.is_alive());
-        let qmp_status = match &live {
-            Some(live) => {
-                match tokio::time::timeout(STATUS_DEADLINE, live.qmp.query_status()).await {
-                    Ok(Ok(status)) => Some(status.status.as_str().to_owned()),
-                    _ => None,
-                }
-            }
-            None => None,
-        };
-        let status = Status::parse(&row.status);
-        let uptime = |live: &Arc<crate::vm::LiveView>| {
-            Duration::from_millis(now_ms().saturating_sub(live.started_at_ms)).as_secs_f64()
-        };
-        to_value(&StatusResult {
-            consistent: consistent(&status, live.is_some()),
-            status: row.status,
-            pid: live.as_ref().map(|live| live.process.pid()),
-            uptime: live.as_ref().map(uptime),
-            process_alive: live.is_some(),
-            unresponsive: live.is_some() && qmp_status.is_none(),
-            qmp_status,
-            tap_device: live.as_ref().map(|live| live.tap.clone()),
-            qmp_socket_path: live.as_ref().map(|live| live.qmp_socket.clone()),
-            last_exit: view.last_exit,
-            vm_id,
-        })
-    }
-
-    /// `getActiveVMs`: VMs whose QEMU is ours now. Empty before `initialize`.
-    pub fn get_active_vms(&self) -> Vec<String> {
-        let Ok(open) = self.open() else {
-            return Vec::new();
-        };
-        let vms = open.vms();
-        let alive = vms
-            .iter()
-            .filter(|(_, handle)| handle.view().live.is_some());
-        alive.map(|(vm_id, _)| vm_id.to_string()).collect()
-    }
-
     /// `reconcileStartupState`: settles rows that an earlier process left between two states.
     pub async fn reconcile_startup_state(
         &self,
@@ -343,13 +283,15 @@ impl Open {
 
     /// The VM's task, started if need be.
     fn handle(&self, vm_id: &VmId) -> Result<VmHandle, Failure> {
-        let mut vms = self.vms();
-        if let Some(handle) = vms.get(vm_id) {
+        if let Some(handle) = self.vms().get(vm_id) {
             return Ok(handle.clone());
         }
-        let handle = VmHandle::spawn(self.services.context_of(vm_id)?);
-        vms.insert(vm_id.clone(), handle.clone());
-        Ok(handle)
+        // Reads a file: not while others wait for the map.
+        let context = self.services.context_of(vm_id)?;
+        let mut vms = self.vms();
+        // Somebody may have been faster; his task has read the same ledger and may have changed it.
+        let handle = vms.entry(vm_id.clone());
+        Ok(handle.or_insert_with(|| VmHandle::spawn(context)).clone())
     }
 
     /// The task of a VM that has one or has a row. Asking for others starts none.
@@ -385,87 +327,44 @@ impl Open {
         }
     }
 
+    /// Lets a VM's task end, once it has done what it was asked to.
+    async fn let_go(handle: &VmHandle) {
+        if timeout(REST_DEADLINE, handle.rest()).await.is_err() {
+            let vm = &handle.context().vm_id;
+            tracing::warn!(%vm, "an operation was still under way at shutdown");
+        }
+        if let Some(live) = handle.view().live {
+            live.qmp.close().await;
+        }
+    }
+
     async fn reconcile(&self, statuses: &[&str]) -> Result<ReconcileSummary, Failure> {
         let rows = self
             .services
             .database
             .find_machines_by_statuses(statuses)
             .await?;
-        let mut summary = ReconcileSummary {
-            total_checked: rows.len(),
-            timestamp: now_ms(),
-            ..ReconcileSummary::default()
-        };
-        for row in rows {
-            let outcome = match VmId::parse(row.id.as_str()) {
-                Ok(vm_id) => self.reconcile_one(&vm_id, &row.status).await,
-                Err(error) => Err(Failure::new(ErrorCode::InvalidInput, format!("id {error}"))),
-            };
-            match outcome {
-                Ok(Settled::Running) => summary.promoted_to_running.push(row.id),
-                Ok(Settled::Off) => summary.reset_to_off.push(row.id),
-                Ok(Settled::Error) => summary.reset_to_error.push(row.id),
-                Ok(Settled::Skipped) => summary.skipped.push(row.id),
-                Err(error) => {
-                    tracing::warn!(vm = row.id, %error, "not reconciled");
-                    summary.skipped.push(row.id);
-                }
-            }
-        }
+        let settled = join_all(rows.iter().map(|row| self.reconcile_row(row))).await;
+        let summary = ReconcileSummary::of(settled);
+        self.services.events.publish(
+            Source::HealthMonitor,
+            "reconcile-complete",
+            None,
+            summary.told(),
+        );
         Ok(summary)
     }
 
-    async fn reconcile_one(&self, vm_id: &VmId, status: &str) -> Result<Settled, Failure> {
-        let handle = self.handle(vm_id)?;
-        let (alive, dead) = match status {
-            "rebuilding" => (None, "error"),
-            _ => (Some("running"), "off"),
+    async fn reconcile_row(&self, row: &RunningVm) -> ReconcileResult {
+        let settled = async {
+            let vm_id = VmId::parse(row.id.as_str())
+                .map_err(|error| Failure::new(ErrorCode::InvalidInput, format!("id {error}")))?;
+            self.handle(&vm_id)?.reconcile(&row.status).await
         };
-        match handle.recover().await? {
-            Recovered::Skipped(_) => Ok(Settled::Skipped),
-            Recovered::Alive => {
-                if let Some(alive) = alive {
-                    self.services
-                        .database
-                        .update_machine_status(vm_id, alive, &["error"])
-                        .await?;
-                }
-                Ok(Settled::Running)
-            }
-            Recovered::Nothing | Recovered::Off | Recovered::Undone => {
-                self.services
-                    .database
-                    .update_machine_status(vm_id, dead, &["error"])
-                    .await?;
-                self.services
-                    .database
-                    .clear_volatile_machine_configuration(vm_id)
-                    .await?;
-                Ok(if dead == "off" {
-                    Settled::Off
-                } else {
-                    Settled::Error
-                })
-            }
-        }
-    }
-}
-
-/// How one row was reconciled.
-enum Settled {
-    Running,
-    Off,
-    Error,
-    Skipped,
-}
-
-/// Running, suspended and paused go with a process; off and error with none. What is between two
-/// states, or claimed by the consumer, agrees with both.
-fn consistent(status: &Status, alive: bool) -> bool {
-    match status {
-        Status::Running | Status::Suspended | Status::Paused => alive,
-        Status::Off | Status::Error => !alive,
-        _ => true,
+        settled.await.unwrap_or_else(|error| {
+            tracing::warn!(vm = row.id, %error, "not reconciled");
+            ReconcileResult::skipped(&row.id, &row.status, error.to_string())
+        })
     }
 }
 
@@ -492,28 +391,6 @@ fn to_value(answer: &impl Serialize) -> Result<Value, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_row_and_a_process_agree() {
-        // status, whether it agrees with a living QEMU, and with none
-        let table = [
-            ("running", true, false),
-            ("suspended", true, false),
-            ("paused", true, false),
-            ("off", false, true),
-            ("error", false, true),
-            ("starting", true, true),
-            ("rebuilding", true, true),
-            ("updating_hardware", true, true),
-            ("powering_off_update", true, true),
-            ("backing_up", true, true),
-        ];
-        for (word, with, without) in table {
-            let status = Status::parse(word);
-            assert_eq!(consistent(&status, true), with, "{word}, alive");
-            assert_eq!(consistent(&status, false), without, "{word}, gone");
-        }
-    }
 
     #[test]
     fn an_id_that_is_none_is_refused_by_its_name() {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
 
 use super::{Inner, Open, TRANSIENT};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
@@ -61,6 +62,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         display_ports: DisplayPorts::default(),
         cgroups: Cgroups::host(),
         parser,
+        closing: CancellationToken::new(),
         wrap_effects: inner.wrap_effects.clone(),
         config,
     });
@@ -70,6 +72,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             monitor: HealthMonitor::new(watched, monitor_interval, inner.events.clone()),
             services,
             vms: Mutex::new(HashMap::new()),
+            strays: Mutex::default(),
             _lock: lock,
         }
     }))
@@ -106,11 +109,14 @@ impl Open {
     /// Every VM that left something in the state directory, at once: one that hangs delays no
     /// other.
     pub(super) async fn take_back_all(&self) -> Result<(), Failure> {
-        self.sweep_half_made_images().await?;
+        if let Err(error) = self.sweep_half_made_images().await {
+            tracing::warn!(%error, "half-made images were not looked for");
+        }
         let left = self.left_behind()?;
         join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
-        let summary = self.reconcile(&TRANSIENT).await?;
-        tracing::debug!(?summary, "reconciled");
+        if let Err(error) = self.reconcile(&TRANSIENT).await {
+            tracing::warn!(%error, "rows between two states were not reconciled");
+        }
         self.services.cgroups.remove_empty_scopes().await;
         Ok(())
     }

@@ -2,8 +2,7 @@
 //! and then, for what no task watches: rows that claim a QEMU nobody has, and pidfiles of processes
 //! that nobody owns.
 //!
-//! It never signals a process. A QEMU without an owner is told (`orphan-detected`), not killed: what
-//! cannot be proven ours may be somebody's.
+//! A QEMU without an owner is told (`orphan-detected`); what is done about it, [`Watched`] decides.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -16,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Failure;
 use crate::events::{EventBus, Source, now_ms};
+use crate::types::VmId;
 
 /// What one machine's check found.
 #[derive(Debug, Clone, Serialize)]
@@ -47,7 +47,7 @@ pub struct OrphanEvent {
     pub pidfile_path: String,
     /// When, in milliseconds since the Unix epoch.
     pub detected_at: u64,
-    /// Always false: orphans are told, not killed.
+    /// Whether it was ended.
     pub killed: bool,
     /// Whether anything was cleaned up.
     pub cleanup_performed: bool,
@@ -80,7 +80,8 @@ pub struct HealthCheckSummary {
 pub trait Watched: Send + Sync {
     /// Checks every machine whose row claims a QEMU.
     async fn check_machines(&self) -> Result<HealthCheckSummary, Failure>;
-    /// Looks at every pidfile; answers the orphans and how many stale files were removed.
+    /// Looks at every pidfile; answers the orphans, with what was done about them, and how many stale
+    /// files were removed.
     async fn check_orphans(&self) -> Result<(Vec<OrphanEvent>, usize), Failure>;
 }
 
@@ -160,15 +161,7 @@ impl HealthMonitor {
             return Ok(HealthCheckSummary::default());
         };
         let mut summary = watched.check_machines().await?;
-        let (orphans, cleaned) = watched.check_orphans().await?;
-        for orphan in &orphans {
-            self.events.publish(
-                Source::HealthMonitor,
-                "orphan-detected",
-                None,
-                json!(orphan),
-            );
-        }
+        let (orphans, cleaned) = self.look_for_orphans(&watched).await?;
         summary.orphans_detected = orphans.len();
         summary.orphans_cleaned = cleaned;
         summary.timestamp = now_ms();
@@ -184,9 +177,25 @@ impl HealthMonitor {
     /// Looks at the pidfiles now.
     pub async fn check_orphans(&self) -> Result<Vec<OrphanEvent>, Failure> {
         match self.watched.upgrade() {
-            Some(watched) => Ok(watched.check_orphans().await?.0),
+            Some(watched) => Ok(self.look_for_orphans(&watched).await?.0),
             None => Ok(Vec::new()),
         }
+    }
+
+    async fn look_for_orphans(
+        &self,
+        watched: &Arc<dyn Watched>,
+    ) -> Result<(Vec<OrphanEvent>, usize), Failure> {
+        let (orphans, cleaned) = watched.check_orphans().await?;
+        for orphan in &orphans {
+            let (source, kind) = (Source::HealthMonitor, "orphan-detected");
+            // Without a row it is the internal name, which is no VM's id.
+            let vm_id = orphan.db_status.as_ref();
+            let vm_id = vm_id.and_then(|_| VmId::parse(orphan.vm_id.as_str()).ok());
+            self.events
+                .publish(source, kind, vm_id.as_ref(), json!(orphan));
+        }
+        Ok((orphans, cleaned))
     }
 
     async fn cycle(&self) {

@@ -118,7 +118,9 @@ pub enum Action {
     Continue,
     /// Inserts the machine into the embedded store, with status `starting`.
     InsertRow,
-    /// Writes the row's status, whatever it is.
+    /// Writes `starting` into the row of a machine that is to be made.
+    TakeRow,
+    /// Writes the row's status, but over nobody's claim.
     WriteStatus {
         /// The new status.
         status: &'static str,
@@ -135,7 +137,10 @@ pub enum Action {
     /// Writes what the machine runs with into its configuration row.
     WriteConfiguration(Box<RowValues>),
     /// Writes the VM's validated configuration into its state directory, to survive a host crash.
-    WriteSpec,
+    WriteSpec {
+        /// Whether the one before is kept for [`Release::RestoreSpec`].
+        keep_previous: bool,
+    },
 }
 
 /// A plan shows the transaction as `nft -j` is given it.
@@ -191,6 +196,8 @@ pub enum Release {
     RemoveCgroup,
     /// Deletes the machine from the embedded store.
     DeleteRow,
+    /// Puts the spec back that the machine had before the attempt, if it had one.
+    RestoreSpec,
     /// Writes the status a failed attempt leaves.
     RestoreStatus {
         /// The status.
@@ -251,6 +258,14 @@ pub struct RowValues {
 }
 
 impl Action {
+    /// The name of [`Action::ConnectMonitor`].
+    pub const CONNECT_MONITOR: &'static str = "connect monitor";
+
+    /// Whether the action of this name claims the row: when it fails, nothing was begun.
+    pub fn is_claim(name: &str) -> bool {
+        ["insert row", "take row", "transition status"].contains(&name)
+    }
+
     /// The action's name, for error texts, journals and progress.
     pub fn name(&self) -> &'static str {
         match self {
@@ -265,15 +280,16 @@ impl Action {
             Self::Listen { .. } => "listen on socket",
             Self::SpawnQemu(_) => "spawn QEMU",
             Self::WritePidFile { .. } => "write pidfile",
-            Self::ConnectMonitor { .. } => "connect monitor",
+            Self::ConnectMonitor { .. } => Self::CONNECT_MONITOR,
             Self::SetDisplayPassword { .. } => "set display password",
             Self::PinVcpus { .. } => "pin vCPUs",
             Self::Continue => "continue",
             Self::InsertRow => "insert row",
+            Self::TakeRow => "take row",
             Self::WriteStatus { .. } => "write status",
             Self::Transition { .. } => "transition status",
             Self::WriteConfiguration(_) => "write configuration",
-            Self::WriteSpec => "write spec",
+            Self::WriteSpec { .. } => "write spec",
         }
     }
 }
@@ -311,6 +327,7 @@ impl Release {
             Self::EndQemu => "end QEMU",
             Self::RemoveCgroup => "remove cgroup",
             Self::DeleteRow => "delete row",
+            Self::RestoreSpec => "restore spec",
             Self::RestoreStatus { .. } => "restore status",
         }
     }

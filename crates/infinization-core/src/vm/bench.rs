@@ -22,6 +22,7 @@ pub struct Bench {
 #[derive(Debug, Default)]
 struct Inner {
     config: Option<VmConfig>,
+    spec: Option<VmConfig>,
     descriptors: BTreeMap<Slot, OwnedFd>,
     process: Option<ProcessHandle>,
     monitor: Option<(QmpClient, EventReceiver)>,
@@ -29,10 +30,11 @@ struct Inner {
 }
 
 impl Bench {
-    /// A bench for an operation on a machine with this configuration.
-    pub fn new(config: VmConfig, display_port: u16) -> Self {
+    /// A bench for a run of a machine with `config`; `spec` is what later runs are made of.
+    pub fn new(config: VmConfig, spec: VmConfig, display_port: u16) -> Self {
         let inner = Inner {
             config: Some(config),
+            spec: Some(spec),
             display_port,
             ..Inner::default()
         };
@@ -54,6 +56,11 @@ impl Bench {
     /// The machine's configuration; `None` when only releasing.
     pub fn config(&self) -> Option<VmConfig> {
         self.lock().config.clone()
+    }
+
+    /// The configuration to be kept; `None` when only releasing.
+    pub fn spec(&self) -> Option<VmConfig> {
+        self.lock().spec.clone()
     }
 
     /// The display's password.

@@ -1,12 +1,13 @@
 //! `startVM({ waitForBoot: true })`: the guest has booted when its agent answers.
 
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
 
 use super::machine::Machine;
+use super::stop::{Interrupt, Waited};
 use crate::config::{StartOptions, VmConfig};
 use crate::error::{ErrorCode, Failure};
 use crate::qmp::{AgentOptions, GuestAgent};
@@ -34,26 +35,30 @@ pub(super) fn witness(
 impl Machine {
     /// Returns when the guest's agent answers. Whatever ends the wait, the VM goes on.
     pub(super) async fn wait_for_boot(
-        &self,
+        &mut self,
         agent: &HostPath,
         patience: Duration,
-        cancel: &CancellationToken,
+        interrupt: &Interrupt,
     ) -> Result<(), Failure> {
-        let deadline = Instant::now() + patience;
-        let vm_id = &self.context.vm_id;
-        tokio::select! {
-            biased;
-            _exit = self.exited() => {
-                Err(Failure::new(ErrorCode::StartFailed, "the VM ended while its guest was booting").of_vm(vm_id))
+        let failed = |code, message: &str| Err(Failure::new(code, message));
+        let mut answered = pin!(timeout(patience, answer_of(agent.as_path())));
+        let mut interrupted = pin!(interrupt.came());
+        loop {
+            tokio::select! {
+                biased;
+                _exit = self.exited() => {
+                    return failed(ErrorCode::StartFailed, "the VM ended while its guest was booting");
+                }
+                waited = &mut interrupted => return match waited {
+                    Waited::Forced => failed(ErrorCode::Aborted, "the VM was stopped while its guest was booting"),
+                    _ => failed(ErrorCode::Aborted, "the wait for the guest was aborted; the VM is running"),
+                },
+                event = self.next_event() => self.on_event(event).await,
+                answered = &mut answered => return answered.or_else(|_elapsed| {
+                    let waited = patience.as_millis();
+                    failed(ErrorCode::Timeout, &format!("the guest did not answer within {waited} ms; the VM is running"))
+                }),
             }
-            () = cancel.cancelled() => {
-                let message = "the wait for the guest was aborted; the VM is running";
-                Err(Failure::new(ErrorCode::Aborted, message).of_vm(vm_id))
-            }
-            answered = timeout_at(deadline, answer_of(agent.as_path())) => answered.map_err(|_elapsed| {
-                let message = format!("the guest did not answer within {} ms; the VM is running", patience.as_millis());
-                Failure::new(ErrorCode::Timeout, message).of_vm(vm_id)
-            }),
         }
     }
 }

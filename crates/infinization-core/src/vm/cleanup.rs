@@ -110,7 +110,7 @@ fn resource_type(release: &Release) -> &'static str {
         } => "QMP_SOCKET",
         Release::RemoveSocket { .. } => "SOCKET",
         Release::RemovePidFile { .. } => "PIDFILE",
-        Release::RemoveFile { .. } => "FILE",
+        Release::RemoveFile { .. } | Release::RestoreSpec => "FILE",
         Release::EndQemu => "PROCESS",
         Release::RemoveCgroup => "CGROUP",
         Release::DeleteRow | Release::RestoreStatus { .. } => "DB_CONFIGURATION",
@@ -128,6 +128,7 @@ fn identifier(release: &Release, vm_id: &VmId) -> String {
         | Release::EndQemu
         | Release::RemoveCgroup
         | Release::DeleteRow
+        | Release::RestoreSpec
         | Release::RestoreStatus { .. } => vm_id.to_string(),
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::ledger::Ledger;
 use super::run::Effects;
 use super::services::Services;
-use super::status::Status;
+use super::status::{STARTABLE, Status};
 use crate::db::DbError;
 use crate::error::{ErrorCode, Failure};
 use crate::events::{Source, now_ms};
@@ -50,10 +50,15 @@ impl VmContext {
     /// A refusal: nothing was touched.
     pub(super) fn refused(&self, verb: &str, status: &Status, allowed: &[&str]) -> Failure {
         let message = format!("VM {} cannot be {verb} while it is {status}", self.vm_id);
+        let which = if allowed == STARTABLE {
+            "startableStatuses"
+        } else {
+            "allowedStatuses"
+        };
         Failure::new(ErrorCode::InvalidState, message)
             .of_vm(&self.vm_id)
             .with("currentStatus", status.as_str())
-            .with("allowedStatuses", allowed.to_vec())
+            .with(which, allowed.to_vec())
     }
 
     /// Tells the consumer's `eventManager.emitCRUD('machines', action, vmId, data)`.

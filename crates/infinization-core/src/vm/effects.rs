@@ -20,13 +20,12 @@ use super::bench::Bench;
 use super::ledger::{Ledger, Lived};
 use super::run::Effects;
 use super::services::Services;
-use super::status::UNTOUCHABLE;
+use super::status::{MARKERS, UNTOUCHABLE};
 use super::{QEMU_LOG, SERIAL_LOG, spec};
 use crate::config::{DiskConfig, DisplayProtocol, VmConfig};
 use crate::db::sqlite::NewMachine;
 use crate::db::{ConfigurationUpdate, CpuPinning};
 use crate::error::{ErrorCode, Failure};
-use crate::events::now_ms;
 use crate::firewall::ChainNames;
 use crate::host::affinity;
 use crate::host::cgroup::{self, Placement};
@@ -52,6 +51,13 @@ pub struct HostEffects {
 }
 
 impl HostEffects {
+    async fn write_status(&self, status: &str) -> Result<(), Failure> {
+        let database = &self.services.database;
+        Ok(database
+            .update_machine_status(&self.vm_id, status, &MARKERS)
+            .await?)
+    }
+
     /// For one VM.
     pub fn new(
         vm_id: VmId,
@@ -123,11 +129,8 @@ impl Effects for HostEffects {
             Action::PinVcpus { cpus } => pin_vcpus(cpus, bench).await,
             Action::Continue => Ok(monitor(bench)?.cont().await?),
             Action::InsertRow => self.insert_row(bench).await,
-            Action::WriteStatus { status } => Ok(self
-                .services
-                .database
-                .update_machine_status(&self.vm_id, status, &[])
-                .await?),
+            Action::TakeRow => self.write_status("starting").await,
+            Action::WriteStatus { status } => self.write_status(status).await,
             Action::Transition { from, to, version } => {
                 let database = &self.services.database;
                 database
@@ -145,9 +148,14 @@ impl Effects for HostEffects {
                     .update_machine_configuration(&self.vm_id, update)
                     .await?)
             }
-            Action::WriteSpec => {
-                let (directory, config) = (self.directory.clone(), config(bench)?);
-                blocking((), move |()| Ok(spec::write(&directory, &config)?)).await
+            Action::WriteSpec { keep_previous } => {
+                let keep_previous = *keep_previous;
+                let directory = self.directory.clone();
+                let spec = bench.spec().ok_or_else(|| missing("spec"))?;
+                blocking((), move |()| {
+                    Ok(spec::write(&directory, &spec, keep_previous)?)
+                })
+                .await
             }
         }
     }
@@ -179,6 +187,14 @@ impl Effects for HostEffects {
                 Some(store) => Ok(store.delete_machine(&self.vm_id).await.map(drop)?),
                 None => Ok(()),
             },
+            Release::RestoreSpec => {
+                let directory = self.directory.clone();
+                blocking((), move |()| {
+                    spec::restore(&directory)
+                        .map_err(|error| file_failure("restored", &directory, &error))
+                })
+                .await
+            }
             Release::RestoreStatus { status } => {
                 let database = &self.services.database;
                 Ok(database
@@ -272,8 +288,8 @@ impl HostEffects {
         let lived = Lived {
             process: process.id().clone(),
             name_argument: name_argument(&config.internal_name),
+            qmp_socket: config.paths.qmp_socket.clone(),
             display_port: bench.display_port(),
-            started_at_ms: now_ms(),
         };
         if let Err(error) = self.ledger.live(lived) {
             // Nobody could find it again: it must not stay.
@@ -371,18 +387,31 @@ pub(super) async fn connect(
     process: &ProcessHandle,
     deadline: Duration,
 ) -> Result<(QmpClient, qmp::EventReceiver), QmpError> {
+    QmpClient::connect(path.as_path(), while_alive(process, deadline)).await
+}
+
+/// A monitor that did not answer: it is tried again while its process lives.
+pub(super) fn keep_trying(
+    path: &HostPath,
+    process: &ProcessHandle,
+    deadline: Duration,
+) -> (QmpClient, qmp::EventReceiver) {
+    QmpClient::reach(path.as_path(), &while_alive(process, deadline))
+}
+
+fn while_alive(process: &ProcessHandle, connect_timeout: Duration) -> QmpOptions {
     let gone = CancellationToken::new();
-    let options = QmpOptions {
-        connect_timeout: deadline,
-        reconnect: Reconnect::WhileAlive { gone: gone.clone() },
-        ..QmpOptions::default()
-    };
+    let reconnect = Reconnect::WhileAlive { gone: gone.clone() };
     let exited = process.exited();
     tokio::spawn(async move {
         exited.await;
         gone.cancel();
     });
-    QmpClient::connect(path.as_path(), options).await
+    QmpOptions {
+        connect_timeout,
+        reconnect,
+        ..QmpOptions::default()
+    }
 }
 
 async fn run_as(bench: &Bench) -> Result<Option<RunAs>, Failure> {

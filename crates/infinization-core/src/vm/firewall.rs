@@ -3,7 +3,6 @@
 use super::machine::Machine;
 use super::outcome::OperationResult;
 use super::spec;
-use crate::config::StartOptions;
 use crate::db::RuleSplit;
 use crate::error::{ErrorCode, Failure};
 use crate::host::bridge;
@@ -28,7 +27,7 @@ impl Machine {
             .find_machine_with_config(&context.vm_id)
             .await?;
         let record = record.ok_or_else(|| context.not_found())?;
-        let config = spec::for_start(context, &record, &StartOptions::default())?;
+        let config = spec::for_start(context, &record)?;
         let addresses = bridge::addresses(&context.services.links, &config.network.bridge).await?;
         let split = RuleSplit {
             vm_rules: rules.clone(),

@@ -3,12 +3,11 @@
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::action::Release;
+use super::action::{Action, Release};
 use super::bench::Bench;
 use super::boot;
 use super::context::VmContext;
 use super::facts::{Gathered, Reserved};
-use super::ledger::Lived;
 use super::live::{Live, LiveView};
 use super::machine::Machine;
 use super::outcome::{CreateResult, OperationResult};
@@ -16,7 +15,8 @@ use super::plan::{Operation, Plan};
 use super::planner::{RowClaim, plan_create, plan_start};
 use super::run::Run;
 use super::spec;
-use super::status::{STARTABLE, Status};
+use super::status::{STARTABLE, Status, UNTOUCHABLE};
+use super::stop::Interrupt;
 use crate::config::{StartOptions, VmConfig, Warning};
 use crate::db::{RuleSplit, VmRecord};
 use crate::error::{ErrorCode, Failure};
@@ -38,7 +38,10 @@ struct Launched {
 /// What a launch is for, with what only that needs.
 struct Launch<'a> {
     operation: Operation,
+    /// What this run is made of.
     config: VmConfig,
+    /// What later runs are made of: without the options of this one.
+    spec: VmConfig,
     row: RowClaim,
     rules: RuleSplit,
     policy: Option<String>,
@@ -53,6 +56,7 @@ impl Machine {
         warnings: &[Warning],
         cancel: &CancellationToken,
     ) -> Result<CreateResult, Failure> {
+        self.look_again().await?;
         if self.live.is_some() {
             return Err(self.context.refused("created", &self.shown, &STARTABLE));
         }
@@ -79,6 +83,7 @@ impl Machine {
         };
         let launch = Launch {
             operation: Operation::Create,
+            spec: config.clone(),
             config,
             row,
             rules,
@@ -118,22 +123,23 @@ impl Machine {
         &mut self,
         options: &StartOptions,
         cancel: &CancellationToken,
+        interrupt: &Interrupt,
     ) -> Result<OperationResult, Failure> {
         let vm_id = self.context.vm_id.clone();
         let record = self.record().await?;
-        if self.live.is_some()
-            && matches!(
-                Status::parse(&record.status),
-                Status::Running | Status::Starting
-            )
-        {
+        let status = Status::parse(&record.status);
+        if self.live.is_some() && matches!(status, Status::Running | Status::Starting) {
+            if status == Status::Starting {
+                self.write_shown().await?;
+            }
             return Ok(OperationResult::done(&vm_id, "VM is already running"));
         }
         let (record, status) = self.resolve_dead_claim(record).await?;
         if self.live.is_some() || !STARTABLE.contains(&status.as_str()) {
             return Err(self.context.refused("started", &status, &STARTABLE));
         }
-        let config = spec::for_start(&self.context, &record, options)?;
+        let config = spec::for_start(&self.context, &record)?;
+        let this_run = spec::with_options(config.clone(), options);
         let witness = boot::witness(&config, options)?;
         let rules = self
             .context
@@ -153,7 +159,8 @@ impl Machine {
         };
         let launch = Launch {
             operation: Operation::Start,
-            config,
+            config: this_run,
+            spec: config,
             row,
             rules,
             policy,
@@ -166,10 +173,19 @@ impl Machine {
         let data = json!({ "pid": launched.pid, "tapDevice": self.context.names.tap });
         self.context.crud("power_on", data);
         if let Some(agent) = witness {
-            self.wait_for_boot(&agent, options.boot_timeout, cancel)
+            self.wait_for_boot(&agent, options.boot_timeout, interrupt)
                 .await?;
         }
-        Ok(OperationResult::done(&vm_id, "VM started"))
+        Ok(OperationResult::done(&vm_id, "VM started").warned(launched.warnings))
+    }
+
+    /// The row of a living VM says that it is starting: an old claim.
+    async fn write_shown(&self) -> Result<(), Failure> {
+        let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
+        let shown = self.shown.as_str();
+        Ok(database
+            .update_machine_status(vm_id, shown, &UNTOUCHABLE)
+            .await?)
     }
 
     async fn record(&self) -> Result<VmRecord, Failure> {
@@ -182,8 +198,7 @@ impl Machine {
         record.ok_or_else(|| self.context.not_found())
     }
 
-    /// A row that says `running` or `starting` while there is no QEMU is an old claim: it becomes
-    /// `off`, and the start goes on.
+    /// An old claim of a QEMU that is gone is dropped, and the start goes on.
     async fn resolve_dead_claim(
         &mut self,
         record: VmRecord,
@@ -193,25 +208,22 @@ impl Machine {
         if !dead {
             return Ok((record, status));
         }
-        let cleanup = self.settle(&super::outcome::EndCause::of("unknown")).await;
-        self.alert(&cleanup);
-        self.write_off().await;
+        self.drop_dead_claim().await?;
         let record = self.record().await?;
         let status = Status::parse(&record.status);
         Ok((record, status))
     }
 
     /// Plans and executes, with another display port when somebody was faster.
-    async fn launch(&mut self, launch: Launch<'_>) -> Result<Launched, Failure> {
+    async fn launch(&mut self, mut launch: Launch<'_>) -> Result<Launched, Failure> {
         let mut first_port = launch.config.display.port;
         let mut attempt = 1;
         loop {
             let outcome = self.launch_once(&launch, first_port).await;
             match outcome {
-                Err((failure, port))
-                    if failure.has(ErrorCode::AddressInUse) && attempt < PORT_ATTEMPTS =>
-                {
+                Err((failure, port)) if was_taken(&failure) && attempt < PORT_ATTEMPTS => {
                     tracing::info!(vm = %self.context.vm_id, port, "the display port was taken, trying the next");
+                    launch.row = self.claim_again(launch.row).await?;
                     first_port = port.saturating_add(1);
                     attempt += 1;
                 }
@@ -219,6 +231,18 @@ impl Machine {
                 Ok(launched) => return Ok(launched),
             }
         }
+    }
+
+    /// The last attempt gave the row back, and counted its version up.
+    async fn claim_again(&self, claim: RowClaim) -> Result<RowClaim, Failure> {
+        let RowClaim::Transition { .. } = claim else {
+            return Ok(claim);
+        };
+        let record = self.record().await?;
+        Ok(RowClaim::Transition {
+            from: record.status,
+            version: record.version,
+        })
     }
 
     async fn launch_once(
@@ -253,7 +277,7 @@ impl Machine {
         .map_err(|error| early(Failure::new(ErrorCode::InvalidConfig, error.to_string())))?;
 
         let context = &self.context;
-        let bench = Bench::new(launch.config.clone(), port);
+        let bench = Bench::new(launch.config.clone(), launch.spec.clone(), port);
         context.make_directory().await.map_err(early)?;
         context
             .ledger
@@ -268,28 +292,29 @@ impl Machine {
         let outcome = run.execute(&plan).await;
         let settled = match &outcome {
             Ok(()) => context.ledger.commit(),
+            Err(failure) if step_of(failure).is_some_and(Action::is_claim) => {
+                context.ledger.commit()
+            }
             Err(_rolled_back) => context.end_attempt().await,
         };
-        // Why it failed matters more than that the ledger could not be written.
+        if let Err(error) = settled {
+            // What was done is done; whoever reads the old ledger finds the same out by looking.
+            tracing::warn!(vm = %context.vm_id, %error, "the ledger could not be written");
+        }
         outcome.map_err(|failure| (failure, port))?;
-        settled.map_err(|error| early(error.into()))?;
 
         let (Some(process), Some((qmp, events))) = (bench.process(), bench.take_monitor()) else {
             let message = "the plan made no process or no monitor";
             return Err(early(Failure::new(ErrorCode::Internal, message)));
         };
         let pid = process.pid();
-        let lived = context.ledger.contents();
         let view = LiveView {
-            generation: lived.generation,
+            generation: context.ledger.contents().generation,
             process,
             qmp,
             qmp_socket: launch.config.paths.qmp_socket.to_string(),
             tap: context.names.tap.to_string(),
             display_port: port,
-            started_at_ms: lived
-                .lived
-                .map_or_else(now_ms, |lived: Lived| lived.started_at_ms),
         };
         let live = Live {
             view: view.into(),
@@ -376,6 +401,17 @@ impl VmContext {
         let rules = database.get_firewall_rules_split(vm_id).await?;
         Ok((rules, database.get_department_firewall_policy(vm_id).await?))
     }
+}
+
+/// Whether QEMU could not have its display port.
+fn was_taken(failure: &Failure) -> bool {
+    failure.has(ErrorCode::AddressInUse) && step_of(failure) == Some(Action::CONNECT_MONITOR)
+}
+
+/// The step that failed.
+fn step_of(failure: &Failure) -> Option<&str> {
+    let mut chain = failure.chain();
+    chain.find_map(|failure| failure.context().get("step")?.as_str())
 }
 
 /// Puts a foreign error under the verb's own code; a refusal and an abort keep theirs.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::plan::{Lifetime, Operation, Undo};
 use crate::host::process::ProcessId;
 use crate::host::state_file::{self, Durability, StateFileError};
+use crate::types::HostPath;
 
 /// The file's name in the VM's state directory.
 const FILE: &str = "ledger.json";
@@ -38,10 +39,10 @@ pub struct Lived {
     pub process: ProcessId,
     /// The argument after `-name`, by which the process is proven to be this VM's.
     pub name_argument: String,
+    /// Where its monitor listens.
+    pub qmp_socket: HostPath,
     /// The display port it listens on.
     pub display_port: u16,
-    /// Milliseconds since the Unix epoch.
-    pub started_at_ms: u64,
 }
 
 /// What the file holds.
@@ -102,20 +103,31 @@ impl Ledger {
         })
     }
 
+    /// Notes that what was acquired is about to be given back: nothing is lost if that cannot be
+    /// written, so it never fails.
+    pub fn begin_release(&self, operation: Operation, now_ms: u64) {
+        if let Err(error) = self.begin(operation, now_ms) {
+            tracing::warn!(%error, operation = operation.as_str(), "the ledger could not be written");
+        }
+    }
+
+    /// Notes what else is to be given back, if only in memory.
+    pub fn release_too(&self, undos: impl Iterator<Item = Undo>) {
+        let contents = self.contents();
+        let is_new = |undo: &Undo| {
+            let mut listed = contents.entries.iter();
+            listed.all(|entry| entry.undo.release != undo.release)
+        };
+        let missing: Vec<Undo> = undos.filter(is_new).collect();
+        if let Err(error) = self.intend(&missing) {
+            tracing::warn!(%error, "the ledger could not be written");
+            intend(&mut self.lock(), &missing);
+        }
+    }
+
     /// Notes what a stage is about to acquire, before it does. Answers the entries' numbers.
     pub fn intend(&self, undos: &[Undo]) -> Result<Vec<u64>, StateFileError> {
-        self.change(|contents| {
-            let numbers: Vec<u64> = (contents.next..).take(undos.len()).collect();
-            contents.next += numbers.len() as u64;
-            contents
-                .entries
-                .extend(undos.iter().zip(&numbers).map(|(undo, &number)| Entry {
-                    number,
-                    undo: undo.clone(),
-                    held: false,
-                }));
-            numbers
-        })
+        self.change(|contents| intend(contents, undos))
     }
 
     /// Notes that what the entries speak of has been acquired.
@@ -184,6 +196,18 @@ impl Ledger {
         }
         Ok(answer)
     }
+}
+
+fn intend(contents: &mut Contents, undos: &[Undo]) -> Vec<u64> {
+    let numbers: Vec<u64> = (contents.next..).take(undos.len()).collect();
+    contents.next += numbers.len() as u64;
+    let entries = undos.iter().zip(&numbers).map(|(undo, &number)| Entry {
+        number,
+        undo: undo.clone(),
+        held: false,
+    });
+    contents.entries.extend(entries);
+    numbers
 }
 
 #[cfg(test)]

@@ -40,6 +40,4 @@ pub struct LiveView {
     pub tap: String,
     /// The display's port.
     pub display_port: u16,
-    /// When QEMU was started, in milliseconds since the Unix epoch.
-    pub started_at_ms: u64,
 }

@@ -4,10 +4,11 @@
 //! the VM's task, one at a time, so nothing here is locked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::bench::Bench;
 use super::cleanup::Cleanup;
@@ -20,6 +21,11 @@ use super::status::{Status, UNTOUCHABLE, of_run_state};
 use crate::events::{Source, now_ms};
 use crate::host::process::{Exit, StderrLog};
 use crate::qmp::{EventKind, MonitorEvent, QmpEvent, StatusInfo};
+
+/// How far the end of a monitor's stream and the end of its process may be apart.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// For asking QEMU its state because of an event.
+const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What others may know of a VM without asking its task.
 #[derive(Debug, Clone, Default)]
@@ -59,7 +65,7 @@ impl Machine {
     }
 
     /// The VM's QEMU is gone; its cause is kept for `getVMStatus`.
-    fn goes_dark(&mut self, cause: &EndCause) -> Option<Live> {
+    pub(super) fn goes_dark(&mut self, cause: &EndCause) -> Option<Live> {
         self.view.send_modify(|view| {
             view.live = None;
             view.last_exit = Some(cause.clone());
@@ -92,11 +98,13 @@ impl Machine {
 
     /// QEMU went by itself: by its guest's wish, by somebody's signal, or by a crash.
     pub(super) async fn on_exit(&mut self, exit: Exit) {
-        self.take_in_ending();
+        self.take_in_ending().await;
         let ending = self.live.as_ref().and_then(|live| live.ending.clone());
-        match ending {
-            Some(ending) => self.ended(&ending).await,
-            None => self.crashed(exit).await,
+        match (ending, exit) {
+            (Some(ending), _) => self.ended(&ending).await,
+            // It ended of its own accord, before it could say why.
+            (None, Exit::Code(0)) => self.gone(&EndCause::of("unknown")).await,
+            (None, _) => self.crashed(exit).await,
         }
     }
 
@@ -113,12 +121,12 @@ impl Machine {
     async fn crashed(&mut self, exit: Exit) {
         if let Some(live) = &self.live {
             let pid = live.view.process.pid();
-            self.died_unseen(pid, exit).await;
+            self.died_unseen(Some(pid), exit).await;
         }
     }
 
     /// QEMU is gone and nobody asked for it. The row first, then the clean-up, then the listeners.
-    pub(super) async fn died_unseen(&mut self, pid: i32, exit: Exit) {
+    pub(super) async fn died_unseen(&mut self, pid: Option<i32>, exit: Exit) {
         let cause = self.cause_of(exit);
         let last_known = self.shown.clone();
         let detected_at = now_ms();
@@ -233,13 +241,27 @@ impl Machine {
         }
     }
 
-    /// Reads what is left in the event queue of a QEMU that has exited.
-    pub(super) fn take_in_ending(&mut self) {
-        let Some(live) = &mut self.live else { return };
-        while let Some(Some(event)) = live.events.next().now_or_never() {
-            if let MonitorEvent::Event(event) = event {
-                note_ending(live, &event);
+    /// Reads the last words of a QEMU that has exited, up to the end of its monitor's stream.
+    pub(super) async fn take_in_ending(&mut self) {
+        let _in_time = timeout(LAST_WORDS, async {
+            while let Some(live) = &mut self.live {
+                match live.events.next().await {
+                    Some(MonitorEvent::Event(event)) => self.on_last_event(&event),
+                    Some(MonitorEvent::Missed { .. } | MonitorEvent::Reconnected { .. }) => {}
+                    Some(MonitorEvent::Disconnected { .. } | MonitorEvent::GaveUp) | None => return,
+                }
             }
+        })
+        .await;
+    }
+
+    fn on_last_event(&mut self, event: &QmpEvent) {
+        let Some(live) = &mut self.live else { return };
+        note_ending(live, event);
+        if matches!(event.kind(), EventKind::Powerdown | EventKind::Reset { .. }) {
+            let data = serde_json::from_str(event.data.get()).unwrap_or_default();
+            self.context
+                .guest_event(&event.event, &self.shown, &self.shown, &data);
         }
     }
 
@@ -247,15 +269,19 @@ impl Machine {
     pub(super) async fn on_event(&mut self, event: MonitorEvent) {
         match event {
             MonitorEvent::Event(event) => self.on_guest_event(&event).await,
-            MonitorEvent::Disconnected { will_reconnect } => self.context.emit(
-                "vm:disconnect",
-                json!({ "vmId": self.context.vm_id, "timestamp": now_ms(), "transient": will_reconnect }),
-            ),
-            MonitorEvent::Reconnected { status } => {
-                self.context.emit("vm:reconnect", json!({ "vmId": self.context.vm_id }));
-                self.follow(&status, "RESYNC", &Value::Null).await;
+            MonitorEvent::Disconnected { will_reconnect } => {
+                // The end of a QEMU shows here first; the exit tells it.
+                if timeout(LAST_WORDS, self.exited()).await.is_err() {
+                    let data = json!({ "vmId": self.context.vm_id, "timestamp": now_ms(), "transient": will_reconnect });
+                    self.context.emit("vm:disconnect", data);
+                }
             }
-            MonitorEvent::Missed { .. } => self.ask_and_follow("RESYNC", &Value::Null).await,
+            MonitorEvent::Reconnected { status } => {
+                self.context
+                    .emit("vm:reconnect", json!({ "vmId": self.context.vm_id }));
+                self.resynchronise(&status).await;
+            }
+            MonitorEvent::Missed { .. } => self.ask_and_follow(None, &Value::Null).await,
             MonitorEvent::GaveUp => self.context.emit(
                 "vm:stale",
                 json!({ "vmId": self.context.vm_id, "reason": "qmp_reconnect_failed" }),
@@ -268,7 +294,9 @@ impl Machine {
         note_ending(live, event);
         let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
         match event.kind() {
-            EventKind::Stop | EventKind::Resume => self.ask_and_follow(&event.event, &data).await,
+            EventKind::Stop | EventKind::Resume => {
+                self.ask_and_follow(Some(&event.event), &data).await;
+            }
             EventKind::Suspend => self.becomes(Status::Suspended, &event.event, &data).await,
             EventKind::Wakeup => self.becomes(Status::Running, &event.event, &data).await,
             EventKind::Powerdown | EventKind::Reset { .. } => {
@@ -280,16 +308,28 @@ impl Machine {
         }
     }
 
-    /// STOP and RESUME do not say why: `query-status` does.
-    async fn ask_and_follow(&mut self, event: &str, data: &Value) {
+    /// STOP and RESUME do not say why: `query-status` does. A QEMU that hangs must not hold up the
+    /// VM's verbs; its state is asked for again when it goes on.
+    async fn ask_and_follow(&mut self, event: Option<&str>, data: &Value) {
         let Some(live) = &self.live else { return };
-        match live.view.qmp.query_status().await {
-            Ok(status) => self.follow(&status, event, data).await,
-            Err(error) => tracing::debug!(vm = %self.context.vm_id, %error, "no status"),
+        let asked = timeout(STATUS_DEADLINE, live.view.qmp.query_status());
+        match asked.await {
+            Ok(Ok(status)) => self.follow(&status, event, data).await,
+            Ok(Err(error)) => tracing::debug!(vm = %self.context.vm_id, %error, "no status"),
+            Err(_elapsed) => tracing::debug!(vm = %self.context.vm_id, "no status in time"),
         }
     }
 
-    async fn follow(&mut self, status: &StatusInfo, event: &str, data: &Value) {
+    /// The monitor is there again: what happened meanwhile is told as if it happened now.
+    async fn resynchronise(&mut self, status: &StatusInfo) {
+        if let Err(error) = self.finish_launch(status).await {
+            tracing::warn!(vm = %self.context.vm_id, %error, "an interrupted launch was not settled");
+        }
+        self.follow(status, None, &Value::Null).await;
+    }
+
+    /// Follows QEMU's state; without an event's name, the one that goes with the new state is told.
+    async fn follow(&mut self, status: &StatusInfo, event: Option<&str>, data: &Value) {
         let new = if status.running {
             Status::Running
         } else {
@@ -299,6 +339,10 @@ impl Machine {
         if matches!(new, Status::Off | Status::Starting) {
             return;
         }
+        let event = event.unwrap_or(match new {
+            Status::Running => "RESUME",
+            _ => "STOP",
+        });
         self.becomes(new, event, data).await;
     }
 
@@ -315,9 +359,7 @@ impl Machine {
             self.context.status_not_written(new.as_str(), &error);
         }
         let previous = std::mem::replace(&mut self.shown, new.clone());
-        if event != "RESYNC" {
-            self.context.guest_event(event, &previous, &new, data);
-        }
+        self.context.guest_event(event, &previous, &new, data);
     }
 }
 

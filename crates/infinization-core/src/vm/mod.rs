@@ -17,7 +17,7 @@
 //! | `run`, `ledger`, `bench`, `cleanup` | executing a plan, writing ahead what it holds |
 //! | `effects` | performing one action on the real host |
 //! | `boot` | waiting for the guest's agent |
-//! | `machine`, `launch`, `stop`, `guest`, `destroy`, `recover` | what one VM does, verb by verb |
+//! | `machine`, `launch`, `stop`, `guest`, `destroy`, `recover`, `reconcile` | what one VM does, verb by verb |
 //! | `task` | the loop that owns one VM, and the handle to it |
 //!
 //! Invariant: only a VM's own task writes that VM's status.
@@ -39,6 +39,7 @@ mod machine;
 mod outcome;
 mod plan;
 mod planner;
+mod reconcile;
 mod recover;
 mod run;
 mod services;
@@ -58,6 +59,7 @@ pub use machine::View;
 pub use outcome::{CreateResult, EndCause, OperationResult, ReconcileSummary, StatusResult};
 pub use plan::{Lifetime, Operation, Plan, Step, Undo};
 pub use planner::{Facts, RowClaim, TapState};
+pub use reconcile::{ReconcileAction, ReconcileResult};
 pub use recover::Recovered;
 pub use run::{Effects, Run};
 pub use services::{EffectsWrapper, Services};

@@ -1,8 +1,9 @@
 //! What the verbs answer: plain data, spelled as the public contract spells it.
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
+use super::reconcile::{ReconcileAction, ReconcileResult};
 use crate::types::VmId;
 
 /// `VMCreateResult`.
@@ -49,6 +50,9 @@ pub struct OperationResult {
     /// Whether the guest did not go by itself. Only set by stops.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forced: Option<bool>,
+    /// What was taken differently than asked, in sentences. Only set by starts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 impl OperationResult {
@@ -61,6 +65,7 @@ impl OperationResult {
             vm_id: vm_id.clone(),
             timestamp: crate::events::now_ms(),
             forced: None,
+            warnings: Vec::new(),
         }
     }
 
@@ -71,6 +76,13 @@ impl OperationResult {
             error: Some(error.into()),
             ..Self::done(vm_id, message)
         }
+    }
+
+    /// Says what was taken differently than asked.
+    #[must_use]
+    pub fn warned(mut self, warnings: Vec<String>) -> Self {
+        self.warnings = warnings;
+        self
     }
 
     /// Says whether force was needed.
@@ -164,4 +176,36 @@ pub struct ReconcileSummary {
     pub skipped: Vec<String>,
     /// When, in milliseconds since the Unix epoch; a `Date` in JavaScript.
     pub timestamp: u64,
+    /// Machine by machine.
+    pub results: Vec<ReconcileResult>,
+}
+
+impl ReconcileSummary {
+    /// Sorts the machines by what became of them.
+    pub fn of(results: Vec<ReconcileResult>) -> Self {
+        let with = |action| {
+            let those = results.iter().filter(move |one| one.action == action);
+            those.map(|one| one.vm_id.clone()).collect()
+        };
+        Self {
+            total_checked: results.len(),
+            promoted_to_running: with(ReconcileAction::PromotedRunning),
+            reset_to_off: with(ReconcileAction::ResetOff),
+            reset_to_error: with(ReconcileAction::ResetError),
+            skipped: with(ReconcileAction::Skipped),
+            timestamp: crate::events::now_ms(),
+            results,
+        }
+    }
+
+    /// The payload of `reconcile-complete`.
+    pub fn told(&self) -> Value {
+        json!({
+            "promotedToRunning": self.promoted_to_running,
+            "resetToOff": self.reset_to_off,
+            "resetToError": self.reset_to_error,
+            "skipped": self.skipped,
+            "timestamp": self.timestamp,
+        })
+    }
 }

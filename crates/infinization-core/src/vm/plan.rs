@@ -72,11 +72,20 @@ pub enum Operation {
     Start,
     /// `stopVM`.
     Stop,
-    /// `destroyVM` or `deleteVM`.
+    /// `destroyVM`.
     Destroy,
+    /// `deleteVM`.
+    Delete,
+    /// `deleteVM` with the disks.
+    DeleteData,
 }
 
 impl Operation {
+    /// Whether it makes a QEMU.
+    pub fn is_launch(self) -> bool {
+        matches!(self, Self::Create | Self::Start)
+    }
+
     /// As in `createVM`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -84,6 +93,8 @@ impl Operation {
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Destroy => "destroy",
+            Self::Delete => "delete",
+            Self::DeleteData => "delete with data",
         }
     }
 }

@@ -86,7 +86,8 @@ pub(super) fn plan_create(
     acquire.extend(acquire_firmware(config, facts));
     acquire.extend(acquire_network(config, names, facts));
     acquire.extend(listen(config));
-    let mut stages = vec![claim(facts), acquire];
+    let mut stages = Vec::from(claim(facts));
+    stages.push(acquire);
     stages.extend(launch(config, names, facts, Operation::Create)?);
     Ok(Plan {
         operation: Operation::Create,
@@ -103,7 +104,8 @@ pub(super) fn plan_start(
     let mut acquire = acquire_firmware(config, facts);
     acquire.extend(acquire_network(config, names, facts));
     acquire.extend(listen(config));
-    let mut stages = vec![claim(facts), acquire];
+    let mut stages = Vec::from(claim(facts));
+    stages.push(acquire);
     stages.extend(launch(config, names, facts, Operation::Start)?);
     Ok(Plan {
         operation: Operation::Start,
@@ -111,8 +113,9 @@ pub(super) fn plan_start(
     })
 }
 
-/// The row first, and the directories everything else goes into.
-fn claim(facts: &Facts) -> Vec<Step> {
+/// The row first: whoever does not get it touches nothing else. Then the directories everything
+/// else goes into, and the spec.
+fn claim(facts: &Facts) -> [Vec<Step>; 2] {
     let restore = |status: &str| Release::RestoreStatus {
         status: status.to_owned(),
     };
@@ -120,8 +123,7 @@ fn claim(facts: &Facts) -> Vec<Step> {
         RowClaim::Insert => {
             Step::new(Action::InsertRow).undone_by(Lifetime::Attempt, Release::DeleteRow)
         }
-        RowClaim::Take => Step::new(Action::WriteStatus { status: "starting" })
-            .undone_by(Lifetime::Attempt, restore("error")),
+        RowClaim::Take => Step::new(Action::TakeRow).undone_by(Lifetime::Attempt, restore("error")),
         RowClaim::Transition { from, version } => Step::new(Action::Transition {
             from: from.clone(),
             to: "starting",
@@ -133,10 +135,12 @@ fn claim(facts: &Facts) -> Vec<Step> {
         .missing_directories
         .iter()
         .map(|path| Step::new(Action::MakeDirectory { path: path.clone() }));
-    std::iter::once(claim)
-        .chain(directories)
-        .chain([Step::new(Action::WriteSpec)])
-        .collect()
+    let keep_previous = facts.row == RowClaim::Take;
+    let mut spec = Step::new(Action::WriteSpec { keep_previous });
+    if keep_previous {
+        spec = spec.undone_by(Lifetime::Attempt, Release::RestoreSpec);
+    }
+    [vec![claim], directories.chain([spec]).collect()]
 }
 
 fn create_disks(config: &VmConfig) -> Vec<Step> {

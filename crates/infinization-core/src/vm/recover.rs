@@ -1,15 +1,18 @@
 //! Finds out what became of a VM while nobody watched: after our own restart, or for `reconcile`.
 //!
 //! An operation that was under way is finished or undone, never both. A process is ours only with
-//! proof; what cannot be judged is left as it is and told. No guest is harmed: QEMU is ended only
-//! where a create or start had not yet let the guest run, or where destroying had begun.
+//! proof; what cannot be judged is left as it is and told. A QEMU that is ours but silent is watched
+//! all the same. No guest is harmed: QEMU is ended only where a create or start had not yet let the
+//! guest run, or where destroying had begun.
 
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
+use tokio::time::timeout;
+
 use super::action::Release;
 use super::bench::Bench;
-use super::effects::connect;
+use super::effects::{connect, keep_trying};
 use super::ledger::{Contents, Entry, Lived};
 use super::live::{Live, LiveView};
 use super::machine::Machine;
@@ -18,12 +21,14 @@ use super::plan::Operation;
 use super::run::undo_attempt;
 use super::spec;
 use super::status::{Status, of_run_state};
-use crate::config::VmConfig;
+use crate::db::DbError;
 use crate::error::{ErrorCode, Failure};
-use crate::events::now_ms;
-use crate::host::process::{Exit, Identity, ProcessHandle, adopt, boot_id, find_by_name};
+use crate::host::process::{
+    Exit, Identity, ProcessHandle, adopt, boot_id, find_by_name, find_by_names,
+};
 use crate::qemu::name_argument;
-use crate::qmp::RunState;
+use crate::qmp::{EventReceiver, QmpClient, RunState, StatusInfo};
+use crate::types::{HostPath, InternalName};
 
 /// For a monitor that may hang while everything else waits to be looked at.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(5);
@@ -55,29 +60,75 @@ impl Machine {
             return Ok(Recovered::Alive);
         }
         let contents = self.context.ledger.contents();
-        let spec = spec::read(&self.context.directory)?;
-        let process = match self.find_process(&contents, spec.as_ref()).await? {
+        let process = match self.find_process(&contents).await? {
             Found::Unknown(why) => return Ok(Recovered::Skipped(why)),
             Found::Process(process) => Some(process),
             Found::None => None,
         };
-        match (contents.operation, process) {
-            (Some(Operation::Destroy), process) => self.finish_destroy(process).await,
-            (operation, Some(process)) => {
-                let spec = spec.ok_or_else(|| self.no_spec())?;
-                self.take_back(operation, &spec, process, contents.lived)
-                    .await
+        let launching = contents.operation.is_some_and(Operation::is_launch);
+        match (contents.operation, process, contents.lived.clone()) {
+            (
+                Some(operation @ (Operation::Destroy | Operation::Delete | Operation::DeleteData)),
+                process,
+                _,
+            ) => {
+                self.raze(operation, process).await?;
+                Ok(Recovered::Off)
             }
-            (Some(Operation::Create | Operation::Start), None) => self.undo(&contents, None).await,
-            (_, None) => self.bury(contents.lived).await,
+            // Its guest never ran: that comes long after the ledger has the process.
+            (_, process, None) if launching => self.undo(&contents, process).await,
+            (_, None, Some(_)) if launching => self.undo(&contents, None).await,
+            (_, Some(process), Some(lived)) => self.take_back(launching, process, lived).await,
+            (_, Some(process), None) => {
+                let why = format!(
+                    "process {} has its name but is not in its ledger",
+                    process.pid()
+                );
+                Ok(Recovered::Skipped(why))
+            }
+            (_, None, lived) => self.bury(lived).await,
         }
     }
 
-    async fn find_process(
-        &self,
-        contents: &Contents,
-        spec: Option<&VmConfig>,
-    ) -> Result<Found, Failure> {
+    /// A verb must know whether there is a QEMU: nothing is released under one that may live.
+    pub(super) async fn look_again(&mut self) -> Result<(), Failure> {
+        let contents = self.context.ledger.contents();
+        let settled = contents.lived.is_none() && contents.operation.is_none();
+        if self.live.is_some() || settled {
+            return Ok(());
+        }
+        match self.recover().await? {
+            Recovered::Skipped(why) => Err(self.unknown(&why)),
+            _ => Ok(()),
+        }
+    }
+
+    /// No process of this machine's name runs, as far as a ledger knows nothing of one.
+    pub(super) async fn nobody_has_its_name(&self) -> Result<(), Failure> {
+        let context = &self.context;
+        let database = &context.services.database;
+        let Some(name) = database.get_machine_internal_name(&context.vm_id).await? else {
+            return Ok(());
+        };
+        // The plain form is how others name theirs.
+        let mut names = vec![name.clone()];
+        if let Ok(name) = InternalName::parse(name.as_str()) {
+            names.push(name_argument(&name));
+        }
+        match find_by_names(names).await?.first() {
+            None => Ok(()),
+            Some(process) => Err(self
+                .unknown(&format!("process {} runs under its name", process.pid()))
+                .with("pid", process.pid())),
+        }
+    }
+
+    fn unknown(&self, why: &str) -> Failure {
+        let message = format!("it cannot be told whether the VM has a QEMU: {why}");
+        Failure::new(ErrorCode::IdentityUnknown, message).of_vm(&self.context.vm_id)
+    }
+
+    async fn find_process(&self, contents: &Contents) -> Result<Found, Failure> {
         if let Some(lived) = &contents.lived {
             return Ok(match adopt(&lived.process, &lived.name_argument).await {
                 Identity::Ours(process) => Found::Process(process),
@@ -89,8 +140,13 @@ impl Machine {
             .entries
             .iter()
             .any(|entry| entry.undo.release == Release::EndQemu);
-        let Some(spec) = spec.filter(|_| intended) else {
+        if !intended {
             return Ok(Found::None);
+        }
+        let spec = match spec::read(&self.context.directory) {
+            Ok(Some(spec)) => spec,
+            Ok(None) => return Ok(Found::None),
+            Err(error) => return Ok(Found::Unknown(error.to_string())),
         };
         // We were killed between the spawn and the ledger. Another state directory may have a machine
         // of the same name, but not with the same disk.
@@ -100,69 +156,92 @@ impl Machine {
         Ok(ours.map_or(Found::None, Found::Process))
     }
 
-    /// The process lives: an interrupted launch is finished if its guest runs already, and undone
-    /// if it does not; everything else goes on as if we had never been away.
+    /// The process lives: an interrupted launch is undone if its guest has not run yet; everything
+    /// else goes on as if we had never been away. A monitor that does not answer is tried again
+    /// while the process lives, and what depends on its answer waits for it.
     async fn take_back(
         &mut self,
-        operation: Option<Operation>,
-        spec: &VmConfig,
+        launching: bool,
         process: ProcessHandle,
-        lived: Option<Lived>,
+        lived: Lived,
     ) -> Result<Recovered, Failure> {
-        let launching = matches!(operation, Some(Operation::Create | Operation::Start));
-        let connected = connect(&spec.paths.qmp_socket, &process, MONITOR_DEADLINE).await;
-        let status = match &connected {
-            Ok((qmp, _)) => qmp.query_status().await.ok(),
-            Err(_) => None,
-        };
-        let not_yet_run = status
-            .as_ref()
-            .is_none_or(|status| status.status == RunState::Prelaunch);
-        if launching && not_yet_run {
-            drop(connected);
-            return self
-                .undo(&self.context.ledger.contents(), Some(process))
-                .await;
+        let reached = reach(&lived.qmp_socket, &process).await;
+        if let Reached::Answers { status, .. } = &reached
+            && launching
+            && status.status == RunState::Prelaunch
+        {
+            drop(reached);
+            let contents = self.context.ledger.contents();
+            return self.undo(&contents, Some(process)).await;
         }
-        let (Ok((qmp, events)), Some(status)) = (connected, status) else {
-            return Ok(Recovered::Skipped(
-                "QEMU lives but its monitor does not answer".to_owned(),
-            ));
+        let (qmp, events, status) = match reached {
+            Reached::Answers {
+                qmp,
+                events,
+                status,
+            } => (qmp, events, Some(status)),
+            Reached::Silent { qmp, events } => (qmp, events, None),
         };
-        let contents = self.context.ledger.contents();
-        let port = lived
-            .as_ref()
-            .map_or(spec.display.port, |lived| lived.display_port);
+        let row = self.context.status().await;
+        let shown = match (&status, &row) {
+            (Some(status), _) => found_status(status),
+            (None, Ok(row)) if row.expects_process() => row.clone(),
+            (None, _) => Status::Running,
+        };
+        let display_port = self
+            .context
+            .services
+            .display_ports
+            .claim(lived.display_port);
         let view = LiveView {
-            generation: contents.generation,
+            generation: self.context.ledger.contents().generation,
             process,
             qmp,
-            qmp_socket: spec.paths.qmp_socket.to_string(),
+            qmp_socket: lived.qmp_socket.to_string(),
             tap: self.context.names.tap.to_string(),
-            display_port: port,
-            started_at_ms: lived.map_or_else(now_ms, |lived| lived.started_at_ms),
+            display_port: lived.display_port,
         };
-        let display_port = self.context.services.display_ports.claim(port);
         let live = Live {
             view: view.into(),
             events,
             _display_port: display_port,
             ending: None,
         };
-        let new = match status.status {
-            _ if status.running => Status::Running,
-            // The launch is over: it was suspended and then reset.
-            RunState::Prelaunch => Status::Suspended,
-            other => of_run_state(other.as_str()),
-        };
-        self.goes_live(live, new.clone());
-        self.context.ledger.commit()?;
-        self.write_found_status(&new).await?;
+        self.goes_live(live, shown.clone());
+        if status.is_some() || !launching {
+            self.context.ledger.commit()?;
+            self.write_found(&shown).await;
+        }
         Ok(Recovered::Alive)
     }
 
+    /// The monitor of a taken back QEMU answers at last: now it shows whether an interrupted launch
+    /// had come to its end.
+    pub(super) async fn finish_launch(&mut self, status: &StatusInfo) -> Result<(), Failure> {
+        let contents = self.context.ledger.contents();
+        if !contents.operation.is_some_and(Operation::is_launch) {
+            return Ok(());
+        }
+        if status.status == RunState::Prelaunch {
+            let process = self.process();
+            self.goes_dark(&EndCause::of("host-kill"));
+            self.undo(&contents, process).await?;
+            return Ok(());
+        }
+        self.context.ledger.commit()?;
+        self.shown = found_status(status);
+        self.write_found(&self.shown).await;
+        Ok(())
+    }
+
     /// Brings the row up to what was found, but over nobody's claim.
-    async fn write_found_status(&self, found: &Status) -> Result<(), Failure> {
+    async fn write_found(&self, found: &Status) {
+        if let Err(error) = self.try_write_found(found).await {
+            self.context.status_not_written(found.as_str(), &error);
+        }
+    }
+
+    async fn try_write_found(&self, found: &Status) -> Result<(), DbError> {
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
         if let Some(live) = &self.live {
             let update = crate::db::ConfigurationUpdate {
@@ -239,34 +318,58 @@ impl Machine {
             .as_ref()
             .is_some_and(|lived| boot_id().is_ok_and(|boot| boot != lived.process.boot_id));
         let stopping = contents.operation == Some(Operation::Stop);
-        self.shown = Status::Running;
+        if let Ok(row) = self.context.status().await {
+            self.shown = row;
+        }
         match (lived, rebooted) {
             (Some(lived), false) if !stopping => {
-                self.died_unseen(lived.process.pid, Exit::Unknown).await;
+                self.died_unseen(Some(lived.process.pid), Exit::Unknown)
+                    .await;
             }
             (Some(_), true) => self.gone(&EndCause::of("host-reboot")).await,
             _ => self.gone(&EndCause::of("unknown")).await,
         }
         Ok(Recovered::Off)
     }
+}
 
-    async fn finish_destroy(
-        &mut self,
-        process: Option<ProcessHandle>,
-    ) -> Result<Recovered, Failure> {
-        if let Some(process) = process {
-            process.kill_now().await?;
-        }
-        let cleanup = self.settle(&EndCause::of("host-kill")).await;
-        self.alert(&cleanup);
-        self.write_off().await;
-        self.destroy(false).await?;
-        Ok(Recovered::Off)
+/// What came of asking a monitor.
+enum Reached {
+    Answers {
+        qmp: QmpClient,
+        events: EventReceiver,
+        status: StatusInfo,
+    },
+    /// It is tried again while the process lives.
+    Silent {
+        qmp: QmpClient,
+        events: EventReceiver,
+    },
+}
+
+async fn reach(socket: &HostPath, process: &ProcessHandle) -> Reached {
+    let asked = async {
+        let (qmp, events) = connect(socket, process, MONITOR_DEADLINE).await.ok()?;
+        let status = timeout(MONITOR_DEADLINE, qmp.query_status()).await.ok()?;
+        Some((status.ok()?, qmp, events))
+    };
+    if let Some((status, qmp, events)) = asked.await {
+        return Reached::Answers {
+            qmp,
+            events,
+            status,
+        };
     }
+    let (qmp, events) = keep_trying(socket, process, MONITOR_DEADLINE);
+    Reached::Silent { qmp, events }
+}
 
-    fn no_spec(&self) -> Failure {
-        let message = "its QEMU lives but its spec file is missing";
-        Failure::new(ErrorCode::StateFile, message).of_vm(&self.context.vm_id)
+fn found_status(status: &StatusInfo) -> Status {
+    match status.status {
+        _ if status.running => Status::Running,
+        // The launch is over: it was suspended and then reset.
+        RunState::Prelaunch => Status::Suspended,
+        _ => of_run_state(status.status.as_str()),
     }
 }
 

@@ -160,7 +160,8 @@ pub(super) async fn release_up_to(
         .contents()
         .entries
         .into_iter()
-        .filter(|entry| entry.undo.lifetime <= until)
+        // What is for an attempt alone is undone with it, or not at all.
+        .filter(|entry| entry.undo.lifetime != Lifetime::Attempt && entry.undo.lifetime <= until)
         .collect();
     release(effects, ledger, bench, entries, order).await
 }

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::config::{Context, ManagerConfig, Transport};
 use crate::db::sqlite::SqliteDatabase;
 use crate::db::{Database, RuleSplit};
@@ -46,6 +48,8 @@ pub struct Services {
     pub cgroups: Cgroups,
     /// What parsing a VM's configuration needs to know.
     pub parser: Context,
+    /// Cancelled when the manager is shut down: nothing is waited for any more.
+    pub closing: CancellationToken,
     /// Put around every VM's effects.
     pub wrap_effects: Option<EffectsWrapper>,
 }

@@ -4,6 +4,7 @@
 //! run-as user). The display password is not in it; it stays in the database.
 
 use std::path::Path;
+use std::{fs, io};
 
 use super::context::VmContext;
 use crate::config::{Parsed, StartOptions, StoredColumns, VmConfig};
@@ -15,14 +16,42 @@ use crate::types::VmId;
 /// The file's name in the VM's state directory.
 const FILE: &str = "spec.json";
 
-/// Writes the spec so that it survives a crash of the host.
-pub(super) fn write(directory: &Path, config: &VmConfig) -> Result<(), StateFileError> {
-    let path = directory.join(FILE);
+/// What the last [`write`] replaced.
+const PREVIOUS: &str = "spec.json.previous";
+
+/// Writes the spec so that it survives a crash of the host. If asked, the one before is kept for
+/// [`restore`].
+pub(super) fn write(
+    directory: &Path,
+    config: &VmConfig,
+    keep_previous: bool,
+) -> Result<(), StateFileError> {
+    let (path, previous) = (directory.join(FILE), directory.join(PREVIOUS));
+    let kept = absent_is_fine(fs::remove_file(&previous)).and_then(|()| {
+        let keep = || absent_is_fine(fs::hard_link(&path, &previous));
+        if keep_previous { keep() } else { Ok(()) }
+    });
+    kept.map_err(|source| StateFileError::Write {
+        path: previous.display().to_string(),
+        source,
+    })?;
     let body = serde_json::to_vec(config).map_err(|error| StateFileError::Write {
         path: path.display().to_string(),
         source: error.into(),
     })?;
     state_file::write(&path, &body, Durability::HostCrash)
+}
+
+/// Undoes the last [`write`]; doing it again changes nothing.
+pub(super) fn restore(directory: &Path) -> io::Result<()> {
+    absent_is_fine(fs::rename(directory.join(PREVIOUS), directory.join(FILE)))
+}
+
+fn absent_is_fine(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 /// Reads the spec; `None` when there is none.
@@ -38,12 +67,8 @@ pub(super) fn read(directory: &Path) -> Result<Option<VmConfig>, StateFileError>
         })
 }
 
-/// What a start runs: the row's columns, and the spec where there is no column.
-pub(super) fn for_start(
-    context: &VmContext,
-    record: &VmRecord,
-    options: &StartOptions,
-) -> Result<VmConfig, Failure> {
+/// What starts run: the row's columns, and the spec where there is no column.
+pub(super) fn for_start(context: &VmContext, record: &VmRecord) -> Result<VmConfig, Failure> {
     let spec = read(&context.directory)?;
     let columns = columns(&context.vm_id, record);
     let Parsed { config, warnings } =
@@ -51,10 +76,11 @@ pub(super) fn for_start(
     for warning in warnings {
         tracing::warn!(vm = %context.vm_id, "{} {}", warning.path, warning.message);
     }
-    Ok(with_options(config, options))
+    Ok(config)
 }
 
-fn with_options(mut config: VmConfig, options: &StartOptions) -> VmConfig {
+/// The configuration of one run.
+pub(super) fn with_options(mut config: VmConfig, options: &StartOptions) -> VmConfig {
     config.sandbox &= !options.disable_sandbox;
     config.firewall.default_action = options
         .firewall_default_action

@@ -78,8 +78,21 @@ impl fmt::Display for Status {
 /// The statuses a start may leave.
 pub const STARTABLE: [&str; 2] = ["off", "error"];
 
-/// Rows the library never writes over when a guest ends or changes by itself: `error` is final
-/// until a start, the rest are the consumer's claims.
+/// The consumer's claims on a row: the library never writes over them.
+pub const MARKERS: [&str; 9] = [
+    "rebuilding",
+    "deleting",
+    "moving",
+    "backing_up",
+    "restoring",
+    "snapshotting",
+    "capturing",
+    "archived",
+    "delete_failed",
+];
+
+/// What is not written over either when a guest ends or changes by itself: `error` is final until a
+/// start.
 pub const UNTOUCHABLE: [&str; 10] = [
     "error",
     "rebuilding",

@@ -1,10 +1,11 @@
 //! `stopVM`: the guest shuts down, or QEMU is ended; "stopped" is said only when it is gone.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::action::Release;
@@ -19,26 +20,31 @@ use crate::config::StopOptions;
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
 use crate::host::process::ProcessHandle;
-use crate::qmp::RunState;
+use crate::qmp::{QmpError, RunState};
 
 /// A guest in its first seconds loses the power button; it is pressed again this often.
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// How long QEMU may take to end after SIGTERM before SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(5);
+/// How long after its monitor a QEMU may take to end.
+const EXIT_GRACE: Duration = Duration::from_secs(1);
 
-/// Lets a forced stop interrupt a graceful one that is under way.
+/// Ends a verb's waiting early.
 #[derive(Debug)]
 pub(super) struct Interrupt {
     force: Notify,
     /// The caller no longer wants the guest to be waited for: the VM goes on.
     cancel: CancellationToken,
+    /// The manager is being shut down: the VM goes on.
+    closing: CancellationToken,
 }
 
 impl Interrupt {
-    pub(super) fn new(cancel: CancellationToken) -> Self {
+    pub(super) fn new(cancel: CancellationToken, closing: CancellationToken) -> Self {
         Self {
             force: Notify::new(),
             cancel,
+            closing,
         }
     }
 
@@ -46,13 +52,39 @@ impl Interrupt {
     pub(super) fn force(&self) {
         self.force.notify_one();
     }
+
+    /// Resolves when the verb is to wait no longer.
+    pub(super) async fn came(&self) -> Waited {
+        tokio::select! {
+            biased;
+            () = self.force.notified() => Waited::Forced,
+            () = self.cancel.cancelled() => Waited::Aborted,
+            () = self.closing.cancelled() => Waited::Closing,
+        }
+    }
+
+    /// Does `work` unless a forced stop comes first.
+    pub(super) async fn unless_forced<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.force.notified() => {
+                Err(Failure::new(ErrorCode::Aborted, "a forced stop came before QEMU answered"))
+            }
+        }
+    }
 }
 
 /// How waiting for the guest ended.
-enum Waited {
+#[derive(Debug)]
+pub(super) enum Waited {
     Gone,
     Forced,
     Aborted,
+    Closing,
     Expired,
 }
 
@@ -67,7 +99,7 @@ impl Machine {
         let Some(process) = self.process() else {
             return self.stop_without_process(&status).await;
         };
-        self.context.ledger.begin(Operation::Stop, now_ms())?;
+        self.context.ledger.begin_release(Operation::Stop, now_ms());
         let outcome = self.end(&process, options, interrupt).await;
         let forced = match outcome {
             Ok(forced) => forced,
@@ -87,10 +119,8 @@ impl Machine {
     }
 
     async fn stop_without_process(&mut self, status: &Status) -> Result<OperationResult, Failure> {
-        let cleanup = self.settle(&EndCause::of("unknown")).await;
-        self.alert(&cleanup);
         if *status != Status::Off {
-            self.write_off().await;
+            self.drop_dead_claim().await?;
             self.shown = Status::Off;
         }
         Ok(OperationResult::done(&self.context.vm_id, "VM is already off").forced(false))
@@ -114,6 +144,7 @@ impl Machine {
                 Ok(Waited::Gone) => return Ok(false),
                 Ok(Waited::Forced) => {}
                 Ok(Waited::Aborted) => return Err(aborted()),
+                Ok(Waited::Closing) => return Err(closing()),
                 Ok(Waited::Expired) if options.force => {}
                 Ok(Waited::Expired) => return Err(did_not_shut_down(options.timeout)),
                 Err(_monitor) if options.force => {}
@@ -145,67 +176,67 @@ impl Machine {
         .await;
     }
 
-    /// Presses the power button until the guest is gone, the deadline passes or force is asked for.
+    /// Presses the power button until the guest is gone or not waited for any more. An error means
+    /// that the monitor did not take the request even once.
     async fn shut_down(
         &mut self,
         process: &ProcessHandle,
         timeout: Duration,
         interrupt: &Interrupt,
     ) -> Result<Waited, Failure> {
-        let deadline = Instant::now() + timeout;
-        let mut press = Instant::now();
-        self.wake_up_to_shut_down(process, timeout).await?;
+        let mut over = pin!(over(process, timeout, interrupt));
+        tokio::select! {
+            biased;
+            waited = &mut over => return Ok(waited),
+            pressed = self.press_first() => if let Err(error) = pressed {
+                return gone_or_deaf(process, error).await;
+            },
+        }
         loop {
+            let again = Instant::now() + PRESS_AGAIN;
+            loop {
+                tokio::select! {
+                    biased;
+                    waited = &mut over => return Ok(waited),
+                    event = self.next_event() => self.on_event(event).await,
+                    () = sleep_until(again) => break,
+                }
+            }
             tokio::select! {
                 biased;
-                _exit = process.exited() => return Ok(Waited::Gone),
-                event = self.next_event() => self.on_event(event).await,
-                () = interrupt.force.notified() => return Ok(Waited::Forced),
-                () = interrupt.cancel.cancelled() => return Ok(Waited::Aborted),
-                () = sleep_until(deadline) => return Ok(Waited::Expired),
-                () = sleep_until(press) => {
-                    self.press_power_button(process, timeout).await?;
-                    press = Instant::now() + PRESS_AGAIN;
-                }
+                waited = &mut over => return Ok(waited),
+                () = self.press_again() => {}
             }
         }
     }
 
     /// A stopped guest cannot hear the button: it runs again first.
-    async fn wake_up_to_shut_down(
-        &self,
-        process: &ProcessHandle,
-        timeout: Duration,
-    ) -> Result<(), Failure> {
+    async fn press_first(&self) -> Result<(), QmpError> {
         let Some(live) = &self.live else {
             return Ok(());
         };
         let qmp = &live.view.qmp;
-        let wake = async {
-            let status = qmp.query_status().await?;
-            match status.status {
-                RunState::Suspended => qmp.system_wakeup().await,
-                RunState::Paused => qmp.cont().await,
-                _ => Ok(()),
-            }
-        };
-        within(process, timeout, wake).await
+        match qmp.query_status().await?.status {
+            RunState::Suspended => qmp.system_wakeup().await?,
+            RunState::Paused => qmp.cont().await?,
+            _ => {}
+        }
+        qmp.system_powerdown().await
     }
 
-    async fn press_power_button(
-        &self,
-        process: &ProcessHandle,
-        timeout: Duration,
-    ) -> Result<(), Failure> {
-        let Some(live) = &self.live else {
-            return Ok(());
+    /// A guest that is on its way down, or a monitor that is being found again, needs no pressing.
+    async fn press_again(&self) {
+        let Some(live) = self.live.as_ref().filter(|live| live.ending.is_none()) else {
+            return;
         };
-        within(process, timeout, live.view.qmp.system_powerdown()).await
+        if let Err(error) = live.view.qmp.system_powerdown().await {
+            tracing::debug!(vm = %self.context.vm_id, %error, "the button was not pressed again");
+        }
     }
 
     /// Releases the run, writes `off`, then tells it.
     async fn finish_stop(&mut self, forced: bool) -> Cleanup {
-        self.take_in_ending();
+        self.take_in_ending().await;
         let ending = self.live.as_ref().and_then(|live| live.ending.clone());
         let reason = ending
             .as_ref()
@@ -226,24 +257,32 @@ impl Machine {
     }
 }
 
-/// A monitor call that ends early when QEMU does: that is what it was for.
-async fn within<E: Into<Failure>>(
-    process: &ProcessHandle,
-    timeout: Duration,
-    call: impl Future<Output = Result<(), E>>,
-) -> Result<(), Failure> {
+/// Resolves when the guest is gone or not to be waited for any more.
+async fn over(process: &ProcessHandle, timeout: Duration, interrupt: &Interrupt) -> Waited {
     tokio::select! {
-        _exit = process.exited() => Ok(()),
-        answer = tokio::time::timeout(timeout, call) => match answer {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Failure::caused_by(
-                ErrorCode::StopFailed,
-                "the monitor did not take the shutdown request",
-                error,
-            )),
-            Err(_elapsed) => Err(did_not_shut_down(timeout)),
-        },
+        biased;
+        _exit = process.exited() => Waited::Gone,
+        waited = interrupt.came() => waited,
+        () = sleep(timeout) => Waited::Expired,
     }
+}
+
+/// A monitor that breaks off is how an exit shows first.
+async fn gone_or_deaf(process: &ProcessHandle, error: QmpError) -> Result<Waited, Failure> {
+    match tokio::time::timeout(EXIT_GRACE, process.exited()).await {
+        Ok(_exit) => Ok(Waited::Gone),
+        Err(_still_there) => Err(Failure::caused_by(
+            ErrorCode::StopFailed,
+            "the monitor did not take the shutdown request",
+            error,
+        )),
+    }
+}
+
+fn closing() -> Failure {
+    let message =
+        "the instance was shut down; the guest was asked to shut down and may still do so";
+    Failure::new(ErrorCode::Closed, message)
 }
 
 fn aborted() -> Failure {

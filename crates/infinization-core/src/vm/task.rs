@@ -15,11 +15,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::VmContext;
 use super::machine::{Machine, View};
-use super::outcome::{CreateResult, OperationResult};
+use super::outcome::{CreateResult, EndCause, OperationResult};
+use super::reconcile::ReconcileResult;
 use super::recover::Recovered;
+use super::status::{MARKERS, STARTABLE, Status};
 use super::stop::Interrupt;
 use crate::config::{StartOptions, StopOptions, VmConfig, Warning};
-use crate::error::{ErrorCode, Failure};
+use crate::error::{ErrorClass, ErrorCode, Failure};
+use crate::host::process::Exit;
+use crate::qmp::MonitorEvent;
 use crate::types::FirewallRuleInput;
 
 /// How many requests may wait for one VM before callers wait to ask.
@@ -41,6 +45,16 @@ enum Request {
     },
     Recover {
         reply: Reply<Recovered>,
+    },
+    Reconcile {
+        listed: String,
+        reply: Reply<ReconcileResult>,
+    },
+    Check {
+        reply: Reply<Option<i32>>,
+    },
+    Rest {
+        reply: Reply<()>,
     },
 }
 
@@ -105,7 +119,7 @@ impl Request {
     fn patience(&self) -> CancellationToken {
         match self {
             Self::Verb {
-                verb: Verb::Stop { cancel, .. },
+                verb: Verb::Stop { cancel, .. } | Verb::Start { cancel, .. },
                 ..
             } => cancel.clone(),
             _ => CancellationToken::new(),
@@ -127,6 +141,9 @@ impl std::fmt::Debug for Request {
             Self::Create { .. } => f.write_str("Create"),
             Self::Verb { verb, .. } => verb.fmt(f),
             Self::Recover { .. } => f.write_str("Recover"),
+            Self::Reconcile { .. } => f.write_str("Reconcile"),
+            Self::Check { .. } => f.write_str("Check"),
+            Self::Rest { .. } => f.write_str("Rest"),
         }
     }
 }
@@ -182,6 +199,22 @@ impl VmHandle {
         self.ask(|reply| Request::Recover { reply }).await
     }
 
+    /// Settles a row that was listed with a status between two others.
+    pub async fn reconcile(&self, listed: &str) -> Result<ReconcileResult, Failure> {
+        let listed = listed.to_owned();
+        self.ask(|reply| Request::Reconcile { listed, reply }).await
+    }
+
+    /// The pid of the QEMU that the row claims; without one the row is settled, as after a crash.
+    pub async fn check(&self) -> Result<Option<i32>, Failure> {
+        self.ask(|reply| Request::Check { reply }).await
+    }
+
+    /// Returns when everything asked before is done.
+    pub async fn rest(&self) -> Result<(), Failure> {
+        self.ask(|reply| Request::Rest { reply }).await
+    }
+
     /// Asks for one of the verbs.
     pub async fn verb(&self, verb: Verb) -> Result<OperationResult, Failure> {
         self.ask(|reply| Request::Verb { verb, reply }).await
@@ -206,7 +239,7 @@ async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Asked>) {
     loop {
         // An exit goes before a waiting request, too.
         if let Some(exit) = machine.exited().now_or_never() {
-            machine.on_exit(exit).await;
+            machine.notice_exit(exit).await;
         }
         let asked = if let Some(asked) = waiting.pop_front() {
             asked
@@ -214,11 +247,11 @@ async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Asked>) {
             tokio::select! {
                 biased;
                 exit = machine.exited() => {
-                    machine.on_exit(exit).await;
+                    machine.notice_exit(exit).await;
                     continue;
                 }
                 event = machine.next_event() => {
-                    machine.on_event(event).await;
+                    machine.notice(event).await;
                     continue;
                 }
                 asked = inbox.recv() => match asked {
@@ -238,7 +271,11 @@ async fn serve_one(
     inbox: &mut mpsc::Receiver<Asked>,
     waiting: &mut VecDeque<Asked>,
 ) {
-    let interrupt = Interrupt::new(asked.request.patience());
+    let closing = machine.context.services.closing.clone();
+    let interrupt = Interrupt::new(asked.request.patience(), closing);
+    if waiting.iter().any(|asked| asked.request.is_forced_stop()) {
+        interrupt.force();
+    }
     let mut work = pin!(answer(machine, asked, &interrupt));
     let mut open = true;
     loop {
@@ -266,17 +303,20 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
             cancel,
             reply,
         } => {
-            let created = guarded(machine.create(*config, &warnings, &cancel)).await;
+            let work = Box::pin(machine.create(*config, &warnings, &cancel));
+            let created = guarded(work).await;
             send(created, reply, asker);
         }
         Request::Verb { verb, reply } => {
-            send(
-                guarded(machine.perform(verb, interrupt)).await,
-                reply,
-                asker,
-            );
+            let work = Box::pin(machine.perform(verb, interrupt));
+            send(guarded(work).await, reply, asker);
         }
         Request::Recover { reply } => send(guarded(machine.recover()).await, reply, asker),
+        Request::Reconcile { listed, reply } => {
+            send(guarded(machine.reconcile(&listed)).await, reply, asker);
+        }
+        Request::Check { reply } => send(guarded(machine.check()).await, reply, asker),
+        Request::Rest { reply } => send(Ok(()), reply, asker),
     }
 }
 
@@ -300,20 +340,84 @@ async fn guarded<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T,
         })
 }
 
+impl Verb {
+    /// The code a foreign failure of the verb gets, and how that is said.
+    fn failed(&self) -> (ErrorCode, &'static str) {
+        match self {
+            Self::Start { .. } => (ErrorCode::StartFailed, "the VM could not be started"),
+            Self::Stop { .. } => (ErrorCode::StopFailed, "the VM could not be stopped"),
+            Self::Restart => (ErrorCode::StopFailed, "the VM could not be restarted"),
+            Self::Destroy => (ErrorCode::StopFailed, "the VM could not be destroyed"),
+            Self::Delete { .. } => (ErrorCode::StopFailed, "the VM could not be deleted"),
+            Self::Suspend => (ErrorCode::QmpError, "the VM could not be suspended"),
+            Self::Resume => (ErrorCode::QmpError, "the VM could not be resumed"),
+            Self::Reset => (ErrorCode::QmpError, "the VM could not be reset"),
+            Self::SetFirewallRules(_) => (
+                ErrorCode::FirewallError,
+                "the firewall rules could not be set",
+            ),
+        }
+    }
+}
+
 impl Machine {
+    /// [`Machine::on_exit`]; a defect in it does not end the task.
+    async fn notice_exit(&mut self, exit: Exit) {
+        if AssertUnwindSafe(self.on_exit(exit))
+            .catch_unwind()
+            .await
+            .is_err()
+        {
+            // Its exit would be noticed again and again.
+            self.goes_dark(&EndCause::of("unknown"));
+        }
+    }
+
+    async fn notice(&mut self, event: MonitorEvent) {
+        let noticed = AssertUnwindSafe(self.on_event(event)).catch_unwind().await;
+        if noticed.is_err() {
+            tracing::error!(vm = %self.context.vm_id, "a defect stopped the handling of an event");
+        }
+    }
+
     async fn perform(
         &mut self,
         verb: Verb,
         interrupt: &Interrupt,
     ) -> Result<OperationResult, Failure> {
+        let (code, sentence) = verb.failed();
+        let performed = self.perform_known(verb, interrupt).await;
+        performed.map_err(|failure| {
+            let foreign = failure.code().class() != ErrorClass::Lifecycle;
+            let failure = if foreign {
+                let message = format!("{sentence}: {failure}");
+                Failure::caused_by(code, message, failure)
+            } else {
+                failure
+            };
+            failure.of_vm(&self.context.vm_id)
+        })
+    }
+
+    /// Performs a verb on a VM of which it is known whether it has a QEMU.
+    async fn perform_known(
+        &mut self,
+        verb: Verb,
+        interrupt: &Interrupt,
+    ) -> Result<OperationResult, Failure> {
+        if self.context.services.closing.is_cancelled() {
+            let message = "the instance was shut down";
+            return Err(Failure::new(ErrorCode::Closed, message));
+        }
+        self.look_again().await?;
         match verb {
-            Verb::Start { options, cancel } => self.start(&options, &cancel).await,
+            Verb::Start { options, cancel } => self.start(&options, &cancel, interrupt).await,
             Verb::Stop { options, .. } => self.stop(&options, interrupt).await,
             Verb::Restart => self.restart(interrupt).await,
-            Verb::Suspend => self.suspend().await,
-            Verb::Resume => self.resume().await,
-            Verb::Reset => self.reset().await,
-            Verb::Destroy => self.destroy(false).await,
+            Verb::Suspend => interrupt.unless_forced(self.suspend()).await,
+            Verb::Resume => interrupt.unless_forced(self.resume()).await,
+            Verb::Reset => interrupt.unless_forced(self.reset()).await,
+            Verb::Destroy => self.destroy().await,
             Verb::Delete { with_data } => self.delete(with_data).await,
             Verb::SetFirewallRules(rules) => self.set_firewall_rules(rules).await,
         }
@@ -322,7 +426,11 @@ impl Machine {
     /// Stop, then start at once. A half that fails is told in the answer; a refusal is an error.
     async fn restart(&mut self, interrupt: &Interrupt) -> Result<OperationResult, Failure> {
         let vm_id = self.context.vm_id.clone();
-        self.context.status().await?;
+        let status = self.context.status().await?;
+        // The stop would leave the claim in the row, and the start would be refused.
+        if MARKERS.contains(&status.as_str()) || matches!(status, Status::Marker(_)) {
+            return Err(self.context.refused("restarted", &status, &STARTABLE));
+        }
         if let Err(failure) = self.stop(&StopOptions::default(), interrupt).await {
             return Ok(OperationResult::failed(
                 &vm_id,
@@ -331,7 +439,8 @@ impl Machine {
             ));
         }
         let never = CancellationToken::new();
-        match self.start(&StartOptions::default(), &never).await {
+        let options = StartOptions::default();
+        match self.start(&options, &never, interrupt).await {
             Ok(_) => Ok(OperationResult::done(&vm_id, "VM restarted")),
             Err(failure) => Ok(OperationResult::failed(
                 &vm_id,

@@ -142,8 +142,12 @@ fn matches(wanted: &ProcessId, name: &str) -> io::Result<bool> {
 /// Every QEMU on this host whose `-name` argument is exactly `name`: what a crash between the spawn
 /// and the writing of its [`ProcessId`] leaves.
 pub async fn find_by_name(name: &str) -> Result<Vec<ProcessHandle>, ProcessError> {
-    let name = name.to_owned();
-    let scanned = timeout(PROC_DEADLINE, spawn_blocking(move || scan(&name))).await;
+    find_by_names(vec![name.to_owned()]).await
+}
+
+/// [`find_by_name`] for several names in one look at `/proc`.
+pub async fn find_by_names(names: Vec<String>) -> Result<Vec<ProcessHandle>, ProcessError> {
+    let scanned = timeout(PROC_DEADLINE, spawn_blocking(move || scan(&names))).await;
     let found = match scanned {
         Ok(Ok(found)) => found,
         Ok(Err(stopped)) => Err(io::Error::other(stopped)),
@@ -156,7 +160,7 @@ pub async fn find_by_name(name: &str) -> Result<Vec<ProcessHandle>, ProcessError
     handles.map_err(|source| ProcessError::Scan { source })
 }
 
-fn scan(name: &str) -> io::Result<Vec<(ProcessId, Arc<OwnedFd>)>> {
+fn scan(names: &[String]) -> io::Result<Vec<(ProcessId, Arc<OwnedFd>)>> {
     let mut found = Vec::new();
     // A /proc that shows nobody, not even us, proves nobody's absence.
     stat(std::process::id().cast_signed())?;
@@ -166,14 +170,14 @@ fn scan(name: &str) -> io::Result<Vec<(ProcessId, Arc<OwnedFd>)>> {
             continue;
         };
         // Most are not QEMU: those cost one read and no pidfd.
-        if !is_named(pid, name)? {
+        if !is_named(pid, names)? {
             continue;
         }
         let Some(pidfd) = pidfd::open(pid)? else {
             continue;
         };
         let id = ProcessId::read(pid);
-        if is_named(pid, name)? && !pidfd::has_ended(pidfd.as_fd())? {
+        if is_named(pid, names)? && !pidfd::has_ended(pidfd.as_fd())? {
             found.push((id?, Arc::new(pidfd)));
         }
     }
@@ -182,9 +186,9 @@ fn scan(name: &str) -> io::Result<Vec<(ProcessId, Arc<OwnedFd>)>> {
 
 /// A process that ends while it is looked at is not it, nor is one that is hidden from us
 /// (`hidepid`): a user that may not look could not have started it.
-fn is_named(pid: i32, name: &str) -> io::Result<bool> {
+fn is_named(pid: i32, names: &[String]) -> io::Result<bool> {
     match fs::read(format!("/proc/{pid}/cmdline")) {
-        Ok(cmdline) => Ok(is_qemu_named(&cmdline, name)),
+        Ok(cmdline) => Ok(names.iter().any(|name| is_qemu_named(&cmdline, name))),
         Err(error) if is_gone(&error) => Ok(false),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
         Err(error) => Err(error),

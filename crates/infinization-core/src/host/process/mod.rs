@@ -32,7 +32,7 @@ use std::io;
 use serde_json::{Map, Value};
 
 pub use handle::{Exit, ProcessHandle};
-pub use identity::{Identity, ProcessId, adopt, boot_id, find_by_name, is_alive};
+pub use identity::{Identity, ProcessId, adopt, boot_id, find_by_name, find_by_names, is_alive};
 pub use rustix::process::Signal;
 pub use spawn::{RunAs, SpawnSpec, spawn};
 pub use stderr_log::StderrLog;

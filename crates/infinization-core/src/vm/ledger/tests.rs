@@ -20,8 +20,8 @@ fn lived(pid: i32) -> Lived {
             boot_id: "boot".to_owned(),
         },
         name_argument: "guest=vm-1".to_owned(),
+        qmp_socket: HostPath::parse("/run/vm-1.sock").unwrap(),
         display_port: 5901,
-        started_at_ms: 42,
     }
 }
 

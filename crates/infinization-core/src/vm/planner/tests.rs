@@ -151,7 +151,7 @@ fn the_row_is_claimed_before_anything_exists() {
         (RowClaim::Insert, "insert row", Release::DeleteRow),
         (
             RowClaim::Take,
-            "write status",
+            "take row",
             Release::RestoreStatus {
                 status: "error".to_owned(),
             },
@@ -177,7 +177,8 @@ fn the_row_is_claimed_before_anything_exists() {
                 release: undo
             }]
         );
-        let others: Vec<_> = plan.stages[0][1..]
+        assert_eq!(plan.stages[0].len(), 1);
+        let others: Vec<_> = plan.stages[1]
             .iter()
             .map(|step| step.action.name())
             .collect();
