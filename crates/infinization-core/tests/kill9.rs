@@ -1,4 +1,4 @@
-//! F9: our process is killed before and after every step of create, start, stop and destroy. The
+//! F9: our process is killed before and after every step of create, start, stop, destroy and delete. The
 //! next one finds each VM done or undone, never both, and never starts a second QEMU.
 //!
 //! The test starts itself again as the victim, in the same private network.
@@ -30,7 +30,7 @@ fn main() {
         return;
     }
     let mut passed = 0;
-    for verb in ["create", "start", "stop", "destroy"] {
+    for verb in ["create", "start", "stop", "destroy", "delete"] {
         for deed in [Deed::KillBefore, Deed::KillAfter] {
             let (sender, steps) = std::sync::mpsc::channel();
             kit::in_private_network(move || async move {
@@ -74,10 +74,16 @@ async fn victim(orders: &Value) {
             meddler.arm(step);
             manager.stop_vm(VM.into(), forced, never()).await.unwrap();
         }
-        _ => {
+        "destroy" => {
             manager.create_vm(machine, never()).await.unwrap();
             meddler.arm(step);
             manager.destroy_vm(VM.into()).await.unwrap();
+        }
+        _ => {
+            manager.create_vm(machine, never()).await.unwrap();
+            meddler.arm(step);
+            let with_disks = json!({ "deleteDisks": true });
+            manager.delete_vm(VM.into(), with_disks).await.unwrap();
         }
     }
 }
@@ -124,7 +130,7 @@ async fn converges(host: &Host, verb: &str, step: usize) {
     assert!(living.len() <= 1, "{at}: a second QEMU");
     match machines.as_array().unwrap().as_slice() {
         [] => {
-            assert_eq!(verb, "create", "{at}: the machine vanished");
+            assert!(["create", "delete"].contains(&verb), "{at}: it vanished");
             host.is_clean().await;
         }
         [machine] => {

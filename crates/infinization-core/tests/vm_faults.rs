@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use infinization_core::host::state_file;
 use infinization_core::manager::Manager;
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
 use infinization_core::{ErrorCode, Failure};
@@ -518,6 +519,172 @@ fn f3_a_stopped_qemu_is_told_and_can_be_ended_and_no_other_vm_waits_for_it() {
         for vm_id in ["f3-1", "f3-2"] {
             delete(&manager, vm_id).await;
         }
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f37_a_start_finds_the_next_display_port_too() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let taken: Arc<Mutex<Option<TcpListener>>> = Arc::default();
+        let wrapper: EffectsWrapper = {
+            let taken = Arc::clone(&taken);
+            Arc::new(move |host| {
+                let taken = Arc::clone(&taken);
+                Arc::new(PortThief { host, taken })
+            })
+        };
+        let manager = host.manager_with(Some(wrapper)).await;
+        // Not before the start: the create is left alone.
+        let elsewhere = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        *taken.lock().unwrap() = Some(elsewhere);
+        stopped(&host, &manager, "f37-4").await;
+        *taken.lock().unwrap() = None;
+        start(&manager, "f37-4").await.unwrap();
+        let row = manager.get_vm("f37-4".into()).await.unwrap();
+        assert_eq!(row["displayPort"], 5901);
+        assert_eq!(row["status"], "running");
+        assert_eq!(qemus(host.path()).len(), 1);
+        delete(&manager, "f37-4").await;
+        host.is_clean().await;
+    });
+}
+
+/// Claims the row, as its owner may at any moment, before the status is written.
+#[derive(Debug)]
+struct Claimant {
+    host: Arc<dyn Effects>,
+    store: std::path::PathBuf,
+}
+
+#[async_trait]
+impl Effects for Claimant {
+    async fn perform(
+        &self,
+        action: &Action,
+        bench: &Bench,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
+        if matches!(action, Action::WriteStatus { .. }) {
+            let store = rusqlite::Connection::open(&self.store).unwrap();
+            store
+                .execute("UPDATE machine SET status = 'deleting'", [])
+                .unwrap();
+        }
+        self.host.perform(action, bench, cancel).await
+    }
+
+    async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure> {
+        self.host.release(release, bench).await
+    }
+}
+
+#[test]
+fn a_claim_made_during_a_start_stays_in_the_row() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let store = host.state_dir().join("infinization.db");
+        let wrapper: EffectsWrapper = Arc::new(move |host| {
+            let store = store.clone();
+            Arc::new(Claimant { host, store })
+        });
+        let manager = host.manager_with(Some(wrapper)).await;
+        manager
+            .create_vm(host.machine("mine-1"), never())
+            .await
+            .unwrap();
+        let status = manager.get_vm_status("mine-1".into()).await.unwrap();
+        assert_eq!(
+            (&status["status"], &status["processAlive"]),
+            (&json!("deleting"), &json!(true))
+        );
+        // A restart would stop it and could not start it again.
+        let failure = manager.restart_vm("mine-1".into()).await.unwrap_err();
+        assert_eq!(failure.code(), ErrorCode::InvalidState);
+        assert_eq!(failure.context()["currentStatus"], "deleting");
+        assert_eq!(qemus(host.path()).len(), 1);
+        delete(&manager, "mine-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn the_options_of_one_start_end_with_its_run() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        stopped(&host, &manager, "once-1").await;
+        let spec = host.state_dir().join("vms/once-1/spec.json");
+        let options = json!({ "firewallDefaultAction": "accept", "disableSandbox": true });
+        manager
+            .start_vm("once-1".into(), options, never())
+            .await
+            .unwrap();
+        let pid = qemus(host.path())[0];
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        assert!(!String::from_utf8_lossy(&command).contains("-sandbox"));
+        let kept = state_file::read(&spec).unwrap().unwrap();
+        let kept: Value = serde_json::from_slice(&kept).unwrap();
+        assert_eq!(kept["sandbox"], true);
+        assert_eq!(kept["firewall"]["defaultAction"], Value::Null);
+        delete(&manager, "once-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f48_a_defect_in_any_step_is_undone_and_told() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Panic);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        let mut step = 0;
+        loop {
+            meddler.arm(step);
+            let created = manager.create_vm(host.machine("f48-1"), never()).await;
+            meddler.disarm();
+            let Err(failure) = created else { break };
+            let hit = meddler.was_hit().unwrap();
+            assert_eq!(failure.code(), ErrorCode::CreateFailed, "{hit}");
+            assert!(failure.has(ErrorCode::Internal), "{hit}: {failure:?}");
+            host.is_clean().await;
+            assert_eq!(manager.list_vms().await.unwrap(), json!([]), "{hit}");
+            step += 1;
+            assert!(step < MOST_STEPS);
+        }
+        assert!(step > 8, "only {step} steps could fail");
+        delete(&manager, "f48-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f52_an_abort_at_any_step_is_undone() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Cancel);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        let mut aborted = 0;
+        for step in 0..MOST_STEPS {
+            meddler.arm(step);
+            let created = manager.create_vm(host.machine("f52-3"), never()).await;
+            meddler.disarm();
+            let Some(hit) = meddler.took_hit() else { break };
+            if let Err(failure) = created {
+                assert_eq!(failure.code(), ErrorCode::Aborted, "{hit}");
+                assert_eq!(manager.list_vms().await.unwrap(), json!([]), "{hit}");
+                aborted += 1;
+            } else {
+                // There was nothing left to abort.
+                let status = consistent_status(&manager, "f52-3").await;
+                assert_eq!(status["status"], "running", "{hit}");
+                delete(&manager, "f52-3").await;
+            }
+            host.is_clean().await;
+        }
+        assert!(aborted > 8, "only {aborted} steps could be aborted");
+        delete(&manager, "f52-3").await;
         host.is_clean().await;
     });
 }

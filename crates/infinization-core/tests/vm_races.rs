@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use infinization_core::ErrorCode;
 use infinization_core::manager::Manager;
-use kit::machine::{Host, PATIENCE, consistent_status, delete, forced, never, next_event, qemus};
+use kit::machine::{
+    Host, PATIENCE, consistent_status, delete, forced, never, next_event, qemus, send_signal,
+};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -171,6 +174,146 @@ fn a_forced_stop_interrupts_a_graceful_one() {
             "off"
         );
         delete(&manager, "force-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f3_a_forced_stop_does_not_wait_for_a_monitor_that_hangs() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        for (vm_id, verb) in [
+            ("deaf-1", "suspend"),
+            ("deaf-2", "reset"),
+            ("deaf-3", "stop"),
+        ] {
+            let created = manager
+                .create_vm(host.machine(vm_id), never())
+                .await
+                .unwrap();
+            let pid = i32::try_from(created["pid"].as_i64().unwrap()).unwrap();
+            send_signal(pid, Signal::SIGSTOP);
+            let hanging = tokio::spawn({
+                let manager = manager.clone();
+                let id = vm_id.to_owned();
+                async move {
+                    match verb {
+                        "suspend" => manager.suspend_vm(id).await,
+                        "reset" => manager.reset_vm(id).await,
+                        _ => manager.stop_vm(id, patient(), never()).await,
+                    }
+                }
+            });
+            // It is asked only once the verb has the VM: a status is not in line behind it.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert!(!hanging.is_finished(), "{verb}");
+            let stop = manager.stop_vm(vm_id.into(), forced(), never());
+            // Monitor calls have 30 s.
+            let stopped = timeout(Duration::from_secs(5), stop).await.expect(verb);
+            assert_eq!(stopped.unwrap()["success"], true);
+            match hanging.await.unwrap() {
+                Ok(stopped) => assert_eq!(stopped["forced"], true, "{verb}"),
+                Err(failure) => assert_eq!(failure.code(), ErrorCode::Aborted, "{verb}"),
+            }
+            delete(&manager, vm_id).await;
+        }
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f52_a_stop_of_a_hanging_guest_can_be_aborted() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let created = manager
+            .create_vm(host.machine("deaf-4"), never())
+            .await
+            .unwrap();
+        let pid = i32::try_from(created["pid"].as_i64().unwrap()).unwrap();
+        manager.suspend_vm("deaf-4".into()).await.unwrap();
+        // Aborted before it began: the guest is not even woken.
+        let cancelled = never();
+        cancelled.cancel();
+        let stop = manager.stop_vm("deaf-4".into(), patient(), cancelled).await;
+        assert_eq!(stop.unwrap_err().code(), ErrorCode::Aborted);
+        assert_eq!(
+            consistent_status(&manager, "deaf-4").await["status"],
+            "suspended"
+        );
+
+        send_signal(pid, Signal::SIGSTOP);
+        let cancel = never();
+        let stop = tokio::spawn({
+            let (manager, cancel) = (manager.clone(), cancel.clone());
+            async move { manager.stop_vm("deaf-4".into(), patient(), cancel).await }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        cancel.cancel();
+        let stopped = timeout(Duration::from_secs(5), stop).await.unwrap();
+        assert_eq!(stopped.unwrap().unwrap_err().code(), ErrorCode::Aborted);
+        send_signal(pid, Signal::SIGCONT);
+        delete(&manager, "deaf-4").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn a_forced_stop_that_waits_in_line_ends_the_wait_of_the_one_before() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "line-1").await;
+        manager
+            .stop_vm("line-1".into(), forced(), never())
+            .await
+            .unwrap();
+        // All three are asked before the first is done.
+        let (started, graceful, forceful) = timeout(Duration::from_secs(20), async {
+            tokio::join!(
+                manager.start_vm("line-1".into(), Value::Null, never()),
+                manager.stop_vm("line-1".into(), patient(), never()),
+                manager.stop_vm("line-1".into(), forced(), never()),
+            )
+        })
+        .await
+        .expect("the graceful stop did not wait for its deadline");
+        started.unwrap();
+        assert_eq!(graceful.unwrap()["forced"], true);
+        forceful.unwrap();
+        delete(&manager, "line-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn a_shutdown_gives_up_waiting_for_guests_and_ends_none() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "going-1").await;
+        let mut events = manager.subscribe();
+        let stop = tokio::spawn({
+            let manager = manager.clone();
+            async move { manager.stop_vm("going-1".into(), patient(), never()).await }
+        });
+        next_event(&mut events, "vm:powerdown").await;
+        timeout(Duration::from_secs(10), manager.shutdown())
+            .await
+            .unwrap()
+            .unwrap();
+        let failure = stop.await.unwrap().unwrap_err();
+        assert_eq!(failure.code(), ErrorCode::Closed);
+        assert_eq!(qemus(host.path()).len(), 1, "the guest goes on");
+
+        // Nothing of the first one holds the state directory.
+        let next = host.manager().await;
+        assert_eq!(
+            consistent_status(&next, "going-1").await["qmpStatus"],
+            "running"
+        );
+        delete(&next, "going-1").await;
         host.is_clean().await;
     });
 }

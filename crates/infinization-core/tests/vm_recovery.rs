@@ -4,7 +4,8 @@
 
 mod kit;
 
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,12 +54,53 @@ fn told(events: &mut broadcast::Receiver<Arc<Event>>, kind: &str) -> usize {
 
 /// Changes what the ledger says of the machine's process.
 fn forge(host: &Host, vm_id: &str, change: impl FnOnce(&mut Value)) {
+    rewrite(host, vm_id, |ledger| {
+        change(&mut ledger["lived"]["process"]);
+    });
+}
+
+fn rewrite(host: &Host, vm_id: &str, change: impl FnOnce(&mut Value)) {
     let path = host.state_dir().join("vms").join(vm_id).join("ledger.json");
     let body = state_file::read(&path).unwrap().unwrap();
     let mut contents: Value = serde_json::from_slice(&body).unwrap();
-    change(&mut contents["lived"]["process"]);
+    change(&mut contents);
     let body = serde_json::to_vec(&contents).unwrap();
     state_file::write(&path, &body, Durability::ProcessCrash).unwrap();
+}
+
+/// A QEMU that no machine has.
+struct Foreign(Child);
+
+impl Foreign {
+    async fn run(name: &str, pid_file: &Path) -> Self {
+        let child = Command::new("qemu-system-x86_64")
+            .args(["-name", &format!("guest={name},debug-threads=on")])
+            .args(["-accel", "tcg", "-machine", "none", "-nodefaults", "-S"])
+            .args(["-display", "none", "-pidfile"])
+            .arg(pid_file)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let written = async {
+            while std::fs::read_to_string(pid_file)
+                .unwrap_or_default()
+                .is_empty()
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, written).await.unwrap();
+        Self(child)
+    }
+
+    fn pid(&self) -> i32 {
+        i32::try_from(self.0.id()).unwrap()
+    }
+
+    fn end(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 fn is_alive(pid: i32) -> bool {
@@ -112,6 +154,242 @@ fn the_next_manager_takes_back_what_runs_and_what_is_suspended() {
         for vm_id in ["back-1", "back-2", "back-3"] {
             delete(&next, vm_id).await;
         }
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f3_a_qemu_that_hangs_at_re_own_is_watched_and_goes_on() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let pid = left_running(&host, "hang-1").await;
+        send_signal(pid, Signal::SIGSTOP);
+
+        let (next, mut events) = next_manager(&host).await;
+        let status = consistent_status(&next, "hang-1").await;
+        assert_eq!(
+            (&status["status"], &status["pid"], &status["unresponsive"]),
+            (&json!("running"), &json!(pid), &json!(true))
+        );
+        let again = next.start_vm("hang-1".into(), Value::Null, never()).await;
+        assert_eq!(again.unwrap()["message"], "VM is already running");
+        next.check_all_vms().await.unwrap();
+        assert_eq!(told(&mut events, "crash"), 0);
+
+        send_signal(pid, Signal::SIGCONT);
+        next_event(&mut events, "vm:reconnect").await;
+        let status = consistent_status(&next, "hang-1").await;
+        assert_eq!(status["unresponsive"], false);
+        next.suspend_vm("hang-1".into()).await.unwrap();
+        delete(&next, "hang-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f6_a_qemu_whose_socket_file_is_gone_is_ours_and_can_be_ended() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        for (vm_id, end) in [
+            ("sock-1", "stop"),
+            ("sock-2", "destroy"),
+            ("sock-3", "delete"),
+        ] {
+            let pid = left_running(&host, vm_id).await;
+            let socket = host.state_dir().join(format!("run/{vm_id}.sock"));
+            std::fs::remove_file(socket).unwrap();
+            let (next, _events) = next_manager(&host).await;
+            let status = consistent_status(&next, vm_id).await;
+            assert_eq!(
+                (&status["pid"], &status["unresponsive"]),
+                (&json!(pid), &json!(true))
+            );
+            match end {
+                "stop" => {
+                    let stopped = next.stop_vm(vm_id.into(), forced(), never()).await.unwrap();
+                    assert_eq!(stopped["forced"], true);
+                }
+                "destroy" => drop(next.destroy_vm(vm_id.into()).await.unwrap()),
+                _ => delete(&next, vm_id).await,
+            }
+            assert_eq!(qemus(host.path()), Vec::<i32>::new(), "{end}");
+            if end != "delete" {
+                assert_eq!(consistent_status(&next, vm_id).await["status"], "off");
+                delete(&next, vm_id).await;
+            }
+            next.shutdown().await.unwrap();
+            host.is_clean().await;
+        }
+    });
+}
+
+#[test]
+fn f18_a_torn_spec_does_not_lose_a_running_qemu() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let pid = left_running(&host, "torn-1").await;
+        let spec = host.state_dir().join("vms/torn-1/spec.json");
+        std::fs::write(&spec, b"{ torn").unwrap();
+        let (next, _events) = next_manager(&host).await;
+        let status = consistent_status(&next, "torn-1").await;
+        assert_eq!(status["pid"], pid);
+        assert_eq!(status["qmpStatus"], "running");
+        next.suspend_vm("torn-1".into()).await.unwrap();
+        delete(&next, "torn-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn what_cannot_be_told_ours_is_neither_ended_nor_cleaned_up() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let pid = left_running(&host, "whose-1").await;
+        // As if we had been killed between the spawn and the ledger, and the disk had eaten the spec.
+        rewrite(&host, "whose-1", |ledger| {
+            ledger["lived"] = Value::Null;
+            ledger["operation"] = json!("start");
+        });
+        let spec = host.state_dir().join("vms/whose-1/spec.json");
+        let good = std::fs::read(&spec).unwrap();
+        std::fs::write(&spec, b"{ torn").unwrap();
+        let before = host.files();
+
+        let (next, mut events) = next_manager(&host).await;
+        let start = next.start_vm("whose-1".into(), Value::Null, never()).await;
+        let stop = next.stop_vm("whose-1".into(), forced(), never()).await;
+        let destroy = next.destroy_vm("whose-1".into()).await;
+        for (answer, code) in [
+            (start, ErrorCode::StartFailed),
+            (stop, ErrorCode::StopFailed),
+            (destroy, ErrorCode::StopFailed),
+        ] {
+            let failure = answer.unwrap_err();
+            assert_eq!(failure.code(), code, "{failure:?}");
+            assert!(failure.has(ErrorCode::IdentityUnknown), "{failure:?}");
+            assert_eq!(failure.vm_id().unwrap().as_str(), "whose-1");
+        }
+        next.check_all_vms().await.unwrap();
+        assert_eq!(told(&mut events, "crash"), 0);
+        assert!(is_alive(pid));
+        assert_eq!(host.files(), before);
+        assert_eq!(
+            next.get_vm("whose-1".into()).await.unwrap()["status"],
+            "running"
+        );
+
+        std::fs::write(&spec, good).unwrap();
+        delete(&next, "whose-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn a_reconciliation_is_told_row_by_row() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let runs = create(&host, &manager, "rec-1").await;
+        for vm_id in ["rec-2", "rec-3", "rec-4"] {
+            create(&host, &manager, vm_id).await;
+            manager
+                .stop_vm(vm_id.into(), forced(), never())
+                .await
+                .unwrap();
+        }
+        for (vm_id, status) in [
+            ("rec-1", "starting"),
+            ("rec-2", "starting"),
+            ("rec-3", "rebuilding"),
+            ("rec-4", "backing_up"),
+        ] {
+            host.claim(vm_id, status);
+        }
+        let mut events = manager.subscribe();
+        let summary = manager.reconcile_startup_state(None).await.unwrap();
+        assert_eq!(summary["totalChecked"], 3);
+        assert_eq!(summary["promotedToRunning"], json!(["rec-1"]));
+        assert_eq!(summary["resetToOff"], json!(["rec-2"]));
+        assert_eq!(summary["resetToError"], json!(["rec-3"]));
+        assert_eq!(summary["skipped"], json!([]));
+        assert_eq!(
+            summary["results"][0],
+            json!({
+                "vmId": "rec-1", "previousStatus": "starting", "pid": runs, "pidAlive": true,
+                "action": "promoted_running",
+            })
+        );
+        let event = next_event(&mut events, "reconcile-complete").await;
+        assert_eq!(event.data["resetToError"], json!(["rec-3"]));
+        for (vm_id, status) in [
+            ("rec-1", "running"),
+            ("rec-2", "off"),
+            ("rec-3", "error"),
+            ("rec-4", "backing_up"),
+        ] {
+            assert_eq!(consistent_status(&manager, vm_id).await["status"], status);
+        }
+        host.claim("rec-4", "off");
+        for vm_id in ["rec-1", "rec-2", "rec-3", "rec-4"] {
+            delete(&manager, vm_id).await;
+        }
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn an_orphan_is_told_first_and_ended_when_it_is_still_there() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "own-1").await;
+        let pids = host.state_dir().join("pids");
+        let file = |name: &str| pids.join(format!("{name}.pid"));
+        let lost = Foreign::run("lost-1", &file("lost-1")).await;
+        // A dead pid, garbage, and a living process that is no QEMU of that name.
+        std::fs::write(file("dead-1"), "4194303").unwrap();
+        std::fs::write(file("junk-1"), "not a number").unwrap();
+        std::fs::write(file("reused-1"), std::process::id().to_string()).unwrap();
+        // The row of another says that it is being used.
+        create(&host, &manager, "kept-1").await;
+        manager
+            .stop_vm("kept-1".into(), forced(), never())
+            .await
+            .unwrap();
+        host.claim("kept-1", "backing_up");
+        let kept = Foreign::run("kept-1", &file("kept-1")).await;
+
+        let first = manager.check_all_vms().await.unwrap();
+        assert_eq!(
+            (&first["orphansDetected"], &first["orphansCleaned"]),
+            (&json!(2), &json!(3))
+        );
+        assert!(is_alive(lost.pid()) && file("own-1").exists());
+        assert!(!file("dead-1").exists() && !file("junk-1").exists() && !file("reused-1").exists());
+
+        let mut events = manager.subscribe();
+        manager.check_all_vms().await.unwrap();
+        let mut killed = Vec::new();
+        for _ in 0..2 {
+            let orphan = next_event(&mut events, "orphan-detected").await;
+            killed.push((orphan.data["vmId"].clone(), orphan.data["killed"].clone()));
+        }
+        killed.sort_by_key(|(vm_id, _)| vm_id.to_string());
+        let expected = [
+            (json!("kept-1"), json!(false)),
+            (json!("lost-1"), json!(true)),
+        ];
+        assert_eq!(killed, expected);
+        ends(lost.pid()).await;
+        assert!(is_alive(kept.pid()) && file("kept-1").exists());
+        assert!(!file("lost-1").exists());
+
+        lost.end();
+        kept.end();
+        assert_eq!(manager.check_orphan_processes().await.unwrap(), json!([]));
+        host.claim("kept-1", "off");
+        delete(&manager, "kept-1").await;
+        delete(&manager, "own-1").await;
         host.is_clean().await;
     });
 }
@@ -290,51 +568,6 @@ fn f12_an_innocent_process_with_the_number_is_not_touched() {
         assert!(innocent.try_wait().unwrap().is_none(), "it still runs");
         innocent.kill().unwrap();
         innocent.wait().unwrap();
-        host.is_clean().await;
-    });
-}
-
-#[test]
-fn orphans_are_told_and_stale_pidfiles_removed() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let manager = host.manager().await;
-        create(&host, &manager, "own-1").await;
-        let pids = host.state_dir().join("pids");
-        let stale = pids.join("gone-1.pid");
-        let pid_file = pids.join("orphan-1.pid");
-        std::fs::write(&stale, "1\n").unwrap();
-        let mut orphan = Command::new("qemu-system-x86_64")
-            .args(["-name", "guest=orphan-1,debug-threads=on"])
-            .args(["-accel", "tcg", "-machine", "none", "-nodefaults", "-S"])
-            .args(["-display", "none", "-pidfile"])
-            .arg(&pid_file)
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let written = async {
-            while !pid_file.exists() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, written).await.unwrap();
-
-        let orphans = manager.check_orphan_processes().await.unwrap();
-        let orphans = orphans.as_array().unwrap();
-        assert_eq!(orphans.len(), 1, "{orphans:?}");
-        assert_eq!(orphans[0]["vmId"], "orphan-1");
-        assert_eq!(orphans[0]["pid"], orphan.id());
-        assert_eq!(orphans[0]["killed"], false);
-        assert_eq!(orphans[0]["dbStatus"], Value::Null);
-        assert!(!stale.exists(), "nobody has the name: it is removed");
-        assert!(pid_file.exists());
-        assert!(orphan.try_wait().unwrap().is_none(), "it still runs");
-        assert!(pids.join("own-1.pid").exists());
-
-        orphan.kill().unwrap();
-        orphan.wait().unwrap();
-        assert_eq!(manager.check_orphan_processes().await.unwrap(), json!([]));
-        delete(&manager, "own-1").await;
         host.is_clean().await;
     });
 }

@@ -359,7 +359,12 @@ impl Machine {
             self.context.status_not_written(new.as_str(), &error);
         }
         let previous = std::mem::replace(&mut self.shown, new.clone());
-        self.context.guest_event(event, &previous, &new, data);
+        // Somebody's claim, or an error, stays in the row; listeners hear what it says.
+        let told = match database.find_machine(vm_id).await {
+            Ok(Some(row)) => Status::parse(&row.status),
+            Ok(None) | Err(_) => new,
+        };
+        self.context.guest_event(event, &previous, &told, data);
     }
 }
 

@@ -153,6 +153,17 @@ impl Host {
         files
     }
 
+    /// Writes a row's status, as the consumer does in a database of his own.
+    pub fn claim(&self, vm_id: &str, status: &str) {
+        let path = self.state_dir().join("infinization.db");
+        let store = rusqlite::Connection::open(path).unwrap();
+        let changed = store.execute(
+            "UPDATE machine SET status = ?1 WHERE id = ?2",
+            [status, vm_id],
+        );
+        assert_eq!(changed.unwrap(), 1);
+    }
+
     /// Asserts that nothing of any machine is left.
     pub async fn is_clean(&self) {
         assert_eq!(self.links().await, Vec::<String>::new(), "links are left");

@@ -1,4 +1,4 @@
-//! Stands between the operations and the host: fails or kills at the step a test names.
+//! Stands between the operations and the host: fails, aborts or kills at the step a test names.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +13,10 @@ use tokio_util::sync::CancellationToken;
 pub enum Deed {
     /// The action fails, having done nothing.
     Fail,
+    /// The caller aborts before the action.
+    Cancel,
+    /// A defect shows after the action.
+    Panic,
     /// This process is killed before the action.
     KillBefore,
     /// This process is killed after the action.
@@ -51,6 +55,11 @@ impl Meddler {
 
     pub fn was_hit(&self) -> Option<&'static str> {
         *self.hit.lock().unwrap()
+    }
+
+    /// As [`Meddler::was_hit`], once.
+    pub fn took_hit(&self) -> Option<&'static str> {
+        self.hit.lock().unwrap().take()
     }
 
     pub fn wrapper(self: &Arc<Self>) -> EffectsWrapper {
@@ -103,18 +112,21 @@ impl Effects for Between {
         match (due, self.meddler.deed) {
             (true, Deed::Fail) => return Err(Failure::new(ErrorCode::HostFile, "meddled with")),
             (true, Deed::KillBefore) => die(),
+            (true, Deed::Cancel) => cancel.cancel(),
             _ => {}
         }
         let done = self.host.perform(action, bench, cancel).await;
-        if due && self.meddler.deed == Deed::KillAfter {
-            die();
+        match (due, self.meddler.deed) {
+            (true, Deed::KillAfter) => die(),
+            (true, Deed::Panic) => panic!("meddled with"),
+            _ => done,
         }
-        done
     }
 
     async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure> {
         // Releases are hit by kills only: a failing one is tried again, which another test shows.
-        let due = self.meddler.deed != Deed::Fail && self.meddler.is_due(release.name());
+        let kills = matches!(self.meddler.deed, Deed::KillBefore | Deed::KillAfter);
+        let due = kills && self.meddler.is_due(release.name());
         if due && self.meddler.deed == Deed::KillBefore {
             die();
         }
