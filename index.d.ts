@@ -27,8 +27,9 @@ export interface InfinizationConfig {
   /** Accepted, without effect: the embedded store knows one node. Not blank. */
   nodeId?: string
   /**
-   * Told of every change by `emitCRUD('machines', action, vmId, data?)`; never awaited. The actions:
-   * `create`, `power_on`, `power_off`, `suspend`, `resume`, `update` (a reset), `crash`.
+   * Told what the verbs did, and of crashes, by `emitCRUD('machines', action, vmId, data?)`; never
+   * awaited. The actions: `create`, `power_on`, `power_off`, `suspend`, `resume`, `update` (a reset),
+   * `crash`. What a guest does by itself is told by `getEventHandler()`.
    */
   eventManager?: EventManagerLike
   /** Milliseconds between two health checks, 100 to a week. Default 30000. */
@@ -47,8 +48,8 @@ export interface InfinizationConfig {
   /** Default `/var/run/infinization/pids`. */
   pidfileDir?: string
   /**
-   * Confines disks, backing files and ISOs to these directories, and to `diskDir`. Default: not
-   * confined.
+   * Confines disks, backing files and ISOs to these directories, and to `diskDir`; a symbolic link
+   * does not lead out. Default: not confined.
    */
   allowedPaths?: string[]
   /**
@@ -384,7 +385,8 @@ export interface DiskConfig {
  * A new VM. A value that makes no sense is `INVALID_CONFIG`, with every one of them in `context.issues`;
  * what this host does not have is `RESOURCE_UNAVAILABLE`; a key that is unknown is warned about. Null is
  * the same as absent. Paths are absolute, without `..`, `,` and control characters, and not inside
- * `/proc`, `/sys` or `/dev`; paths of sockets have at most 107 bytes.
+ * `/proc`, `/sys` or `/dev`; paths of sockets have at most 107 bytes. QEMU's user must be able to open
+ * what they name.
  */
 export interface VMCreateConfig {
   /** The machine's id: letters, digits, `.`, `_`, `-`, a letter or digit first; at most 128. */
@@ -434,13 +436,13 @@ export interface VMCreateConfig {
   disableSandbox?: boolean
   /** Default: the configuration's `accelerator`. */
   accelerator?: Accelerator
-  /** Six hex pairs joined by `:`, unicast. Default: derived from `vmId`. */
+  /** Six hex pairs joined by `:`, unicast, no other machine's. Default: derived from `vmId`. */
   macAddress?: string
   /** `0000:01:00.0`, bound to vfio-pci. */
   gpuPciAddress?: string
   /**
-   * A video BIOS image, inside `<stateDir>/roms` (`/var/lib/infinization/roms` by default). Needs
-   * `gpuPciAddress`.
+   * A video BIOS image, inside `<stateDir>/roms` (`/var/lib/infinization/roms` by default), where
+   * nobody but root may write; no symbolic link. Needs `gpuPciAddress`.
    */
   gpuRomfile?: string
   /** `q35` or `pc`. Default `q35`. */
