@@ -2,8 +2,10 @@
  * Runs QEMU/KVM virtual machines from Node.js, without libvirt.
  *
  * Every verb rejects with one of the error classes below; `error.code` is stable, `error.message` is
- * for people, `error.cause` is what lay beneath. Every result is plain JSON data, except that times
- * are `Date`s. Times and timeouts are milliseconds unless a name says otherwise.
+ * for people, `error.cause` is what lay beneath. A verb on a machine rejects with a LifecycleError: what
+ * is no refusal of its own it puts under one code (`CREATE_FAILED`, `STOP_FAILED`, …; see each verb),
+ * with the original as `cause`. Every result is plain JSON data, except that times are `Date`s. Times
+ * and timeouts are milliseconds unless a name says otherwise; GB are GiB (2^30 bytes).
  */
 /// <reference types="node" />
 import { EventEmitter } from 'node:events'
@@ -15,18 +17,22 @@ import { EventEmitter } from 'node:events'
 /** How an {@link Infinization} works. Nothing of it is checked before `initialize()`. */
 export interface InfinizationConfig {
   /**
-   * The application's Prisma client. Leave this and `databaseAdapter` out to keep the machines in the
-   * embedded store under `stateDir`. A key that is there without a value is `INVALID_CONFIG`: a
-   * misconfigured program must not start on an empty store. This version refuses any value.
+   * Not part of this version: `initialize()` rejects it with `INVALID_CONFIG`. Machines are kept in the
+   * embedded store under `stateDir`. So it does when the key is there without a value: a misconfigured
+   * program must not start on an empty store. Leave it out.
    */
   prismaClient?: PrismaClientLike
-  /** The 16 database operations as an object of yours. See `prismaClient`. */
+  /** The 16 database operations as an object of yours. Not part of this version; see `prismaClient`. */
   databaseAdapter?: InfinizationDatabase
-  /** Only machines of this node are looked at by scans. Default: all. */
+  /** Accepted, without effect: the embedded store knows one node. Not blank. */
   nodeId?: string
-  /** Told of every change by `emitCRUD('machines', action, vmId, data?)`; never awaited. */
+  /**
+   * Told what the verbs did, and of crashes, by `emitCRUD('machines', action, vmId, data?)`; never
+   * awaited. The actions: `create`, `power_on`, `power_off`, `suspend`, `resume`, `update` (a reset),
+   * `crash`. What a guest does by itself is told by `getEventHandler()`.
+   */
   eventManager?: EventManagerLike
-  /** Milliseconds between two health checks. Default 30000. */
+  /** Milliseconds between two health checks, 100 to a week. Default 30000. */
   healthMonitorInterval?: number
   /** Start the health monitor in `initialize()`. Default true. */
   autoStartHealthMonitor?: boolean
@@ -35,13 +41,16 @@ export interface InfinizationConfig {
    * `diskDir`, `qmpSocketDir` and `pidfileDir` default to `disks/`, `run/` and `pids/` under it.
    */
   stateDir?: string
-  /** Default `/var/lib/infinization/disks`. */
+  /** Disks and UEFI variables. Default `/var/lib/infinization/disks`. */
   diskDir?: string
   /** Default `/var/run/infinization`. A socket's path must not exceed 107 bytes. */
   qmpSocketDir?: string
   /** Default `/var/run/infinization/pids`. */
   pidfileDir?: string
-  /** Confines disks, backing files and ISOs to these directories. Default: not confined. */
+  /**
+   * Confines disks, backing files and ISOs to these directories, and to `diskDir`; a symbolic link
+   * does not lead out. Default: not confined.
+   */
   allowedPaths?: string[]
   /**
    * What to do on a kernel without connection tracking for bridges (`nf_conntrack_bridge`). `fail`:
@@ -59,7 +68,10 @@ export interface InfinizationConfig {
    * `INFINIZATION_ACCEL`, else `auto`.
    */
   accelerator?: Accelerator
-  /** Makes this host capable of department overlays. Undefined: it is not, and the verbs reject. */
+  /**
+   * Department overlays. Not part of this version: `initialize()` rejects it with `INVALID_CONFIG`;
+   * undefined is fine. The overlay verbs always reject.
+   */
   overlay?: OverlayConfig
 }
 
@@ -129,14 +141,21 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   constructor(config?: InfinizationConfig)
 
   /**
-   * Opens the store, sets the firewall up, reconciles the machines that were left in a transient
-   * status, starts the health monitor. Idempotent once it succeeded; after a rejection make a new
-   * instance.
-   * @throws LifecycleError `INVALID_CONFIG`; NftablesError when the firewall cannot be set up;
-   * InfinizationError `STATE_DIR_LOCKED` when another process manages the state directory.
+   * Locks the state directory, sets the firewall up, opens the store, takes back every machine that
+   * still runs, finishes or undoes what was under way when an earlier process ended, settles the
+   * machines left in a transient status, starts the health monitor (its first cycle has run).
+   * Idempotent once it succeeded; after a rejection it may be called again.
+   * @throws LifecycleError `INVALID_CONFIG` (an option or an environment variable), `CLOSED`;
+   * InfinizationError `STATE_DIR_LOCKED` when another process manages the state directory;
+   * NftablesError `CONNTRACK_UNAVAILABLE` (see `bridgeConntrackMode`), `PERMISSION_DENIED` (not root),
+   * `COMMAND_FAILED`; ProcessError `PROGRAM_NOT_FOUND` (no `nft`), `STATE_FILE`; PrismaAdapterError
+   * `DB_CONNECTION_ERROR` when the store cannot be opened
    */
   initialize(): Promise<void>
-  /** Ends monitoring and disconnects; never touches a VM. Safe at any time. */
+  /**
+   * Ends monitoring and disconnects; never touches a VM. Safe at any time and more than once. Every
+   * method fails with `CLOSED` from then on.
+   */
   shutdown(): Promise<void>
   /** Whether `initialize()` has succeeded and `shutdown()` was not called. */
   isInitialized(): boolean
@@ -145,76 +164,114 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
 
   /**
    * Says what `createVM` would run, without doing anything.
-   * @throws LifecycleError `INVALID_CONFIG`
+   * @throws LifecycleError `INVALID_CONFIG`, `INVALID_STATE`, `RESOURCE_UNAVAILABLE`, `DISK_ERROR`,
+   * `NETWORK_ERROR` (the bridge): what `createVM` would refuse
    */
   planVM(config: VMCreateConfig): Promise<VMPlan>
   /**
-   * Makes the disks, the TAP and the firewall rules of a VM, starts it, and resolves when it runs. On
-   * failure everything this attempt made is gone.
+   * Makes the disks, the TAP and the firewall rules of a VM, starts it, and resolves when its guest's
+   * CPUs run. On failure everything this attempt made is gone; `error.context.notUndone` names what
+   * could not be undone. A machine that exists must be `off` or `error` and have none of its disks.
    * @throws LifecycleError `INVALID_CONFIG`, `INVALID_STATE` (the machine is neither fresh, `off` nor
-   * `error`), `RESOURCE_UNAVAILABLE`, `DISK_ERROR`, `CREATE_FAILED` (`error.cause` says why), `ABORTED`
+   * `error`), `RESOURCE_UNAVAILABLE` (a file, device, CPU or accelerator is not there; a QEMU of this
+   * `internalName` runs), `DISK_ERROR` (a disk is there already; a backing file cannot be used),
+   * `ABORTED`, `CREATE_FAILED` for everything else: its `cause` says why
    */
   createVM(config: VMCreateConfig, options?: Abortable): Promise<VMCreateResult>
   /**
-   * Starts a VM that was created before. Succeeds at once when it runs already. A failed or aborted
-   * start leaves the machine off and its disks as they were.
-   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE`, `INVALID_CONFIG`, `DISK_ERROR`,
-   * `RESOURCE_UNAVAILABLE`, `CONCURRENT_MODIFICATION`, `START_FAILED`, `TIMEOUT` (`waitForBoot`),
-   * `ABORTED`
+   * Starts a VM that was created before, with all it was created with but the installer `isoPath`.
+   * Resolves when the guest's CPUs run, or, with `waitForBoot`, when its agent answers. Succeeds at
+   * once when it runs already. A failed or aborted start leaves the machine `off` and its disks as they
+   * were; once the guest runs (`waitForBoot`), the VM goes on.
+   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` (it is neither `off` nor `error`),
+   * `INVALID_CONFIG`, `DISK_ERROR` (a disk is missing or damaged), `RESOURCE_UNAVAILABLE` (a file,
+   * the TPM's socket, a CPU or the accelerator is not there), `CONCURRENT_MODIFICATION` (another
+   * writer was first), `TIMEOUT` (`waitForBoot`), `ABORTED`, `START_FAILED` for everything else; its
+   * `cause` is `IDENTITY_UNKNOWN` where a process cannot be proven to be this VM's
    */
   startVM(vmId: string, config?: VMStartConfig & Abortable): Promise<VMOperationResult>
   /**
-   * Resolves when QEMU is gone. Succeeds at once when the VM is off. A signal ends the wait for the
-   * guest; it was asked to shut down and may still do so.
+   * Resolves when QEMU is gone and what the run held is released. Succeeds at once when the VM is off.
+   * A suspended guest is resumed first, so that it can hear the power button. A signal ends the wait
+   * for the guest; it was asked to shut down and may still do so.
    * @throws LifecycleError `VM_NOT_FOUND`, `TIMEOUT` (it ignored the request and `force` was false: it
-   * is as it was), `STOP_FAILED`, `ABORTED`
+   * runs on), `ABORTED`, `STOP_FAILED` for everything else, also for `{ graceful: false, force: false }`;
+   * its `cause` is `IDENTITY_UNKNOWN` where a process cannot be proven to be this VM's
    */
   stopVM(vmId: string, config?: VMStopConfig & Abortable): Promise<VMOperationResult>
-  /** Stops and starts. The one verb that may resolve with `success: false` and an `error`. */
+  /**
+   * Stops (by the power button, by force after 30 s) and starts at once, as one operation. The one verb
+   * that may resolve with `success: false`: `message` says which half failed, `error` why. A TPM
+   * emulator ends with its QEMU, so a machine with `tpmSocketPath` is stopped and started by you.
+   * @throws LifecycleError `VM_NOT_FOUND`, `STOP_FAILED`
+   */
   restartVM(vmId: string): Promise<VMOperationResult>
-  /** @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it runs, `QMP_ERROR` */
+  /**
+   * Stops the guest's CPUs; its memory stays. The status becomes `suspended`.
+   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it is `running`, `QMP_ERROR` for
+   * everything else
+   */
   suspendVM(vmId: string): Promise<VMOperationResult>
-  /** @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it is suspended, `QMP_ERROR` */
+  /**
+   * Lets the guest's CPUs run again; one that sleeps (S3) is woken. The status becomes `running`.
+   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it is `suspended` or `paused`,
+   * `QMP_ERROR` for everything else
+   */
   resumeVM(vmId: string): Promise<VMOperationResult>
-  /** @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it runs, `QMP_ERROR` */
+  /**
+   * Presses the reset button: the guest boots anew in the same QEMU, without being asked. The status
+   * stays `running`.
+   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it is `running`, `QMP_ERROR` for
+   * everything else
+   */
   resetVM(vmId: string): Promise<VMOperationResult>
   /**
-   * Ends the VM and releases what it had on the host. Its disks and its row stay. Succeeds when there
-   * is no such machine.
-   * @throws LifecycleError `CLEANUP_FAILED`, `STOP_FAILED`
+   * Ends QEMU at once, without asking the guest, and releases what the machine had on the host: TAP,
+   * firewall chains, sockets, its folder in the state directory. Its disks, UEFI variables and row
+   * stay. Interrupts a graceful stop. Succeeds when there is no such machine.
+   * @throws LifecycleError `CLEANUP_FAILED` (something could not be released, after three attempts),
+   * `STOP_FAILED` for everything else; its `cause` is `IDENTITY_UNKNOWN` where a process cannot be
+   * proven to be this VM's
    */
   destroyVM(vmId: string): Promise<VMOperationResult>
-  /** Never waits for another operation. @throws LifecycleError `VM_NOT_FOUND` */
+  /**
+   * What the row says and what there is. Never waits for another operation; a QEMU that does not
+   * answer delays it by a second.
+   * @throws LifecycleError `VM_NOT_FOUND`, `DATABASE_ERROR` for everything else
+   */
   getVMStatus(vmId: string): Promise<VMStatusResult>
-  /** The ids of the VMs this instance looks after. */
+  /** The ids of the VMs whose QEMU this instance looks after now. Empty before `initialize()`. */
   getActiveVMs(): string[]
 
-  /** Embedded store only; else `INVALID_STATE`. */
+  /** All machines of the embedded store, oldest first. @throws PrismaAdapterError */
   listVMs(): Promise<VMSummary[]>
-  /** Null when there is no such machine. Embedded store only; else `INVALID_STATE`. */
+  /** One machine of the embedded store, or null. @throws PrismaAdapterError */
   getVM(vmId: string): Promise<VMDetails | null>
   /**
-   * Ends the VM, forgets it, and removes its disks when asked to. Embedded store only.
-   * @throws LifecycleError `VM_NOT_FOUND`, `STOP_FAILED`, `CLEANUP_FAILED`, `DISK_ERROR`
+   * Destroys the VM (see `destroyVM`), forgets it, and removes its disks and UEFI variables when asked
+   * to.
+   * @throws LifecycleError `VM_NOT_FOUND`, `STOP_FAILED`, `CLEANUP_FAILED`, `DISK_ERROR` (a disk could
+   * not be removed; the machine is still known)
    */
   deleteVM(vmId: string, options?: VMDeleteOptions): Promise<VMOperationResult>
   /**
    * Replaces the VM's own rules; if it runs, in one atomic step. A rule that makes no sense is
-   * `INVALID_CONFIG`, and the old rules stay. Embedded store only.
-   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG`; NftablesError
+   * `INVALID_CONFIG`, and the old rules stay.
+   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG`; NftablesError; NetworkError when the bridge
+   * cannot be read; PrismaAdapterError
    */
   setFirewallRules(vmId: string, rules: FirewallRuleInput[]): Promise<VMOperationResult>
 
-  /** Emits what QEMU reports of the VMs. */
+  /** Emits what QEMU reports of the VMs. Always the same object. */
   getEventHandler(): EventHandler
-  /** Emits what the periodic checks find. */
+  /** Emits crashes, and what the periodic checks find. Always the same object. */
   getHealthMonitor(): HealthMonitor
   /**
    * The VM's monitor, shared with the library; undefined unless it is connected. The same object for
    * as long as its QEMU runs.
    */
   getQMPClient(vmId: string): QMPClient | undefined
-  /** The database the library works with. Failures are PrismaAdapterErrors. */
+  /** The embedded store, by the 16 operations. Failures are PrismaAdapterErrors. */
   getPrismaAdapter(): InfinizationDatabase
   /** The firewall, with this instance's settings. */
   getNftablesService(): NftablesService
@@ -227,19 +284,25 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
 
   /**
    * Settles the machines in these statuses (default `starting`, `powering_off_update`, `rebuilding`)
-   * by whether their QEMU is alive. `initialize()` has done it once.
+   * by whether their QEMU is alive: then `running`, else cleaned up and `off` (`error` if it was
+   * `rebuilding`). One that cannot be judged is skipped and left as it is. `initialize()` has done it
+   * once. The health monitor emits `reconcile-complete`.
+   * @throws PrismaAdapterError when the store cannot be read
    */
   reconcileStartupState(statuses?: string[]): Promise<ReconcileSummary>
   /**
    * Takes a running QEMU of this machine back. Does nothing when it is attached; `initialize()` has
-   * done it for all.
+   * done it for all. It is found by its identity; `qmpSocketPath` is only named in the error.
    * @throws LifecycleError `VM_NOT_FOUND`, `QMP_ERROR` when there is no such QEMU
    */
   attachToRunningVM(vmId: string, qmpSocketPath: string): Promise<void>
   /**
-   * Runs a program in the guest through its agent, over a connection of its own.
-   * @throws QMPError `AGENT_CONNECT_FAILED`, `AGENT_TIMEOUT`, `AGENT_DISCONNECTED`, `AGENT_PROTOCOL`,
-   * `AGENT_COMMAND_FAILED` (no such program)
+   * Runs a program in the guest through its agent, without a shell, over a connection of its own (5 s
+   * for it to answer). A program that outlives `timeout` is left running: the agent cannot end it.
+   * `vmId` is only named in errors. Resolves whatever the exit code is.
+   * @throws QMPError `AGENT_CONNECT_FAILED` (no such socket), `AGENT_TIMEOUT` (no agent runs in the
+   * guest, or the program does not end), `AGENT_DISCONNECTED`, `AGENT_PROTOCOL`, `AGENT_COMMAND_FAILED`
+   * (no such program); LifecycleError `INVALID_CONFIG`
    */
   guestExec(
     vmId: string,
@@ -260,11 +323,11 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   queryBlockDevices(vmId: string): Promise<QMPBlockInfo[]>
 
-  /** Rejects with `INVALID_STATE` while `overlay` is not configured. */
+  /** Not part of this version. @throws LifecycleError `INVALID_STATE`, always */
   ensureSegment(spec: OverlaySegmentSpec): Promise<void>
-  /** Rejects with `INVALID_STATE` while `overlay` is not configured. */
+  /** Not part of this version. @throws LifecycleError `INVALID_STATE`, always */
   setPeers(deptId: string, bridgeName: string, peers: OverlayPeer[]): Promise<void>
-  /** Rejects with `INVALID_STATE` while `overlay` is not configured. */
+  /** Not part of this version. @throws LifecycleError `INVALID_STATE`, always */
   destroySegment(deptId: string, bridgeName: string): Promise<void>
 }
 
@@ -276,7 +339,11 @@ export interface InfinizationEvents {
 
 /** What `events()` yields. */
 export interface InfinizationEvent {
-  /** Grows by one from event to event of the whole instance; null for `lost`. */
+  /**
+   * Grows from event to event of the whole instance; null for `lost`. It has gaps: what goes to the
+   * `eventManager` alone consumes numbers too. An event of type `lost` tells what was missed, not a
+   * gap.
+   */
   seq: number | null
   vmId: string | null
   /** The name under which an emitter of this instance emits it: `vm:event`, `crash`, … */
@@ -294,13 +361,19 @@ export type DisplayProtocol = 'spice' | 'vnc'
 export type FirewallDefaultAction = 'accept' | 'drop'
 
 export interface DiskConfig {
-  /** Virtual size in GiB, at least 1. With a `backingFile` the clone has that image's size. */
+  /**
+   * Virtual size in GiB, a whole number from 1 to 2097152 (2 PiB). With a `backingFile` the clone has
+   * that image's size, whatever is said here.
+   */
   sizeGB: number
   /** Default `qcow2`. */
   format?: 'qcow2' | 'raw'
-  /** Default: what suits the guest's OS. */
+  /** `virtio`, `scsi`, `sata` or `ide`. Default: the machine's `diskBus`. */
   bus?: string
-  /** Default `writeback`. */
+  /**
+   * `none`, `writeback`, `writethrough`, `directsync` or `unsafe` (flushes are ignored). Default: the
+   * machine's `diskCacheMode`.
+   */
   cache?: string
   /** Give freed blocks back to the host. Default true. */
   discard?: boolean
@@ -308,84 +381,121 @@ export interface DiskConfig {
   backingFile?: string
 }
 
-/** A new VM. A value that makes no sense is `INVALID_CONFIG`; a key that is unknown is warned about. */
+/**
+ * A new VM. A value that makes no sense is `INVALID_CONFIG`, with every one of them in `context.issues`;
+ * what this host does not have is `RESOURCE_UNAVAILABLE`; a key that is unknown is warned about. Null is
+ * the same as absent. Paths are absolute, without `..`, `,` and control characters, and not inside
+ * `/proc`, `/sys` or `/dev`; paths of sockets have at most 107 bytes. QEMU's user must be able to open
+ * what they name.
+ */
 export interface VMCreateConfig {
-  /** The machine's id in the database: letters, digits, `.`, `_`, `-`; at most 128. */
+  /** The machine's id: letters, digits, `.`, `_`, `-`, a letter or digit first; at most 128. */
   vmId: string
-  /** For people. */
+  /** For people. Not blank; at most 255 characters, without `,`, `=` and control characters. */
   name: string
-  /** Names disks, sockets and the process. Same alphabet as `vmId`, at most 64. */
+  /** Names disks, sockets and the process. Same alphabet as `vmId`, at most 64; no other machine's. */
   internalName: string
-  /** The guest's OS as free text (`ubuntu-22.04`, `windows11`); it picks the device models. */
+  /** The guest's OS as free text (`ubuntu-22.04`, `windows11`); it picks the device models. Not blank. */
   os: string
-  /** At least 1. */
+  /** A whole number from 1 to 255. More than the host has is warned about. */
   cpuCores: number
-  /** GiB, at least 0.5. */
+  /** GiB, 0.5 to the host's memory; rounded to whole MiB. With `hugepages`, whole huge pages. */
   ramGB: number
-  /** At least one. Disk 0 is `<diskDir>/<internalName>.qcow2`. */
+  /** 1 to 32. Disk 0 is `<diskDir>/<internalName>.qcow2`, disk n `<internalName>-disk<n>.qcow2`. */
   disks: DiskConfig[]
-  /** An existing bridge. */
+  /** An existing bridge: 1 to 15 letters, digits, `.`, `_`, `-`. */
   bridge: string
   displayType: DisplayProtocol
-  /** Where to look for a free TCP port from; the result has the one that was taken. From 5900. */
+  /**
+   * Where to look for a free TCP port from, among 100; the result has the one that was taken. SPICE:
+   * 5900 to 65535. VNC: 5900 to 5999, a higher one is refused. Anything else is 5900, with a warning
+   * unless it is 0.
+   */
   displayPort: number
-  /** Handed over by QMP, never on a command line. Required unless the address is loopback. */
+  /**
+   * Handed over by QMP, never on a command line. Required unless the address is loopback. VNC: 1 to 8
+   * characters, SPICE: 1 to 60; printable ASCII without `,` and `=`.
+   */
   displayPassword?: string
-  /** Default `127.0.0.1`. */
+  /**
+   * An IP address; `*` is `0.0.0.0`. Default `127.0.0.1`. An address that this host does not have is
+   * healed, with a warning: to `0.0.0.0`, since a password guards it. (A start without a password heals
+   * to `127.0.0.1`.) So is a host name other than `localhost`.
+   */
   displayAddr?: string
   /** What happens to traffic that no rule speaks of. Default `drop`. */
   firewallDefaultAction?: FirewallDefaultAction
-  /** The VM's own rules. Embedded store only. */
+  /** The VM's own rules, at most 20000. One that makes no sense is left out, with a warning. */
   firewallRules?: FirewallRuleInput[]
-  /** User that QEMU runs as. Default: the environment's `INFINIZATION_QEMU_USER`, else ours. */
+  /**
+   * User that QEMU runs as: a login name, or `uid:gid`. Default: the environment's
+   * `INFINIZATION_QEMU_USER`, else ours.
+   */
   runAsUser?: string
-  /** Run QEMU without its seccomp sandbox. Default false. */
+  /** Run QEMU without its seccomp sandbox, for this run only: a later start has it. Default false. */
   disableSandbox?: boolean
   /** Default: the configuration's `accelerator`. */
   accelerator?: Accelerator
-  /** Six hex pairs, unicast. Default: derived from `vmId`. */
+  /** Six hex pairs joined by `:`, unicast, no other machine's. Default: derived from `vmId`. */
   macAddress?: string
   /** `0000:01:00.0`, bound to vfio-pci. */
   gpuPciAddress?: string
-  /** Inside `/var/lib/infinization/roms/`. */
+  /**
+   * A video BIOS image, inside `<stateDir>/roms` (`/var/lib/infinization/roms` by default), where
+   * nobody but root may write; no symbolic link. Needs `gpuPciAddress`.
+   */
   gpuRomfile?: string
-  /** Default `q35`. */
+  /** `q35` or `pc`. Default `q35`. */
   machineType?: string
-  /** Default `host`; without KVM that is `max`. */
+  /** A name of `qemu-system-x86_64 -cpu help`, without flags. Default `host`; without KVM that is `max`. */
   cpuModel?: string
-  /** Default: what suits the guest's OS. */
+  /** `virtio`, `scsi`, `sata` or `ide` (on `pc` at most 4). Default: `virtio`; `ide` for old systems. */
   diskBus?: string
-  /** Default: what suits the guest's OS. */
+  /**
+   * `none`, `writeback`, `writethrough`, `directsync` or `unsafe`. Default: `writeback`; `none` for
+   * Windows, `writethrough` for old systems.
+   */
   diskCacheMode?: string
-  /** Default: what suits the guest's OS. */
+  /** `virtio-net-pci` or `e1000`. Default: `virtio-net-pci`; `e1000` for old systems. */
   networkModel?: string
-  /** 1 to 4. Default: as many as cores, at most 4. */
+  /** 1 to 4, more become 4 with a warning; always 1 for `e1000`. Default: as many as cores, at most 4. */
   networkQueues?: number
   /** Default false. */
   memoryBalloon?: boolean
-  /** Back the guest's memory by huge pages. Default false. */
+  /** Back the guest's memory by huge pages, all taken at start. Default false. */
   hugepages?: boolean
-  /** An `OVMF_CODE` file. Default: BIOS. */
+  /**
+   * An `OVMF_CODE` file. Default: BIOS. The machine's variables are copied once, to
+   * `<diskDir>/uefi-vars-<vmId>.fd`. A build that enforces Secure Boot needs `q35`.
+   */
   uefiFirmware?: string
-  /** Installation medium. */
+  /** Installation medium: booted from once, by this run. A later start has no such medium. */
   isoPath?: string
-  /** Default: QEMU's own. One that QEMU would refuse is `INVALID_CONFIG`. */
+  /** 8-4-4-4-12 hex digits. Default: QEMU's own. */
   uuid?: string
-  /** Host CPUs, one per virtual CPU. Default: not pinned. */
+  /**
+   * Host CPUs that are online, none twice: virtual CPU n runs on the n-th, starting over when the list
+   * is shorter. Default: not pinned.
+   */
   cpuPinning?: number[]
-  /** Default false. */
+  /** Not part of this version: true always rejects with `RESOURCE_UNAVAILABLE`. Default false. */
   enableNumaCtlPinning?: boolean
-  /** Default `basic`. */
+  /** Remembered; only `enableNumaCtlPinning` would ask for it. Default `basic`. */
   cpuPinningStrategy?: 'basic' | 'hybrid'
-  /** Socket of a TPM emulator. */
+  /**
+   * Control socket of a TPM emulator (`swtpm`), which you start before every `createVM` and `startVM`:
+   * it ends with its QEMU.
+   */
   tpmSocketPath?: string
+  /** Where the guest agent's channel is to listen; for `guestExec` and `waitForBoot`. Default: none. */
   guestAgentSocketPath?: string
+  /** Where the channel `org.infinibay.agent` is to listen. Default: none; starts have one. */
   infiniServiceSocketPath?: string
   /** Second medium, with drivers for Windows. */
   virtioDriversIso?: string
-  /** Default false. */
+  /** A sound card, heard over SPICE. Default false. */
   enableAudio?: boolean
-  /** Default: true for Windows. */
+  /** A pointer that follows the mouse. Default: whether `os` contains "windows". */
   enableUsbTablet?: boolean
   /**
    * The first serial port as a socket, `<qmpSocketDir>/<internalName>-console.sock`, and as a log,
@@ -444,40 +554,52 @@ export interface VMPlanUndo {
 }
 
 export interface VMStartConfig {
+  /** Overrules the machine's own, for this run only. */
   firewallDefaultAction?: FirewallDefaultAction
-  /** Default false. */
+  /** Run QEMU without its seccomp sandbox, for this run only. Default false. */
   disableSandbox?: boolean
   /**
-   * Resolve only when the guest's agent answers; the machine needs a `guestAgentSocketPath`. Default
-   * false: when the guest's CPUs run.
+   * Resolve only when the guest's agent answers; without a `guestAgentSocketPath` it is
+   * `INVALID_CONFIG`. Default false: when the guest's CPUs run.
    */
   waitForBoot?: boolean
-  /** Milliseconds for that; then it is `TIMEOUT`, and the VM goes on. Default 60000. */
+  /** Milliseconds for that, at most a week; then it is `TIMEOUT`, and the VM goes on. Default 60000. */
   bootTimeout?: number
 }
 
 export interface VMStopConfig {
-  /** Ask the guest first. Default true. */
+  /** Ask the guest first: press its power button, and again every 3 s. Default true. */
   graceful?: boolean
-  /** How long the guest may take. Default 30000. */
+  /** Milliseconds the guest may take, at most a week. Default 30000. */
   timeout?: number
-  /** End QEMU when the guest did not stop in time. Default true. */
+  /**
+   * End QEMU when the guest did not stop in time: SIGTERM, SIGKILL after 5 s. Default true. With
+   * `graceful: false`, at once.
+   */
   force?: boolean
 }
 
 export interface VMDeleteOptions {
-  /** Also remove the disks. Default false. */
+  /** Also remove the disks and the UEFI variables. Default false. */
   deleteDisks?: boolean
 }
 
 export interface VMOperationResult {
+  /** False only from `restartVM`; the others reject. */
   success: boolean
+  /** A sentence for people. */
   message: string
+  /** Why it was not done. */
   error?: string
   vmId: string
   timestamp: Date
-  /** QEMU was ended without the guest's consent. */
+  /** QEMU was ended without the guest's consent. Set by `stopVM`. */
   forced?: boolean
+  /**
+   * What was taken differently than asked, in sentences. Set by `startVM`: a healed display address, a
+   * firewall rule left out, …
+   */
+  warnings?: string[]
 }
 
 export interface VMStatusResult {
@@ -489,9 +611,12 @@ export interface VMStatusResult {
   /** Seconds since QEMU started. */
   uptime: number | null
   processAlive: boolean
-  /** Whether QEMU is there but did not answer within a second. */
+  /** QEMU is there, but its monitor is not connected or did not answer within a second. */
   unresponsive: boolean
-  /** Whether the row says `running` or `suspended` exactly when QEMU is there. */
+  /**
+   * Whether row and process agree: `running`, `suspended` and `paused` go with a QEMU, `off` and
+   * `error` with none, any other status with both.
+   */
   consistent: boolean
   tapDevice: string | null
   qmpSocketPath: string | null
@@ -502,19 +627,21 @@ export interface VMStatusResult {
 /** Why a QEMU ended. */
 export interface VMExitCause {
   /**
-   * QEMU's own reason (`guest-shutdown`, `guest-reset`, `guest-panic`, `host-qmp-quit`, `host-signal`,
-   * …), or `signal`, `exit-code`, `host-kill` (ended by us), `host-reboot`, `unknown`.
+   * QEMU's own reason, if it gave one (`guest-shutdown`, `guest-reset`, `host-qmp-quit`, `host-signal`,
+   * …), or `signal`, `exit-code`, `host-kill` (killed by us), `host-reboot`, `unknown` (it was not our
+   * child, or nobody watched).
    */
   reason: string
-  /** The signal's number. */
+  /** The signal's number, with `signal`. */
   signal?: number
+  /** With `exit-code`. */
   exitCode?: number
-  /** QEMU's last words. */
+  /** QEMU's last words of a crash, at most 8 KiB. */
   stderr?: string
 }
 
 export interface GuestExecOptions {
-  /** Milliseconds the program may run. Default 30000. */
+  /** Milliseconds the program may run, at most a week. Default 30000. */
   timeout?: number
   /** Ignored: the guest agent has no such thing. */
   cwd?: string
@@ -534,7 +661,7 @@ export interface VMSummary {
   name: string
   internalName: string
   os: string
-  /** One of {@link DBVMStatus}, or a marker that you wrote. */
+  /** One of {@link DBVMStatus}, or a word of yours. */
   status: string
   cpuCores: number
   ramGB: number
@@ -582,6 +709,29 @@ export interface ReconcileSummary {
   /** They could not be judged and are as they were. */
   skipped: string[]
   timestamp: Date
+  /** Machine by machine. */
+  results: ReconcileResult[]
+}
+
+/** What became of one machine. */
+export interface ReconcileResult {
+  vmId: string
+  previousStatus: string
+  /** Its QEMU's, if it has one. */
+  pid: number | null
+  pidAlive: boolean
+  action: 'promoted_running' | 'reset_off' | 'reset_error' | 'skipped'
+  /** Why it was skipped. */
+  reason?: string
+}
+
+/** What the health monitor emits when machines were reconciled: their ids. */
+export interface ReconcileCompleteEvent {
+  promotedToRunning: string[]
+  resetToOff: string[]
+  resetToError: string[]
+  skipped: string[]
+  timestamp: Date
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -597,18 +747,27 @@ export interface FirewallRuleInput {
   direction: 'IN' | 'OUT' | 'INOUT'
   /** Lower comes first. */
   priority: number
-  /** `tcp`, `udp`, `icmp` or `all`. */
+  /** `tcp`, `udp`, `icmp` or `all`; empty is `all`. */
   protocol: string
+  /** 0 to 65535, `tcp` and `udp` only. Absent: any. */
   srcPortStart?: number | null
+  /** Absent: the first port alone. */
   srcPortEnd?: number | null
+  /** 0 to 65535, `tcp` and `udp` only. Absent: any. */
   dstPortStart?: number | null
+  /** Absent: the first port alone. */
   dstPortEnd?: number | null
+  /** IPv4 or IPv6. Absent: any. */
   srcIpAddr?: string | null
+  /** A prefix length, or (IPv4) a dotted mask. Absent: the one address. */
   srcIpMask?: string | null
+  /** IPv4 or IPv6. Absent: any. */
   dstIpAddr?: string | null
+  /** A prefix length, or (IPv4) a dotted mask. Absent: the one address. */
   dstIpMask?: string | null
+  /** Absent: any state. At least one must be true. */
   connectionState?: ConnectionStateConfig | null
-  /** Stands before the department's rules. */
+  /** Takes the place of an equal rule of the department (protocol, direction, ports, addresses). */
   overridesDept?: boolean
 }
 
@@ -646,28 +805,37 @@ export interface NftablesServiceConfig {
  *
  * Everything a machine sends or receives is filtered, whatever it talks to; a TAP called `vnet-*`
  * without rules is closed. Changes are atomic: on an error the old rules are in force. Failures are
- * NftablesErrors, but for malformed arguments (`INVALID_CONFIG`).
+ * NftablesErrors `PERMISSION_DENIED` (not root), `COMMAND_FAILED` (nft refused) or `RULESET_MISMATCH`
+ * (the kernel confirmed something else), ProcessErrors `PROGRAM_NOT_FOUND` (no `nft`), and
+ * LifecycleErrors: `INVALID_CONFIG` for malformed arguments and settings, `INVALID_STATE` and `CLOSED`
+ * when it is an instance's (`getNftablesService()`) that is not open. Each method also has these.
  */
 export class NftablesService {
   /** Touches nothing; a `config` that makes no sense is told by the first method. */
   constructor(config?: NftablesServiceConfig)
   /**
    * Sets up the table and its hooks. Idempotent.
-   * @throws NftablesError `CONNTRACK_UNAVAILABLE`, `PERMISSION_DENIED`, `COMMAND_FAILED`
+   * @throws NftablesError `CONNTRACK_UNAVAILABLE` (mode `fail`, and the kernel cannot)
    */
   initialize(): Promise<void>
-  /** Makes the machine's chains, closed, unless it has some, and attaches the port. Their name. */
+  /**
+   * Makes the machine's chains, closed, unless it has some, and attaches the port. Resolves with the
+   * visible chain's name.
+   */
   createVMChain(vmId: string, tapName: string): Promise<string>
   /** As `createVMChain`, without attaching a port. */
   ensureVMChain(vmId: string): Promise<string>
-  /** Sends the port's frames through the machine's chains, which must exist. */
+  /** Sends the port's frames through the machine's chains; without chains it is `COMMAND_FAILED`. */
   attachJumpRules(vmId: string, tapName: string): Promise<void>
-  /** Closes the machine's ports; the chains stay. Never rejects for the host's reasons. */
+  /** Closes the machine's ports; the chains stay. What fails on the host is a warning, no rejection. */
   detachJumpRules(vmId: string): Promise<void>
   /**
-   * Loads everything of the machine: chains, rules, dispatch. A rule that makes no sense is reported
-   * in the result and the others are in force. At most 20,000 rules.
+   * Loads everything of the machine in one transaction: chains, rules, dispatch. A rule that makes no
+   * sense is reported in the result and the others are in force.
+   * @param departmentRules stand before the machine's own of the same priority
    * @param defaultAction what happens to a packet no rule decides; default `drop`
+   * @throws NftablesError `RULE_INVALID` (more than 20000 rules), `CONNTRACK_UNAVAILABLE`; NetworkError
+   * when the bridge's addresses cannot be read
    */
   applyRules(
     vmId: string,
@@ -676,7 +844,10 @@ export class NftablesService {
     vmRules: FirewallRuleInput[],
     defaultAction?: FirewallDefaultAction
   ): Promise<FirewallApplyResult>
-  /** As `applyRules`, unless the kernel holds exactly that already. */
+  /**
+   * As `applyRules`, unless the kernel holds exactly that already: then `changed` is false, and there
+   * is no `result`.
+   */
   applyRulesIfChanged(
     vmId: string,
     tapName: string,
@@ -684,14 +855,21 @@ export class NftablesService {
     vmRules: FirewallRuleInput[],
     defaultAction?: FirewallDefaultAction
   ): Promise<{ changed: boolean; result?: FirewallApplyResult }>
-  /** Removes the user's rules: the machine is closed then. Never rejects for the host's reasons. */
+  /**
+   * Removes the user's rules: the machine is closed then, but for what every one is allowed. What fails
+   * on the host is a warning, no rejection.
+   */
   flushVMRules(vmId: string): Promise<void>
-  /** Removes the machine's chains. Never rejects for the host's reasons. */
+  /**
+   * Removes the machine's chains and what leads to them; fine if there are none. What fails on the host
+   * is a warning, no rejection.
+   */
   removeVMChain(vmId: string): Promise<void>
-  /** The same, by the chain's name. Other names are left alone. */
+  /** The same, by the visible chain's name (`vm_…`). Other names are left alone, with a warning. */
   removeVMChainByName(chainName: string): Promise<void>
-  /** The names of all chains of the table; none if there is no table. */
+  /** The names of all chains of the table, helpers included; none if there is no table. */
   listChains(): Promise<string[]>
+  /** Whether the table has a chain of this name. */
   chainExists(chainName: string): Promise<boolean>
 }
 
@@ -700,15 +878,29 @@ export function generateVMChainName(vmId: string): string
 
 /**
  * Rules as tokens of `nft add rule`, for showing. The library itself loads something better (IPv6,
- * replies). Refusals are {@link FirewallTranslationError}s.
+ * replies). All are synchronous and touch nothing. Refusals are thrown as
+ * {@link FirewallTranslationError}s.
  */
 export class FirewallRuleTranslator {
   private constructor()
-  /** A rule for `IN` or `OUT`: interface, protocol, addresses, ports, state, verdict, comment. */
+  /**
+   * A rule for `IN` or `OUT`: interface, protocol, addresses, ports, state, verdict, comment.
+   * @throws FirewallTranslationError `RULE_INVALID` (also `INOUT`, which is two rules),
+   * `UNSUPPORTED_PROTOCOL`, `INVALID_IP_ADDRESS`, `INVALID_SUBNET_MASK`, `INVALID_PORT_RANGE`
+   */
   static translateToTokens(rule: FirewallRuleInput, tapName: string): string[]
-  /** `IN` is `oifname <tap>`, `OUT` is `iifname <tap>`. */
+  /** `IN` is `oifname <tap>`, `OUT` is `iifname <tap>`. @throws FirewallTranslationError `RULE_INVALID` */
   static translateDirectionToTokens(direction: 'IN' | 'OUT', tapName: string): string[]
+  /**
+   * `tcp` is `ip protocol tcp`; `all`, empty and absent are nothing.
+   * @throws FirewallTranslationError `UNSUPPORTED_PROTOCOL`
+   */
   static translateProtocolToTokens(protocol?: string | null): string[]
+  /**
+   * `tcp sport 1000-2000 tcp dport 22`; without ports, nothing.
+   * @throws FirewallTranslationError `INVALID_PORT_RANGE`, `UNSUPPORTED_PROTOCOL`, `RULE_INVALID` (ports
+   * without `tcp` or `udp`)
+   */
   static translatePortsToTokens(
     protocol: string | null | undefined,
     srcPortStart?: number | null,
@@ -716,16 +908,27 @@ export class FirewallRuleTranslator {
     dstPortStart?: number | null,
     dstPortEnd?: number | null
   ): string[]
-  /** IPv4 only. */
+  /**
+   * `ip saddr 10.0.0.5/24 ip daddr 1.2.3.4`. IPv4 only.
+   * @throws FirewallTranslationError `INVALID_IP_ADDRESS`, `INVALID_SUBNET_MASK`
+   */
   static translateIpAddressesToTokens(
     srcIpAddr?: string | null,
     srcIpMask?: string | null,
     dstIpAddr?: string | null,
     dstIpMask?: string | null
   ): string[]
+  /**
+   * `ct state established`; several states are one token, `{ established, new }`; absent is nothing.
+   * @throws FirewallTranslationError `RULE_INVALID` (no state is true, or one is unknown)
+   */
   static translateConnectionStateToTokens(state?: ConnectionStateConfig | null): string[]
+  /** `accept`, `drop` or `reject`. @throws FirewallTranslationError `RULE_INVALID` */
   static translateAction(action: string): string
-  /** Everything about a rule but the TAP it is for. */
+  /**
+   * Checks everything about a rule but the TAP it is for; `INOUT` is fine here.
+   * @throws FirewallTranslationError as `translateToTokens`
+   */
   static validateRule(rule: FirewallRuleInput): void
   /** IPv4, without leading zeros. */
   static isValidIpAddress(text: string): boolean
@@ -1018,7 +1221,11 @@ export interface VMEventData {
   qmpData?: unknown
 }
 
-/** For one event of QEMU: its own name, then the resulting status, then `vm:event`. */
+/**
+ * For one event of QEMU: its own name, then the resulting status if it is another, then `vm:event`. STOP,
+ * RESUME, SUSPEND and WAKEUP are emitted only if they change the status. `vm:shutdown` comes when QEMU
+ * has ended and is cleaned up after, also after a stop.
+ */
 export interface EventHandlerEvents {
   'vm:event': [data: VMEventData]
   'vm:reset': [data: VMEventData]
@@ -1034,9 +1241,12 @@ export interface EventHandlerEvents {
   /** The monitor's connection ended; `transient`: it is being made again. */
   'vm:disconnect': [data: { vmId: string; timestamp: Date; transient: boolean }]
   'vm:reconnect': [data: { vmId: string }]
-  /** The monitor could not be reached again. */
+  /** The monitor could not be reached again, though QEMU lives. */
   'vm:stale': [data: { vmId: string; reason: string }]
-  /** For compatibility; nothing emits it. */
+  /**
+   * A status could not be written: `event` is that status, `error` why. The host is as it should be,
+   * the row is not. Never thrown: without a listener it is dropped.
+   */
   error: [data: { vmId: string; event: string; error: string }]
 }
 
@@ -1049,10 +1259,14 @@ export interface EventHandler extends EventEmitter<EventHandlerEvents> {
   getQMPClient(vmId: string): QMPClient | undefined
 }
 
-/** A QEMU ended without saying goodbye. The row is `off` already, and the clean-up was tried. */
+/**
+ * A QEMU ended without saying why (SHUTDOWN). The row is `off` already, unless it says `error` or a claim
+ * of yours, and the clean-up was tried.
+ */
 export interface CrashEvent {
   vmId: string
   pid: number
+  /** The status before. */
   lastKnownStatus: string
   detectedAt: Date
   /** Whether everything of the run was released; if not, a `cleanup-alert` follows. */
@@ -1062,15 +1276,21 @@ export interface CrashEvent {
   cause: VMExitCause
 }
 
-/** A QEMU of ours that no machine owns. It is told, not killed. */
+/** A living QEMU that a pidfile in `pidfileDir` names and no machine owns. */
 export interface OrphanEvent {
   /** The internal name where no row is known. */
   vmId: string
   pid: number
+  /** Null when there is no row. */
   dbStatus: string | null
   pidfilePath: string
   detectedAt: Date
+  /**
+   * It was ended. That is done only when there is no row or the row says `off`, and only when the scan
+   * before saw it too; all others are told and left alone.
+   */
   killed: boolean
+  /** What it had on the host was released. */
   cleanupPerformed: boolean
 }
 
@@ -1126,12 +1346,16 @@ export interface HealthCheckResult {
 }
 
 export interface HealthCheckSummary {
-  /** Machines whose row claims a QEMU. */
+  /** Machines whose row claims a QEMU: `running`, `suspended`, `paused`. */
   totalChecked: number
+  /** Their QEMU is there. */
   alive: number
+  /** It is not. */
   crashed: number
+  /** They could not be judged. */
   errors: number
   orphansDetected: number
+  /** Orphans ended, and pidfiles removed whose process is dead. */
   orphansCleaned: number
   timestamp: Date
   results: HealthCheckResult[]
@@ -1142,22 +1366,37 @@ export interface HealthMonitorEvents {
   'orphan-detected': [event: OrphanEvent]
   'cleanup-alert': [event: CleanupAlertEvent]
   'check-complete': [summary: HealthCheckSummary]
-  /** Never thrown: without a listener it is dropped. */
+  /** By `reconcileStartupState()`, and by `initialize()`. */
+  'reconcile-complete': [summary: ReconcileCompleteEvent]
+  /** A cycle failed. Never thrown: without a listener it is dropped. */
   error: [event: { message: string; timestamp: Date }]
 }
 
 /**
  * What `getHealthMonitor()` returns. A crash is noticed at once, whether it monitors or not; its
- * cycles find what nobody watches.
+ * cycles find what nobody watches: rows that claim a QEMU that is gone, and QEMUs that no machine owns.
+ * After `shutdown()` its asynchronous methods reject with LifecycleError `CLOSED`.
  */
 export interface HealthMonitor extends EventEmitter<HealthMonitorEvents> {
-  /** Runs one cycle before it resolves. */
+  /**
+   * Runs one cycle before it resolves, then one every `healthMonitorInterval`. Nothing happens when it
+   * monitors already. A cycle that fails is told by `error`.
+   */
   start(): Promise<void>
+  /** Runs no further cycle. Crashes are still noticed. */
   stop(): Promise<void>
+  /** Whether cycles are run. */
   isMonitoring(): boolean
-  /** One cycle now. */
+  /**
+   * One cycle now: machines and pidfiles. Emits `orphan-detected` for each orphan, then
+   * `check-complete`.
+   * @throws PrismaAdapterError when the store cannot be read
+   */
   checkAllVMs(): Promise<HealthCheckSummary>
-  /** Looks at the pidfiles now. */
+  /**
+   * Looks at the pidfiles now; resolves with the orphans.
+   * @throws PrismaAdapterError when the store cannot be read
+   */
   checkOrphanProcesses(): Promise<OrphanEvent[]>
   /** As {@link Infinization.reconcileStartupState}. */
   reconcileTransientStates(statuses?: string[]): Promise<ReconcileSummary>
