@@ -129,7 +129,7 @@ impl Effects for HostEffects {
             Action::PinVcpus { cpus } => pin_vcpus(cpus, bench).await,
             Action::Continue => Ok(monitor(bench)?.cont().await?),
             Action::InsertRow => self.insert_row(bench).await,
-            Action::TakeRow => self.write_status("starting").await,
+            Action::TakeRow => self.take_row(bench).await,
             Action::WriteStatus { status } => self.write_status(status).await,
             Action::Transition { from, to, version } => {
                 let database = &self.services.database;
@@ -347,37 +347,40 @@ impl HostEffects {
     }
 
     async fn insert_row(&self, bench: &Bench) -> Result<(), Failure> {
-        let store = self
-            .services
-            .embedded
-            .as_ref()
-            .ok_or_else(|| missing("embedded store"))?;
-        let config = config(bench)?;
-        #[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^52 MiB")]
-        let gib = |mib: u64| mib as f64 / 1024.0;
-        let machine = NewMachine {
-            id: config.id.clone(),
-            internal_name: config.internal_name.clone(),
-            name: config.name.clone(),
-            os: config.os.clone(),
-            cpu_cores: config.cpu.cores,
-            ram_gb: gib(config.memory.size.as_mib()),
-            disk_size_gb: config
-                .disks
-                .first()
-                .and_then(|disk| disk.size)
-                .map_or(0.0, |size| gib(size.as_mib())),
-            gpu_pci_address: config.gpu.as_ref().map(|gpu| gpu.address.to_string()),
+        let store = self.services.embedded.as_ref();
+        let store = store.ok_or_else(|| missing("embedded store"))?;
+        Ok(store.insert_machine(new_machine(config(bench)?)).await?)
+    }
+
+    async fn take_row(&self, bench: &Bench) -> Result<(), Failure> {
+        let Some(store) = &self.services.embedded else {
+            return self.write_status("starting").await;
         };
-        store.insert_machine(machine).await?;
-        store
-            .set_firewall_rules(&self.vm_id, config.firewall.rules)
-            .await?;
-        Ok(self
-            .services
-            .database
-            .update_machine_status(&self.vm_id, "starting", &[])
-            .await?)
+        let machine = new_machine(config(bench)?);
+        if store.replace_machine(machine).await? {
+            return Ok(());
+        }
+        let message = "the machine's status changed before it could be made";
+        Err(Failure::new(ErrorCode::InvalidState, message).of_vm(&self.vm_id))
+    }
+}
+
+/// A row of the embedded store.
+fn new_machine(config: VmConfig) -> NewMachine {
+    #[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^52 MiB")]
+    let gib = |mib: u64| mib as f64 / 1024.0;
+    let disk = config.disks.first().and_then(|disk| disk.size);
+    NewMachine {
+        id: config.id,
+        internal_name: config.internal_name,
+        name: config.name,
+        os: config.os,
+        cpu_cores: config.cpu.cores,
+        ram_gb: gib(config.memory.size.as_mib()),
+        disk_size_gb: disk.map_or(0.0, |size| gib(size.as_mib())),
+        gpu_pci_address: config.gpu.map(|gpu| gpu.address.to_string()),
+        status: "starting",
+        firewall_rules: config.firewall.rules,
     }
 }
 

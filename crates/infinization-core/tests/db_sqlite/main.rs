@@ -71,6 +71,8 @@ fn machine(id: &str) -> NewMachine {
         ram_gb: 1.5,
         disk_size_gb: 20.0,
         gpu_pci_address: None,
+        status: "off",
+        firewall_rules: Vec::new(),
     }
 }
 

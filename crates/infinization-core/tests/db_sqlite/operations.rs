@@ -299,6 +299,44 @@ async fn malformed_pinning_reads_as_none() {
 }
 
 #[tokio::test]
+async fn a_machine_and_its_rules_are_written_together_or_not_at_all() {
+    let store = Store::with_machine().await;
+    let db = &store.db;
+    let id = vm("two");
+    let twice = NewMachine {
+        firewall_rules: vec![rule("same", 1.0), rule("same", 2.0)],
+        ..machine("two")
+    };
+    let refused = code(db.insert_machine(twice.clone()).await);
+    assert_eq!(refused, ErrorCode::ConstraintViolation);
+    assert_eq!(db.find_machine(&id).await.unwrap(), None);
+
+    let once = NewMachine {
+        firewall_rules: vec![rule("one", 1.0)],
+        status: "starting",
+        ..machine("two")
+    };
+    db.insert_machine(once.clone()).await.unwrap();
+    assert_eq!(db.get_firewall_rules(&id).await.unwrap().len(), 1);
+    // Only a machine that is off can become another.
+    assert!(!db.replace_machine(once).await.unwrap());
+    db.update_machine_status(&id, "off", &[]).await.unwrap();
+    assert_eq!(
+        code(db.replace_machine(twice).await),
+        ErrorCode::ConstraintViolation
+    );
+    assert_eq!(db.get_firewall_rules(&id).await.unwrap().len(), 1);
+    let bigger = NewMachine {
+        cpu_cores: 8,
+        ..machine("two")
+    };
+    assert!(db.replace_machine(bigger).await.unwrap());
+    let found = db.find_machine_with_config(&id).await.unwrap().unwrap();
+    assert_eq!((found.cpu_cores, found.status.as_str()), (8, "off"));
+    assert_eq!(db.get_firewall_rules(&id).await.unwrap(), []);
+}
+
+#[tokio::test]
 async fn machines_are_inserted_once_listed_in_order_and_deleted_whole() {
     let store = Store::with_machine().await;
     let db = &store.db;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{configuration, failure, rules};
 use crate::db::{DbError, MachineRecord, RunningVm, Transition, VmRecord};
 use crate::error::ErrorCode;
-use crate::types::{InternalName, VmId};
+use crate::types::{FirewallRuleInput, InternalName, VmId};
 
 /// A machine to add to the store.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +29,10 @@ pub struct NewMachine {
     pub disk_size_gb: f64,
     /// The host PCI address of a passed-through GPU.
     pub gpu_pci_address: Option<String>,
+    /// The status it begins with.
+    pub status: &'static str,
+    /// Its own firewall rules; one without an id gets one.
+    pub firewall_rules: Vec<FirewallRuleInput>,
 }
 
 /// A machine's row, for lists.
@@ -71,11 +75,30 @@ const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 const SUMMARY: &str = "SELECT id, internal_name, name, os, status, coalesce(version, 1) AS version, \
      cpu_cores, ram_gb, disk_size_gb, gpu_pci_address, created_at, updated_at FROM machine";
 
-pub(super) fn insert(db: &Connection, machine: &NewMachine) -> Result<(), DbError> {
-    db.execute(
-        "INSERT INTO machine \
-         (id, internal_name, name, os, cpu_cores, ram_gb, disk_size_gb, gpu_pci_address) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+const INSERT: &str = "INSERT INTO machine \
+     (id, internal_name, name, os, cpu_cores, ram_gb, disk_size_gb, gpu_pci_address, status) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+
+const REPLACE: &str = "UPDATE machine SET internal_name = ?2, name = ?3, os = ?4, cpu_cores = ?5, \
+     ram_gb = ?6, disk_size_gb = ?7, gpu_pci_address = ?8, status = ?9 \
+     WHERE id = ?1 AND status IN ('off', 'error')";
+
+/// The row and its rules, or neither.
+pub(super) fn insert(db: &mut Connection, machine: NewMachine) -> Result<(), DbError> {
+    write(db, INSERT, machine).map(drop)
+}
+
+/// Makes another machine of a row that is `off` or `error`. Says whether it was.
+pub(super) fn replace(db: &mut Connection, machine: NewMachine) -> Result<bool, DbError> {
+    write(db, REPLACE, machine)
+}
+
+fn write(db: &mut Connection, sql: &str, machine: NewMachine) -> Result<bool, DbError> {
+    let change = db
+        .transaction_with_behavior(TransactionBehavior::Immediate)
+        .map_err(failure::write)?;
+    let rows = change.execute(
+        sql,
         params![
             machine.id.as_str(),
             machine.internal_name.as_str(),
@@ -85,10 +108,15 @@ pub(super) fn insert(db: &Connection, machine: &NewMachine) -> Result<(), DbErro
             machine.ram_gb,
             machine.disk_size_gb,
             machine.gpu_pci_address,
+            machine.status,
         ],
-    )
-    .map_err(failure::write)?;
-    Ok(())
+    );
+    if rows.map_err(failure::write)? == 0 {
+        return Ok(false);
+    }
+    rules::put(&change, &machine.id, machine.firewall_rules).map_err(failure::write)?;
+    change.commit().map_err(failure::write)?;
+    Ok(true)
 }
 
 pub(super) fn delete(db: &Connection, id: &VmId) -> Result<bool, DbError> {

@@ -45,11 +45,18 @@ impl SqliteDatabase {
         Ok(Arc::new(Self { worker }))
     }
 
-    /// Adds a machine with status `off`. `CONSTRAINT_VIOLATION` if its id or internal name is
-    /// taken.
+    /// Adds a machine with its rules. `CONSTRAINT_VIOLATION` if its id or internal name is taken, or
+    /// two rules have the same id.
     pub async fn insert_machine(&self, machine: NewMachine) -> Result<(), DbError> {
         self.worker
-            .run(move |db| machines::insert(db, &machine))
+            .run(move |db| machines::insert(db, machine))
+            .await
+    }
+
+    /// Makes another machine of a row that is `off` or `error`. Says whether it was.
+    pub async fn replace_machine(&self, machine: NewMachine) -> Result<bool, DbError> {
+        self.worker
+            .run(move |db| machines::replace(db, machine))
             .await
     }
 

@@ -29,16 +29,22 @@ pub(super) fn replace(
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(failure::write)?;
     machines::find(&change, id)?.ok_or_else(|| failure::no_machine(id))?;
-    change
-        .execute(
-            "DELETE FROM firewall_rule WHERE machine_id = ?1",
-            [id.as_str()],
-        )
-        .map_err(failure::write)?;
-    for (position, rule) in rules.into_iter().enumerate() {
-        insert(&change, id, position, rule).map_err(failure::write)?;
-    }
+    put(&change, id, rules).map_err(failure::write)?;
     change.commit().map_err(failure::write)
+}
+
+/// [`replace`] within a transaction.
+pub(super) fn put(
+    change: &Connection,
+    id: &VmId,
+    rules: Vec<FirewallRuleInput>,
+) -> rusqlite::Result<()> {
+    let clear = "DELETE FROM firewall_rule WHERE machine_id = ?1";
+    change.execute(clear, [id.as_str()])?;
+    for (position, rule) in rules.into_iter().enumerate() {
+        insert(change, id, position, rule)?;
+    }
+    Ok(())
 }
 
 /// The machine's rules, lowest priority first. `MACHINE_NOT_FOUND` when there is no row.
