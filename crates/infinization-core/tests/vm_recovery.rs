@@ -241,6 +241,44 @@ fn f18_a_torn_spec_does_not_lose_a_running_qemu() {
 }
 
 #[test]
+fn f18_a_torn_ledger_loses_neither_the_qemu_nor_what_it_holds() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        for ended in [false, true] {
+            let pid = left_running(&host, "torn-2").await;
+            let ledger = host.state_dir().join("vms/torn-2/ledger.json");
+            std::fs::write(&ledger, b"").unwrap();
+            if ended {
+                send_signal(pid, Signal::SIGKILL);
+                ends(pid).await;
+            }
+            let (next, mut events) = next_manager(&host).await;
+            let status = consistent_status(&next, "torn-2").await;
+            assert_eq!(status["processAlive"], !ended);
+            if ended {
+                next_event(&mut events, "crash").await;
+            } else {
+                assert_eq!(
+                    (&status["pid"], &status["qmpStatus"]),
+                    (&json!(pid), &json!("running"))
+                );
+                next.stop_vm("torn-2".into(), forced(), never())
+                    .await
+                    .unwrap();
+            }
+            assert_eq!(consistent_status(&next, "torn-2").await["status"], "off");
+            assert_eq!(qemus(host.path()), Vec::<i32>::new());
+            next.start_vm("torn-2".into(), Value::Null, never())
+                .await
+                .unwrap();
+            delete(&next, "torn-2").await;
+            next.shutdown().await.unwrap();
+            host.is_clean().await;
+        }
+    });
+}
+
+#[test]
 fn what_cannot_be_told_ours_is_neither_ended_nor_cleaned_up() {
     kit::in_private_network(|| async {
         let host = Host::new().await;

@@ -17,6 +17,8 @@ use crate::types::HostPath;
 
 /// The file's name in the VM's state directory.
 const FILE: &str = "ledger.json";
+/// What a damaged one is called.
+const DAMAGED: &str = "ledger.json.damaged";
 
 /// One thing that is held, or about to be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -87,6 +89,22 @@ impl Ledger {
             path,
             contents: Mutex::new(contents),
         })
+    }
+
+    /// A ledger in the place of a damaged one, which is kept beside it.
+    pub(super) fn replace_damaged(directory: &Path, held: &[Undo]) -> Result<Self, StateFileError> {
+        let path = directory.join(FILE);
+        let aside = directory.join(DAMAGED);
+        std::fs::rename(&path, &aside).map_err(|source| StateFileError::Write {
+            path: aside.display().to_string(),
+            source,
+        })?;
+        let ledger = Self {
+            path,
+            contents: Mutex::default(),
+        };
+        ledger.intend(held)?;
+        Ok(ledger)
     }
 
     /// What it holds now.

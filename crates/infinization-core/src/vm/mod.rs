@@ -14,7 +14,7 @@
 //! | `status` | the status column's words (pure) |
 //! | `action`, `plan`, `planner` | what an operation will do, as data (pure) |
 //! | `facts` | what planning must know of the host: reads only |
-//! | `run`, `ledger`, `bench`, `cleanup` | executing a plan, writing ahead what it holds |
+//! | `run`, `ledger`, `bench`, `cleanup`, `salvage` | executing a plan, writing ahead what it holds, giving it back |
 //! | `effects` | performing one action on the real host |
 //! | `boot` | waiting for the guest's agent |
 //! | `machine`, `launch`, `stop`, `guest`, `destroy`, `recover`, `reconcile` | what one VM does, verb by verb |
@@ -42,6 +42,7 @@ mod planner;
 mod reconcile;
 mod recover;
 mod run;
+mod salvage;
 mod services;
 mod spec;
 pub mod status;

@@ -207,7 +207,8 @@ fn listen(config: &VmConfig) -> Vec<Step> {
         .collect()
 }
 
-fn sockets(config: &VmConfig) -> Vec<(Slot, HostPath)> {
+/// What QEMU listens on, and where.
+pub(super) fn sockets(config: &VmConfig) -> Vec<(Slot, HostPath)> {
     let channels = &config.channels;
     [
         (Slot::Monitor, Some(&config.paths.qmp_socket)),

@@ -79,12 +79,10 @@ impl Machine {
             (_, process, None) if launching => self.undo(&contents, process).await,
             (_, None, Some(_)) if launching => self.undo(&contents, None).await,
             (_, Some(process), Some(lived)) => self.take_back(launching, process, lived).await,
+            // Its ledger was damaged.
             (_, Some(process), None) => {
-                let why = format!(
-                    "process {} has its name but is not in its ledger",
-                    process.pid()
-                );
-                Ok(Recovered::Skipped(why))
+                let lived = self.write_down(&process)?;
+                self.take_back(false, process, lived).await
             }
             (_, None, lived) => self.bury(lived).await,
         }
@@ -154,6 +152,20 @@ impl Machine {
         let disk = spec.disks.first().map_or("", |disk| disk.path.as_str());
         let ours = found.into_iter().find(|process| process.was_told_of(disk));
         Ok(ours.map_or(Found::None, Found::Process))
+    }
+
+    /// The process was found by its name and its disk.
+    fn write_down(&self, process: &ProcessHandle) -> Result<Lived, Failure> {
+        let context = &self.context;
+        let spec = spec::read(&context.directory)?.ok_or_else(|| self.unknown("it has no spec"))?;
+        let lived = Lived {
+            process: process.id().clone(),
+            name_argument: name_argument(&spec.internal_name),
+            qmp_socket: spec.paths.qmp_socket.clone(),
+            display_port: spec.display.port,
+        };
+        context.ledger.live(lived.clone())?;
+        Ok(lived)
     }
 
     /// The process lives: an interrupted launch is undone if its guest has not run yet; everything

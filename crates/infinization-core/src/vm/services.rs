@@ -20,8 +20,8 @@ use crate::types::{FirewallDefaultAction, MacAddr, VmId, VmNames};
 
 use super::context::VmContext;
 use super::effects::HostEffects;
-use super::ledger::Ledger;
 use super::run::Effects;
+use super::salvage::open_ledger;
 
 /// Puts something between the operations and the host: how a test fails or kills at step *n*.
 pub type EffectsWrapper = Arc<dyn Fn(Arc<dyn Effects>) -> Arc<dyn Effects> + Send + Sync>;
@@ -75,7 +75,7 @@ impl Services {
     /// One VM's surroundings; reads its ledger.
     pub fn context_of(self: &Arc<Self>, vm_id: &VmId) -> Result<VmContext, Failure> {
         let (names, directory) = (VmNames::of(vm_id), self.directory_of(vm_id));
-        let ledger = Arc::new(Ledger::open(&directory)?);
+        let ledger = Arc::new(open_ledger(&directory, &names)?);
         let host: Arc<dyn Effects> = Arc::new(HostEffects::new(
             vm_id.clone(),
             names.clone(),
