@@ -68,12 +68,12 @@ mod tests {
             allowed: Some(vec![path("/srv/vms/")]),
             rom_dir: path("/srv/roms"),
         };
-        assert!(rules.allows(&path("/srv/vms/a/b.iso")));
-        assert!(rules.allows(&path("/srv//./vms/b.iso")));
+        assert!(rules.allows(path("/srv/vms/a/b.iso")));
+        assert!(rules.allows(path("/srv//./vms/b.iso")));
         for outside in ["/srv/vms", "/srv/vms2/b.iso", "/srv", "/etc/shadow"] {
-            assert!(!rules.allows(&path(outside)), "{outside} was allowed");
+            assert!(!rules.allows(path(outside)), "{outside} was allowed");
         }
-        assert!(rules.allows_rom(&path("/srv/roms/x.rom")));
-        assert!(!rules.allows_rom(&path("/srv/roms")));
+        assert!(rules.allows_rom(path("/srv/roms/x.rom")));
+        assert!(!rules.allows_rom(path("/srv/roms")));
     }
 }

@@ -45,8 +45,8 @@ pub(super) struct Seen {
 
 impl Host {
     /// Refuses what cannot be, or tells what planning needs.
-    pub(super) async fn ask(self) -> Result<Seen, Failure> {
-        within(DEADLINE, move || self.look()).await
+    pub(super) fn ask(self) -> impl Future<Output = Result<Seen, Failure>> {
+        within(DEADLINE, move || self.look())
     }
 
     fn look(&self) -> Result<Seen, Failure> {
@@ -136,27 +136,32 @@ impl Host {
     }
 }
 
-/// Does `work` where it may block, but waits no longer than `deadline` for it.
-async fn within<T: Send + 'static>(
+/// Does `work` where it may block, but waits no longer than `deadline` for it. It is begun at once:
+/// what it knows need not travel in the future.
+fn within<T: Send + 'static>(
     deadline: Duration,
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    match tokio::time::timeout(deadline, tokio::task::spawn_blocking(work)).await {
-        Ok(Ok(done)) => done,
-        Ok(Err(stopped)) => match stopped.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_runtime_ends) => {
-                let message = "the library is being shut down";
-                Err(Failure::new(ErrorCode::Closed, message))
-            }
-        },
-        Err(_elapsed) => {
-            let message = format!(
-                "a file system or name service of the host did not answer within {deadline:?}"
-            );
-            Err(Failure::new(ErrorCode::Timeout, message))
+) -> impl Future<Output = Result<T, Failure>> {
+    let done = tokio::time::timeout(deadline, tokio::task::spawn_blocking(work));
+    async move {
+        match done.await {
+            Ok(Ok(done)) => done,
+            Ok(Err(stopped)) => match stopped.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_runtime_ends) => {
+                    let message = "the library is being shut down";
+                    Err(Failure::new(ErrorCode::Closed, message))
+                }
+            },
+            Err(_elapsed) => Err(no_answer(deadline)),
         }
     }
+}
+
+fn no_answer(deadline: Duration) -> Failure {
+    let message =
+        format!("a file system or name service of the host did not answer within {deadline:?}");
+    Failure::new(ErrorCode::Timeout, message)
 }
 
 fn check_cpus(config: &VmConfig) -> Result<(), Failure> {
