@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::{AcceleratorChoice, RunAsUser};
 use crate::types::{ByteSize, HostPath};
 
@@ -27,7 +29,8 @@ pub struct Context {
     pub hugepage_size: ByteSize,
 }
 
-/// Which paths a user may name. Text only: whoever opens a path resolves its links and asks again.
+/// Which paths a user may name. Text only: before a path is used, `vm::facts` resolves its links and
+/// those of the directories, and asks again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathRules {
     /// The only directories for disks, backing files and ISOs; `None` is anywhere.
@@ -38,19 +41,19 @@ pub struct PathRules {
 
 impl PathRules {
     /// Whether a disk, backing file or ISO may be at `path`.
-    pub fn allows(&self, path: &HostPath) -> bool {
-        let inside = |dirs: &Vec<HostPath>| dirs.iter().any(|dir| is_inside(path, dir));
+    pub fn allows(&self, path: impl AsRef<Path>) -> bool {
+        let path = path.as_ref();
+        let inside = |dirs: &Vec<HostPath>| dirs.iter().any(|dir| is_inside(path, dir.as_path()));
         self.allowed.as_ref().is_none_or(inside)
     }
 
     /// Whether a ROM may be at `path`.
-    pub fn allows_rom(&self, path: &HostPath) -> bool {
-        is_inside(path, &self.rom_dir)
+    pub fn allows_rom(&self, path: impl AsRef<Path>) -> bool {
+        is_inside(path.as_ref(), self.rom_dir.as_path())
     }
 }
 
-fn is_inside(path: &HostPath, dir: &HostPath) -> bool {
-    let (path, dir) = (path.as_path(), dir.as_path());
+fn is_inside(path: &Path, dir: &Path) -> bool {
     path != dir && path.starts_with(dir)
 }
 
@@ -65,12 +68,12 @@ mod tests {
             allowed: Some(vec![path("/srv/vms/")]),
             rom_dir: path("/srv/roms"),
         };
-        assert!(rules.allows(&path("/srv/vms/a/b.iso")));
-        assert!(rules.allows(&path("/srv//./vms/b.iso")));
+        assert!(rules.allows(path("/srv/vms/a/b.iso")));
+        assert!(rules.allows(path("/srv//./vms/b.iso")));
         for outside in ["/srv/vms", "/srv/vms2/b.iso", "/srv", "/etc/shadow"] {
-            assert!(!rules.allows(&path(outside)), "{outside} was allowed");
+            assert!(!rules.allows(path(outside)), "{outside} was allowed");
         }
-        assert!(rules.allows_rom(&path("/srv/roms/x.rom")));
-        assert!(!rules.allows_rom(&path("/srv/roms")));
+        assert!(rules.allows_rom(path("/srv/roms/x.rom")));
+        assert!(!rules.allows_rom(path("/srv/roms")));
     }
 }

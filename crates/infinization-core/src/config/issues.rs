@@ -8,10 +8,32 @@ use crate::error::{Coded, ErrorCode};
 pub struct Issue {
     /// The field as a user would write it: `disks[0].sizeGB`.
     pub path: String,
-    /// What it must be; follows the path in a sentence. Never holds the value.
+    /// What it must be; follows the path in a sentence. Never holds the value, unless that is a path
+    /// or address on this host.
     pub message: String,
     /// `INVALID_CONFIG`, or `RESOURCE_UNAVAILABLE` for what this version does not have.
     pub code: ErrorCode,
+}
+
+impl Issue {
+    /// A value that cannot be right: `INVALID_CONFIG`.
+    pub fn invalid(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidConfig, path, message)
+    }
+
+    /// A value that names what this host does not have: `RESOURCE_UNAVAILABLE`.
+    pub fn unavailable(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::ResourceUnavailable, path, message)
+    }
+
+    fn new(code: ErrorCode, path: impl Into<String>, message: impl Into<String>) -> Self {
+        let (path, message) = (path.into(), message.into());
+        Self {
+            path,
+            message,
+            code,
+        }
+    }
 }
 
 /// Something given that has no effect, or not the one asked for.
@@ -38,6 +60,17 @@ pub struct Parsed<T = VmConfig> {
 pub struct ConfigError {
     /// Every refused value.
     pub issues: Vec<Issue>,
+}
+
+impl ConfigError {
+    /// Refuses, unless there is nothing to say.
+    pub fn unless_empty(issues: Vec<Issue>) -> Result<(), Self> {
+        if issues.is_empty() {
+            Ok(())
+        } else {
+            Err(Self { issues })
+        }
+    }
 }
 
 impl Coded for ConfigError {

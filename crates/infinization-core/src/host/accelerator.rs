@@ -1,4 +1,4 @@
-//! What this host can give a VM: hardware virtualisation, vhost-net, CPUs, memory.
+//! What this host can give a VM: hardware virtualisation, vhost-net, CPUs, memory, huge pages.
 //!
 //! The parsers are pure, the functions that read are thin. Nothing is cached: a module may be
 //! loaded, and a CPU taken offline, while we run.
@@ -99,6 +99,15 @@ pub fn host_size() -> Result<HostSize, HostSizeError> {
     })
 }
 
+/// The size of a huge page where nobody names one (`Hugepagesize` of `/proc/meminfo`): what a VM's
+/// memory must be a multiple of. 2 MiB on a kernel without huge pages, where QEMU refuses them.
+pub fn default_hugepage_size() -> Result<ByteSize, HostSizeError> {
+    let size = read("/proc/meminfo", |meminfo| {
+        Some(kib_of(meminfo, "Hugepagesize:"))
+    })?;
+    Ok(size.unwrap_or(ByteSize::mib(2)))
+}
+
 fn read<T>(path: &'static str, parse: fn(&str) -> Option<T>) -> Result<T, HostSizeError> {
     let text = fs::read_to_string(Path::new(path))
         .map_err(|source| HostSizeError::Read { path, source })?;
@@ -129,9 +138,11 @@ fn cpu_number(text: &str) -> Option<u32> {
 }
 
 fn parse_total_memory(meminfo: &str) -> Option<ByteSize> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    kib_of(meminfo, "MemTotal:")
+}
+
+fn kib_of(meminfo: &str, key: &str) -> Option<ByteSize> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024).map(ByteSize::bytes)
 }
@@ -209,5 +220,13 @@ mod tests {
             Some(ByteSize::bytes(24_684_092 * 1024))
         );
         assert_eq!(parse_total_memory("MemFree: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn b13_huge_pages_are_the_kernel_s() {
+        let text = "HugePages_Total:       0\nHugepagesize:    1048576 kB\nHugetlb: 0 kB\n";
+        let size = kib_of(text, "Hugepagesize:");
+        assert_eq!(size, Some(ByteSize::mib(1024)));
+        assert!(default_hugepage_size().unwrap() >= ByteSize::bytes(64 * 1024));
     }
 }

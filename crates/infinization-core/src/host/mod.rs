@@ -10,6 +10,7 @@ pub mod display_port;
 mod ethtool;
 pub mod link;
 pub mod mac;
+pub mod named_file;
 pub mod nft;
 pub mod process;
 pub mod program;

@@ -20,11 +20,8 @@ use crate::host::link::Links;
 use crate::host::nft::Nft;
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
-use crate::types::{ByteSize, VmId};
+use crate::types::VmId;
 use crate::vm::Services;
-
-/// x86-64's default huge page.
-const HUGEPAGE: ByteSize = ByteSize::mib(2);
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
@@ -46,7 +43,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     let facts = HostFacts {
         cpus: highest + 1,
         memory: host.memory,
-        hugepage_size: HUGEPAGE,
+        hugepage_size: accelerator::default_hugepage_size()?,
     };
     let store = SqliteDatabase::open(&config.state_dir.as_path().join("infinization.db")).await?;
     let database: Arc<dyn Database> = Arc::<SqliteDatabase>::clone(&store);

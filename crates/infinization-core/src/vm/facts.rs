@@ -1,28 +1,39 @@
 //! Finds out what planning must know of the host and the row. Reads only: everything that can
-//! refuse an operation refuses here, before the first side effect.
+//! refuse an operation refuses here, before the first side effect, and names the field it is about
+//! (`context.issues[].path`) as the parser does.
 //!
 //! The one thing it takes is the display port's reservation, which is given back when dropped.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `facts` | what netlink, `/proc` and the rules say |
+//! | `host` | all that may block, asked in one go |
+//! | `files`, `pci`, `macs` | what the configuration names |
+//! | `disks` | images: what they are, and who else has them |
+
+mod disks;
+mod files;
+mod host;
+mod macs;
+mod pci;
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::sync::Arc;
 
+use serde_json::json;
+
+use self::host::{Host, Seen};
 use super::context::VmContext;
-use super::effects::image_format;
 use super::planner::{Facts, RowClaim, TapState};
-use crate::config::{AcceleratorChoice, DiskConfig, NetworkModel, VmConfig};
+use crate::config::VmConfig;
 use crate::db::RuleSplit;
 use crate::error::{ErrorCode, Failure};
 use crate::firewall::Compiled;
-use crate::host::accelerator;
 use crate::host::bridge;
 use crate::host::display_port::ReservedPort;
 use crate::host::process::find_by_name;
-use crate::host::qemu_img::{self, ImageFormat};
-use crate::qemu::{Accelerator, name_argument};
+use crate::qemu::name_argument;
 use crate::types::{FirewallDefaultAction, HostPath};
-
-/// How far above the wanted display port is searched.
-const PORTS_TRIED: u16 = 100;
 
 /// What was found out, and what must be kept while the plan runs.
 pub(super) struct Gathered {
@@ -46,52 +57,60 @@ impl VmContext {
         first_port: u16,
     ) -> Result<Gathered, Failure> {
         self.no_living_namesake(config).await?;
-        let allowed = self
-            .services
-            .config
-            .path_rules
-            .allowed
-            .clone()
-            .unwrap_or_default();
-        check_disks(config, &row, &allowed).await?;
-        check_files(config)?;
-        check_cpus(config)?;
-        let addresses = bridge::addresses(&self.services.links, &config.network.bridge).await;
-        let addresses = addresses.map_err(|error| {
-            Failure::caused_by(
-                ErrorCode::NetworkError,
-                "the VM's bridge cannot be used",
-                error,
-            )
-        })?;
-        let bridge_addresses: Vec<IpAddr> = addresses.iter().map(|found| found.address).collect();
-        let firewall = self.compile_firewall(config, rules, policy, bridge_addresses)?;
-        let (display_address, mut warnings) = self.display_address(config).await?;
+        let host = Host {
+            config: config.clone(),
+            services: Arc::clone(&self.services),
+            creating: !matches!(row, RowClaim::Transition { .. }),
+            first_port,
+        };
+        let seen = host.ask().await?;
+        let firewall =
+            self.compile_firewall(config, rules, policy, self.bridge_addresses(config).await?)?;
+        let tap = self.tap_state(config).await?;
+        self.together(seen, firewall, tap, row)
+    }
+
+    fn together(
+        &self,
+        seen: Seen,
+        firewall: Compiled,
+        tap: TapState,
+        row: RowClaim,
+    ) -> Result<Gathered, Failure> {
+        let mut warnings = seen.warnings;
         warnings.extend(firewall_warnings(&firewall));
-        let display_port = self.reserve_port(config, &display_address.to_string(), first_port)?;
         let facts = Facts {
-            accelerator: choose_accelerator(config.accelerator)?,
-            vhost: config.network.model == NetworkModel::VirtioNetPci
-                && accelerator::vhost_net_available(),
-            display_port: display_port.number(),
-            display_address,
-            tap: self.tap_state(config).await?,
+            accelerator: seen.accelerator,
+            vhost: seen.vhost,
+            display_port: seen.display_port.number(),
+            display_address: seen.display_address,
+            tap,
             firewall,
-            vars_template: vars_template(config)?,
+            vars_template: seen.vars_template,
             row,
-            missing_directories: self.missing_directories(config),
+            missing_directories: seen.missing_directories,
             host_nodes: Vec::new(),
             directory: HostPath::parse(self.directory.display().to_string()).map_err(|error| {
                 Failure::new(ErrorCode::InvalidConfig, format!("stateDir {error}"))
             })?,
         };
-        Ok(Gathered {
-            facts,
-            reserved: Reserved {
-                display_port,
-                warnings,
-            },
-        })
+        let reserved = Reserved {
+            display_port: seen.display_port,
+            warnings,
+        };
+        Ok(Gathered { facts, reserved })
+    }
+
+    async fn bridge_addresses(&self, config: &VmConfig) -> Result<Vec<IpAddr>, Failure> {
+        let found = bridge::addresses(&self.services.links, &config.network.bridge).await;
+        let found = found.map_err(|error| {
+            let message = "the VM's bridge cannot be used";
+            about(
+                "bridge",
+                Failure::caused_by(ErrorCode::NetworkError, message, error),
+            )
+        })?;
+        Ok(found.into_iter().map(|found| found.address).collect())
     }
 
     /// Another machine's QEMU of the same internal name would share disks and sockets with ours.
@@ -102,7 +121,9 @@ impl VmContext {
             return Ok(());
         };
         let message = format!("a QEMU named {} is running already", config.internal_name);
-        Err(Failure::new(ErrorCode::ResourceUnavailable, message).with("pid", namesake.pid()))
+        let failure =
+            Failure::new(ErrorCode::ResourceUnavailable, message).with("pid", namesake.pid());
+        Err(about("internalName", failure))
     }
 
     pub(super) fn compile_firewall(
@@ -135,38 +156,6 @@ impl VmContext {
         Ok(compiled)
     }
 
-    async fn display_address(
-        &self,
-        config: &VmConfig,
-    ) -> Result<(crate::config::BindAddress, Vec<String>), Failure> {
-        let local = self.services.local_addresses().await?;
-        let address = config.display.bind_on(&local).map_err(|why| {
-            Failure::new(ErrorCode::InvalidConfig, format!("displayPassword {why}"))
-        })?;
-        let mut warnings = Vec::new();
-        if address != config.display.address {
-            warnings.push(format!(
-                "displayAddr {} is not on this host: the display listens on {address}",
-                config.display.address
-            ));
-        }
-        Ok((address, warnings))
-    }
-
-    fn reserve_port(
-        &self,
-        config: &VmConfig,
-        address: &str,
-        first: u16,
-    ) -> Result<ReservedPort, Failure> {
-        let last = config
-            .display
-            .protocol
-            .last_port()
-            .min(first.saturating_add(PORTS_TRIED - 1));
-        Ok(self.services.display_ports.reserve(address, first..=last)?)
-    }
-
     async fn tap_state(&self, config: &VmConfig) -> Result<TapState, Failure> {
         let tap = &self.names.tap;
         let Some(link) = self.services.links.find(tap).await? else {
@@ -188,185 +177,16 @@ impl VmContext {
             TapState::OtherQueues
         })
     }
-
-    fn missing_directories(&self, config: &VmConfig) -> Vec<HostPath> {
-        let settings = &self.services.config;
-        let files = config.disks.iter().map(|disk| &disk.path);
-        let parents = files.filter_map(|path| {
-            let parent = path.as_path().parent()?.to_str()?;
-            HostPath::parse(parent).ok()
-        });
-        let mut missing: Vec<HostPath> =
-            [&settings.socket_dir, &settings.pid_dir, &settings.disk_dir]
-                .into_iter()
-                .cloned()
-                .chain(parents)
-                .filter(|path| !path.as_path().is_dir())
-                .collect();
-        missing.sort();
-        missing.dedup();
-        missing
-    }
 }
 
-fn check_cpus(config: &VmConfig) -> Result<(), Failure> {
-    if config.cpu.numa_pinning {
-        let message =
-            "enableNumaCtlPinning: binding memory to host nodes is not part of this version";
-        return Err(Failure::new(ErrorCode::ResourceUnavailable, message));
-    }
-    let Some(wanted) = &config.cpu.pinned_to else {
-        return Ok(());
-    };
-    let online = accelerator::host_size()?.online_cpus;
-    let offline: Vec<u32> = wanted
-        .iter()
-        .copied()
-        .filter(|cpu| !online.contains(cpu))
-        .collect();
-    if offline.is_empty() {
-        return Ok(());
-    }
-    let message = "cpuPinning names CPUs that are not online on this host";
-    Err(Failure::new(ErrorCode::ResourceUnavailable, message).with("offline", offline))
-}
-
-fn choose_accelerator(wanted: AcceleratorChoice) -> Result<Accelerator, Failure> {
-    let host = accelerator::detect();
-    match wanted {
-        AcceleratorChoice::Kvm | AcceleratorChoice::Auto if host.kvm_usable => Ok(Accelerator::Kvm),
-        AcceleratorChoice::Tcg | AcceleratorChoice::Auto => Ok(Accelerator::Tcg),
-        AcceleratorChoice::Kvm => {
-            let message = format!(
-                "accelerator is kvm, but KVM cannot be used here: {}",
-                host.why
-            );
-            Err(Failure::new(ErrorCode::ResourceUnavailable, message))
-        }
-    }
-}
-
-/// A new disk must not exist; an existing one must be what its spec says.
-async fn check_disks(
-    config: &VmConfig,
-    row: &RowClaim,
-    allowed: &[HostPath],
-) -> Result<(), Failure> {
-    let creating = !matches!(row, RowClaim::Transition { .. });
-    for disk in &config.disks {
-        if creating {
-            check_new_disk(disk, allowed).await?;
-        } else {
-            check_existing_disk(disk, allowed).await?;
-        }
-    }
-    Ok(())
-}
-
-async fn check_new_disk(disk: &DiskConfig, allowed: &[HostPath]) -> Result<(), Failure> {
-    if disk.path.as_path().symlink_metadata().is_ok() {
-        let message = format!("disk {} exists already; it was left alone", disk.path);
-        return Err(Failure::new(ErrorCode::DiskError, message).with("path", disk.path.as_str()));
-    }
-    if let Some(backing) = &disk.backing_file {
-        inspect(backing, ImageFormat::Qcow2, allowed).await?;
-    }
-    Ok(())
-}
-
-async fn check_existing_disk(disk: &DiskConfig, allowed: &[HostPath]) -> Result<(), Failure> {
-    if !disk.path.as_path().exists() {
-        let message = format!("disk {} does not exist", disk.path);
-        return Err(Failure::new(ErrorCode::DiskError, message).with("path", disk.path.as_str()));
-    }
-    inspect(&disk.path, image_format(disk), allowed).await
-}
-
-async fn inspect(
-    path: &HostPath,
-    format: ImageFormat,
-    allowed: &[HostPath],
-) -> Result<(), Failure> {
-    qemu_img::inspect(path, format, allowed)
-        .await
-        .map(drop)
-        .map_err(|error| {
-            Failure::caused_by(
-                ErrorCode::DiskError,
-                format!("disk {path} cannot be used"),
-                error,
-            )
-            .with("path", path.as_str())
-        })
-}
-
-/// Files the guest would not boot or would lose its keys without.
-fn check_files(config: &VmConfig) -> Result<(), Failure> {
-    let firmware = config
-        .firmware
-        .as_ref()
-        .map(|firmware| ("uefiFirmware", &firmware.code));
-    let files = [
-        firmware,
-        config.installer_iso.as_ref().map(|path| ("isoPath", path)),
-        config
-            .drivers_iso
-            .as_ref()
-            .map(|path| ("virtioDriversIso", path)),
-        config
-            .tpm_socket
-            .as_ref()
-            .map(|path| ("tpmSocketPath", path)),
-        config
-            .gpu
-            .as_ref()
-            .and_then(|gpu| gpu.romfile.as_ref())
-            .map(|path| ("gpuRomfile", path)),
-    ];
-    let missing = files
-        .into_iter()
-        .flatten()
-        .find(|(_, path)| !path.as_path().exists());
-    let Some((field, path)) = missing else {
-        return check_gpu(config);
-    };
-    let message = format!("{field}: {path} does not exist");
-    Err(Failure::new(ErrorCode::ResourceUnavailable, message).with("path", path.as_str()))
-}
-
-fn check_gpu(config: &VmConfig) -> Result<(), Failure> {
-    let Some(gpu) = &config.gpu else {
-        return Ok(());
-    };
-    let device = Path::new("/sys/bus/pci/devices").join(gpu.address.to_string());
-    if device.exists() {
-        return Ok(());
-    }
-    let message = format!("gpuPciAddress: this host has no PCI device {}", gpu.address);
-    Err(Failure::new(ErrorCode::ResourceUnavailable, message))
-}
-
-/// The firmware variables' template, unless the VM has its own variables already.
-fn vars_template(config: &VmConfig) -> Result<Option<HostPath>, Failure> {
-    let Some(firmware) = &config.firmware else {
-        return Ok(None);
-    };
-    if firmware.vars.as_path().exists() {
-        return Ok(None);
-    }
-    let templates = firmware
-        .vars_templates()
-        .map_err(|error| Failure::new(ErrorCode::InvalidConfig, format!("uefiFirmware {error}")))?;
-    let found = templates
-        .into_iter()
-        .find(|template| template.as_path().exists());
-    found.map(Some).ok_or_else(|| {
-        let message = format!(
-            "no variable store template for the firmware {}",
-            firmware.code
-        );
-        Failure::new(ErrorCode::ResourceUnavailable, message)
-    })
+/// Names the field a refusal is about, as a refused configuration does.
+fn about(field: impl Into<String>, failure: Failure) -> Failure {
+    let issue = json!({
+        "path": field.into(),
+        "message": failure.to_string(),
+        "code": failure.code().as_str(),
+    });
+    failure.with("issues", vec![issue])
 }
 
 fn firewall_warnings(compiled: &Compiled) -> Vec<String> {

@@ -19,7 +19,7 @@ use super::status::{STARTABLE, Status, UNTOUCHABLE};
 use super::stop::Interrupt;
 use crate::config::{StartOptions, VmConfig, Warning};
 use crate::db::{RuleSplit, VmRecord};
-use crate::error::{ErrorCode, Failure};
+use crate::error::{ErrorClass, ErrorCode, Failure};
 use crate::events::now_ms;
 use crate::host::state_file::StateFileError;
 use crate::qemu::Accelerator;
@@ -414,19 +414,9 @@ fn step_of(failure: &Failure) -> Option<&str> {
     chain.find_map(|failure| failure.context().get("step")?.as_str())
 }
 
-/// Puts a foreign error under the verb's own code; a refusal and an abort keep theirs.
+/// Puts a foreign error under the verb's own code.
 fn wrap(code: ErrorCode, sentence: &str, failure: Failure) -> Failure {
-    let keeps = matches!(
-        failure.code(),
-        ErrorCode::InvalidConfig
-            | ErrorCode::InvalidState
-            | ErrorCode::ResourceUnavailable
-            | ErrorCode::VmNotFound
-            | ErrorCode::Aborted
-            | ErrorCode::DiskError
-            | ErrorCode::ConcurrentModification
-    );
-    if keeps {
+    if failure.code().class() == ErrorClass::Lifecycle {
         return failure;
     }
     if failure.code() == ErrorCode::StorageAborted {

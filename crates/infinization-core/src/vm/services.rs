@@ -63,13 +63,14 @@ impl std::fmt::Debug for Services {
 }
 
 impl Services {
+    /// Where each VM has a directory.
+    pub fn machines_directory(&self) -> PathBuf {
+        self.config.state_dir.as_path().join("vms")
+    }
+
     /// Where a VM's spec, ledger and logs are.
     pub fn directory_of(&self, vm_id: &VmId) -> PathBuf {
-        self.config
-            .state_dir
-            .as_path()
-            .join("vms")
-            .join(vm_id.as_str())
+        self.machines_directory().join(vm_id.as_str())
     }
 
     /// One VM's surroundings; reads its ledger.
@@ -133,24 +134,17 @@ impl Services {
             reject: self.capabilities.reject,
         })?)
     }
+}
 
-    /// This host's own addresses.
-    pub(super) async fn local_addresses(&self) -> Result<Vec<IpAddr>, Failure> {
-        tokio::task::spawn_blocking(|| {
-            let addresses = nix::ifaddrs::getifaddrs()?;
-            Ok(addresses
-                .filter_map(|found| ip_of(found.address.as_ref()?))
-                .collect())
-        })
-        .await
-        .unwrap_or(Err(nix::Error::EIO))
-        .map_err(|error: nix::Error| {
-            Failure::new(
-                ErrorCode::NetlinkFailed,
-                format!("the host's addresses could not be read: {error}"),
-            )
-        })
-    }
+/// This host's own addresses. Asks the kernel, so it may block.
+pub(super) fn local_addresses() -> Result<Vec<IpAddr>, Failure> {
+    let addresses = nix::ifaddrs::getifaddrs().map_err(|error| {
+        let message = format!("the host's addresses could not be read: {error}");
+        Failure::new(ErrorCode::NetlinkFailed, message)
+    })?;
+    Ok(addresses
+        .filter_map(|found| ip_of(found.address.as_ref()?))
+        .collect())
 }
 
 fn ip_of(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {

@@ -8,6 +8,7 @@ use crate::config::{
 use crate::types::{HostPath, InternalName, VmId};
 
 impl Rules<'_> {
+    /// Firmware is the distribution's, so `allowedPaths` does not confine it.
     pub(super) fn firmware(&self, draft: &Draft, machine: MachineType) -> Option<FirmwareConfig> {
         let code = draft.uefi.clone()?;
         let id = draft.id.as_ref()?;

@@ -83,9 +83,9 @@ fn what_we_make_is_inside_the_allowed_paths() {
     assert!(
         config
             .path_rules
-            .allows(&path("/var/lib/infinization/disks/a.qcow2"))
+            .allows(path("/var/lib/infinization/disks/a.qcow2"))
     );
-    assert!(!config.path_rules.allows(&path("/etc/shadow")));
+    assert!(!config.path_rules.allows(path("/etc/shadow")));
     let facts = HostFacts {
         cpus: 2,
         memory: ByteSize::mib(4096),

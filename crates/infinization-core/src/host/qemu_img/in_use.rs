@@ -78,22 +78,33 @@ pub async fn ensure_unused(path: &HostPath) -> Result<(), ImageError> {
     refuse(path, Access::Write).await
 }
 
+/// [`ensure_unused`] for whoever is on a thread that may block. Seven system calls unless the image
+/// is in use.
+pub fn ensure_unused_now(path: &HostPath) -> Result<(), ImageError> {
+    refuse_now(path, Access::Write)
+}
+
+/// Says whether a machine may stand on the image as a backing file: any number of machines may, but
+/// not while somebody writes to it. Blocks.
+pub fn ensure_unwritten_now(path: &HostPath) -> Result<(), ImageError> {
+    refuse_now(path, Access::Read)
+}
+
 /// `IMAGE_IN_USE`, naming the holder if it can be found, when another process forbids `access`.
 pub(super) async fn refuse(path: &HostPath, access: Access) -> Result<(), ImageError> {
     let image = path.clone();
-    blocking(path, move || {
-        let (file, _) = open(&image)?;
-        let locked = is_locked(&file, access).map_err(|source| ImageError::io(&image, source))?;
-        if locked {
-            Err(ImageError::InUse {
-                holder: holder_of(&file),
-                path: image,
-            })
-        } else {
-            Ok(())
-        }
-    })
-    .await
+    blocking(path, move || refuse_now(&image, access)).await
+}
+
+fn refuse_now(path: &HostPath, access: Access) -> Result<(), ImageError> {
+    let (file, _) = open(path)?;
+    if is_locked(&file, access).map_err(|source| ImageError::io(path, source))? {
+        return Err(ImageError::InUse {
+            holder: holder_of(&file),
+            path: path.clone(),
+        });
+    }
+    Ok(())
 }
 
 /// The failure for an image whose locks qemu-img could not get.

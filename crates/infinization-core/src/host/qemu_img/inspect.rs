@@ -44,20 +44,26 @@ pub async fn inspect(
     allowed: &[HostPath],
 ) -> Result<Inspection, ImageError> {
     let (image, allowed) = (path.clone(), allowed.to_vec());
-    blocking(path, move || {
-        let look = look_at(&image, format)?;
-        if let Some(header) = &look.header {
-            refuse_unusable(&image, header)?;
-            refuse_dirty(&image, header)?;
-            refuse_lost_tables(&image, header, &look)?;
-        }
-        let backing_chain = follow(&image, look.header.as_ref(), &allowed)?;
-        Ok(Inspection {
-            virtual_size: look.virtual_size(format),
-            backing_chain,
-        })
+    blocking(path, move || inspect_now(&image, format, &allowed)).await
+}
+
+/// [`inspect`] for whoever is on a thread that may block.
+pub fn inspect_now(
+    image: &HostPath,
+    format: ImageFormat,
+    allowed: &[HostPath],
+) -> Result<Inspection, ImageError> {
+    let look = look_at(image, format)?;
+    if let Some(header) = &look.header {
+        refuse_unusable(image, header)?;
+        refuse_dirty(image, header)?;
+        refuse_lost_tables(image, header, &look)?;
+    }
+    let backing_chain = follow(image, look.header.as_ref(), allowed)?;
+    Ok(Inspection {
+        virtual_size: look.virtual_size(format),
+        backing_chain,
     })
-    .await
 }
 
 /// For verbs that read or change the image and open its chain: everything [`inspect`] refuses,

@@ -2,12 +2,23 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../kit/mod.rs"]
 mod kit;
+
+mod disks;
+mod files;
+mod hosts;
+
+use std::fs;
+use std::time::Duration;
 
 use infinization_core::manager::Manager;
 use infinization_core::{ErrorCode, Failure};
 use kit::machine::{Host, consistent_status, delete, forced, never, next_event, qemus, vm_chains};
 use serde_json::{Value, json};
+
+/// Longer than a refusal takes on a loaded machine, shorter than a FIFO that nobody writes to.
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 async fn create(host: &Host, manager: &Manager, vm_id: &str) -> Value {
     manager
@@ -31,17 +42,45 @@ async fn snapshot(host: &Host, manager: &Manager) -> Value {
     })
 }
 
-/// What the consumer does in a database of his own.
-fn claim(host: &Host, vm_id: &str, marker: &str) {
-    let path = host.state_dir().join("infinization.db");
-    let store = rusqlite::Connection::open(path).unwrap();
-    let changed = store
-        .execute(
-            "UPDATE machine SET status = ?1 WHERE id = ?2",
-            [marker, vm_id],
-        )
+/// A machine that is off.
+async fn stopped(host: &Host, manager: &Manager, vm_id: &str) {
+    create(host, manager, vm_id).await;
+    manager
+        .stop_vm(vm_id.into(), forced(), never())
+        .await
         .unwrap();
-    assert_eq!(changed, 1);
+}
+
+/// Asserts that the machine is refused at once, and that nothing was touched.
+async fn refused(host: &Host, manager: &Manager, machine: Value) -> Failure {
+    let before = snapshot(host, manager).await;
+    let create = manager.create_vm(machine, never());
+    let outcome = tokio::time::timeout(AT_ONCE, create).await;
+    let failure = outcome.expect("it is refused at once").unwrap_err();
+    assert_eq!(snapshot(host, manager).await, before, "{failure}");
+    failure
+}
+
+/// Asserts that the machine is not started, and that nothing was touched.
+async fn not_started(host: &Host, manager: &Manager, vm_id: &str) -> Failure {
+    let before = snapshot(host, manager).await;
+    let outcome = tokio::time::timeout(AT_ONCE, start(manager, vm_id)).await;
+    let failure = outcome.expect("it is refused at once").unwrap_err();
+    assert_eq!(snapshot(host, manager).await, before, "{failure}");
+    failure
+}
+
+/// The code of each refused field.
+fn fields(failure: &Failure) -> Vec<(&str, &str)> {
+    let issues = failure.chain().find_map(|it| it.context().get("issues"));
+    let issues = issues.unwrap_or_else(|| panic!("no field is named: {failure:?}"));
+    let issues = issues.as_array().unwrap().iter();
+    issues
+        .map(|issue| {
+            let code = issue["code"].as_str().unwrap();
+            (issue["path"].as_str().unwrap(), code)
+        })
+        .collect()
 }
 
 #[test]
@@ -246,7 +285,7 @@ fn a_machine_its_owner_has_claimed_is_not_touched() {
             .stop_vm("mark-1".into(), forced(), never())
             .await
             .unwrap();
-        claim(&host, "mark-1", "backing_up");
+        host.claim("mark-1", "backing_up");
         let before = snapshot(&host, &manager).await;
         let failure = start(&manager, "mark-1").await.unwrap_err();
         assert_eq!(failure.code(), ErrorCode::InvalidState);
@@ -258,9 +297,9 @@ fn a_machine_its_owner_has_claimed_is_not_touched() {
         assert_eq!(failure.code(), ErrorCode::InvalidState);
         assert_eq!(snapshot(&host, &manager).await, before);
 
-        claim(&host, "mark-1", "off");
+        host.claim("mark-1", "off");
         start(&manager, "mark-1").await.unwrap();
-        claim(&host, "mark-1", "backing_up");
+        host.claim("mark-1", "backing_up");
         let mut events = manager.subscribe();
         let pid = qemus(host.path())[0];
         kit::machine::send_signal(pid, nix::sys::signal::Signal::SIGKILL);

@@ -1,0 +1,248 @@
+//! All questions to the host that may block: file systems, devices, the name service.
+//!
+//! A dead network file system answers none of them, so they are asked in one go, away from the tasks
+//! of other VMs, and with a deadline. A thread that a dead file system holds ends when that is back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{about, disks, files, macs, pci};
+use crate::config::{
+    AcceleratorChoice, BindAddress, ConfigError, NetworkModel, PathRules, VmConfig,
+};
+use crate::error::{ErrorCode, Failure};
+use crate::host::accelerator;
+use crate::host::display_port::ReservedPort;
+use crate::host::users;
+use crate::qemu::Accelerator;
+use crate::types::HostPath;
+use crate::vm::services::{self, Services};
+
+/// For all questions together; on a host in order they take milliseconds.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How far above the wanted display port is searched.
+const PORTS_TRIED: u16 = 100;
+
+/// What is asked about.
+pub(super) struct Host {
+    pub(super) config: VmConfig,
+    pub(super) services: Arc<Services>,
+    /// Disks are to be made; otherwise they must be there.
+    pub(super) creating: bool,
+    pub(super) first_port: u16,
+}
+
+/// The answers.
+pub(super) struct Seen {
+    pub(super) accelerator: Accelerator,
+    pub(super) vhost: bool,
+    pub(super) display_address: BindAddress,
+    pub(super) display_port: ReservedPort,
+    pub(super) vars_template: Option<HostPath>,
+    pub(super) missing_directories: Vec<HostPath>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Host {
+    /// Refuses what cannot be, or tells what planning needs.
+    pub(super) fn ask(self) -> impl Future<Output = Result<Seen, Failure>> {
+        within(DEADLINE, move || self.look())
+    }
+
+    fn look(&self) -> Result<Seen, Failure> {
+        let config = &self.config;
+        self.check_named()?;
+        disks::check(&config.disks, self.creating, self.allowed())?;
+        check_cpus(config)?;
+        let accelerator = choose_accelerator(config.accelerator)?;
+        let vars_template = vars_template(config)?;
+        let (display_address, warnings) = self.display_address()?;
+        Ok(Seen {
+            accelerator,
+            vhost: config.network.model == NetworkModel::VirtioNetPci
+                && accelerator::vhost_net_available(),
+            display_port: self.reserve_port(&display_address)?,
+            display_address,
+            vars_template,
+            missing_directories: self.missing_directories(),
+            warnings,
+        })
+    }
+
+    /// Everything the configuration names by path or address, with every complaint at once.
+    fn check_named(&self) -> Result<(), Failure> {
+        let config = &self.config;
+        let user = config.run_as_user.as_ref().map(users::resolve).transpose();
+        let user = user.map_err(|error| about("runAsUser", error.into()))?;
+        let mut issues = files::issues(config, self.rules(), user.as_ref())?;
+        issues.extend(pci::issues(config));
+        if self.creating {
+            issues.extend(macs::issues(config, &self.services.machines_directory())?);
+        }
+        Ok(ConfigError::unless_empty(issues)?)
+    }
+
+    fn rules(&self) -> &PathRules {
+        &self.services.config.path_rules
+    }
+
+    fn allowed(&self) -> &[HostPath] {
+        self.rules().allowed.as_deref().unwrap_or_default()
+    }
+
+    fn display_address(&self) -> Result<(BindAddress, Vec<String>), Failure> {
+        let display = &self.config.display;
+        let local = services::local_addresses()?;
+        let address = display.bind_on(&local).map_err(|why| {
+            let message = format!("displayPassword {why}");
+            let failure = Failure::new(ErrorCode::InvalidConfig, message);
+            about("displayPassword", failure)
+        })?;
+        let mut warnings = Vec::new();
+        if address != display.address {
+            warnings.push(format!(
+                "displayAddr {} is not on this host: the display listens on {address}",
+                display.address
+            ));
+        }
+        Ok((address, warnings))
+    }
+
+    fn reserve_port(&self, address: &BindAddress) -> Result<ReservedPort, Failure> {
+        let (ports, first) = (&self.services.display_ports, self.first_port);
+        let last = self.config.display.protocol.last_port();
+        let last = last.min(first.saturating_add(PORTS_TRIED - 1));
+        let reserved = ports.reserve(&address.to_string(), first..=last);
+        reserved.map_err(|error| about("displayPort", error.into()))
+    }
+
+    fn missing_directories(&self) -> Vec<HostPath> {
+        let settings = &self.services.config;
+        let files = self.config.disks.iter().map(|disk| &disk.path);
+        let parents = files.filter_map(|path| {
+            let parent = path.as_path().parent()?.to_str()?;
+            HostPath::parse(parent).ok()
+        });
+        let mut missing: Vec<HostPath> =
+            [&settings.socket_dir, &settings.pid_dir, &settings.disk_dir]
+                .into_iter()
+                .cloned()
+                .chain(parents)
+                .filter(|path| !path.as_path().is_dir())
+                .collect();
+        missing.sort();
+        missing.dedup();
+        missing
+    }
+}
+
+/// Does `work` where it may block, but waits no longer than `deadline` for it. It is begun at once:
+/// what it knows need not travel in the future.
+fn within<T: Send + 'static>(
+    deadline: Duration,
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> impl Future<Output = Result<T, Failure>> {
+    let done = tokio::time::timeout(deadline, tokio::task::spawn_blocking(work));
+    async move {
+        match done.await {
+            Ok(Ok(done)) => done,
+            Ok(Err(stopped)) => match stopped.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_runtime_ends) => {
+                    let message = "the library is being shut down";
+                    Err(Failure::new(ErrorCode::Closed, message))
+                }
+            },
+            Err(_elapsed) => Err(no_answer(deadline)),
+        }
+    }
+}
+
+fn no_answer(deadline: Duration) -> Failure {
+    let message =
+        format!("a file system or name service of the host did not answer within {deadline:?}");
+    Failure::new(ErrorCode::Timeout, message)
+}
+
+fn check_cpus(config: &VmConfig) -> Result<(), Failure> {
+    if config.cpu.numa_pinning {
+        let message =
+            "enableNumaCtlPinning: binding memory to host nodes is not part of this version";
+        let failure = Failure::new(ErrorCode::ResourceUnavailable, message);
+        return Err(about("enableNumaCtlPinning", failure));
+    }
+    let Some(wanted) = &config.cpu.pinned_to else {
+        return Ok(());
+    };
+    let online = accelerator::host_size()?.online_cpus;
+    let offline: Vec<u32> = wanted
+        .iter()
+        .copied()
+        .filter(|cpu| !online.contains(cpu))
+        .collect();
+    if offline.is_empty() {
+        return Ok(());
+    }
+    let message = "cpuPinning names CPUs that are not online on this host";
+    let failure = Failure::new(ErrorCode::ResourceUnavailable, message).with("offline", offline);
+    Err(about("cpuPinning", failure))
+}
+
+fn choose_accelerator(wanted: AcceleratorChoice) -> Result<Accelerator, Failure> {
+    let host = accelerator::detect();
+    match wanted {
+        AcceleratorChoice::Kvm | AcceleratorChoice::Auto if host.kvm_usable => Ok(Accelerator::Kvm),
+        AcceleratorChoice::Tcg | AcceleratorChoice::Auto => Ok(Accelerator::Tcg),
+        AcceleratorChoice::Kvm => {
+            let message = format!(
+                "accelerator is kvm, but KVM cannot be used here: {}",
+                host.why
+            );
+            let failure = Failure::new(ErrorCode::ResourceUnavailable, message);
+            Err(about("accelerator", failure))
+        }
+    }
+}
+
+/// The firmware variables' template, unless the VM has its own variables already.
+fn vars_template(config: &VmConfig) -> Result<Option<HostPath>, Failure> {
+    let Some(firmware) = &config.firmware else {
+        return Ok(None);
+    };
+    if firmware.vars.as_path().exists() {
+        return Ok(None);
+    }
+    let refused = |code, message| about("uefiFirmware", Failure::new(code, message));
+    let templates = firmware
+        .vars_templates()
+        .map_err(|error| refused(ErrorCode::InvalidConfig, format!("uefiFirmware {error}")))?;
+    let found = templates
+        .into_iter()
+        .find(|template| template.as_path().is_file());
+    found.map(Some).ok_or_else(|| {
+        let message = format!(
+            "no variable store template for the firmware {}",
+            firmware.code
+        );
+        refused(ErrorCode::ResourceUnavailable, message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_file_system_that_is_dead() {
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let work = move || {
+            let _ended = ended.recv();
+            Ok(())
+        };
+        let failure = within(Duration::from_millis(20), work).await.unwrap_err();
+        assert_eq!(failure.code(), ErrorCode::Timeout);
+        drop(end);
+        let answered = within(DEADLINE, || Ok(7)).await;
+        assert_eq!(answered.unwrap(), 7);
+    }
+}
