@@ -12,12 +12,12 @@ use tokio::time::timeout;
 
 /// A service of the guest may come up a moment after its console says that it is ready.
 async fn comes_to_answer(vm_id: &str, port: u16) -> bool {
-    for _ in 0..10 {
-        if answers(vm_id, port).await {
-            return true;
+    let comes = async {
+        while !answers(vm_id, port).await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-    }
-    false
+    };
+    timeout(PATIENCE, comes).await.is_ok()
 }
 
 async fn answers(vm_id: &str, port: u16) -> bool {

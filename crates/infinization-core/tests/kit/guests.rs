@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of the kit")]
 #![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -188,12 +188,25 @@ fn connects(to: SocketAddr, patience: Duration) -> bool {
 
 /// Whether a datagram from one port comes back from another.
 pub fn udp_answers(from: u16, to: SocketAddr, expected: bool) -> bool {
-    let socket = UdpSocket::bind(("0.0.0.0", from)).unwrap();
+    let socket = bind_udp(from);
     socket.set_broadcast(true).unwrap();
     let patience = if expected { GENEROUS } else { SHORT };
     socket.set_read_timeout(Some(patience)).unwrap();
     socket.send_to(b"ping", to).unwrap();
     socket.recv_from(&mut [0; 64]).is_ok()
+}
+
+/// A program that another thread is starting has a copy of our last socket for a moment.
+fn bind_udp(port: u16) -> UdpSocket {
+    let deadline = Instant::now() + GENEROUS;
+    loop {
+        match UdpSocket::bind(("0.0.0.0", port)) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            bound => return bound.unwrap(),
+        }
+    }
 }
 
 fn socat(args: &[&str]) -> Child {
