@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::action::Release;
@@ -26,6 +26,8 @@ use crate::qmp::{QmpError, RunState};
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// How long QEMU may take to end after SIGTERM before SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(5);
+/// A monitor that takes longer than this hangs.
+const HANG: Duration = Duration::from_millis(500);
 /// How long after its monitor a QEMU may take to end.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
 
@@ -63,18 +65,21 @@ impl Interrupt {
         }
     }
 
-    /// Does `work` unless a forced stop comes first.
+    /// Does `work`, and once a forced stop waits behind it, only if it does not hang.
     pub(super) async fn unless_forced<T>(
         &self,
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
+        let mut work = pin!(work);
         tokio::select! {
             biased;
-            done = work => done,
-            () = self.force.notified() => {
-                Err(Failure::new(ErrorCode::Aborted, "a forced stop came before QEMU answered"))
-            }
+            done = &mut work => return done,
+            () = self.force.notified() => {}
         }
+        timeout(HANG, work).await.unwrap_or_else(|_elapsed| {
+            let message = "QEMU did not answer before a forced stop";
+            Err(Failure::new(ErrorCode::Aborted, message))
+        })
     }
 }
 
@@ -269,7 +274,7 @@ async fn over(process: &ProcessHandle, timeout: Duration, interrupt: &Interrupt)
 
 /// A monitor that breaks off is how an exit shows first.
 async fn gone_or_deaf(process: &ProcessHandle, error: QmpError) -> Result<Waited, Failure> {
-    match tokio::time::timeout(EXIT_GRACE, process.exited()).await {
+    match timeout(EXIT_GRACE, process.exited()).await {
         Ok(_exit) => Ok(Waited::Gone),
         Err(_still_there) => Err(Failure::caused_by(
             ErrorCode::StopFailed,
