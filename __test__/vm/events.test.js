@@ -158,7 +158,7 @@ describe('F49: listeners', () => {
     await instance.resumeVM(vmId)
     expect((await instance.getVMStatus(vmId)).status).toBe('running')
     expect(warnings.mock.calls.slice(0, 2)).toEqual(['sync', 'async'].map((kind) => [
-      expect.stringContaining(`listener for 'vm:event' failed: Error: ${kind} listener`), { type: 'InfinizationWarning' }
+      expect.stringContaining(`listener for 'vm:event' failed: Error: ${kind} listener`), 'InfinizationWarning'
     ]))
   })
 
