@@ -242,7 +242,7 @@ impl Infinization {
         data(async { self.manager.query_block_devices(vm_id.text("vmId")?).await }).await
     }
 
-    /// Rejects: no overlay realisation is configured.
+    /// Rejects: department overlays are not part of this version.
     #[napi]
     pub async fn ensure_segment(&self, spec: Argument) -> Outcome {
         done(async {
@@ -252,7 +252,7 @@ impl Infinization {
         .await
     }
 
-    /// Rejects: no overlay realisation is configured.
+    /// Rejects: department overlays are not part of this version.
     #[napi]
     pub async fn set_peers(&self, dept: Argument, bridge: Argument, peers: Argument) -> Outcome {
         done(async {
@@ -263,7 +263,7 @@ impl Infinization {
         .await
     }
 
-    /// Rejects: no overlay realisation is configured.
+    /// Rejects: department overlays are not part of this version.
     #[napi]
     pub async fn destroy_segment(&self, dept: Argument, bridge: Argument) -> Outcome {
         done(async {
@@ -300,8 +300,9 @@ impl Infinization {
 
     fn no_overlay(&self, verb: &str) -> Result<(), Failure> {
         self.open()?;
-        let message = format!("{verb} needs a department overlay, and none is configured");
-        Err(Failure::new(ErrorCode::InvalidState, message).with("overlay", json!(null)))
+        let message =
+            format!("{verb} needs a department overlay, which is not part of this version");
+        Err(Failure::new(ErrorCode::InvalidState, message))
     }
 }
 
