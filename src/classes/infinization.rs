@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use infinization_core::manager::Manager;
+use infinization_core::types::VmId;
 use infinization_core::{ErrorCode, Failure};
 use napi_derive::napi;
 use serde_json::json;
@@ -87,7 +88,9 @@ impl Infinization {
             // Its only member, `signal`, is what `cancel` was made of.
             options.object("options")?;
             let config = config.object("config")?;
-            self.manager.create_vm(config, not_yet_fired(cancel)?).await
+            let vm_id = config["vmId"].as_str().unwrap_or_default();
+            let cancel = not_yet_fired(cancel, vm_id)?;
+            self.manager.create_vm(config, cancel).await
         })
         .await
     }
@@ -102,9 +105,8 @@ impl Infinization {
         let cancel = Cancellation::token(cancel);
         data(async {
             let (vm_id, options) = (vm_id.text("vmId")?, options.object("config")?);
-            self.manager
-                .start_vm(vm_id, options, not_yet_fired(cancel)?)
-                .await
+            let cancel = not_yet_fired(cancel, &vm_id)?;
+            self.manager.start_vm(vm_id, options, cancel).await
         })
         .await
     }
@@ -119,9 +121,8 @@ impl Infinization {
         let cancel = Cancellation::token(cancel);
         data(async {
             let (vm_id, options) = (vm_id.text("vmId")?, options.object("config")?);
-            self.manager
-                .stop_vm(vm_id, options, not_yet_fired(cancel)?)
-                .await
+            let cancel = not_yet_fired(cancel, &vm_id)?;
+            self.manager.stop_vm(vm_id, options, cancel).await
         })
         .await
     }
@@ -307,10 +308,14 @@ impl Infinization {
 }
 
 /// A signal that fired before the call means that nothing is begun.
-fn not_yet_fired(cancel: CancellationToken) -> Result<CancellationToken, Failure> {
-    if cancel.is_cancelled() {
-        let message = "the signal fired before the call; nothing was begun";
-        return Err(Failure::new(ErrorCode::Aborted, message));
+fn not_yet_fired(cancel: CancellationToken, vm_id: &str) -> Result<CancellationToken, Failure> {
+    if !cancel.is_cancelled() {
+        return Ok(cancel);
     }
-    Ok(cancel)
+    let message = "the signal fired before the call; nothing was begun";
+    let failure = Failure::new(ErrorCode::Aborted, message);
+    Err(match VmId::parse(vm_id) {
+        Ok(vm_id) => failure.of_vm(&vm_id),
+        Err(_no_id) => failure,
+    })
 }
