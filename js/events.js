@@ -22,10 +22,12 @@ function guarded (what, callback) {
   }
 }
 
-// Emits so that every listener is called even when one before it throws, and so that 'error' with
-// nobody listening does not throw.
+// Emits so that every listener is called even when one before it throws, and so that an 'error' that
+// nobody listens for is a warning: it neither throws nor passes unnoticed.
 function emitGuarded (emitter, name, ...args) {
-  for (const listener of emitter.rawListeners(name)) {
+  const listeners = emitter.rawListeners(name)
+  if (name === 'error' && listeners.length === 0) warn(`an 'error' that nobody listens for: ${JSON.stringify(args[0])}`)
+  for (const listener of listeners) {
     guarded(`listener for '${String(name)}'`, () => Reflect.apply(listener, emitter, args))
   }
 }
