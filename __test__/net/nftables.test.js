@@ -1,7 +1,7 @@
 'use strict'
 
 const { NftablesError, NftablesService, generateVMChainName } = require('../..')
-const { cleanUp, expectGone, finally_, host, newBridge, openInstance, rejection, running, unique } = require('../kit')
+const { cleanUp, expectGone, finally_, host, newBridge, openInstance, rejection, running, unique, warning } = require('../kit')
 
 afterEach(cleanUp)
 
@@ -172,7 +172,9 @@ test.each([['vmRules', [[], 'x']], ['departmentRules', [{}, []]], ['vmRules', [[
 test('removal by name takes only what is a machine\'s, and never rejects', async () => {
   const { vmId, chain, tap } = newMachine()
   await nftables.applyRules(vmId, tap, [], [rule()])
+  const told = warning(/could not remove/)
   await nftables.removeVMChainByName('prerouting')
+  expect(await told).toContain('prerouting')
   await nftables.removeVMChainByName('vm_2d62b0035f348790d3b99c33')
   expect(comments('prerouting')).toHaveLength(2)
   await nftables.removeVMChainByName(chain)

@@ -54,7 +54,13 @@ impl VmContext {
             vm_rules: rules.to_vec(),
             ..RuleSplit::default()
         };
-        let compiled = self.compile_firewall(&config, &split, None, addresses)?;
+        let compiled = self.services.compile_firewall(
+            &self.vm_id,
+            config.network.mac,
+            addresses,
+            &split,
+            config.firewall.default_action.unwrap_or_default(),
+        )?;
         if compiled.failures.is_empty() {
             Ok(compiled)
         } else {
