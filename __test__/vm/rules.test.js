@@ -17,7 +17,7 @@ const refusals = [
   ['what is no rule', ['web'], ['[0]']]
 ]
 
-// What rules only `setFirewallRules` refuses; a create leaves them out and warns.
+// Rules that have the right shape and make no sense; a create leaves them out and warns.
 const senseless = [
   ['B29: an unknown action', [rule({ id: 'a' }), rule({ action: 'allow' })], ['[1].action']],
   ['B24: ports that end before they start', [rule({ dstPortEnd: 79 })], ['[0].dstPortEnd']],
@@ -67,7 +67,7 @@ test.each(refusals)('createVM refuses %s', async (_, firewallRules, wrong) => {
   expect(await instance.listVMs()).toEqual([])
 })
 
-test('F27: rules that the kernel does not take are not stored either', async () => {
+test('F27: rules that cannot be loaded are not stored either', async () => {
   const bridge = await newBridge()
   const first = await openInstance()
   const config = machine(bridge, { firewallRules: [rule()] })
