@@ -78,8 +78,8 @@ test('department overlays are not part of this version', async () => {
     name: 'LifecycleError', code: 'INVALID_CONFIG', message: expect.stringContaining('not part of this version'), context: { issues: [{ path: 'overlay' }] }
   })
   const instance = await openInstance({ overlay: undefined })
-  for (const call of [instance.ensureSegment(spec), instance.setPeers('d', 'b', []), instance.destroySegment('d', 'b')]) {
-    expect(await rejection(call)).toMatchObject({ code: 'INVALID_STATE', message: expect.stringMatching(/overlay.*not part of this version/) })
+  for (const [verb, ...args] of [['ensureSegment', spec], ['setPeers', 'd', 'b', []], ['destroySegment', 'd', 'b']]) {
+    expect(await rejection(instance[verb](...args))).toMatchObject({ code: 'INVALID_STATE', message: expect.stringMatching(/overlay.*not part of this version/) })
   }
 })
 

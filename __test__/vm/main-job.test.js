@@ -124,7 +124,7 @@ test('F1: killed, it is noticed and cleaned up after', async () => {
   const [event] = await crashed
   expect(event).toEqual({
     vmId: vm.vmId, pid, lastKnownStatus: 'running', detectedAt: expect.any(Date), cleanupPerformed: true,
-    cause: { reason: 'signal', signal: 9 }
+    cause: { reason: 'signal', signal: 9 }, cleanupResult: expect.objectContaining({ vmId: vm.vmId, failedCleanups: 0 })
   })
   expect(await status()).toMatchObject({ status: 'off', processAlive: false, lastExit: { reason: 'signal', signal: 9 } })
   expect(existsSync(vm.qmpSocketPath) || existsSync(vm.pidFilePath)).toBe(false)
