@@ -3,6 +3,7 @@
 // What becomes of machines when the Node.js process that made them ends.
 
 const { once } = require('node:events')
+const { setTimeout } = require('node:timers/promises')
 const { generateVMChainName } = require('../..')
 const { cleanUp, deleteAtEnd, finally_, host, machine, newBridge, newDirectory, openInstance, rejection, running, runNode, startNode } = require('../kit')
 
@@ -73,6 +74,7 @@ test('a machine that died while nobody watched is told as a crash, once', async 
   const { stdout } = await runNode(create(stateDir, config))
   const pid = Number(stdout.match(/pid (\d+)/)[1])
   process.kill(pid, 'SIGKILL')
+  while (host.isAlive(pid)) await setTimeout(10)
   const crud = []
   const instance = await openInstance({ stateDir, eventManager: { emitCRUD: (...args) => crud.push(args) } })
   deleteAtEnd(instance, config)
