@@ -59,7 +59,7 @@ export interface InfinizationConfig {
    * `INFINIZATION_ACCEL`, else `auto`.
    */
   accelerator?: Accelerator
-  /** Department overlays are not part of this version: any value is `INVALID_CONFIG`. */
+  /** Makes this host capable of department overlays. Undefined: it is not, and the verbs reject. */
   overlay?: OverlayConfig
 }
 
@@ -199,8 +199,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   deleteVM(vmId: string, options?: VMDeleteOptions): Promise<VMOperationResult>
   /**
-   * Replaces the VM's own rules; if it runs, in one atomic step. A rule that makes no sense, holds an
-   * unknown key or has another's id is `INVALID_CONFIG`, and the old rules stay. Embedded store only.
+   * Replaces the VM's own rules; if it runs, in one atomic step. A rule that makes no sense is
+   * `INVALID_CONFIG`, and the old rules stay. Embedded store only.
    * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG`; NftablesError
    */
   setFirewallRules(vmId: string, rules: FirewallRuleInput[]): Promise<VMOperationResult>
@@ -231,10 +231,9 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   reconcileStartupState(statuses?: string[]): Promise<ReconcileSummary>
   /**
-   * Takes a running QEMU of this machine back. Does nothing, at once, when it is attached;
-   * `initialize()` has done it for all.
-   * @throws LifecycleError `VM_NOT_FOUND`, `QMP_ERROR` when there is no such QEMU, or the socket is
-   * not the machine's own
+   * Takes a running QEMU of this machine back. Does nothing when it is attached; `initialize()` has
+   * done it for all.
+   * @throws LifecycleError `VM_NOT_FOUND`, `QMP_ERROR` when there is no such QEMU
    */
   attachToRunningVM(vmId: string, qmpSocketPath: string): Promise<void>
   /**
@@ -261,11 +260,11 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   queryBlockDevices(vmId: string): Promise<QMPBlockInfo[]>
 
-  /** Rejects with `INVALID_STATE`: overlays are not part of this version. */
+  /** Rejects with `INVALID_STATE` while `overlay` is not configured. */
   ensureSegment(spec: OverlaySegmentSpec): Promise<void>
-  /** Rejects with `INVALID_STATE`: overlays are not part of this version. */
+  /** Rejects with `INVALID_STATE` while `overlay` is not configured. */
   setPeers(deptId: string, bridgeName: string, peers: OverlayPeer[]): Promise<void>
-  /** Rejects with `INVALID_STATE`: overlays are not part of this version. */
+  /** Rejects with `INVALID_STATE` while `overlay` is not configured. */
   destroySegment(deptId: string, bridgeName: string): Promise<void>
 }
 
