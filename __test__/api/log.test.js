@@ -3,6 +3,8 @@
 // What the library logs: warnings reach the process by themselves, the rest is asked for by DEBUG.
 
 const { EventEmitter } = require('node:events')
+const { mkdirSync } = require('node:fs')
+const path = require('node:path')
 const { cleanUp, deleteAtEnd, machine, newBridge, newDirectory, openInstance, runNode, warning } = require('../kit')
 const { route } = require('../../js/events')
 
@@ -77,11 +79,14 @@ describe('DEBUG', () => {
   const line = /^\[\d{4}-\d\d-\d\dT[\d:.]+Z\] (DEBUG|INFO|WARN|ERROR) infinization:\w+ \S/
 
   test.each([['infinization'], ['infinization:*'], ['*'], ['express:*, infinization:manager']])('%s prints the log to stderr', async (DEBUG) => {
-    const { code, stderr } = await runNode(opened(), { env: environment({ DEBUG, NODE_NO_WARNINGS: '1' }) })
+    const stateDir = newDirectory()
+    // Something that a machine has left.
+    mkdirSync(path.join(stateDir, 'vms/vm-1'), { recursive: true })
+    const { code, stderr } = await runNode(opened({ stateDir }), { env: environment({ DEBUG, NODE_NO_WARNINGS: '1' }) })
     expect(code).toBe(0)
     const lines = stderr.trim().split('\n')
     expect(lines.filter((text) => !line.test(text))).toEqual([])
-    expect(lines.some((text) => text.includes('DEBUG infinization:manager reconciled'))).toBe(true)
+    expect(lines.some((text) => text.includes('DEBUG infinization:manager looked after'))).toBe(true)
   })
 
   test.each([[''], ['express:*'], ['infinization:*:error'], ['*,-infinization']])('"%s" prints nothing', async (DEBUG) => {

@@ -234,7 +234,7 @@ describe('the health monitor', () => {
     const instance = await openInstance()
     await running(instance)
     const nothing = { totalChecked: 0, promotedToRunning: [], resetToOff: [], resetToError: [], skipped: [], timestamp: expect.any(Date) }
-    expect(await instance.reconcileStartupState()).toEqual(nothing)
-    expect(await instance.getHealthMonitor().reconcileTransientStates(['starting'])).toEqual(nothing)
+    expect(await instance.reconcileStartupState()).toMatchObject(nothing)
+    expect(await instance.getHealthMonitor().reconcileTransientStates(['starting'])).toMatchObject(nothing)
   })
 })

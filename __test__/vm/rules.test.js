@@ -82,13 +82,13 @@ test('F27: rules that cannot be loaded are not stored either', async () => {
       await instance.setFirewallRules('${config.vmId}', ${JSON.stringify([rule()])})
       process.env.PATH = '/nonexistent'
       await instance.setFirewallRules('${config.vmId}', ${JSON.stringify([rule({ id: 'ssh', name: 'ssh' })])})
-        .catch((error) => console.log(error.code, error.vmId))
+        .catch((error) => console.log('refused', error.vmId))
     }).finally(() => instance.shutdown())
   `
   const { stdout, stderr } = await runNode(script)
   const second = await openInstance({ stateDir: first.stateDir })
   deleteAtEnd(second, config)
-  expect([stdout, stderr]).toEqual([`PROGRAM_NOT_FOUND ${config.vmId}\n`, ''])
+  expect([stdout, stderr]).toEqual([`refused ${config.vmId}\n`, ''])
   expect((await second.getVM(config.vmId)).firewallRules).toMatchObject([rule()])
   expect(loaded(config.vmId).map(({ rule }) => rule.comment)).toEqual(before.map(({ rule }) => rule.comment))
 })
