@@ -696,6 +696,7 @@ export type DBVMStatus =
   | 'updating_hardware'
   | 'powering_off_update'
   | 'error'
+export function isValidDBStatus(status: unknown): status is DBVMStatus
 
 /** The ids of the machines that were settled, and how. */
 export interface ReconcileSummary {
@@ -1469,6 +1470,8 @@ export type QMPVMStatus =
   | 'guest-panicked'
   | 'io-error'
   | 'colo'
+/** False for the states that QEMU has beside these; `error` stands for them. */
+export function isValidQMPStatus(status: unknown): status is QMPVMStatus
 
 export interface QMPStatusInfo {
   running: boolean
@@ -1919,6 +1922,10 @@ export class ProcessError extends Error {
   readonly vmId?: string
 }
 
+/** Kept for compatibility; never thrown. */
+export type SyncErrorCode = 'QMP_UNAVAILABLE' | 'DB_ERROR' | 'VM_NOT_FOUND' | 'INVALID_STATUS'
+export const SyncErrorCode: { readonly [K in SyncErrorCode]: K }
+
 export type InfinizationErrorCode =
   | 'STATE_DIR_LOCKED'
   | 'INTERNAL'
@@ -1966,6 +1973,22 @@ export const DEFAULT_NETWORK_MODEL: 'virtio-net-pci'
 export const DEFAULT_DISK_BUS: 'virtio'
 export const DEFAULT_DISK_CACHE: 'writeback'
 export const DEFAULT_DISK_FORMAT: 'qcow2'
+export const DEFAULT_DISK_EXTENSION: '.qcow2'
+/** `getMachineDiskPath` answers with a path below it, whatever `diskDir` says. */
+export const DEFAULT_DISK_PATH_PREFIX: '/var/lib/infinization/disks'
+export const DEFAULT_QMP_SOCKET_PATH_PREFIX: '/var/run/infinization'
+/** Milliseconds. */
+export const DEFAULT_HEALTH_CHECK_INTERVAL: 30000
+/** Kept for compatibility, in milliseconds; a status has its own deadlines. */
+export const DEFAULT_SYNC_TIMEOUT: 5000
+/** Kept for compatibility. */
+export const MAX_SYNC_RETRIES: 3
+/** How often a clean-up tries to give one thing back. */
+export const MAX_CLEANUP_RETRIES: 3
+/** Milliseconds from the first try to the second; then twice as long. */
+export const CLEANUP_RETRY_BASE_DELAY_MS: 1000
+/** Milliseconds. */
+export const CLEANUP_RETRY_MAX_DELAY_MS: 10000
 /** Kept for compatibility; nothing pauses this long. */
 export const RESTART_DELAY_MS: 2000
 /** Kept for compatibility; nothing polls. */
@@ -1992,3 +2015,17 @@ export const CONNECTION_STATES: readonly ['established', 'new', 'related', 'inva
 /** QEMU's, in bytes. */
 export const DEFAULT_CLUSTER_SIZE: 65536
 export const MAX_SNAPSHOT_NAME_LENGTH: 64
+
+/** The form of a PCI address, `[dddd:]bb:ss.f`. `validatePciAddress` looks at the numbers, too. */
+export const PCI_ADDRESS_REGEX: RegExp
+
+export interface PciAddressValidationResult {
+  valid: boolean
+  /** What is wrong, in a sentence. */
+  error?: string
+}
+
+/** Whether `createVM` takes `address` as one; not whether there is such a device. */
+export function validatePciAddress(address: string): PciAddressValidationResult
+/** In lower case, with its domain. @throws LifecycleError `INVALID_CONFIG` */
+export function normalizePciAddress(address: string): string

@@ -12,9 +12,12 @@ const {
   PrismaAdapterErrorCode,
   ProcessErrorCode,
   QMPErrorCode,
-  StorageErrorCode
+  StorageErrorCode,
+  SyncErrorCode
 } = require('./js/codes')
 const {
+  CLEANUP_RETRY_BASE_DELAY_MS,
+  CLEANUP_RETRY_MAX_DELAY_MS,
   CONNECTION_STATES,
   DEFAULT_BOOT_TIMEOUT,
   DEFAULT_CHAIN_PRIORITY,
@@ -22,16 +25,23 @@ const {
   DEFAULT_DISK_BUS,
   DEFAULT_DISK_CACHE,
   DEFAULT_DISK_DIR,
+  DEFAULT_DISK_EXTENSION,
   DEFAULT_DISK_FORMAT,
+  DEFAULT_DISK_PATH_PREFIX,
+  DEFAULT_HEALTH_CHECK_INTERVAL,
   DEFAULT_NETWORK_MODEL,
   DEFAULT_PIDFILE_DIR,
   DEFAULT_QMP_CONNECT_TIMEOUT,
   DEFAULT_QMP_SOCKET_DIR,
+  DEFAULT_QMP_SOCKET_PATH_PREFIX,
   DEFAULT_STOP_TIMEOUT,
+  DEFAULT_SYNC_TIMEOUT,
   INFINIZATION_TABLE_FAMILY,
   INFINIZATION_TABLE_NAME,
   MAX_CHAIN_NAME_LENGTH,
+  MAX_CLEANUP_RETRIES,
   MAX_SNAPSHOT_NAME_LENGTH,
+  MAX_SYNC_RETRIES,
   MAX_TAP_NAME_LENGTH,
   NFTABLES_COMMENT_PREFIX,
   NetworkDeviceState,
@@ -46,7 +56,9 @@ const {
   SUPPORTED_PROTOCOLS,
   TAP_NAME_PREFIX,
   VM_CHAIN_PREFIX,
-  isValidImageFormat
+  isValidDBStatus,
+  isValidImageFormat,
+  isValidQMPStatus
 } = require('./js/constants')
 const {
   DisplayError,
@@ -65,6 +77,7 @@ const {
 } = require('./js/errors')
 const { Infinization } = require('./js/infinization')
 const { KeyedMutex } = require('./js/keyed-mutex')
+const { PCI_ADDRESS_REGEX, normalizePciAddress, validatePciAddress } = require('./js/pci-address')
 const {
   BridgeManager,
   FirewallRuleTranslator,
@@ -78,6 +91,8 @@ const {
 
 module.exports = {
   BridgeManager,
+  CLEANUP_RETRY_BASE_DELAY_MS,
+  CLEANUP_RETRY_MAX_DELAY_MS,
   CONNECTION_STATES,
   DEFAULT_BOOT_TIMEOUT,
   DEFAULT_CHAIN_PRIORITY,
@@ -85,12 +100,17 @@ module.exports = {
   DEFAULT_DISK_BUS,
   DEFAULT_DISK_CACHE,
   DEFAULT_DISK_DIR,
+  DEFAULT_DISK_EXTENSION,
   DEFAULT_DISK_FORMAT,
+  DEFAULT_DISK_PATH_PREFIX,
+  DEFAULT_HEALTH_CHECK_INTERVAL,
   DEFAULT_NETWORK_MODEL,
   DEFAULT_PIDFILE_DIR,
   DEFAULT_QMP_CONNECT_TIMEOUT,
   DEFAULT_QMP_SOCKET_DIR,
+  DEFAULT_QMP_SOCKET_PATH_PREFIX,
   DEFAULT_STOP_TIMEOUT,
+  DEFAULT_SYNC_TIMEOUT,
   DisplayError,
   DisplayErrorCode,
   FirewallRuleTranslator,
@@ -104,7 +124,9 @@ module.exports = {
   LifecycleError,
   LifecycleErrorCode,
   MAX_CHAIN_NAME_LENGTH,
+  MAX_CLEANUP_RETRIES,
   MAX_SNAPSHOT_NAME_LENGTH,
+  MAX_SYNC_RETRIES,
   MAX_TAP_NAME_LENGTH,
   MacAddressGenerator,
   NFTABLES_COMMENT_PREFIX,
@@ -117,6 +139,7 @@ module.exports = {
   NftablesFamily,
   NftablesHookType,
   NftablesService,
+  PCI_ADDRESS_REGEX,
   PROCESS_EXIT_POLL_INTERVAL,
   PrismaAdapterError,
   PrismaAdapterErrorCode,
@@ -133,6 +156,7 @@ module.exports = {
   SnapshotManager,
   StorageError,
   StorageErrorCode,
+  SyncErrorCode,
   TAP_NAME_PREFIX,
   TapDeviceManager,
   VM_CHAIN_PREFIX,
@@ -140,5 +164,9 @@ module.exports = {
   generateVMChainName,
   isLifecycleError,
   isPrismaAdapterError,
-  isValidImageFormat
+  isValidDBStatus,
+  isValidImageFormat,
+  isValidQMPStatus,
+  normalizePciAddress,
+  validatePciAddress
 }

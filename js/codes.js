@@ -9,7 +9,7 @@ const table = Array.from(native.errorTable())
 
 function codesOf (className, ...compatible) {
   const own = table.filter((row) => row.class === className).map((row) => row.code)
-  return Object.fromEntries([...own, ...compatible].map((code) => [code, code]))
+  return Object.freeze(Object.fromEntries([...own, ...compatible].map((code) => [code, code])))
 }
 
 const LifecycleErrorCode = codesOf('LifecycleError', 'ALREADY_RUNNING', 'ALREADY_STOPPED')
@@ -29,6 +29,9 @@ const DisplayErrorCode = codesOf(
   'INVALID_STREAMING_MODE', 'INVALID_GL_CONFIG', 'RENDERNODE_NOT_FOUND'
 )
 
+// What a synchronisation of a status may fail with; it is never thrown.
+const SyncErrorCode = codesOf('SyncError', 'QMP_UNAVAILABLE', 'DB_ERROR', 'VM_NOT_FOUND', 'INVALID_STATUS')
+
 module.exports = {
   DisplayErrorCode,
   InfinizationErrorCode,
@@ -38,5 +41,6 @@ module.exports = {
   PrismaAdapterErrorCode,
   ProcessErrorCode,
   QMPErrorCode,
-  StorageErrorCode
+  StorageErrorCode,
+  SyncErrorCode
 }

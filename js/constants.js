@@ -4,9 +4,22 @@
 
 const SUPPORTED_IMAGE_FORMATS = ['qcow2', 'raw', 'vmdk', 'vdi', 'vhdx']
 
-const NftablesFamily = { BRIDGE: 'bridge', INET: 'inet', IP: 'ip', IP6: 'ip6' }
+const NftablesFamily = Object.freeze({ BRIDGE: 'bridge', INET: 'inet', IP: 'ip', IP6: 'ip6' })
+
+// What the library writes into the status column.
+const DB_STATUSES = [
+  'starting', 'running', 'off', 'suspended', 'paused', 'updating_hardware', 'powering_off_update', 'error'
+]
+
+// The run states that have a status; QEMU knows some more.
+const QMP_STATUSES = [
+  'running', 'paused', 'shutdown', 'inmigrate', 'postmigrate', 'prelaunch', 'finish-migrate', 'restore-vm', 'suspended',
+  'watchdog', 'guest-panicked', 'io-error', 'colo'
+]
 
 module.exports = {
+  CLEANUP_RETRY_BASE_DELAY_MS: 1000,
+  CLEANUP_RETRY_MAX_DELAY_MS: 10000,
   CONNECTION_STATES: ['established', 'new', 'related', 'invalid'],
   DEFAULT_BOOT_TIMEOUT: 60000,
   DEFAULT_CHAIN_PRIORITY: 0,
@@ -14,28 +27,35 @@ module.exports = {
   DEFAULT_DISK_BUS: 'virtio',
   DEFAULT_DISK_CACHE: 'writeback',
   DEFAULT_DISK_DIR: '/var/lib/infinization/disks',
+  DEFAULT_DISK_EXTENSION: '.qcow2',
   DEFAULT_DISK_FORMAT: 'qcow2',
+  DEFAULT_DISK_PATH_PREFIX: '/var/lib/infinization/disks',
+  DEFAULT_HEALTH_CHECK_INTERVAL: 30000,
   DEFAULT_NETWORK_MODEL: 'virtio-net-pci',
   DEFAULT_PIDFILE_DIR: '/var/run/infinization/pids',
   DEFAULT_QMP_CONNECT_TIMEOUT: 5000,
   DEFAULT_QMP_SOCKET_DIR: '/var/run/infinization',
+  DEFAULT_QMP_SOCKET_PATH_PREFIX: '/var/run/infinization',
   DEFAULT_STOP_TIMEOUT: 30000,
+  DEFAULT_SYNC_TIMEOUT: 5000,
   INFINIZATION_TABLE_FAMILY: NftablesFamily.BRIDGE,
   INFINIZATION_TABLE_NAME: 'infinization',
   MAX_CHAIN_NAME_LENGTH: 31,
+  MAX_CLEANUP_RETRIES: 3,
   MAX_SNAPSHOT_NAME_LENGTH: 64,
+  MAX_SYNC_RETRIES: 3,
   MAX_TAP_NAME_LENGTH: 15,
   NFTABLES_COMMENT_PREFIX: 'infinization',
-  NetworkDeviceState: { UP: 'up', DOWN: 'down', UNKNOWN: 'unknown' },
-  NftablesChainPolicy: { ACCEPT: 'accept', DROP: 'drop' },
+  NetworkDeviceState: Object.freeze({ UP: 'up', DOWN: 'down', UNKNOWN: 'unknown' }),
+  NftablesChainPolicy: Object.freeze({ ACCEPT: 'accept', DROP: 'drop' }),
   NftablesFamily,
-  NftablesHookType: {
+  NftablesHookType: Object.freeze({
     PREROUTING: 'prerouting',
     INPUT: 'input',
     FORWARD: 'forward',
     OUTPUT: 'output',
     POSTROUTING: 'postrouting'
-  },
+  }),
   PROCESS_EXIT_POLL_INTERVAL: 100,
   QEMU_MAC_PREFIX: '52:54:00',
   RESTART_DELAY_MS: 2000,
@@ -44,5 +64,7 @@ module.exports = {
   SUPPORTED_PROTOCOLS: ['tcp', 'udp', 'icmp', 'all'],
   TAP_NAME_PREFIX: 'vnet-',
   VM_CHAIN_PREFIX: 'vm_',
-  isValidImageFormat: (format) => SUPPORTED_IMAGE_FORMATS.includes(format)
+  isValidDBStatus: (status) => DB_STATUSES.includes(status),
+  isValidImageFormat: (format) => SUPPORTED_IMAGE_FORMATS.includes(format),
+  isValidQMPStatus: (status) => QMP_STATUSES.includes(status)
 }

@@ -1,30 +1,33 @@
 'use strict'
 
 const { revive } = require('./revive')
+const { warn } = require('./warn')
 
 // How many events wait for a slow `for await` before the oldest are dropped.
 const STREAM_CAPACITY = 4096
 
 // Tells a failing callback of the user's apart from a failure of ours: a warning, never a crash.
-function warn (what, error) {
+function warnOf (what, error) {
   const reason = error instanceof Error ? error.stack : String(error)
-  process.emitWarning(`${what} failed: ${reason}`, { type: 'InfinizationWarning' })
+  warn(`${what} failed: ${reason}`)
 }
 
 // Runs a callback of the user's. Neither a throw nor a rejection leaves here.
 function guarded (what, callback) {
   try {
     const result = callback()
-    if (typeof result?.then === 'function') result.then(undefined, (error) => warn(what, error))
+    if (typeof result?.then === 'function') result.then(undefined, (error) => warnOf(what, error))
   } catch (error) {
-    warn(what, error)
+    warnOf(what, error)
   }
 }
 
-// Emits so that every listener is called even when one before it throws, and so that 'error' with
-// nobody listening does not throw.
+// Emits so that every listener is called even when one before it throws, and so that an 'error' that
+// nobody listens for is a warning: it neither throws nor passes unnoticed.
 function emitGuarded (emitter, name, ...args) {
-  for (const listener of emitter.rawListeners(name)) {
+  const listeners = emitter.rawListeners(name)
+  if (name === 'error' && listeners.length === 0) warn(`an 'error' that nobody listens for: ${JSON.stringify(args[0])}`)
+  for (const listener of listeners) {
     guarded(`listener for '${String(name)}'`, () => Reflect.apply(listener, emitter, args))
   }
 }

@@ -7,8 +7,9 @@ const { EventEmitter } = require('node:events')
 const native = require('../native.js')
 const { fail } = require('./errors')
 const { revive } = require('./revive')
+const { warn } = require('./warn')
 
-native.register(revive, fail)
+native.register(revive, fail, warn)
 
 for (const Class of [native.Infinization, native.EventHandler, native.HealthMonitor, native.QMPClient]) {
   Object.setPrototypeOf(Class.prototype, EventEmitter.prototype)

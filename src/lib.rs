@@ -2,7 +2,7 @@
 //! what comes back. No behaviour lives here.
 //!
 //! What JavaScript hands in is read by [`argument`]; what it gets back is made by [`outcome`] in the
-//! caller's own realm; facts travel up through [`events`]. `classes/` has one file per exported class.
+//! caller's own realm; facts travel up through [`events`], what is logged through [`log`]. `classes/` has one file per exported class.
 //! The public face (`index.js`, `index.d.ts`) is written by hand over these.
 #![allow(
     clippy::needless_pass_by_value,
@@ -21,6 +21,7 @@ mod classes;
 mod errors;
 mod events;
 mod js_value;
+mod log;
 mod monitor_events;
 mod outcome;
 mod panics;
@@ -29,5 +30,6 @@ mod panics;
 #[cfg(not(test))]
 #[napi_derive::module_init]
 fn load() {
+    log::open();
     panics::quiet();
 }

@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 
 use crate::argument::Argument;
 use crate::errors;
+use crate::log::{self, Warn};
 use crate::panics::caught;
 
 /// The answer of a method: a value for JavaScript, or the error it rejects (or throws) with.
@@ -75,13 +76,15 @@ struct Realm {
 }
 
 /// Called by `index.js` at load, once per environment (main thread, worker), and again by each jest
-/// module registry: the last registration makes the values.
+/// module registry: the last registration makes the values. `warn` is told what the log warns of.
 #[napi]
 pub fn register(
     env: &Env,
     revive: FunctionRef<FnArgs<(String, bool)>, Unknown<'static>>,
     fail: FunctionRef<String, Unknown<'static>>,
+    warn: Warn,
 ) -> napi::Result<()> {
+    log::warn_by(env, warn);
     let realm = Realm { revive, fail };
     match env.get_instance_data::<Realm>()? {
         Some(earlier) => *earlier = realm,

@@ -13,7 +13,7 @@ const verbs = [
 
 test.each(verbs)('F52: %s begins nothing when its signal has fired already', async (_, call) => {
   const error = await rejection(call(await openInstance(), AbortSignal.abort()))
-  expect(error).toMatchObject({ name: 'LifecycleError', code: 'ABORTED' })
+  expect(error).toMatchObject({ name: 'LifecycleError', code: 'ABORTED', vmId: 'vm-1' })
 })
 
 test.each([['null', null], ['text', 'now'], ['a look-alike', { aborted: false }]])('a signal that is %s is refused', async (_, signal) => {

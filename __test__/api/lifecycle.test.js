@@ -71,10 +71,15 @@ test('initialize() is idempotent', async () => {
   expect(instance.isInitialized()).toBe(true)
 })
 
-test('the overlay verbs say that no overlay is configured', async () => {
-  const instance = await openInstance()
-  for (const call of [instance.ensureSegment(spec), instance.setPeers('d', 'b', []), instance.destroySegment('d', 'b')]) {
-    expect(await rejection(call)).toMatchObject({ code: 'INVALID_STATE', message: expect.stringContaining('overlay') })
+test('department overlays are not part of this version', async () => {
+  const overlay = { vtepIp: '10.0.0.1', wgPrivateKeyPath: '/etc/wg.key', wgListenPort: 51820 }
+  const error = await rejection(newInstance({ overlay }).initialize())
+  expect(error).toMatchObject({
+    name: 'LifecycleError', code: 'INVALID_CONFIG', message: expect.stringContaining('not part of this version'), context: { issues: [{ path: 'overlay' }] }
+  })
+  const instance = await openInstance({ overlay: undefined })
+  for (const [verb, ...args] of [['ensureSegment', spec], ['setPeers', 'd', 'b', []], ['destroySegment', 'd', 'b']]) {
+    expect(await rejection(instance[verb](...args))).toMatchObject({ code: 'INVALID_STATE', message: expect.stringMatching(/overlay.*not part of this version/) })
   }
 })
 

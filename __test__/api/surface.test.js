@@ -97,3 +97,30 @@ test('enums and lists have the values that index.d.ts declares', () => {
   expect(lib.SUPPORTED_IMAGE_FORMATS.filter(lib.isValidImageFormat)).toHaveLength(5)
   expect(lib.isValidImageFormat('iso')).toBe(false)
 })
+
+test('enums are frozen', () => {
+  const enums = Object.entries(lib).filter(([, value]) => Object.getPrototypeOf(value) === Object.getPrototypeOf(lib.NftablesFamily))
+  expect(enums.length).toBeGreaterThan(12)
+  for (const [name, value] of enums) expect([name, Object.isFrozen(value)]).toEqual([name, true])
+})
+
+// What 'export type X = | 'A' | 'B'' lists.
+const union = (name) => [...declarations.match(new RegExp(`^export type ${name} =([^]*?)\nexport`, 'm'))[1].matchAll(/'([\w-]+)'/g)]
+  .map((match) => match[1])
+
+test.each([['isValidDBStatus', 'DBVMStatus', 8], ['isValidQMPStatus', 'QMPVMStatus', 13]])('%s knows what %s is', (guard, type, count) => {
+  const words = union(type)
+  expect(words).toHaveLength(count)
+  expect(words.filter(lib[guard])).toEqual(words)
+  expect(['backing_up', 'debug', 'RUNNING', '', null, undefined, 5].filter(lib[guard])).toEqual([])
+})
+
+test('B35: PCI addresses', () => {
+  const form = ['0000:01:00.0', '01:00.0', 'ABCD:ef:1f.7', '00:20.0', '01:00.8']
+  expect(form.filter((address) => !lib.PCI_ADDRESS_REGEX.test(address))).toEqual([])
+  const wrong = ['1:0.0', '0000:01:00.8', '00:20.0', '0000:01:00.0 ', '01:00.0;reboot', '', undefined, 5]
+  expect(wrong.map(lib.validatePciAddress)).toEqual(wrong.map(() => ({ valid: false, error: expect.any(String) })))
+  expect(lib.validatePciAddress('01:00.0')).toEqual({ valid: true })
+  expect(['01:00.0', 'ABCD:EF:1F.7'].map(lib.normalizePciAddress)).toEqual(['0000:01:00.0', 'abcd:ef:1f.7'])
+  expect(() => lib.normalizePciAddress('1:0.0')).toThrow(expect.objectContaining({ name: 'LifecycleError', code: 'INVALID_CONFIG' }))
+})

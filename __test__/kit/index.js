@@ -13,6 +13,34 @@ const { guestDir, root } = require('./root')
 
 const undo = []
 const names = new Set()
+const warnings = []
+// What every test may warn of: kernels without connection tracking for bridges are common.
+const alwaysExpected = [/^this kernel cannot track connections on bridges/]
+let expected = []
+
+// The library's warnings; what a test did not expect is shown.
+const { emitWarning } = process
+process.emitWarning = (message, ...rest) => {
+  const ours = rest[0] === 'InfinizationWarning'
+  if (!ours || ![...alwaysExpected, ...expected].some((pattern) => pattern.test(message))) {
+    return emitWarning.call(process, message, ...rest)
+  }
+  warnings.push(message)
+  process.emit('a warning that was expected')
+}
+
+// Expects a warning in this test; a promise of its text.
+function warning (pattern) {
+  expected.push(pattern)
+  return new Promise((resolve) => {
+    process.on('a warning that was expected', function look () {
+      const found = warnings.find((text) => pattern.test(text))
+      if (found === undefined) return
+      process.off('a warning that was expected', look)
+      resolve(found)
+    })
+  })
+}
 
 // Runs when the test ends, the latest first.
 function finally_ (step) {
@@ -101,6 +129,8 @@ async function cleanUp () {
   }
   const left = traces([...names])
   names.clear()
+  warnings.length = 0
+  expected = []
   if (failures.length > 0) throw new AggregateError(failures, failures.map(String).join('; '))
   if (left.length > 0) throw new Error(`left behind: ${left.join(', ')}`)
 }
@@ -132,10 +162,13 @@ async function rejection (promise) {
   )
 }
 
+// The scripts of tests warn of this kernel, too.
+const quietly = { ...process.env, NODE_NO_WARNINGS: '1' }
+
 // Runs a script in a Node.js of its own and tells how that ended.
-function runNode (script, { timeout = 20000 } = {}) {
+function runNode (script, { timeout = 20000, env = quietly } = {}) {
   return new Promise((resolve) => {
-    execFile(process.execPath, ['-e', script], { cwd: root, timeout }, (error, stdout, stderr) => {
+    execFile(process.execPath, ['-e', script], { cwd: root, timeout, env }, (error, stdout, stderr) => {
       resolve({ code: error ? error.code : 0, signal: error?.signal ?? null, stdout, stderr })
     })
   })
@@ -143,7 +176,7 @@ function runNode (script, { timeout = 20000 } = {}) {
 
 // Starts a script in a Node.js of its own. `said(pattern)` waits for a line it prints.
 function startNode (script) {
-  const child = spawn(process.execPath, ['-e', script], { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(process.execPath, ['-e', script], { cwd: root, env: quietly, stdio: ['ignore', 'pipe', 'inherit'] })
   const ended = new Promise((resolve) => child.on('exit', (code, signal) => resolve({ code, signal })))
   finally_(async () => { child.kill('SIGKILL'); await ended })
   let text = ''
@@ -191,5 +224,6 @@ module.exports = {
   runNode,
   running,
   startNode,
-  unique
+  unique,
+  warning
 }

@@ -2,7 +2,7 @@
 
 const { closeSync, openSync } = require('node:fs')
 const { NetworkError, NftablesService, TapDeviceManager, generateVMChainName } = require('../..')
-const { cleanUp, expectGone, finally_, host, newBridge, openInstance, rejection, running, unique } = require('../kit')
+const { cleanUp, expectGone, finally_, host, newBridge, openInstance, rejection, running, unique, warning } = require('../kit')
 
 afterEach(cleanUp)
 
@@ -49,7 +49,9 @@ test('a leftover is replaced: what was done to it is gone', async () => {
 test('what does not exist is detached, taken down and destroyed already', async () => {
   await taps.destroy('vnet-none')
   await taps.detachFromBridge('vnet-none')
+  const told = warning(/^not taken down/)
   await taps.bringDown('vnet-none')
+  expect(await told).toContain('vnet-none')
   expect(await taps.exists('vnet-none')).toBe(false)
   expect(await taps.exists('no name at all')).toBe(false)
   expect(await taps.hasCarrier('vnet-none')).toBe(false)

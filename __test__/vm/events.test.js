@@ -158,7 +158,7 @@ describe('F49: listeners', () => {
     await instance.resumeVM(vmId)
     expect((await instance.getVMStatus(vmId)).status).toBe('running')
     expect(warnings.mock.calls.slice(0, 2)).toEqual(['sync', 'async'].map((kind) => [
-      expect.stringContaining(`listener for 'vm:event' failed: Error: ${kind} listener`), { type: 'InfinizationWarning' }
+      expect.stringContaining(`listener for 'vm:event' failed: Error: ${kind} listener`), 'InfinizationWarning'
     ]))
   })
 
@@ -234,7 +234,7 @@ describe('the health monitor', () => {
     const instance = await openInstance()
     await running(instance)
     const nothing = { totalChecked: 0, promotedToRunning: [], resetToOff: [], resetToError: [], skipped: [], timestamp: expect.any(Date) }
-    expect(await instance.reconcileStartupState()).toEqual(nothing)
-    expect(await instance.getHealthMonitor().reconcileTransientStates(['starting'])).toEqual(nothing)
+    expect(await instance.reconcileStartupState()).toMatchObject(nothing)
+    expect(await instance.getHealthMonitor().reconcileTransientStates(['starting'])).toMatchObject(nothing)
   })
 })

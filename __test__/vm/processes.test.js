@@ -3,6 +3,8 @@
 // What becomes of machines when the Node.js process that made them ends.
 
 const { once } = require('node:events')
+const { setTimeout } = require('node:timers/promises')
+const { generateVMChainName } = require('../..')
 const { cleanUp, deleteAtEnd, finally_, host, machine, newBridge, newDirectory, openInstance, rejection, running, runNode, startNode } = require('../kit')
 
 jest.setTimeout(60_000)
@@ -33,13 +35,17 @@ async function takeBack (stateDir, config) {
   return instance
 }
 
-test('F9: killed, its machine runs on, and the next process owns it again', async () => {
+test('F9, F29: killed, its machine runs on, and the next process owns it again', async () => {
   const { stateDir, config } = await scene()
   const { child, ended, said } = startNode(create(stateDir, config, 'setInterval(() => {}, 1000)'))
   const pid = Number((await said(/pid (\d+)/))[1])
   child.kill('SIGKILL')
   expect(await ended).toMatchObject({ signal: 'SIGKILL' })
   expect(host.isAlive(pid)).toBe(true)
+  const chain = generateVMChainName(config.vmId)
+  const ours = (name) => name.includes(chain.slice(3))
+  expect(host.chains().filter(ours).sort()).toEqual([chain.replace('vm_', 'from_'), chain.replace('vm_', 'to_'), chain])
+  expect(host.dispatched().filter(ours)).toHaveLength(2)
 
   const instance = await takeBack(stateDir, config)
   expect(await instance.getVMStatus(config.vmId)).toMatchObject({ status: 'running', pid, processAlive: true, consistent: true, qmpStatus: 'running' })
@@ -68,6 +74,7 @@ test('a machine that died while nobody watched is told as a crash, once', async 
   const { stdout } = await runNode(create(stateDir, config))
   const pid = Number(stdout.match(/pid (\d+)/)[1])
   process.kill(pid, 'SIGKILL')
+  while (host.isAlive(pid)) await setTimeout(10)
   const crud = []
   const instance = await openInstance({ stateDir, eventManager: { emitCRUD: (...args) => crud.push(args) } })
   deleteAtEnd(instance, config)

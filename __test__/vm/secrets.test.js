@@ -65,6 +65,18 @@ test('a display with a password listens where nobody could without', async () =>
   expect(await instance.getVM(config.vmId)).toMatchObject({ displayAddr: '0.0.0.0', displayPort })
 })
 
+test('B33: a display address that is not on this host', async () => {
+  const instance = await openInstance()
+  const config = machine(await newBridge(), { displayAddr: '192.0.2.9' })
+  const error = await rejection(instance.createVM(config))
+  expect(error).toMatchObject({ code: 'INVALID_CONFIG', context: { issues: [{ path: 'displayPassword' }] } })
+  expect(await instance.listVMs()).toEqual([])
+  deleteAtEnd(instance, config)
+  const { warnings, displayPort } = await instance.createVM({ ...config, displayPassword: PASSWORD })
+  expect(warnings).toEqual([expect.stringMatching(/displayAddr 192\.0\.2\.9 is not on this host/)])
+  expect(host.run('ss', '-Htln', `sport = :${displayPort}`)).toContain(`0.0.0.0:${displayPort}`)
+})
+
 // Everything an object says, its errors' hidden parts too.
 function textOf (things) {
   const seen = new Set()

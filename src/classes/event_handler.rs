@@ -22,7 +22,7 @@ impl EventHandler {
         }
     }
 
-    /// The VMs whose monitor is connected.
+    /// The VMs whose monitor is connected, or will be again.
     #[napi(js_name = "getAttachedVMs")]
     pub fn get_attached_vms(&self) -> Outcome {
         now(Ok(self.manager.attached_vms()))

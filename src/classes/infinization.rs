@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use infinization_core::manager::Manager;
+use infinization_core::types::VmId;
 use infinization_core::{ErrorCode, Failure};
 use napi_derive::napi;
 use serde_json::json;
@@ -87,7 +88,9 @@ impl Infinization {
             // Its only member, `signal`, is what `cancel` was made of.
             options.object("options")?;
             let config = config.object("config")?;
-            self.manager.create_vm(config, not_yet_fired(cancel)?).await
+            let vm_id = config["vmId"].as_str().unwrap_or_default();
+            let cancel = not_yet_fired(cancel, vm_id)?;
+            self.manager.create_vm(config, cancel).await
         })
         .await
     }
@@ -102,9 +105,8 @@ impl Infinization {
         let cancel = Cancellation::token(cancel);
         data(async {
             let (vm_id, options) = (vm_id.text("vmId")?, options.object("config")?);
-            self.manager
-                .start_vm(vm_id, options, not_yet_fired(cancel)?)
-                .await
+            let cancel = not_yet_fired(cancel, &vm_id)?;
+            self.manager.start_vm(vm_id, options, cancel).await
         })
         .await
     }
@@ -119,9 +121,8 @@ impl Infinization {
         let cancel = Cancellation::token(cancel);
         data(async {
             let (vm_id, options) = (vm_id.text("vmId")?, options.object("config")?);
-            self.manager
-                .stop_vm(vm_id, options, not_yet_fired(cancel)?)
-                .await
+            let cancel = not_yet_fired(cancel, &vm_id)?;
+            self.manager.stop_vm(vm_id, options, cancel).await
         })
         .await
     }
@@ -242,7 +243,7 @@ impl Infinization {
         data(async { self.manager.query_block_devices(vm_id.text("vmId")?).await }).await
     }
 
-    /// Rejects: no overlay realisation is configured.
+    /// Rejects: department overlays are not part of this version.
     #[napi]
     pub async fn ensure_segment(&self, spec: Argument) -> Outcome {
         done(async {
@@ -252,7 +253,7 @@ impl Infinization {
         .await
     }
 
-    /// Rejects: no overlay realisation is configured.
+    /// Rejects: department overlays are not part of this version.
     #[napi]
     pub async fn set_peers(&self, dept: Argument, bridge: Argument, peers: Argument) -> Outcome {
         done(async {
@@ -263,7 +264,7 @@ impl Infinization {
         .await
     }
 
-    /// Rejects: no overlay realisation is configured.
+    /// Rejects: department overlays are not part of this version.
     #[napi]
     pub async fn destroy_segment(&self, dept: Argument, bridge: Argument) -> Outcome {
         done(async {
@@ -300,16 +301,21 @@ impl Infinization {
 
     fn no_overlay(&self, verb: &str) -> Result<(), Failure> {
         self.open()?;
-        let message = format!("{verb} needs a department overlay, and none is configured");
-        Err(Failure::new(ErrorCode::InvalidState, message).with("overlay", json!(null)))
+        let message =
+            format!("{verb} needs a department overlay, which is not part of this version");
+        Err(Failure::new(ErrorCode::InvalidState, message))
     }
 }
 
 /// A signal that fired before the call means that nothing is begun.
-fn not_yet_fired(cancel: CancellationToken) -> Result<CancellationToken, Failure> {
-    if cancel.is_cancelled() {
-        let message = "the signal fired before the call; nothing was begun";
-        return Err(Failure::new(ErrorCode::Aborted, message));
+fn not_yet_fired(cancel: CancellationToken, vm_id: &str) -> Result<CancellationToken, Failure> {
+    if !cancel.is_cancelled() {
+        return Ok(cancel);
     }
-    Ok(cancel)
+    let message = "the signal fired before the call; nothing was begun";
+    let failure = Failure::new(ErrorCode::Aborted, message);
+    Err(match VmId::parse(vm_id) {
+        Ok(vm_id) => failure.of_vm(&vm_id),
+        Err(_no_id) => failure,
+    })
 }

@@ -51,7 +51,7 @@ impl QmpClient {
     #[napi(constructor)]
     pub fn new(owner: &Infinization, vm_id: String, deliver: Deliver) -> Self {
         let manager = owner.manager();
-        let monitor = manager.qmp_client(&vm_id);
+        let monitor = manager.monitor(&vm_id);
         if let Some(monitor) = &monitor {
             carry(monitor.subscribe(), deliver);
         }

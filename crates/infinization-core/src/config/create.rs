@@ -1,6 +1,5 @@
 //! The first door: `VMCreateConfig` as JSON.
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::draft::{Draft, DraftDisk};
@@ -8,9 +7,10 @@ use super::fields::{
     Fields, Report, boolean, elements, integer, integer_in, number, parsed, string, words_of_text,
 };
 use super::resolve::{Door, resolve};
+use super::rules;
 use super::{ConfigError, Context, CpuConfig, FirewallConfig, Parsed, VmConfig};
 use crate::error::ErrorCode;
-use crate::types::{ByteSize, FirewallDefaultAction, FirewallRuleInput, InvalidValue, Secret};
+use crate::types::{ByteSize, FirewallDefaultAction, InvalidValue, Secret};
 
 /// qcow2 with 64 KiB clusters ends at 2 PiB: its first-level table may have 32 MiB.
 const MOST_DISK_GIB: i64 = 2 << 20;
@@ -137,45 +137,11 @@ fn disk(fields: &Fields<'_>) -> DraftDisk {
 
 fn firewall(fields: &Fields<'_>, report: &Report) -> FirewallConfig {
     let values = fields.optional("firewallRules", elements);
-    let values = values.unwrap_or_default().iter().enumerate();
     FirewallConfig {
         default_action: fields.optional("firewallDefaultAction", default_action),
-        rules: values
-            .filter_map(|(index, value)| rule(index, value, report))
-            .collect(),
+        rules: rules::read("firewallRules", values.unwrap_or_default(), report),
     }
 }
-
-/// A rule's types are checked here, its meaning where rules are compiled. A misspelt key would make
-/// it match more than was meant, so it is named.
-fn rule(index: usize, value: &Value, report: &Report) -> Option<FirewallRuleInput> {
-    let fields = Fields::element("firewallRules", index, value, report)?;
-    fields.skip(&RULE_KEYS);
-    fields.finish();
-    let rule = FirewallRuleInput::deserialize(fields.without_nulls())
-        .map_err(|error| InvalidValue::new(format!("is not a rule: {error}")));
-    report.check(format!("firewallRules[{index}]"), rule)
-}
-
-const RULE_KEYS: [&str; 17] = [
-    "id",
-    "name",
-    "description",
-    "action",
-    "direction",
-    "priority",
-    "protocol",
-    "srcPortStart",
-    "srcPortEnd",
-    "dstPortStart",
-    "dstPortEnd",
-    "srcIpAddr",
-    "srcIpMask",
-    "dstIpAddr",
-    "dstIpMask",
-    "connectionState",
-    "overridesDept",
-];
 
 pub(super) fn default_action(value: &Value) -> Result<FirewallDefaultAction, InvalidValue> {
     match value.as_str() {

@@ -135,16 +135,6 @@ impl<'v> Fields<'v> {
         self.value(key).is_some()
     }
 
-    /// The object as serde should see it: what is null is missing.
-    pub(super) fn without_nulls(&self) -> Value {
-        let given = self.object.iter().filter(|(_, value)| !value.is_null());
-        Value::Object(
-            given
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
-        )
-    }
-
     /// Keys that are legal here and read by somebody else.
     pub(super) fn skip(&self, keys: &[&'static str]) {
         self.known.borrow_mut().extend(keys);
@@ -152,13 +142,25 @@ impl<'v> Fields<'v> {
 
     /// Warns about every key nobody asked for.
     pub(super) fn finish(&self) {
-        let known = self.known.borrow();
-        for key in self.object.keys() {
-            if !known.contains(&key.as_str()) {
-                let path = format!("{}{}", self.prefix, shortened(key));
-                self.report.warn(path, "is not an option and has no effect");
-            }
+        for path in self.strangers() {
+            self.report.warn(path, "is not an option and has no effect");
         }
+    }
+
+    /// The same where it would not be harmless to go on without it.
+    pub(super) fn refuse_strangers(&self) {
+        for path in self.strangers() {
+            self.report.refuse(path, "is not an option");
+        }
+    }
+
+    fn strangers(&self) -> Vec<String> {
+        let known = self.known.borrow();
+        let keys = self
+            .object
+            .keys()
+            .filter(|key| !known.contains(&key.as_str()));
+        keys.map(|key| self.path(&shortened(key))).collect()
     }
 
     fn value(&self, key: &'static str) -> Option<&'v Value> {

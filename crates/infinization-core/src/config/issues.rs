@@ -2,6 +2,7 @@ use serde_json::{Map, Value, json};
 
 use super::VmConfig;
 use crate::error::{Coded, ErrorCode};
+use crate::types::VmId;
 
 /// One refused value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +53,16 @@ pub struct Parsed<T = VmConfig> {
     pub config: T,
     /// In the order of the fields.
     pub warnings: Vec<Warning>,
+}
+
+impl<T> Parsed<T> {
+    /// The configuration; its warnings go to the log, as what `verb` of the VM was given.
+    pub fn warned(self, verb: &str, vm_id: &VmId) -> T {
+        for Warning { path, message } in self.warnings {
+            tracing::warn!(vm = %vm_id, "{verb}: {path} {message}");
+        }
+        self.config
+    }
 }
 
 /// A configuration that is refused, with every reason at once. Never empty.

@@ -49,7 +49,7 @@ pub struct Environment {
     pub accelerator: Option<String>,
     /// `INFINIZATION_QEMU_USER`.
     pub qemu_user: Option<String>,
-    /// `INFINIZATION_BRIDGE_CONNTRACK_MODE`.
+    /// `INFINIZATION_BRIDGE_CONNTRACK_MODE`: `degrade`, or anything else for fail.
     pub bridge_conntrack_mode: Option<String>,
     /// `INFINIZATION_HOST_SERVICE_PORTS`, such as `4000/tcp,5353/udp`.
     pub host_service_ports: Option<String>,
@@ -115,11 +115,19 @@ impl Environment {
             host_service_ports: var("INFINIZATION_HOST_SERVICE_PORTS"),
         }
     }
+
+    /// The contract knows one word; every other is the safe mode.
+    fn bridge_conntrack_mode(&self) -> BridgeConntrackMode {
+        match self.bridge_conntrack_mode.as_deref() {
+            Some("degrade") => BridgeConntrackMode::Degrade,
+            _ => BridgeConntrackMode::Fail,
+        }
+    }
 }
 
 impl ManagerConfig {
-    /// Reads the plain-data half of `InfinizationConfig`. The databases, the event manager and the
-    /// overlay are read by whoever can call them.
+    /// Reads the plain-data half of `InfinizationConfig`. The databases and the event manager are
+    /// read by whoever can call them.
     pub fn parse(value: &Value, environment: &Environment) -> Result<Parsed<Self>, ConfigError> {
         let report = Report::default();
         let config = Fields::of("config", value, &report).and_then(|fields| {
@@ -171,19 +179,14 @@ impl Source<'_> {
             "accelerator",
             ("INFINIZATION_ACCEL", &self.environment.accelerator),
         );
-        let bridge_conntrack_mode = self.either(
-            "bridgeConntrackMode",
-            (
-                "INFINIZATION_BRIDGE_CONNTRACK_MODE",
-                &self.environment.bridge_conntrack_mode,
-            ),
-        );
+        let bridge_conntrack_mode = fields.optional("bridgeConntrackMode", parsed);
         let run_as_user = self.variable(("INFINIZATION_QEMU_USER", &self.environment.qemu_user));
         let node_id = fields.optional("nodeId", words_of_text);
         let interval = fields.optional("healthMonitorInterval", interval);
         let auto_start_health_monitor = fields.flag("autoStartHealthMonitor", true);
         let host_services = self.host_services();
-        fields.skip(&["prismaClient", "databaseAdapter", "eventManager", "overlay"]);
+        self.refuse_overlay();
+        fields.skip(&["prismaClient", "databaseAdapter", "eventManager"]);
         fields.finish();
         let Dirs {
             state,
@@ -206,9 +209,17 @@ impl Source<'_> {
             node_id,
             health_monitor_interval: interval.unwrap_or(Duration::from_secs(30)),
             auto_start_health_monitor,
-            bridge_conntrack_mode: bridge_conntrack_mode.unwrap_or(BridgeConntrackMode::Fail),
+            bridge_conntrack_mode: bridge_conntrack_mode
+                .unwrap_or_else(|| self.environment.bridge_conntrack_mode()),
             host_services,
         })
+    }
+
+    fn refuse_overlay(&self) {
+        if self.fields.has("overlay") {
+            let message = "asks for department overlays, which are not part of this version";
+            self.report.refuse("overlay", message);
+        }
     }
 
     /// All under `stateDir` when it is given, else where the public contract has them.

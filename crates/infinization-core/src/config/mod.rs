@@ -24,6 +24,7 @@ mod manager;
 mod network;
 mod options;
 mod resolve;
+mod rules;
 mod stored;
 mod vm;
 
@@ -44,6 +45,7 @@ pub use manager::{
 };
 pub use network::{NetworkConfig, NetworkModel};
 pub use options::{DeleteOptions, GuestExecOptions, StartOptions, StopOptions};
+pub use rules::parse_rules;
 pub use stored::StoredColumns;
 pub use vm::{ChannelsConfig, FirewallConfig, GpuConfig, MemoryConfig, VmConfig, VmPaths};
 

@@ -10,7 +10,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Manager;
-use crate::config::{BridgeConntrackMode, Environment, ManagerConfig, Transport, VmConfig};
+use crate::config::{
+    BridgeConntrackMode, Environment, ManagerConfig, Parsed, Transport, VmConfig, Warning,
+};
 use crate::db::RuleSplit;
 use crate::error::Failure;
 use crate::firewall::{self, ChainNames, Compiled, HostService, VmFirewall};
@@ -109,8 +111,11 @@ impl Firewall {
     /// A firewall without a manager. `settings` may hold `bridgeConntrackMode` and `hostServices`.
     pub fn alone(settings: &Value) -> Result<Self, Failure> {
         let environment = Environment::read(|name| std::env::var(name).ok());
-        let parsed = ManagerConfig::parse(settings, &environment)?;
-        Ok(Self::of(Owner::Nobody(Box::new(parsed.config))))
+        let Parsed { config, warnings } = ManagerConfig::parse(settings, &environment)?;
+        for Warning { path, message } in warnings {
+            tracing::warn!("{path} {message}");
+        }
+        Ok(Self::of(Owner::Nobody(Box::new(config))))
     }
 
     fn of(owner: Owner) -> Self {
@@ -273,7 +278,7 @@ impl Firewall {
 }
 
 /// The machine's configuration as it was created, if this host knows it.
-fn spec(config: &ManagerConfig, vm_id: &VmId) -> Result<Option<VmConfig>, Failure> {
+pub(super) fn spec(config: &ManagerConfig, vm_id: &VmId) -> Result<Option<VmConfig>, Failure> {
     let path = config
         .state_dir
         .as_path()

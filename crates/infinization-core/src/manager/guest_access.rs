@@ -7,20 +7,26 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{Manager, not_found, parse_id};
+use super::firewall::spec;
+use super::{Manager, Open, not_found, parse_id};
 use crate::config::GuestExecOptions;
 use crate::error::{ErrorCode, Failure};
-use crate::qmp::{AgentOptions, EjectTarget, EventReceiver, GuestAgent, QmpClient};
+use crate::qmp::{AgentOptions, EjectTarget, EventReceiver, GuestAgent, Link, QmpClient};
 use crate::types::{HostPath, VmId};
-use crate::vm::Recovered;
+use crate::vm::{LiveView, Recovered, VmHandle};
 
 impl Manager {
-    /// The VM's monitor, while its QEMU is ours and connected.
-    pub fn qmp_client(&self, vm_id: &str) -> Option<QmpClient> {
+    /// The VM's monitor, while its QEMU is ours; it may be reconnecting.
+    pub fn monitor(&self, vm_id: &str) -> Option<QmpClient> {
         let vm_id = VmId::parse(vm_id).ok()?;
         let open = self.open().ok()?;
         let live = open.vms().get(&vm_id)?.view().live?;
-        live.qmp.is_connected().then(|| live.qmp.clone())
+        is_attached(&live).then(|| live.qmp.clone())
+    }
+
+    /// The VM's monitor, while it is connected.
+    pub fn qmp_client(&self, vm_id: &str) -> Option<QmpClient> {
+        self.monitor(vm_id).filter(QmpClient::is_connected)
     }
 
     /// What the VM's monitor reports from now on.
@@ -43,7 +49,8 @@ impl Manager {
         Ok(answer?)
     }
 
-    /// `attachToRunningVM`: takes a running QEMU of ours back; a no-op when it is ours already.
+    /// `attachToRunningVM`: takes a running QEMU of ours back; a no-op, at once, when it is ours
+    /// already. The monitor must be the VM's own: any other is somebody else's QEMU.
     pub async fn attach_to_running_vm(
         &self,
         vm_id: String,
@@ -52,21 +59,28 @@ impl Manager {
         let open = self.open()?;
         let vm_id = parse_id(&vm_id)?;
         let handle = open.known(&vm_id).await?;
+        let refused = |why: &str| {
+            let message =
+                format!("VM {vm_id} has no running QEMU of ours behind {qmp_socket_path}");
+            let failure = Failure::new(ErrorCode::QmpError, message).of_vm(&vm_id);
+            failure.with("found", why)
+        };
+        if !is_own_socket(&open, &handle, &qmp_socket_path)? {
+            return Err(refused("the monitor of another machine, or of none"));
+        }
+        if handle.view().live.is_some_and(|live| is_attached(&live)) {
+            return Ok(());
+        }
         match handle.recover().await? {
-            Recovered::Alive => Ok(()),
-            found => {
-                let message =
-                    format!("VM {vm_id} has no running QEMU of ours behind {qmp_socket_path}");
-                Err(Failure::new(ErrorCode::QmpError, message)
-                    .of_vm(&vm_id)
-                    .with("found", format!("{found:?}")))
-            }
+            Recovered::Alive if self.is_attached(vm_id.as_str()) => Ok(()),
+            Recovered::Alive => Err(refused("a QEMU whose monitor does not answer")),
+            found => Err(refused(&format!("{found:?}"))),
         }
     }
 
-    /// Whether the VM's QEMU is ours now.
+    /// Whether the VM's QEMU is ours now. A connection that broke and is being made again is one.
     pub fn is_attached(&self, vm_id: &str) -> bool {
-        self.qmp_client(vm_id).is_some()
+        self.monitor(vm_id).is_some()
     }
 
     /// `queryBlockDevices`: QEMU's list, with `device` filled with our device id where QEMU has no
@@ -126,7 +140,7 @@ impl Manager {
                 format!("guestAgentSocketPath {error}"),
             )
         })?;
-        let options = GuestExecOptions::parse(&options)?.config;
+        let options = GuestExecOptions::parse(&options)?.warned("guestExec", &vm_id);
         let output = exec(socket.as_path(), &command, &args, options.timeout).await;
         output.map_err(|failure| failure.of_vm(&vm_id))
     }
@@ -137,6 +151,27 @@ impl Manager {
         self.qmp_client(vm_id)
             .ok_or_else(|| not_found(&id).with("attached", false))
     }
+}
+
+/// Whether the monitor's connection is there or will be made again.
+pub(super) fn is_attached(live: &LiveView) -> bool {
+    live.qmp.link() != Link::Closed
+}
+
+/// Whether `path` leads to the VM's monitor. A VM that has never run here has none to compare with.
+fn is_own_socket(open: &Open, handle: &VmHandle, path: &str) -> Result<bool, Failure> {
+    let own = match handle.view().live {
+        Some(live) => Some(live.qmp_socket.clone()),
+        None => spec(&open.services.config, &handle.context().vm_id)?
+            .map(|spec| spec.paths.qmp_socket.to_string()),
+    };
+    Ok(own.is_none_or(|own| own == path || is_same_file(&own, path)))
+}
+
+/// `/var/run` is `/run` on most hosts.
+fn is_same_file(one: &str, other: &str) -> bool {
+    let resolved = |path: &str| std::fs::canonicalize(path).ok();
+    resolved(one).is_some_and(|one| Some(one) == resolved(other))
 }
 
 async fn exec(

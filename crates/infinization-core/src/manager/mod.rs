@@ -191,7 +191,7 @@ impl Manager {
         options: Value,
         cancel: CancellationToken,
     ) -> Result<Value, Failure> {
-        let options = StartOptions::parse(&options)?.config;
+        let options = StartOptions::parse(&options)?.warned("startVM", &parse_id(&vm_id)?);
         self.verb(&vm_id, Verb::Start { options, cancel }).await
     }
 
@@ -202,7 +202,7 @@ impl Manager {
         options: Value,
         cancel: CancellationToken,
     ) -> Result<Value, Failure> {
-        let options = StopOptions::parse(&options)?.config;
+        let options = StopOptions::parse(&options)?.warned("stopVM", &parse_id(&vm_id)?);
         self.verb(&vm_id, Verb::Stop { options, cancel }).await
     }
 

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::guest_access::is_attached;
 use super::{Manager, to_value};
 use crate::error::Failure;
 use crate::vm::VmHandle;
@@ -44,7 +45,7 @@ impl Manager {
         };
         let connected = |handle: &VmHandle| {
             let live = handle.view().live;
-            live.is_some_and(|live| live.qmp.is_connected())
+            live.is_some_and(|live| is_attached(&live))
         };
         let vms = open.vms();
         let attached = vms.iter().filter(|(_, handle)| connected(handle));

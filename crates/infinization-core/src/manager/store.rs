@@ -4,10 +4,9 @@
 use serde_json::{Map, Value, json};
 
 use super::{Manager, Open, not_found, parse_id, to_value};
-use crate::config::Parsed;
+use crate::config::{DeleteOptions, parse_rules};
 use crate::db::sqlite::{MachineSummary, SqliteDatabase, StoredMachine};
 use crate::error::{ErrorCode, Failure};
-use crate::types::FirewallRuleInput;
 use crate::vm::Verb;
 
 impl Manager {
@@ -33,9 +32,7 @@ impl Manager {
         let open = self.open()?;
         let store = open.store()?;
         let vm_id = parse_id(&vm_id)?;
-        let Parsed {
-            config: options, ..
-        } = crate::config::DeleteOptions::parse(&options)?;
+        let options = DeleteOptions::parse(&options)?.warned("deleteVM", &vm_id);
         store
             .get_machine(&vm_id)
             .await?
@@ -52,11 +49,7 @@ impl Manager {
         let open = self.open()?;
         let store = open.store()?;
         let vm_id = parse_id(&vm_id)?;
-        let rules: Vec<FirewallRuleInput> = serde_json::from_value(rules).map_err(|error| {
-            let issue = json!({ "path": "rules", "message": error.to_string() });
-            Failure::new(ErrorCode::InvalidConfig, format!("rules: {error}"))
-                .with("issues", vec![issue])
-        })?;
+        let rules = parse_rules(&rules)?;
         store
             .get_machine(&vm_id)
             .await?

@@ -1,55 +1,206 @@
 //! Changing a VM's firewall while it exists.
 
+use serde_json::{Value, json};
+
+use super::context::VmContext;
 use super::machine::Machine;
 use super::outcome::OperationResult;
 use super::spec;
-use crate::db::RuleSplit;
+use crate::db::sqlite::SqliteDatabase;
+use crate::db::{RuleSplit, VmRecord};
 use crate::error::{ErrorCode, Failure};
+use crate::firewall::{Compiled, FailedRule, RuleError};
 use crate::host::bridge;
 use crate::types::FirewallRuleInput;
 
 impl Machine {
     /// Stores the VM's own rules, and loads them in one transaction if it runs. Rules that make no
-    /// sense are refused together, before anything changes.
+    /// sense are refused together, before anything changes; when one half of the change fails, the
+    /// other is taken back.
     pub(super) async fn set_firewall_rules(
         &mut self,
         rules: Vec<FirewallRuleInput>,
     ) -> Result<OperationResult, Failure> {
         let context = &self.context;
-        let store = context
-            .services
-            .embedded
-            .as_ref()
-            .ok_or_else(|| context.not_found())?;
-        let record = context
-            .services
-            .database
-            .find_machine_with_config(&context.vm_id)
-            .await?;
+        let store = context.services.embedded.as_ref();
+        let store = store.ok_or_else(|| context.not_found())?;
+        let database = &context.services.database;
+        let record = database.find_machine_with_config(&context.vm_id).await?;
         let record = record.ok_or_else(|| context.not_found())?;
-        let config = spec::for_start(context, &record)?;
-        let addresses = bridge::addresses(&context.services.links, &config.network.bridge).await?;
+        let compiled = context.compile_own_rules(&record, &rules).await?;
+        // The store first: it can be put back, whatever the kernel says.
+        store.set_firewall_rules(&context.vm_id, rules).await?;
+        if self.live.is_some()
+            && let Err(error) = context.services.nft.ensure_vm(&compiled).await
+        {
+            context.put_back(store, &record).await;
+            return Err(Failure::from(error).of_vm(&context.vm_id));
+        }
+        Ok(OperationResult::done(&context.vm_id, "firewall rules set"))
+    }
+}
+
+impl VmContext {
+    async fn compile_own_rules(
+        &self,
+        record: &VmRecord,
+        rules: &[FirewallRuleInput],
+    ) -> Result<Compiled, Failure> {
+        let config = spec::for_start(self, record)?;
+        let addresses = bridge::addresses(&self.services.links, &config.network.bridge).await?;
+        let addresses = addresses.iter().map(|found| found.address).collect();
         let split = RuleSplit {
-            vm_rules: rules.clone(),
+            vm_rules: rules.to_vec(),
             ..RuleSplit::default()
         };
-        let addresses = addresses.iter().map(|found| found.address).collect();
-        let compiled = context.compile_firewall(&config, &split, None, addresses)?;
-        if let Some(first) = compiled.failures.first() {
-            let names: Vec<&str> = compiled
-                .failures
-                .iter()
-                .map(|failure| failure.rule_name.as_str())
-                .collect();
-            let message = format!("firewall rule {:?}: {}", first.rule_name, first.error);
-            return Err(Failure::new(ErrorCode::InvalidConfig, message)
-                .of_vm(&context.vm_id)
-                .with("rules", names));
+        let compiled = self.services.compile_firewall(
+            &self.vm_id,
+            config.network.mac,
+            addresses,
+            &split,
+            config.firewall.default_action.unwrap_or_default(),
+        )?;
+        if compiled.failures.is_empty() {
+            Ok(compiled)
+        } else {
+            Err(refusal(rules, &compiled.failures).of_vm(&self.vm_id))
         }
-        if self.live.is_some() {
-            context.services.nft.ensure_vm(&compiled).await?;
+    }
+
+    /// The kernel has refused: the store says again what is in force.
+    async fn put_back(&self, store: &SqliteDatabase, record: &VmRecord) {
+        let before = record.firewall_rule_set.as_ref();
+        let before = before.map(|set| set.rules.clone()).unwrap_or_default();
+        if let Err(error) = store.set_firewall_rules(&self.vm_id, before).await {
+            tracing::error!(vm = %self.vm_id, %error, "the stored firewall rules are not those in force");
         }
-        store.set_firewall_rules(&context.vm_id, rules).await?;
-        Ok(OperationResult::done(&context.vm_id, "firewall rules set"))
+    }
+}
+
+/// `INVALID_CONFIG`, naming the field of every rule that makes no sense.
+fn refusal(rules: &[FirewallRuleInput], failures: &[FailedRule]) -> Failure {
+    let issues = failures.iter().map(|failure| {
+        let at = rules.iter().position(|rule| rule.id == failure.rule_id);
+        let path = match at {
+            Some(index) => format!("rules[{index}].{}", field_of(&rules[index], &failure.error)),
+            None => "rules".to_owned(),
+        };
+        json!({ "path": path, "message": failure.error.to_string() })
+    });
+    let issues: Vec<Value> = issues.collect();
+    let names: Vec<&str> = failures
+        .iter()
+        .map(|failure| failure.rule_name.as_str())
+        .collect();
+    let message = format!("firewall rule {:?}: {}", names[0], failures[0].error);
+    Failure::new(ErrorCode::InvalidConfig, message)
+        .with("issues", issues)
+        .with("rules", names)
+}
+
+/// The field of `rule` that `error` is about.
+fn field_of(rule: &FirewallRuleInput, error: &RuleError) -> &'static str {
+    match error {
+        RuleError::NoName => "name",
+        RuleError::Action(_) => "action",
+        RuleError::Direction(_) => "direction",
+        RuleError::Priority => "priority",
+        RuleError::Protocol(_) | RuleError::PortsWithoutTransport => "protocol",
+        RuleError::Port(port) => port_field(rule, *port),
+        RuleError::PortOrder { last, .. } => port_field(rule, f64::from(*last)),
+        RuleError::PortStartMissing(_) => match (rule.src_port_start, rule.src_port_end) {
+            (None, Some(_)) => "srcPortStart",
+            _ => "dstPortStart",
+        },
+        RuleError::Address(text) if rule.src_ip_addr.as_ref() == Some(text) => "srcIpAddr",
+        RuleError::Address(_) | RuleError::MixedFamilies => "dstIpAddr",
+        RuleError::Mask { mask, .. } if rule.src_ip_mask.as_ref() == Some(mask) => "srcIpMask",
+        RuleError::Mask { .. } => "dstIpMask",
+        RuleError::StateShape
+        | RuleError::UnknownState(_)
+        | RuleError::NoState
+        | RuleError::NeedsConntrack => "connectionState",
+    }
+}
+
+/// The first of the rule's port fields that holds `port`.
+fn port_field(rule: &FirewallRuleInput, port: f64) -> &'static str {
+    let fields = [
+        (rule.src_port_start, "srcPortStart"),
+        (rule.src_port_end, "srcPortEnd"),
+        (rule.dst_port_start, "dstPortStart"),
+        (rule.dst_port_end, "dstPortEnd"),
+    ];
+    let held = |value: Option<f64>| value.is_some_and(|value| value.total_cmp(&port).is_eq());
+    let found = fields.into_iter().find(|(value, _)| held(*value));
+    found.map_or("dstPortStart", |(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::parse_rule;
+
+    fn rule(change: impl FnOnce(&mut FirewallRuleInput)) -> FirewallRuleInput {
+        let mut rule = FirewallRuleInput {
+            id: "1".to_owned(),
+            name: "web".to_owned(),
+            action: "ACCEPT".to_owned(),
+            direction: "IN".to_owned(),
+            protocol: Some("tcp".to_owned()),
+            ..FirewallRuleInput::default()
+        };
+        change(&mut rule);
+        rule
+    }
+
+    #[test]
+    fn b24_b25_b29_b30_a_refusal_names_the_field() {
+        let text = |text: &str| Some(text.to_owned());
+        let table = [
+            (rule(|it| it.name.clear()), "name"),
+            (rule(|it| it.action = "allow".to_owned()), "action"),
+            (rule(|it| it.direction = "UP".to_owned()), "direction"),
+            (rule(|it| it.protocol = text("gre")), "protocol"),
+            (rule(|it| it.dst_port_start = Some(65536.0)), "dstPortStart"),
+            (
+                rule(|it| (it.src_port_start, it.src_port_end) = (Some(9.0), Some(1.0))),
+                "srcPortEnd",
+            ),
+            (
+                rule(|it| (it.dst_port_start, it.dst_port_end) = (Some(9.0), Some(1.5))),
+                "dstPortEnd",
+            ),
+            (rule(|it| it.src_port_end = Some(9.0)), "srcPortStart"),
+            (rule(|it| it.dst_port_end = Some(9.0)), "dstPortStart"),
+            (
+                rule(|it| (it.src_port_start, it.dst_port_end) = (Some(9.0), Some(9.0))),
+                "dstPortStart",
+            ),
+            (rule(|it| it.src_ip_addr = text("10.0.0")), "srcIpAddr"),
+            (rule(|it| it.dst_ip_addr = text("10.0.0")), "dstIpAddr"),
+            (
+                rule(|it| (it.dst_ip_addr, it.dst_ip_mask) = (text("10.0.0.0"), text("33"))),
+                "dstIpMask",
+            ),
+            (
+                rule(|it| it.connection_state = Some(json!({ "new": false }))),
+                "connectionState",
+            ),
+        ];
+        for (rule, field) in table {
+            let error = parse_rule(&rule).unwrap_err();
+            let failure = FailedRule {
+                rule_id: rule.id.clone(),
+                rule_name: rule.name.clone(),
+                error,
+            };
+            let refused = refusal(&[rule], &[failure]);
+            assert_eq!(refused.code(), ErrorCode::InvalidConfig);
+            assert_eq!(
+                refused.context()["issues"][0]["path"],
+                format!("rules[0].{field}")
+            );
+        }
     }
 }

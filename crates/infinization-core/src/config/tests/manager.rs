@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::error::{Coded, ErrorCode};
 
 fn managed(value: &Value, environment: &Environment) -> ManagerConfig {
     ManagerConfig::parse(value, environment).unwrap().config
@@ -72,6 +73,39 @@ fn a_field_wins_over_the_environment() {
     assert_eq!(config.accelerator, AcceleratorChoice::Kvm);
     assert_eq!(config.bridge_conntrack_mode, BridgeConntrackMode::Fail);
     assert_eq!(config.host_services, []);
+}
+
+#[test]
+fn the_environment_knows_one_word_for_the_conntrack_mode() {
+    for (word, mode) in [
+        ("degrade", BridgeConntrackMode::Degrade),
+        ("fail", BridgeConntrackMode::Fail),
+        ("DEGRADE", BridgeConntrackMode::Fail),
+        ("maybe", BridgeConntrackMode::Fail),
+        ("", BridgeConntrackMode::Fail),
+    ] {
+        let environment = Environment {
+            bridge_conntrack_mode: Some(word.to_owned()),
+            ..Environment::default()
+        };
+        assert_eq!(
+            managed(&json!({}), &environment).bridge_conntrack_mode,
+            mode,
+            "{word:?}"
+        );
+    }
+}
+
+#[test]
+fn an_overlay_is_refused() {
+    let parse = |value: &Value| ManagerConfig::parse(value, &Environment::default());
+    let error = parse(&json!({ "overlay": { "vtepIp": "10.0.0.1" } })).unwrap_err();
+    assert_eq!(
+        (error.code(), error.issues[0].path.as_str()),
+        (ErrorCode::InvalidConfig, "overlay")
+    );
+    assert!(error.to_string().contains("not part of this version"));
+    assert!(parse(&json!({ "overlay": null })).is_ok());
 }
 
 #[test]
