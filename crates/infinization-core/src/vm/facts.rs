@@ -24,6 +24,7 @@ use serde_json::json;
 
 use self::host::{Host, Seen};
 use super::context::VmContext;
+use super::firewall::sensible;
 use super::planner::{Facts, RowClaim, TapState};
 use crate::config::VmConfig;
 use crate::db::RuleSplit;
@@ -63,9 +64,14 @@ impl VmContext {
             creating: !matches!(row, RowClaim::Transition { .. }),
             first_port,
         };
+        let creating = host.creating;
         let seen = host.ask().await?;
         let firewall =
             self.compile_firewall(config, rules, policy, self.bridge_addresses(config).await?)?;
+        // In a database of the user's own, a rule that makes no sense is left out and told.
+        if creating && self.services.embedded.is_some() {
+            sensible(&firewall, "firewallRules", &rules.vm_rules)?;
+        }
         let tap = self.tap_state(config).await?;
         self.together(seen, firewall, tap, row)
     }

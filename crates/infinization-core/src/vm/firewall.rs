@@ -60,11 +60,8 @@ impl VmContext {
             &split,
             config.firewall.default_action.unwrap_or_default(),
         )?;
-        if compiled.failures.is_empty() {
-            Ok(compiled)
-        } else {
-            Err(refusal(rules, &compiled.failures).of_vm(&self.vm_id))
-        }
+        sensible(&compiled, "rules", rules).map_err(|failure| failure.of_vm(&self.vm_id))?;
+        Ok(compiled)
     }
 
     /// The kernel has refused: the store says again what is in force.
@@ -77,13 +74,28 @@ impl VmContext {
     }
 }
 
-/// `INVALID_CONFIG`, naming the field of every rule that makes no sense.
-fn refusal(rules: &[FirewallRuleInput], failures: &[FailedRule]) -> Failure {
+/// `INVALID_CONFIG` if any of the user's rules makes no sense, naming the field of every one. `list`
+/// is what he called them.
+pub(super) fn sensible(
+    compiled: &Compiled,
+    list: &str,
+    rules: &[FirewallRuleInput],
+) -> Result<(), Failure> {
+    match compiled.failures.as_slice() {
+        [] => Ok(()),
+        failures => Err(refusal(list, rules, failures)),
+    }
+}
+
+fn refusal(list: &str, rules: &[FirewallRuleInput], failures: &[FailedRule]) -> Failure {
     let issues = failures.iter().map(|failure| {
         let at = rules.iter().position(|rule| rule.id == failure.rule_id);
         let path = match at {
-            Some(index) => format!("rules[{index}].{}", field_of(&rules[index], &failure.error)),
-            None => "rules".to_owned(),
+            Some(index) => format!(
+                "{list}[{index}].{}",
+                field_of(&rules[index], &failure.error)
+            ),
+            None => list.to_owned(),
         };
         json!({ "path": path, "message": failure.error.to_string() })
     });
@@ -195,7 +207,7 @@ mod tests {
                 rule_name: rule.name.clone(),
                 error,
             };
-            let refused = refusal(&[rule], &[failure]);
+            let refused = refusal("rules", &[rule], &[failure]);
             assert_eq!(refused.code(), ErrorCode::InvalidConfig);
             assert_eq!(
                 refused.context()["issues"][0]["path"],
