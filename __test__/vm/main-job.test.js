@@ -163,8 +163,9 @@ test('all of it was told to the event manager', () => {
     return [action, ...data]
   })
   const started = { pid: expect.any(Number), tapDevice: vm.tapDevice }
-  expect(told.slice(0, 8)).toEqual([
+  expect(told).toEqual([
     ['create', { pid: vm.pid, tapDevice: vm.tapDevice }], ['suspend'], ['resume'], ['power_off', { forced: false }],
-    ['power_on', started], ['crash'], ['power_on', started], ['update', { type: 'hardware' }]
+    ['power_on', started], ['crash'], ['power_on', started], ['update', { type: 'hardware' }],
+    ['power_off', { forced: true }]
   ])
 })

@@ -17,7 +17,7 @@ const refusals = [
   ['what is no rule', ['web'], ['[0]']]
 ]
 
-// Rules that have the right shape and make no sense; a create leaves them out and warns.
+// Rules that have the right shape and make no sense.
 const senseless = [
   ['B29: an unknown action', [rule({ id: 'a' }), rule({ action: 'allow' })], ['[1].action']],
   ['B24: ports that end before they start', [rule({ dstPortEnd: 79 })], ['[0].dstPortEnd']],
@@ -59,7 +59,7 @@ test('it answers with an operation\'s result, and what it was given is in force 
   expect(loaded(vmId).map(({ rule }) => rule.comment)).not.toContain('ssh')
 })
 
-test.each(refusals)('createVM refuses %s', async (_, firewallRules, wrong) => {
+test.each([...refusals, ...senseless])('createVM refuses %s', async (_, firewallRules, wrong) => {
   const instance = await openInstance()
   const config = machine(await newBridge(), { firewallRules })
   const error = await rejection(instance.createVM(config))
@@ -82,13 +82,13 @@ test('F27: rules that cannot be loaded are not stored either', async () => {
       await instance.setFirewallRules('${config.vmId}', ${JSON.stringify([rule()])})
       process.env.PATH = '/nonexistent'
       await instance.setFirewallRules('${config.vmId}', ${JSON.stringify([rule({ id: 'ssh', name: 'ssh' })])})
-        .catch((error) => console.log('refused', error.vmId))
+        .catch((error) => console.log(error.code, error.vmId))
     }).finally(() => instance.shutdown())
   `
   const { stdout, stderr } = await runNode(script)
   const second = await openInstance({ stateDir: first.stateDir })
   deleteAtEnd(second, config)
-  expect([stdout, stderr]).toEqual([`refused ${config.vmId}\n`, ''])
+  expect([stdout, stderr]).toEqual([`FIREWALL_ERROR ${config.vmId}\n`, ''])
   expect((await second.getVM(config.vmId)).firewallRules).toMatchObject([rule()])
   expect(loaded(config.vmId).map(({ rule }) => rule.comment)).toEqual(before.map(({ rule }) => rule.comment))
 })
