@@ -1,15 +1,40 @@
 'use strict'
 
+const { fail } = require('./errors')
 const { emitGuarded } = require('./events')
 const native = require('./native')
 const { traced } = require('./traced')
 
+// Keeps the process alive while a call is under way: the addon's callback does not.
+const alive = setInterval(() => {}, 2 ** 30).unref()
+let underWay = 0
+
+const begun = () => { if (underWay++ === 0) alive.ref() }
+const over = () => { if (--underWay === 0) alive.unref() }
+
 // A VM's monitor while one QEMU runs, as `getQMPClient()` returns it.
 const QMPClient = traced(class QMPClient extends native.QMPClient {
+  #calls
+  #last = 0
+
   constructor (owner, vmId) {
     let self
-    super(owner, vmId, (event) => self.deref()?.#deliver(JSON.parse(event)))
+    const calls = new Map()
+    super(owner, vmId, (event) => self.deref()?.#deliver(JSON.parse(event)), (...answer) => settle(calls, ...answer))
     self = new WeakRef(this)
+    this.#calls = calls
+  }
+
+  async execute (command, args) {
+    const answer = await new Promise((resolve) => {
+      const call = this.#last = (this.#last + 1) >>> 0
+      super.submit(call, command, args)
+      this.#calls.set(call, resolve)
+      begun()
+    })
+    if (answer.succeeded) return JSON.parse(answer.json)
+    // Made here, its stack leads to the caller.
+    throw fail(answer.json)
   }
 
   #deliver ({ link, event, data, timestamp }) {
@@ -18,5 +43,12 @@ const QMPClient = traced(class QMPClient extends native.QMPClient {
     emitGuarded(this, 'event', { event, data, timestamp })
   }
 })
+
+function settle (calls, call, succeeded, json) {
+  const resolve = calls.get(call)
+  calls.delete(call)
+  over()
+  resolve({ succeeded, json })
+}
 
 module.exports = { QMPClient }

@@ -16,6 +16,7 @@
     allow(dead_code, reason = "without Node nothing registers what is exported")
 )]
 
+mod answers;
 mod argument;
 mod classes;
 mod errors;

@@ -1,3 +1,6 @@
+use std::fmt;
+use std::sync::Arc;
+
 use infinization_core::Failure;
 use infinization_core::manager::Manager;
 use infinization_core::qmp::{Link, QmpClient as Monitor, QmpError};
@@ -6,6 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::Infinization;
+use crate::answers::{Settle, answer};
 use crate::argument::Argument;
 use crate::events::Deliver;
 use crate::monitor_events::carry;
@@ -15,21 +19,37 @@ use crate::outcome::{Outcome, done, now, verbatim};
 /// made it an `EventEmitter`. Nobody can close it but the library. It is one run's: after the machine
 /// has ended it stays closed, and the next run has another.
 #[napi(js_name = "QMPClient")]
-#[derive(Debug)]
 pub struct QmpClient {
     /// None when the machine had ended before it was asked for.
     monitor: Option<Monitor>,
     manager: Manager,
     vm_id: String,
+    settle: Arc<Settle>,
+}
+
+impl fmt::Debug for QmpClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QmpClient")
+            .field("vm_id", &self.vm_id)
+            .finish_non_exhaustive()
+    }
+}
+
+async fn call(
+    monitor: Option<&Monitor>,
+    command: &str,
+    arguments: Value,
+) -> Result<Box<RawValue>, Failure> {
+    let closed = || QmpError::Disconnected {
+        what: command.to_owned(),
+    };
+    let monitor = monitor.ok_or_else(closed)?;
+    Ok(monitor.execute(command, arguments).await?)
 }
 
 impl QmpClient {
     async fn call(&self, command: &str, arguments: Value) -> Result<Box<RawValue>, Failure> {
-        let closed = || QmpError::Disconnected {
-            what: command.to_owned(),
-        };
-        let monitor = self.monitor.as_ref().ok_or_else(closed)?;
-        Ok(monitor.execute(command, arguments).await?)
+        call(self.monitor.as_ref(), command, arguments).await
     }
 
     async fn ask(&self, command: &str) -> Outcome {
@@ -47,9 +67,10 @@ impl QmpClient {
 
 #[napi]
 impl QmpClient {
-    /// The monitor of one of `owner`'s VMs, and the function that receives its events.
+    /// The monitor of one of `owner`'s VMs, the function that receives its events, and the one that
+    /// settles calls.
     #[napi(constructor)]
-    pub fn new(owner: &Infinization, vm_id: String, deliver: Deliver) -> Self {
+    pub fn new(owner: &Infinization, vm_id: String, deliver: Deliver, settle: Settle) -> Self {
         let manager = owner.manager();
         let monitor = manager.monitor(&vm_id);
         if let Some(monitor) = &monitor {
@@ -59,6 +80,7 @@ impl QmpClient {
             monitor,
             manager,
             vm_id,
+            settle: Arc::new(settle),
         }
     }
 
@@ -75,18 +97,18 @@ impl QmpClient {
     /// What QEMU said of itself, or null.
     #[napi]
     pub fn get_greeting(&self) -> Outcome {
-        let greeting = self.monitor.as_ref().map(Monitor::greeting);
+        let greeting = self.monitor.as_ref().and_then(Monitor::greeting);
         now(Ok(greeting.map(|greeting| json!({ "QMP": greeting }))))
     }
 
-    /// Sends any command; the reply is QEMU's own JSON.
+    /// Sends any command; the reply, QEMU's own JSON, settles the call of this number.
     #[napi]
-    pub async fn execute(&self, command: Argument, arguments: Argument) -> Outcome {
-        verbatim(async {
+    pub fn submit(&self, number: u32, command: Argument, arguments: Argument) {
+        let monitor = self.monitor.clone();
+        answer(Arc::clone(&self.settle), number, async move {
             let (command, arguments) = (command.text("command")?, arguments.object("args")?);
-            self.call(&command, arguments).await
-        })
-        .await
+            call(monitor.as_ref(), &command, arguments).await
+        });
     }
 
     #[napi]

@@ -331,10 +331,8 @@ impl HostEffects {
         let stderr = StderrLog::at(self.directory.join(QEMU_LOG))
             .tail()
             .unwrap_or_default();
-        let taken = [
-            "Address already in use",
-            "failed to initialize spice server",
-        ];
+        // The second is what the SPICE library says instead.
+        let taken = ["Address already in use", "binding socket to"];
         let code = if taken.iter().any(|words| stderr.contains(words)) {
             ErrorCode::AddressInUse
         } else {
