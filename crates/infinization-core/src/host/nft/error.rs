@@ -25,6 +25,12 @@ pub enum NftError {
         /// `nft`'s exit code; none after a signal.
         exit_code: Option<i32>,
     },
+    /// The kernel refused a message of ours.
+    #[error("the kernel refused: {0}")]
+    Rejected(Errno),
+    /// The kernel could not be asked.
+    #[error("nfnetlink failed")]
+    Netlink(#[source] std::io::Error),
     /// What `nft` printed is not what it documents.
     #[error("nft's answer cannot be read")]
     Answer(#[source] serde_json::Error),
@@ -65,6 +71,13 @@ impl NftError {
         }
     }
 
+    pub(super) fn rejected(errno: Errno) -> Self {
+        match errno {
+            Errno::EPERM | Errno::EACCES => Self::PermissionDenied,
+            errno => Self::Rejected(errno),
+        }
+    }
+
     /// Whether something the request names does not exist.
     pub fn is_absent(&self) -> bool {
         self.is(Errno::ENOENT)
@@ -72,7 +85,11 @@ impl NftError {
 
     /// Whether the kernel refused for this reason.
     pub fn is(&self, reason: Errno) -> bool {
-        matches!(self, Self::Refused { errno, .. } if *errno == Some(reason))
+        match self {
+            Self::Refused { errno, .. } => *errno == Some(reason),
+            Self::Rejected(errno) => *errno == reason,
+            _ => false,
+        }
     }
 }
 
@@ -98,9 +115,11 @@ impl Coded for NftError {
         match self {
             Self::Program(error) => error.code(),
             Self::PermissionDenied => ErrorCode::NftPermissionDenied,
-            Self::Refused { .. } | Self::Answer(_) | Self::Interrupted => {
-                ErrorCode::NftCommandFailed
-            }
+            Self::Refused { .. }
+            | Self::Rejected(_)
+            | Self::Netlink(_)
+            | Self::Answer(_)
+            | Self::Interrupted => ErrorCode::NftCommandFailed,
             Self::Mismatch { .. } => ErrorCode::RulesetMismatch,
             Self::ConntrackUnavailable => ErrorCode::ConntrackUnavailable,
             Self::NotAVmChain(_) => ErrorCode::ChainNotFound,

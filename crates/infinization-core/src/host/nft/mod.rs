@@ -1,11 +1,12 @@
 //! The kernel's nftables. Transactions come ready-made from [`crate::firewall`]; this module runs
 //! them, checks that the kernel confirmed them, and reads back.
 //!
-//! Invariants: a change is one `nft` process and one kernel transaction; changes are made one after
+//! Invariants: a change is one kernel transaction, by one `nft` process or one netlink message; changes are made one after
 //! the other in this process; one that has started is finished even if nobody waits for it any
 //! more, so that a later one cannot overtake it. Reads and probes need no turn.
 
 mod error;
+mod netlink;
 mod probe;
 mod transport;
 
@@ -45,7 +46,7 @@ impl Nft {
     /// Through the `nft` program.
     pub fn new() -> Self {
         Self {
-            transport: Arc::new(NftProgram),
+            transport: Arc::new(NftProgram::default()),
             probe: PROBE.clone(),
         }
     }
@@ -112,13 +113,13 @@ impl Nft {
     /// Closes the port; the chains stay. Fine if it was not attached.
     pub async fn detach(&self, tap: &LinkName) -> Result<(), NftError> {
         let both = [VerdictMap::FromVm, VerdictMap::ToVm];
-        match self.commit(Transaction::detach(&both, tap)).await {
+        match self.delete_elements(&both, tap).await {
             Err(error) if error.is_absent() => {}
             outcome => return outcome,
         }
         // Somebody may have taken one element out: the other must not keep the port open.
         for map in both {
-            match self.commit(Transaction::detach(&[map], tap)).await {
+            match self.delete_elements(&[map], tap).await {
                 Err(error) if error.is_absent() => {}
                 outcome => outcome?,
             }
@@ -182,6 +183,17 @@ impl Nft {
     /// What the kernel holds of a VM, the hooks included.
     pub async fn read_vm(&self, names: &ChainNames) -> Result<Listing, NftError> {
         Ok(self.transport.read().await?.of_vm(names))
+    }
+
+    async fn delete_elements(&self, maps: &[VerdictMap], tap: &LinkName) -> Result<(), NftError> {
+        let ports = maps.iter().map(|map| (*map, tap.clone())).collect();
+        let turn = Arc::clone(&TURN).lock_owned().await;
+        let transport = Arc::clone(&self.transport);
+        let running = tokio::spawn(async move {
+            let _turn = turn;
+            transport.delete_elements(ports).await
+        });
+        running.await.unwrap_or(Err(NftError::Interrupted))
     }
 
     /// Waits for its turn, then commits; not waiting any longer does not stop what has begun.

@@ -36,6 +36,11 @@ impl NftTransport for Fake {
         Ok(rules)
     }
 
+    async fn delete_elements(&self, _: Vec<(VerdictMap, LinkName)>) -> Result<(), NftError> {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
     async fn check(&self, _: &Transaction) -> Result<(), NftError> {
         let next = self.checks.lock().unwrap().pop_front();
         next.expect("no more probing than expected")

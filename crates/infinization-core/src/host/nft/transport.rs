@@ -2,21 +2,27 @@
 //!
 //! Invariant: nothing leaves here but our own words; nft's JSON stays inside.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::error::NftError;
+use super::netlink::Elements;
 use crate::firewall::{ChainNames, Hook, TABLE, Transaction, VerdictMap, document};
 use crate::host::program::{Finished, Program};
+use crate::types::LinkName;
 
 /// How the kernel's nftables is talked to.
 ///
-/// Today that is one `nft` process per call; the trait is the seam where netlink messages of our
-/// own can take its place.
+/// That is one `nft` process per call, but for closing ports, which is one netlink message.
 #[async_trait]
 pub trait NftTransport: std::fmt::Debug + Send + Sync {
     /// Commits the transaction, and answers with the rules the kernel confirmed, in order.
     async fn commit(&self, transaction: &Transaction) -> Result<Vec<CommittedRule>, NftError>;
+
+    /// Deletes elements of the maps in one transaction; fails if one is absent.
+    async fn delete_elements(&self, ports: Vec<(VerdictMap, LinkName)>) -> Result<(), NftError>;
 
     /// Asks the kernel whether it would take the transaction, and changes nothing.
     async fn check(&self, transaction: &Transaction) -> Result<(), NftError>;
@@ -78,8 +84,10 @@ impl Element {
 }
 
 /// Runs `nft -j -f -`.
-#[derive(Debug, Clone, Copy)]
-pub struct NftProgram;
+#[derive(Debug, Clone, Default)]
+pub struct NftProgram {
+    elements: Arc<Elements>,
+}
 
 const MAPS: [VerdictMap; 2] = [VerdictMap::FromVm, VerdictMap::ToVm];
 
@@ -92,6 +100,10 @@ impl NftTransport for NftProgram {
             .iter()
             .filter_map(|object| object.get("add")?.get("rule"));
         Ok(added.filter_map(committed_rule).collect())
+    }
+
+    async fn delete_elements(&self, ports: Vec<(VerdictMap, LinkName)>) -> Result<(), NftError> {
+        self.elements.delete(ports).await
     }
 
     async fn check(&self, transaction: &Transaction) -> Result<(), NftError> {
