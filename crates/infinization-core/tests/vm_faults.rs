@@ -4,170 +4,22 @@
 
 mod kit;
 
-use std::net::TcpListener;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use infinization_core::host::state_file;
-use infinization_core::manager::Manager;
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
 use infinization_core::{ErrorCode, Failure};
+use kit::faults::{snapshot, start, stopped};
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, forced, never, next_event, qemus, send_signal,
-    vm_chains,
 };
 use kit::meddler::{Deed, Meddler};
-use kit::small_disk::SmallDisk;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-
-/// No verb has this many steps; reaching it means that the meddler was never outrun.
-const MOST_STEPS: usize = 60;
-
-fn step_of(failure: &Failure) -> Option<&str> {
-    failure
-        .chain()
-        .find_map(|failure| failure.context().get("step")?.as_str())
-}
-
-/// A created and stopped machine.
-async fn stopped(host: &Host, manager: &Manager, vm_id: &str) {
-    manager
-        .create_vm(host.machine(vm_id), never())
-        .await
-        .unwrap();
-    manager
-        .stop_vm(vm_id.into(), forced(), never())
-        .await
-        .unwrap();
-}
-
-async fn start(manager: &Manager, vm_id: &str) -> Result<Value, Failure> {
-    manager.start_vm(vm_id.into(), Value::Null, never()).await
-}
-
-/// What an observer sees of a machine that is off: its row, its links, its chains, its files.
-async fn snapshot(host: &Host, manager: &Manager, vm_id: &str) -> Value {
-    let mut row = manager.get_vm(vm_id.into()).await.unwrap();
-    row["updatedAt"] = Value::Null;
-    json!({
-        "row": row,
-        "links": host.links().await,
-        "chains": vm_chains().await,
-        "files": host.files(),
-        "qemus": qemus(host.path()),
-    })
-}
-
-#[test]
-fn a_create_that_fails_at_any_step_leaves_nothing() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let meddler = Meddler::new(Deed::Fail);
-        let manager = host.manager_with(Some(meddler.wrapper())).await;
-        let mut step = 0;
-        loop {
-            meddler.arm(step);
-            let created = manager.create_vm(host.machine("fail-1"), never()).await;
-            meddler.disarm();
-            let Err(failure) = created else { break };
-            let hit = meddler.was_hit().unwrap();
-            assert_eq!(failure.code(), ErrorCode::CreateFailed, "{hit}");
-            assert!(failure.has(ErrorCode::HostFile), "{hit}: {failure:?}");
-            assert!(failure.to_string().contains("meddled with"), "{failure}");
-            assert_eq!(step_of(&failure), Some(hit));
-            assert_eq!(failure.vm_id().unwrap().as_str(), "fail-1");
-            host.is_clean().await;
-            assert_eq!(manager.list_vms().await.unwrap(), json!([]), "{hit}");
-            step += 1;
-            assert!(step < MOST_STEPS);
-        }
-        assert!(step > 8, "only {step} steps could fail");
-        assert_eq!(
-            consistent_status(&manager, "fail-1").await["status"],
-            "running"
-        );
-        delete(&manager, "fail-1").await;
-        host.is_clean().await;
-    });
-}
-
-#[test]
-fn a_start_that_fails_at_any_step_leaves_the_machine_as_it_was() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let meddler = Meddler::new(Deed::Fail);
-        let manager = host.manager_with(Some(meddler.wrapper())).await;
-        stopped(&host, &manager, "fail-2").await;
-        let mut step = 0;
-        loop {
-            let before = snapshot(&host, &manager, "fail-2").await;
-            meddler.arm(step);
-            let started = start(&manager, "fail-2").await;
-            meddler.disarm();
-            let Err(failure) = started else { break };
-            let hit = meddler.was_hit().unwrap();
-            assert_eq!(failure.code(), ErrorCode::StartFailed, "{hit}");
-            assert_eq!(step_of(&failure), Some(hit));
-            assert_eq!(
-                consistent_status(&manager, "fail-2").await["status"],
-                "off",
-                "{hit}"
-            );
-            let after = snapshot(&host, &manager, "fail-2").await;
-            assert_eq!(after, before, "{hit} left a trace");
-            start(&manager, "fail-2").await.unwrap();
-            manager
-                .stop_vm("fail-2".into(), forced(), never())
-                .await
-                .unwrap();
-            step += 1;
-            assert!(step < MOST_STEPS);
-        }
-        assert!(step > 6, "only {step} steps could fail");
-        delete(&manager, "fail-2").await;
-        host.is_clean().await;
-    });
-}
-
-#[test]
-fn a_failed_start_is_no_crash_to_the_next_manager() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let meddler = Meddler::new(Deed::Fail);
-        let manager = host.manager_with(Some(meddler.wrapper())).await;
-        stopped(&host, &manager, "fail-3").await;
-        for step in 0.. {
-            assert!(step < MOST_STEPS);
-            meddler.arm(step);
-            let failed = start(&manager, "fail-3").await.is_err();
-            meddler.disarm();
-            if failed && meddler.was_hit() == Some("continue") {
-                break;
-            }
-            manager
-                .stop_vm("fail-3".into(), forced(), never())
-                .await
-                .unwrap();
-        }
-        manager.shutdown().await.unwrap();
-        drop(manager);
-
-        let next = Manager::new(host.settings());
-        let mut events = next.subscribe();
-        next.initialize().await.unwrap();
-        let mut heard = Vec::new();
-        while let Ok(event) = events.try_recv() {
-            heard.push(event.kind.clone());
-        }
-        assert!(!heard.contains(&"crash".to_owned()), "{heard:?}");
-        delete(&next, "fail-3").await;
-        host.is_clean().await;
-    });
-}
 
 #[test]
 fn f02_the_words_of_a_qemu_that_ends_while_starting_are_told() {
@@ -295,90 +147,6 @@ fn f06_a_machine_whose_monitor_socket_was_removed_stays_managed() {
 }
 
 #[test]
-fn f17_a_full_runtime_directory_refuses_starts_and_harms_no_guest() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let disk = SmallDisk::new(512);
-        let mut settings = host.settings();
-        settings["pidfileDir"] = json!(disk.path());
-        settings["qmpSocketDir"] = json!(disk.path());
-        let manager = Manager::new(settings);
-        manager.initialize().await.unwrap();
-        manager
-            .create_vm(host.machine("f17-1"), never())
-            .await
-            .unwrap();
-        stopped(&host, &manager, "f17-2").await;
-        let running = qemus(host.path());
-        let before = snapshot(&host, &manager, "f17-2").await;
-        disk.fill();
-
-        let failure = start(&manager, "f17-2").await.unwrap_err();
-        assert!(failure.has(ErrorCode::InsufficientSpace), "{failure:?}");
-        assert_eq!(snapshot(&host, &manager, "f17-2").await, before);
-        let failure = manager
-            .create_vm(host.machine("f17-3"), never())
-            .await
-            .unwrap_err();
-        assert!(failure.has(ErrorCode::InsufficientSpace), "{failure:?}");
-        assert_eq!(qemus(host.path()), running);
-        let status = consistent_status(&manager, "f17-1").await;
-        assert_eq!(status["qmpStatus"], "running");
-        manager
-            .stop_vm("f17-1".into(), forced(), never())
-            .await
-            .unwrap();
-
-        disk.relieve();
-        start(&manager, "f17-2").await.unwrap();
-        for vm_id in ["f17-1", "f17-2"] {
-            delete(&manager, vm_id).await;
-        }
-        host.is_clean().await;
-        assert_eq!(std::fs::read_dir(disk.path()).unwrap().count(), 0);
-    });
-}
-
-#[test]
-fn f17_a_full_state_directory_refuses_starts_and_harms_no_guest() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let disk = SmallDisk::new(16 * 1024);
-        let mut settings = host.settings();
-        settings["stateDir"] = json!(disk.path().join("state"));
-        settings["diskDir"] = json!(host.path().join("disks"));
-        let manager = Manager::new(settings);
-        manager.initialize().await.unwrap();
-        manager
-            .create_vm(host.machine("f17-4"), never())
-            .await
-            .unwrap();
-        stopped(&host, &manager, "f17-5").await;
-        let running = qemus(disk.path());
-        disk.fill();
-
-        let links = host.links().await;
-        start(&manager, "f17-5").await.unwrap_err();
-        let refused = manager.create_vm(host.machine("f17-6"), never()).await;
-        refused.unwrap_err();
-        assert_eq!(host.links().await, links, "no TAP is left");
-        assert_eq!(qemus(disk.path()), running);
-        let status = consistent_status(&manager, "f17-4").await;
-        assert_eq!(status["qmpStatus"], "running");
-
-        disk.relieve();
-        assert_eq!(consistent_status(&manager, "f17-5").await["status"], "off");
-        start(&manager, "f17-5").await.unwrap();
-        for vm_id in ["f17-4", "f17-5"] {
-            delete(&manager, vm_id).await;
-        }
-        assert_eq!(manager.list_vms().await.unwrap(), json!([]));
-        host.is_clean().await;
-        assert_eq!(qemus(disk.path()), Vec::<i32>::new());
-    });
-}
-
-#[test]
 fn f23_a_missing_bridge_is_refused_before_anything_is_touched() {
     kit::in_private_network(|| async {
         let host = Host::new().await;
@@ -401,84 +169,6 @@ fn f23_a_missing_bridge_is_refused_before_anything_is_touched() {
         assert!(failure.has(ErrorCode::BridgeNotFound), "{failure:?}");
         assert_eq!(snapshot(&host, &manager, "f23-2").await, before);
         delete(&manager, "f23-2").await;
-        host.is_clean().await;
-    });
-}
-
-#[test]
-fn f37_a_taken_display_port_is_passed_over_and_the_real_one_is_told() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let manager = host.manager().await;
-        let _taken = TcpListener::bind(("0.0.0.0", 5900)).unwrap();
-        let created = manager
-            .create_vm(host.machine("f37-1"), never())
-            .await
-            .unwrap();
-        assert_eq!(created["displayPort"], 5901);
-        let row = manager.get_vm("f37-1".into()).await.unwrap();
-        assert_eq!(row["displayPort"], 5901);
-        let other = manager
-            .create_vm(host.machine("f37-2"), never())
-            .await
-            .unwrap();
-        assert_eq!(other["displayPort"], 5902);
-        for vm_id in ["f37-1", "f37-2"] {
-            delete(&manager, vm_id).await;
-        }
-        host.is_clean().await;
-    });
-}
-
-/// Takes the display port when QEMU is about to be started, after it was found free.
-#[derive(Debug)]
-struct PortThief {
-    host: Arc<dyn Effects>,
-    taken: Arc<Mutex<Option<TcpListener>>>,
-}
-
-#[async_trait]
-impl Effects for PortThief {
-    async fn perform(
-        &self,
-        action: &Action,
-        bench: &Bench,
-        cancel: &CancellationToken,
-    ) -> Result<(), Failure> {
-        if matches!(action, Action::SpawnQemu(_)) {
-            let mut taken = self.taken.lock().unwrap();
-            taken.get_or_insert_with(|| TcpListener::bind(("0.0.0.0", 5900)).unwrap());
-        }
-        self.host.perform(action, bench, cancel).await
-    }
-
-    async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure> {
-        self.host.release(release, bench).await
-    }
-}
-
-#[test]
-fn f37_a_display_port_taken_after_the_probe_is_passed_over_too() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let taken: Arc<Mutex<Option<TcpListener>>> = Arc::default();
-        let wrapper: EffectsWrapper = {
-            let taken = Arc::clone(&taken);
-            Arc::new(move |host| {
-                let taken = Arc::clone(&taken);
-                Arc::new(PortThief { host, taken })
-            })
-        };
-        let manager = host.manager_with(Some(wrapper)).await;
-        let created = manager
-            .create_vm(host.machine("f37-3"), never())
-            .await
-            .unwrap();
-        assert_eq!(created["displayPort"], 5901);
-        assert_eq!(qemus(host.path()).len(), 1);
-        let row = manager.get_vm("f37-3".into()).await.unwrap();
-        assert_eq!(row["displayPort"], 5901);
-        delete(&manager, "f37-3").await;
         host.is_clean().await;
     });
 }
@@ -519,34 +209,6 @@ fn f3_a_stopped_qemu_is_told_and_can_be_ended_and_no_other_vm_waits_for_it() {
         for vm_id in ["f3-1", "f3-2"] {
             delete(&manager, vm_id).await;
         }
-        host.is_clean().await;
-    });
-}
-
-#[test]
-fn f37_a_start_finds_the_next_display_port_too() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let taken: Arc<Mutex<Option<TcpListener>>> = Arc::default();
-        let wrapper: EffectsWrapper = {
-            let taken = Arc::clone(&taken);
-            Arc::new(move |host| {
-                let taken = Arc::clone(&taken);
-                Arc::new(PortThief { host, taken })
-            })
-        };
-        let manager = host.manager_with(Some(wrapper)).await;
-        // Not before the start: the create is left alone.
-        let elsewhere = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        *taken.lock().unwrap() = Some(elsewhere);
-        stopped(&host, &manager, "f37-4").await;
-        *taken.lock().unwrap() = None;
-        start(&manager, "f37-4").await.unwrap();
-        let row = manager.get_vm("f37-4".into()).await.unwrap();
-        assert_eq!(row["displayPort"], 5901);
-        assert_eq!(row["status"], "running");
-        assert_eq!(qemus(host.path()).len(), 1);
-        delete(&manager, "f37-4").await;
         host.is_clean().await;
     });
 }
@@ -629,62 +291,6 @@ fn the_options_of_one_start_end_with_its_run() {
         assert_eq!(kept["sandbox"], true);
         assert_eq!(kept["firewall"]["defaultAction"], Value::Null);
         delete(&manager, "once-1").await;
-        host.is_clean().await;
-    });
-}
-
-#[test]
-fn f48_a_defect_in_any_step_is_undone_and_told() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let meddler = Meddler::new(Deed::Panic);
-        let manager = host.manager_with(Some(meddler.wrapper())).await;
-        let mut step = 0;
-        loop {
-            meddler.arm(step);
-            let created = manager.create_vm(host.machine("f48-1"), never()).await;
-            meddler.disarm();
-            let Err(failure) = created else { break };
-            let hit = meddler.was_hit().unwrap();
-            assert_eq!(failure.code(), ErrorCode::CreateFailed, "{hit}");
-            assert!(failure.has(ErrorCode::Internal), "{hit}: {failure:?}");
-            host.is_clean().await;
-            assert_eq!(manager.list_vms().await.unwrap(), json!([]), "{hit}");
-            step += 1;
-            assert!(step < MOST_STEPS);
-        }
-        assert!(step > 8, "only {step} steps could fail");
-        delete(&manager, "f48-1").await;
-        host.is_clean().await;
-    });
-}
-
-#[test]
-fn f52_an_abort_at_any_step_is_undone() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let meddler = Meddler::new(Deed::Cancel);
-        let manager = host.manager_with(Some(meddler.wrapper())).await;
-        let mut aborted = 0;
-        for step in 0..MOST_STEPS {
-            meddler.arm(step);
-            let created = manager.create_vm(host.machine("f52-3"), never()).await;
-            meddler.disarm();
-            let Some(hit) = meddler.took_hit() else { break };
-            if let Err(failure) = created {
-                assert_eq!(failure.code(), ErrorCode::Aborted, "{hit}");
-                assert_eq!(manager.list_vms().await.unwrap(), json!([]), "{hit}");
-                aborted += 1;
-            } else {
-                // There was nothing left to abort.
-                let status = consistent_status(&manager, "f52-3").await;
-                assert_eq!(status["status"], "running", "{hit}");
-                delete(&manager, "f52-3").await;
-            }
-            host.is_clean().await;
-        }
-        assert!(aborted > 8, "only {aborted} steps could be aborted");
-        delete(&manager, "f52-3").await;
         host.is_clean().await;
     });
 }
