@@ -9,7 +9,7 @@ use super::ledger::Ledger;
 use super::run::Effects;
 use super::services::Services;
 use super::status::{STARTABLE, Status};
-use crate::db::DbError;
+use crate::db::{ConfigurationUpdate, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::events::{Source, now_ms};
 use crate::types::{VmId, VmNames};
@@ -76,6 +76,21 @@ impl VmContext {
             .await
         {
             tracing::warn!(vm = %self.vm_id, %error, "the configuration could not be cleared");
+        }
+    }
+
+    /// The display port of a failed attempt is nobody's: the next start looks where the last run was.
+    pub(super) async fn row_keeps_port(&self, port: u16) {
+        let update = ConfigurationUpdate {
+            graphic_port: Some(Some(port.into())),
+            ..ConfigurationUpdate::default()
+        };
+        let database = &self.services.database;
+        if let Err(error) = database
+            .update_machine_configuration(&self.vm_id, update)
+            .await
+        {
+            tracing::warn!(vm = %self.vm_id, %error, "the display port could not be restored");
         }
     }
 
