@@ -125,6 +125,12 @@ impl Tools {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
+    /// The program is itself again.
+    pub fn unwrap(&self, program: &str) {
+        fs::remove_file(self.0.join(program)).unwrap();
+        self.put_back(program);
+    }
+
     fn hidden(&self, program: &str) -> PathBuf {
         self.0.join(format!(".{program}"))
     }
