@@ -13,6 +13,8 @@ use std::time::Duration;
 use infinization_core::ErrorCode;
 use infinization_core::manager::Manager;
 use kit::machine::{Host, PATIENCE, consistent_status, delete, forced, never, qemus};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, SFlag, mknod};
 use serde_json::{Value, json};
 
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
@@ -367,4 +369,54 @@ fn cpus_of_vcpus(pid: i32) -> Vec<String> {
             is_vcpu.then(|| field("Cpus_allowed_list:"))?
         })
         .collect()
+}
+
+/// QEMU 7.2 aborts on `vhost=on` without `/dev/vhost-net`: the device is looked for first.
+#[test]
+fn a_refused_combination_vhost_without_its_device() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        hide_devices_but(&host.path().join("dev"), &["null", "urandom", "net/tun"]);
+        assert!(!Path::new("/dev/vhost-net").exists());
+        let manager = host.manager().await;
+        let mut machine = host.machine("queue-2");
+        machine["cpuCores"] = json!(2);
+        machine["networkQueues"] = json!(2);
+        lives(&host, &manager, machine, |pid| {
+            let line = command_line(pid);
+            assert!(!line.contains("vhost"), "{line}");
+            assert!(!holds(pid, "/dev/vhost-net"));
+        })
+        .await;
+        delete(&manager, "queue-2").await;
+        unhide_devices(&host.path().join("dev"));
+        host.is_clean().await;
+    });
+}
+
+/// Shows this test's threads a `/dev` with nothing but `devices`, which is made at `stand_in`.
+fn hide_devices_but(stand_in: &Path, devices: &[&str]) {
+    let none: Option<&str> = None;
+    // Without this the mount would be seen by the host.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    for name in devices {
+        let device = stand_in.join(name);
+        fs::create_dir_all(device.parent().unwrap()).unwrap();
+        let number = fs::metadata(Path::new("/dev").join(name)).unwrap().rdev();
+        mknod(
+            &device,
+            SFlag::S_IFCHR,
+            Mode::from_bits_truncate(0o666),
+            number,
+        )
+        .unwrap();
+    }
+    // `nft -f -` reads it by this name.
+    std::os::unix::fs::symlink("/proc/self/fd/0", stand_in.join("stdin")).unwrap();
+    mount(Some(stand_in), "/dev", none, MsFlags::MS_BIND, none).unwrap();
+}
+
+fn unhide_devices(stand_in: &Path) {
+    umount2("/dev", MntFlags::MNT_DETACH).unwrap();
+    fs::remove_dir_all(stand_in).unwrap();
 }

@@ -11,9 +11,8 @@ use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use tokio::task::spawn_blocking;
-
 use crate::error::{Coded, ErrorCode};
+use crate::host::blocking::{blocking, file_call};
 use crate::types::VmId;
 
 const SLICE: &str = "infinization.slice";
@@ -80,10 +79,10 @@ impl Cgroups {
     /// Moves a process with all its threads into `vm`'s scope, which is created.
     pub async fn place(&self, pid: i32, vm: &VmId) -> Placement {
         let (tree, scope) = (self.clone(), self.scope_of(vm));
-        let placed = spawn_blocking(move || tree.place_in(pid, &scope).map(|()| scope));
+        let placed = blocking(move || tree.place_in(pid, &scope).map(|()| scope));
         match placed
             .await
-            .unwrap_or_else(|stopped| Err(stopped.to_string()))
+            .unwrap_or_else(|not_done| Err(not_done.to_string()))
         {
             Ok(scope) => Placement::Placed(scope),
             Err(why) => Placement::Unavailable(why),
@@ -94,7 +93,7 @@ impl Cgroups {
     /// many there were; populated ones stay.
     pub async fn remove_empty_scopes(&self) -> usize {
         let slice = self.slice();
-        let swept = spawn_blocking(move || {
+        let swept = blocking(move || {
             let scopes = fs::read_dir(slice).into_iter().flatten().flatten();
             let scopes = scopes.filter(|entry| is_scope(&entry.file_name()));
             scopes
@@ -130,8 +129,7 @@ impl Cgroups {
 pub async fn remove(scope: &Path) -> Result<(), CgroupError> {
     let path = scope.display().to_string();
     let scope = scope.to_owned();
-    let removed = spawn_blocking(move || fs::remove_dir(scope)).await;
-    match removed.unwrap_or_else(|stopped| Err(io::Error::other(stopped))) {
+    match file_call(move || fs::remove_dir(scope)).await {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
             Err(CgroupError::Busy { path })

@@ -3,6 +3,7 @@
 
 pub mod accelerator;
 pub mod affinity;
+pub(crate) mod blocking;
 pub mod bridge;
 pub mod cgroup;
 pub mod dir_lock;

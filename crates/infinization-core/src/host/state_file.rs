@@ -19,9 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
-use tokio::task::spawn_blocking;
 
 use crate::error::{Coded, ErrorCode};
+use crate::host::blocking::blocking;
 
 const HEADER: &[u8] = b"infinization-state 1 sha256=";
 /// Every temporary name ends so, and no other file of ours does.
@@ -144,11 +144,11 @@ impl StateFile {
     ) -> io::Result<T> {
         let turn = Arc::clone(&self.turn).lock_owned().await;
         let path = Arc::clone(&self.path);
-        let done = spawn_blocking(move || {
+        let done = blocking(move || {
             let _turn = turn;
             work(&path)
         });
-        done.await.map_err(io::Error::other)
+        Ok(done.await?)
     }
 }
 

@@ -7,12 +7,12 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use tokio::task::spawn_blocking;
 
 use super::Open;
 use crate::db::RunningVm;
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
+use crate::host::blocking::{blocking, file_call};
 use crate::host::process::{ProcessHandle, ProcessId, find_by_names, is_alive};
 use crate::monitor::{HealthCheckResult, HealthCheckSummary, OrphanEvent, Watched};
 use crate::qemu::name_argument;
@@ -60,7 +60,7 @@ impl Watched for Open {
         let found = self.look_at_pid_files().await?;
         let mut cleaned = 0;
         for path in found.stale {
-            cleaned += usize::from(tokio::fs::remove_file(&path).await.is_ok());
+            cleaned += usize::from(removed(&path).await);
         }
         let mut orphans = Vec::new();
         let mut seen = HashSet::new();
@@ -115,7 +115,7 @@ impl Open {
             .filter_map(|handle| Some(handle.view().live?.process.pid()))
             .collect();
         let directory = self.services.config.pid_dir.as_path().to_owned();
-        let files = spawn_blocking(move || pid_files(&directory)).await;
+        let files = blocking(move || pid_files(&directory)).await;
         let files = files.unwrap_or_default().into_iter();
         let (alive, stale): (Vec<PidFile>, Vec<PidFile>) = files
             .filter(|file| file.pid.is_none_or(|pid| !owned.contains(&pid)))
@@ -168,7 +168,7 @@ impl Open {
             pidfile_path: stray.path.display().to_string(),
             detected_at: now_ms(),
             killed,
-            cleanup_performed: killed && tokio::fs::remove_file(&stray.path).await.is_ok(),
+            cleanup_performed: killed && removed(&stray.path).await,
         }))
     }
 
@@ -199,6 +199,11 @@ struct PidFile {
     name: InternalName,
     /// `None` if it holds no number.
     pid: Option<i32>,
+}
+
+async fn removed(path: &Path) -> bool {
+    let path = path.to_owned();
+    file_call(move || std::fs::remove_file(path)).await.is_ok()
 }
 
 fn pid_files(directory: &Path) -> Vec<PidFile> {

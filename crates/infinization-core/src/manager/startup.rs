@@ -13,6 +13,7 @@ use crate::db::Database;
 use crate::db::sqlite::SqliteDatabase;
 use crate::error::{ErrorCode, Failure};
 use crate::host::accelerator;
+use crate::host::blocking::blocking;
 use crate::host::cgroup::Cgroups;
 use crate::host::dir_lock::DirLock;
 use crate::host::display_port::DisplayPorts;
@@ -77,7 +78,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
 
 async fn prepare_state_dir(state_dir: &Path) -> Result<DirLock, Failure> {
     let dir = state_dir.to_owned();
-    let prepared = tokio::task::spawn_blocking(move || {
+    let prepared = blocking(move || {
         let vms = dir.join("vms");
         std::fs::create_dir_all(&vms).map_err(|error| directory_failure(&vms, &error))?;
         let lock = DirLock::acquire(&dir)?;
@@ -85,12 +86,7 @@ async fn prepare_state_dir(state_dir: &Path) -> Result<DirLock, Failure> {
             .map_err(|error| directory_failure(&vms, &error))?;
         Ok(lock)
     });
-    prepared.await.unwrap_or_else(|_panic| {
-        Err(Failure::new(
-            ErrorCode::Internal,
-            "a defect stopped the preparation of the state directory",
-        ))
-    })
+    prepared.await?
 }
 
 fn directory_failure(path: &Path, error: &std::io::Error) -> Failure {

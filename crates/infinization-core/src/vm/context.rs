@@ -9,9 +9,10 @@ use super::ledger::Ledger;
 use super::run::Effects;
 use super::services::Services;
 use super::status::{STARTABLE, Status};
-use crate::db::DbError;
+use crate::db::{ConfigurationUpdate, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::events::{Source, now_ms};
+use crate::host::blocking::file_call;
 use crate::types::{VmId, VmNames};
 
 /// One VM's surroundings. Shared by its task and the operations the task runs.
@@ -79,15 +80,32 @@ impl VmContext {
         }
     }
 
+    /// The display port of a failed attempt is nobody's: the next start looks where the last run was.
+    pub(super) async fn row_keeps_port(&self, port: u16) {
+        let update = ConfigurationUpdate {
+            graphic_port: Some(Some(port.into())),
+            ..ConfigurationUpdate::default()
+        };
+        let database = &self.services.database;
+        if let Err(error) = database
+            .update_machine_configuration(&self.vm_id, update)
+            .await
+        {
+            tracing::warn!(vm = %self.vm_id, %error, "the display port could not be restored");
+        }
+    }
+
     /// Makes the VM's state directory. Others may pass through it to files they are given.
     pub(super) async fn make_directory(&self) -> Result<(), Failure> {
-        let made = tokio::fs::create_dir_all(&self.directory).await;
+        let directory = self.directory.clone();
+        let made = file_call(move || std::fs::create_dir_all(directory)).await;
         made.map_err(|error| self.directory_failure("made", &error))
     }
 
     /// Removes the VM's state directory, and with it the ledger.
     pub(super) async fn remove_directory(&self) -> Result<(), Failure> {
-        match tokio::fs::remove_dir_all(&self.directory).await {
+        let directory = self.directory.clone();
+        match file_call(move || std::fs::remove_dir_all(directory)).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(self.directory_failure("removed", &error))
             }

@@ -27,12 +27,12 @@ use crate::db::sqlite::NewMachine;
 use crate::db::{ConfigurationUpdate, CpuPinning};
 use crate::error::{ErrorCode, Failure};
 use crate::firewall::ChainNames;
-use crate::host::affinity;
 use crate::host::cgroup::{self, Placement};
 use crate::host::process::{self, ProcessHandle, RunAs, SpawnSpec, StderrLog};
 use crate::host::qemu_img::{self, CreateImage, ImageFormat, Job};
 use crate::host::tap::{self, Queues, TapOptions};
 use crate::host::users;
+use crate::host::{self, affinity};
 use crate::qemu::name_argument;
 use crate::qmp::{self, QmpClient, QmpError, QmpOptions, Reconnect};
 use crate::types::{HostPath, VmId, VmNames};
@@ -627,11 +627,5 @@ async fn blocking<A: Send + 'static, T: Send + 'static>(
     argument: A,
     work: impl FnOnce(A) -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
-    let done = tokio::task::spawn_blocking(move || work(argument)).await;
-    done.unwrap_or_else(|_panic| {
-        Err(Failure::new(
-            ErrorCode::Internal,
-            "a defect stopped file work",
-        ))
-    })
+    host::blocking::blocking(move || work(argument)).await?
 }

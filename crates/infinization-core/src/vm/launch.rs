@@ -216,7 +216,8 @@ impl Machine {
 
     /// Plans and executes, with another display port when somebody was faster.
     async fn launch(&mut self, mut launch: Launch<'_>) -> Result<Launched, Failure> {
-        let mut first_port = launch.config.display.port;
+        let wanted = launch.config.display.port;
+        let mut first_port = wanted;
         let mut attempt = 1;
         loop {
             let outcome = self.launch_once(&launch, first_port).await;
@@ -227,7 +228,12 @@ impl Machine {
                     first_port = port.saturating_add(1);
                     attempt += 1;
                 }
-                Err((failure, _)) => return Err(failure),
+                Err((failure, port)) => {
+                    if launch.operation == Operation::Start && port != wanted {
+                        self.context.row_keeps_port(wanted).await;
+                    }
+                    return Err(failure);
+                }
                 Ok(launched) => return Ok(launched),
             }
         }

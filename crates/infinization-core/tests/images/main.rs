@@ -10,6 +10,9 @@ mod creating;
 mod faults;
 mod in_use;
 mod inspecting;
+#[path = "../process_kit/mod.rs"]
+mod process_kit;
+mod resizing;
 mod snapshots;
 
 use std::fs::{self, File};

@@ -33,17 +33,22 @@ impl Host {
         let links = Links::new();
         let loopback = LinkName::parse("lo").unwrap();
         links.set_up(&loopback).await.unwrap();
-        let bridge = LinkName::parse("testbr0").unwrap();
-        bridge::create(&links, &bridge).await.unwrap();
-        let address = Ipv4Cidr::parse("10.177.200.1/16").unwrap();
-        bridge::assign_address(&links, &bridge, address)
-            .await
-            .unwrap();
-        Self {
+        let host = Self {
             scratch: tempfile::tempdir().unwrap(),
             links,
-            bridge,
-        }
+            bridge: LinkName::parse("testbr0").unwrap(),
+        };
+        host.build_bridge().await;
+        host
+    }
+
+    /// Makes the bridge, also anew when a test has deleted it.
+    pub async fn build_bridge(&self) {
+        bridge::create(&self.links, &self.bridge).await.unwrap();
+        let address = Ipv4Cidr::parse("10.177.200.1/16").unwrap();
+        bridge::assign_address(&self.links, &self.bridge, address)
+            .await
+            .unwrap();
     }
 
     pub fn path(&self) -> &Path {

@@ -5,6 +5,7 @@
 
 pub mod small_disk;
 
+pub mod faults;
 pub mod machine;
 pub mod meddler;
 

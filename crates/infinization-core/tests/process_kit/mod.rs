@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -29,7 +29,24 @@ pub fn in_own_process(test: &str, body: impl FnOnce()) {
     if plays(test) {
         return body();
     }
-    let output = own_process(test).output().unwrap();
+    passes(test, &mut own_process(test));
+}
+
+/// As [`in_own_process`], with nothing in `PATH` but the toolbox, which `body` may rummage in.
+pub fn in_own_process_with(
+    test: &str,
+    toolbox: impl FnOnce() -> Toolbox,
+    body: impl FnOnce(Tools),
+) {
+    if plays(test) {
+        return body(Tools::of_this_process());
+    }
+    let toolbox = toolbox();
+    passes(test, own_process(test).env("PATH", toolbox.0.path()));
+}
+
+fn passes(test: &str, process: &mut Command) {
+    let output = process.output().unwrap();
     let words = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
@@ -58,6 +75,65 @@ pub fn own_process(test: &str) -> Command {
         .env(ROLE, test)
         .stdin(Stdio::null());
     command
+}
+
+/// A directory of programs.
+#[derive(Debug)]
+pub struct Toolbox(tempfile::TempDir);
+
+impl Toolbox {
+    /// With these of the host's programs in it.
+    pub fn of(programs: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = std::env::var_os("PATH").unwrap();
+        for program in programs {
+            let mut places = std::env::split_paths(&path).map(|place| place.join(program));
+            let real = places.find(|place| place.exists());
+            let real = real.unwrap_or_else(|| panic!("{program} is not installed"));
+            std::os::unix::fs::symlink(real, directory.path().join(program)).unwrap();
+        }
+        Self(directory)
+    }
+}
+
+/// The toolbox, seen by the process that has it for a `PATH`.
+#[derive(Debug, Clone)]
+pub struct Tools(PathBuf);
+
+impl Tools {
+    fn of_this_process() -> Self {
+        Self(std::env::var_os("PATH").unwrap().into())
+    }
+
+    /// From now on the program is not installed.
+    pub fn take_away(&self, program: &str) {
+        fs::rename(self.0.join(program), self.hidden(program)).unwrap();
+    }
+
+    /// It is installed again.
+    pub fn put_back(&self, program: &str) {
+        fs::rename(self.hidden(program), self.0.join(program)).unwrap();
+    }
+
+    /// From now on this shell script is the program, which it knows as `$real`.
+    pub fn wrap(&self, program: &str, script: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        self.take_away(program);
+        let (path, real) = (self.0.join(program), self.hidden(program));
+        let script = format!("#!/bin/sh\nreal={}\n{script}\n", real.display());
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The program is itself again.
+    pub fn unwrap(&self, program: &str) {
+        fs::remove_file(self.0.join(program)).unwrap();
+        self.put_back(program);
+    }
+
+    fn hidden(&self, program: &str) -> PathBuf {
+        self.0.join(format!(".{program}"))
+    }
 }
 
 /// Whether this process has children at all, reaped ones aside. Takes none of their statuses.

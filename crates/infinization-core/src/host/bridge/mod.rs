@@ -16,6 +16,7 @@ pub use error::BridgeError;
 
 use super::ethtool;
 use super::link::{LinkError, Links};
+use crate::host::blocking::file_call;
 use crate::types::LinkName;
 
 /// Makes a bridge, up and without transmit checksum offload.
@@ -66,10 +67,8 @@ async fn undo(links: &Links, name: &LinkName) {
 pub async fn disable_checksum_offload(name: &LinkName) -> Result<(), BridgeError> {
     let bridge = name.clone();
     let call = move || ethtool::disable_transmit_checksum(&bridge);
-    let outcome = tokio::task::spawn_blocking(call).await;
-    outcome
-        .map_err(std::io::Error::from)
-        .flatten()
+    file_call(call)
+        .await
         .map_err(|source| BridgeError::Offload {
             name: name.clone(),
             source,

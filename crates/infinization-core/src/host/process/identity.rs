@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::pidfd::{self, Status};
 use super::proc_files::{Stat, is_qemu_named};
 use super::{ProcessError, ProcessHandle};
+use crate::host::blocking::blocking;
 
 /// Reading `/proc/<pid>/cmdline` waits for a process that hangs while it changes its memory map.
 const PROC_DEADLINE: Duration = Duration::from_secs(5);
@@ -85,10 +85,10 @@ pub enum Identity {
 /// replaced by another process any more.
 pub async fn adopt(id: &ProcessId, name: &str) -> Identity {
     let (wanted, name) = (id.clone(), name.to_owned());
-    let compared = spawn_blocking(move || compare(&wanted, &name));
+    let compared = blocking(move || compare(&wanted, &name));
     let verdict = match timeout(PROC_DEADLINE, compared).await {
         Ok(Ok(verdict)) => verdict,
-        Ok(Err(stopped)) => Verdict::Unknown(stopped.to_string()),
+        Ok(Err(not_done)) => Verdict::Unknown(not_done.to_string()),
         Err(_) => Verdict::Unknown(format!("/proc/{} does not answer", id.pid)),
     };
     match verdict {
@@ -147,10 +147,10 @@ pub async fn find_by_name(name: &str) -> Result<Vec<ProcessHandle>, ProcessError
 
 /// [`find_by_name`] for several names in one look at `/proc`.
 pub async fn find_by_names(names: Vec<String>) -> Result<Vec<ProcessHandle>, ProcessError> {
-    let scanned = timeout(PROC_DEADLINE, spawn_blocking(move || scan(&names))).await;
+    let scanned = timeout(PROC_DEADLINE, blocking(move || scan(&names))).await;
     let found = match scanned {
         Ok(Ok(found)) => found,
-        Ok(Err(stopped)) => Err(io::Error::other(stopped)),
+        Ok(Err(not_done)) => Err(not_done.into()),
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     };
     let handles = found.and_then(|found| {

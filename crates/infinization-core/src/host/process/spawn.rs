@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::Access;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::descriptors::DescriptorPlan;
 use super::pidfd::Status;
 use super::vfork::{Image, SpawnStep, vfork_exec};
 use super::{ProcessError, ProcessHandle, ProcessId, Signal, pidfd};
+use crate::host::blocking::blocking;
 use crate::host::program::count_program;
 
 /// `execve` returns in a millisecond; only a dead network file system keeps it longer.
@@ -113,20 +113,17 @@ impl SpawnSpec {
 /// nobody's.
 pub async fn spawn(spec: SpawnSpec) -> Result<ProcessHandle, ProcessError> {
     let program = spec.program.clone();
-    match timeout(SPAWN_DEADLINE, spawn_blocking(move || start(&spec))).await {
+    match timeout(SPAWN_DEADLINE, blocking(move || start(&spec))).await {
         Err(_) => Err(ProcessError::SpawnTimeout { program }),
         Ok(Ok(started)) => {
             let (id, unclaimed) = started?;
             unclaimed.claim(id)
         }
-        Ok(Err(stopped)) => match stopped.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(cancelled) => Err(ProcessError::Spawn {
-                program,
-                step: SpawnStep::Clone,
-                source: io::Error::other(cancelled),
-            }),
-        },
+        Ok(Err(not_done)) => Err(ProcessError::Spawn {
+            program,
+            step: SpawnStep::Clone,
+            source: not_done.into(),
+        }),
     }
 }
 

@@ -7,6 +7,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::ImageError;
+use crate::host;
+use crate::host::blocking::NotDone;
 use crate::types::HostPath;
 
 /// The terms of an operation whose length grows with the disk. The default has no end and no
@@ -86,11 +88,9 @@ pub(super) async fn blocking<T: Send + 'static>(
     path: &HostPath,
     work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, ImageError> {
-    match tokio::task::spawn_blocking(work).await {
+    match host::blocking::blocking(work).await {
         Ok(outcome) => outcome,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_runtime_ends) => Err(ImageError::Cancelled { path: path.clone() }),
-        },
+        Err(NotDone::RuntimeEnds) => Err(ImageError::Cancelled { path: path.clone() }),
+        Err(not_done) => Err(ImageError::io(path, not_done.into())),
     }
 }

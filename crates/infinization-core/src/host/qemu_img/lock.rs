@@ -11,6 +11,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::ImageError;
+use crate::host::blocking::file_call;
 use crate::types::HostPath;
 
 static LOCKS: LazyLock<Mutex<HashMap<PathBuf, Weak<RwLock<()>>>>> = LazyLock::new(Mutex::default);
@@ -26,7 +27,8 @@ pub(super) async fn exclusive(path: &HostPath) -> Result<OwnedRwLockWriteGuard<(
 }
 
 async fn lock_of(path: &HostPath) -> Result<Arc<RwLock<()>>, ImageError> {
-    let canonical = tokio::fs::canonicalize(path.as_path())
+    let name = path.clone();
+    let canonical = file_call(move || std::fs::canonicalize(name.as_path()))
         .await
         .map_err(|source| ImageError::io(path, source))?;
     let mut locks = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);

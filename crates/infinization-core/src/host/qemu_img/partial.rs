@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::ImageError;
 use super::in_use::{self, Access};
 use super::job::blocking;
+use crate::host::blocking::file_call;
 use crate::types::HostPath;
 
 /// The temporary file of a target. Dropping it removes it.
@@ -97,7 +98,8 @@ pub async fn sweep_partials(dir: &HostPath) -> Result<Vec<HostPath>, ImageError>
     let mut swept = Vec::new();
     for path in partials_in(dir).await? {
         if in_use::refuse(&path, Access::Write).await.is_ok() {
-            let removed = tokio::fs::remove_file(path.as_path()).await;
+            let name = path.clone();
+            let removed = file_call(move || fs::remove_file(name.as_path())).await;
             removed.map_err(|source| ImageError::io(&path, source))?;
             swept.push(path);
         }

@@ -20,6 +20,7 @@ use ioctl::Attach;
 pub use leftover::{Removed, create_anew, is_idle, list, remove_orphans};
 
 use super::link::{Link, Links};
+use crate::host;
 use crate::types::{InvalidValue, LinkName};
 
 /// TUNSETIFF is quick, but waits for the kernel's link lock, and so for deletions (20 ms each).
@@ -211,14 +212,14 @@ async fn blocking<T: Send + 'static>(
     name: &LinkName,
     call: impl FnOnce() -> Result<T, TapError> + Send + 'static,
 ) -> Result<T, TapError> {
-    let running = tokio::task::spawn_blocking(call);
+    let running = host::blocking::blocking(call);
     let ended = tokio::time::timeout(DEADLINE, running)
         .await
         .map_err(|_elapsed| TapError::Late {
             name: name.clone(),
             deadline: DEADLINE,
         })?;
-    ended.map_err(|stopped| TapError::refused("opening", name)(stopped.into()))?
+    ended.map_err(|not_done| TapError::refused("opening", name)(not_done.into()))?
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::config::{
 };
 use crate::error::{ErrorCode, Failure};
 use crate::host::accelerator;
+use crate::host::blocking::blocking;
 use crate::host::display_port::ReservedPort;
 use crate::host::users;
 use crate::qemu::Accelerator;
@@ -142,17 +143,11 @@ fn within<T: Send + 'static>(
     deadline: Duration,
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> impl Future<Output = Result<T, Failure>> {
-    let done = tokio::time::timeout(deadline, tokio::task::spawn_blocking(work));
+    let done = tokio::time::timeout(deadline, blocking(work));
     async move {
         match done.await {
             Ok(Ok(done)) => done,
-            Ok(Err(stopped)) => match stopped.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_runtime_ends) => {
-                    let message = "the library is being shut down";
-                    Err(Failure::new(ErrorCode::Closed, message))
-                }
-            },
+            Ok(Err(not_done)) => Err(not_done.into()),
             Err(_elapsed) => Err(no_answer(deadline)),
         }
     }

@@ -1,0 +1,178 @@
+//! A step of create or start that fails, panics or is aborted: for each step there is.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod kit;
+
+use infinization_core::ErrorCode;
+use infinization_core::manager::Manager;
+use kit::faults::{snapshot, start, step_of, stopped};
+use kit::machine::{Host, consistent_status, delete, forced, never};
+use kit::meddler::{Deed, Meddler};
+use serde_json::json;
+
+/// No verb has this many steps; reaching it means that the meddler was never outrun.
+const MOST_STEPS: usize = 60;
+
+#[test]
+fn a_create_that_fails_at_any_step_leaves_nothing() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Fail);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        let mut step = 0;
+        loop {
+            meddler.arm(step);
+            let created = manager.create_vm(host.machine("fail-1"), never()).await;
+            meddler.disarm();
+            let Err(failure) = created else { break };
+            let hit = meddler.was_hit().unwrap();
+            assert_eq!(failure.code(), ErrorCode::CreateFailed, "{hit}");
+            assert!(failure.has(ErrorCode::HostFile), "{hit}: {failure:?}");
+            assert!(failure.to_string().contains("meddled with"), "{failure}");
+            assert_eq!(step_of(&failure), Some(hit));
+            assert_eq!(failure.vm_id().unwrap().as_str(), "fail-1");
+            host.is_clean().await;
+            assert_eq!(manager.list_vms().await.unwrap(), json!([]), "{hit}");
+            step += 1;
+            assert!(step < MOST_STEPS);
+        }
+        assert!(step > 8, "only {step} steps could fail");
+        assert_eq!(
+            consistent_status(&manager, "fail-1").await["status"],
+            "running"
+        );
+        delete(&manager, "fail-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn a_start_that_fails_at_any_step_leaves_the_machine_as_it_was() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Fail);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        stopped(&host, &manager, "fail-2").await;
+        let mut step = 0;
+        loop {
+            let before = snapshot(&host, &manager, "fail-2").await;
+            meddler.arm(step);
+            let started = start(&manager, "fail-2").await;
+            meddler.disarm();
+            let Err(failure) = started else { break };
+            let hit = meddler.was_hit().unwrap();
+            assert_eq!(failure.code(), ErrorCode::StartFailed, "{hit}");
+            assert_eq!(step_of(&failure), Some(hit));
+            assert_eq!(
+                consistent_status(&manager, "fail-2").await["status"],
+                "off",
+                "{hit}"
+            );
+            let after = snapshot(&host, &manager, "fail-2").await;
+            assert_eq!(after, before, "{hit} left a trace");
+            start(&manager, "fail-2").await.unwrap();
+            manager
+                .stop_vm("fail-2".into(), forced(), never())
+                .await
+                .unwrap();
+            step += 1;
+            assert!(step < MOST_STEPS);
+        }
+        assert!(step > 6, "only {step} steps could fail");
+        delete(&manager, "fail-2").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn a_failed_start_is_no_crash_to_the_next_manager() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Fail);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        stopped(&host, &manager, "fail-3").await;
+        for step in 0.. {
+            assert!(step < MOST_STEPS);
+            meddler.arm(step);
+            let failed = start(&manager, "fail-3").await.is_err();
+            meddler.disarm();
+            if failed && meddler.was_hit() == Some("continue") {
+                break;
+            }
+            manager
+                .stop_vm("fail-3".into(), forced(), never())
+                .await
+                .unwrap();
+        }
+        manager.shutdown().await.unwrap();
+        drop(manager);
+
+        let next = Manager::new(host.settings());
+        let mut events = next.subscribe();
+        next.initialize().await.unwrap();
+        let mut heard = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            heard.push(event.kind.clone());
+        }
+        assert!(!heard.contains(&"crash".to_owned()), "{heard:?}");
+        delete(&next, "fail-3").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f48_a_defect_in_any_step_is_undone_and_told() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Panic);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        let mut step = 0;
+        loop {
+            meddler.arm(step);
+            let created = manager.create_vm(host.machine("f48-1"), never()).await;
+            meddler.disarm();
+            let Err(failure) = created else { break };
+            let hit = meddler.was_hit().unwrap();
+            assert_eq!(failure.code(), ErrorCode::CreateFailed, "{hit}");
+            assert!(failure.has(ErrorCode::Internal), "{hit}: {failure:?}");
+            host.is_clean().await;
+            assert_eq!(manager.list_vms().await.unwrap(), json!([]), "{hit}");
+            step += 1;
+            assert!(step < MOST_STEPS);
+        }
+        assert!(step > 8, "only {step} steps could fail");
+        delete(&manager, "f48-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f52_an_abort_at_any_step_is_undone() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Cancel);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        let mut aborted = 0;
+        for step in 0..MOST_STEPS {
+            meddler.arm(step);
+            let created = manager.create_vm(host.machine("f52-3"), never()).await;
+            meddler.disarm();
+            let Some(hit) = meddler.took_hit() else { break };
+            if let Err(failure) = created {
+                assert_eq!(failure.code(), ErrorCode::Aborted, "{hit}");
+                assert_eq!(manager.list_vms().await.unwrap(), json!([]), "{hit}");
+                aborted += 1;
+            } else {
+                // There was nothing left to abort.
+                let status = consistent_status(&manager, "f52-3").await;
+                assert_eq!(status["status"], "running", "{hit}");
+                delete(&manager, "f52-3").await;
+            }
+            host.is_clean().await;
+        }
+        assert!(aborted > 8, "only {aborted} steps could be aborted");
+        delete(&manager, "f52-3").await;
+        host.is_clean().await;
+    });
+}
