@@ -20,6 +20,7 @@ use nix::sys::socket::{
 
 use super::error::NftError;
 use crate::firewall::{TABLE, VerdictMap};
+use crate::host::blocking::blocking;
 use crate::types::LinkName;
 
 const NLMSG_ERROR: u16 = 2;
@@ -50,8 +51,9 @@ impl Elements {
     /// Deletes the elements in one transaction.
     pub(super) async fn delete(self: &Arc<Self>, ports: Vec<Port>) -> Result<(), NftError> {
         let elements = Arc::clone(self);
-        let deleted = tokio::task::spawn_blocking(move || elements.delete_now(&ports));
-        deleted.await.unwrap_or(Err(NftError::Interrupted))
+        blocking(move || elements.delete_now(&ports))
+            .await
+            .map_err(|error| NftError::Netlink(error.into()))?
     }
 
     fn delete_now(&self, ports: &[Port]) -> Result<(), NftError> {
