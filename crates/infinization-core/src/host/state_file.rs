@@ -13,15 +13,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use tokio::sync::Mutex;
 
 use crate::error::{Coded, ErrorCode};
-use crate::host::blocking::blocking;
 
 const HEADER: &[u8] = b"infinization-state 1 sha256=";
 /// Every temporary name ends so, and no other file of ours does.
@@ -46,8 +43,6 @@ pub enum StateFileError {
     Write { path: String, source: io::Error },
     #[error("{path} could not be read")]
     Read { path: String, source: io::Error },
-    #[error("{path} could not be removed")]
-    Remove { path: String, source: io::Error },
     #[error("{path} is damaged: its checksum does not fit its content")]
     Torn { path: String },
 }
@@ -55,9 +50,7 @@ pub enum StateFileError {
 impl StateFileError {
     fn facts(&self) -> (&str, Option<&io::Error>) {
         match self {
-            Self::Write { path, source }
-            | Self::Read { path, source }
-            | Self::Remove { path, source } => (path, Some(source)),
+            Self::Write { path, source } | Self::Read { path, source } => (path, Some(source)),
             Self::Torn { path } => (path, None),
         }
     }
@@ -78,81 +71,7 @@ impl Coded for StateFileError {
     }
 }
 
-/// One state file and the order of its writes. Clones are the same file.
-///
-/// A write whose future is dropped may still happen, but never after a later one.
-#[derive(Debug, Clone)]
-pub struct StateFile {
-    path: Arc<PathBuf>,
-    turn: Arc<Mutex<()>>,
-}
-
-impl StateFile {
-    /// Names the file; its directory must exist when it is written.
-    pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: Arc::new(path.into()),
-            turn: Arc::default(),
-        }
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Replaces the content.
-    pub async fn write(
-        &self,
-        bytes: Vec<u8>,
-        durability: Durability,
-    ) -> Result<(), StateFileError> {
-        let failed = |source| StateFileError::Write {
-            path: show(&self.path),
-            source,
-        };
-        self.in_turn(move |path| write(path, &bytes, durability))
-            .await
-            .unwrap_or_else(|stopped| Err(failed(stopped)))
-    }
-
-    /// The content, `None` when there is no file.
-    pub async fn read(&self) -> Result<Option<Vec<u8>>, StateFileError> {
-        let failed = |source| StateFileError::Read {
-            path: show(&self.path),
-            source,
-        };
-        self.in_turn(read)
-            .await
-            .unwrap_or_else(|stopped| Err(failed(stopped)))
-    }
-
-    /// Removes the file; an absent one is no error.
-    pub async fn remove(&self) -> Result<(), StateFileError> {
-        let failed = |source| StateFileError::Remove {
-            path: show(&self.path),
-            source,
-        };
-        self.in_turn(remove)
-            .await
-            .unwrap_or_else(|stopped| Err(failed(stopped)))
-    }
-
-    async fn in_turn<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Path) -> T + Send + 'static,
-    ) -> io::Result<T> {
-        let turn = Arc::clone(&self.turn).lock_owned().await;
-        let path = Arc::clone(&self.path);
-        let done = blocking(move || {
-            let _turn = turn;
-            work(&path)
-        });
-        Ok(done.await?)
-    }
-}
-
-/// Replaces `path`'s content. Blocks; [`StateFile::write`] does not.
+/// Replaces `path`'s content. Blocks.
 pub fn write(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), StateFileError> {
     let temporary = temporary_beside(path);
     replace(path, &temporary, bytes, durability).map_err(|source| {
@@ -183,7 +102,7 @@ fn replace(path: &Path, temporary: &Path, bytes: &[u8], durability: Durability) 
     Ok(())
 }
 
-/// Reads `path`'s content, `None` when there is no file. Blocks; [`StateFile::read`] does not.
+/// Reads `path`'s content, `None` when there is no file. Blocks.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, StateFileError> {
     let mut bytes = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -198,17 +117,6 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, StateFileError> {
     let length = body_start(&bytes).ok_or_else(|| StateFileError::Torn { path: show(path) })?;
     bytes.drain(..length);
     Ok(Some(bytes))
-}
-
-/// Removes `path`; an absent one is no error. Blocks; [`StateFile::remove`] does not.
-pub fn remove(path: &Path) -> Result<(), StateFileError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateFileError::Remove {
-            path: show(path),
-            source: error,
-        }),
-        _ => Ok(()),
-    }
 }
 
 fn header_of(body: &[u8]) -> Vec<u8> {
@@ -262,25 +170,22 @@ mod tests {
             .collect()
     }
 
-    #[tokio::test]
-    async fn what_was_written_is_read_and_only_we_can() {
+    #[test]
+    fn what_was_written_is_read_and_only_we_can() {
         let dir = tempfile::tempdir().unwrap();
-        let file = StateFile::at(dir.path().join("spec.json"));
-        assert_eq!(file.read().await.unwrap(), None);
+        let path = dir.path().join("spec.json");
+        assert_eq!(read(&path).unwrap(), None);
         for (body, durability) in [
             (&b"{\"a\":1}\n"[..], Durability::HostCrash),
             (&b""[..], Durability::ProcessCrash),
             (&b"\0\xff\n\n"[..], Durability::ProcessCrash),
         ] {
-            file.write(body.to_vec(), durability).await.unwrap();
-            assert_eq!(file.read().await.unwrap().unwrap(), body);
+            write(&path, body, durability).unwrap();
+            assert_eq!(read(&path).unwrap().unwrap(), body);
         }
-        let mode = fs::metadata(file.path()).unwrap().permissions().mode();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(names_in(dir.path()), ["spec.json"]);
-        file.remove().await.unwrap();
-        file.remove().await.unwrap();
-        assert_eq!(file.read().await.unwrap(), None);
     }
 
     #[test]
@@ -319,20 +224,5 @@ mod tests {
         assert_eq!(names_in(dir.path()), ["spec.json"]);
         let absent = dir.path().join("none/spec.json");
         assert!(write(&absent, b"new", Durability::ProcessCrash).is_err());
-    }
-
-    #[tokio::test]
-    async fn a_dropped_write_never_lands_after_a_later_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = StateFile::at(dir.path().join("spec.json"));
-        for round in 0..50_u8 {
-            let early = file.write(vec![0; 100_000], Durability::ProcessCrash);
-            let early = tokio::time::timeout(std::time::Duration::ZERO, early);
-            let _dropped = early.await;
-            file.write(vec![round], Durability::ProcessCrash)
-                .await
-                .unwrap();
-            assert_eq!(file.read().await.unwrap(), Some(vec![round]));
-        }
     }
 }

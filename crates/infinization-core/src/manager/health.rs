@@ -1,12 +1,14 @@
 //! What the health monitor looks at: rows against processes, and pidfiles against rows.
 //!
 //! A QEMU that a pidfile names and no machine owns is ended only when nobody can want it: no row has
-//! its name, or the row says `off`, and it was there in the cycle before too. Every other is told.
+//! its name, or the row says `off`, and it was there a whole interval before too. Every other is
+//! told.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 
 use super::Open;
 use crate::db::RunningVm;
@@ -57,15 +59,22 @@ impl Watched for Open {
     }
 
     async fn check_orphans(&self) -> Result<(Vec<OrphanEvent>, usize), Failure> {
+        let _one_at_a_time = self.looking.lock().await;
         let found = self.look_at_pid_files().await?;
+        if self.services.closing.is_cancelled() {
+            // What the tasks had is nobody's now.
+            return Ok((Vec::new(), 0));
+        }
         let mut cleaned = 0;
         for path in found.stale {
             cleaned += usize::from(removed(&path).await);
         }
         let mut orphans = Vec::new();
-        let mut seen = HashSet::new();
+        let mut seen = HashMap::new();
         for stray in found.strays {
-            seen.insert(stray.process.id().clone());
+            let id = stray.process.id().clone();
+            let first = self.strays().get(&id).copied();
+            seen.insert(id, first.unwrap_or_else(Instant::now));
             match self.judge(&stray).await {
                 Ok(orphan) => orphans.extend(orphan),
                 Err(error) => tracing::warn!(name = %stray.name, %error, "not judged"),
@@ -134,14 +143,13 @@ impl Open {
             .map(|process| (process.pid(), process))
             .collect();
         for PidFile { path, name, pid } in alive {
-            match pid.and_then(|pid| processes.remove(&pid)) {
-                Some(process) => found.strays.push(Stray {
+            // Any other process with that number: whose file it is cannot be told.
+            if let Some(process) = pid.and_then(|pid| processes.remove(&pid)) {
+                found.strays.push(Stray {
                     path,
                     name,
                     process,
-                }),
-                // The number belongs to another process by now.
-                None => found.stale.push(path),
+                });
             }
         }
         Ok(found)
@@ -159,8 +167,14 @@ impl Open {
             return Ok(None);
         }
         let unwanted = status.as_deref().is_none_or(|status| status == "off");
-        let seen_before = self.strays().contains(stray.process.id());
-        let killed = unwanted && seen_before && stray.process.kill_now().await.is_ok();
+        // Somebody may have taken it back meanwhile.
+        if self.owns(stray.process.pid()) {
+            return Ok(None);
+        }
+        let first = self.strays().get(stray.process.id()).copied();
+        let grace = self.services.config.health_monitor_interval;
+        let stays = first.is_some_and(|first| first.elapsed() >= grace);
+        let killed = unwanted && stays && stray.process.kill_now().await.is_ok();
         Ok(Some(OrphanEvent {
             vm_id: row.map_or_else(|| stray.name.to_string(), |row| row.id),
             pid: stray.process.pid(),
@@ -172,7 +186,13 @@ impl Open {
         }))
     }
 
-    fn strays(&self) -> std::sync::MutexGuard<'_, HashSet<ProcessId>> {
+    fn owns(&self, pid: i32) -> bool {
+        let vms = self.vms();
+        let mut live = vms.values().filter_map(|handle| handle.view().live);
+        live.any(|live| live.process.pid() == pid)
+    }
+
+    fn strays(&self) -> std::sync::MutexGuard<'_, HashMap<ProcessId, Instant>> {
         let lock = self.strays.lock();
         lock.unwrap_or_else(std::sync::PoisonError::into_inner)
     }

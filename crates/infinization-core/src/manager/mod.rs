@@ -25,7 +25,7 @@ mod store;
 
 pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, Wanted};
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Parsed, StartOptions, StopOptions, VmConfig};
@@ -82,8 +82,10 @@ struct Open {
     services: Arc<Services>,
     vms: Mutex<HashMap<VmId, VmHandle>>,
     monitor: HealthMonitor,
-    /// The processes the last orphan scan found without an owner.
-    strays: Mutex<HashSet<ProcessId>>,
+    /// The processes the last orphan scan found without an owner, and since when.
+    strays: Mutex<HashMap<ProcessId, Instant>>,
+    /// Held by an orphan scan.
+    looking: tokio::sync::Mutex<()>,
     _lock: crate::host::dir_lock::DirLock,
 }
 
@@ -286,9 +288,14 @@ impl Open {
         if let Some(handle) = self.vms().get(vm_id) {
             return Ok(handle.clone());
         }
+        let closed = || Failure::new(ErrorCode::Closed, "the instance was shut down").of_vm(vm_id);
         // Reads a file: not while others wait for the map.
         let context = self.services.context_of(vm_id)?;
         let mut vms = self.vms();
+        // A task that was let go may still be at work: no second one of its VM.
+        if self.services.closing.is_cancelled() {
+            return Err(closed());
+        }
         // Somebody may have been faster; his task has read the same ledger and may have changed it.
         let handle = vms.entry(vm_id.clone());
         Ok(handle.or_insert_with(|| VmHandle::spawn(context)).clone())

@@ -71,6 +71,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             services,
             vms: Mutex::new(HashMap::new()),
             strays: Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
             _lock: lock,
         }
     }))

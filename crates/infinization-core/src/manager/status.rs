@@ -10,7 +10,7 @@ use super::{Manager, not_found, parse_id, to_value};
 use crate::error::{ErrorCode, Failure};
 use crate::host::process::is_alive;
 use crate::vm::status::Status;
-use crate::vm::{LiveView, StatusResult, VmHandle};
+use crate::vm::{LiveView, Operation, StatusResult, VmHandle};
 
 /// For asking a monitor its status: a QEMU that hangs must not hold up its status for long.
 const STATUS_DEADLINE: Duration = Duration::from_secs(1);
@@ -37,8 +37,9 @@ impl Manager {
         // A process that cannot be proven to be its QEMU may be: it counts as there.
         let unproven = handle
             .filter(|_| live.is_none())
-            .and_then(|handle| handle.context().ledger.contents().lived)
-            .map(|lived| lived.process.pid)
+            .map(|handle| handle.context().ledger.contents())
+            .filter(|contents| !contents.operation.is_some_and(Operation::is_launch))
+            .and_then(|contents| Some(contents.lived?.process.pid))
             .filter(|pid| is_alive(*pid));
         let pid = live.as_ref().map(|live| live.process.pid()).or(unproven);
         let columns = row.configuration.unwrap_or_default();

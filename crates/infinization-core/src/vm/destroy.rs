@@ -12,27 +12,44 @@ use crate::db::sqlite::SqliteDatabase;
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
 use crate::host::process::ProcessHandle;
-use crate::types::HostPath;
+use crate::types::{HostPath, InvalidValue};
 
 impl Machine {
-    /// Ends QEMU and releases everything but the user's data. The row's status stays.
+    /// Ends QEMU and releases everything but the user's data. The row stays.
     pub(super) async fn destroy(&mut self) -> Result<OperationResult, Failure> {
-        self.raze(Operation::Destroy, self.process()).await?;
+        let process = self.process_to_end().await?;
+        self.raze(self.at_least(Operation::Destroy), process)
+            .await?;
         Ok(OperationResult::done(&self.context.vm_id, "VM destroyed"))
     }
 
     /// Destroys the machine and deletes its row (embedded store); its disks too if asked. All in one
     /// request: a start that waits finds the machine whole or gone.
     pub(super) async fn delete(&mut self, with_data: bool) -> Result<OperationResult, Failure> {
-        let machine = self.store()?.get_machine(&self.context.vm_id).await?;
-        machine.ok_or_else(|| self.context.not_found())?;
-        let operation = if with_data {
+        let wanted = if with_data {
             Operation::DeleteData
         } else {
             Operation::Delete
         };
-        self.raze(operation, self.process()).await?;
+        let operation = self.at_least(wanted);
+        let machine = self.store()?.get_machine(&self.context.vm_id).await?;
+        // One that was cut short may have deleted the row already.
+        if machine.is_none() && self.context.ledger.contents().operation != Some(operation) {
+            return Err(self.context.not_found());
+        }
+        let process = self.process_to_end().await?;
+        self.raze(operation, process).await?;
         Ok(OperationResult::done(&self.context.vm_id, "VM deleted"))
+    }
+
+    /// What was begun and cut short is not made less of.
+    fn at_least(&self, wanted: Operation) -> Operation {
+        let begun = self.context.ledger.contents().operation;
+        let more = |begun: &Operation| {
+            [Operation::DeleteData, Operation::Delete].contains(begun)
+                && wanted != Operation::DeleteData
+        };
+        begun.filter(more).unwrap_or(wanted)
     }
 
     /// Destroys or deletes, wherever an earlier attempt was cut short.
@@ -42,6 +59,11 @@ impl Machine {
         process: Option<ProcessHandle>,
     ) -> Result<(), Failure> {
         self.context.make_directory().await?;
+        // Read before anything is ended: a store that cannot be read leaves all as it is.
+        let data = match operation {
+            Operation::DeleteData => self.data().await?,
+            _ => Vec::new(),
+        };
         self.context.ledger.begin_release(operation, now_ms());
         if let Some(process) = &process {
             let ended = process.kill_now().await;
@@ -50,7 +72,7 @@ impl Machine {
                     .of_vm(&self.context.vm_id)
             })?;
         }
-        let until = self.intend_to_raze(operation).await?;
+        let until = self.intend_to_raze(operation, data);
         let cleanup = self.settle_up_to(&EndCause::of("host-kill"), until).await;
         if process.is_some() {
             self.write_off().await;
@@ -70,19 +92,18 @@ impl Machine {
 
     /// TAP and chains carry the VM's own name: they go even if a lost ledger does not list them. So
     /// do the disks the row knows of and the firmware variables, if data is to go.
-    async fn intend_to_raze(&self, operation: Operation) -> Result<Lifetime, Failure> {
+    fn intend_to_raze(&self, operation: Operation, data: Vec<HostPath>) -> Lifetime {
         let tap = self.context.names.tap.clone();
         let of = |lifetime| move |release| Undo { lifetime, release };
         let named = [Release::DeleteTap { tap }, Release::RemoveFirewall];
         let ledger = &self.context.ledger;
         ledger.release_too(named.into_iter().map(of(Lifetime::Machine)));
         if operation != Operation::DeleteData {
-            return Ok(Lifetime::Machine);
+            return Lifetime::Machine;
         }
-        let files = self.data().await?.into_iter();
-        let files = files.map(|path| Release::RemoveFile { path });
+        let files = data.into_iter().map(|path| Release::RemoveFile { path });
         ledger.release_too(files.map(of(Lifetime::Data)));
-        Ok(Lifetime::Data)
+        Lifetime::Data
     }
 
     async fn data(&self) -> Result<Vec<HostPath>, Failure> {
@@ -91,7 +112,11 @@ impl Machine {
         let disk_dir = &self.context.services.config.disk_dir;
         let vars = FirmwareConfig::vars_of(disk_dir, &self.context.vm_id);
         let disks = disks.unwrap_or_default().into_iter().map(HostPath::parse);
-        Ok(disks.chain([vars]).filter_map(Result::ok).collect())
+        let paths: Result<_, InvalidValue> = disks.chain([vars]).collect();
+        paths.map_err(|error| {
+            let message = format!("a disk of the machine cannot be deleted: its path {error}");
+            Failure::new(ErrorCode::DiskError, message).of_vm(&self.context.vm_id)
+        })
     }
 
     /// Clears or deletes the row, and then the state directory: what knows of the rest goes last.

@@ -124,10 +124,19 @@ impl Effects for HostEffects {
             }
             Action::SpawnQemu(spawn) => self.spawn(spawn, bench).await,
             Action::WritePidFile { path } => write_pid_file(path, bench).await,
-            Action::ConnectMonitor { path } => self.connect_monitor(path, bench).await,
+            Action::ConnectMonitor { path } => tokio::select! {
+                biased;
+                connected = self.connect_monitor(path, bench) => connected,
+                () = cancel.cancelled() => {
+                    Err(Failure::new(ErrorCode::Aborted, "the operation was aborted"))
+                }
+            },
             Action::SetDisplayPassword { protocol } => set_password(*protocol, bench).await,
             Action::PinVcpus { cpus } => pin_vcpus(cpus, bench).await,
-            Action::Continue => Ok(monitor(bench)?.cont().await?),
+            Action::Continue => {
+                self.ledger.guest_may_run()?;
+                Ok(monitor(bench)?.cont().await?)
+            }
             Action::InsertRow => self.insert_row(bench).await,
             Action::TakeRow => self.take_row(bench).await,
             Action::WriteStatus { status } => self.write_status(status).await,
@@ -163,10 +172,15 @@ impl Effects for HostEffects {
     async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure> {
         let tap = &self.names.tap;
         match release {
-            Release::RemoveFile { path }
-            | Release::RemoveSocket { path, .. }
-            | Release::RemovePidFile { path } => {
-                blocking(path.clone(), |path| remove_file(&path)).await
+            Release::RemovePidFile { path } => {
+                blocking(path.clone(), |path| {
+                    remove_file(&unfinished(&path))?;
+                    remove_file(path.as_path())
+                })
+                .await
+            }
+            Release::RemoveFile { path } | Release::RemoveSocket { path, .. } => {
+                blocking(path.clone(), |path| remove_file(path.as_path())).await
             }
             Release::DeleteTap { tap } => Ok(tap::delete(&self.services.links, tap).await?),
             Release::DetachTap { tap } => self.detach_tap(tap).await,
@@ -520,14 +534,24 @@ fn configuration(values: &RowValues) -> ConfigurationUpdate {
     }
 }
 
+/// A pidfile while it is being written.
+fn unfinished(path: &HostPath) -> PathBuf {
+    path.as_path().with_extension("pid.new")
+}
+
 async fn write_pid_file(path: &HostPath, bench: &Bench) -> Result<(), Failure> {
     let pid = bench.process().ok_or_else(|| missing("process"))?.pid();
     blocking(path.clone(), move |path| {
-        std::fs::write(&path, format!("{pid}\n")).map_err(|error| {
-            // On a full disk the file was made and stayed empty.
-            let _absent = std::fs::remove_file(&path);
-            file_failure("written", path.as_path(), &error)
-        })
+        // Whoever reads pidfiles finds a whole one or none.
+        let whole = unfinished(&path);
+        let written = std::fs::write(&whole, format!("{pid}\n"));
+        written
+            .and_then(|()| std::fs::rename(&whole, &path))
+            .map_err(|error| {
+                // On a full disk the file was made and stayed empty.
+                let _absent = std::fs::remove_file(&whole);
+                file_failure("written", path.as_path(), &error)
+            })
     })
     .await
 }
@@ -604,10 +628,10 @@ fn give_to(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     }
 }
 
-fn remove_file(path: &HostPath) -> Result<(), Failure> {
+fn remove_file(path: &Path) -> Result<(), Failure> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(file_failure("removed", path.as_path(), &error))
+            Err(file_failure("removed", path, &error))
         }
         _ => Ok(()),
     }

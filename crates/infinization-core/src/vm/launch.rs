@@ -218,25 +218,24 @@ impl Machine {
     async fn launch(&mut self, mut launch: Launch<'_>) -> Result<Launched, Failure> {
         let wanted = launch.config.display.port;
         let mut first_port = wanted;
-        let mut attempt = 1;
-        loop {
-            let outcome = self.launch_once(&launch, first_port).await;
-            match outcome {
-                Err((failure, port)) if was_taken(&failure) && attempt < PORT_ATTEMPTS => {
-                    tracing::info!(vm = %self.context.vm_id, port, "the display port was taken, trying the next");
-                    launch.row = self.claim_again(launch.row).await?;
-                    first_port = port.saturating_add(1);
-                    attempt += 1;
-                }
-                Err((failure, port)) => {
-                    if launch.operation == Operation::Start && port != wanted {
-                        self.context.row_keeps_port(wanted).await;
-                    }
-                    return Err(failure);
-                }
-                Ok(launched) => return Ok(launched),
+        for _ in 1..PORT_ATTEMPTS {
+            let (failure, port) = match self.launch_once(&launch, first_port).await {
+                Err((failure, port)) if was_taken(&failure) => (failure, port),
+                outcome => return outcome.map_err(|(failure, _)| failure),
+            };
+            tracing::info!(vm = %self.context.vm_id, %failure, "trying the next display port");
+            if launch.operation == Operation::Start {
+                // The attempt wrote the port it lost.
+                self.context.row_keeps_port(wanted).await;
             }
+            launch.row = self.claim_again(launch.row).await?;
+            first_port = port.saturating_add(1);
         }
+        let last = self.launch_once(&launch, first_port).await;
+        if last.is_err() && launch.operation == Operation::Start {
+            self.context.row_keeps_port(wanted).await;
+        }
+        last.map_err(|(failure, _)| failure)
     }
 
     /// The last attempt gave the row back, and counted its version up.
@@ -245,6 +244,10 @@ impl Machine {
             return Ok(claim);
         };
         let record = self.record().await?;
+        if !STARTABLE.contains(&record.status.as_str()) {
+            let status = Status::parse(&record.status);
+            return Err(self.context.refused("started", &status, &STARTABLE));
+        }
         Ok(RowClaim::Transition {
             from: record.status,
             version: record.version,
@@ -315,7 +318,6 @@ impl Machine {
         };
         let pid = process.pid();
         let view = LiveView {
-            generation: context.ledger.contents().generation,
             process,
             qmp,
             qmp_socket: launch.config.paths.qmp_socket.to_string(),
@@ -439,7 +441,7 @@ fn start_failure(machine: &Machine, failure: Failure) -> Failure {
             "another writer changed the machine first",
             failure,
         ),
-        ErrorCode::UpdateFailed => {
+        ErrorCode::UpdateFailed if failure.context().contains_key("currentStatus") => {
             let message = "the machine's status changed before it could be started";
             Failure::caused_by(ErrorCode::InvalidState, message, failure)
         }

@@ -59,10 +59,13 @@ pub struct Contents {
     pub attempt: u64,
     /// The number the next entry gets. Numbers are never used twice.
     pub next: u64,
-    /// Counts the QEMU processes this VM has had; events of an older one are dropped.
+    /// Counts the QEMU processes this VM has had.
     pub generation: u64,
     /// The process that runs now.
     pub lived: Option<Lived>,
+    /// Whether its guest's CPUs may have run: a launch that got so far is never undone.
+    #[serde(default)]
+    pub guest_may_run: bool,
     /// What is held, oldest first.
     pub entries: Vec<Entry>,
 }
@@ -95,7 +98,12 @@ impl Ledger {
     pub(super) fn replace_damaged(directory: &Path, held: &[Undo]) -> Result<Self, StateFileError> {
         let path = directory.join(FILE);
         let aside = directory.join(DAMAGED);
-        std::fs::rename(&path, &aside).map_err(|source| StateFileError::Write {
+        // The name is never without a file: another reader finds the damaged ledger or the new one.
+        let kept = match std::fs::remove_file(&aside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => std::fs::hard_link(&path, &aside),
+        };
+        kept.map_err(|source| StateFileError::Write {
             path: aside.display().to_string(),
             source,
         })?;
@@ -116,6 +124,7 @@ impl Ledger {
     pub fn begin(&self, operation: Operation, now_ms: u64) -> Result<(), StateFileError> {
         self.change(|contents| {
             contents.operation = Some(operation);
+            contents.guest_may_run &= !operation.is_launch();
             contents.began_at_ms = now_ms;
             contents.attempt = contents.next;
         })
@@ -171,8 +180,14 @@ impl Ledger {
         self.change(|contents| {
             contents.generation += 1;
             contents.lived = Some(lived);
+            contents.guest_may_run = false;
             contents.generation
         })
+    }
+
+    /// Notes that the guest's CPUs are about to run.
+    pub fn guest_may_run(&self) -> Result<(), StateFileError> {
+        self.change(|contents| contents.guest_may_run = true)
     }
 
     /// Notes that the process is gone.

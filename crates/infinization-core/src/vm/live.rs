@@ -28,8 +28,6 @@ pub(super) struct Ending {
 /// The part of a live VM that others may read and use at any time.
 #[derive(Debug)]
 pub struct LiveView {
-    /// Counts this VM's QEMUs.
-    pub generation: u64,
     /// The process.
     pub process: ProcessHandle,
     /// Its monitor.

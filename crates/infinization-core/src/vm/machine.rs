@@ -156,7 +156,7 @@ impl Machine {
         self.alert(&cleanup);
     }
 
-    fn cause_of(&self, exit: Exit) -> EndCause {
+    pub(super) fn cause_of(&self, exit: Exit) -> EndCause {
         let stderr = StderrLog::at(self.context.directory.join(super::QEMU_LOG))
             .tail()
             .ok();

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::machine::Machine;
 use super::outcome::EndCause;
+use super::plan::Operation;
 use super::recover::Recovered;
 use super::status::{Status, UNTOUCHABLE};
 use crate::db::VmRecord;
@@ -70,6 +71,10 @@ impl Machine {
             Recovered::Skipped(why) => {
                 return Ok(ReconcileResult::skipped(vm_id.as_str(), listed, why));
             }
+            Recovered::Alive if self.is_launching() => {
+                let why = "its monitor does not answer yet";
+                return Ok(ReconcileResult::skipped(vm_id.as_str(), listed, why));
+            }
             Recovered::Alive => ReconcileAction::PromotedRunning,
             _ if listed == "rebuilding" => ReconcileAction::ResetError,
             _ => ReconcileAction::ResetOff,
@@ -95,6 +100,12 @@ impl Machine {
             action,
             reason: None,
         })
+    }
+
+    /// Whether it is still open how an interrupted launch ended.
+    fn is_launching(&self) -> bool {
+        let operation = self.context.ledger.contents().operation;
+        operation.is_some_and(Operation::is_launch)
     }
 
     /// Writes `new` over `listed`, and over nothing else that somebody has a claim on.

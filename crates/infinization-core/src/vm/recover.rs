@@ -23,6 +23,7 @@ use super::spec;
 use super::status::{Status, of_run_state};
 use crate::db::DbError;
 use crate::error::{ErrorCode, Failure};
+use crate::host::blocking::blocking;
 use crate::host::process::{
     Exit, Identity, ProcessHandle, adopt, boot_id, find_by_name, find_by_names,
 };
@@ -65,7 +66,7 @@ impl Machine {
             Found::Process(process) => Some(process),
             Found::None => None,
         };
-        let launching = contents.operation.is_some_and(Operation::is_launch);
+        let launching = self.is_undecided(&contents, process.is_none()).await;
         match (contents.operation, process, contents.lived.clone()) {
             (
                 Some(operation @ (Operation::Destroy | Operation::Delete | Operation::DeleteData)),
@@ -90,15 +91,41 @@ impl Machine {
 
     /// A verb must know whether there is a QEMU: nothing is released under one that may live.
     pub(super) async fn look_again(&mut self) -> Result<(), Failure> {
-        let contents = self.context.ledger.contents();
-        let settled = contents.lived.is_none() && contents.operation.is_none();
-        if self.live.is_some() || settled {
+        if self.live.is_some() || is_settled(&self.context.ledger.contents()) {
             return Ok(());
         }
         match self.recover().await? {
             Recovered::Skipped(why) => Err(self.unknown(&why)),
             _ => Ok(()),
         }
+    }
+
+    /// The machine's QEMU, if it has one: for verbs that end it, whatever was going on before.
+    pub(super) async fn process_to_end(&mut self) -> Result<Option<ProcessHandle>, Failure> {
+        let contents = self.context.ledger.contents();
+        if self.live.is_some() || is_settled(&contents) {
+            return Ok(self.process());
+        }
+        match self.find_process(&contents).await? {
+            Found::Unknown(why) => Err(self.unknown(&why)),
+            Found::Process(process) => Ok(Some(process)),
+            Found::None => {
+                // A ledger that was made anew may not know it.
+                self.nobody_has_its_name().await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether a launch was interrupted before its guest ran. After a power cut the ledger may be
+    /// older than the row, which says `running` only when the guest did.
+    async fn is_undecided(&self, contents: &Contents, process_is_gone: bool) -> bool {
+        let launching = contents.operation.is_some_and(Operation::is_launch);
+        if !launching || contents.guest_may_run {
+            return false;
+        }
+        let ran = |status: Status| status.expects_process();
+        !(process_is_gone && self.context.status().await.is_ok_and(ran))
     }
 
     /// No process of this machine's name runs, as far as a ledger knows nothing of one.
@@ -149,9 +176,8 @@ impl Machine {
         // We were killed between the spawn and the ledger. Another state directory may have a machine
         // of the same name, but not with the same disk.
         let found = find_by_name(&name_argument(&spec.internal_name)).await?;
-        let disk = spec.disks.first().map_or("", |disk| disk.path.as_str());
-        let ours = found.into_iter().find(|process| process.was_told_of(disk));
-        Ok(ours.map_or(Found::None, Found::Process))
+        let disk = spec.disks.first().map(|disk| disk.path.to_string());
+        told_of(found, disk.unwrap_or_default()).await
     }
 
     /// The process was found by its name and its disk.
@@ -206,7 +232,6 @@ impl Machine {
             .display_ports
             .claim(lived.display_port);
         let view = LiveView {
-            generation: self.context.ledger.contents().generation,
             process,
             qmp,
             qmp_socket: lived.qmp_socket.to_string(),
@@ -286,6 +311,9 @@ impl Machine {
         let cleanup = undo_attempt(context.effects.as_ref(), &context.ledger, &bench).await;
         self.alert(&cleanup);
         context.end_attempt().await?;
+        if context.ledger.contents().lived.is_some() {
+            return Ok(Recovered::Skipped("QEMU could not be ended".to_owned()));
+        }
         if contents.operation != Some(Operation::Create) {
             return Ok(Recovered::Off);
         }
@@ -382,6 +410,28 @@ fn found_status(status: &StatusInfo) -> Status {
         // The launch is over: it was suspended and then reset.
         RunState::Prelaunch => Status::Suspended,
         _ => of_run_state(status.status.as_str()),
+    }
+}
+
+/// Whether the ledger knows that there is no QEMU.
+fn is_settled(contents: &Contents) -> bool {
+    let mut entries = contents.entries.iter();
+    contents.lived.is_none()
+        && contents.operation.is_none()
+        && entries.all(|entry| entry.undo.release != Release::EndQemu)
+}
+
+/// The process that has this disk on its command line. `/proc` waits for a process that hangs while
+/// it changes its memory map.
+async fn told_of(found: Vec<ProcessHandle>, disk: String) -> Result<Found, Failure> {
+    let looked = blocking(move || {
+        let mut found = found.into_iter();
+        found.find(|process| process.was_told_of(&disk))
+    });
+    match timeout(MONITOR_DEADLINE, looked).await {
+        Ok(Ok(ours)) => Ok(ours.map_or(Found::None, Found::Process)),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_elapsed) => Ok(Found::Unknown("/proc does not answer".to_owned())),
     }
 }
 

@@ -8,8 +8,8 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
-use futures_util::{FutureExt as _, StreamExt as _, stream};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -193,12 +193,25 @@ async fn release(
 ) -> Cleanup {
     let mut entries = without_covered(ledger, entries);
     entries.reverse();
-    let each = entries
-        .into_iter()
-        .map(|entry| release_one(effects, ledger, bench, entry));
     let resources = match order {
-        Order::AtOnce => join_all(each).await,
-        Order::NewestFirst => stream::iter(each).then(|one| one).collect().await,
+        Order::AtOnce => {
+            let each = entries.into_iter();
+            join_all(each.map(|entry| release_one(effects, ledger, bench, entry))).await
+        }
+        Order::NewestFirst => {
+            let mut resources = Vec::new();
+            for entry in entries {
+                let ends_qemu = entry.undo.release == Release::EndQemu;
+                let resource = release_one(effects, ledger, bench, entry).await;
+                let qemu_lives = ends_qemu && resource.failure.is_some();
+                resources.push(resource);
+                if qemu_lives {
+                    // It uses everything older.
+                    break;
+                }
+            }
+            resources
+        }
     };
     Cleanup { resources }
 }

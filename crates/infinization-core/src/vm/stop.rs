@@ -1,8 +1,10 @@
 //! `stopVM`: the guest shuts down, or QEMU is ended; "stopped" is said only when it is gone.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -104,12 +106,22 @@ impl Machine {
         let Some(process) = self.process() else {
             return self.stop_without_process(&status).await;
         };
-        self.context.ledger.begin_release(Operation::Stop, now_ms());
+        let ledger = Arc::clone(&self.context.ledger);
+        // A launch that is not decided yet stays to be decided, should the stop fail.
+        let decided = !ledger
+            .contents()
+            .operation
+            .is_some_and(Operation::is_launch);
+        if decided {
+            ledger.begin_release(Operation::Stop, now_ms());
+        }
         let outcome = self.end(&process, options, interrupt).await;
         let forced = match outcome {
             Ok(forced) => forced,
             Err(failure) => {
-                self.context.ledger.commit()?;
+                if decided && let Err(error) = ledger.commit() {
+                    tracing::warn!(vm = %self.context.vm_id, %error, "the ledger could not be written");
+                }
                 return Err(failure.of_vm(&self.context.vm_id));
             }
         };
@@ -243,14 +255,12 @@ impl Machine {
     async fn finish_stop(&mut self, forced: bool) -> Cleanup {
         self.take_in_ending().await;
         let ending = self.live.as_ref().and_then(|live| live.ending.clone());
-        let reason = ending
-            .as_ref()
-            .map_or("host-signal", |ending| ending.reason.as_str());
-        let mut cause = EndCause::of(reason);
-        cause.reason = if forced && ending.is_none() {
-            "host-kill".to_owned()
-        } else {
-            cause.reason
+        let exit = self.exited().now_or_never();
+        let cause = match (&ending, forced, exit) {
+            (Some(ending), _, _) => EndCause::of(&ending.reason),
+            (None, true, _) => EndCause::of("host-kill"),
+            (None, false, Some(exit)) => self.cause_of(exit),
+            (None, false, None) => EndCause::of("unknown"),
         };
         let cleanup = self.settle(&cause).await;
         self.write_off().await;

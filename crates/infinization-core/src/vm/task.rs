@@ -303,7 +303,10 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
             cancel,
             reply,
         } => {
-            let work = Box::pin(machine.create(*config, &warnings, &cancel));
+            let work = Box::pin(async {
+                machine.is_open()?;
+                machine.create(*config, &warnings, &cancel).await
+            });
             let created = guarded(work).await;
             send(created, reply, asker);
         }
@@ -311,11 +314,27 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
             let work = Box::pin(machine.perform(verb, interrupt));
             send(guarded(work).await, reply, asker);
         }
-        Request::Recover { reply } => send(guarded(machine.recover()).await, reply, asker),
-        Request::Reconcile { listed, reply } => {
-            send(guarded(machine.reconcile(&listed)).await, reply, asker);
+        Request::Recover { reply } => {
+            let work = async {
+                machine.is_open()?;
+                machine.recover().await
+            };
+            send(guarded(work).await, reply, asker);
         }
-        Request::Check { reply } => send(guarded(machine.check()).await, reply, asker),
+        Request::Reconcile { listed, reply } => {
+            let work = async {
+                machine.is_open()?;
+                machine.reconcile(&listed).await
+            };
+            send(guarded(work).await, reply, asker);
+        }
+        Request::Check { reply } => {
+            let work = async {
+                machine.is_open()?;
+                machine.check().await
+            };
+            send(guarded(work).await, reply, asker);
+        }
         Request::Rest { reply } => send(Ok(()), reply, asker),
     }
 }
@@ -399,17 +418,25 @@ impl Machine {
         })
     }
 
+    /// What still waits when the manager is shut down is not begun.
+    fn is_open(&self) -> Result<(), Failure> {
+        if self.context.services.closing.is_cancelled() {
+            let message = "the instance was shut down";
+            return Err(Failure::new(ErrorCode::Closed, message).of_vm(&self.context.vm_id));
+        }
+        Ok(())
+    }
+
     /// Performs a verb on a VM of which it is known whether it has a QEMU.
     async fn perform_known(
         &mut self,
         verb: Verb,
         interrupt: &Interrupt,
     ) -> Result<OperationResult, Failure> {
-        if self.context.services.closing.is_cancelled() {
-            let message = "the instance was shut down";
-            return Err(Failure::new(ErrorCode::Closed, message));
+        self.is_open()?;
+        if !matches!(verb, Verb::Destroy | Verb::Delete { .. }) {
+            self.look_again().await?;
         }
-        self.look_again().await?;
         match verb {
             Verb::Start { options, cancel } => self.start(&options, &cancel, interrupt).await,
             Verb::Stop { options, .. } => self.stop(&options, interrupt).await,

@@ -62,12 +62,13 @@ impl Elements {
             Some(socket) => socket,
             None => open().map_err(NftError::Netlink)?,
         };
-        let answers = exchange(&socket, &batch(ports), ports.len()).map_err(NftError::Netlink)?;
-        // Only a socket with nothing left unread is used again.
-        *held = Some(socket);
-        match answers.into_iter().find(|errno| *errno != 0) {
-            None => Ok(()),
-            Some(errno) => Err(NftError::rejected(Errno::from_raw(errno))),
+        match exchange(&socket, &batch(ports), ports.len()).map_err(NftError::Netlink)? {
+            None => {
+                // Only a socket with nothing left unread is used again.
+                *held = Some(socket);
+                Ok(())
+            }
+            Some(errno) => Err(NftError::rejected(errno)),
         }
     }
 }
@@ -80,16 +81,22 @@ fn open() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Sends a batch and reads the errno of each of its `requests`.
-fn exchange(socket: &OwnedFd, batch: &[u8], requests: usize) -> io::Result<Vec<i32>> {
+/// Sends a batch and reads the answer to each of its `requests`, up to the first refusal: of one, or
+/// of the whole batch.
+fn exchange(socket: &OwnedFd, batch: &[u8], requests: usize) -> io::Result<Option<Errno>> {
     send(socket.as_raw_fd(), batch, MsgFlags::empty())?;
-    let mut errnos = Vec::new();
+    let mut accepted = 0;
     let mut buffer = vec![0; ANSWERS];
-    while errnos.len() < requests {
+    while accepted < requests {
         let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        errnos.extend(errnos_in(&buffer[..length])?);
+        for errno in errnos_in(&buffer[..length])? {
+            if errno != 0 {
+                return Ok(Some(Errno::from_raw(errno)));
+            }
+            accepted += 1;
+        }
     }
-    Ok(errnos)
+    Ok(None)
 }
 
 fn errnos_in(mut bytes: &[u8]) -> io::Result<Vec<i32>> {

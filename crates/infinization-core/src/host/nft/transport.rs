@@ -83,7 +83,7 @@ impl Element {
     }
 }
 
-/// Runs `nft -j -f -`.
+/// Runs `nft -j -f -`; closes ports by itself, over netlink.
 #[derive(Debug, Clone, Default)]
 pub struct NftProgram {
     elements: Arc<Elements>,
