@@ -8,8 +8,8 @@ use super::events::QmpEvent;
 use super::replies::StatusInfo;
 
 /// How many events wait for a receiver before the oldest goes. With [`MAX_EVENT`] this bounds a
-/// monitor's memory to 8 MiB under the worst flood; real events have some hundred bytes.
-const CAPACITY: usize = 128;
+/// monitor's memory to 4 MiB under the worst flood; real events have some hundred bytes.
+const CAPACITY: usize = 64;
 /// A longer event is not kept; receivers learn that they missed one. No event of QEMU comes near.
 pub(super) const MAX_EVENT: usize = 64 * 1024;
 

@@ -9,9 +9,9 @@ use std::ops::Range;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Room made before each read.
-const CHUNK: usize = 64 * 1024;
+const CHUNK: usize = 4 * 1024;
 /// A buffer grown beyond this by one long line is given back once it is empty.
-const KEEP: usize = 1024 * 1024;
+const KEEP: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Lines<R> {
