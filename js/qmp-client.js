@@ -28,7 +28,7 @@ const QMPClient = traced(class QMPClient extends native.QMPClient {
   async execute (command, args) {
     const answer = await new Promise((resolve) => {
       const call = this.#last = (this.#last + 1) >>> 0
-      super.submit(call, command, args)
+      native.submitMonitorCall(this, call, command, args)
       this.#calls.set(call, resolve)
       begun()
     })

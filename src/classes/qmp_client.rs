@@ -101,16 +101,6 @@ impl QmpClient {
         now(Ok(greeting.map(|greeting| json!({ "QMP": greeting }))))
     }
 
-    /// Sends any command; the reply, QEMU's own JSON, settles the call of this number.
-    #[napi]
-    pub fn submit(&self, number: u32, command: Argument, arguments: Argument) {
-        let monitor = self.monitor.clone();
-        answer(Arc::clone(&self.settle), number, async move {
-            let (command, arguments) = (command.text("command")?, arguments.object("args")?);
-            call(monitor.as_ref(), &command, arguments).await
-        });
-    }
-
     #[napi]
     pub async fn query_status(&self) -> Outcome {
         self.ask("query-status").await
@@ -178,4 +168,20 @@ impl QmpClient {
     pub async fn quit(&self) -> Outcome {
         self.tell("quit", json!({})).await
     }
+}
+
+/// Sends any command; the reply, QEMU's own JSON, settles the call of this number. No method: that
+/// is `execute`, in `js/qmp-client.js`, which keeps the promises.
+#[napi]
+pub fn submit_monitor_call(
+    client: &QmpClient,
+    number: u32,
+    command: Argument,
+    arguments: Argument,
+) {
+    let monitor = client.monitor.clone();
+    answer(Arc::clone(&client.settle), number, async move {
+        let (command, arguments) = (command.text("command")?, arguments.object("args")?);
+        call(monitor.as_ref(), &command, arguments).await
+    });
 }

@@ -110,8 +110,10 @@ fn is_alive(pid: i32) -> bool {
 /// Waits until nothing of the process is left. It is a child of this one, reaped by the library or,
 /// once its manager is gone, by nobody: a zombie counts as gone.
 async fn ends(pid: i32) {
+    // Its files, and the locks on them, are closed by the last of its threads.
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     let gone = async {
-        while is_alive(pid) {
+        while is_alive(pid) || threads() > 1 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
