@@ -2,7 +2,8 @@
 //! what comes back. No behaviour lives here.
 //!
 //! What JavaScript hands in is read by [`argument`]; what it gets back is made by [`outcome`] in the
-//! caller's own realm; facts travel up through [`events`], what is logged through [`log`]. `classes/` has one file per exported class.
+//! caller's own realm, and of the many small monitor calls by [`answers`]; facts travel up through
+//! [`events`], what is logged through [`log`]. `classes/` has one file per exported class.
 //! The public face (`index.js`, `index.d.ts`) is written by hand over these.
 #![allow(
     clippy::needless_pass_by_value,
