@@ -18,6 +18,7 @@
 //! | `effects` | performing one action on the real host |
 //! | `boot` | waiting for the guest's agent |
 //! | `machine`, `launch`, `stop`, `guest`, `destroy`, `recover`, `reconcile` | what one VM does, verb by verb |
+//! | `request` | what can be asked of a VM |
 //! | `task` | the loop that owns one VM, and the handle to it |
 //!
 //! Invariant: only a VM's own task writes that VM's status.
@@ -41,6 +42,7 @@ mod plan;
 mod planner;
 mod reconcile;
 mod recover;
+mod request;
 mod run;
 mod salvage;
 mod services;
@@ -62,9 +64,10 @@ pub use plan::{Lifetime, Operation, Plan, Step, Undo};
 pub use planner::{Facts, RowClaim, TapState};
 pub use reconcile::{ReconcileAction, ReconcileResult};
 pub use recover::Recovered;
+pub use request::Verb;
 pub use run::{Effects, Run};
 pub use services::{EffectsWrapper, Services};
-pub use task::{Verb, VmHandle};
+pub use task::VmHandle;
 
 /// QEMU's standard error, in the VM's state directory.
 const QEMU_LOG: &str = "qemu.log";

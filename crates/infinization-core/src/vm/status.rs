@@ -93,18 +93,15 @@ pub const MARKERS: [&str; 9] = [
 
 /// What is not written over either when a guest ends or changes by itself: `error` is final until a
 /// start.
-pub const UNTOUCHABLE: [&str; 10] = [
-    "error",
-    "rebuilding",
-    "deleting",
-    "moving",
-    "backing_up",
-    "restoring",
-    "snapshotting",
-    "capturing",
-    "archived",
-    "delete_failed",
-];
+pub const UNTOUCHABLE: [&str; MARKERS.len() + 1] = {
+    let mut all = ["error"; MARKERS.len() + 1];
+    let mut at = 0;
+    while at < MARKERS.len() {
+        all[at] = MARKERS[at];
+        at += 1;
+    }
+    all
+};
 
 /// What QEMU's run state (`query-status`) means for the column. Unknown states are errors.
 ///

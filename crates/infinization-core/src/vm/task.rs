@@ -18,114 +18,16 @@ use super::machine::{Machine, View};
 use super::outcome::{CreateResult, EndCause, OperationResult};
 use super::reconcile::ReconcileResult;
 use super::recover::Recovered;
+use super::request::{Asked, Reply, Request, Verb};
 use super::status::{MARKERS, STARTABLE, Status};
 use super::stop::Interrupt;
 use crate::config::{StartOptions, StopOptions, VmConfig, Warning};
 use crate::error::{ErrorClass, ErrorCode, Failure};
 use crate::host::process::Exit;
 use crate::qmp::MonitorEvent;
-use crate::types::FirewallRuleInput;
 
 /// How many requests may wait for one VM before callers wait to ask.
 const INBOX: usize = 64;
-
-type Reply<T> = oneshot::Sender<Result<T, Failure>>;
-
-/// What can be asked of a VM.
-enum Request {
-    Create {
-        config: Box<VmConfig>,
-        warnings: Vec<Warning>,
-        cancel: CancellationToken,
-        reply: Reply<CreateResult>,
-    },
-    Verb {
-        verb: Verb,
-        reply: Reply<OperationResult>,
-    },
-    Recover {
-        reply: Reply<Recovered>,
-    },
-    Reconcile {
-        listed: String,
-        reply: Reply<ReconcileResult>,
-    },
-    Check {
-        reply: Reply<Option<i32>>,
-    },
-    Rest {
-        reply: Reply<()>,
-    },
-}
-
-/// A request on its way. Until it has been served it counts as a handle, so that a task with
-/// work to do is never taken for an idle one.
-#[derive(Debug)]
-struct Asked {
-    request: Request,
-    asker: mpsc::Sender<Asked>,
-}
-
-/// The verbs that answer an [`OperationResult`].
-#[derive(Debug)]
-pub enum Verb {
-    /// `startVM`.
-    Start {
-        /// As asked.
-        options: StartOptions,
-        /// Undoes the start.
-        cancel: CancellationToken,
-    },
-    /// `stopVM`.
-    Stop {
-        /// As asked.
-        options: StopOptions,
-        /// Ends the wait for the guest; the VM goes on.
-        cancel: CancellationToken,
-    },
-    /// `restartVM`.
-    Restart,
-    /// `suspendVM`.
-    Suspend,
-    /// `resumeVM`.
-    Resume,
-    /// `resetVM`.
-    Reset,
-    /// `destroyVM`.
-    Destroy,
-    /// `deleteVM`.
-    Delete {
-        /// Also the disks.
-        with_data: bool,
-    },
-    /// `setFirewallRules`.
-    SetFirewallRules(Vec<FirewallRuleInput>),
-}
-
-impl Request {
-    /// Whether it ends QEMU whatever the guest does, and so ends waiting for the guest too.
-    fn is_forced_stop(&self) -> bool {
-        match self {
-            Self::Verb { verb, .. } => match verb {
-                Verb::Stop { options, .. } => options.force && !options.graceful,
-                Verb::Destroy | Verb::Delete { .. } => true,
-                _ => false,
-            },
-            _ => false,
-        }
-    }
-
-    /// What the caller ends the wait for the guest with.
-    fn patience(&self) -> CancellationToken {
-        match self {
-            Self::Verb {
-                verb: Verb::Stop { cancel, .. } | Verb::Start { cancel, .. },
-                ..
-            } => cancel.clone(),
-            _ => CancellationToken::new(),
-        }
-    }
-}
 
 /// Asks one VM's task. Clones ask the same task; it ends when the last one is dropped.
 #[derive(Debug, Clone)]
@@ -133,19 +35,6 @@ pub struct VmHandle {
     context: Arc<VmContext>,
     inbox: mpsc::Sender<Asked>,
     view: watch::Receiver<View>,
-}
-
-impl std::fmt::Debug for Request {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Create { .. } => f.write_str("Create"),
-            Self::Verb { verb, .. } => verb.fmt(f),
-            Self::Recover { .. } => f.write_str("Recover"),
-            Self::Reconcile { .. } => f.write_str("Reconcile"),
-            Self::Check { .. } => f.write_str("Check"),
-            Self::Rest { .. } => f.write_str("Rest"),
-        }
-    }
 }
 
 impl VmHandle {
@@ -357,26 +246,6 @@ async fn guarded<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T,
                 "a defect stopped the operation; please report it",
             ))
         })
-}
-
-impl Verb {
-    /// The code a foreign failure of the verb gets, and how that is said.
-    fn failed(&self) -> (ErrorCode, &'static str) {
-        match self {
-            Self::Start { .. } => (ErrorCode::StartFailed, "the VM could not be started"),
-            Self::Stop { .. } => (ErrorCode::StopFailed, "the VM could not be stopped"),
-            Self::Restart => (ErrorCode::StopFailed, "the VM could not be restarted"),
-            Self::Destroy => (ErrorCode::StopFailed, "the VM could not be destroyed"),
-            Self::Delete { .. } => (ErrorCode::StopFailed, "the VM could not be deleted"),
-            Self::Suspend => (ErrorCode::QmpError, "the VM could not be suspended"),
-            Self::Resume => (ErrorCode::QmpError, "the VM could not be resumed"),
-            Self::Reset => (ErrorCode::QmpError, "the VM could not be reset"),
-            Self::SetFirewallRules(_) => (
-                ErrorCode::FirewallError,
-                "the firewall rules could not be set",
-            ),
-        }
-    }
 }
 
 impl Machine {

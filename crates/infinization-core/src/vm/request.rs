@@ -1,0 +1,144 @@
+//! What can be asked of a VM's task, and on what terms.
+
+use std::fmt;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::outcome::{CreateResult, OperationResult};
+use super::reconcile::ReconcileResult;
+use super::recover::Recovered;
+use crate::config::{StartOptions, StopOptions, VmConfig, Warning};
+use crate::error::{ErrorCode, Failure};
+use crate::types::FirewallRuleInput;
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, Failure>>;
+
+/// What can be asked of a VM.
+pub(super) enum Request {
+    Create {
+        config: Box<VmConfig>,
+        warnings: Vec<Warning>,
+        cancel: CancellationToken,
+        reply: Reply<CreateResult>,
+    },
+    Verb {
+        verb: Verb,
+        reply: Reply<OperationResult>,
+    },
+    Recover {
+        reply: Reply<Recovered>,
+    },
+    Reconcile {
+        listed: String,
+        reply: Reply<ReconcileResult>,
+    },
+    Check {
+        reply: Reply<Option<i32>>,
+    },
+    Rest {
+        reply: Reply<()>,
+    },
+}
+
+/// A request on its way. Until it has been served it counts as a handle, so that a task with
+/// work to do is never taken for an idle one.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) request: Request,
+    pub(super) asker: mpsc::Sender<Asked>,
+}
+
+/// The verbs that answer an [`OperationResult`].
+#[derive(Debug)]
+pub enum Verb {
+    /// `startVM`.
+    Start {
+        /// As asked.
+        options: StartOptions,
+        /// Undoes the start.
+        cancel: CancellationToken,
+    },
+    /// `stopVM`.
+    Stop {
+        /// As asked.
+        options: StopOptions,
+        /// Ends the wait for the guest; the VM goes on.
+        cancel: CancellationToken,
+    },
+    /// `restartVM`.
+    Restart,
+    /// `suspendVM`.
+    Suspend,
+    /// `resumeVM`.
+    Resume,
+    /// `resetVM`.
+    Reset,
+    /// `destroyVM`.
+    Destroy,
+    /// `deleteVM`.
+    Delete {
+        /// Also the disks.
+        with_data: bool,
+    },
+    /// `setFirewallRules`.
+    SetFirewallRules(Vec<FirewallRuleInput>),
+}
+
+impl Request {
+    /// Whether it ends QEMU whatever the guest does, and so ends waiting for the guest too.
+    pub(super) fn is_forced_stop(&self) -> bool {
+        match self {
+            Self::Verb { verb, .. } => match verb {
+                Verb::Stop { options, .. } => options.force && !options.graceful,
+                Verb::Destroy | Verb::Delete { .. } => true,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// What the caller ends the wait for the guest with.
+    pub(super) fn patience(&self) -> CancellationToken {
+        match self {
+            Self::Verb {
+                verb: Verb::Stop { cancel, .. } | Verb::Start { cancel, .. },
+                ..
+            } => cancel.clone(),
+            _ => CancellationToken::new(),
+        }
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Create { .. } => f.write_str("Create"),
+            Self::Verb { verb, .. } => verb.fmt(f),
+            Self::Recover { .. } => f.write_str("Recover"),
+            Self::Reconcile { .. } => f.write_str("Reconcile"),
+            Self::Check { .. } => f.write_str("Check"),
+            Self::Rest { .. } => f.write_str("Rest"),
+        }
+    }
+}
+
+impl Verb {
+    /// The code a foreign failure of the verb gets, and how that is said.
+    pub(super) fn failed(&self) -> (ErrorCode, &'static str) {
+        match self {
+            Self::Start { .. } => (ErrorCode::StartFailed, "the VM could not be started"),
+            Self::Stop { .. } => (ErrorCode::StopFailed, "the VM could not be stopped"),
+            Self::Restart => (ErrorCode::StopFailed, "the VM could not be restarted"),
+            Self::Destroy => (ErrorCode::StopFailed, "the VM could not be destroyed"),
+            Self::Delete { .. } => (ErrorCode::StopFailed, "the VM could not be deleted"),
+            Self::Suspend => (ErrorCode::QmpError, "the VM could not be suspended"),
+            Self::Resume => (ErrorCode::QmpError, "the VM could not be resumed"),
+            Self::Reset => (ErrorCode::QmpError, "the VM could not be reset"),
+            Self::SetFirewallRules(_) => (
+                ErrorCode::FirewallError,
+                "the firewall rules could not be set",
+            ),
+        }
+    }
+}
