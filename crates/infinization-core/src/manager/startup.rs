@@ -22,7 +22,7 @@ use crate::host::nft::Nft;
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::types::VmId;
-use crate::vm::Services;
+use crate::vm::{MacClaims, Services};
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
@@ -58,6 +58,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         nft,
         capabilities,
         display_ports: DisplayPorts::default(),
+        macs: MacClaims::default(),
         cgroups: Cgroups::host(),
         parser,
         closing: CancellationToken::new(),

@@ -2,7 +2,8 @@
 //! refuse an operation refuses here, before the first side effect, and names the field it is about
 //! (`context.issues[].path`) as the parser does.
 //!
-//! The one thing it takes is the display port's reservation, which is given back when dropped.
+//! The two things it takes are the display port's reservation and a new machine's MAC address, which
+//! are given back when dropped.
 //!
 //! | file | what it holds |
 //! | --- | --- |
@@ -23,6 +24,8 @@ use std::sync::Arc;
 use serde_json::json;
 
 use self::host::{Host, Seen};
+use self::macs::MacClaim;
+pub use self::macs::MacClaims;
 use super::context::VmContext;
 use super::firewall::sensible;
 use super::planner::{Facts, RowClaim, TapState};
@@ -45,6 +48,8 @@ pub(super) struct Gathered {
 /// Kept while the VM lives, and told to the caller.
 pub(super) struct Reserved {
     pub(super) display_port: ReservedPort,
+    /// Until the launch is over; then the machine's spec file says it.
+    pub(super) mac: Option<MacClaim>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -102,6 +107,7 @@ impl VmContext {
         };
         let reserved = Reserved {
             display_port: seen.display_port,
+            mac: seen.mac,
             warnings,
         };
         Ok(Gathered { facts, reserved })

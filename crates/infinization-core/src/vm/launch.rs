@@ -275,6 +275,7 @@ impl Machine {
             facts,
             Reserved {
                 display_port,
+                mac: _until_the_launch_is_over,
                 warnings,
             },
         ) = (gathered.facts, gathered.reserved);

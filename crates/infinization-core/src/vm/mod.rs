@@ -56,6 +56,7 @@ pub use bench::Bench;
 pub use cleanup::{Cleanup, Resource};
 pub use context::VmContext;
 pub use effects::HostEffects;
+pub use facts::MacClaims;
 pub use ledger::{Contents, Entry, Ledger, Lived};
 pub use live::LiveView;
 pub use machine::View;

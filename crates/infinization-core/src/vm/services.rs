@@ -20,6 +20,7 @@ use crate::types::{FirewallDefaultAction, MacAddr, VmId, VmNames};
 
 use super::context::VmContext;
 use super::effects::HostEffects;
+use super::facts::MacClaims;
 use super::run::Effects;
 use super::salvage::open_ledger;
 
@@ -44,6 +45,8 @@ pub struct Services {
     pub capabilities: Capabilities,
     /// Display ports of this process' VMs.
     pub display_ports: DisplayPorts,
+    /// The MAC addresses of machines that are being created.
+    pub macs: MacClaims,
     /// QEMU's own cgroups.
     pub cgroups: Cgroups,
     /// What parsing a VM's configuration needs to know.

@@ -49,6 +49,29 @@ fn b31_no_machine_gets_another_one_s_mac_address() {
 }
 
 #[test]
+fn b31_of_two_creates_at_once_only_one_gets_the_mac_address() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let machine = |vm_id: &str| {
+            let mut machine = host.machine(vm_id);
+            machine["macAddress"] = json!("52:54:00:b3:10:01");
+            manager.create_vm(machine, never())
+        };
+        let (one, other) = tokio::join!(machine("mac-race-1"), machine("mac-race-2"));
+        let (made, failure) = match (one, other) {
+            (Ok(_), Err(failure)) => ("mac-race-1", failure),
+            (Err(failure), Ok(_)) => ("mac-race-2", failure),
+            both => panic!("one was to be refused: {both:?}"),
+        };
+        assert_eq!(fields(&failure), [("macAddress", "INVALID_CONFIG")]);
+        assert!(failure.to_string().contains(made), "{failure}");
+        delete(&manager, made).await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
 fn b32_a_link_that_is_no_bridge_is_refused() {
     kit::in_private_network(|| async {
         let host = Host::new().await;

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{about, disks, files, macs, pci};
+use super::macs::{self, MacClaim};
+use super::{about, disks, files, pci};
 use crate::config::{
-    AcceleratorChoice, BindAddress, ConfigError, NetworkModel, PathRules, VmConfig,
+    AcceleratorChoice, BindAddress, ConfigError, Issue, NetworkModel, PathRules, VmConfig,
 };
 use crate::error::{ErrorCode, Failure};
 use crate::host::accelerator;
@@ -41,6 +42,8 @@ pub(super) struct Seen {
     pub(super) display_port: ReservedPort,
     pub(super) vars_template: Option<HostPath>,
     pub(super) missing_directories: Vec<HostPath>,
+    /// Only a create claims its address.
+    pub(super) mac: Option<MacClaim>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -52,7 +55,7 @@ impl Host {
 
     fn look(&self) -> Result<Seen, Failure> {
         let config = &self.config;
-        self.check_named()?;
+        let mac = self.check_named()?;
         disks::check(&config.disks, self.creating, self.allowed())?;
         check_cpus(config)?;
         let accelerator = choose_accelerator(config.accelerator)?;
@@ -66,21 +69,34 @@ impl Host {
             display_address,
             vars_template,
             missing_directories: self.missing_directories(),
+            mac,
             warnings,
         })
     }
 
     /// Everything the configuration names by path or address, with every complaint at once.
-    fn check_named(&self) -> Result<(), Failure> {
+    fn check_named(&self) -> Result<Option<MacClaim>, Failure> {
         let config = &self.config;
         let user = config.run_as_user.as_ref().map(users::resolve).transpose();
         let user = user.map_err(|error| about("runAsUser", error.into()))?;
         let mut issues = files::issues(config, self.rules(), user.as_ref())?;
         issues.extend(pci::issues(config));
-        if self.creating {
-            issues.extend(macs::issues(config, &self.services.machines_directory())?);
+        let mac = self.claim_mac()?;
+        let (mac, issue) = match mac.transpose() {
+            Ok(mac) => (mac, None),
+            Err(issue) => (None, Some(issue)),
+        };
+        issues.extend(issue);
+        ConfigError::unless_empty(issues)?;
+        Ok(mac)
+    }
+
+    fn claim_mac(&self) -> Result<Option<Result<MacClaim, Issue>>, Failure> {
+        if !self.creating {
+            return Ok(None);
         }
-        Ok(ConfigError::unless_empty(issues)?)
+        let (machines, claims) = (self.services.machines_directory(), &self.services.macs);
+        macs::claim(&self.config, &machines, claims).map(Some)
     }
 
     fn rules(&self) -> &PathRules {
