@@ -157,6 +157,7 @@ impl Machine {
             from: record.status.clone(),
             version: record.version,
         };
+        let abort = cancel.child_token();
         let launch = Launch {
             operation: Operation::Start,
             config: this_run,
@@ -164,10 +165,10 @@ impl Machine {
             row,
             rules,
             policy,
-            cancel,
+            cancel: &abort,
         };
-        let launched = self
-            .launch(launch)
+        let launched = interrupt
+            .abort_if_forced(&abort, Box::pin(self.launch(launch)))
             .await
             .map_err(|failure| start_failure(self, failure))?;
         let data = json!({ "pid": launched.pid, "tapDevice": self.context.names.tap });

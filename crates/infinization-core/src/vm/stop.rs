@@ -83,6 +83,29 @@ impl Interrupt {
             Err(Failure::new(ErrorCode::Aborted, message))
         })
     }
+
+    /// Does `work` to its end; once a forced stop waits behind it and it hangs, aborts it by `abort`.
+    pub(super) async fn abort_if_forced<T>(
+        &self,
+        abort: &CancellationToken,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = pin!(work);
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = self.force.notified() => {}
+        }
+        // What comes after the work is to hear of it too.
+        self.force();
+        match timeout(HANG, &mut work).await {
+            Ok(done) => done,
+            Err(_elapsed) => {
+                abort.cancel();
+                work.await
+            }
+        }
+    }
 }
 
 /// How waiting for the guest ended.

@@ -15,6 +15,8 @@ pub enum Deed {
     Fail,
     /// The caller aborts before the action.
     Cancel,
+    /// The action waits for what never comes, until it is aborted.
+    Hang,
     /// A defect shows after the action.
     Panic,
     /// This process is killed before the action.
@@ -113,6 +115,10 @@ impl Effects for Between {
             (true, Deed::Fail) => return Err(Failure::new(ErrorCode::HostFile, "meddled with")),
             (true, Deed::KillBefore) => die(),
             (true, Deed::Cancel) => cancel.cancel(),
+            (true, Deed::Hang) => {
+                cancel.cancelled().await;
+                return Err(Failure::new(ErrorCode::Aborted, "meddled with"));
+            }
             _ => {}
         }
         let done = self.host.perform(action, bench, cancel).await;
