@@ -74,11 +74,16 @@ impl Loss {
 }
 
 /// Matches replies to calls by id. Ids are never used twice, over all connections of a client.
+///
+/// A call that is alone goes without its id. QEMU reads its monitor byte by byte (7.2, with a wait for
+/// each), so that the ten bytes of an id are a quarter of a small call's time.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
     last_id: u64,
     /// In the order they were sent, which is the order QEMU answers in.
     unanswered: BTreeMap<u64, oneshot::Sender<Outcome>>,
+    /// The one of them that was sent without its id.
+    unnamed: Option<u64>,
 }
 
 impl Calls {
@@ -92,28 +97,37 @@ impl Calls {
             self.unanswered.retain(|_, reply| !reply.is_closed());
         }
         self.last_id += 1;
-        self.unanswered.insert(self.last_id, reply);
-        command.encode(Some(self.last_id))
+        let id = self.last_id;
+        let alone = self.unanswered.is_empty() && self.unnamed.is_none();
+        self.unanswered.insert(id, reply);
+        self.unnamed = self.unnamed.or(alone.then_some(id));
+        command.encode((!alone).then_some(id))
     }
 
     /// Answers the call a reply belongs to; a reply to no call of ours, or to one already answered,
     /// is dropped.
     pub(super) fn answer(&mut self, reply: Reply) {
-        let call = match (reply.id, &reply.outcome) {
-            (Some(id), _) => self.unanswered.remove(&id),
-            // QEMU could not read the command, so it cannot name it: it is the oldest one.
-            (None, Err(_)) => self.unanswered.pop_first().map(|(_, call)| call),
-            (None, Ok(_)) => None,
+        let id = match (reply.id, &reply.outcome) {
+            (Some(id), _) if self.unnamed == Some(id) => None,
+            (Some(id), _) => Some(id),
+            // Its own, or QEMU could not read the command and cannot name it: it is the oldest one.
+            (None, Err(_)) => self.unnamed.take().or(self.oldest()),
+            (None, Ok(_)) => self.unnamed.take(),
         };
-        let Some(call) = call else {
+        let Some(call) = id.and_then(|id| self.unanswered.remove(&id)) else {
             tracing::debug!(id = reply.id, "a reply to no call was dropped");
             return;
         };
         let _abandoned = call.send(reply.outcome.map_err(CallFailure::Refused));
     }
 
+    fn oldest(&self) -> Option<u64> {
+        self.unanswered.keys().next().copied()
+    }
+
     /// Fails every call, as its connection is lost.
     pub(super) fn fail_all(&mut self, loss: Loss) {
+        self.unnamed = None;
         for call in std::mem::take(&mut self.unanswered).into_values() {
             let _abandoned = call.send(Err(CallFailure::Lost(loss)));
         }
@@ -149,10 +163,10 @@ mod tests {
     #[test]
     fn f7_only_the_right_id_answers_and_only_once() {
         let mut calls = Calls::default();
-        let (line, mut first) = call(&mut calls);
-        assert_eq!(line, "{\"execute\":\"stop\",\"id\":1}\n");
-        let (_, mut second) = call(&mut calls);
-        for id in [0, 99, 2, 2] {
+        let (_, mut first) = call(&mut calls);
+        let (line, mut second) = call(&mut calls);
+        assert_eq!(line, "{\"execute\":\"stop\",\"id\":2}\n");
+        for id in [0, 1, 99, 2, 2] {
             calls.answer(Reply {
                 id: Some(id),
                 outcome: no("two"),
@@ -162,6 +176,47 @@ mod tests {
         assert!(outcome(&mut second).unwrap().contains("two"));
         calls.fail_all(Loss::Ended);
         assert!(outcome(&mut first).unwrap().contains("connection ended"));
+    }
+
+    #[test]
+    fn f7_a_call_that_is_alone_has_no_id_and_its_answer_is_the_one_without() {
+        let mut calls = Calls::default();
+        let without_id = || Reply {
+            id: None,
+            outcome: Ok(RawValue::from_string("7".to_owned()).unwrap()),
+        };
+        // As over two connections: an id is not used again.
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let (line, mut alone) = call(&mut calls);
+            assert_eq!(line, "{\"execute\":\"stop\"}\n");
+            let (line, mut other) = call(&mut calls);
+            assert!(line.contains("\"id\":"), "{line}");
+            ids.push(line);
+            for _ in 0..2 {
+                calls.answer(without_id());
+            }
+            assert_eq!(outcome(&mut alone).unwrap(), "7");
+            assert_eq!(outcome(&mut other), None);
+            calls.fail_all(Loss::Ended);
+        }
+        assert_ne!(ids[0], ids[1]);
+    }
+
+    #[test]
+    fn the_late_answer_to_an_abandoned_call_is_no_other_call_s() {
+        let mut calls = Calls::default();
+        drop(call(&mut calls));
+        for _ in 0..2 * MAX_UNANSWERED {
+            drop(call(&mut calls));
+        }
+        let (line, mut waiting) = call(&mut calls);
+        assert!(line.contains("\"id\":"), "{line}");
+        calls.answer(Reply {
+            id: None,
+            outcome: no("for the first"),
+        });
+        assert_eq!(outcome(&mut waiting), None);
     }
 
     #[test]

@@ -155,7 +155,8 @@ impl Envelope<'_> {
             (None, Some(returned)) => Ok(returned.to_owned()),
             (None, None) => return Message::Unknown,
         };
-        match self.id.map(|id| id.get().parse()) {
+        let id = self.id.map(RawValue::get).filter(|id| *id != "null");
+        match id.map(str::parse) {
             None => Message::Reply(Reply { id: None, outcome }),
             Some(Ok(id)) => Message::Reply(Reply {
                 id: Some(id),
@@ -256,7 +257,7 @@ mod tests {
             ),
             (r#"{"return":{},"id":"three"}"#, None),
             (r#"{"return":{},"id":-1}"#, None),
-            (r#"{"return":{},"id":null}"#, None),
+            (r#"{"return":{},"id":null}"#, Some((None, Ok("{}".into())))),
             (r#"{"news":1}"#, None),
         ] {
             assert_eq!(reply(text), expected, "{text}");
