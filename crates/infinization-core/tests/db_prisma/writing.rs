@@ -226,3 +226,16 @@ async fn other_errors_of_a_transaction_are_not_tried_again() {
     assert_eq!(lost.unwrap_err().code, ErrorCode::MachineNotFound);
     assert_eq!(port.asked().len(), 1);
 }
+
+#[tokio::test]
+async fn f33_any_write_that_gives_way_is_tried_again_and_no_read_is() {
+    let port = script([Throws(known("P2034")), Says(json!({ "count": 1 }))]);
+    let db = database(&port);
+    db.update_machine_status(&vm("vm-1"), "off", &[])
+        .await
+        .unwrap();
+    assert_eq!(port.asked().len(), 2);
+    let port = script([Throws(known("P2034"))]);
+    assert!(database(&port).find_machine(&vm("vm-1")).await.is_err());
+    assert_eq!(port.asked().len(), 1);
+}

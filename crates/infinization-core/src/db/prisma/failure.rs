@@ -107,11 +107,7 @@ fn code_of(error: &PortError, otherwise: ErrorCode) -> ErrorCode {
 fn is_unreachable(error: &PortError) -> bool {
     let code = error.code.as_deref().unwrap_or_default();
     error.is_connection_failure()
-        || [
-            "PrismaClientInitializationError",
-            "PrismaClientRustPanicError",
-        ]
-        .contains(&error.name.as_str())
+        || error.name == "PrismaClientInitializationError"
         || (is_prisma_code(code) && code.starts_with("P1"))
         || ["P2024", "P2028", "P2037"].contains(&code)
         || UNREACHABLE.contains(&code)
