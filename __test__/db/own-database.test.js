@@ -254,11 +254,10 @@ test.each([
   const config = machine(await newBridge())
   deleteAtEnd(other, config)
   const { pid } = await other.createVM(config)
-  const instance = newInstance({
-    prismaClient: new Client(), nodeId, pidfileDir: `${other.stateDir}/pids`, healthMonitorInterval: 100
+  const instance = await openInstance({
+    prismaClient: new Client(), nodeId, pidfileDir: `${other.stateDir}/pids`, healthMonitorInterval: 500
   })
   const judged = next(instance.getHealthMonitor(), 'orphan-detected', ({ killed }) => killed === ended)
-  await instance.initialize()
   expect(await judged).toMatchObject({ pid, killed: ended })
   if (!ended) expect(await next(instance.getHealthMonitor(), 'orphan-detected')).toMatchObject({ pid, killed: false })
   expect(host.isAlive(pid)).toBe(!ended)
