@@ -1,0 +1,60 @@
+'use strict'
+
+// Prisma's clients, of the versions users have. They are generated from __test__/db, offline, when they
+// are older than what they are made of.
+
+const { execFileSync } = require('node:child_process')
+const { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } = require('node:fs')
+const path = require('node:path')
+const { root } = require('./root')
+
+const folder = path.join(root, '__test__/db')
+const VERSIONS = ['prisma6', 'prisma7']
+
+// Those that this Node.js can run.
+function clientVersions () {
+  const [major, minor] = process.versions.node.split('.').map(Number)
+  return major === 20 && minor < 19 ? ['prisma6'] : VERSIONS
+}
+
+// Makes the clients whose packages are installed.
+function generateClients () {
+  for (const version of clientVersions()) {
+    if (existsSync(path.join(folder, version, 'node_modules/prisma'))) generate(path.join(folder, version))
+  }
+}
+
+function generate (directory) {
+  const schema = readFileSync(path.join(directory, 'generator.prisma'), 'utf8') + readFileSync(path.join(folder, 'models.prisma'), 'utf8')
+  const lock = readFileSync(path.join(directory, 'package-lock.json'), 'utf8')
+  const [client, madeOf] = [path.join(directory, 'client'), path.join(directory, 'client/made-of')]
+  if (existsSync(madeOf) && readFileSync(madeOf, 'utf8') === schema + lock) return
+  rmSync(client, { recursive: true, force: true })
+  mkdirSync(client)
+  const file = path.join(directory, 'schema.prisma')
+  writeFileSync(file, schema)
+  try {
+    execFileSync(process.execPath, [path.join(directory, 'node_modules/prisma/build/index.js'), 'generate', '--schema', file], {
+      cwd: directory, stdio: ['ignore', 'pipe', 'pipe'], env: generating()
+    })
+  } finally {
+    rmSync(file)
+  }
+  writeFileSync(madeOf, schema + lock)
+}
+
+// Without asking anybody for engines, updates or hints.
+const generating = () => ({
+  ...process.env,
+  PRISMA_SCHEMA_ENGINE_BINARY: path.join(folder, 'no-schema-engine'),
+  CHECKPOINT_DISABLE: '1',
+  PRISMA_HIDE_UPDATE_MESSAGE: '1'
+})
+
+// A client of the application's, connected to a database of kit/postgres. Close it with `$disconnect()`.
+function connect (version, database) {
+  const { PrismaClient, PrismaPg } = require(path.join(folder, version))
+  return new PrismaClient({ adapter: new PrismaPg({ ...database.address, max: 10 }) })
+}
+
+module.exports = { clientVersions, connect, generateClients }
