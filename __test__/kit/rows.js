@@ -42,7 +42,8 @@ function insertStatement (table, row) {
 // The same rows in the embedded store: SQL with the values in it, for the `sqlite3` program. A rule
 // set has no row there: it bears the machine's names.
 function sqliteStatements (rows) {
-  return rows.filter(({ table }) => table !== 'FirewallRuleSet').map(({ table, row }, position) => {
+  const machineFirst = [...rows.filter(({ table }) => table === 'Machine'), ...rows.filter(({ table }) => /Rule$|Configuration/.test(table))]
+  return machineFirst.map(({ table, row }, position) => {
     const columns = Object.entries(sqliteRow(table, row, position))
     return `INSERT INTO ${snake(table)} (${columns.map(([name]) => name)}) VALUES (${columns.map(([, value]) => literal(value))});`
   })
