@@ -75,6 +75,7 @@ const {
   isLifecycleError,
   isPrismaAdapterError
 } = require('./js/errors')
+const { PrismaAdapter } = require('./js/database')
 const { Infinization } = require('./js/infinization')
 const { KeyedMutex } = require('./js/keyed-mutex')
 const { PCI_ADDRESS_REGEX, normalizePciAddress, validatePciAddress } = require('./js/pci-address')
@@ -141,6 +142,7 @@ module.exports = {
   NftablesService,
   PCI_ADDRESS_REGEX,
   PROCESS_EXIT_POLL_INTERVAL,
+  PrismaAdapter,
   PrismaAdapterError,
   PrismaAdapterErrorCode,
   ProcessError,
