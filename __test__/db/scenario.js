@@ -25,6 +25,9 @@ const machineRules = [
   })
 ]
 
+// An id is one rule's of all machines.
+const otherRules = machineRules.map((given) => ({ ...given, id: `other-${given.id}` }))
+
 const departmentRules = [rule('d-late', 950), rule('d-early', 50, { action: 'DROP', connectionState: { states: ['NEW'] } })]
 
 // Every column a configuration has, with a value that no default has.
@@ -61,7 +64,9 @@ const configuration = {
 
 const nothing = Object.fromEntries(Object.keys(configuration).map((column) => [column, null]))
 
-const ask = (method, ...args) => ({ title: `${method}(${args.map((arg) => JSON.stringify(arg)).join(', ')})`, act: ({ store }) => store[method](...args) })
+const ask = (method, ...args) => ({
+  title: `${method}(${args.map((arg) => JSON.stringify(arg)).join(', ')})`, act: ({ store }) => store[method](...args)
+})
 const then = (title, hand) => ({ title, hand })
 const shared = (steps) => steps.map((step) => ({ ...step, shared: true }))
 
@@ -124,7 +129,7 @@ const steps = [
   ask('updateMachineConfiguration', full, {}),
   ask('updateMachineConfiguration', full, { bridge: 'br9', networkQueues: 0, memoryBalloon: false, diskPaths: [], cpuPinning: null, graphicPassword: '' }),
   ask('findMachineWithConfig', full),
-  ask('updateMachineConfiguration', full, nothing),
+  ask('updateMachineConfiguration', full, { ...nothing, diskPaths: undefined }),
   ask('findMachineWithConfig', full),
   ask('updateMachineConfiguration', full, configuration),
   ask('clearVolatileMachineConfiguration', full),
@@ -203,7 +208,7 @@ const steps = [
     then('a machine of another node, one of none, and departments', async ({ add, addDepartment }) => {
       await addDepartment({ id: 'dept-open', firewallPolicy: 'ALLOW_ALL', rules: departmentRules })
       await addDepartment({ id: 'dept-shut', name: 'Größe', firewallPolicy: 'BLOCK_ALL' })
-      await add({ id: elsewhere, nodeId: 'node-b', status: 'running', departmentId: 'dept-open', rules: machineRules, configuration: nothing })
+      await add({ id: elsewhere, nodeId: 'node-b', status: 'running', departmentId: 'dept-open', rules: otherRules, configuration: nothing })
       await add({ id: 'vm-nowhere', status: 'running', departmentId: 'dept-shut', configuration: nothing })
       await add({ id: 'vm-here', nodeId: NODE, status: 'running', departmentId: 'dept-open' })
     }),

@@ -4,10 +4,8 @@
 
 const { execFileSync } = require('node:child_process')
 const path = require('node:path')
-const { PrismaAdapter } = require('../..')
 const { openInstance } = require('../kit')
 const { literal, machineRows, snake, sqliteStatements } = require('../kit/rows')
-const { NODE } = require('./scenario')
 
 // The embedded store, whose file is written beside the library.
 async function sqliteWorld () {
@@ -51,4 +49,4 @@ function postgresWorld (database, store) {
 
 const prismaWorld = (database, client) => postgresWorld(database, new PrismaAdapter(client, NODE))
 
-module.exports = { postgresWorld, prismaWorld, sqliteWorld }
+module.exports = { postgresWorld, sqliteWorld }
