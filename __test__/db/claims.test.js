@@ -38,7 +38,7 @@ describe.each(waysHere().filter((way) => ['prisma7', 'databaseAdapter'].includes
     expect(host.processes(`guest=${vmId},`)).toEqual([])
   })
 
-  test.each(['backing_up', 'capturing', 'moving', 'error'])('%s: what QEMU tells, and its end, do not overwrite it', async (status) => {
+  test.each(['backing_up', 'capturing', 'moving', 'error'])('%s: neither verbs, nor what QEMU tells, nor its end overwrite it', async (status) => {
     const app = await application(server, way)
     const { vmId, pid } = await created(app)
     const handler = app.instance.getEventHandler()
@@ -51,6 +51,7 @@ describe.each(waysHere().filter((way) => ['prisma7', 'databaseAdapter'].includes
       await told
       expect(await statusOf(app, vmId)).toBe(status)
     }
+    for (const verb of ['suspendVM', 'resumeVM', 'resetVM']) await app.instance[verb](vmId).catch(() => undefined)
     await app.instance.getHealthMonitor().checkAllVMs()
     expect([await statusOf(app, vmId), host.isAlive(pid)]).toEqual([status, true])
     const crash = once(app.instance.getHealthMonitor(), 'crash')

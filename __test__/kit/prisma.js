@@ -4,7 +4,7 @@
 // are older than what they are made of.
 
 const { execFileSync } = require('node:child_process')
-const { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } = require('node:fs')
+const { existsSync, readFileSync, rmSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
 const { root } = require('./root')
 
@@ -20,27 +20,30 @@ function clientVersions () {
 // Makes the clients whose packages are installed.
 function generateClients () {
   for (const version of clientVersions()) {
-    if (existsSync(path.join(folder, version, 'node_modules/prisma'))) generate(path.join(folder, version))
+    if (existsSync(path.join(folder, version, 'node_modules/prisma'))) generateClient(version, models())
   }
 }
 
-function generate (directory) {
-  const schema = readFileSync(path.join(directory, 'generator.prisma'), 'utf8') + readFileSync(path.join(folder, 'models.prisma'), 'utf8')
-  const lock = readFileSync(path.join(directory, 'package-lock.json'), 'utf8')
-  const [client, madeOf] = [path.join(directory, 'client'), path.join(directory, 'client/made-of')]
-  if (existsSync(madeOf) && readFileSync(madeOf, 'utf8') === schema + lock) return
+const models = () => readFileSync(path.join(folder, 'models.prisma'), 'utf8')
+
+// Makes the version's client for these models, if `client` in the folder is not that already.
+function generateClient (version, models, directory = path.join(folder, version)) {
+  const packages = path.join(folder, version)
+  const schema = readFileSync(path.join(packages, 'generator.prisma'), 'utf8') + models
+  const wanted = schema + readFileSync(path.join(packages, 'package-lock.json'), 'utf8')
+  const [client, file] = ['client', 'schema.prisma'].map((name) => path.join(directory, name))
+  const madeOf = path.join(client, 'made-of')
+  if (existsSync(madeOf) && readFileSync(madeOf, 'utf8') === wanted) return
   rmSync(client, { recursive: true, force: true })
-  mkdirSync(client)
-  const file = path.join(directory, 'schema.prisma')
   writeFileSync(file, schema)
   try {
-    execFileSync(process.execPath, [path.join(directory, 'node_modules/prisma/build/index.js'), 'generate', '--schema', file], {
-      cwd: directory, stdio: ['ignore', 'pipe', 'pipe'], env: generating()
+    execFileSync(process.execPath, [path.join(packages, 'node_modules/prisma/build/index.js'), 'generate', '--schema', file], {
+      cwd: packages, stdio: ['ignore', 'pipe', 'pipe'], env: generating()
     })
   } finally {
     rmSync(file)
   }
-  writeFileSync(madeOf, schema + lock)
+  writeFileSync(madeOf, wanted)
 }
 
 // Without asking anybody for engines, updates or hints.
@@ -52,9 +55,10 @@ const generating = () => ({
 })
 
 // A client of the application's, connected to a database of kit/postgres. Close it with `$disconnect()`.
-function connect (version, database) {
-  const { PrismaClient, PrismaPg } = require(path.join(folder, version))
+function connect (version, database, directory = path.join(folder, version)) {
+  const { PrismaPg } = require(path.join(folder, version))
+  const { PrismaClient } = require(path.join(directory, 'client'))
   return new PrismaClient({ adapter: new PrismaPg({ ...database.address, max: 10 }) })
 }
 
-module.exports = { clientVersions, connect, generateClients }
+module.exports = { clientVersions, connect, generateClient, generateClients, models }

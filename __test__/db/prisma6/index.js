@@ -1,3 +1,3 @@
 'use strict'
 
-module.exports = { ...require('@prisma/adapter-pg'), ...require('./client') }
+module.exports = require('@prisma/adapter-pg')
