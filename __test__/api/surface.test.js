@@ -53,7 +53,7 @@ test.each([
   ['EventHandler', () => native.EventHandler, ['getQMPClient']],
   ['HealthMonitor', () => native.HealthMonitor, []],
   ['QMPClient', () => native.QMPClient, ['execute']],
-  ['InfinizationDatabase', () => native.EmbeddedDatabase, []]
+  ['InfinizationDatabase', () => native.InfinizationDatabase, []]
 ])('%s has the methods that index.d.ts declares, and no others', (name, Class, inJavaScript) => {
   const inherited = name === 'InfinizationDatabase' ? declaredMethods('DatabaseAdapter') : []
   expect([...methods(Class()), ...inJavaScript].sort()).toEqual([...declaredMethods(name), ...inherited].sort())

@@ -56,7 +56,12 @@ impl PrismaDatabase {
             let left_out = found
                 .iter()
                 .any(|name| leave_out(&mut select, "Machine", name));
-            missing.extend(found);
+            missing.extend(
+                found
+                    .into_iter()
+                    .filter(|name| !missing.contains(name))
+                    .collect::<Vec<_>>(),
+            );
             if !left_out {
                 return Ok(missing);
             }
