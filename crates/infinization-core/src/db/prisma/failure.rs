@@ -93,11 +93,13 @@ fn told(error: &PortError, otherwise: ErrorCode) -> DbError {
     let code = code_of(error, otherwise);
     let mut words = format!("the database failed: {}", error.message);
     let mut details = facts(&error.details);
-    if is_write_conflict(error) {
-        words.push_str(" (P2034)");
-        details.insert("prismaCode".to_owned(), "P2034".into());
-    } else if let Some(code) = &error.code {
-        words.push_str(&format!(" ({code})"));
+    let theirs = if is_write_conflict(error) {
+        Some("P2034")
+    } else {
+        error.code.as_deref()
+    };
+    if let Some(code) = theirs {
+        words = format!("{words} ({code})");
         let name = if is_prisma_code(code) {
             "prismaCode"
         } else {

@@ -66,7 +66,7 @@ impl PrismaDatabase {
         self.line.ask(request).await.map_err(failure::write)
     }
 
-    async fn machine(&self, id: &VmId, select: Value) -> Result<Value, DbError> {
+    async fn machine(&self, id: &VmId, select: &Value) -> Result<Value, DbError> {
         self.read(queries::machine(id.as_str(), select)).await
     }
 
@@ -87,7 +87,7 @@ impl PrismaDatabase {
 #[async_trait]
 impl Database for PrismaDatabase {
     async fn find_machine(&self, id: &VmId) -> Result<Option<MachineRecord>, DbError> {
-        let row = self.machine(id, queries::identity()).await?;
+        let row = self.machine(id, &queries::identity()).await?;
         nullable(&row, reading::machine)
     }
 
@@ -102,7 +102,7 @@ impl Database for PrismaDatabase {
     }
 
     async fn find_machine_with_config(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
-        let row = self.machine(id, queries::everything()).await?;
+        let row = self.machine(id, &queries::everything()).await?;
         nullable(&row, reading::vm_record)
     }
 
@@ -185,7 +185,7 @@ impl Database for PrismaDatabase {
 
     async fn get_machine_internal_name(&self, id: &VmId) -> Result<Option<String>, DbError> {
         let row = self
-            .machine(id, queries::columns(&["internalName"]))
+            .machine(id, &queries::columns(&["internalName"]))
             .await?;
         nullable(&row["internalName"], reading::text)
     }
@@ -200,7 +200,7 @@ impl Database for PrismaDatabase {
     }
 
     async fn get_firewall_rules_split(&self, id: &VmId) -> Result<RuleSplit, DbError> {
-        let row = self.machine(id, queries::rule_sets()).await?;
+        let row = self.machine(id, &queries::rule_sets()).await?;
         if row.is_null() {
             return Err(no_machine(id));
         }
@@ -211,13 +211,13 @@ impl Database for PrismaDatabase {
     }
 
     async fn get_department_firewall_policy(&self, id: &VmId) -> Result<Option<String>, DbError> {
-        let row = self.machine(id, queries::policy()).await?;
+        let row = self.machine(id, &queries::policy()).await?;
         nullable(&row["department"]["firewallPolicy"], reading::text)
     }
 
     async fn get_firewall_rule_set_id(&self, id: &VmId) -> Result<Option<String>, DbError> {
         let row = self
-            .machine(id, queries::columns(&["firewallRuleSetId"]))
+            .machine(id, &queries::columns(&["firewallRuleSetId"]))
             .await?;
         nullable(&row["firewallRuleSetId"], reading::text)
     }

@@ -53,10 +53,7 @@ impl PrismaDatabase {
         select["firewallRuleSetId"] = json!(true);
         let mut missing: Vec<String> = Vec::new();
         loop {
-            let asked = self
-                .line
-                .ask(queries::machine(NOBODY, select.clone()))
-                .await;
+            let asked = self.line.ask(queries::machine(NOBODY, &select)).await;
             let Err(error) = asked else {
                 return Ok(missing);
             };
