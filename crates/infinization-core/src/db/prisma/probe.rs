@@ -22,8 +22,16 @@ const RELATIONS: [(&str, &str); 4] = [
 /// The same, with the columns that are read of them.
 const RELATED: [(&str, &str, &[&str]); 3] = [
     ("configuration", "MachineConfiguration", COLUMNS),
-    ("department", "Department", &["id", "name", "firewallPolicy"]),
-    ("firewallRuleSet", "FirewallRuleSet", &queries::RULE_SET_COLUMNS),
+    (
+        "department",
+        "Department",
+        &["id", "name", "firewallPolicy"],
+    ),
+    (
+        "firewallRuleSet",
+        "FirewallRuleSet",
+        &queries::RULE_SET_COLUMNS,
+    ),
 ];
 
 impl PrismaDatabase {

@@ -143,7 +143,7 @@ pub(super) fn touching(relation: &str, names: &[&str]) -> Value {
         .map(|name| json!({ (relation): { (*name): "asc" } }))
         .collect();
     let args = json!({ "where": { "id": "" }, "select": { "id": true }, "orderBy": order });
-    call("machine", "findMany", args)
+    call("machine", "findMany", &args)
 }
 
 /// A machine with rules, and these; no order reaches them.
@@ -152,7 +152,7 @@ pub(super) fn any_rules() -> Value {
         "where": { "firewallRuleSet": { "is": { "rules": { "some": {} } } } },
         "select": { "firewallRuleSet": rule_set() },
     });
-    call("machine", "findFirst", args)
+    call("machine", "findFirst", &args)
 }
 
 /// A write that no row need match.
