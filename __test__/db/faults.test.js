@@ -2,14 +2,14 @@
 
 // What goes wrong between a database and those who write to it at once, on the server itself.
 
-const { existsSync, mkdtempSync, readFileSync, rmSync } = require('node:fs')
+const { existsSync, mkdtempSync, rmSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const path = require('node:path')
 const { Infinization, PrismaAdapter, PrismaAdapterError } = require('../..')
 const { cleanUp, finally_, host, newInstance, rejection } = require('../kit')
 const { application, created } = require('../kit/application')
 const { Postgres } = require('../kit/postgres')
-const { clientVersions, connect, generateClient, models } = require('../kit/prisma')
+const { clientVersions, connect, disconnect, generateClient, models } = require('../kit/prisma')
 
 jest.setTimeout(60_000)
 
@@ -24,7 +24,7 @@ describe.each(clientVersions())('%s', (version) => {
     database = await server.newDatabase()
     finally_(() => database.drop())
     client = connect(version, database)
-    finally_(() => client.$disconnect())
+    finally_(() => disconnect(client))
     adapter = new PrismaAdapter(client)
     await database.machine({ id: 'vm', configuration: { qemuPid: 1 } })
   })
@@ -134,9 +134,9 @@ describe.each(clientVersions())('%s', (version) => {
       expect(await begin()).toMatchObject({ success: true })
     })
 
-    test('a server that takes none', async () => {
-      await database.sql(`ALTER DATABASE ${database.name} ALLOW_CONNECTIONS false`)
-      await database.terminateOthers()
+    test('a database that is gone', async () => {
+      await database.close()
+      await server.drop(database.name)
       for (const call of [() => adapter.findRunningVMs(), () => adapter.updateMachineStatus('vm', 'off')]) {
         expect(await rejection(call())).toMatchObject({ name: 'PrismaAdapterError', code: 'DB_CONNECTION_ERROR' })
       }
@@ -147,6 +147,10 @@ describe.each(clientVersions())('%s', (version) => {
     const damage = {
       'a column': ['ALTER TABLE "MachineConfiguration" DROP COLUMN "cpuPinningStrategy"', /cpuPinningStrategy/],
       'the version': ['ALTER TABLE "Machine" DROP COLUMN "version"', /version/],
+      'columns of several tables': [
+        'ALTER TABLE "MachineConfiguration" DROP COLUMN "diskPaths", DROP COLUMN "cpuPinning"; ALTER TABLE "FirewallRuleSet" DROP COLUMN "isActive"',
+        /MachineConfiguration\.diskPaths.*MachineConfiguration\.cpuPinning.*FirewallRuleSet\.isActive/
+      ],
       'a table': ['DROP TABLE "FirewallRule"', /FirewallRule/],
       'a relation\'s column': ['ALTER TABLE "Department" DROP COLUMN "firewallPolicy"', /firewallPolicy/]
     }
@@ -178,7 +182,7 @@ describe.each(clientVersions())('%s', (version) => {
       finally_(() => rmSync(folder, { recursive: true }))
       generateClient(version, fewer, folder)
       const older = connect(version, database, folder)
-      finally_(() => older.$disconnect())
+      finally_(() => disconnect(older))
       const error = await rejection(newInstance({ prismaClient: older }).initialize())
       expect(error).toMatchObject({ name: 'PrismaAdapterError', code: 'SCHEMA_MISMATCH' })
       expect([...error.details.missing].sort()).toEqual(['Department.firewallPolicy', 'Machine.version', 'MachineConfiguration.graphicPassword'])

@@ -6,7 +6,7 @@ const { PrismaAdapter } = require('../..')
 const { EmbeddedDatabase: Asked } = require('../../js/database')
 const { cleanUp, finally_, openInstance, warning } = require('../kit')
 const { Postgres } = require('../kit/postgres')
-const { clientVersions, connect } = require('../kit/prisma')
+const { clientVersions, connect, disconnect } = require('../kit/prisma')
 const { RemoteAdapter } = require('../kit/remote')
 const { NODE, configuration, play, steps } = require('./scenario')
 const { postgresWorld, sqliteWorld } = require('./worlds')
@@ -22,7 +22,7 @@ async function newDatabase (version) {
   const database = await server.newDatabase()
   finally_(() => database.drop())
   const client = connect(version, database)
-  finally_(() => client.$disconnect())
+  finally_(() => disconnect(client))
   return { database, client }
 }
 

@@ -4,7 +4,7 @@
 // library.
 
 const { expectGone, finally_, machine, newBridge, openInstance } = require('.')
-const { clientVersions, connect } = require('./prisma')
+const { clientVersions, connect, disconnect } = require('./prisma')
 const { RemoteAdapter } = require('./remote')
 
 const NODE = 'node-a'
@@ -32,7 +32,7 @@ async function application (server, way, config) {
   const database = await server.newDatabase()
   finally_(() => database.drop())
   const client = connect(versionOf(way), database)
-  finally_(() => client.$disconnect())
+  finally_(() => disconnect(client))
   const given = ways[way](client)
   const open = (more) => openInstance({ ...given, ...config, ...more })
   return { database, client, given, open, instance: await open() }

@@ -4,11 +4,13 @@
 // are older than what they are made of.
 
 const { execFileSync } = require('node:child_process')
-const { existsSync, readFileSync, rmSync, writeFileSync } = require('node:fs')
+const { existsSync, readFileSync, rmSync, symlinkSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
 const { root } = require('./root')
 
 const folder = path.join(root, '__test__/db')
+const GENERATE_DEADLINE = 60_000
+const DISCONNECT_DEADLINE = 2_000
 const VERSIONS = ['prisma6', 'prisma7']
 
 // Those that this Node.js can run.
@@ -35,10 +37,12 @@ function generateClient (version, models, directory = path.join(folder, version)
   const madeOf = path.join(client, 'made-of')
   if (existsSync(madeOf) && readFileSync(madeOf, 'utf8') === wanted) return
   rmSync(client, { recursive: true, force: true })
+  // It would install packages that it does not find beside the schema.
+  if (directory !== packages) symlinkSync(path.join(packages, 'node_modules'), path.join(directory, 'node_modules'))
   writeFileSync(file, schema)
   try {
     execFileSync(process.execPath, [path.join(packages, 'node_modules/prisma/build/index.js'), 'generate', '--schema', file], {
-      cwd: packages, stdio: ['ignore', 'pipe', 'pipe'], env: generating()
+      cwd: packages, stdio: ['ignore', 'pipe', 'pipe'], env: generating(), timeout: GENERATE_DEADLINE
     })
   } finally {
     rmSync(file)
@@ -54,11 +58,19 @@ const generating = () => ({
   PRISMA_HIDE_UPDATE_MESSAGE: '1'
 })
 
-// A client of the application's, connected to a database of kit/postgres. Close it with `$disconnect()`.
+// A client of the application's, connected to a database of kit/postgres. `disconnect` closes it.
 function connect (version, database, directory = path.join(folder, version)) {
   const { PrismaPg } = require(path.join(folder, version))
   const { PrismaClient } = require(path.join(directory, 'client'))
   return new PrismaClient({ adapter: new PrismaPg({ ...database.address, max: 10 }) })
 }
 
-module.exports = { clientVersions, connect, generateClient, generateClients, models }
+// Prisma never gives back a connection that was cut within a transaction, and waits for it here.
+async function disconnect (client) {
+  let timer
+  const late = new Promise((resolve) => { timer = setTimeout(resolve, DISCONNECT_DEADLINE) })
+  await Promise.race([client.$disconnect(), late])
+  clearTimeout(timer)
+}
+
+module.exports = { clientVersions, connect, disconnect, generateClient, generateClients, models }
