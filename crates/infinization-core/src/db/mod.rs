@@ -4,6 +4,7 @@
 //! or an injected adapter stand behind the same trait. A failure is never "not found": absence is
 //! `Ok(None)`, trouble is an error.
 
+pub mod outbox;
 mod records;
 pub mod sqlite;
 pub mod wire;
