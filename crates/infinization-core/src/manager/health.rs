@@ -116,6 +116,19 @@ impl Open {
         checked
     }
 
+    /// Settles rows of `ours` that claim a QEMU and have none.
+    pub(super) async fn check_claims(&self, ours: &[VmId]) -> Result<(), Failure> {
+        let database = &self.services.database;
+        let rows = database.find_machines_by_statuses(&CLAIMING).await?;
+        let is_ours = |row: &&RunningVm| ours.iter().any(|vm_id| vm_id.as_str() == row.id);
+        for row in rows.iter().filter(is_ours) {
+            if let Err(error) = self.check_row(row).await {
+                tracing::warn!(vm = row.id, %error, "could not be checked");
+            }
+        }
+        Ok(())
+    }
+
     /// One look at the directory and, if need be, one at `/proc`.
     async fn look_at_pid_files(&self) -> Result<PidFiles, Failure> {
         let owned: HashSet<i32> = self

@@ -35,9 +35,13 @@ pub struct VmContext {
 impl VmContext {
     /// The row's status, or `VM_NOT_FOUND`.
     pub(super) async fn status(&self) -> Result<Status, Failure> {
+        self.row_status().await?.ok_or_else(|| self.not_found())
+    }
+
+    /// The row's status, if there is a row.
+    pub(super) async fn row_status(&self) -> Result<Option<Status>, DbError> {
         let row = self.services.database.find_machine(&self.vm_id).await?;
-        row.map(|row| Status::parse(&row.status))
-            .ok_or_else(|| self.not_found())
+        Ok(row.map(|row| Status::parse(&row.status)))
     }
 
     pub(super) fn not_found(&self) -> Failure {

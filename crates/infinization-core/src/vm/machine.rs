@@ -359,12 +359,20 @@ impl Machine {
             self.context.status_not_written(new.as_str(), &error);
         }
         let previous = std::mem::replace(&mut self.shown, new.clone());
-        // Somebody's claim, or an error, stays in the row; listeners hear what it says.
-        let told = match database.find_machine(vm_id).await {
-            Ok(Some(row)) => Status::parse(&row.status),
-            Ok(None) | Err(_) => new,
-        };
+        let told = self.told_instead_of(new).await;
         self.context.guest_event(event, &previous, &told, data);
+    }
+
+    /// Somebody's claim, or an error, stays in the row; listeners hear what it says. A row that is not
+    /// written yet says nothing new.
+    async fn told_instead_of(&self, new: Status) -> Status {
+        if self.context.services.outbox.keeps(&self.context.vm_id) {
+            return new;
+        }
+        match self.context.row_status().await {
+            Ok(Some(row)) => row,
+            Ok(None) | Err(_) => new,
+        }
     }
 }
 

@@ -66,7 +66,7 @@ pub use reconcile::{ReconcileAction, ReconcileResult};
 pub use recover::Recovered;
 pub use request::Verb;
 pub use run::{Effects, Run};
-pub use services::{EffectsWrapper, Services};
+pub use services::{DatabaseWrapper, EffectsWrapper, Services};
 pub use task::VmHandle;
 
 /// QEMU's standard error, in the VM's state directory.

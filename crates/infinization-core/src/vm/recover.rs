@@ -21,7 +21,7 @@ use super::plan::Operation;
 use super::run::undo_attempt;
 use super::spec;
 use super::status::{Status, of_run_state};
-use crate::db::DbError;
+use crate::db::{DbError, MachineRecord};
 use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::blocking;
 use crate::host::process::{
@@ -66,14 +66,15 @@ impl Machine {
             Found::Process(process) => Some(process),
             Found::None => None,
         };
-        let launching = self.is_undecided(&contents, process.is_none()).await;
+        let launching = self.is_undecided(&contents, process.is_none()).await?;
         match (contents.operation, process, contents.lived.clone()) {
             (
                 Some(operation @ (Operation::Destroy | Operation::Delete | Operation::DeleteData)),
                 process,
                 _,
             ) => {
-                self.raze(operation, process).await?;
+                let razed = self.raze(operation, process).await?;
+                razed.complete(&self.context.vm_id)?;
                 Ok(Recovered::Off)
             }
             // Its guest never ran: that comes long after the ledger has the process.
@@ -118,21 +119,27 @@ impl Machine {
     }
 
     /// Whether a launch was interrupted before its guest ran. After a power cut the ledger may be
-    /// older than the row, which says `running` only when the guest did.
-    async fn is_undecided(&self, contents: &Contents, process_is_gone: bool) -> bool {
+    /// older than the row, which says `running` only when the guest did; so without the row nothing
+    /// is undone.
+    async fn is_undecided(
+        &self,
+        contents: &Contents,
+        process_is_gone: bool,
+    ) -> Result<bool, Failure> {
         let launching = contents.operation.is_some_and(Operation::is_launch);
         if !launching || contents.guest_may_run {
-            return false;
+            return Ok(false);
         }
-        let ran = |status: Status| status.expects_process();
-        !(process_is_gone && self.context.status().await.is_ok_and(ran))
+        let row = match process_is_gone {
+            true => self.context.row_status().await?,
+            false => None,
+        };
+        Ok(!row.is_some_and(|status| status.expects_process()))
     }
 
     /// No process of this machine's name runs, as far as a ledger knows nothing of one.
     pub(super) async fn nobody_has_its_name(&self) -> Result<(), Failure> {
-        let context = &self.context;
-        let database = &context.services.database;
-        let Some(name) = database.get_machine_internal_name(&context.vm_id).await? else {
+        let Some(name) = self.internal_name().await? else {
             return Ok(());
         };
         // The plain form is how others name theirs.
@@ -145,6 +152,20 @@ impl Machine {
             Some(process) => Err(self
                 .unknown(&format!("process {} runs under its name", process.pid()))
                 .with("pid", process.pid())),
+        }
+    }
+
+    /// As the row says it; while the database is away, as the spec does.
+    async fn internal_name(&self) -> Result<Option<String>, Failure> {
+        let context = &self.context;
+        let database = &context.services.database;
+        let error = match database.get_machine_internal_name(&context.vm_id).await {
+            Err(error) => error,
+            name => return Ok(name?),
+        };
+        match spec::read(&context.directory) {
+            Ok(Some(spec)) => Ok(Some(spec.internal_name.to_string())),
+            Ok(None) | Err(_) => Err(error.into()),
         }
     }
 
@@ -220,11 +241,9 @@ impl Machine {
             } => (qmp, events, Some(status)),
             Reached::Silent { qmp, events } => (qmp, events, None),
         };
-        let row = self.context.status().await;
-        let shown = match (&status, &row) {
-            (Some(status), _) => found_status(status),
-            (None, Ok(row)) if row.expects_process() => row.clone(),
-            (None, _) => Status::Running,
+        let shown = match &status {
+            Some(status) => found_status(status),
+            None => self.last_known().await,
         };
         let display_port = self
             .context
@@ -250,6 +269,13 @@ impl Machine {
             self.write_found(&shown).await;
         }
         Ok(Recovered::Alive)
+    }
+
+    /// What the row says of a QEMU that lives, or lived until now.
+    async fn last_known(&self) -> Status {
+        let row = self.context.status().await.ok();
+        let row = row.filter(Status::expects_process);
+        row.unwrap_or(Status::Running)
     }
 
     /// The monitor of a taken back QEMU answers at last: now it shows whether an interrupted launch
@@ -289,9 +315,10 @@ impl Machine {
             };
             database.update_machine_configuration(vm_id, update).await?;
         }
-        let row = database.find_machine(vm_id).await?;
-        let stale = row.is_some_and(|row| Status::parse(&row.status) != *found);
-        if stale {
+        // A row that cannot be read is written all the same, as soon as that is possible.
+        let row = database.find_machine(vm_id).await;
+        let differs = |row: &MachineRecord| Status::parse(&row.status) != *found;
+        if row.map_or(true, |row| row.as_ref().is_some_and(differs)) {
             database
                 .update_machine_status(vm_id, found.as_str(), &super::status::UNTOUCHABLE)
                 .await?;
@@ -358,9 +385,10 @@ impl Machine {
             .as_ref()
             .is_some_and(|lived| boot_id().is_ok_and(|boot| boot != lived.process.boot_id));
         let stopping = contents.operation == Some(Operation::Stop);
-        if let Ok(row) = self.context.status().await {
-            self.shown = row;
-        }
+        self.shown = match self.context.status().await {
+            Ok(row) => row,
+            Err(_unread) => Status::Running,
+        };
         match (lived, rebooted) {
             (Some(lived), false) if !stopping => {
                 self.died_unseen(Some(lived.process.pid), Exit::Unknown)

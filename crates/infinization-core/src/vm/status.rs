@@ -103,6 +103,29 @@ pub const UNTOUCHABLE: [&str; MARKERS.len() + 1] = {
     all
 };
 
+/// Every known status but `starting`: over these a claim that may have been made is not given back.
+pub const ALL_BUT_STARTING: [&str; UNTOUCHABLE.len() + 6] = {
+    let mut all = ["off"; UNTOUCHABLE.len() + 6];
+    let others = [
+        "running",
+        "suspended",
+        "paused",
+        "updating_hardware",
+        "powering_off_update",
+    ];
+    let mut at = 0;
+    while at < UNTOUCHABLE.len() {
+        all[at] = UNTOUCHABLE[at];
+        at += 1;
+    }
+    let mut other = 0;
+    while other < others.len() {
+        all[at + other] = others[other];
+        other += 1;
+    }
+    all
+};
+
 /// What QEMU's run state (`query-status`) means for the column. Unknown states are errors.
 ///
 /// `running` on a resync wins over the word, which is the caller's to decide.
@@ -141,6 +164,25 @@ mod tests {
         for (run_state, status) in table {
             assert_eq!(of_run_state(run_state).as_str(), status, "{run_state}");
         }
+    }
+
+    #[test]
+    fn only_a_start_is_given_back() {
+        let words = [
+            "off",
+            "running",
+            "suspended",
+            "paused",
+            "updating_hardware",
+            "powering_off_update",
+            "error",
+            "backing_up",
+            "rebuilding",
+        ];
+        for word in words {
+            assert!(ALL_BUT_STARTING.contains(&word), "{word}");
+        }
+        assert!(!ALL_BUT_STARTING.contains(&"starting"));
     }
 
     #[test]

@@ -102,10 +102,19 @@ impl Machine {
         options: &StopOptions,
         interrupt: &Interrupt,
     ) -> Result<OperationResult, Failure> {
-        let status = self.context.status().await?;
+        let status = self.context.row_status().await;
         let Some(process) = self.process() else {
+            let status = status?.ok_or_else(|| self.context.not_found())?;
             return self.stop_without_process(&status).await;
         };
+        match status {
+            Ok(Some(_)) => {}
+            Ok(None) => return Err(self.context.not_found()),
+            // The guest is ended whatever its row says.
+            Err(error) => {
+                tracing::warn!(vm = %self.context.vm_id, %error, "stopping it without its row");
+            }
+        }
         let ledger = Arc::clone(&self.context.ledger);
         // A launch that is not decided yet stays to be decided, should the stop fail.
         let decided = !ledger

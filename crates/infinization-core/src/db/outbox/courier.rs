@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::cause::Cause;
 use super::queue::{Dropped, Put, Queue, Write};
@@ -27,8 +27,6 @@ use crate::types::VmId;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Between attempts at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How often in a row a database that answers may refuse a write without saying why.
-const MOST_REFUSALS: u32 = 10;
 /// How often a write is tried at once when it meets another (a deadlock).
 const CONFLICT_ATTEMPTS: u32 = 3;
 
@@ -67,6 +65,8 @@ pub enum Notice {
 #[derive(Debug)]
 pub(super) struct Courier {
     inner: Arc<dyn Database>,
+    /// How long a write is tried that a database refuses without a reason.
+    gives_up_after: Duration,
     state: Mutex<State>,
     wake: Arc<Notify>,
     me: Weak<Courier>,
@@ -103,11 +103,15 @@ struct Lane {
     /// Whoever waits for all of them.
     waiting: Vec<Reply>,
     at_work: bool,
-    refusals: u32,
+    /// Since when its first write is refused without a reason by a database that answers.
+    refused_since: Option<Instant>,
 }
 
 impl Courier {
-    pub(super) fn new(inner: Arc<dyn Database>) -> (Arc<Self>, mpsc::UnboundedReceiver<Notice>) {
+    pub(super) fn new(
+        inner: Arc<dyn Database>,
+        gives_up_after: Duration,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Notice>) {
         let (notices, told) = mpsc::unbounded_channel();
         let state = State {
             lanes: HashMap::new(),
@@ -119,6 +123,7 @@ impl Courier {
         };
         let courier = Arc::new_cyclic(|me| Self {
             inner,
+            gives_up_after,
             state: Mutex::new(state),
             wake: Arc::default(),
             me: Weak::clone(me),
@@ -225,6 +230,10 @@ impl Courier {
         }
     }
 
+    pub(super) fn keeps(&self, id: &VmId) -> bool {
+        self.lock().lanes.contains_key(id)
+    }
+
     pub(super) fn kept(&self) -> usize {
         let state = self.lock();
         state.lanes.values().map(|lane| lane.queue.len()).sum()
@@ -317,8 +326,22 @@ impl Courier {
         None
     }
 
-    /// Asks the database for this write.
-    async fn attempt(&self, id: &VmId, write: &Write) -> Result<(), DbError> {
+    /// Tries a write, and finds out what an error means: a database that refuses without a reason is
+    /// asked something else.
+    async fn attempt(&self, id: &VmId, write: &Write) -> Result<(), (Cause, DbError)> {
+        let error = match self.ask_for(id, write).await {
+            Err(error) => error,
+            Ok(()) => return Ok(()),
+        };
+        let cause = match Cause::of(&error) {
+            Cause::Doubtful if self.inner.find_machine(id).await.is_err() => Cause::Unreachable,
+            cause => cause,
+        };
+        Err((cause, error))
+    }
+
+    /// Asks the database for a write; one that met another is made again.
+    async fn ask_for(&self, id: &VmId, write: &Write) -> Result<(), DbError> {
         let mut attempts = CONFLICT_ATTEMPTS;
         loop {
             let asked = AssertUnwindSafe(write.send(self.inner.as_ref(), id));
@@ -335,15 +358,14 @@ impl Courier {
     }
 
     /// What came of a write. False when the lane is to rest.
-    fn conclude(&self, id: &VmId, write: &Write, outcome: Result<(), DbError>) -> bool {
+    fn conclude(&self, id: &VmId, write: &Write, outcome: Result<(), (Cause, DbError)>) -> bool {
         let mut state = self.lock();
-        let Err(error) = outcome else {
+        let Err((cause, error)) = outcome else {
             state.delivered(id);
             state.answered(self);
             return true;
         };
-        let cause = Cause::of(&error);
-        if state.may_try_again(id, cause) {
+        if state.may_try_again(id, cause, self.gives_up_after) {
             state.is_away(cause != Cause::Unreachable, &error, self);
             state.rests(id, &error);
             return false;
@@ -391,7 +413,7 @@ impl State {
                 queue: Queue::new(),
                 waiting: Vec::new(),
                 at_work: false,
-                refusals: 0,
+                refused_since: None,
             }
         })
     }
@@ -451,7 +473,7 @@ impl State {
         let Some(lane) = self.lanes.get_mut(id) else {
             return;
         };
-        lane.refusals = 0;
+        lane.refused_since = None;
         answer_all(lane.queue.done().unwrap_or_default(), &Ok(()));
         if let Some(away) = &mut self.away {
             away.delivered += 1;
@@ -459,14 +481,15 @@ impl State {
     }
 
     /// A database that refuses without a reason is not asked for ever.
-    fn may_try_again(&mut self, id: &VmId, cause: Cause) -> bool {
+    fn may_try_again(&mut self, id: &VmId, cause: Cause, patience: Duration) -> bool {
         let Some(lane) = self.lanes.get_mut(id) else {
             return false;
         };
-        if cause == Cause::Doubtful {
-            lane.refusals += 1;
+        if cause != Cause::Doubtful {
+            return cause.may_pass();
         }
-        cause.may_pass() && lane.refusals < MOST_REFUSALS
+        let since = lane.refused_since.get_or_insert_with(Instant::now);
+        since.elapsed() < patience
     }
 
     /// The lane's writes are kept: nobody waits for them any more.
@@ -500,7 +523,7 @@ impl State {
         let Some(lane) = self.lanes.get_mut(id) else {
             return;
         };
-        lane.refusals = 0;
+        lane.refused_since = None;
         let waiting = lane.queue.done().unwrap_or_default();
         if answer_all(waiting, &Err(error.clone())) {
             return;

@@ -54,6 +54,9 @@ use crate::types::{FirewallRuleInput, InternalName, VmId};
 /// goes on without. The attempt itself goes on.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Unless told otherwise.
+const GIVES_UP_AFTER: Duration = Duration::from_secs(120);
+
 /// A [`Database`] that keeps what another cannot take now.
 #[derive(Debug)]
 pub struct Outbox {
@@ -65,7 +68,16 @@ pub struct Outbox {
 impl Outbox {
     /// Stands before `inner`. What happens to it is told on the second.
     pub fn new(inner: Arc<dyn Database>) -> (Arc<Self>, mpsc::UnboundedReceiver<Notice>) {
-        let (courier, notices) = Courier::new(inner);
+        Self::giving_up_after(GIVES_UP_AFTER, inner)
+    }
+
+    /// As [`Outbox::new`]. A write is tried for so long that a database refuses without a reason while
+    /// it answers reads of the same machine; then it is lost, and told.
+    pub fn giving_up_after(
+        patience: Duration,
+        inner: Arc<dyn Database>,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Notice>) {
+        let (courier, notices) = Courier::new(inner, patience);
         let outbox = Self {
             courier,
             keeps: true,
@@ -98,6 +110,11 @@ impl Outbox {
     /// The VM's row is gone: what is kept of it is nobody's.
     pub fn forget(&self, id: &VmId) {
         self.courier.forget(id);
+    }
+
+    /// Whether something of this VM is kept or under way.
+    pub fn keeps(&self, id: &VmId) -> bool {
+        self.courier.keeps(id)
     }
 
     /// How many writes are kept or under way.
@@ -236,6 +253,3 @@ fn no_answer() -> DbError {
         ),
     )
 }
-
-#[cfg(test)]
-mod tests;

@@ -2,12 +2,13 @@
 
 use super::{HostEffects, config, missing};
 use crate::config::VmConfig;
+use crate::db::outbox::may_have_happened;
 use crate::db::sqlite::NewMachine;
-use crate::db::{ConfigurationUpdate, CpuPinning};
+use crate::db::{ConfigurationUpdate, CpuPinning, Database as _, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::vm::action::RowValues;
 use crate::vm::bench::Bench;
-use crate::vm::status::MARKERS;
+use crate::vm::status::{ALL_BUT_STARTING, MARKERS};
 
 impl HostEffects {
     pub(super) async fn write_status(&self, status: &str) -> Result<(), Failure> {
@@ -20,19 +21,64 @@ impl HostEffects {
     pub(super) async fn insert_row(&self, bench: &Bench) -> Result<(), Failure> {
         let store = self.services.embedded.as_ref();
         let store = store.ok_or_else(|| missing("embedded store"))?;
+        self.services.outbox.settle(&self.vm_id).await?;
         Ok(store.insert_machine(new_machine(config(bench)?)).await?)
     }
 
     pub(super) async fn take_row(&self, bench: &Bench) -> Result<(), Failure> {
-        let Some(store) = &self.services.embedded else {
-            return self.write_status("starting").await;
+        let taken = match &self.services.embedded {
+            Some(store) => {
+                self.services.outbox.settle(&self.vm_id).await?;
+                store.replace_machine(new_machine(config(bench)?)).await?
+            }
+            None => self.take_their_row().await?,
         };
-        let machine = new_machine(config(bench)?);
-        if store.replace_machine(machine).await? {
+        if taken {
             return Ok(());
         }
         let message = "the machine's status changed before it could be made";
         Err(Failure::new(ErrorCode::InvalidState, message).of_vm(&self.vm_id))
+    }
+
+    /// Whether the row of the user's own database is ours now: a marker may have come in between.
+    async fn take_their_row(&self) -> Result<bool, DbError> {
+        let database = self.services.outbox.answering();
+        let claim = async {
+            database
+                .update_machine_status(&self.vm_id, "starting", &MARKERS)
+                .await?;
+            database.find_machine(&self.vm_id).await
+        };
+        match claim.await {
+            Ok(row) => Ok(row.is_some_and(|row| row.status == "starting")),
+            Err(error) => Err(self.unclaim("error", error).await),
+        }
+    }
+
+    /// Moves the row to `to` for a start.
+    pub(super) async fn claim(&self, from: &str, to: &str, version: i64) -> Result<(), DbError> {
+        let outbox = &self.services.outbox;
+        let claimed = outbox
+            .transition_vm_status(&self.vm_id, from, to, version)
+            .await;
+        match claimed {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.unclaim(from, error).await),
+        }
+    }
+
+    /// A claim whose answer was lost may have been made: the row is given back as soon as it can be.
+    async fn unclaim(&self, before: &str, error: DbError) -> DbError {
+        if may_have_happened(&error) {
+            let database = &self.services.database;
+            let given_back = database
+                .update_machine_status(&self.vm_id, before, &ALL_BUT_STARTING)
+                .await;
+            if let Err(error) = given_back {
+                tracing::warn!(vm = %self.vm_id, %error, "the row may still be claimed");
+            }
+        }
+        error
     }
 }
 
