@@ -74,9 +74,12 @@ impl Watched for Open {
         for stray in found.strays {
             let id = stray.process.id().clone();
             let first = self.strays().get(&id).copied();
-            seen.insert(id, first.unwrap_or_else(Instant::now));
             match self.judge(&stray).await {
-                Ok(orphan) => orphans.extend(orphan),
+                Ok(orphan) => {
+                    seen.insert(id, first.unwrap_or_else(Instant::now));
+                    orphans.extend(orphan);
+                }
+                // What could not be judged was not seen unwanted.
                 Err(error) => tracing::warn!(name = %stray.name, %error, "not judged"),
             }
         }

@@ -31,7 +31,7 @@ pub(super) async fn follow(
             }
             Notice::Back { delivered, lost } => {
                 let data = json!({
-                    "since": since,
+                    "startedAt": since,
                     "delivered": delivered,
                     "lost": lost,
                     "timestamp": now_ms(),

@@ -55,6 +55,10 @@ impl Switch {
         self.mode.send_replace(mode);
     }
 
+    pub fn is_down(&self) -> bool {
+        matches!(*self.mode.borrow(), Mode::Down)
+    }
+
     /// The writes of a machine that were made, oldest first.
     pub fn made(&self, vm_id: &str) -> Vec<String> {
         let made = self.made.lock().unwrap();
