@@ -80,6 +80,8 @@ fn f32_a_crash_is_cleaned_up_while_the_database_is_away_and_written_when_it_is_b
             send_signal(pid, Signal::SIGKILL);
             let outage = next_event(&mut events, "database-outage").await;
             assert_eq!(outage.data["error"]["code"], "DB_CONNECTION_ERROR");
+            let untold = next_event(&mut events, "error").await;
+            assert_eq!(untold.data["event"], "off", "before anybody hears of it");
             next_event(&mut events, "crash").await;
             let crash = next_event(&mut events, "crash").await;
             assert_eq!(crash.data["cleanupPerformed"], true, "{}", crash.data);

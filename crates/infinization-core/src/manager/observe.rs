@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::guest_access::is_attached;
 use super::{Manager, parse_id, to_value};
-use crate::error::Failure;
+use crate::error::{ErrorClass, ErrorCode, Failure};
 use crate::vm::VmHandle;
 
 impl Manager {
@@ -45,7 +45,14 @@ impl Manager {
         let handle = open.handle(&parse_id(&vm_id)?)?;
         let retried = handle.retry_cleanup().await;
         open.drop_if_empty(&handle);
-        retried
+        retried.map_err(|failure| {
+            if failure.code().class() == ErrorClass::Lifecycle {
+                return failure;
+            }
+            let message = format!("the clean-up could not be tried again: {failure}");
+            Failure::caused_by(ErrorCode::CleanupFailed, message, failure)
+                .of_vm(&handle.context().vm_id)
+        })
     }
 
     /// `getAttachedVMs`: VMs whose monitor is connected now.

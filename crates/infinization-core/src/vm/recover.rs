@@ -299,9 +299,8 @@ impl Machine {
 
     /// Brings the row up to what was found, but over nobody's claim.
     async fn write_found(&self, found: &Status) {
-        if let Err(error) = self.try_write_found(found).await {
-            self.context.status_not_written(found.as_str(), &error);
-        }
+        let written = self.try_write_found(found).await;
+        self.context.status_was_written(found.as_str(), written);
     }
 
     async fn try_write_found(&self, found: &Status) -> Result<(), DbError> {

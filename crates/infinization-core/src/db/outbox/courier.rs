@@ -231,7 +231,8 @@ impl Courier {
     }
 
     pub(super) fn keeps(&self, id: &VmId) -> bool {
-        self.lock().lanes.contains_key(id)
+        let state = self.lock();
+        state.lanes.get(id).is_some_and(|lane| lane.queue.len() > 0)
     }
 
     pub(super) fn kept(&self) -> usize {
