@@ -4,6 +4,8 @@
 
 mod kit;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -189,6 +191,35 @@ fn a_destroy_that_got_stuck_is_finished_on_request() {
         assert_eq!(host.links().await, Vec::<String>::new());
         assert_eq!(vm_chains().await, Vec::<String>::new());
         delete(&manager, "left-4").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn i01_a_create_that_could_not_be_undone_is_told_and_undone_on_request() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let stuck = Stuck::on(&["delete TAP", "delete row"]);
+        let manager = host.manager_with(Some(stuck.wrapper())).await;
+        let mut events = manager.subscribe();
+        let mut machine = host.machine("left-6");
+        // It shows only when QEMU is started.
+        machine["runAsUser"] = json!("65533:65533");
+        std::fs::set_permissions(host.path(), Permissions::from_mode(0o700)).unwrap();
+        let failure = manager.create_vm(machine, never()).await.unwrap_err();
+        let left = failure.chain().find_map(|it| it.context().get("notUndone"));
+        assert_eq!(left.unwrap().as_array().unwrap().len(), 2, "{failure:?}");
+        let alert = next_event(&mut events, "cleanup-alert").await;
+        assert_eq!(alert.data["failedResources"].as_array().unwrap().len(), 2);
+        assert_eq!(host.links().await, [tap("left-6").to_string()]);
+
+        let retried = manager.retry_cleanup("left-6".into()).await.unwrap();
+        assert_eq!(retried["failedCleanups"], 2);
+        stuck.loosen();
+        let retried = manager.retry_cleanup("left-6".into()).await.unwrap();
+        assert_eq!(retried["failedCleanups"], 0);
+        assert_eq!(retried["successfulCleanups"], 2);
+        assert_eq!(manager.list_vms().await.unwrap(), json!([]));
         host.is_clean().await;
     });
 }

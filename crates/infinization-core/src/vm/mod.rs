@@ -66,7 +66,7 @@ pub use planner::{Facts, RowClaim, TapState};
 pub use reconcile::{ReconcileAction, ReconcileResult};
 pub use recover::Recovered;
 pub use request::Verb;
-pub use run::{Effects, Run};
+pub use run::{Effects, Run, Undone};
 pub use services::{DatabaseWrapper, EffectsWrapper, Services};
 pub use task::VmHandle;
 

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::action::Release;
 use super::bench::Bench;
+use super::cleanup::Cleanup;
 use super::effects::{connect, keep_trying};
 use super::ledger::{Contents, Entry, Lived};
 use super::live::{Live, LiveView};
@@ -331,20 +332,44 @@ impl Machine {
         contents: &Contents,
         process: Option<ProcessHandle>,
     ) -> Result<Recovered, Failure> {
+        self.undo_once(contents, process).await?;
+        if self.context.ledger.contents().lived.is_some() {
+            return Ok(Recovered::Skipped("QEMU could not be ended".to_owned()));
+        }
+        match contents.operation {
+            Some(Operation::Create) => Ok(Recovered::Undone),
+            _ => Ok(Recovered::Off),
+        }
+    }
+
+    async fn undo_once(
+        &self,
+        contents: &Contents,
+        process: Option<ProcessHandle>,
+    ) -> Result<Cleanup, Failure> {
         self.disown_strangers(contents)?;
         let bench = Bench::of_process(process);
         let context = &self.context;
         let cleanup = undo_attempt(context.effects.as_ref(), &context.ledger, &bench).await;
         self.alert(&cleanup);
-        context.end_attempt().await?;
-        if context.ledger.contents().lived.is_some() {
-            return Ok(Recovered::Skipped("QEMU could not be ended".to_owned()));
+        context.end_attempt(&cleanup).await?;
+        if contents.operation == Some(Operation::Create) {
+            self.forget_if_empty().await;
         }
-        if contents.operation != Some(Operation::Create) {
-            return Ok(Recovered::Off);
+        Ok(cleanup)
+    }
+
+    /// What a launch that failed has left, tried again; `None` if there is no such launch.
+    pub(super) async fn undo_again(&mut self) -> Result<Option<Cleanup>, Failure> {
+        let contents = self.context.ledger.contents();
+        if !contents.operation.is_some_and(Operation::is_launch) {
+            return Ok(None);
         }
-        self.forget_if_empty().await;
-        Ok(Recovered::Undone)
+        let gone = matches!(self.find_process(&contents).await?, Found::None);
+        if gone && self.is_undecided(&contents, gone).await? {
+            return Ok(Some(self.undo_once(&contents, None).await?));
+        }
+        Ok(None)
     }
 
     /// A file that was about to be made may be another's by now: only one that appeared after the

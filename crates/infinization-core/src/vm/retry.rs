@@ -20,10 +20,13 @@ impl Machine {
                 let process = self.process_to_end().await?;
                 self.raze(operation, process).await?
             }
-            _ => {
-                self.look_again().await?;
-                self.release_run().await
-            }
+            _ => match self.undo_again().await? {
+                Some(undone) => undone,
+                None => {
+                    self.look_again().await?;
+                    self.release_run().await
+                }
+            },
         };
         Ok(cleanup.to_json(&self.context.vm_id))
     }
