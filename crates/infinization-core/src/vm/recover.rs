@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::action::Release;
 use super::bench::Bench;
+use super::cleanup::Cleanup;
 use super::effects::{connect, keep_trying};
 use super::ledger::{Contents, Entry, Lived};
 use super::live::{Live, LiveView};
@@ -21,7 +22,7 @@ use super::plan::Operation;
 use super::run::undo_attempt;
 use super::spec;
 use super::status::{Status, of_run_state};
-use crate::db::DbError;
+use crate::db::{DbError, MachineRecord};
 use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::blocking;
 use crate::host::process::{
@@ -73,7 +74,8 @@ impl Machine {
                 process,
                 _,
             ) => {
-                self.raze(operation, process).await?;
+                let razed = self.raze(operation, process).await?;
+                razed.complete(&self.context.vm_id)?;
                 Ok(Recovered::Off)
             }
             // Its guest never ran: that comes long after the ledger has the process.
@@ -118,8 +120,8 @@ impl Machine {
     }
 
     /// Whether a launch was interrupted before its guest ran. After a power cut the ledger may be
-    /// older than the row, which says `running` only when the guest did.
-    /// A database that cannot be read says neither.
+    /// older than the row, which says `running` only when the guest did; so without the row nothing
+    /// is undone.
     async fn is_undecided(
         &self,
         contents: &Contents,
@@ -129,19 +131,16 @@ impl Machine {
         if !launching || contents.guest_may_run {
             return Ok(false);
         }
-        if !process_is_gone {
-            return Ok(true);
-        }
-        let database = &self.context.services.database;
-        let row = database.find_machine(&self.context.vm_id).await?;
-        Ok(!row.is_some_and(|row| Status::parse(&row.status).expects_process()))
+        let row = match process_is_gone {
+            true => self.context.row_status().await?,
+            false => None,
+        };
+        Ok(!row.is_some_and(|status| status.expects_process()))
     }
 
     /// No process of this machine's name runs, as far as a ledger knows nothing of one.
     pub(super) async fn nobody_has_its_name(&self) -> Result<(), Failure> {
-        let context = &self.context;
-        let database = &context.services.database;
-        let Some(name) = database.get_machine_internal_name(&context.vm_id).await? else {
+        let Some(name) = self.internal_name().await? else {
             return Ok(());
         };
         // The plain form is how others name theirs.
@@ -154,6 +153,20 @@ impl Machine {
             Some(process) => Err(self
                 .unknown(&format!("process {} runs under its name", process.pid()))
                 .with("pid", process.pid())),
+        }
+    }
+
+    /// As the row says it; while the database is away, as the spec does.
+    async fn internal_name(&self) -> Result<Option<String>, Failure> {
+        let context = &self.context;
+        let database = &context.services.database;
+        let error = match database.get_machine_internal_name(&context.vm_id).await {
+            Err(error) => error,
+            name => return Ok(name?),
+        };
+        match spec::read(&context.directory) {
+            Ok(Some(spec)) => Ok(Some(spec.internal_name.to_string())),
+            Ok(None) | Err(_) => Err(error.into()),
         }
     }
 
@@ -229,11 +242,9 @@ impl Machine {
             } => (qmp, events, Some(status)),
             Reached::Silent { qmp, events } => (qmp, events, None),
         };
-        let row = self.context.status().await;
-        let shown = match (&status, &row) {
-            (Some(status), _) => found_status(status),
-            (None, Ok(row)) if row.expects_process() => row.clone(),
-            (None, _) => Status::Running,
+        let shown = match &status {
+            Some(status) => found_status(status),
+            None => self.last_known().await,
         };
         let display_port = self
             .context
@@ -261,6 +272,13 @@ impl Machine {
         Ok(Recovered::Alive)
     }
 
+    /// What the row says of a QEMU that lives, or lived until now.
+    async fn last_known(&self) -> Status {
+        let row = self.context.status().await.ok();
+        let row = row.filter(Status::expects_process);
+        row.unwrap_or(Status::Running)
+    }
+
     /// The monitor of a taken back QEMU answers at last: now it shows whether an interrupted launch
     /// had come to its end.
     pub(super) async fn finish_launch(&mut self, status: &StatusInfo) -> Result<(), Failure> {
@@ -282,9 +300,8 @@ impl Machine {
 
     /// Brings the row up to what was found, but over nobody's claim.
     async fn write_found(&self, found: &Status) {
-        if let Err(error) = self.try_write_found(found).await {
-            self.context.status_not_written(found.as_str(), &error);
-        }
+        let written = self.try_write_found(found).await;
+        self.context.status_was_written(found.as_str(), written);
     }
 
     async fn try_write_found(&self, found: &Status) -> Result<(), DbError> {
@@ -298,9 +315,10 @@ impl Machine {
             };
             database.update_machine_configuration(vm_id, update).await?;
         }
-        let row = database.find_machine(vm_id).await?;
-        let stale = row.is_some_and(|row| Status::parse(&row.status) != *found);
-        if stale {
+        // A row that cannot be read is written all the same, as soon as that is possible.
+        let row = database.find_machine(vm_id).await;
+        let differs = |row: &MachineRecord| Status::parse(&row.status) != *found;
+        if row.map_or(true, |row| row.as_ref().is_some_and(differs)) {
             database
                 .update_machine_status(vm_id, found.as_str(), &super::status::UNTOUCHABLE)
                 .await?;
@@ -314,20 +332,44 @@ impl Machine {
         contents: &Contents,
         process: Option<ProcessHandle>,
     ) -> Result<Recovered, Failure> {
+        self.undo_once(contents, process).await?;
+        if self.context.ledger.contents().lived.is_some() {
+            return Ok(Recovered::Skipped("QEMU could not be ended".to_owned()));
+        }
+        match contents.operation {
+            Some(Operation::Create) => Ok(Recovered::Undone),
+            _ => Ok(Recovered::Off),
+        }
+    }
+
+    async fn undo_once(
+        &self,
+        contents: &Contents,
+        process: Option<ProcessHandle>,
+    ) -> Result<Cleanup, Failure> {
         self.disown_strangers(contents)?;
         let bench = Bench::of_process(process);
         let context = &self.context;
         let cleanup = undo_attempt(context.effects.as_ref(), &context.ledger, &bench).await;
         self.alert(&cleanup);
-        context.end_attempt().await?;
-        if context.ledger.contents().lived.is_some() {
-            return Ok(Recovered::Skipped("QEMU could not be ended".to_owned()));
+        context.end_attempt(&cleanup).await?;
+        if contents.operation == Some(Operation::Create) {
+            self.forget_if_empty().await;
         }
-        if contents.operation != Some(Operation::Create) {
-            return Ok(Recovered::Off);
+        Ok(cleanup)
+    }
+
+    /// What a launch that failed has left, tried again; `None` if there is no such launch.
+    pub(super) async fn undo_again(&mut self) -> Result<Option<Cleanup>, Failure> {
+        let contents = self.context.ledger.contents();
+        if !contents.operation.is_some_and(Operation::is_launch) {
+            return Ok(None);
         }
-        self.forget_if_empty().await;
-        Ok(Recovered::Undone)
+        let gone = matches!(self.find_process(&contents).await?, Found::None);
+        if gone && self.is_undecided(&contents, gone).await? {
+            return Ok(Some(self.undo_once(&contents, None).await?));
+        }
+        Ok(None)
     }
 
     /// A file that was about to be made may be another's by now: only one that appeared after the
@@ -367,9 +409,10 @@ impl Machine {
             .as_ref()
             .is_some_and(|lived| boot_id().is_ok_and(|boot| boot != lived.process.boot_id));
         let stopping = contents.operation == Some(Operation::Stop);
-        if let Ok(row) = self.context.status().await {
-            self.shown = row;
-        }
+        self.shown = match self.context.status().await {
+            Ok(row) => row,
+            Err(_unread) => Status::Running,
+        };
         match (lived, rebooted) {
             (Some(lived), false) if !stopping => {
                 self.died_unseen(Some(lived.process.pid), Exit::Unknown)
