@@ -16,12 +16,12 @@ const VERSIONS = '/usr/lib/postgresql'
 // The server refuses to run as root; its package makes this user.
 const USER = 'postgres'
 const TEMPLATE = 'infz_template'
+const OBJECT_IN_USE = '55006'
 
 const SETTINGS = {
   listen_addresses: '',
   fsync: 'off',
   full_page_writes: 'off',
-  synchronous_commit: 'off',
   // Shared memory ends with the processes or with the directory.
   shared_memory_type: 'mmap',
   dynamic_shared_memory_type: 'mmap',
@@ -90,6 +90,10 @@ class Postgres {
     await server.ended
   }
 
+  get isUp () {
+    return this.#process !== undefined
+  }
+
   // Ends the server and everything of it.
   async remove () {
     await this.stop('immediate')
@@ -101,6 +105,19 @@ class Postgres {
     const name = `test_${++this.#databases}`
     await this.#administer(`CREATE DATABASE ${name} TEMPLATE ${TEMPLATE}`)
     return new TestDatabase(this, name)
+  }
+
+  // Ends a database's connections and gives it another name.
+  async rename (name, other) {
+    for (;;) {
+      await this.#administer(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '${name}'`)
+      try {
+        return await this.#administer(`ALTER DATABASE ${name} RENAME TO ${other}`)
+      } catch (error) {
+        // Somebody has connected in between.
+        if (error.code !== OBJECT_IN_USE) throw error
+      }
+    }
   }
 
   async drop (name) {
@@ -169,6 +186,21 @@ class TestDatabase {
   async configuration (id) {
     const [row] = await this.sql('SELECT * FROM "MachineConfiguration" WHERE "machineId" = $1', [id])
     return row
+  }
+
+  // Takes the database away from everyone but the answer's `sql`, until its `show()`.
+  async hide () {
+    const [server, name, other] = [this.server, this.name, `${this.name}_aside`]
+    await this.close()
+    await server.rename(name, other)
+    const aside = new TestDatabase(server, other)
+    return {
+      sql: (text) => aside.sql(text),
+      async show () {
+        await aside.close()
+        await server.rename(other, name)
+      }
+    }
   }
 
   // Waits until the machine's status is this.
