@@ -1,7 +1,7 @@
 'use strict'
 
 const { LifecycleError, PrismaAdapter, PrismaAdapterError, generateVMChainName } = require('../..')
-const { cleanUp, finally_, host, machine, newBridge, newInstance, next, openInstance, rejection, warning } = require('../kit')
+const { cleanUp, deleteAtEnd, finally_, host, machine, newBridge, newInstance, next, openInstance, rejection, warning } = require('../kit')
 const { Client, conflict, extended } = require('../kit/client')
 
 afterEach(cleanUp)
@@ -10,7 +10,6 @@ afterEach(cleanUp)
 class Remote {
   constructor (client, nodeId) {
     this.master = new PrismaAdapter(client, nodeId)
-    for (const method of METHODS) this[method] = async (...args) => this.carry(method, args)
   }
 
   async carry (method, args) {
@@ -29,6 +28,7 @@ const METHODS = [
   'getMachineInternalName', 'getMachineDiskPath', 'getFirewallRules', 'getFirewallRulesSplit', 'getDepartmentFirewallPolicy',
   'getFirewallRuleSetId'
 ]
+for (const method of METHODS) Remote.prototype[method] = async function (...args) { return this.carry(method, args) }
 
 const ways = [
   ['prismaClient', (client) => ({ prismaClient: extended(client), nodeId: 'node-a' })],
@@ -245,6 +245,22 @@ test('a row whose pinning is taken away', async () => {
   client.tables.machineConfiguration.push({ machineId: vmId, cpuPinning: { cores: [0] }, diskPaths: null })
   await instance.createVM(config)
   expect(client.configuration(vmId).cpuPinning).toEqual({ cores: [] })
+})
+
+test.each([
+  ['one node\'s rows are seen', 'node-a', false], ['every row is seen', undefined, true]
+])('a QEMU without a row, where %s', async (_, nodeId, ended) => {
+  const other = await openInstance()
+  const config = machine(await newBridge())
+  deleteAtEnd(other, config)
+  const { pid } = await other.createVM(config)
+  const instance = await openInstance({
+    prismaClient: new Client(), nodeId, pidfileDir: `${other.stateDir}/pids`, healthMonitorInterval: 500
+  })
+  const judged = next(instance.getHealthMonitor(), 'orphan-detected', ({ killed }) => killed === ended)
+  expect(await judged).toMatchObject({ pid, killed: ended })
+  if (!ended) expect(await next(instance.getHealthMonitor(), 'orphan-detected')).toMatchObject({ pid, killed: false })
+  expect(host.isAlive(pid)).toBe(!ended)
 })
 
 describe('getPrismaAdapter()', () => {

@@ -61,9 +61,9 @@ impl Machine {
         if self.live.is_some() {
             return Err(self.context.refused("created", &self.shown, &STARTABLE));
         }
-        let Asked { row, rules, policy } = self
+        let Stored { row, rules, policy } = self
             .context
-            .ask_for_create(&config)
+            .read_for_create(&config)
             .await
             .map_err(|failure| self.create_failure(failure))?;
         let result = CreateResult {
@@ -346,7 +346,7 @@ impl Machine {
 impl VmContext {
     /// What `create` would do with this configuration, and what the caller should know of it.
     pub async fn plan_create(&self, config: &VmConfig) -> Result<(Plan, Vec<String>), Failure> {
-        let Asked { row, rules, policy } = self.ask_for_create(config).await?;
+        let Stored { row, rules, policy } = self.read_for_create(config).await?;
         let port = config.display.port;
         let Gathered { facts, reserved } = self
             .gather(config, &rules, policy.as_deref(), row, port)
@@ -373,7 +373,7 @@ impl VmContext {
         Ok(())
     }
 
-    async fn ask_for_create(&self, config: &VmConfig) -> Result<Asked, Failure> {
+    async fn read_for_create(&self, config: &VmConfig) -> Result<Stored, Failure> {
         if self.services.embedded.is_none() && !config.firewall.rules.is_empty() {
             let message =
                 "firewallRules are for the embedded store: this machine's are in your own database";
@@ -381,7 +381,7 @@ impl VmContext {
         }
         let row = self.claim_for_create().await?;
         let (rules, policy) = self.rules_for_create(config).await?;
-        Ok(Asked { row, rules, policy })
+        Ok(Stored { row, rules, policy })
     }
 
     /// The row must be fresh, `off` or `error`.
@@ -420,7 +420,7 @@ impl VmContext {
 }
 
 /// What a create is told by the database.
-struct Asked {
+struct Stored {
     row: RowClaim,
     rules: RuleSplit,
     policy: Option<String>,

@@ -246,3 +246,16 @@ async fn a_row_that_cannot_be_read_is_not_written() {
     assert_eq!(refused.unwrap_err().code, ErrorCode::QueryFailed);
     assert_eq!(port.asked().len(), 1);
 }
+
+#[tokio::test]
+async fn f33_any_write_that_gives_way_is_tried_again_and_no_read_is() {
+    let port = script([Throws(known("P2034")), Says(json!({ "count": 1 }))]);
+    let db = database(&port);
+    db.update_machine_status(&vm("vm-1"), "off", &[])
+        .await
+        .unwrap();
+    assert_eq!(port.asked().len(), 2);
+    let port = script([Throws(known("P2034"))]);
+    assert!(database(&port).find_machine(&vm("vm-1")).await.is_err());
+    assert_eq!(port.asked().len(), 1);
+}

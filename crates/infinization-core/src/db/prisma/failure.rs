@@ -130,11 +130,7 @@ fn is_unreachable(error: &PortError) -> bool {
     error.is_connection_failure()
         || (error.code.is_none() && CUT.contains(&error.message.as_str()))
         || codes(error).any(is_lost_connection)
-        || [
-            "PrismaClientInitializationError",
-            "PrismaClientRustPanicError",
-        ]
-        .contains(&error.name.as_str())
+        || error.name == "PrismaClientInitializationError"
         || (is_prisma_code(code) && code.starts_with("P1"))
         || ["P2024", "P2028", "P2037"].contains(&code)
         || UNREACHABLE.contains(&code)
