@@ -30,10 +30,10 @@ impl Machine {
         if !launching || contents.guest_may_run {
             return Ok(false);
         }
-        let row = match process_is_gone {
-            true => self.context.row_status().await?,
-            false => None,
-        };
+        if !process_is_gone {
+            return Ok(true);
+        }
+        let row = self.context.row_status().await?;
         Ok(!row.is_some_and(|status| status.expects_process()))
     }
 

@@ -272,9 +272,8 @@ impl Courier {
     /// Tries a write, and finds out what an error means: a database that refuses without a reason is
     /// asked something else.
     async fn attempt(&self, id: &VmId, write: &Write) -> Result<(), (Cause, DbError)> {
-        let error = match self.ask_for(id, write).await {
-            Err(error) => error,
-            Ok(()) => return Ok(()),
+        let Err(error) = self.ask_for(id, write).await else {
+            return Ok(());
         };
         let cause = match Cause::of(&error) {
             Cause::Doubtful if self.inner.find_machine(id).await.is_err() => Cause::Unreachable,
