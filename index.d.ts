@@ -1274,8 +1274,10 @@ export interface EventHandlerEvents {
   /** The monitor could not be reached again, though QEMU lives. */
   'vm:stale': [data: { vmId: string; reason: string }]
   /**
-   * A status could not be written: `event` is that status, `error` why. The host is as it should be,
-   * the row is not. Never thrown: without a listener it is dropped.
+   * A status was not written: `event` is that status (or the operation, for a write of the configuration),
+   * `error` why. The host is as it should be, the row is not: until the database is back
+   * (`database-restored`), or, where the database refused it for good, until somebody writes it. Never
+   * thrown: without a listener it is dropped.
    */
   error: [data: { vmId: string; event: string; error: string }]
 }

@@ -111,7 +111,7 @@ fn machine(number: usize) -> NewMachine {
     }
 }
 
-fn refusal(code: ErrorCode, details: serde_json::Value) -> DbError {
+fn refusal(code: ErrorCode, details: &serde_json::Value) -> DbError {
     let mut error = DbError::new(code, "no");
     error.details = details.as_object().cloned().unwrap();
     error
@@ -179,7 +179,7 @@ async fn b14_while_writes_are_kept_a_read_fails_and_is_never_stale() {
     bench.writes(0, "running").await;
     bench.switch.turn(Mode::Refuses(refusal(
         ErrorCode::UpdateFailed,
-        json!({ "sqliteCode": 13 }),
+        &json!({ "sqliteCode": 13 }),
     )));
     bench.writes(0, "off").await;
     // It would answer reads, but what it says of this machine is old.
@@ -262,7 +262,7 @@ async fn f33_what_will_not_pass_is_told_at_once_and_not_kept() {
         ErrorCode::VersionConflict,
     ] {
         let mut bench = Bench::with(1).await;
-        bench.switch.turn(Mode::Refuses(refusal(code, json!({}))));
+        bench.switch.turn(Mode::Refuses(refusal(code, &json!({}))));
         let write = bench.outbox.update_machine_status(id(0), "off", &GUARD);
         assert_eq!(write.await.unwrap_err().code, code);
         assert_eq!(bench.outbox.kept(), 0);
@@ -291,12 +291,12 @@ async fn a_kept_write_that_is_refused_for_good_is_told() {
     bench.writes(0, "running").await;
     bench.writes(0, "off").await;
     bench.is_away().await;
-    let no = refusal(ErrorCode::UpdateFailed, json!({ "prismaCode": "P2000" }));
+    let no = refusal(ErrorCode::UpdateFailed, &json!({ "prismaCode": "P2000" }));
     bench.switch.turn(Mode::Refuses(no));
     for status in ["running", "off"] {
         match bench.notice().await {
             Notice::Lost { vm_id, write, .. } => {
-                assert_eq!((vm_id, write), (id(0).clone(), status.to_owned()))
+                assert_eq!((vm_id, write), (id(0).clone(), status.to_owned()));
             }
             other => panic!("{other:?}"),
         }
@@ -307,7 +307,7 @@ async fn a_kept_write_that_is_refused_for_good_is_told() {
 #[tokio::test]
 async fn a_write_that_is_refused_without_a_reason_is_not_tried_for_ever() {
     let mut bench = Bench::new(1, Duration::from_millis(500)).await;
-    let no = refusal(ErrorCode::UpdateFailed, json!({}));
+    let no = refusal(ErrorCode::UpdateFailed, &json!({}));
     bench.switch.turn(Mode::Refuses(no));
     bench.writes(0, "running").await;
     bench.is_away().await;
@@ -322,7 +322,7 @@ async fn a_write_that_is_refused_without_a_reason_is_not_tried_for_ever() {
 #[tokio::test]
 async fn one_machine_that_is_refused_holds_up_no_other() {
     let mut bench = Bench::with(2).await;
-    let full = refusal(ErrorCode::UpdateFailed, json!({ "sqliteCode": 13 }));
+    let full = refusal(ErrorCode::UpdateFailed, &json!({ "sqliteCode": 13 }));
     bench.switch.turn(Mode::RefusesOf("vm-0".to_owned(), full));
     bench.writes(0, "running").await;
     bench.writes(1, "running").await;

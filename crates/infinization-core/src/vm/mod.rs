@@ -17,7 +17,7 @@
 //! | `run`, `ledger`, `bench`, `cleanup`, `salvage` | executing a plan, writing ahead what it holds, giving it back |
 //! | `effects` | performing one action on the real host |
 //! | `boot` | waiting for the guest's agent |
-//! | `machine`, `launch`, `stop`, `guest`, `destroy`, `retry`, `recover`, `reconcile` | what one VM does, verb by verb |
+//! | `machine`, `launch`, `stop`, `guest`, `destroy`, `retry`, `recover`, `undo`, `reconcile` | what one VM does, verb by verb |
 //! | `request` | what can be asked of a VM |
 //! | `task` | the loop that owns one VM, and the handle to it |
 //!
@@ -51,6 +51,7 @@ mod spec;
 pub mod status;
 mod stop;
 mod task;
+mod undo;
 
 pub use action::{Action, Release, RowValues, Slot, Spawn};
 pub use bench::Bench;

@@ -5,21 +5,17 @@
 //! all the same. No guest is harmed: QEMU is ended only where a create or start had not yet let the
 //! guest run, or where destroying had begun.
 
-use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::time::timeout;
 
 use super::action::Release;
-use super::bench::Bench;
-use super::cleanup::Cleanup;
 use super::effects::{connect, keep_trying};
-use super::ledger::{Contents, Entry, Lived};
+use super::ledger::{Contents, Lived};
 use super::live::{Live, LiveView};
 use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
-use super::run::undo_attempt;
 use super::spec;
 use super::status::{Status, of_run_state};
 use crate::db::{DbError, MachineRecord};
@@ -50,7 +46,7 @@ pub enum Recovered {
     Skipped(String),
 }
 
-enum Found {
+pub(super) enum Found {
     Process(ProcessHandle),
     None,
     Unknown(String),
@@ -119,25 +115,6 @@ impl Machine {
         }
     }
 
-    /// Whether a launch was interrupted before its guest ran. After a power cut the ledger may be
-    /// older than the row, which says `running` only when the guest did; so without the row nothing
-    /// is undone.
-    async fn is_undecided(
-        &self,
-        contents: &Contents,
-        process_is_gone: bool,
-    ) -> Result<bool, Failure> {
-        let launching = contents.operation.is_some_and(Operation::is_launch);
-        if !launching || contents.guest_may_run {
-            return Ok(false);
-        }
-        let row = match process_is_gone {
-            true => self.context.row_status().await?,
-            false => None,
-        };
-        Ok(!row.is_some_and(|status| status.expects_process()))
-    }
-
     /// No process of this machine's name runs, as far as a ledger knows nothing of one.
     pub(super) async fn nobody_has_its_name(&self) -> Result<(), Failure> {
         let Some(name) = self.internal_name().await? else {
@@ -175,7 +152,7 @@ impl Machine {
         Failure::new(ErrorCode::IdentityUnknown, message).of_vm(&self.context.vm_id)
     }
 
-    async fn find_process(&self, contents: &Contents) -> Result<Found, Failure> {
+    pub(super) async fn find_process(&self, contents: &Contents) -> Result<Found, Failure> {
         if let Some(lived) = &contents.lived {
             return Ok(match adopt(&lived.process, &lived.name_argument).await {
                 Identity::Ours(process) => Found::Process(process),
@@ -326,79 +303,6 @@ impl Machine {
         Ok(())
     }
 
-    /// Undoes a create or start that was interrupted.
-    async fn undo(
-        &mut self,
-        contents: &Contents,
-        process: Option<ProcessHandle>,
-    ) -> Result<Recovered, Failure> {
-        self.undo_once(contents, process).await?;
-        if self.context.ledger.contents().lived.is_some() {
-            return Ok(Recovered::Skipped("QEMU could not be ended".to_owned()));
-        }
-        match contents.operation {
-            Some(Operation::Create) => Ok(Recovered::Undone),
-            _ => Ok(Recovered::Off),
-        }
-    }
-
-    async fn undo_once(
-        &self,
-        contents: &Contents,
-        process: Option<ProcessHandle>,
-    ) -> Result<Cleanup, Failure> {
-        self.disown_strangers(contents)?;
-        let bench = Bench::of_process(process);
-        let context = &self.context;
-        let cleanup = undo_attempt(context.effects.as_ref(), &context.ledger, &bench).await;
-        self.alert(&cleanup);
-        context.end_attempt(&cleanup).await?;
-        if contents.operation == Some(Operation::Create) {
-            self.forget_if_empty().await;
-        }
-        Ok(cleanup)
-    }
-
-    /// What a launch that failed has left, tried again; `None` if there is no such launch.
-    pub(super) async fn undo_again(&mut self) -> Result<Option<Cleanup>, Failure> {
-        let contents = self.context.ledger.contents();
-        if !contents.operation.is_some_and(Operation::is_launch) {
-            return Ok(None);
-        }
-        let gone = matches!(self.find_process(&contents).await?, Found::None);
-        if gone && self.is_undecided(&contents, gone).await? {
-            return Ok(Some(self.undo_once(&contents, None).await?));
-        }
-        Ok(None)
-    }
-
-    /// A file that was about to be made may be another's by now: only one that appeared after the
-    /// operation began is ours.
-    fn disown_strangers(&self, contents: &Contents) -> Result<(), Failure> {
-        let began = UNIX_EPOCH + Duration::from_millis(contents.began_at_ms);
-        let mut strangers = Vec::new();
-        for entry in contents
-            .entries
-            .iter()
-            .filter(|entry| entry.number >= contents.attempt)
-        {
-            let Entry {
-                held: false,
-                number,
-                ..
-            } = entry
-            else {
-                continue;
-            };
-            if let Some(path) = entry.undo.release.file()
-                && appeared_before(path.as_path(), began)
-            {
-                strangers.push(*number);
-            }
-        }
-        Ok(self.context.ledger.forget(&strangers)?)
-    }
-
     /// The process is gone: a stop is finished, and anything else was an end nobody saw.
     async fn bury(&mut self, lived: Option<Lived>) -> Result<Recovered, Failure> {
         let contents = self.context.ledger.contents();
@@ -485,15 +389,4 @@ async fn told_of(found: Vec<ProcessHandle>, disk: String) -> Result<Found, Failu
         Ok(Err(error)) => Err(error.into()),
         Err(_elapsed) => Ok(Found::Unknown("/proc does not answer".to_owned())),
     }
-}
-
-fn appeared_before(path: &Path, moment: std::time::SystemTime) -> bool {
-    let Ok(metadata) = path.symlink_metadata() else {
-        return false;
-    };
-    let appeared = metadata
-        .created()
-        .or_else(|_unsupported| metadata.modified());
-    // File times are as coarse as a kernel tick: what appeared in the same one counts as ours.
-    appeared.is_ok_and(|appeared| appeared + Duration::from_millis(20) < moment)
 }

@@ -20,13 +20,14 @@ impl Machine {
                 let process = self.process_to_end().await?;
                 self.raze(operation, process).await?
             }
-            _ => match self.undo_again().await? {
-                Some(undone) => undone,
-                None => {
+            _ => {
+                if let Some(undone) = self.undo_again().await? {
+                    undone
+                } else {
                     self.look_again().await?;
                     self.release_run().await
                 }
-            },
+            }
         };
         Ok(cleanup.to_json(&self.context.vm_id))
     }

@@ -3,6 +3,8 @@
 //! The codes are the contract's (`error.rs`), what stands behind one of them is in its details:
 //! `prismaCode` of a Prisma client, `sqliteCode` of the embedded store.
 
+use serde_json::Value;
+
 use crate::db::DbError;
 use crate::error::ErrorCode;
 
@@ -50,10 +52,10 @@ impl Cause {
 }
 
 fn behind(error: &DbError) -> Cause {
-    if let Some(code) = error.details.get("prismaCode").and_then(|it| it.as_str()) {
+    if let Some(code) = error.details.get("prismaCode").and_then(Value::as_str) {
         return among(&code, &PRISMA_UNREACHABLE, &PRISMA_TROUBLE);
     }
-    if let Some(code) = error.details.get("sqliteCode").and_then(|it| it.as_i64()) {
+    if let Some(code) = error.details.get("sqliteCode").and_then(Value::as_i64) {
         // The primary code is the low byte of an extended one.
         return among(&(code & 0xff), &SQLITE_UNREACHABLE, &SQLITE_TROUBLE);
     }
@@ -72,7 +74,7 @@ fn among<T: PartialEq>(code: &T, unreachable: &[T], trouble: &[T]) -> Cause {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 

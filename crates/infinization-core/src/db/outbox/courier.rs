@@ -5,7 +5,6 @@
 //! one before hangs. While the database is away one more task tries again, with growing pauses;
 //! whoever else hears from the database wakes it at once.
 
-use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -14,10 +13,11 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::cause::Cause;
-use super::queue::{Dropped, Put, Queue, Write};
+use super::lanes::{Notice, State, answer_all};
+use super::queue::{Put, Write};
 use super::{PATIENCE, no_answer};
 use crate::db::{Database, DbError};
 use crate::error::ErrorCode;
@@ -33,34 +33,7 @@ const CONFLICT_ATTEMPTS: u32 = 3;
 /// A question that is under way.
 pub(super) type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, DbError>> + Send + 'a>>;
 
-type Reply = oneshot::Sender<Result<(), DbError>>;
 type Answer = oneshot::Receiver<Result<(), DbError>>;
-
-/// What whoever owns an outbox is told, in order.
-#[derive(Debug, Clone)]
-pub enum Notice {
-    /// The database cannot be reached, or does not take everything.
-    Away {
-        /// What showed it.
-        error: DbError,
-    },
-    /// It answers, and nothing is kept any more.
-    Back {
-        /// How many writes were delivered late.
-        delivered: usize,
-        /// How many were lost, each of which was told.
-        lost: usize,
-    },
-    /// A write that nobody waits for any more will not be made.
-    Lost {
-        /// Whose.
-        vm_id: VmId,
-        /// The status it would have written, or the operation's name.
-        write: String,
-        /// Why.
-        error: DbError,
-    },
-}
 
 #[derive(Debug)]
 pub(super) struct Courier {
@@ -72,60 +45,18 @@ pub(super) struct Courier {
     me: Weak<Courier>,
 }
 
-#[derive(Debug)]
-struct State {
-    lanes: HashMap<VmId, Lane>,
-    away: Option<Away>,
-    /// Numbers the lanes, oldest first.
-    next: u64,
-    /// A task looks for the database.
-    looking: bool,
-    /// Nothing is kept any more.
-    closed: bool,
-    notices: mpsc::UnboundedSender<Notice>,
-}
-
-/// The database does not take everything.
-#[derive(Debug, Default)]
-struct Away {
-    /// Somebody answers.
-    answers: bool,
-    delivered: usize,
-    lost: usize,
-}
-
-/// What is kept of one VM.
-#[derive(Debug)]
-struct Lane {
-    number: u64,
-    /// With whoever waits for each write.
-    queue: Queue<Vec<Reply>>,
-    /// Whoever waits for all of them.
-    waiting: Vec<Reply>,
-    at_work: bool,
-    /// Since when its first write is refused without a reason by a database that answers.
-    refused_since: Option<Instant>,
-}
-
 impl Courier {
     pub(super) fn new(
         inner: Arc<dyn Database>,
         gives_up_after: Duration,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Notice>) {
         let (notices, told) = mpsc::unbounded_channel();
-        let state = State {
-            lanes: HashMap::new(),
-            away: None,
-            next: 0,
-            looking: false,
-            closed: false,
-            notices,
-        };
+        let wake: Arc<Notify> = Arc::default();
         let courier = Arc::new_cyclic(|me| Self {
             inner,
             gives_up_after,
-            state: Mutex::new(state),
-            wake: Arc::default(),
+            state: Mutex::new(State::new(notices, Arc::clone(&wake))),
+            wake,
             me: Weak::clone(me),
         });
         (courier, told)
@@ -140,7 +71,7 @@ impl Courier {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_forgotten)) => Ok(()),
             Err(_elapsed) => {
-                self.lock().is_away(false, &no_answer(), self);
+                self.nobody_answers(&no_answer());
                 Ok(())
             }
         }
@@ -155,7 +86,7 @@ impl Courier {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_forgotten)) => Ok(()),
             Err(_elapsed) => {
-                self.lock().is_away(false, &no_answer(), self);
+                self.nobody_answers(&no_answer());
                 Err(no_answer())
             }
         }
@@ -208,13 +139,24 @@ impl Courier {
 
     fn heard<T>(&self, outcome: Result<T, DbError>) -> Result<T, DbError> {
         match &outcome {
-            Ok(_) => self.lock().answered(self),
+            Ok(_) => self.lock().answered(),
             Err(error) if Cause::of(error) == Cause::Unreachable => {
-                self.lock().is_away(false, error, self);
+                self.nobody_answers(error);
             }
             Err(_) => {}
         }
         outcome
+    }
+
+    fn nobody_answers(&self, error: &DbError) {
+        if self.lock().is_silent(error) {
+            self.begin_to_look();
+        }
+    }
+
+    fn begin_to_look(&self) {
+        let (me, wake) = (Weak::clone(&self.me), Arc::clone(&self.wake));
+        tokio::spawn(look_for_it(me, wake));
     }
 
     /// Drops what is kept of a VM, but for what is under way.
@@ -330,9 +272,8 @@ impl Courier {
     /// Tries a write, and finds out what an error means: a database that refuses without a reason is
     /// asked something else.
     async fn attempt(&self, id: &VmId, write: &Write) -> Result<(), (Cause, DbError)> {
-        let error = match self.ask_for(id, write).await {
-            Err(error) => error,
-            Ok(()) => return Ok(()),
+        let Err(error) = self.ask_for(id, write).await else {
+            return Ok(());
         };
         let cause = match Cause::of(&error) {
             Cause::Doubtful if self.inner.find_machine(id).await.is_err() => Cause::Unreachable,
@@ -363,16 +304,22 @@ impl Courier {
         let mut state = self.lock();
         let Err((cause, error)) = outcome else {
             state.delivered(id);
-            state.answered(self);
+            state.answered();
             return true;
         };
         if state.may_try_again(id, cause, self.gives_up_after) {
-            state.is_away(cause != Cause::Unreachable, &error, self);
+            let must_look = match cause {
+                Cause::Unreachable => state.is_silent(&error),
+                _ => state.is_behind(&error),
+            };
             state.rests(id, &error);
+            if must_look {
+                self.begin_to_look();
+            }
             return false;
         }
         state.refused(id, write, &error);
-        state.answered(self);
+        state.answered();
         true
     }
 
@@ -389,7 +336,7 @@ impl Courier {
             }
             // Whatever it says, it answers.
             _ => {
-                self.lock().answered(self);
+                self.lock().answered();
                 Ok(())
             }
         }
@@ -401,170 +348,6 @@ impl Courier {
         let found = state.away.is_none() || state.closed;
         state.looking = !found;
         found
-    }
-}
-
-impl State {
-    fn lane(&mut self, id: &VmId) -> &mut Lane {
-        let next = &mut self.next;
-        self.lanes.entry(id.clone()).or_insert_with(|| {
-            *next += 1;
-            Lane {
-                number: *next,
-                queue: Queue::new(),
-                waiting: Vec::new(),
-                at_work: false,
-                refused_since: None,
-            }
-        })
-    }
-
-    fn oldest_first(&self) -> Vec<VmId> {
-        let mut lanes: Vec<(u64, &VmId)> = self
-            .lanes
-            .iter()
-            .map(|(id, lane)| (lane.number, id))
-            .collect();
-        lanes.sort();
-        lanes.into_iter().map(|(_, id)| id.clone()).collect()
-    }
-
-    fn is_down(&self) -> bool {
-        self.away.as_ref().is_some_and(|away| !away.answers)
-    }
-
-    /// The database does not take everything; `answers` says whether it is there at all.
-    fn is_away(&mut self, answers: bool, error: &DbError, courier: &Courier) {
-        if self.away.is_none() {
-            tracing::warn!(%error, "the database is away: what happens is kept until it is back");
-            self.tell(Notice::Away {
-                error: error.clone(),
-            });
-        }
-        self.away.get_or_insert_default().answers = answers;
-        if !self.closed && !std::mem::replace(&mut self.looking, true) {
-            let (me, wake) = (Weak::clone(&courier.me), Arc::clone(&courier.wake));
-            tokio::spawn(look_for_it(me, wake));
-        }
-    }
-
-    /// The database answers.
-    fn answered(&mut self, courier: &Courier) {
-        if let Some(away) = &mut self.away
-            && !std::mem::replace(&mut away.answers, true)
-        {
-            courier.wake.notify_one();
-        }
-        self.may_be_back();
-    }
-
-    fn may_be_back(&mut self) {
-        let back = self.lanes.is_empty();
-        let Some(Away {
-            delivered, lost, ..
-        }) = self.away.take_if(|away| away.answers && back)
-        else {
-            return;
-        };
-        tracing::warn!(delivered, lost, "the database is back");
-        self.tell(Notice::Back { delivered, lost });
-    }
-
-    fn delivered(&mut self, id: &VmId) {
-        let Some(lane) = self.lanes.get_mut(id) else {
-            return;
-        };
-        lane.refused_since = None;
-        answer_all(lane.queue.done().unwrap_or_default(), &Ok(()));
-        if let Some(away) = &mut self.away {
-            away.delivered += 1;
-        }
-    }
-
-    /// A database that refuses without a reason is not asked for ever.
-    fn may_try_again(&mut self, id: &VmId, cause: Cause, patience: Duration) -> bool {
-        let Some(lane) = self.lanes.get_mut(id) else {
-            return false;
-        };
-        if cause != Cause::Doubtful {
-            return cause.may_pass();
-        }
-        let since = lane.refused_since.get_or_insert_with(Instant::now);
-        since.elapsed() < patience
-    }
-
-    /// The lane's writes are kept: nobody waits for them any more.
-    fn rests(&mut self, id: &VmId, error: &DbError) {
-        let kept = if self.closed {
-            Err(error.clone())
-        } else {
-            Ok(())
-        };
-        let Some(lane) = self.lanes.get_mut(id) else {
-            return;
-        };
-        lane.at_work = false;
-        lane.queue.back();
-        for replies in lane.queue.beside() {
-            answer_all(std::mem::take(replies), &kept);
-        }
-        let behind = DbError {
-            code: ErrorCode::DbConnectionError,
-            message: format!(
-                "the database has not taken yet what happened to VM {id}: {}",
-                error.message
-            ),
-            details: error.details.clone(),
-        };
-        answer_all(std::mem::take(&mut lane.waiting), &Err(behind));
-    }
-
-    /// The write will not be made: whoever waits for it is told, else the owner.
-    fn refused(&mut self, id: &VmId, write: &Write, error: &DbError) {
-        let Some(lane) = self.lanes.get_mut(id) else {
-            return;
-        };
-        lane.refused_since = None;
-        let waiting = lane.queue.done().unwrap_or_default();
-        if answer_all(waiting, &Err(error.clone())) {
-            return;
-        }
-        // The row of a machine that was deleted meanwhile needs no truth.
-        if error.code == ErrorCode::MachineNotFound {
-            tracing::debug!(vm = %id, write = write.name(), "the row is gone");
-        } else {
-            self.lose(id, write, error);
-        }
-    }
-
-    fn lose(&mut self, id: &VmId, write: &Write, error: &DbError) {
-        let write = write.name().to_owned();
-        tracing::error!(vm = %id, write, %error, "a write that was kept is lost");
-        if let Some(away) = &mut self.away {
-            away.lost += 1;
-        }
-        self.tell(Notice::Lost {
-            vm_id: id.clone(),
-            write,
-            error: error.clone(),
-        });
-    }
-
-    fn tell_dropped(&mut self, id: &VmId, dropped: Dropped) {
-        match dropped {
-            Dropped::Covered(count) => {
-                tracing::warn!(vm = %id, count, "too much is kept of the VM: only the newest of what its row shows will be written");
-            }
-            Dropped::Truth(write) => {
-                let message = "too much was kept of the VM";
-                let error = DbError::new(ErrorCode::UpdateFailed, message);
-                self.lose(id, &write, &error);
-            }
-        }
-    }
-
-    fn tell(&self, notice: Notice) {
-        let _nobody_listens = self.notices.send(notice);
     }
 }
 
@@ -613,12 +396,4 @@ async fn look_for_it(courier: Weak<Courier>, wake: Arc<Notify>) {
             Err(_) => LONGEST_PAUSE.min(pause * 2),
         };
     }
-}
-
-/// Whether anybody heard it.
-fn answer_all(replies: Vec<Reply>, outcome: &Result<(), DbError>) -> bool {
-    let heard = replies
-        .into_iter()
-        .map(|reply| reply.send(outcome.clone()).is_ok());
-    heard.fold(false, |one, other| one | other)
 }

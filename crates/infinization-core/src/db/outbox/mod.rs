@@ -16,6 +16,7 @@
 //! - A read or a claim (`transition_vm_status`) of a VM follows its kept writes, or fails with
 //!   `DB_CONNECTION_ERROR`. It is never stale and never "not found" for want of a database.
 //! - A claim is never kept: whoever claims needs the answer.
+//! - A write whose answer was lost is made again: each says what is, not what to change.
 //! - Guards are kept with their writes, so a claim that somebody made meanwhile survives.
 //! - What is lost (the database refused it for good, or a queue was full) is told ([`Notice::Lost`]).
 //!
@@ -26,10 +27,12 @@
 //! | --- | --- |
 //! | `cause` | what a failure says of the next attempt (pure) |
 //! | `queue` | one VM's writes in order (pure) |
+//! | `lanes` | what is known of the database and kept of each VM |
 //! | `courier` | delivering, and looking for a database that is away |
 
 mod cause;
 mod courier;
+mod lanes;
 mod queue;
 
 use std::sync::Arc;
@@ -38,7 +41,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-pub use courier::Notice;
+pub use lanes::Notice;
 
 use self::cause::Cause;
 use self::courier::Courier;
