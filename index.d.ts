@@ -1274,8 +1274,10 @@ export interface EventHandlerEvents {
   /** The monitor could not be reached again, though QEMU lives. */
   'vm:stale': [data: { vmId: string; reason: string }]
   /**
-   * A status could not be written: `event` is that status, `error` why. The host is as it should be,
-   * the row is not. Never thrown: without a listener it is dropped.
+   * A status was not written: `event` is that status (or the operation, for a write of the configuration),
+   * `error` why. The host is as it should be, the row is not: until the database is back
+   * (`database-restored`), or, where the database refused it for good, until somebody writes it. Never
+   * thrown: without a listener it is dropped.
    */
   error: [data: { vmId: string; event: string; error: string }]
 }
@@ -1398,8 +1400,34 @@ export interface HealthMonitorEvents {
   'check-complete': [summary: HealthCheckSummary]
   /** By `reconcileStartupState()`, and by `initialize()`. */
   'reconcile-complete': [summary: ReconcileCompleteEvent]
+  /**
+   * The database cannot be reached, or does not take everything. Machines go on, and so do stops, crashes
+   * and their clean-ups: what they would write is kept, and so rows may be old. What needs an answer
+   * (create, start, suspend) is refused with `DB_CONNECTION_ERROR` among its causes.
+   */
+  'database-outage': [event: DatabaseOutageEvent]
+  /** It is back, and what was kept has been written, machine by machine in the order of what happened. */
+  'database-restored': [event: DatabaseRestoredEvent]
   /** A cycle failed. Never thrown: without a listener it is dropped. */
   error: [event: { message: string; timestamp: Date }]
+}
+
+/** What showed that the database is away. */
+export interface DatabaseOutageEvent {
+  /** As the `PrismaAdapterError` that a caller would have got. */
+  error: { code: string; message: string }
+  timestamp: Date
+}
+
+/** The end of an outage. */
+export interface DatabaseRestoredEvent {
+  /** When the outage began. */
+  startedAt: Date
+  /** How many writes were made late. */
+  delivered: number
+  /** How many the database refused for good. Each was told by an `error` of `getEventHandler()`. */
+  lost: number
+  timestamp: Date
 }
 
 /**
@@ -1430,6 +1458,21 @@ export interface HealthMonitor extends EventEmitter<HealthMonitorEvents> {
   checkOrphanProcesses(): Promise<OrphanEvent[]>
   /** As {@link Infinization.reconcileStartupState}. */
   reconcileTransientStates(statuses?: string[]): Promise<ReconcileSummary>
+  /**
+   * Gives back what earlier clean-ups of a machine could not (`cleanup-alert`): each thing is tried three
+   * times, 1 s and 2 s apart. Resolves with what was tried; nothing is left when `failedCleanups` is 0. Of a
+   * machine that runs, and of one that nothing is left of, nothing is tried.
+   *
+   * What is left is what the machine's own list in `stateDir` says. The record is only a hint and decides
+   * nothing, so no other machine is ever touched.
+   * @throws LifecycleError `INVALID_CONFIG` (the id, or a record that is no object), `CLEANUP_FAILED` when
+   *   nothing could be tried; its `cause` is `IDENTITY_UNKNOWN` where it cannot be told whether the machine
+   *   has a QEMU
+   */
+  retryCleanup(
+    vmId: string,
+    machineConfiguration?: Partial<MachineConfigurationRecord> | null
+  ): Promise<CleanupResult>
 }
 
 // ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ const { execFileSync } = require('node:child_process')
 const { existsSync, readFileSync } = require('node:fs')
 const { root } = require('./root')
 const { objects } = require('./host')
+const { generateClients } = require('./prisma')
 
 // The tests make links, rulesets and machines: only where nobody else's are.
 module.exports = () => {
@@ -13,6 +14,7 @@ module.exports = () => {
   if (!existsSync(`${root}/.guest/tiny.qcow2`) && !process.env.INFINIZATION_GUEST_DIR) {
     throw new Error('the guest image is missing: run `npm run setup`')
   }
+  generateClients()
   execFileSync('nft', ['list', 'tables'])
   globalThis.objectsBefore = objects()
 }

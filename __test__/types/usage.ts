@@ -121,6 +121,13 @@ async function run(database: InfinizationDatabase, peers: OverlayPeer[]): Promis
     }
   }
 
+  const monitor = infinization.getHealthMonitor()
+  monitor.on('database-outage', ({ error, timestamp }) => void [error.code, error.message, timestamp.getTime()])
+  monitor.on('database-restored', ({ startedAt, delivered, lost }) => void [startedAt.getTime(), delivered, lost])
+  monitor.on('cleanup-alert', ({ vmId }) => void monitor.retryCleanup(vmId, { tapDeviceName: created.tapDevice }))
+  const left = await monitor.retryCleanup(created.vmId)
+  if (left.failedCleanups > 0) for (const resource of left.resources) void [resource.type, resource.lastError]
+
   const qmp = infinization.getQMPClient(created.vmId)
   const answer = await qmp?.execute<{ enabled: boolean }>('query-spice')
   void answer?.enabled

@@ -1,5 +1,6 @@
 use infinization_core::manager::Manager;
 use napi_derive::napi;
+use serde_json::{Map, Value};
 
 use super::Infinization;
 use crate::argument::Argument;
@@ -46,6 +47,19 @@ impl HealthMonitor {
     #[napi]
     pub async fn check_orphan_processes(&self) -> Outcome {
         data(self.manager.check_orphan_processes()).await
+    }
+
+    /// The record is what the row said when the clean-up got stuck. What is left, the machine's own
+    /// ledger knows better, so the record is checked for its shape and no more.
+    #[napi]
+    pub async fn retry_cleanup(&self, vm_id: Argument, machine_configuration: Argument) -> Outcome {
+        data(async {
+            let vm_id = vm_id.text("vmId")?;
+            let _hint: Option<Map<String, Value>> =
+                machine_configuration.shaped("machineConfiguration")?;
+            self.manager.retry_cleanup(vm_id).await
+        })
+        .await
     }
 
     #[napi]

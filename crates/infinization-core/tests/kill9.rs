@@ -15,11 +15,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use infinization_core::manager::Manager;
-use kit::machine::{Host, never, qemus};
-use kit::meddler::{Deed, Meddler};
+use kit::machine::{Host, forced, never, next_event, qemus, send_signal};
+use kit::meddler::{Deed, Meddler, die};
+use kit::switch::{Mode, Switch};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const VM: &str = "killed-1";
+/// The deed of a victim that is killed while the database is away, at no step of the verb's.
+const OUTAGE: &str = "KillInOutage";
 /// No verb has this many steps; reaching it means that the victim never ends.
 const MOST_STEPS: usize = 60;
 
@@ -30,6 +34,11 @@ fn main() {
         return;
     }
     let mut passed = 0;
+    for verb in ["stop", "destroy", "suspend", "crash"] {
+        kit::in_private_network(move || async move { killed_in_an_outage(verb).await });
+        println!("f9 f31 {verb}, killed before the database was back ... ok");
+        passed += 1;
+    }
     for verb in ["create", "start", "stop", "destroy", "delete"] {
         for deed in [Deed::KillBefore, Deed::KillAfter] {
             let (sender, steps) = std::sync::mpsc::channel();
@@ -43,8 +52,66 @@ fn main() {
     println!("{passed} passed, 0 failed");
 }
 
+/// What happened while the database was away dies with the process that kept it: the next one finds
+/// it out by looking.
+async fn killed_in_an_outage(verb: &'static str) {
+    let host = Host::new().await;
+    assert!(run_victim(&host, verb, OUTAGE, 0));
+    // Nothing is checked on a timer here: starting alone makes the row true.
+    let mut settings = host.settings();
+    settings["autoStartHealthMonitor"] = json!(false);
+    let manager = Manager::new(settings);
+    manager.initialize().await.unwrap();
+    if verb == "destroy" {
+        // Its state directory is gone: the health monitor finds that nobody has what the row claims.
+        manager.check_all_vms().await.unwrap();
+    }
+    let status = manager.get_vm_status(VM.into()).await.unwrap();
+    let word = if verb == "suspend" {
+        "suspended"
+    } else {
+        "off"
+    };
+    assert_eq!(status["status"], word, "{verb}: {status}");
+    assert_eq!(status["consistent"], true, "{verb}: {status}");
+    let with_disks = json!({ "deleteDisks": true });
+    manager.delete_vm(VM.into(), with_disks).await.unwrap();
+    manager.shutdown().await.unwrap();
+    host.is_clean().await;
+}
+
+/// Does the verb while the database is away, and is killed before it is back.
+async fn victim_of_an_outage(orders: &Value) {
+    let switch = Switch::new();
+    let wrapper = Some(switch.wrapper());
+    let manager = Manager::with_wrappers(orders["settings"].clone(), None, wrapper);
+    manager.initialize().await.unwrap();
+    let machine = orders["machine"].clone();
+    let created = manager.create_vm(machine, never()).await.unwrap();
+    let mut events = manager.subscribe();
+    switch.turn(Mode::Down);
+    match orders["verb"].as_str().unwrap() {
+        "stop" => drop(manager.stop_vm(VM.into(), forced(), never()).await.unwrap()),
+        "destroy" => drop(manager.destroy_vm(VM.into()).await.unwrap()),
+        "suspend" => {
+            let asked = manager.qmp_execute(VM, "stop", Value::Null);
+            asked.await.unwrap();
+            next_event(&mut events, "vm:suspended").await;
+        }
+        _ => {
+            let pid = created["pid"].as_i64().unwrap();
+            send_signal(i32::try_from(pid).unwrap(), Signal::SIGKILL);
+            next_event(&mut events, "crash").await;
+        }
+    }
+    die();
+}
+
 /// What the victim does: everything up to the verb undisturbed, then the verb.
 async fn victim(orders: &Value) {
+    if orders["deed"] == OUTAGE {
+        return victim_of_an_outage(orders).await;
+    }
     let deed = match orders["deed"].as_str() {
         Some("KillBefore") => Deed::KillBefore,
         _ => Deed::KillAfter,
@@ -91,7 +158,7 @@ async fn victim(orders: &Value) {
 async fn kill_at_every_step(verb: &str, deed: Deed) -> usize {
     let host = Host::new().await;
     for step in 0..MOST_STEPS {
-        let killed = run_victim(&host, verb, deed, step);
+        let killed = run_victim(&host, verb, &format!("{deed:?}"), step);
         converges(&host, verb, step).await;
         if !killed {
             assert!(step > 0, "{verb} has no steps");
@@ -102,10 +169,10 @@ async fn kill_at_every_step(verb: &str, deed: Deed) -> usize {
 }
 
 /// Whether the victim was killed rather than done.
-fn run_victim(host: &Host, verb: &str, deed: Deed, step: usize) -> bool {
+fn run_victim(host: &Host, verb: &str, deed: &str, step: usize) -> bool {
     let orders = json!({
         "verb": verb,
-        "deed": format!("{deed:?}"),
+        "deed": deed,
         "step": step,
         "settings": host.settings(),
         "machine": host.machine(VM),

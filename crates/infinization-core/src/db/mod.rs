@@ -5,6 +5,7 @@
 //! a [`port`]. A failure is never "not found": absence is `Ok(None)`, trouble is an error.
 
 pub mod injected;
+pub mod outbox;
 pub mod port;
 pub mod prisma;
 mod records;

@@ -65,8 +65,9 @@ impl DatabaseChoice {
 }
 
 impl Manager {
-    /// The database this manager works with.
+    /// The database this manager works with. A write is made or fails; what the library could not
+    /// write yet of the machine goes first.
     pub fn database(&self) -> Result<Arc<dyn Database>, Failure> {
-        Ok(Arc::clone(&self.open()?.services.database))
+        Ok(self.open()?.services.outbox.answering())
     }
 }

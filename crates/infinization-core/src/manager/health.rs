@@ -74,9 +74,12 @@ impl Watched for Open {
         for stray in found.strays {
             let id = stray.process.id().clone();
             let first = self.strays().get(&id).copied();
-            seen.insert(id, first.unwrap_or_else(Instant::now));
             match self.judge(&stray).await {
-                Ok(orphan) => orphans.extend(orphan),
+                Ok(orphan) => {
+                    seen.insert(id, first.unwrap_or_else(Instant::now));
+                    orphans.extend(orphan);
+                }
+                // What could not be judged was not seen unwanted.
                 Err(error) => tracing::warn!(name = %stray.name, %error, "not judged"),
             }
         }
@@ -114,6 +117,19 @@ impl Open {
         };
         self.drop_if_empty(&handle);
         checked
+    }
+
+    /// Settles rows of `ours` that claim a QEMU and have none.
+    pub(super) async fn check_claims(&self, ours: &[VmId]) -> Result<(), Failure> {
+        let database = &self.services.database;
+        let rows = database.find_machines_by_statuses(&CLAIMING).await?;
+        let is_ours = |row: &&RunningVm| ours.iter().any(|vm_id| vm_id.as_str() == row.id);
+        for row in rows.iter().filter(is_ours) {
+            if let Err(error) = self.check_row(row).await {
+                tracing::warn!(vm = row.id, %error, "could not be checked");
+            }
+        }
+        Ok(())
     }
 
     /// One look at the directory and, if need be, one at `/proc`.

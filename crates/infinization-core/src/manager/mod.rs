@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `mod` | construction, `initialize`, `shutdown`, the verbs on one VM |
 //! | `startup` | opening the database, probing the host, taking VMs back |
+//! | `outage` | what is told and done when the database is away and when it is back |
 //! | `status` | `getVMStatus`, `getActiveVMs` |
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
 //! | `health` | what the health monitor looks at |
@@ -20,6 +21,7 @@ mod firewall;
 mod guest_access;
 mod health;
 mod observe;
+mod outage;
 mod startup;
 mod status;
 mod store;
@@ -45,10 +47,14 @@ use crate::events::{Event, EventBus, Source};
 use crate::host::process::ProcessId;
 use crate::monitor::HealthMonitor;
 use crate::types::VmId;
-use crate::vm::{EffectsWrapper, ReconcileResult, ReconcileSummary, Services, Verb, VmHandle};
+use crate::vm::{
+    DatabaseWrapper, EffectsWrapper, ReconcileResult, ReconcileSummary, Services, Verb, VmHandle,
+};
 
 /// How long `shutdown` waits for what is under way.
 const REST_DEADLINE: Duration = Duration::from_secs(60);
+/// How long `shutdown` tries to write what the database has not taken.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// The statuses `reconcileStartupState` looks at unless told otherwise.
 const TRANSIENT: [&str; 3] = ["starting", "powering_off_update", "rebuilding"];
 
@@ -63,6 +69,7 @@ struct Inner {
     database: DatabaseChoice,
     events: EventBus,
     wrap_effects: Option<EffectsWrapper>,
+    wrap_database: Option<DatabaseWrapper>,
     phase: Mutex<Phase>,
     starting: tokio::sync::Mutex<()>,
 }
@@ -89,6 +96,8 @@ struct Open {
     strays: Mutex<HashMap<ProcessId, Instant>>,
     /// Held by an orphan scan.
     looking: tokio::sync::Mutex<()>,
+    /// Held while rows are made true after an outage.
+    restoring: tokio::sync::Mutex<()>,
     _lock: crate::host::dir_lock::DirLock,
 }
 
@@ -100,20 +109,40 @@ impl Manager {
 
     /// As [`Manager::new`], with a database of the user's own.
     pub fn with_database(config: Value, database: DatabaseChoice) -> Self {
-        Self::with(config, database, None)
+        Self::with(config, database, None, None)
     }
 
     /// As [`Manager::new`], with something put between the operations and the host.
     pub fn with_effects(config: Value, wrap_effects: Option<EffectsWrapper>) -> Self {
-        Self::with(config, DatabaseChoice::Embedded, wrap_effects)
+        Self::with_wrappers(config, wrap_effects, None)
     }
 
-    fn with(config: Value, database: DatabaseChoice, wrap_effects: Option<EffectsWrapper>) -> Self {
+    /// As [`Manager::with_effects`], with something put before the database too.
+    pub fn with_wrappers(
+        config: Value,
+        wrap_effects: Option<EffectsWrapper>,
+        wrap_database: Option<DatabaseWrapper>,
+    ) -> Self {
+        Self::with(
+            config,
+            DatabaseChoice::Embedded,
+            wrap_effects,
+            wrap_database,
+        )
+    }
+
+    fn with(
+        config: Value,
+        database: DatabaseChoice,
+        wrap_effects: Option<EffectsWrapper>,
+        wrap_database: Option<DatabaseWrapper>,
+    ) -> Self {
         let inner = Inner {
             given: config,
             database,
             events: EventBus::default(),
             wrap_effects,
+            wrap_database,
             phase: Mutex::new(Phase::New),
             starting: tokio::sync::Mutex::default(),
         };
@@ -163,6 +192,7 @@ impl Manager {
             open.services.closing.cancel();
             let handles: Vec<VmHandle> = open.vms().drain().map(|(_, handle)| handle).collect();
             join_all(handles.iter().map(Open::let_go)).await;
+            open.services.outbox.close(LAST_WORDS).await;
         }
         Ok(())
     }

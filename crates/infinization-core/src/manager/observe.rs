@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::guest_access::is_attached;
-use super::{Manager, to_value};
-use crate::error::Failure;
+use super::{Manager, parse_id, to_value};
+use crate::error::{ErrorClass, ErrorCode, Failure};
 use crate::vm::VmHandle;
 
 impl Manager {
@@ -36,6 +36,23 @@ impl Manager {
     pub async fn check_orphan_processes(&self) -> Result<Value, Failure> {
         let monitor = self.open()?.monitor.clone();
         to_value(&monitor.check_orphans().await?)
+    }
+
+    /// `retryCleanup`: gives back what earlier clean-ups of the machine could not. What is left, its
+    /// ledger knows.
+    pub async fn retry_cleanup(&self, vm_id: String) -> Result<Value, Failure> {
+        let open = self.open()?;
+        let handle = open.handle(&parse_id(&vm_id)?)?;
+        let retried = handle.retry_cleanup().await;
+        open.drop_if_empty(&handle);
+        retried.map_err(|failure| {
+            if failure.code().class() == ErrorClass::Lifecycle {
+                return failure;
+            }
+            let message = format!("the clean-up could not be tried again: {failure}");
+            Failure::caused_by(ErrorCode::CleanupFailed, message, failure)
+                .of_vm(&handle.context().vm_id)
+        })
     }
 
     /// `getAttachedVMs`: VMs whose monitor is connected now.

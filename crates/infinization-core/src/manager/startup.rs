@@ -8,9 +8,11 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::database::Theirs;
+use super::outage::follow;
 use super::{Inner, Open, TRANSIENT};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
 use crate::db::Database;
+use crate::db::outbox::Outbox;
 use crate::db::sqlite::SqliteDatabase;
 use crate::error::{ErrorCode, Failure};
 use crate::host::accelerator;
@@ -52,10 +54,16 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         Some(theirs) => Rows::of(theirs),
         None => Rows::embedded(config.state_dir.as_path()).await?,
     };
+    let database = match &inner.wrap_database {
+        Some(wrap) => wrap(rows.database),
+        None => rows.database,
+    };
+    let (outbox, notices) = Outbox::new(database);
     let parser = config.context(facts);
     let monitor_interval = config.health_monitor_interval;
     let services = Arc::new(Services {
-        database: rows.database,
+        database: Arc::<Outbox>::clone(&outbox),
+        outbox,
         embedded: rows.embedded,
         sees_every_row: rows.every_one,
         events: inner.events.clone(),
@@ -70,7 +78,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         wrap_effects: inner.wrap_effects.clone(),
         config,
     });
-    Ok(Arc::new_cyclic(|open: &Weak<Open>| {
+    let open = Arc::new_cyclic(|open: &Weak<Open>| {
         let watched: Weak<dyn Watched> = Weak::<Open>::clone(open);
         Open {
             monitor: HealthMonitor::new(watched, monitor_interval, inner.events.clone()),
@@ -78,9 +86,12 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             vms: Mutex::new(HashMap::new()),
             strays: Mutex::default(),
             looking: tokio::sync::Mutex::default(),
+            restoring: tokio::sync::Mutex::default(),
             _lock: lock,
         }
-    }))
+    });
+    tokio::spawn(follow(Arc::downgrade(&open), inner.events.clone(), notices));
+    Ok(open)
 }
 
 /// Where the rows are.
@@ -138,12 +149,23 @@ impl Open {
         if let Err(error) = self.sweep_half_made_images().await {
             tracing::warn!(%error, "half-made images were not looked for");
         }
+        self.find_out().await?;
+        self.services.cgroups.remove_empty_scopes().await;
+        Ok(())
+    }
+
+    /// What became of each VM, and then the rows: those between two states, and those of VMs of this
+    /// state directory that claim a QEMU. Whoever was killed while the database was away could not
+    /// write that one had ended.
+    pub(super) async fn find_out(&self) -> Result<(), Failure> {
         let left = self.left_behind()?;
         join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
         if let Err(error) = self.reconcile(&TRANSIENT).await {
             tracing::warn!(%error, "rows between two states were not reconciled");
         }
-        self.services.cgroups.remove_empty_scopes().await;
+        if let Err(error) = self.check_claims(&left).await {
+            tracing::warn!(%error, "rows that claim a QEMU were not checked");
+        }
         Ok(())
     }
 
@@ -168,6 +190,9 @@ impl Open {
                 return;
             }
         };
+        if handle.view().live.is_some() {
+            return;
+        }
         match handle.recover().await {
             Ok(found) => tracing::debug!(vm = %vm_id, ?found, "looked after"),
             Err(error) => tracing::error!(vm = %vm_id, %error, "could not be looked after"),

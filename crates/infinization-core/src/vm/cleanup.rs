@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::action::{Release, Slot};
-use crate::error::Failure;
+use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
 use crate::types::VmId;
 
@@ -61,10 +61,15 @@ impl Cleanup {
         resources.filter_map(|resource| Some((resource, resource.failure.as_ref()?)))
     }
 
-    /// The first failure, if there is one.
-    pub(super) fn into_failure(self) -> Option<(Release, Failure)> {
+    /// `CLEANUP_FAILED` with the first failure, if there is one.
+    pub(super) fn complete(self, vm_id: &VmId) -> Result<(), Failure> {
         let mut resources = self.resources.into_iter();
-        resources.find_map(|resource| Some((resource.release, resource.failure?)))
+        let first = resources.find_map(|resource| Some((resource.release, resource.failure?)));
+        let Some((release, failure)) = first else {
+            return Ok(());
+        };
+        let message = format!("the VM was not destroyed: {} failed", release.name());
+        Err(Failure::caused_by(ErrorCode::CleanupFailed, message, failure).of_vm(vm_id))
     }
 
     /// `CleanupResult`.
@@ -136,7 +141,6 @@ fn identifier(release: &Release, vm_id: &VmId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorCode;
     use crate::types::{HostPath, LinkName};
 
     fn cleanup(failures: usize) -> Cleanup {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::ledger::Ledger;
 use super::run::Effects;
 use super::services::Services;
-use super::status::{STARTABLE, Status};
+use super::status::{STARTABLE, Status, UNTOUCHABLE};
 use crate::db::{ConfigurationUpdate, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::events::{Source, now_ms};
@@ -35,9 +35,13 @@ pub struct VmContext {
 impl VmContext {
     /// The row's status, or `VM_NOT_FOUND`.
     pub(super) async fn status(&self) -> Result<Status, Failure> {
+        self.row_status().await?.ok_or_else(|| self.not_found())
+    }
+
+    /// The row's status, if there is a row.
+    pub(super) async fn row_status(&self) -> Result<Option<Status>, DbError> {
         let row = self.services.database.find_machine(&self.vm_id).await?;
-        row.map(|row| Status::parse(&row.status))
-            .ok_or_else(|| self.not_found())
+        Ok(row.map(|row| Status::parse(&row.status)))
     }
 
     pub(super) fn not_found(&self) -> Failure {
@@ -143,10 +147,29 @@ impl VmContext {
         self.emit("vm:event", data);
     }
 
-    /// The database did not take a status. The host is as it should be; the row is not.
-    pub(super) fn status_not_written(&self, status: &str, error: &DbError) {
-        tracing::error!(vm = %self.vm_id, status, %error, "the status could not be written");
-        let data = json!({ "vmId": self.vm_id, "event": status, "error": error.to_string() });
+    /// Writes what has become of the VM, but over nobody's claim.
+    pub(super) async fn write_status(&self, status: &str) {
+        let database = &self.services.database;
+        let written = database
+            .update_machine_status(&self.vm_id, status, &UNTOUCHABLE)
+            .await;
+        self.status_was_written(status, written);
+    }
+
+    /// Tells when the database has not taken a status. The host is as it should be; the row is not, or
+    /// not yet.
+    pub(super) fn status_was_written(&self, status: &str, written: Result<(), DbError>) {
+        let error = match written {
+            Err(error) => {
+                tracing::error!(vm = %self.vm_id, status, %error, "the status could not be written");
+                error.to_string()
+            }
+            Ok(()) if self.services.outbox.keeps(&self.vm_id) => {
+                "the database is away: the status is kept and will be written".to_owned()
+            }
+            Ok(()) => return,
+        };
+        let data = json!({ "vmId": self.vm_id, "event": status, "error": error });
         self.emit("error", data);
     }
 

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::action::Release;
+use super::cleanup::Cleanup;
 use super::machine::Machine;
 use super::outcome::{EndCause, OperationResult};
 use super::plan::{Lifetime, Operation, Undo};
@@ -18,8 +19,8 @@ impl Machine {
     /// Ends QEMU and releases everything but the user's data. The row stays.
     pub(super) async fn destroy(&mut self) -> Result<OperationResult, Failure> {
         let process = self.process_to_end().await?;
-        self.raze(self.at_least(Operation::Destroy), process)
-            .await?;
+        let razed = self.raze(self.at_least(Operation::Destroy), process);
+        razed.await?.complete(&self.context.vm_id)?;
         Ok(OperationResult::done(&self.context.vm_id, "VM destroyed"))
     }
 
@@ -38,7 +39,8 @@ impl Machine {
             return Err(self.context.not_found());
         }
         let process = self.process_to_end().await?;
-        self.raze(operation, process).await?;
+        let razed = self.raze(operation, process).await?;
+        razed.complete(&self.context.vm_id)?;
         Ok(OperationResult::done(&self.context.vm_id, "VM deleted"))
     }
 
@@ -52,12 +54,13 @@ impl Machine {
         begun.filter(more).unwrap_or(wanted)
     }
 
-    /// Destroys or deletes, wherever an earlier attempt was cut short.
+    /// Destroys or deletes, wherever an earlier attempt was cut short. The row and what knows of the
+    /// machine go only when all the rest has gone.
     pub(super) async fn raze(
         &mut self,
         operation: Operation,
         process: Option<ProcessHandle>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Cleanup, Failure> {
         self.context.make_directory().await?;
         // Read before anything is ended: a store that cannot be read leaves all as it is.
         let data = match operation {
@@ -80,14 +83,10 @@ impl Machine {
             self.context.crud("power_off", json!({ "forced": true }));
         }
         self.alert(&cleanup);
-        if let Some((release, failure)) = cleanup.into_failure() {
-            let message = format!("the VM was not destroyed: {} failed", release.name());
-            return Err(
-                Failure::caused_by(ErrorCode::CleanupFailed, message, failure)
-                    .of_vm(&self.context.vm_id),
-            );
+        if cleanup.is_complete() {
+            self.forget(operation).await?;
         }
-        self.forget(operation).await
+        Ok(cleanup)
     }
 
     /// TAP and chains carry the VM's own name: they go even if a lost ledger does not list them. So
@@ -125,7 +124,7 @@ impl Machine {
         let forgotten = match operation {
             Operation::Delete | Operation::DeleteData => {
                 let deleted = self.store()?.delete_machine(&context.vm_id).await;
-                deleted.map(drop)
+                deleted.map(|_existed| context.services.outbox.forget(&context.vm_id))
             }
             _ => {
                 let database = &context.services.database;

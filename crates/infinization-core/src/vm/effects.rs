@@ -137,13 +137,7 @@ impl Effects for HostEffects {
             Action::InsertRow => self.insert_row(bench).await,
             Action::TakeRow => self.take_row(bench).await,
             Action::WriteStatus { status } => self.write_status(status).await,
-            Action::Transition { from, to, version } => {
-                let database = &self.services.database;
-                database
-                    .transition_vm_status(&self.vm_id, from, to, *version)
-                    .await?;
-                Ok(())
-            }
+            Action::Transition { from, to, version } => Ok(self.claim(from, to, *version).await?),
             Action::WriteConfiguration(values) => {
                 let mut update = configuration(values);
                 update.qemu_pid = Some(bench.process().map(|process| i64::from(process.pid())));
@@ -195,7 +189,11 @@ impl Effects for HostEffects {
                 Ok(cgroup::remove(&scope).await?)
             }
             Release::DeleteRow => match &self.services.embedded {
-                Some(store) => Ok(store.delete_machine(&self.vm_id).await.map(drop)?),
+                Some(store) => {
+                    store.delete_machine(&self.vm_id).await?;
+                    self.services.outbox.forget(&self.vm_id);
+                    Ok(())
+                }
                 None => Ok(()),
             },
             Release::RestoreSpec => {

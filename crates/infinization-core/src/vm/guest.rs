@@ -71,6 +71,7 @@ impl Machine {
                 )
                 .of_vm(vm_id)
             })?;
+        self.context.status_was_written(new.as_str(), Ok(()));
         let previous = std::mem::replace(&mut self.shown, new.clone());
         if previous != new {
             self.context

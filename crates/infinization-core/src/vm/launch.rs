@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::action::{Action, Release};
 use super::bench::Bench;
 use super::boot;
+use super::cleanup::Cleanup;
 use super::context::VmContext;
 use super::facts::{Gathered, Reserved};
 use super::live::{Live, LiveView};
@@ -288,16 +289,19 @@ impl Machine {
         let outcome = run.execute(&plan).await;
         let settled = match &outcome {
             Ok(()) => context.ledger.commit(),
-            Err(failure) if step_of(failure).is_some_and(Action::is_claim) => {
+            Err(undone) if step_of(&undone.failure).is_some_and(Action::is_claim) => {
                 context.ledger.commit()
             }
-            Err(_rolled_back) => context.end_attempt().await,
+            Err(undone) => {
+                self.alert(&undone.cleanup);
+                context.end_attempt(&undone.cleanup).await
+            }
         };
         if let Err(error) = settled {
             // What was done is done; whoever reads the old ledger finds the same out by looking.
             tracing::warn!(vm = %context.vm_id, %error, "the ledger could not be written");
         }
-        outcome.map_err(|failure| (failure, port))?;
+        outcome.map_err(|undone| (undone.failure, port))?;
 
         let (Some(process), Some((qmp, events))) = (bench.process(), bench.take_monitor()) else {
             let message = "the plan made no process or no monitor";
@@ -354,8 +358,9 @@ impl VmContext {
         Ok((plan, reserved.warnings))
     }
 
-    /// Nothing of an undone launch is remembered as a run, unless its QEMU could not be ended.
-    pub(super) async fn end_attempt(&self) -> Result<(), StateFileError> {
+    /// Nothing of an undone launch is remembered as a run, unless its QEMU could not be ended. One that
+    /// is not undone yet stays to be undone.
+    pub(super) async fn end_attempt(&self, cleanup: &Cleanup) -> Result<(), StateFileError> {
         let entries = self.ledger.contents().entries;
         if entries
             .iter()
@@ -364,7 +369,10 @@ impl VmContext {
             self.ledger.died()?;
             self.clear_run().await;
         }
-        self.ledger.commit()
+        if cleanup.is_complete() {
+            self.ledger.commit()?;
+        }
+        Ok(())
     }
 
     async fn read_for_create(&self, config: &VmConfig) -> Result<Stored, Failure> {

@@ -17,7 +17,7 @@ use super::live::{Ending, Live, LiveView};
 use super::outcome::EndCause;
 use super::plan::Lifetime;
 use super::run::{Order, release_up_to};
-use super::status::{Status, UNTOUCHABLE, of_run_state};
+use super::status::{Status, of_run_state};
 use crate::events::{Source, now_ms};
 use crate::host::process::{Exit, StderrLog};
 use crate::qmp::{EventKind, MonitorEvent, QmpEvent, StatusInfo};
@@ -217,13 +217,7 @@ impl Machine {
 
     /// Writes `off`, but over nobody's claim.
     pub(super) async fn write_off(&self) {
-        let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
-        if let Err(error) = database
-            .update_machine_status(vm_id, "off", &UNTOUCHABLE)
-            .await
-        {
-            self.context.status_not_written("off", &error);
-        }
+        self.context.write_status("off").await;
     }
 
     /// Tells listeners that the guest is off, once.
@@ -351,20 +345,22 @@ impl Machine {
         if new == self.shown {
             return;
         }
-        let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
-        if let Err(error) = database
-            .update_machine_status(vm_id, new.as_str(), &UNTOUCHABLE)
-            .await
-        {
-            self.context.status_not_written(new.as_str(), &error);
-        }
+        self.context.write_status(new.as_str()).await;
         let previous = std::mem::replace(&mut self.shown, new.clone());
-        // Somebody's claim, or an error, stays in the row; listeners hear what it says.
-        let told = match database.find_machine(vm_id).await {
-            Ok(Some(row)) => Status::parse(&row.status),
-            Ok(None) | Err(_) => new,
-        };
+        let told = self.told_instead_of(new).await;
         self.context.guest_event(event, &previous, &told, data);
+    }
+
+    /// Somebody's claim, or an error, stays in the row; listeners hear what it says. A row that is not
+    /// written yet says nothing new.
+    async fn told_instead_of(&self, new: Status) -> Status {
+        if self.context.services.outbox.keeps(&self.context.vm_id) {
+            return new;
+        }
+        match self.context.row_status().await {
+            Ok(Some(row)) => row,
+            Ok(None) | Err(_) => new,
+        }
     }
 }
 

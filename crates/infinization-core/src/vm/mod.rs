@@ -17,7 +17,7 @@
 //! | `run`, `ledger`, `bench`, `cleanup`, `salvage` | executing a plan, writing ahead what it holds, giving it back |
 //! | `effects` | performing one action on the real host |
 //! | `boot` | waiting for the guest's agent |
-//! | `machine`, `launch`, `stop`, `guest`, `destroy`, `recover`, `reconcile` | what one VM does, verb by verb |
+//! | `machine`, `launch`, `stop`, `guest`, `destroy`, `retry`, `recover`, `undo`, `reconcile` | what one VM does, verb by verb |
 //! | `request` | what can be asked of a VM |
 //! | `task` | the loop that owns one VM, and the handle to it |
 //!
@@ -43,6 +43,7 @@ mod planner;
 mod reconcile;
 mod recover;
 mod request;
+mod retry;
 mod run;
 mod salvage;
 mod services;
@@ -50,6 +51,7 @@ mod spec;
 pub mod status;
 mod stop;
 mod task;
+mod undo;
 
 pub use action::{Action, Release, RowValues, Slot, Spawn};
 pub use bench::Bench;
@@ -66,8 +68,8 @@ pub use planner::{Facts, RowClaim, TapState};
 pub use reconcile::{ReconcileAction, ReconcileResult};
 pub use recover::Recovered;
 pub use request::Verb;
-pub use run::{Effects, Run};
-pub use services::{EffectsWrapper, Services};
+pub use run::{Effects, Run, Undone};
+pub use services::{DatabaseWrapper, EffectsWrapper, Services};
 pub use task::VmHandle;
 
 /// QEMU's standard error, in the VM's state directory.

@@ -5,23 +5,20 @@
 //! all the same. No guest is harmed: QEMU is ended only where a create or start had not yet let the
 //! guest run, or where destroying had begun.
 
-use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::time::timeout;
 
 use super::action::Release;
-use super::bench::Bench;
 use super::effects::{connect, keep_trying};
-use super::ledger::{Contents, Entry, Lived};
+use super::ledger::{Contents, Lived};
 use super::live::{Live, LiveView};
 use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
-use super::run::undo_attempt;
 use super::spec;
 use super::status::{Status, of_run_state};
-use crate::db::DbError;
+use crate::db::{DbError, MachineRecord};
 use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::blocking;
 use crate::host::process::{
@@ -49,7 +46,7 @@ pub enum Recovered {
     Skipped(String),
 }
 
-enum Found {
+pub(super) enum Found {
     Process(ProcessHandle),
     None,
     Unknown(String),
@@ -73,7 +70,8 @@ impl Machine {
                 process,
                 _,
             ) => {
-                self.raze(operation, process).await?;
+                let razed = self.raze(operation, process).await?;
+                razed.complete(&self.context.vm_id)?;
                 Ok(Recovered::Off)
             }
             // Its guest never ran: that comes long after the ledger has the process.
@@ -117,31 +115,9 @@ impl Machine {
         }
     }
 
-    /// Whether a launch was interrupted before its guest ran. After a power cut the ledger may be
-    /// older than the row, which says `running` only when the guest did.
-    /// A database that cannot be read says neither.
-    async fn is_undecided(
-        &self,
-        contents: &Contents,
-        process_is_gone: bool,
-    ) -> Result<bool, Failure> {
-        let launching = contents.operation.is_some_and(Operation::is_launch);
-        if !launching || contents.guest_may_run {
-            return Ok(false);
-        }
-        if !process_is_gone {
-            return Ok(true);
-        }
-        let database = &self.context.services.database;
-        let row = database.find_machine(&self.context.vm_id).await?;
-        Ok(!row.is_some_and(|row| Status::parse(&row.status).expects_process()))
-    }
-
     /// No process of this machine's name runs, as far as a ledger knows nothing of one.
     pub(super) async fn nobody_has_its_name(&self) -> Result<(), Failure> {
-        let context = &self.context;
-        let database = &context.services.database;
-        let Some(name) = database.get_machine_internal_name(&context.vm_id).await? else {
+        let Some(name) = self.internal_name().await? else {
             return Ok(());
         };
         // The plain form is how others name theirs.
@@ -157,12 +133,26 @@ impl Machine {
         }
     }
 
+    /// As the row says it; while the database is away, as the spec does.
+    async fn internal_name(&self) -> Result<Option<String>, Failure> {
+        let context = &self.context;
+        let database = &context.services.database;
+        let error = match database.get_machine_internal_name(&context.vm_id).await {
+            Err(error) => error,
+            name => return Ok(name?),
+        };
+        match spec::read(&context.directory) {
+            Ok(Some(spec)) => Ok(Some(spec.internal_name.to_string())),
+            Ok(None) | Err(_) => Err(error.into()),
+        }
+    }
+
     fn unknown(&self, why: &str) -> Failure {
         let message = format!("it cannot be told whether the VM has a QEMU: {why}");
         Failure::new(ErrorCode::IdentityUnknown, message).of_vm(&self.context.vm_id)
     }
 
-    async fn find_process(&self, contents: &Contents) -> Result<Found, Failure> {
+    pub(super) async fn find_process(&self, contents: &Contents) -> Result<Found, Failure> {
         if let Some(lived) = &contents.lived {
             return Ok(match adopt(&lived.process, &lived.name_argument).await {
                 Identity::Ours(process) => Found::Process(process),
@@ -229,11 +219,9 @@ impl Machine {
             } => (qmp, events, Some(status)),
             Reached::Silent { qmp, events } => (qmp, events, None),
         };
-        let row = self.context.status().await;
-        let shown = match (&status, &row) {
-            (Some(status), _) => found_status(status),
-            (None, Ok(row)) if row.expects_process() => row.clone(),
-            (None, _) => Status::Running,
+        let shown = match &status {
+            Some(status) => found_status(status),
+            None => self.last_known().await,
         };
         let display_port = self
             .context
@@ -261,6 +249,13 @@ impl Machine {
         Ok(Recovered::Alive)
     }
 
+    /// What the row says of a QEMU that lives, or lived until now.
+    async fn last_known(&self) -> Status {
+        let row = self.context.status().await.ok();
+        let row = row.filter(Status::expects_process);
+        row.unwrap_or(Status::Running)
+    }
+
     /// The monitor of a taken back QEMU answers at last: now it shows whether an interrupted launch
     /// had come to its end.
     pub(super) async fn finish_launch(&mut self, status: &StatusInfo) -> Result<(), Failure> {
@@ -282,9 +277,8 @@ impl Machine {
 
     /// Brings the row up to what was found, but over nobody's claim.
     async fn write_found(&self, found: &Status) {
-        if let Err(error) = self.try_write_found(found).await {
-            self.context.status_not_written(found.as_str(), &error);
-        }
+        let written = self.try_write_found(found).await;
+        self.context.status_was_written(found.as_str(), written);
     }
 
     async fn try_write_found(&self, found: &Status) -> Result<(), DbError> {
@@ -298,63 +292,15 @@ impl Machine {
             };
             database.update_machine_configuration(vm_id, update).await?;
         }
-        let row = database.find_machine(vm_id).await?;
-        let stale = row.is_some_and(|row| Status::parse(&row.status) != *found);
-        if stale {
+        // A row that cannot be read is written all the same, as soon as that is possible.
+        let row = database.find_machine(vm_id).await;
+        let differs = |row: &MachineRecord| Status::parse(&row.status) != *found;
+        if row.map_or(true, |row| row.as_ref().is_some_and(differs)) {
             database
                 .update_machine_status(vm_id, found.as_str(), &super::status::UNTOUCHABLE)
                 .await?;
         }
         Ok(())
-    }
-
-    /// Undoes a create or start that was interrupted.
-    async fn undo(
-        &mut self,
-        contents: &Contents,
-        process: Option<ProcessHandle>,
-    ) -> Result<Recovered, Failure> {
-        self.disown_strangers(contents)?;
-        let bench = Bench::of_process(process);
-        let context = &self.context;
-        let cleanup = undo_attempt(context.effects.as_ref(), &context.ledger, &bench).await;
-        self.alert(&cleanup);
-        context.end_attempt().await?;
-        if context.ledger.contents().lived.is_some() {
-            return Ok(Recovered::Skipped("QEMU could not be ended".to_owned()));
-        }
-        if contents.operation != Some(Operation::Create) {
-            return Ok(Recovered::Off);
-        }
-        self.forget_if_empty().await;
-        Ok(Recovered::Undone)
-    }
-
-    /// A file that was about to be made may be another's by now: only one that appeared after the
-    /// operation began is ours.
-    fn disown_strangers(&self, contents: &Contents) -> Result<(), Failure> {
-        let began = UNIX_EPOCH + Duration::from_millis(contents.began_at_ms);
-        let mut strangers = Vec::new();
-        for entry in contents
-            .entries
-            .iter()
-            .filter(|entry| entry.number >= contents.attempt)
-        {
-            let Entry {
-                held: false,
-                number,
-                ..
-            } = entry
-            else {
-                continue;
-            };
-            if let Some(path) = entry.undo.release.file()
-                && appeared_before(path.as_path(), began)
-            {
-                strangers.push(*number);
-            }
-        }
-        Ok(self.context.ledger.forget(&strangers)?)
     }
 
     /// The process is gone: a stop is finished, and anything else was an end nobody saw.
@@ -367,9 +313,10 @@ impl Machine {
             .as_ref()
             .is_some_and(|lived| boot_id().is_ok_and(|boot| boot != lived.process.boot_id));
         let stopping = contents.operation == Some(Operation::Stop);
-        if let Ok(row) = self.context.status().await {
-            self.shown = row;
-        }
+        self.shown = match self.context.status().await {
+            Ok(row) => row,
+            Err(_unread) => Status::Running,
+        };
         match (lived, rebooted) {
             (Some(lived), false) if !stopping => {
                 self.died_unseen(Some(lived.process.pid), Exit::Unknown)
@@ -442,15 +389,4 @@ async fn told_of(found: Vec<ProcessHandle>, disk: String) -> Result<Found, Failu
         Ok(Err(error)) => Err(error.into()),
         Err(_elapsed) => Ok(Found::Unknown("/proc does not answer".to_owned())),
     }
-}
-
-fn appeared_before(path: &Path, moment: std::time::SystemTime) -> bool {
-    let Ok(metadata) = path.symlink_metadata() else {
-        return false;
-    };
-    let appeared = metadata
-        .created()
-        .or_else(|_unsupported| metadata.modified());
-    // File times are as coarse as a kernel tick: what appeared in the same one counts as ours.
-    appeared.is_ok_and(|appeared| appeared + Duration::from_millis(20) < moment)
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +36,9 @@ pub(super) enum Request {
     },
     Check {
         reply: Reply<Option<i32>>,
+    },
+    RetryCleanup {
+        reply: Reply<Value>,
     },
     Rest {
         reply: Reply<()>,
@@ -118,6 +122,7 @@ impl fmt::Debug for Request {
             Self::Recover { .. } => f.write_str("Recover"),
             Self::Reconcile { .. } => f.write_str("Reconcile"),
             Self::Check { .. } => f.write_str("Check"),
+            Self::RetryCleanup { .. } => f.write_str("RetryCleanup"),
             Self::Rest { .. } => f.write_str("Rest"),
         }
     }

@@ -49,6 +49,15 @@ pub struct Run<'a> {
     cancel: &'a CancellationToken,
 }
 
+/// A plan that failed.
+#[derive(Debug)]
+pub struct Undone {
+    /// Why, and in `notUndone` what is left.
+    pub failure: Failure,
+    /// What became of what it had done.
+    pub cleanup: Cleanup,
+}
+
 impl<'a> Run<'a> {
     /// Prepares an attempt.
     pub fn new(
@@ -65,8 +74,9 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Performs the whole plan, or nothing: after an error everything it did has been undone.
-    pub async fn execute(&self, plan: &Plan) -> Result<(), Failure> {
+    /// Performs the whole plan, or nothing: after an error everything it did has been undone, but for
+    /// what the error tells.
+    pub async fn execute(&self, plan: &Plan) -> Result<(), Undone> {
         for (number, stage) in plan.stages.iter().enumerate() {
             if let Err(failure) = self.stage(stage).await {
                 tracing::debug!(stage = number, error = %failure, "rolling back");
@@ -76,16 +86,17 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn roll_back(&self, failure: Failure) -> Failure {
+    async fn roll_back(&self, failure: Failure) -> Undone {
         let cleanup = undo_attempt(self.effects, self.ledger, self.bench).await;
         if cleanup.is_complete() {
-            return failure;
+            return Undone { failure, cleanup };
         }
         let left: Vec<_> = cleanup
             .stuck()
             .map(|(stuck, failure)| json!({ "step": stuck.release.name(), "error": failure.to_string() }))
             .collect();
-        failure.with("notUndone", left)
+        let failure = failure.with("notUndone", left);
+        Undone { failure, cleanup }
     }
 
     async fn stage(&self, steps: &[Step]) -> Result<(), Failure> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Context, ManagerConfig, Transport};
+use crate::db::outbox::Outbox;
 use crate::db::sqlite::SqliteDatabase;
 use crate::db::{Database, RuleSplit};
 use crate::error::{ErrorCode, Failure};
@@ -27,12 +28,18 @@ use super::salvage::open_ledger;
 /// Puts something between the operations and the host: how a test fails or kills at step *n*.
 pub type EffectsWrapper = Arc<dyn Fn(Arc<dyn Effects>) -> Arc<dyn Effects> + Send + Sync>;
 
+/// Puts something between the library and its database: how a test makes one that is away.
+pub type DatabaseWrapper = Arc<dyn Fn(Arc<dyn Database>) -> Arc<dyn Database> + Send + Sync>;
+
 /// The manager's settings and its connections to the host and the database.
 pub struct Services {
     /// Directories and defaults.
     pub config: ManagerConfig,
-    /// The user's database, or the embedded one.
+    /// The user's database, or the embedded one, behind [`Services::outbox`]: a write that records what
+    /// already happened is kept while it is away.
     pub database: Arc<dyn Database>,
+    /// What stands before the database.
+    pub outbox: Arc<Outbox>,
     /// The embedded one, when it is in use: rows are then made and deleted by us.
     pub embedded: Option<Arc<SqliteDatabase>>,
     /// Whether a machine that is not found by its internal name has no row anywhere. Not so where

@@ -119,6 +119,29 @@ pub const TAKEN: [&str; MARKERS.len() + 6] = {
     all
 };
 
+/// Every known status but `starting`: over these a claim that may have been made is not given back.
+pub const ALL_BUT_STARTING: [&str; UNTOUCHABLE.len() + 6] = {
+    let mut all = ["off"; UNTOUCHABLE.len() + 6];
+    let others = [
+        "running",
+        "suspended",
+        "paused",
+        "updating_hardware",
+        "powering_off_update",
+    ];
+    let mut at = 0;
+    while at < UNTOUCHABLE.len() {
+        all[at] = UNTOUCHABLE[at];
+        at += 1;
+    }
+    let mut other = 0;
+    while other < others.len() {
+        all[at + other] = others[other];
+        other += 1;
+    }
+    all
+};
+
 /// What QEMU's run state (`query-status`) means for the column. Unknown states are errors.
 ///
 /// `running` on a resync wins over the word, which is the caller's to decide.
@@ -174,6 +197,25 @@ mod tests {
         for word in words.into_iter().chain(MARKERS) {
             assert_ne!(TAKEN.contains(&word), STARTABLE.contains(&word), "{word}");
         }
+    }
+
+    #[test]
+    fn only_a_start_is_given_back() {
+        let words = [
+            "off",
+            "running",
+            "suspended",
+            "paused",
+            "updating_hardware",
+            "powering_off_update",
+            "error",
+            "backing_up",
+            "rebuilding",
+        ];
+        for word in words {
+            assert!(ALL_BUT_STARTING.contains(&word), "{word}");
+        }
+        assert!(!ALL_BUT_STARTING.contains(&"starting"));
     }
 
     #[test]

@@ -127,7 +127,8 @@ impl Machine {
     ) -> Result<OperationResult, Failure> {
         // A VM that runs can be stopped whatever the database says, or when it says nothing.
         let Some(process) = self.process() else {
-            let status = self.context.status().await?;
+            let status = self.context.row_status().await?;
+            let status = status.ok_or_else(|| self.context.not_found())?;
             return self.stop_without_process(&status).await;
         };
         let ledger = Arc::clone(&self.context.ledger);

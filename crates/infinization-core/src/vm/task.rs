@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -97,6 +98,11 @@ impl VmHandle {
     /// The pid of the QEMU that the row claims; without one the row is settled, as after a crash.
     pub async fn check(&self) -> Result<Option<i32>, Failure> {
         self.ask(|reply| Request::Check { reply }).await
+    }
+
+    /// Gives back what earlier clean-ups could not; answers a `CleanupResult`.
+    pub async fn retry_cleanup(&self) -> Result<Value, Failure> {
+        self.ask(|reply| Request::RetryCleanup { reply }).await
     }
 
     /// Returns when everything asked before is done.
@@ -221,6 +227,13 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
             let work = async {
                 machine.is_open()?;
                 machine.check().await
+            };
+            send(guarded(work).await, reply, asker);
+        }
+        Request::RetryCleanup { reply } => {
+            let work = async {
+                machine.is_open()?;
+                machine.retry_cleanup().await
             };
             send(guarded(work).await, reply, asker);
         }

@@ -28,6 +28,7 @@ async fn every_error_has_its_code() {
         UpdateFailed,
     };
     let driver = |code| error("DriverAdapterError", Some(code), "no", Value::Null);
+    let of_server = |state| json!({ "driverAdapterError": { "cause": { "originalCode": state } } });
     let plain = |name: &str, code: Option<&str>| error(name, code, "no", Value::Null);
     let table = [
         (known("P2002"), ConstraintViolation, ConstraintViolation),
@@ -74,6 +75,27 @@ async fn every_error_has_its_code() {
         ),
         (driver("57P01"), DbConnectionError, DbConnectionError),
         (driver("08006"), DbConnectionError, DbConnectionError),
+        // What Prisma 7 has no code for, with the server's own behind it.
+        (
+            error(
+                "PrismaClientKnownRequestError",
+                Some("P2039"),
+                "no",
+                of_server("57P01"),
+            ),
+            DbConnectionError,
+            DbConnectionError,
+        ),
+        (
+            error(
+                "Error",
+                None,
+                "Connection terminated unexpectedly",
+                Value::Null,
+            ),
+            DbConnectionError,
+            DbConnectionError,
+        ),
         (driver("42501"), QueryFailed, UpdateFailed),
         (
             driver("UniqueConstraintViolation"),

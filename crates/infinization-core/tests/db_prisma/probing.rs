@@ -34,7 +34,48 @@ async fn a_client_that_fits_is_asked_for_nobody() {
         "00000000-0000-0000-0000-000000000000"
     );
     assert_eq!(asked[2]["args"]["where"]["nodeId"], "node-a");
-    assert_eq!(asked.len(), 3);
+    // The tables beside the machines': a client asks for relations only once it has found a row.
+    let touched: Vec<&str> = asked[3..6]
+        .iter()
+        .map(|read| {
+            let order = read["args"]["orderBy"][0].as_object().unwrap();
+            order.keys().next().unwrap().as_str()
+        })
+        .collect();
+    assert_eq!(touched, ["configuration", "department", "firewallRuleSet"]);
+    assert_eq!(asked[6]["operation"], "findFirst");
+    assert_eq!(asked.len(), 7);
+}
+
+#[tokio::test]
+async fn b23_what_only_the_database_lacks_is_listed_too() {
+    let absent = |sentence: &str, code: &str| {
+        let driver = json!({ "driverAdapterError": { "cause": { "originalMessage": sentence } } });
+        Throws(error(
+            "PrismaClientKnownRequestError",
+            Some(code),
+            "Invalid",
+            driver,
+        ))
+    };
+    let port = script([
+        Says(json!([])),
+        Says(Value::Null),
+        absent("column orderby_3.cpuPinning does not exist", "P2022"),
+        absent("column orderby_9.bridge does not exist", "P2022"),
+        Says(json!([])),
+        Says(json!([])),
+        Says(json!([])),
+        absent("relation \"public.FirewallRule\" does not exist", "P2021"),
+    ]);
+    let refused = database(&port).probe().await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::SchemaMismatch);
+    let missing = [
+        "MachineConfiguration.cpuPinning",
+        "MachineConfiguration.bridge",
+        "public.FirewallRule",
+    ];
+    assert_eq!(refused.details["missing"], json!(missing));
 }
 
 #[tokio::test]

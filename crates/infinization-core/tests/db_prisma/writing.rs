@@ -4,7 +4,7 @@ use infinization_core::types::Secret;
 use serde_json::{Value, json};
 
 use crate::database;
-use crate::port_kit::Answer::{Says, Throws};
+use crate::port_kit::Answer::{self, Says, Throws};
 use crate::port_kit::{known, row, says, script, vm};
 
 #[tokio::test]
@@ -120,15 +120,23 @@ async fn clearing_leaves_the_tap_where_it_shall() {
     assert_eq!(asked[1]["args"]["where"], json!({ "machineId": "vm-1" }));
 }
 
+/// The row as a transition expects it.
+fn before() -> Answer {
+    Says(row("vm-1", "off", 3))
+}
+
 async fn transition(answers: Value) -> Result<Transition, DbError> {
-    let db = database(&says(answers));
+    let db = database(&script([before(), Says(answers)]));
     db.transition_vm_status(&vm("vm-1"), "off", "starting", 3)
         .await
 }
 
 #[tokio::test]
-async fn a_transition_is_a_conditional_write_and_a_read_in_one_transaction() {
-    let port = says(json!([{ "count": 1 }, row("vm-1", "starting", 4)]));
+async fn a_transition_is_a_read_then_a_conditional_write_and_a_read_in_one_transaction() {
+    let port = script([
+        before(),
+        Says(json!([{ "count": 1 }, row("vm-1", "starting", 4)])),
+    ]);
     let db = database(&port);
     let moved = db
         .transition_vm_status(&vm("vm-1"), "off", "starting", 3)
@@ -138,7 +146,7 @@ async fn a_transition_is_a_conditional_write_and_a_read_in_one_transaction() {
         (moved.new_version, moved.vm.status.as_str()),
         (4, "starting")
     );
-    let steps = port.asked()[0]["transaction"].clone();
+    let steps = port.asked()[1]["transaction"].clone();
     let write = json!({
         "model": "machine", "operation": "updateMany",
         "args": {
@@ -196,10 +204,10 @@ async fn i40_each_way_to_lose_a_transition_has_its_code() {
 async fn f33_a_transaction_that_gives_way_is_tried_three_times_in_all() {
     let won = Says(json!([{ "count": 1 }, row("vm-1", "starting", 4)]));
     for (answers, asked) in [
-        (vec![Throws(known("P2034")), won.clone()], 2),
-        (vec![Throws(known("P2034")), Throws(known("P2034")), won], 3),
+        (vec![Throws(known("P2034")), won.clone()], 3),
+        (vec![Throws(known("P2034")), Throws(known("P2034")), won], 4),
     ] {
-        let port = script(answers);
+        let port = script(std::iter::once(before()).chain(answers));
         let db = database(&port);
         db.transition_vm_status(&vm("vm-1"), "off", "starting", 3)
             .await
@@ -207,23 +215,35 @@ async fn f33_a_transaction_that_gives_way_is_tried_three_times_in_all() {
         assert_eq!(port.asked().len(), asked);
     }
     for code in ["P2034", "TransactionWriteConflict", "40001"] {
-        let port = script([Throws(known(code))]);
+        let port = script([before(), Throws(known(code))]);
         let (db, id) = (database(&port), vm("vm-1"));
         let lost = db.transition_vm_status(&id, "off", "starting", 3).await;
         let error = lost.unwrap_err();
         assert_eq!(error.code, ErrorCode::UpdateFailed, "{code}");
         assert_eq!(error.details["prismaCode"], "P2034", "{code}");
-        assert_eq!(port.asked().len(), 3, "{code}");
+        assert_eq!(port.asked().len(), 4, "{code}");
     }
 }
 
 #[tokio::test]
 async fn other_errors_of_a_transaction_are_not_tried_again() {
-    let port = script([Throws(known("P2025"))]);
+    let port = script([before(), Throws(known("P2025"))]);
     let lost = database(&port)
         .transition_vm_status(&vm("vm-1"), "off", "starting", 3)
         .await;
     assert_eq!(lost.unwrap_err().code, ErrorCode::MachineNotFound);
+    assert_eq!(port.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_is_not_written() {
+    let mut row = row("vm-1", "off", 3);
+    row["configuration"] = json!({ "diskPaths": "corrupt" });
+    let port = script([Says(row)]);
+    let refused = database(&port)
+        .transition_vm_status(&vm("vm-1"), "off", "starting", 3)
+        .await;
+    assert_eq!(refused.unwrap_err().code, ErrorCode::QueryFailed);
     assert_eq!(port.asked().len(), 1);
 }
 

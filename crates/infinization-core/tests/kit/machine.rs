@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
+use super::switch::Switch;
+
 /// Longer than anything takes on a loaded machine, shorter than a test run's patience.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -70,6 +72,14 @@ impl Host {
 
     pub async fn manager(&self) -> Manager {
         self.manager_with(None).await
+    }
+
+    /// A manager whose database can be switched off.
+    pub async fn manager_over(&self, switch: &Arc<Switch>) -> Manager {
+        let wrapper = Some(switch.wrapper());
+        let manager = Manager::with_wrappers(self.settings(), None, wrapper);
+        manager.initialize().await.unwrap();
+        manager
     }
 
     pub async fn manager_with(&self, wrap: Option<EffectsWrapper>) -> Manager {

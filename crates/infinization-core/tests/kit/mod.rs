@@ -8,6 +8,7 @@ pub mod small_disk;
 pub mod faults;
 pub mod machine;
 pub mod meddler;
+pub mod switch;
 
 use std::future::Future;
 use std::path::PathBuf;

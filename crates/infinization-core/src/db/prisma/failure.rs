@@ -1,7 +1,7 @@
 //! A Prisma client's errors in the contract's codes.
 //!
-//! Which one it is decides the code it carries (`P2025`), never its English; the one exception is a
-//! query that a client does not know how to make, which has no code.
+//! Which one it is decides the code it carries (`P2025`), never its English; the exceptions are a
+//! query that a client does not know how to make, and a connection that is cut, which have no code.
 
 use serde_json::{Map, Value, json};
 
@@ -22,6 +22,16 @@ const UNREACHABLE: [&str; 7] = [
     "TooManyConnections",
 ];
 
+/// What the driver of PostgreSQL says of a connection that is cut, in errors without a code.
+const CUT: [&str; 6] = [
+    "Cannot use a pool after calling end on the pool",
+    "Client has encountered a connection error and is not queryable",
+    "Client was closed and is not queryable",
+    "Connection terminated",
+    "Connection terminated unexpectedly",
+    "timeout exceeded when trying to connect",
+];
+
 /// A read failed.
 #[expect(clippy::needless_pass_by_value, reason = "`map_err` hands it over")]
 pub(super) fn read(error: PortError) -> DbError {
@@ -36,16 +46,27 @@ pub(super) fn write(error: PortError) -> DbError {
 
 /// The database gave up one of two transactions that were in each other's way; it may be tried again.
 pub(super) fn is_write_conflict(error: &PortError) -> bool {
-    let code = error.code.as_deref().unwrap_or_default();
-    ["P2034", "TransactionWriteConflict", "40001", "40P01"].contains(&code)
+    let conflicts = ["P2034", "TransactionWriteConflict", "40001", "40P01"];
+    codes(error).any(|code| conflicts.contains(&code))
+}
+
+/// The client's code, and the database's own behind it.
+fn codes(error: &PortError) -> impl Iterator<Item = &str> {
+    let state = driver(error)["originalCode"].as_str();
+    error.code.as_deref().into_iter().chain(state)
+}
+
+/// What the driver told the client.
+fn driver(error: &PortError) -> &Value {
+    &error.details["driverAdapterError"]["cause"]
 }
 
 /// The fields, tables and calls that `error` says are not there; empty when it says nothing of the kind.
 pub(super) fn missing(error: &PortError) -> Vec<String> {
     match error.code.as_deref() {
         _ if error.name == PortError::MISSING => texts(&error.details["missing"]),
-        Some("P2021" | "TableDoesNotExist") => one(&error.details["table"], error),
-        Some("P2022" | "ColumnNotFound") => one(&error.details["column"], error),
+        Some("P2021" | "TableDoesNotExist") => one("table", error),
+        Some("P2022" | "ColumnNotFound") => one("column", error),
         _ if error.name == "PrismaClientValidationError" => {
             unknown_name(&error.message).into_iter().collect()
         }
@@ -107,11 +128,12 @@ fn code_of(error: &PortError, otherwise: ErrorCode) -> ErrorCode {
 fn is_unreachable(error: &PortError) -> bool {
     let code = error.code.as_deref().unwrap_or_default();
     error.is_connection_failure()
+        || (error.code.is_none() && CUT.contains(&error.message.as_str()))
+        || codes(error).any(is_lost_connection)
         || error.name == "PrismaClientInitializationError"
         || (is_prisma_code(code) && code.starts_with("P1"))
         || ["P2024", "P2028", "P2037"].contains(&code)
         || UNREACHABLE.contains(&code)
-        || is_lost_connection(code)
 }
 
 /// PostgreSQL's own classes: connection exceptions, shutting down, too many connections.
@@ -147,9 +169,21 @@ fn quoted(text: &str) -> Option<&str> {
     text.split('`').nth(1)
 }
 
-/// The name the error's facts have, or its whole sentence.
-fn one(name: &Value, error: &PortError) -> Vec<String> {
-    vec![name.as_str().unwrap_or(&error.message).to_owned()]
+/// The name of the table or column that the error's facts have, or the whole sentence: the database's
+/// own, if it is there.
+fn one(kind: &str, error: &PortError) -> Vec<String> {
+    let driver = driver(error);
+    let named = error.details[kind].as_str().or(driver[kind].as_str());
+    let sentence = driver["originalMessage"].as_str();
+    let name = named.or_else(|| sentence.map(|sentence| subject(sentence).unwrap_or(sentence)));
+    vec![name.unwrap_or(&error.message).to_owned()]
+}
+
+/// `column Machine.version does not exist`: `Machine.version`.
+fn subject(sentence: &str) -> Option<&str> {
+    let (subject, _) = sentence.split_once(" does not exist")?;
+    let name = subject.rsplit(' ').next()?;
+    Some(name.trim_matches('"'))
 }
 
 fn texts(list: &Value) -> Vec<String> {

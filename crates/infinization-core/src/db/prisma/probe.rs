@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{PrismaDatabase, failure, queries};
 use crate::db::DbError;
+use crate::db::wire::COLUMNS;
 
 /// No machine has it; it is an id for every kind of column.
 const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
@@ -16,6 +17,21 @@ const RELATIONS: [(&str, &str); 4] = [
     ("department", "Department"),
     ("firewallRuleSet", "FirewallRuleSet"),
     ("rules", "FirewallRule"),
+];
+
+/// The same, with the columns that are read of them.
+const RELATED: [(&str, &str, &[&str]); 3] = [
+    ("configuration", "MachineConfiguration", COLUMNS),
+    (
+        "department",
+        "Department",
+        &["id", "name", "firewallPolicy"],
+    ),
+    (
+        "firewallRuleSet",
+        "FirewallRuleSet",
+        &queries::RULE_SET_COLUMNS,
+    ),
 ];
 
 impl PrismaDatabase {
@@ -28,6 +44,9 @@ impl PrismaDatabase {
         if missing.is_empty() {
             missing = self.unknown_columns().await?;
             missing.extend(self.unknown_scope().await?);
+        }
+        if missing.is_empty() {
+            missing = self.absent_from_the_database().await;
         }
         if missing.is_empty() {
             Ok(())
@@ -63,6 +82,35 @@ impl PrismaDatabase {
                 return Ok(missing);
             }
         }
+    }
+
+    /// What the client knows and the database has not, of the tables beside the machines'. Anything else
+    /// that these reads meet is not about that, and nobody's loss.
+    async fn absent_from_the_database(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        for (relation, model, columns) in RELATED {
+            missing.extend(self.absent_from(relation, model, columns).await);
+        }
+        if let Err(error) = self.line.ask(queries::any_rules()).await {
+            missing.extend(failure::missing(&error));
+        }
+        missing
+    }
+
+    async fn absent_from(&self, relation: &str, model: &str, columns: &[&str]) -> Vec<String> {
+        let mut columns = columns.to_vec();
+        let mut missing = Vec::new();
+        while let Err(error) = self.line.ask(queries::touching(relation, &columns)).await {
+            let found = failure::missing(&error);
+            // The table has another name in such a query, so only the column's counts.
+            let is_absent = |column: &&str| found.iter().any(|name| is_column(name, column));
+            let Some(at) = columns.iter().position(is_absent) else {
+                missing.extend(found);
+                break;
+            };
+            missing.push(format!("{model}.{}", columns.remove(at)));
+        }
+        missing
     }
 
     /// The column that machines are told apart by, if they are.
@@ -101,4 +149,9 @@ fn names(list: &Value) -> Vec<String> {
     let list = list.as_array().into_iter().flatten();
     list.filter_map(|name| name.as_str().map(str::to_owned))
         .collect()
+}
+
+/// Whether `j1.column`, or `column`, is the column.
+fn is_column(name: &str, column: &str) -> bool {
+    name.rsplit('.').next() == Some(column)
 }

@@ -44,6 +44,9 @@ const MACHINE_COLUMNS: [&str; 10] = [
     "version",
 ];
 
+pub(super) const RULE_SET_COLUMNS: [&str; 5] =
+    ["id", "name", "internalName", "priority", "isActive"];
+
 const RULE_COLUMNS: [&str; 17] = [
     "id",
     "name",
@@ -130,6 +133,26 @@ pub(super) fn rule_sets() -> Value {
 
 pub(super) fn policy() -> Value {
     json!({ "department": { "select": { "firewallPolicy": true } } })
+}
+
+/// A read of nobody that has these columns of a machine's relation in its SQL all the same: a client
+/// asks for relations only once it has found a row.
+pub(super) fn touching(relation: &str, names: &[&str]) -> Value {
+    let order: Vec<Value> = names
+        .iter()
+        .map(|name| json!({ (relation): { (*name): "asc" } }))
+        .collect();
+    let args = json!({ "where": { "id": "" }, "select": { "id": true }, "orderBy": order });
+    call("machine", "findMany", &args)
+}
+
+/// A machine with rules, and these; no order reaches them.
+pub(super) fn any_rules() -> Value {
+    let args = json!({
+        "where": { "firewallRuleSet": { "is": { "rules": { "some": {} } } } },
+        "select": { "firewallRuleSet": rule_set() },
+    });
+    call("machine", "findFirst", &args)
 }
 
 /// A write that no row need match.
@@ -229,7 +252,7 @@ fn running() -> Value {
 }
 
 fn rule_set() -> Value {
-    let mut select = columns(&["id", "name", "internalName", "priority", "isActive"]);
+    let mut select = columns(&RULE_SET_COLUMNS);
     select["rules"] = json!({
         "orderBy": [{ "priority": "asc" }, { "id": "asc" }],
         "select": columns(&RULE_COLUMNS),

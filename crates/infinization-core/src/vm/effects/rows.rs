@@ -2,12 +2,13 @@
 
 use super::{HostEffects, config, missing};
 use crate::config::VmConfig;
+use crate::db::outbox::may_have_happened;
 use crate::db::sqlite::NewMachine;
-use crate::db::{ConfigurationUpdate, CpuPinning};
+use crate::db::{ConfigurationUpdate, CpuPinning, Database as _, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::vm::action::RowValues;
 use crate::vm::bench::Bench;
-use crate::vm::status::{MARKERS, TAKEN};
+use crate::vm::status::{ALL_BUT_STARTING, MARKERS, TAKEN};
 
 impl HostEffects {
     pub(super) async fn write_status(&self, status: &str) -> Result<(), Failure> {
@@ -20,6 +21,7 @@ impl HostEffects {
     pub(super) async fn insert_row(&self, bench: &Bench) -> Result<(), Failure> {
         let store = self.services.embedded.as_ref();
         let store = store.ok_or_else(|| missing("embedded store"))?;
+        self.services.outbox.settle(&self.vm_id).await?;
         Ok(store.insert_machine(new_machine(config(bench)?)).await?)
     }
 
@@ -27,6 +29,7 @@ impl HostEffects {
         let Some(store) = &self.services.embedded else {
             return self.take_their_row().await;
         };
+        self.services.outbox.settle(&self.vm_id).await?;
         let machine = new_machine(config(bench)?);
         if store.replace_machine(machine).await? {
             return Ok(());
@@ -37,23 +40,53 @@ impl HostEffects {
     /// A row of the user's own database. The guarded write does not say whether it found the row, so
     /// the row is asked: whoever does not get it touches nothing.
     async fn take_their_row(&self) -> Result<(), Failure> {
-        let database = &self.services.database;
-        database
-            .update_machine_status(&self.vm_id, "starting", &TAKEN)
-            .await?;
-        match database.find_machine(&self.vm_id).await? {
-            Some(row) if row.status == "starting" => Ok(()),
-            Some(row) => Err(self.row_changed().with("currentStatus", row.status)),
-            None => {
+        let database = self.services.outbox.answering();
+        let claim = async {
+            database
+                .update_machine_status(&self.vm_id, "starting", &TAKEN)
+                .await?;
+            database.find_machine(&self.vm_id).await
+        };
+        match claim.await {
+            Ok(Some(row)) if row.status == "starting" => Ok(()),
+            Ok(Some(row)) => Err(self.row_changed().with("currentStatus", row.status)),
+            Ok(None) => {
                 let message = format!("VM {} not found", self.vm_id);
                 Err(Failure::new(ErrorCode::VmNotFound, message).of_vm(&self.vm_id))
             }
+            Err(error) => Err(self.unclaim("error", error).await.into()),
         }
     }
 
     fn row_changed(&self) -> Failure {
         let message = "the machine's status changed before it could be made";
         Failure::new(ErrorCode::InvalidState, message).of_vm(&self.vm_id)
+    }
+
+    /// Moves the row to `to` for a start.
+    pub(super) async fn claim(&self, from: &str, to: &str, version: i64) -> Result<(), DbError> {
+        let outbox = &self.services.outbox;
+        let claimed = outbox
+            .transition_vm_status(&self.vm_id, from, to, version)
+            .await;
+        match claimed {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.unclaim(from, error).await),
+        }
+    }
+
+    /// A claim whose answer was lost may have been made: the row is given back as soon as it can be.
+    async fn unclaim(&self, before: &str, error: DbError) -> DbError {
+        if may_have_happened(&error) {
+            let database = &self.services.database;
+            let given_back = database
+                .update_machine_status(&self.vm_id, before, &ALL_BUT_STARTING)
+                .await;
+            if let Err(error) = given_back {
+                tracing::warn!(vm = %self.vm_id, %error, "the row may still be claimed");
+            }
+        }
+        error
     }
 }
 

@@ -121,7 +121,8 @@ impl Scene {
 
     async fn execute(&self, effects: &Fake, plan: &Plan) -> Result<(), Failure> {
         let run = Run::new(effects, &self.ledger, &self.bench, &self.cancel);
-        run.execute(plan).await
+        let outcome = run.execute(plan).await;
+        outcome.map_err(|undone| undone.failure)
     }
 
     /// The releases in the ledger, less the earlier attempt's, which must be there.

@@ -1,0 +1,170 @@
+'use strict'
+
+// The server goes and comes back while machines run. What happens on the host goes on, and the rows
+// follow; what needs an answer is refused.
+
+const { once } = require('node:events')
+const { generateVMChainName } = require('../..')
+const { cleanUp, host, newBridge, next, rejection, warning } = require('../kit')
+const { application, created, defined, waysHere } = require('../kit/application')
+const { Postgres } = require('../kit/postgres')
+
+jest.setTimeout(90_000)
+
+let server
+beforeAll(async () => { server = await Postgres.start() })
+// Tests begin with a server, and end with one.
+beforeEach(() => { warning(/database|row|status|could not be/) })
+afterEach(async () => {
+  if (!server.isUp) await server.start()
+  await cleanUp()
+})
+afterAll(() => server.remove())
+
+const forced = { graceful: false, force: true }
+
+const restored = (instance) => once(instance.getHealthMonitor(), 'database-restored')
+
+// The codes of an error and of what caused it.
+const codes = (error) => error ? [error.code, ...codes(error.cause)] : []
+
+async function away ({ database }, how) {
+  await database.close()
+  await server.stop(how)
+}
+
+// Every status that a machine's row gets from now on.
+async function history ({ database }) {
+  await database.sql(`
+    CREATE TABLE history (at SERIAL, id TEXT, status TEXT);
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+      $$ BEGIN INSERT INTO history (id, status) VALUES (NEW.id, NEW.status); RETURN NULL; END $$;
+    CREATE TRIGGER note AFTER UPDATE OF status ON "Machine" FOR EACH ROW EXECUTE FUNCTION note()`)
+  return async (id) => (await database.sql('SELECT status FROM history WHERE id = $1 ORDER BY at', [id])).map(({ status }) => status)
+}
+
+describe.each(waysHere().filter((way) => ['prisma7', 'databaseAdapter'].includes(way)))('%s', (way) => {
+  test('F32: a crash while it is away: the host is cleaned up, and the row follows', async () => {
+    const app = await application(server, way)
+    const { vmId, pid, tapDevice } = await created(app)
+    await away(app)
+    const crash = once(app.instance.getHealthMonitor(), 'crash')
+    process.kill(pid, 'SIGKILL')
+    await crash
+    // The TAP is the machine's for life; what led to it is gone.
+    expect(host.dispatched().filter((element) => element.includes(tapDevice))).toEqual([])
+    const back = restored(app.instance)
+    await server.start()
+    await back
+    expect(await app.database.row(vmId)).toMatchObject({ status: 'off' })
+    expect(await app.database.configuration(vmId)).toMatchObject({ qemuPid: null, qmpSocketPath: null })
+  })
+
+  test('F31: writes that were kept are made in the order of what happened', async () => {
+    const app = await application(server, way)
+    const statuses = await history(app)
+    const { vmId, pid } = await created(app)
+    const before = (await statuses(vmId)).length
+    await away(app, 'immediate')
+    const qmp = app.instance.getQMPClient(vmId)
+    for (const [act, event] of [[() => qmp.stop(), 'vm:stop'], [() => qmp.cont(), 'vm:resume']]) {
+      const told = next(app.instance.getEventHandler(), event)
+      await act()
+      await told
+    }
+    expect(await app.instance.stopVM(vmId, forced)).toMatchObject({ success: true })
+    expect(host.isAlive(pid)).toBe(false)
+    const back = restored(app.instance)
+    await server.start()
+    await back
+    const followed = (await statuses(vmId)).slice(before)
+    expect(followed.at(-1)).toBe('off')
+    expect(['suspended', 'running', 'off'].join()).toContain(followed.join())
+    expect(await app.database.configuration(vmId)).toMatchObject({ qemuPid: null })
+    expect(await app.instance.startVM(vmId)).toMatchObject({ success: true })
+    expect(await app.database.row(vmId)).toMatchObject({ status: 'running' })
+  })
+
+  test('F31: what needs an answer is refused, and nothing has been touched', async () => {
+    const app = await application(server, way)
+    const { vmId } = await created(app)
+    const other = await created(app)
+    await app.instance.stopVM(vmId, forced)
+    const unborn = await defined(app, { bridge: await newBridge() })
+    await away(app)
+    for (const call of [() => app.instance.startVM(vmId), () => app.instance.createVM(unborn), () => app.instance.suspendVM(other.vmId)]) {
+      expect(codes(await rejection(call()))).toContain('DB_CONNECTION_ERROR')
+    }
+    for (const id of [vmId, unborn.vmId]) expect(host.processes(`guest=${id},`)).toEqual([])
+    expect(host.links()).not.toContain(`vnet-${generateVMChainName(unborn.vmId).slice(3, 13)}`)
+    expect(host.isAlive(other.pid)).toBe(true)
+    await app.instance.getHealthMonitor().checkAllVMs().catch(() => undefined)
+    expect(host.isAlive(other.pid)).toBe(true)
+    const back = restored(app.instance)
+    await server.start()
+    await back
+    expect(await app.instance.startVM(vmId)).toMatchObject({ success: true })
+    expect(await app.instance.suspendVM(other.vmId)).toMatchObject({ success: true })
+    expect(await app.database.row(unborn.vmId)).toMatchObject({ status: 'off' })
+  })
+
+  test('a claim that is made meanwhile survives what was kept', async () => {
+    const app = await application(server, way)
+    const { vmId, pid } = await created(app)
+    const aside = await app.database.hide()
+    const outage = once(app.instance.getHealthMonitor(), 'database-outage')
+    const crash = once(app.instance.getHealthMonitor(), 'crash')
+    process.kill(pid, 'SIGKILL')
+    await Promise.all([outage, crash])
+    await aside.sql('UPDATE "Machine" SET status = \'backing_up\'')
+    const back = restored(app.instance)
+    await aside.show()
+    await back
+    expect(await app.database.row(vmId)).toMatchObject({ status: 'backing_up' })
+    expect(await app.database.configuration(vmId)).toMatchObject({ qemuPid: null })
+  })
+
+  test('a server that restarts while machines start and stop: in the end all rows are true', async () => {
+    const app = await application(server, way)
+    const bridge = await newBridge()
+    const vms = await Promise.all([1, 2, 3, 4].map(() => created(app, { bridge })))
+    await app.database.close()
+    const verbs = vms.map(async ({ vmId }) => {
+      const outcomes = []
+      for (const verb of ['stopVM', 'startVM', 'stopVM', 'startVM']) {
+        outcomes.push(await app.instance[verb](vmId, verb === 'stopVM' ? forced : undefined).catch((error) => error))
+      }
+      return outcomes
+    })
+    await server.stop('immediate')
+    await server.start()
+    for (const outcome of (await Promise.all(verbs)).flat()) {
+      if (outcome instanceof Error) expect(codes(outcome).join()).toMatch(/DB_CONNECTION_ERROR|INVALID_STATE|CONCURRENT_MODIFICATION/)
+    }
+    // The next verb of each finds its row as it is, or settles it.
+    for (const { vmId } of vms) {
+      expect(await app.instance.startVM(vmId)).toMatchObject({ success: true })
+      const { qemuPid } = await app.database.configuration(vmId)
+      expect(await app.database.row(vmId)).toMatchObject({ status: 'running' })
+      expect(host.processes(`guest=${vmId},`).map(({ pid }) => pid)).toEqual([qemuPid])
+    }
+  })
+
+  test('F31: an instance that begins while it is away watches what runs', async () => {
+    const app = await application(server, way)
+    const { vmId, pid } = await created(app)
+    await app.instance.shutdown()
+    await away(app)
+    const again = await app.open({ stateDir: app.instance.stateDir })
+    expect(again.getActiveVMs()).toEqual([vmId])
+    expect(host.isAlive(pid)).toBe(true)
+    const crash = once(again.getHealthMonitor(), 'crash')
+    process.kill(pid, 'SIGKILL')
+    await crash
+    const back = restored(again)
+    await server.start()
+    await back
+    expect(await app.database.row(vmId)).toMatchObject({ status: 'off' })
+    await again.destroyVM(vmId)
+  })
+})
