@@ -1425,19 +1425,119 @@ export interface QMPGreeting {
   }
 }
 
+/** How a {@link QMPClient} connects. Times are milliseconds, at most a week. */
+export interface QMPClientOptions {
+  /** For connecting and the handshake together. Default 5000. */
+  connectTimeout?: number
+  /** For each command. Default 30000. */
+  commandTimeout?: number
+  /** Make a connection that breaks again. Default false. */
+  reconnect?: boolean
+  /** Before each attempt. Default 1000. */
+  reconnectDelay?: number
+  /** How many attempts, 0 to a million. Default 3. */
+  maxReconnectAttempts?: number
+}
+
+/** A monitor's socket, and how it is connected to. */
+export interface QMPSocketOptions {
+  path: string
+  connectTimeout?: number
+  commandTimeout?: number
+}
+
+/** One line to a monitor. */
+export interface QMPMessage {
+  execute: string
+  arguments?: Record<string, unknown>
+  id?: string
+}
+
+/** What a monitor answers instead of a result. */
+export interface QMPErrorInfo {
+  class: string
+  desc: string
+}
+
+/** One answer of a monitor. */
+export interface QMPResponse<T = unknown> {
+  return?: T
+  error?: QMPErrorInfo
+  id?: string
+}
+
+/** What a SHUTDOWN event says. */
+export interface QMPShutdownEventData {
+  /** The guest asked for it. */
+  guest: boolean
+  reason: QMPShutdownReason
+}
+
+export type QMPShutdownReason =
+  | 'host-error'
+  | 'host-qmp-quit'
+  | 'host-qmp-system-reset'
+  | 'host-signal'
+  | 'host-ui'
+  | 'guest-shutdown'
+  | 'guest-reset'
+  | 'guest-panic'
+  | 'subsystem-reset'
+  | 'snapshot-load'
+
+/** What a DEVICE_DELETED event says. */
+export interface QMPDeviceDeletedEventData {
+  device?: string
+  path: string
+}
+
+/** What a BLOCK_JOB_COMPLETED event says. */
+export interface QMPBlockJobCompletedEventData {
+  type: string
+  device: string
+  len: number
+  offset: number
+  speed: number
+  error?: string
+}
+
 /**
- * A VM's monitor, as `getQMPClient()` returns it, for as long as one QEMU runs. The library uses the
- * same connection, so it cannot be closed from here. Every event of QEMU is emitted under its own name
- * with `(data, timestamp)`, and as `event` with the whole; `disconnect`, `reconnect` and
- * `reconnect_failed` have no payload. Failures are QMPErrors; `QMP_COMMAND_FAILED` when QEMU itself
- * refused.
+ * A QEMU's monitor: one of your own by the path of its socket, or, from `getQMPClient()`, the one of a
+ * VM of the library for as long as one QEMU runs. QEMU serves one connection per monitor socket: a second
+ * one waits without a greeting.
+ *
+ * Every event of QEMU is emitted under its own name with `(data, timestamp)`, and as `event` with the
+ * whole; `disconnect`, `reconnect` and `reconnect_failed` have no payload. Listeners may be added before
+ * `connect()`: they miss nothing. A listener that throws is warned about. Neither a connection nor a
+ * pending reconnect keeps the process alive; a call under way does.
+ *
+ * Calls reject with a QMPError: `QMP_DISCONNECTED` (not connected, or lost before the answer: it may
+ * still take effect), `QMP_TIMEOUT`, `QMP_COMMAND_FAILED` (QEMU refused; its class and words are in
+ * `context`), `QMP_ARGUMENTS`, `QMP_PROTOCOL`.
  */
-export interface QMPClient extends EventEmitter {
+export class QMPClient extends EventEmitter {
+  /** Touches nothing: what is wrong with the path (absolute) or an option, the methods tell. */
+  constructor(socketPath: string, options?: QMPClientOptions)
+  /**
+   * Connects, waits for the greeting and leaves negotiation mode. Nothing happens when there is a
+   * connection; one that is being made again is waited for; one that was lost may be made anew. The
+   * library's own connections are its business: with those it only tells whether there is one.
+   * @throws LifecycleError `INVALID_CONFIG`; QMPError `QMP_CONNECT_FAILED` (`context.errno`),
+   * `QMP_TIMEOUT`, `QMP_PROTOCOL`, `QMP_DISCONNECTED` (it ended in the handshake), and `QMP_DISCONNECTED`
+   * for ever after `disconnect()`
+   */
+  connect(): Promise<void>
+  /**
+   * Ends the connection for good: calls under way reject at once, no reconnect revives it.
+   * @throws LifecycleError `INVALID_STATE` for a connection of the library, which only the library closes
+   */
+  disconnect(): Promise<void>
   isConnected(): boolean
-  /** The connection broke, and is being made again for as long as QEMU lives. */
+  /** The connection broke and is being made again: one's own as its options say, the library's for as long as QEMU lives. */
   isReconnecting(): boolean
+  /** What QEMU said of itself at the last `connect()`. */
   getGreeting(): QMPGreeting | null
-  /** Any command; its answer is QEMU's own JSON. */
+  /** Any command; its answer is QEMU's own JSON. Arguments without a member are left out. */
   execute<T = unknown>(command: string, args?: Record<string, unknown>): Promise<T>
   queryStatus(): Promise<QMPStatusInfo>
   queryCpus(): Promise<QMPCpuInfo[]>
@@ -1450,10 +1550,16 @@ export interface QMPClient extends EventEmitter {
   cont(): Promise<void>
   /** Asks the guest to give or take memory until it has `bytes`. */
   balloon(bytes: number): Promise<void>
-  /** By the `device` of `queryBlockDevices`. `force` (default false): even if the guest has locked it. */
+  /**
+   * By the name of a drive, and of a VM of the library also by the `device` of `queryBlockDevices`. `force`
+   * (default false): even if the guest has locked it.
+   */
   eject(device: string, force?: boolean): Promise<void>
-  /** Ends QEMU at once, without asking the guest. */
-  quit(): Promise<void>
+  /**
+   * Ends QEMU at once, without asking the guest. That the connection ends with it is no failure;
+   * `ignoreErrors` (default false): nothing else is one either.
+   */
+  quit(options?: { ignoreErrors?: boolean }): Promise<void>
 }
 
 export type QMPVMStatus =

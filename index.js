@@ -78,6 +78,7 @@ const {
 const { Infinization } = require('./js/infinization')
 const { KeyedMutex } = require('./js/keyed-mutex')
 const { PCI_ADDRESS_REGEX, normalizePciAddress, validatePciAddress } = require('./js/pci-address')
+const { QMPClient } = require('./js/qmp-client')
 const {
   BridgeManager,
   FirewallRuleTranslator,
@@ -146,6 +147,7 @@ module.exports = {
   ProcessError,
   ProcessErrorCode,
   QEMU_MAC_PREFIX,
+  QMPClient,
   QMPError,
   QMPErrorCode,
   QemuImgService,

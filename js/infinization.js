@@ -107,7 +107,7 @@ class Infinization extends Manager {
     if (!monitor?.isConnected() && !monitor?.isReconnecting()) {
       this.#monitors.delete(vmId)
       if (typeof vmId !== 'string' || !this.#eventHandler.isAttached(vmId)) return undefined
-      monitor = new QMPClient(this, vmId)
+      monitor = new QMPClient(vmId, {}, this)
       this.#monitors.set(vmId, monitor)
     }
     return monitor.isConnected() ? monitor : undefined

@@ -11,12 +11,14 @@ mod mac_address_generator;
 mod nftables_service;
 mod qemu_img_service;
 mod qmp_client;
+mod refused;
 mod snapshot_manager;
 mod tap_device_manager;
 
 use std::sync::LazyLock;
 
 use infinization_core::Failure;
+use infinization_core::config::{Parsed, Warning};
 use infinization_core::host::link::Links;
 
 use cancellation::Cancellation;
@@ -31,4 +33,12 @@ fn told(sentence: &str, failure: impl Into<Failure>) -> Failure {
     let outer = Failure::new(failure.code(), format!("{sentence}: {failure}"));
     let context = failure.context().iter();
     context.fold(outer, |outer, (key, value)| outer.with(key, value.clone()))
+}
+
+/// Options of a class; what of them has no effect is logged.
+fn warned<T>(class: &str, parsed: Parsed<T>) -> T {
+    for Warning { path, message } in parsed.warnings {
+        tracing::warn!("{class}: {path} {message}");
+    }
+    parsed.config
 }
