@@ -1642,6 +1642,89 @@ export interface QMPBlockInfo {
 }
 
 // ---------------------------------------------------------------------------------------------------
+// The guest agent
+// ---------------------------------------------------------------------------------------------------
+
+/** How a {@link GuestAgentClient} connects. Times are milliseconds, at most a week. */
+export interface GuestAgentClientOptions {
+  /** For connecting and the agent's first answer together. Default 5000. */
+  connectTimeout?: number
+  /** For each command. Default 30000. */
+  commandTimeout?: number
+}
+
+/** What a program in the guest left behind. */
+export interface GuestExecOutput {
+  /** UTF-8 where it is valid UTF-8; else each byte is one character (Latin-1). */
+  stdout: string
+  stderr: string
+  /** -1 when a signal ended it. */
+  exitCode: number
+}
+
+/** What a program in the guest left behind, byte for byte. */
+export interface GuestExecRawOutput {
+  stdout: Buffer
+  stderr: Buffer
+  /** -1 when a signal ended it. */
+  exitCode: number
+}
+
+/** What `guest-exec` answers. */
+export interface GuestExecResult {
+  pid: number | null
+  executed: boolean
+}
+
+/** What `guest-exec-status` answers; the output is base64. */
+export interface GuestExecStatusResult {
+  exitcode: number | null
+  exited: boolean
+  'out-data': string
+  'err-data': string
+  emsg?: string
+}
+
+/**
+ * The agent inside a guest (`qemu-ga`), by the path of its channel's socket. One command at a time: others
+ * wait for their turn. A connection that is lost is made again by the next command, and each begins in
+ * step with the agent (`guest-sync-delimited`), so that no answer of an earlier session is taken for
+ * another's.
+ *
+ * Calls reject with a QMPError: `AGENT_CONNECT_FAILED`, `AGENT_TIMEOUT` (also: no agent runs in the
+ * guest), `AGENT_DISCONNECTED` (not connected, or lost before the answer), `AGENT_PROTOCOL`,
+ * `AGENT_COMMAND_FAILED` (the agent refused; `context` has its class and words); or with LifecycleError
+ * `INVALID_CONFIG`.
+ */
+export class GuestAgentClient {
+  /** Touches nothing: what is wrong with the path (absolute) or an option, the methods tell. */
+  constructor(socketPath: string, options?: GuestAgentClientOptions)
+  /** Connects and waits for the agent to answer. Nothing happens when it is connected. */
+  connect(): Promise<void>
+  /** Within 3 s. A command under way rejects at once, and a freeze under way is thawed. */
+  disconnect(): Promise<void>
+  /** As far as is known: a loss shows with the next command. */
+  isConnected(): boolean
+  /** Any command; its answer is the agent's own JSON. */
+  execute<T = unknown>(command: string, args?: Record<string, unknown>): Promise<T>
+  /**
+   * Runs a program in the guest, without a shell. `timeout` (default 30000 ms): a program that runs longer
+   * is ended through the guest's own `kill` or `taskkill`, and `AGENT_TIMEOUT` says in `context.ended`
+   * whether it was. `cwd` has no effect: the agent has no such argument.
+   */
+  guestExec(command: string, args?: string[], options?: { timeout?: number; cwd?: string }): Promise<GuestExecOutput>
+  /** As `guestExec`, byte for byte. */
+  guestExecRaw(command: string, args?: string[], options?: { timeout?: number }): Promise<GuestExecRawOutput>
+  /**
+   * Flushes and freezes the guest's file systems, for at most a minute; how many were frozen. One that fails
+   * is thawed.
+   */
+  fsFreeze(): Promise<number>
+  /** How many file systems were thawed. */
+  fsThaw(): Promise<number>
+}
+
+// ---------------------------------------------------------------------------------------------------
 // Databases of your own
 // ---------------------------------------------------------------------------------------------------
 

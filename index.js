@@ -75,6 +75,7 @@ const {
   isLifecycleError,
   isPrismaAdapterError
 } = require('./js/errors')
+const { GuestAgentClient } = require('./js/guest-agent-client')
 const { Infinization } = require('./js/infinization')
 const { KeyedMutex } = require('./js/keyed-mutex')
 const { PCI_ADDRESS_REGEX, normalizePciAddress, validatePciAddress } = require('./js/pci-address')
@@ -116,6 +117,7 @@ module.exports = {
   DisplayErrorCode,
   FirewallRuleTranslator,
   FirewallTranslationError,
+  GuestAgentClient,
   INFINIZATION_TABLE_FAMILY,
   INFINIZATION_TABLE_NAME,
   Infinization,

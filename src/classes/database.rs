@@ -124,12 +124,15 @@ impl Database {
         &self,
         id: Argument,
         expected: Argument,
-        new: Argument,
+        next: Argument,
         version: Argument,
     ) -> Outcome {
         data(async {
             let (id, expected) = (vm_id(id)?, text(expected, "expectedStatus")?);
-            let (new, version) = (text(new, "newStatus")?, shaped(version, "expectedVersion")?);
+            let (new, version) = (
+                text(next, "newStatus")?,
+                shaped(version, "expectedVersion")?,
+            );
             let store = self.store()?;
             let moved = store
                 .transition_vm_status(&id, &expected, &new, version)

@@ -5,6 +5,7 @@ mod cancellation;
 mod database;
 mod event_handler;
 mod firewall_rule_translator;
+mod guest_agent_client;
 mod health_monitor;
 mod infinization;
 mod mac_address_generator;

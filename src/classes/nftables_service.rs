@@ -1,7 +1,7 @@
+use infinization_core::Failure;
 use infinization_core::db::RuleSplit;
 use infinization_core::manager::{Firewall, Wanted};
 use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, VmId};
-use infinization_core::Failure;
 use napi_derive::napi;
 use serde_json::Value;
 

@@ -77,7 +77,8 @@ impl QmpClient {
     }
 
     fn link(&self) -> Link {
-        self.monitor().map_or(Link::Closed, |monitor| monitor.link())
+        self.monitor()
+            .map_or(Link::Closed, |monitor| monitor.link())
     }
 }
 
@@ -88,8 +89,14 @@ const ENDED: QmpError = QmpError::NotConnected {
 fn socket(path: Argument, options: Argument) -> Result<Arc<MonitorSocket>, Failure> {
     let path = HostPath::parse(path.text("socketPath")?)
         .map_err(|why| wrong("socketPath", &why.to_string()))?;
-    let options = warned("QMPClient", QmpClientOptions::parse(&options.object("options")?)?);
-    Ok(Arc::new(MonitorSocket::new(path.as_path().to_owned(), (&options).into())))
+    let options = warned(
+        "QMPClient",
+        QmpClientOptions::parse(&options.object("options")?)?,
+    );
+    Ok(Arc::new(MonitorSocket::new(
+        path.as_path().to_owned(),
+        (&options).into(),
+    )))
 }
 
 #[napi]
@@ -256,7 +263,9 @@ impl QmpClient {
     #[napi]
     pub async fn quit(&self, options: Argument) -> Outcome {
         done(async {
-            let Quit { ignore_errors } = options.shaped::<Option<Quit>>("options")?.unwrap_or_default();
+            let Quit { ignore_errors } = options
+                .shaped::<Option<Quit>>("options")?
+                .unwrap_or_default();
             let connected = self.is_connected();
             match self.call("quit", json!({})).await {
                 Ok(_) => Ok(()),

@@ -174,7 +174,10 @@ mod tests {
         let given = json!({ "connectTimeout": "5", "reconnect": 1, "maxReconnectAttempts": -1 });
         let refused = QmpClientOptions::parse(&given).unwrap_err();
         let paths: Vec<&str> = refused.issues.iter().map(|issue| &*issue.path).collect();
-        assert_eq!(paths, ["connectTimeout", "reconnect", "maxReconnectAttempts"]);
+        assert_eq!(
+            paths,
+            ["connectTimeout", "reconnect", "maxReconnectAttempts"]
+        );
         let given = json!({ "checkIntervalMs": 0, "pidfileDir": "pids" });
         let refused = HealthMonitorOptions::parse(&given).unwrap_err();
         assert_eq!(refused.issues.len(), 2);

@@ -36,7 +36,9 @@ pub use commands::{DisplayProtocol, EjectTarget};
 pub use error::QmpError;
 pub use event_stream::{EventReceiver, MonitorEvent};
 pub use events::{BlockIoError, EventKind, QmpEvent, QmpTimestamp, ShutdownCause};
-pub use guest_agent::{AgentError, AgentOptions, ExecOutput, FreezeStatus, GuestAgent};
+pub use guest_agent::{
+    AgentError, AgentOptions, AgentSocket, ExecOutput, FreezeStatus, GuestAgent,
+};
 pub use replies::{
     BalloonInfo, BlockInfo, CpuInfo, CpuTopology, Greeting, InsertedMedium, IoStatus, QemuVersion,
     RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo,
