@@ -76,6 +76,7 @@ const {
   isPrismaAdapterError
 } = require('./js/errors')
 const { GuestAgentClient } = require('./js/guest-agent-client')
+const { PrismaAdapter } = require('./js/database')
 const { Infinization } = require('./js/infinization')
 const { KeyedMutex } = require('./js/keyed-mutex')
 const { PCI_ADDRESS_REGEX, normalizePciAddress, validatePciAddress } = require('./js/pci-address')
@@ -144,6 +145,7 @@ module.exports = {
   NftablesService,
   PCI_ADDRESS_REGEX,
   PROCESS_EXIT_POLL_INTERVAL,
+  PrismaAdapter,
   PrismaAdapterError,
   PrismaAdapterErrorCode,
   ProcessError,

@@ -1,10 +1,15 @@
 'use strict'
 
-const { LifecycleError } = require('./errors')
+// Which database an instance uses, and the databases themselves as objects.
+
+const { LifecycleError, PrismaAdapterError } = require('./errors')
+const native = require('./native')
+const { adapterPort, prismaPort } = require('./port')
+const { traced } = require('./traced')
 
 const KEYS = ['prismaClient', 'databaseAdapter']
 
-// Which database an instance uses, decided from the keys that are there:
+// Decided from the keys that are there:
 //   two values            refused
 //   one value             that one, whatever the other key holds
 //   keys without a value  refused: a misconfigured program must not start on an empty store
@@ -13,19 +18,56 @@ function chooseDatabase (config) {
   const present = KEYS.filter((key) => key in config)
   const given = present.filter((key) => config[key] !== undefined && config[key] !== null)
   if (given.length === 2) return { refused: 'give prismaClient or databaseAdapter, not both' }
-  if (given.length === 1) return { kind: given[0], value: config[given[0]] }
+  if (given.length === 1) return { kind: given[0], ...usable(given[0], config[given[0]]) }
   if (present.length > 0) {
     return { refused: `${present.join(' and ')} is given but has no value; leave the key out to use the embedded store` }
   }
   return { kind: 'embedded' }
 }
 
-// This version keeps its machines in the embedded store only.
-function requireEmbedded ({ refused, kind }) {
-  if (kind === 'embedded') return
-  const message = refused ?? `${kind} is given, and this version works with the embedded store only`
-  const issues = [{ path: kind ?? KEYS[0], message }]
-  throw new LifecycleError('INVALID_CONFIG', message, undefined, { issues })
+function usable (kind, value) {
+  const isObject = typeof value === 'object' || typeof value === 'function'
+  return isObject ? { value } : { refused: `${kind} must be an object` }
 }
 
-module.exports = { chooseDatabase, requireEmbedded }
+// The functions by which the native side asks the database that was chosen.
+function portsTo ({ refused, kind, value }) {
+  if (refused) return []
+  if (kind === 'prismaClient') return [prismaPort(value)]
+  return kind === 'databaseAdapter' ? [undefined, adapterPort(value)] : []
+}
+
+function requireDatabase ({ refused, kind = KEYS[0] }) {
+  if (refused === undefined) return
+  const issues = [{ path: kind, message: refused }]
+  throw new LifecycleError('INVALID_CONFIG', refused, undefined, { issues })
+}
+
+const Operations = traced(class extends native.InfinizationDatabase {})
+
+// The embedded store of an instance.
+class EmbeddedDatabase extends Operations {
+  constructor (owner) {
+    super(owner)
+  }
+}
+
+class PrismaAdapter extends Operations {
+  constructor (prisma, nodeId, options) {
+    super(undefined, prismaPort(prisma), scopeOf(nodeId), timeoutOf(options))
+  }
+}
+
+function scopeOf (nodeId) {
+  if (nodeId === undefined || nodeId === null) return undefined
+  if (typeof nodeId === 'string' && nodeId.trim() !== '') return nodeId
+  throw new PrismaAdapterError('nodeId must be a text that is not blank', 'INVALID_INPUT')
+}
+
+function timeoutOf (options) {
+  const timeout = options?.timeout
+  if (timeout === undefined || (Number.isFinite(timeout) && timeout > 0)) return timeout
+  throw new PrismaAdapterError('timeout must be a positive number of milliseconds', 'INVALID_INPUT')
+}
+
+module.exports = { EmbeddedDatabase, PrismaAdapter, chooseDatabase, portsTo, requireDatabase }

@@ -4,7 +4,7 @@
 // AbortSignals, and the user's own objects (event manager, database).
 
 const { abortable } = require('./abort')
-const { chooseDatabase, requireEmbedded } = require('./database')
+const { EmbeddedDatabase, PrismaAdapter, chooseDatabase, portsTo, requireDatabase } = require('./database')
 const { LifecycleError } = require('./errors')
 const { EventStream, route } = require('./events')
 const native = require('./native')
@@ -13,7 +13,6 @@ const { NftablesService } = require('./services')
 const { traced } = require('./traced')
 
 const HealthMonitor = traced(class HealthMonitor extends native.HealthMonitor {})
-const EmbeddedDatabase = traced(class EmbeddedDatabase extends native.EmbeddedDatabase {})
 
 const EventHandler = traced(class EventHandler extends native.EventHandler {
   #monitorOf
@@ -32,10 +31,11 @@ const Manager = traced(class extends native.Infinization {})
 
 class Infinization extends Manager {
   #eventManager
+  #settings
   #database
   #healthMonitor
   #eventHandler
-  #embeddedDatabase
+  #databaseObject
   #nftablesService
   #monitors = new Map()
   #streams = new Set()
@@ -44,17 +44,18 @@ class Infinization extends Manager {
   constructor (config = {}) {
     const { settings, eventManager, database } = split(config)
     let self
-    super(settings, (batch) => self.deref()?.#deliver(batch))
+    super(settings, (batch) => self.deref()?.#deliver(batch), ...portsTo(database))
     // Weak: the callback is the addon's for as long as it lives, the instance is not.
     self = new WeakRef(this)
     this.#eventManager = eventManager
     this.#database = database
+    this.#settings = settings
     this.#healthMonitor = new HealthMonitor(this)
     this.#eventHandler = new EventHandler(this, (vmId) => this.getQMPClient(vmId))
   }
 
   async initialize () {
-    requireEmbedded(this.#database)
+    requireDatabase(this.#database)
     return super.initialize()
   }
 
@@ -91,8 +92,8 @@ class Infinization extends Manager {
 
   getPrismaAdapter () {
     native.requireOpen(this)
-    this.#embeddedDatabase ??= new EmbeddedDatabase(this)
-    return this.#embeddedDatabase
+    this.#databaseObject ??= this.#openDatabase()
+    return this.#databaseObject
   }
 
   getNftablesService () {
@@ -123,6 +124,14 @@ class Infinization extends Manager {
     this.#streams.add(stream)
     if (this.#closed) stream.end()
     return stream
+  }
+
+  #openDatabase () {
+    const { kind, value } = this.#database
+    if (kind === 'embedded') return new EmbeddedDatabase(this)
+    if (kind === 'databaseAdapter') return value
+    const { nodeId, databaseTimeout: timeout } = this.#settings
+    return new PrismaAdapter(value, nodeId, { timeout })
   }
 
   #deliver (batch) {

@@ -3,7 +3,8 @@
 //!
 //! What JavaScript hands in is read by [`argument`]; what it gets back is made by [`outcome`] in the
 //! caller's own realm, and of the many small monitor calls by [`answers`]; facts travel up through
-//! [`events`], what is logged through [`log`]. `classes/` has one file per exported class.
+//! [`events`], what is logged through [`log`]; the caller's database is asked through [`js_port`].
+//! `classes/` has one file per exported class.
 //! The public face (`index.js`, `index.d.ts`) is written by hand over these.
 #![allow(
     clippy::needless_pass_by_value,
@@ -22,6 +23,7 @@ mod argument;
 mod classes;
 mod errors;
 mod events;
+mod js_port;
 mod js_value;
 mod log;
 mod monitor_events;

@@ -1,5 +1,8 @@
 use std::sync::Arc;
+use std::time::Duration;
 
+use infinization_core::db::port::DEFAULT_DEADLINE;
+use infinization_core::db::prisma::PrismaDatabase;
 use infinization_core::db::{self, DbError, wire};
 use infinization_core::manager::Manager;
 use infinization_core::types::{InternalName, InvalidValue, VmId};
@@ -11,14 +14,21 @@ use serde_json::{Map, Value};
 
 use super::Infinization;
 use crate::argument::Argument;
+use crate::js_port::{Ask, JsPort};
 use crate::outcome::{Outcome, data, done};
 
-/// The embedded store as an `InfinizationDatabase`: what `getPrismaAdapter()` returns. Every failure
-/// is a `PrismaAdapterError`.
-#[napi(js_name = "EmbeddedDatabase")]
+/// The 16 operations, as an `InfinizationDatabase`: on the rows of a manager, or on those behind a
+/// Prisma client. Every failure is a `PrismaAdapterError`. `js/database.js` makes the public classes.
+#[napi(js_name = "InfinizationDatabase")]
 #[derive(Debug)]
 pub struct Database {
-    manager: Manager,
+    rows: Rows,
+}
+
+#[derive(Debug)]
+enum Rows {
+    OfManager(Manager),
+    OfClient(Arc<dyn db::Database>),
 }
 
 /// `updateMachineStatus`'s options.
@@ -30,17 +40,30 @@ struct StatusOptions {
 
 #[napi]
 impl Database {
-    /// The store of `owner`.
+    /// The rows of `owner`; or, without one, those behind the client that `ask` has, which are told
+    /// apart by `node_id` if it is given. An answer of that client may take `timeout` milliseconds.
     #[napi(constructor)]
-    pub fn new(owner: &Infinization) -> Self {
-        Self {
-            manager: owner.manager(),
-        }
+    pub fn new(
+        owner: Option<&Infinization>,
+        ask: Option<Ask>,
+        node_id: Option<String>,
+        timeout: Option<f64>,
+    ) -> napi::Result<Self> {
+        let rows = match (owner, ask) {
+            (Some(owner), _) => Rows::OfManager(owner.manager()),
+            (None, Some(ask)) => Rows::OfClient(client(ask, node_id, timeout)),
+            (None, None) => return Err(napi::Error::from_reason("whose rows?")),
+        };
+        Ok(Self { rows })
     }
 
     #[napi]
     pub async fn find_machine(&self, id: Argument) -> Outcome {
-        data(async { Ok(self.store()?.find_machine(&vm_id(id)?).await?) }).await
+        data(async {
+            let (store, id) = self.about(id)?;
+            store.find_machine(&id).await.map_err(of(&id))
+        })
+        .await
     }
 
     #[napi]
@@ -56,8 +79,9 @@ impl Database {
     #[napi]
     pub async fn find_machine_with_config(&self, id: Argument) -> Outcome {
         data(async {
-            let found = self.store()?.find_machine_with_config(&vm_id(id)?).await?;
-            Ok(found.as_ref().map(wire::vm_record))
+            let (store, id) = self.about(id)?;
+            let found = store.find_machine_with_config(&id).await;
+            Ok(found.map_err(of(&id))?.as_ref().map(wire::vm_record))
         })
         .await
     }
@@ -90,17 +114,16 @@ impl Database {
         options: Argument,
     ) -> Outcome {
         done(async {
-            let (id, status) = (vm_id(id)?, text(status, "status")?);
+            let (store, id) = self.about(id)?;
+            let status = text(status, "status")?;
             let options: Option<StatusOptions> = shaped(options, "options")?;
             let unless = options
                 .unwrap_or_default()
                 .only_if_not_in
                 .unwrap_or_default();
             let unless: Vec<&str> = unless.iter().map(String::as_str).collect();
-            Ok(self
-                .store()?
-                .update_machine_status(&id, &status, &unless)
-                .await?)
+            let written = store.update_machine_status(&id, &status, &unless).await;
+            written.map_err(of(&id))
         })
         .await
     }
@@ -108,13 +131,11 @@ impl Database {
     #[napi]
     pub async fn update_machine_configuration(&self, id: Argument, update: Argument) -> Outcome {
         done(async {
-            let id = vm_id(id)?;
+            let (store, id) = self.about(id)?;
             let update: Map<String, Value> = shaped(update, "update")?;
-            let update = wire::configuration_update(&update)?;
-            Ok(self
-                .store()?
-                .update_machine_configuration(&id, update)
-                .await?)
+            let update = wire::configuration_update(&update).map_err(of(&id))?;
+            let written = store.update_machine_configuration(&id, update).await;
+            written.map_err(of(&id))
         })
         .await
     }
@@ -128,16 +149,11 @@ impl Database {
         version: Argument,
     ) -> Outcome {
         data(async {
-            let (id, expected) = (vm_id(id)?, text(expected, "expectedStatus")?);
-            let (new, version) = (
-                text(next, "newStatus")?,
-                shaped(version, "expectedVersion")?,
-            );
-            let store = self.store()?;
-            let moved = store
-                .transition_vm_status(&id, &expected, &new, version)
-                .await?;
-            Ok(wire::transition(&moved))
+            let (store, id) = self.about(id)?;
+            let expected = text(expected, "expectedStatus")?;
+            let (new, version) = (text(next, "newStatus")?, shaped(version, "expectedVersion")?);
+            let moved = store.transition_vm_status(&id, &expected, &new, version);
+            Ok(wire::transition(&moved.await.map_err(of(&id))?))
         })
         .await
     }
@@ -145,10 +161,9 @@ impl Database {
     #[napi]
     pub async fn clear_machine_configuration(&self, id: Argument) -> Outcome {
         done(async {
-            Ok(self
-                .store()?
-                .clear_machine_configuration(&vm_id(id)?)
-                .await?)
+            let (store, id) = self.about(id)?;
+            let cleared = store.clear_machine_configuration(&id).await;
+            cleared.map_err(of(&id))
         })
         .await
     }
@@ -156,30 +171,37 @@ impl Database {
     #[napi]
     pub async fn clear_volatile_machine_configuration(&self, id: Argument) -> Outcome {
         done(async {
-            let id = vm_id(id)?;
-            Ok(self
-                .store()?
-                .clear_volatile_machine_configuration(&id)
-                .await?)
+            let (store, id) = self.about(id)?;
+            let cleared = store.clear_volatile_machine_configuration(&id).await;
+            cleared.map_err(of(&id))
         })
         .await
     }
 
     #[napi]
     pub async fn get_machine_internal_name(&self, id: Argument) -> Outcome {
-        data(async { Ok(self.store()?.get_machine_internal_name(&vm_id(id)?).await?) }).await
+        data(async {
+            let (store, id) = self.about(id)?;
+            store.get_machine_internal_name(&id).await.map_err(of(&id))
+        })
+        .await
     }
 
     #[napi]
     pub async fn get_machine_disk_path(&self, id: Argument) -> Outcome {
-        data(async { Ok(self.store()?.get_machine_disk_path(&vm_id(id)?).await?) }).await
+        data(async {
+            let (store, id) = self.about(id)?;
+            store.get_machine_disk_path(&id).await.map_err(of(&id))
+        })
+        .await
     }
 
     #[napi]
     pub async fn get_firewall_rules(&self, id: Argument) -> Outcome {
         data(async {
-            let rules = self.store()?.get_firewall_rules(&vm_id(id)?).await?;
-            Ok(wire::rules(&rules))
+            let (store, id) = self.about(id)?;
+            let rules = store.get_firewall_rules(&id).await;
+            Ok(wire::rules(&rules.map_err(of(&id))?))
         })
         .await
     }
@@ -187,8 +209,9 @@ impl Database {
     #[napi]
     pub async fn get_firewall_rules_split(&self, id: Argument) -> Outcome {
         data(async {
-            let rules = self.store()?.get_firewall_rules_split(&vm_id(id)?).await?;
-            Ok(wire::rule_split(&rules))
+            let (store, id) = self.about(id)?;
+            let rules = store.get_firewall_rules_split(&id).await;
+            Ok(wire::rule_split(&rules.map_err(of(&id))?))
         })
         .await
     }
@@ -196,28 +219,46 @@ impl Database {
     #[napi]
     pub async fn get_department_firewall_policy(&self, id: Argument) -> Outcome {
         data(async {
-            Ok(self
-                .store()?
-                .get_department_firewall_policy(&vm_id(id)?)
-                .await?)
+            let (store, id) = self.about(id)?;
+            let policy = store.get_department_firewall_policy(&id).await;
+            policy.map_err(of(&id))
         })
         .await
     }
 
     #[napi]
     pub async fn get_firewall_rule_set_id(&self, id: Argument) -> Outcome {
-        data(async { Ok(self.store()?.get_firewall_rule_set_id(&vm_id(id)?).await?) }).await
+        data(async {
+            let (store, id) = self.about(id)?;
+            store.get_firewall_rule_set_id(&id).await.map_err(of(&id))
+        })
+        .await
+    }
+
+    fn about(&self, id: Argument) -> Result<(Arc<dyn db::Database>, VmId), Failure> {
+        let id: VmId = parsed(id, "id")?;
+        Ok((self.store()?, id))
     }
 
     fn store(&self) -> Result<Arc<dyn db::Database>, Failure> {
-        self.manager
-            .database()
-            .map_err(|closed| DbError::new(ErrorCode::DbConnectionError, closed.to_string()).into())
+        match &self.rows {
+            Rows::OfClient(rows) => Ok(Arc::clone(rows)),
+            Rows::OfManager(manager) => manager.database().map_err(|closed| {
+                DbError::new(ErrorCode::DbConnectionError, closed.to_string()).into()
+            }),
+        }
     }
 }
 
-fn vm_id(argument: Argument) -> Result<VmId, Failure> {
-    parsed(argument, "id")
+fn client(ask: Ask, node_id: Option<String>, timeout: Option<f64>) -> Arc<dyn db::Database> {
+    let deadline = timeout.and_then(|ms| Duration::try_from_secs_f64(ms / 1000.0).ok());
+    let rows = PrismaDatabase::new(Arc::new(JsPort::new(ask)), node_id);
+    Arc::new(rows.answering_within(deadline.unwrap_or(DEFAULT_DEADLINE)))
+}
+
+/// Says which machine a failure is about.
+fn of(id: &VmId) -> impl FnOnce(DbError) -> Failure {
+    |error| Failure::from(error).of_vm(id)
 }
 
 fn parsed<T: std::str::FromStr<Err = InvalidValue>>(

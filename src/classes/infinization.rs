@@ -1,6 +1,7 @@
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use infinization_core::manager::Manager;
+use infinization_core::manager::{DatabaseChoice, Manager};
 use infinization_core::types::VmId;
 use infinization_core::{ErrorCode, Failure};
 use napi_derive::napi;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::Cancellation;
 use crate::argument::{Argument, Issue, refusal};
 use crate::events::{Deliver, carry};
+use crate::js_port::{Ask, JsPort};
 use crate::outcome::{Outcome, checked, data, done, now};
 
 /// The native half of the public class: `js/infinization.js` extends it.
@@ -26,14 +28,20 @@ pub struct Infinization {
 
 #[napi]
 impl Infinization {
-    /// Takes the plain part of the configuration, and the function that receives events.
+    /// Takes the plain part of the configuration, the function that receives events, and at most one
+    /// way to a database of the user's own.
     #[napi(constructor)]
-    pub fn new(config: Argument, deliver: Deliver) -> Self {
+    pub fn new(
+        config: Argument,
+        deliver: Deliver,
+        prisma: Option<Ask>,
+        adapter: Option<Ask>,
+    ) -> Self {
         let (settings, refused) = match config.settings() {
             Ok(settings) => (settings, Vec::new()),
             Err(issues) => (json!({}), issues),
         };
-        let manager = Manager::new(settings);
+        let manager = Manager::with_database(settings, choice(prisma, adapter));
         let quiet = CancellationToken::new();
         carry(manager.subscribe(), deliver, quiet.clone());
         Self {
@@ -304,6 +312,14 @@ impl Infinization {
         let message =
             format!("{verb} needs a department overlay, which is not part of this version");
         Err(Failure::new(ErrorCode::InvalidState, message))
+    }
+}
+
+fn choice(prisma: Option<Ask>, adapter: Option<Ask>) -> DatabaseChoice {
+    match (prisma, adapter) {
+        (Some(ask), _) => DatabaseChoice::Prisma(Arc::new(JsPort::new(ask))),
+        (None, Some(ask)) => DatabaseChoice::Injected(Arc::new(JsPort::new(ask))),
+        (None, None) => DatabaseChoice::Embedded,
     }
 }
 

@@ -105,6 +105,7 @@ error_codes! {
     InvalidInput Database "INVALID_INPUT" "The database was asked with a malformed argument."
     ConstraintViolation Database "CONSTRAINT_VIOLATION" "The row would break a constraint."
     VersionConflict Database "VERSION_CONFLICT" "The row's version is not the expected one."
+    SchemaMismatch Database "SCHEMA_MISMATCH" "The database lacks a table, column or client method that is needed; `details.missing` lists them."
 
     ImageNotFound Storage "IMAGE_NOT_FOUND" "The image does not exist."
     ImageAlreadyExists Storage "IMAGE_ALREADY_EXISTS" "A file of this name exists; it was left alone."

@@ -32,6 +32,8 @@ pub struct ManagerConfig {
     pub run_as_user: Option<RunAsUser>,
     /// Only machines of this node are scanned. Default: all.
     pub node_id: Option<String>,
+    /// How long one answer of the user's own database may take. Default 20 s.
+    pub database_timeout: Duration,
     /// How often VMs are checked. Default 30 s.
     pub health_monitor_interval: Duration,
     /// Whether `initialize()` starts the monitor. Default true.
@@ -182,6 +184,7 @@ impl Source<'_> {
         let bridge_conntrack_mode = fields.optional("bridgeConntrackMode", parsed);
         let run_as_user = self.variable(("INFINIZATION_QEMU_USER", &self.environment.qemu_user));
         let node_id = fields.optional("nodeId", words_of_text);
+        let database_timeout = fields.optional("databaseTimeout", interval);
         let interval = fields.optional("healthMonitorInterval", interval);
         let auto_start_health_monitor = fields.flag("autoStartHealthMonitor", true);
         let host_services = self.host_services();
@@ -207,6 +210,7 @@ impl Source<'_> {
             accelerator: accelerator.unwrap_or(AcceleratorChoice::Auto),
             run_as_user,
             node_id,
+            database_timeout: database_timeout.unwrap_or(Duration::from_secs(20)),
             health_monitor_interval: interval.unwrap_or(Duration::from_secs(30)),
             auto_start_health_monitor,
             bridge_conntrack_mode: bridge_conntrack_mode

@@ -1,9 +1,12 @@
 //! The user's database, behind the 16 operations the library needs of it.
 //!
-//! [`Database`] is the one way in. The embedded store ([`sqlite`]) is the default; a Prisma client
-//! or an injected adapter stand behind the same trait. A failure is never "not found": absence is
-//! `Ok(None)`, trouble is an error.
+//! [`Database`] is the one way in. The embedded store ([`sqlite`]) is the default; the user's own
+//! Prisma client ([`prisma`]) or adapter object ([`injected`]) stand behind the same trait, each over
+//! a [`port`]. A failure is never "not found": absence is `Ok(None)`, trouble is an error.
 
+pub mod injected;
+pub mod port;
+pub mod prisma;
 mod records;
 pub mod sqlite;
 pub mod wire;

@@ -174,3 +174,12 @@ pub struct RuleSplit {
     /// The machine's own rules.
     pub vm_rules: Vec<FirewallRuleInput>,
 }
+
+impl RuleSplit {
+    /// All rules in one list, lowest priority first; of equal ones the department's come first.
+    pub fn merged(self) -> Vec<FirewallRuleInput> {
+        let mut rules = [self.department_rules, self.vm_rules].concat();
+        rules.sort_by(|one, other| one.priority.total_cmp(&other.priority));
+        rules
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! A QEMU that a pidfile names and no machine owns is ended only when nobody can want it: no row has
 //! its name, or the row says `off`, and it was there a whole interval before too. Every other is
-//! told.
+//! told. Where only one node's rows are seen, a row that is not found may be another node's.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -166,7 +166,10 @@ impl Open {
         {
             return Ok(None);
         }
-        let unwanted = status.as_deref().is_none_or(|status| status == "off");
+        let unwanted = match status.as_deref() {
+            None => self.services.sees_every_row,
+            Some(status) => status == "off",
+        };
         // Somebody may have taken it back meanwhile.
         if self.owns(stray.process.pid()) {
             return Ok(None);

@@ -11,7 +11,8 @@
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
-//! | `database`, `firewall` | what is below the verbs, for users who drive it themselves |
+//! | `database` | which database, and the database itself |
+//! | `firewall` | what is below the verbs, for users who drive it themselves |
 //! | `guest_access` | block devices, CD-ROMs, raw QMP, the guest agent |
 
 mod database;
@@ -23,6 +24,7 @@ mod startup;
 mod status;
 mod store;
 
+pub use database::DatabaseChoice;
 pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, Wanted};
 
 use std::collections::HashMap;
@@ -58,6 +60,7 @@ pub struct Manager {
 
 struct Inner {
     given: Value,
+    database: DatabaseChoice,
     events: EventBus,
     wrap_effects: Option<EffectsWrapper>,
     phase: Mutex<Phase>,
@@ -95,10 +98,20 @@ impl Manager {
         Self::with_effects(config, None)
     }
 
+    /// As [`Manager::new`], with a database of the user's own.
+    pub fn with_database(config: Value, database: DatabaseChoice) -> Self {
+        Self::with(config, database, None)
+    }
+
     /// As [`Manager::new`], with something put between the operations and the host.
     pub fn with_effects(config: Value, wrap_effects: Option<EffectsWrapper>) -> Self {
+        Self::with(config, DatabaseChoice::Embedded, wrap_effects)
+    }
+
+    fn with(config: Value, database: DatabaseChoice, wrap_effects: Option<EffectsWrapper>) -> Self {
         let inner = Inner {
             given: config,
+            database,
             events: EventBus::default(),
             wrap_effects,
             phase: Mutex::new(Phase::New),

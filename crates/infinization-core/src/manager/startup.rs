@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
+use super::database::Theirs;
 use super::{Inner, Open, TRANSIENT};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
 use crate::db::Database;
@@ -31,6 +32,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     for warning in warnings {
         tracing::warn!("{} {}", warning.path, warning.message);
     }
+    let theirs = inner.database.open(&config).await?;
     let lock = prepare_state_dir(config.state_dir.as_path()).await?;
     let nft = Nft::new();
     let capabilities = nft.capabilities().await?;
@@ -46,13 +48,16 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         memory: host.memory,
         hugepage_size: accelerator::default_hugepage_size()?,
     };
-    let store = SqliteDatabase::open(&config.state_dir.as_path().join("infinization.db")).await?;
-    let database: Arc<dyn Database> = Arc::<SqliteDatabase>::clone(&store);
+    let rows = match theirs {
+        Some(theirs) => Rows::of(theirs),
+        None => Rows::embedded(config.state_dir.as_path()).await?,
+    };
     let parser = config.context(facts);
     let monitor_interval = config.health_monitor_interval;
     let services = Arc::new(Services {
-        database,
-        embedded: Some(store),
+        database: rows.database,
+        embedded: rows.embedded,
+        sees_every_row: rows.every_one,
         events: inner.events.clone(),
         links: Links::new(),
         nft,
@@ -75,6 +80,32 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             _lock: lock,
         }
     }))
+}
+
+/// Where the rows are.
+struct Rows {
+    database: Arc<dyn Database>,
+    embedded: Option<Arc<SqliteDatabase>>,
+    every_one: bool,
+}
+
+impl Rows {
+    fn of(theirs: Theirs) -> Self {
+        Self {
+            database: theirs.database,
+            embedded: None,
+            every_one: theirs.is_whole,
+        }
+    }
+
+    async fn embedded(state_dir: &Path) -> Result<Self, Failure> {
+        let store = SqliteDatabase::open(&state_dir.join("infinization.db")).await?;
+        Ok(Self {
+            database: Arc::<SqliteDatabase>::clone(&store),
+            embedded: Some(store),
+            every_one: true,
+        })
+    }
 }
 
 async fn prepare_state_dir(state_dir: &Path) -> Result<DirLock, Failure> {

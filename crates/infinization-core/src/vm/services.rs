@@ -34,6 +34,9 @@ pub struct Services {
     pub database: Arc<dyn Database>,
     /// The embedded one, when it is in use: rows are then made and deleted by us.
     pub embedded: Option<Arc<SqliteDatabase>>,
+    /// Whether a machine that is not found by its internal name has no row anywhere. Not so where
+    /// several nodes share a database and each sees its own machines.
+    pub sees_every_row: bool,
     /// Tells listeners.
     pub events: EventBus,
     /// Netlink.

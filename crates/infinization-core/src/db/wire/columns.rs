@@ -1,102 +1,10 @@
-//! Records as JSON, spelled as the public `InfinizationDatabase` spells them. For whoever speaks with
-//! a database, or of one, in JavaScript.
+//! The contract's 28 configuration columns, named once, and their values as JSON.
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    ConfigurationUpdate, CpuPinning, DbError, Department, FirewallRuleSet, MachineConfiguration,
-    RuleSplit, RunningVm, Transition, VmRecord,
-};
+use crate::db::{ConfigurationUpdate, CpuPinning, DbError, MachineConfiguration};
 use crate::error::ErrorCode;
-use crate::types::{FirewallRuleInput, Secret};
-
-/// `RunningVMRecord`.
-pub fn running_vm(vm: &RunningVm) -> Value {
-    json!({
-        "id": vm.id,
-        "status": vm.status,
-        "internalName": vm.internal_name,
-        "MachineConfiguration": vm.configuration.as_ref().map(volatile),
-    })
-}
-
-/// `VMConfigRecord`. The display password is in it.
-pub fn vm_record(vm: &VmRecord) -> Value {
-    json!({
-        "id": vm.id,
-        "status": vm.status,
-        "name": vm.name,
-        "internalName": vm.internal_name,
-        "os": vm.os,
-        "cpuCores": vm.cpu_cores,
-        "ramGB": vm.ram_gb,
-        "diskSizeGB": vm.disk_size_gb,
-        "gpuPciAddress": vm.gpu_pci_address,
-        "configuration": vm.configuration.as_ref().map(configuration),
-        "firewallRuleSet": vm.firewall_rule_set.as_ref().map(rule_set),
-        "department": vm.department.as_ref().map(department),
-        "version": vm.version,
-    })
-}
-
-/// What `transitionVMStatus` answers.
-pub fn transition(transition: &Transition) -> Value {
-    json!({
-        "success": true,
-        "newVersion": transition.new_version,
-        "vmConfig": vm_record(&transition.vm),
-    })
-}
-
-/// What `getFirewallRulesSplit` answers.
-pub fn rule_split(split: &RuleSplit) -> Value {
-    json!({
-        "departmentRules": rules(&split.department_rules),
-        "vmRules": rules(&split.vm_rules),
-    })
-}
-
-/// `FirewallRuleRecord[]`.
-pub fn rules(rules: &[FirewallRuleInput]) -> Value {
-    rules.iter().map(rule).collect()
-}
-
-fn rule(rule: &FirewallRuleInput) -> Value {
-    let mut record = json!(rule);
-    // A record has every column; as an input, an absent description stays absent.
-    record["description"] = json!(rule.description);
-    record
-}
-
-fn rule_set(set: &FirewallRuleSet) -> Value {
-    json!({
-        "id": set.id,
-        "name": set.name,
-        "internalName": set.internal_name,
-        "priority": set.priority,
-        "isActive": set.is_active,
-        "rules": rules(&set.rules),
-    })
-}
-
-fn department(department: &Department) -> Value {
-    json!({
-        "id": department.id,
-        "name": department.name,
-        "firewallRuleSet": department.firewall_rule_set.as_ref().map(rule_set),
-    })
-}
-
-/// `MachineConfigurationRecord`: the five columns a scan needs.
-fn volatile(row: &MachineConfiguration) -> Value {
-    json!({
-        "qemuPid": row.qemu_pid,
-        "tapDeviceName": row.tap_device_name,
-        "qmpSocketPath": row.qmp_socket_path,
-        "guestAgentSocketPath": row.guest_agent_socket_path,
-        "infiniServiceSocketPath": row.infini_service_socket_path,
-    })
-}
+use crate::types::Secret;
 
 /// A column's value as JSON has it.
 trait Column: Sized {
@@ -104,6 +12,11 @@ trait Column: Sized {
     const KIND: &'static str;
     fn to_json(&self) -> Value;
     fn from_json(value: &Value) -> Option<Self>;
+
+    /// As databases hold it, which may be in a wider type; `Some(None)` counts as null.
+    fn from_stored(value: &Value) -> Option<Option<Self>> {
+        Self::from_json(value).map(Some)
+    }
 }
 
 impl Column for i64 {
@@ -113,6 +26,9 @@ impl Column for i64 {
     }
     fn from_json(value: &Value) -> Option<Self> {
         value.as_i64()
+    }
+    fn from_stored(value: &Value) -> Option<Option<Self>> {
+        integer(value).map(Some)
     }
 }
 
@@ -164,12 +80,21 @@ impl Column for CpuPinning {
     fn from_json(value: &Value) -> Option<Self> {
         serde_json::from_value(value.clone()).ok()
     }
+    /// Pinning is a wish, so a malformed one counts as none. So does one of no CPUs, which is how it
+    /// is taken away where a column of JSON cannot be made null.
+    fn from_stored(value: &Value) -> Option<Option<Self>> {
+        let pinning = Self::from_json(value);
+        if pinning.is_none() {
+            tracing::warn!("the column cpuPinning is malformed; the machine is not pinned");
+        }
+        Some(pinning.filter(|pinning| !pinning.cores.is_empty()))
+    }
 }
 
 macro_rules! columns {
     ($($name:literal $field:ident)*) => {
         /// `ExtendedMachineConfigurationRecord`.
-        fn configuration(row: &MachineConfiguration) -> Value {
+        pub(super) fn configuration(row: &MachineConfiguration) -> Value {
             json!({ $($name: row.$field.as_ref().map(Column::to_json),)* })
         }
 
@@ -187,6 +112,28 @@ macro_rules! columns {
             }
             Ok(update)
         }
+
+        /// The members of a `MachineConfigUpdate`: only what the update changes.
+        pub(in crate::db) fn configuration_members(
+            update: &ConfigurationUpdate,
+        ) -> Map<String, Value> {
+            let mut members = Map::new();
+            $(if let Some(value) = &update.$field {
+                members.insert($name.to_owned(), value.as_ref().map_or(Value::Null, Column::to_json));
+            })*
+            members
+        }
+
+        /// Reads what a database holds; a missing column is null. What is not of its column's type is
+        /// `QUERY_FAILED`.
+        pub(super) fn stored_configuration(
+            given: &Map<String, Value>,
+        ) -> Result<MachineConfiguration, DbError> {
+            Ok(MachineConfiguration { $($field: stored($name, given)?,)* })
+        }
+
+        /// The 28 columns.
+        pub(in crate::db) const COLUMNS: &[&str] = &[$($name),*];
     };
 }
 
@@ -228,6 +175,26 @@ fn column<T: Column>(name: &str, value: &Value) -> Result<Option<T>, DbError> {
     // The value is not told: it may be the password.
     let wrong = || malformed(format!("{name} must be {} or null", T::KIND));
     T::from_json(value).map(Some).ok_or_else(wrong)
+}
+
+fn stored<T: Column>(name: &str, given: &Map<String, Value>) -> Result<Option<T>, DbError> {
+    let value = given.get(name).unwrap_or(&Value::Null);
+    if value.is_null() {
+        return Ok(None);
+    }
+    let wrong = || {
+        let message = format!("the column {name} is not {}", T::KIND);
+        DbError::new(ErrorCode::QueryFailed, message)
+    };
+    T::from_stored(value).ok_or_else(wrong)
+}
+
+/// An integer, as a number or (BigInt, Decimal) as text.
+pub(super) fn integer(value: &Value) -> Option<i64> {
+    match value {
+        Value::String(text) => text.parse().ok(),
+        value => value.as_i64(),
+    }
 }
 
 fn malformed(message: String) -> DbError {
