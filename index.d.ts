@@ -1251,13 +1251,69 @@ export interface EventHandlerEvents {
   error: [data: { vmId: string; event: string; error: string }]
 }
 
-/** What `getEventHandler()` returns. The new status is stored before an event is emitted. */
-export interface EventHandler extends EventEmitter<EventHandlerEvents> {
-  /** The VMs whose monitor is connected. */
+/** How an {@link EventHandler} of your own works. */
+export interface EventHandlerConfig {
+  /** Write each event to the log. Default true. */
+  enableLogging: boolean
+  /** Emit the `vm:*` events. Default true; `error` is always emitted. */
+  emitCustomEvents: boolean
+}
+
+/**
+ * `vmLock` is the lock per VM that your own code uses, so that the end of a machine waits for what you do
+ * with it. Give an EventHandler and a HealthMonitor the same one. Default: one of its own.
+ */
+export type EventHandlerOptions = Partial<EventHandlerConfig> & { vmLock?: KeyedMutex }
+
+/**
+ * Keeps the rows of machines in step with what their QEMUs report: what `getEventHandler()` returns for the
+ * machines of the library, or one of your own over your database and your QMPClients.
+ *
+ * The new status is stored before an event is emitted. What is derived from an event is never written over
+ * `error` or a claim of yours (`backing_up`, `rebuilding`, …). STOP and RESUME do not say why, so
+ * `query-status` is asked; POWERDOWN is only the button. On SHUTDOWN the row becomes `off`, and once QEMU
+ * has exited (30 s at most; it is never killed) its TAP is taken off the bridge, its port in the firewall
+ * closed, and pid and socket cleared in the row; after `quit` (reason `host-qmp-quit`) only the row is
+ * written. One of your own tells every event, also those that change nothing, and follows a QEMU until it
+ * ends, its client is closed or given up, or the VM is detached or attached anew: late events of an earlier
+ * QEMU are nobody's.
+ */
+export class EventHandler extends EventEmitter<EventHandlerEvents> {
+  /** Touches nothing: what is wrong with its arguments, the methods tell. */
+  constructor(db: DatabaseAdapter, config?: EventHandlerOptions)
+  /**
+   * Follows the VM's QEMU, and no earlier one; resolves when its state of now is written. The client must be
+   * a {@link QMPClient}, connected or reconnecting. With `getEventHandler()`: tells the events of a
+   * detached VM again; the client is the one of `getQMPClient()`.
+   * @throws LifecycleError `INVALID_CONFIG` (no QMPClient), `INVALID_STATE` (`getEventHandler()` attaches
+   * no clients of yours); QMPError `QMP_DISCONNECTED`
+   */
+  attachToVM(vmId: string, client: QMPClient): Promise<void>
+  /**
+   * Follows the VM no more, and with `disconnectClient` (default false) closes its client. With
+   * `getEventHandler()`: the VM's `vm:*` events are not emitted until it is attached again or started
+   * anew; the library goes on watching it, over its own connection.
+   */
+  detachFromVM(vmId: string, disconnectClient?: boolean): Promise<void>
+  /** Detaches all VMs and closes their clients. */
+  detachAll(): Promise<void>
+  /** The VMs whose monitor is connected, or is being connected again. */
   getAttachedVMs(): string[]
   isAttached(vmId: string): boolean
-  /** As {@link Infinization.getQMPClient}. */
+  /** The client the VM is attached by; of `getEventHandler()`: as {@link Infinization.getQMPClient}. */
   getQMPClient(vmId: string): QMPClient | undefined
+  /**
+   * From now on a SHUTDOWN of this VM is a step of its installation: it is emitted with the status
+   * unchanged; the row stays, nothing is given back, and the health monitor does not look.
+   * @throws LifecycleError `INVALID_CONFIG`; of `getEventHandler()` also `INVALID_STATE`, `CLOSED`
+   */
+  markInstallInProgress(vmId: string): void
+  /**
+   * A SHUTDOWN is the VM's end again. With `getEventHandler()`: a VM that has shut down meanwhile becomes
+   * `off` now, which is emitted; so it does when a verb (`startVM`) comes first.
+   */
+  clearInstallInProgress(vmId: string): void
+  isInstallInProgress(vmId: string): boolean
 }
 
 /**
@@ -1272,8 +1328,8 @@ export interface CrashEvent {
   detectedAt: Date
   /** Whether everything of the run was released; if not, a `cleanup-alert` follows. */
   cleanupPerformed: boolean
-  /** What of the run was given back, thing by thing. */
-  cleanupResult: CleanupResult
+  /** What of the run was given back, thing by thing. Absent where clean-ups are turned off. */
+  cleanupResult?: CleanupResult
   cause: VMExitCause
 }
 
@@ -1306,18 +1362,23 @@ export type CleanupResourceType =
   | 'PROCESS'
   | 'CGROUP'
   | 'DB_CONFIGURATION'
+export const CleanupResourceType: { readonly [K in CleanupResourceType]: K }
+
+/** How far a clean-up is; one that is told is over: `SUCCESS` or `FAILED`. */
+export type CleanupStatus = 'PENDING' | 'SUCCESS' | 'FAILED' | 'RETRYING'
+export const CleanupStatus: { readonly [K in CleanupStatus]: K }
 
 /** One thing that was to be given back. What failed stays on the machine's list and is tried again. */
 export interface CleanupResourceState {
   type: CleanupResourceType
   /** The device, the path, or the machine's id. */
   identifier: string
-  status: 'SUCCESS' | 'FAILED'
+  status: CleanupStatus
   /** At most 3. */
   attempts: number
   /** Why it failed. */
   lastError?: string
-  lastAttemptAt: Date
+  lastAttemptAt?: Date
 }
 
 /** A clean-up that is over. */
@@ -1373,18 +1434,44 @@ export interface HealthMonitorEvents {
   error: [event: { message: string; timestamp: Date }]
 }
 
+/** How a {@link HealthMonitor} of your own works. */
+export interface HealthMonitorConfig {
+  /** Milliseconds between two cycles, 100 to a week. Default 30000. */
+  checkIntervalMs: number
+  /** Give back what a QEMU that is gone held on the host. Default true. */
+  enableCleanup: boolean
+  /** Where the pidfiles `<internalName>.pid` are. Default {@link DEFAULT_PIDFILE_DIR}. */
+  pidfileDir?: string
+  /** Called before `crash` is emitted, never awaited. What it throws is a warning. */
+  onCrashDetected?(vmId: string): Promise<void> | void
+  /** Called before `cleanup-alert` is emitted, never awaited. What it throws is a warning. */
+  onCleanupAlert?(event: CleanupAlertEvent): Promise<void> | void
+}
+
+/** For `vmLock` see {@link EventHandlerOptions}. */
+export type HealthMonitorOptions = Partial<HealthMonitorConfig> & { vmLock?: KeyedMutex }
+
 /**
- * What `getHealthMonitor()` returns. A crash is noticed at once, whether it monitors or not; its
- * cycles find what nobody watches: rows that claim a QEMU that is gone, and QEMUs that no machine owns.
- * After `shutdown()` its asynchronous methods reject with LifecycleError `CLOSED`.
+ * Finds what nobody watches: rows that claim a QEMU that is gone, and QEMUs that no machine owns. What
+ * `getHealthMonitor()` returns for the machines of the library, where a crash is noticed at once, whether it
+ * monitors or not, and where after `shutdown()` the asynchronous methods reject with LifecycleError
+ * `CLOSED`; or one of your own over your database.
+ *
+ * One of your own knows a machine's process by the pid in the row, and proves it by QEMU's arguments:
+ * `-name` (the internal name), `-pidfile` or `-qmp` of exactly that machine. A pid that another
+ * process has is a crash; one that cannot be judged is taken for alive. After a crash the row becomes `off`
+ * (never over `error` or a claim of yours), then the host is cleaned up, each thing tried three times, then
+ * it is told. A machine whose `vmLock` is taken is left to whoever has it.
  */
-export interface HealthMonitor extends EventEmitter<HealthMonitorEvents> {
+export class HealthMonitor extends EventEmitter<HealthMonitorEvents> {
+  /** Touches nothing: what is wrong with its arguments, the methods tell. */
+  constructor(db: DatabaseAdapter, config?: HealthMonitorOptions)
   /**
-   * Runs one cycle before it resolves, then one every `healthMonitorInterval`. Nothing happens when it
-   * monitors already. A cycle that fails is told by `error`.
+   * Runs one cycle before it resolves, then one every interval. Nothing happens when it monitors already. A
+   * cycle that fails is told by `error`. It keeps no process alive.
    */
   start(): Promise<void>
-  /** Runs no further cycle. Crashes are still noticed. */
+  /** Runs no further cycle. The library still notices crashes of its own machines. */
   stop(): Promise<void>
   /** Whether cycles are run. */
   isMonitoring(): boolean
@@ -1395,12 +1482,82 @@ export interface HealthMonitor extends EventEmitter<HealthMonitorEvents> {
    */
   checkAllVMs(): Promise<HealthCheckSummary>
   /**
-   * Looks at the pidfiles now; resolves with the orphans.
-   * @throws PrismaAdapterError when the store cannot be read
+   * Looks at the pidfiles now; resolves with the orphans. Files of dead processes are removed. A QEMU is
+   * ended when there is no row of its name, or when the row says `off` in two scans on end; every other is
+   * told and left alone, and so is what a database that fails cannot tell. (The library's own monitor asks
+   * for two scans in both cases.)
+   * @throws PrismaAdapterError when the library's own store cannot be read
    */
   checkOrphanProcesses(): Promise<OrphanEvent[]>
-  /** As {@link Infinization.reconcileStartupState}. */
+  /**
+   * Settles rows between two states (default `starting`, `powering_off_update`, `rebuilding`), each
+   * when nobody has its lock: with a living QEMU that is proven theirs they become `running`, without one
+   * `off` (`rebuilding`: `error`) after a clean-up; those that cannot be judged are skipped. Of the
+   * library: as {@link Infinization.reconcileStartupState}.
+   */
   reconcileTransientStates(statuses?: string[]): Promise<ReconcileSummary>
+  /** Whether a process with this number runs that is a QEMU, or may be one. Not whose it is. */
+  checkVM(vmId: string, pid: number): boolean
+  /** Whether a process with this number runs, whosever it is. A zombie does not. */
+  isProcessAlive(pid: number): boolean
+  /**
+   * Gives back what `configuration` says of a run that is over, and clears the row when nothing is left.
+   * @throws LifecycleError `INVALID_STATE` while the QEMU it names is there or cannot be judged
+   */
+  retryCleanup(vmId: string, configuration: MachineConfigurationRecord): Promise<CleanupResult>
+}
+
+/** One row brought in step, or why not. */
+export interface SyncResult {
+  success: boolean
+  vmId: string
+  /** `unknown` when the row could not be read. */
+  previousStatus: string
+  newStatus: string
+  timestamp: Date
+  /** A {@link SyncErrorCode}, a colon, and words. */
+  error?: string
+}
+
+/** What a synchronisation may fail with. */
+export interface SyncError {
+  code: SyncErrorCode
+  message: string
+  vmId: string
+  timestamp: Date
+}
+
+/** A run state of QEMU's, and what it means for the status column. */
+export interface StatusMapping {
+  qmpStatus: QMPVMStatus
+  dbStatus: DBVMStatus
+  timestamp: Date
+}
+
+/** Questions to a database of yours about one machine. */
+export class StateSync {
+  /** Does not touch `db`. */
+  constructor(db: DatabaseAdapter)
+  /** What a run state of QEMU's means for the status column. Pure; an unknown one is `error`. */
+  mapQMPStatusToDBStatus(qmpStatus: QMPVMStatus): DBVMStatus
+  /**
+   * Asks QEMU its state (5 s at most) and writes what it means, unless the row says `error` or has a claim
+   * of yours. What goes wrong is in the result. The client must be a {@link QMPClient}.
+   * @throws LifecycleError `INVALID_CONFIG` for a vmId that cannot be one, and for nothing else
+   */
+  syncState(vmId: string, client: QMPClient): Promise<SyncResult>
+  /** Writes the status as it is given. No row is no error. */
+  updateVMStatus(vmId: string, status: string): Promise<void>
+  /** @throws LifecycleError `VM_NOT_FOUND` */
+  getVMStatus(vmId: string): Promise<string>
+  /** Null when there is no row, or no pid in it. */
+  getVMPid(vmId: string): Promise<number | null>
+  /** Null when there is no row. `hasCpuPinning` is always false. */
+  getVMInfo(vmId: string): Promise<{ tapDeviceName: string | null; hasCpuPinning: boolean } | null>
+  /** Clears pid and QMP socket in the row. */
+  clearVolatileMachineConfiguration(vmId: string): Promise<void>
+  /** Writes the status as it is given, unless the row has it. What goes wrong is in the result. */
+  updateStatusDirect(vmId: string, status: DBVMStatus): Promise<SyncResult>
 }
 
 // ---------------------------------------------------------------------------------------------------

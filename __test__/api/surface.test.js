@@ -50,8 +50,6 @@ test.each(classes)('%s has the methods that index.d.ts declares, and no others',
 })
 
 test.each([
-  ['EventHandler', () => native.EventHandler, ['getQMPClient']],
-  ['HealthMonitor', () => native.HealthMonitor, []],
   ['InfinizationDatabase', () => native.EmbeddedDatabase, []]
 ])('%s has the methods that index.d.ts declares, and no others', (name, Class, inJavaScript) => {
   const inherited = name === 'InfinizationDatabase' ? declaredMethods('DatabaseAdapter') : []

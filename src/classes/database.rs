@@ -151,7 +151,10 @@ impl Database {
         data(async {
             let (store, id) = self.about(id)?;
             let expected = text(expected, "expectedStatus")?;
-            let (new, version) = (text(next, "newStatus")?, shaped(version, "expectedVersion")?);
+            let (new, version) = (
+                text(next, "newStatus")?,
+                shaped(version, "expectedVersion")?,
+            );
             let moved = store.transition_vm_status(&id, &expected, &new, version);
             Ok(wire::transition(&moved.await.map_err(of(&id))?))
         })

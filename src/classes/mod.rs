@@ -14,7 +14,9 @@ mod qemu_img_service;
 mod qmp_client;
 mod refused;
 mod snapshot_manager;
+mod state_sync;
 mod tap_device_manager;
+mod watching;
 
 use std::sync::LazyLock;
 

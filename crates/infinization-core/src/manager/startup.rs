@@ -23,7 +23,7 @@ use crate::host::nft::Nft;
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::types::VmId;
-use crate::vm::Services;
+use crate::vm::{Marks, Services};
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
@@ -66,6 +66,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         cgroups: Cgroups::host(),
         parser,
         closing: CancellationToken::new(),
+        marks: Marks::default(),
         wrap_effects: inner.wrap_effects.clone(),
         config,
     });
