@@ -1223,9 +1223,9 @@ export interface VMEventData {
 }
 
 /**
- * For one event of QEMU: its own name, then the resulting status if it is another, then `vm:event`. STOP,
- * RESUME, SUSPEND and WAKEUP are emitted only if they change the status. `vm:shutdown` comes when QEMU
- * has ended and is cleaned up after, also after a stop.
+ * For one event of QEMU: its own name, then the resulting status if it is another, then `vm:event`. Of the
+ * library's machines STOP, RESUME, SUSPEND and WAKEUP are emitted only if they change the status, and
+ * `vm:shutdown` comes when QEMU has ended and is cleaned up after, also after a stop.
  */
 export interface EventHandlerEvents {
   'vm:event': [data: VMEventData]
@@ -1343,12 +1343,14 @@ export interface OrphanEvent {
   pidfilePath: string
   detectedAt: Date
   /**
-   * It was ended. That is done only when there is no row or the row says `off`, and only when the scan
-   * before saw it too; all others are told and left alone.
+   * It was ended. That is done only when there is no row or the row says `off`; all others are told and
+   * left alone. See {@link HealthMonitor.checkOrphanProcesses}.
    */
   killed: boolean
   /** What it had on the host was released. */
   cleanupPerformed: boolean
+  /** Thing by thing, where a row says what there was. */
+  cleanupResult?: CleanupResult
 }
 
 /** What a clean-up gives back. `DB_CONFIGURATION` is the machine's row. */

@@ -57,6 +57,7 @@ function databasePort (db) {
 // The plain part of a configuration, and what only JavaScript can use. One that cannot be read goes to
 // native code as it is, which tells why.
 function splitConfig (config) {
+  if (typeof config !== 'object') return { settings: config }
   try {
     const { vmLock, onCrashDetected, onCleanupAlert, ...settings } = config
     return { settings, vmLock }

@@ -1,19 +1,22 @@
 'use strict'
 
 const { EventEmitter, once } = require('node:events')
+const net = require('node:net')
+const path = require('node:path')
 const { EventHandler, KeyedMutex, QMPClient } = require('../..')
-const { cleanUp, finally_, next, openInstance, rejection, running, unique, warning } = require('../kit')
+const { cleanUp, finally_, newDirectory, next, openInstance, rejection, running, unique, warning } = require('../kit')
 const { newQemu } = require('../kit/qemu')
 const { Rows } = require('../kit/rows')
 
 afterEach(cleanUp)
 
 // A QEMU with a row, attached to a handler; what it emits is kept in `told`.
-async function attached ({ config, clientOptions, row = {}, args } = {}) {
+async function attached ({ config, clientOptions, row = {}, args, relay = {} } = {}) {
   const qemu = await newQemu(args ?? ['-S'])
+  relay.to = qemu.socket
   const vmId = unique('vm')
   const rows = new Rows().add(vmId, { internalName: qemu.name, status: 'starting', pid: qemu.pid, socket: qemu.socket, ...row })
-  const client = new QMPClient(qemu.socket, clientOptions)
+  const client = new QMPClient(relay.socket ?? qemu.socket, clientOptions)
   await client.connect()
   finally_(() => client.disconnect())
   const handler = new EventHandler(rows, config)
@@ -46,16 +49,15 @@ test('what QEMU does is written, then told: specific, status, vm:event', async (
 })
 
 test('the button and a reset change nothing', async () => {
-  const { vmId, client, handler, told, rows } = await attached({ args: [] })
-  expect(rows.get(vmId).status).toBe('running')
-  told.length = 0
+  const { vmId, client, handler, told, rows } = await attached({ args: [], row: { status: 'running' } })
   let over = next(handler, 'vm:event')
   await client.powerdown()
   expect(await over).toEqual(event(vmId, 'POWERDOWN', 'running', 'running'))
-  over = next(handler, 'vm:event', ({ event }) => event === 'RESET')
+  over = next(handler, 'vm:event')
   await client.reset()
-  expect(await over).toMatchObject({ newStatus: 'running', qmpData: { guest: false, reason: 'host-qmp-system-reset' } })
+  expect(await over).toMatchObject({ event: 'RESET', newStatus: 'running', qmpData: { guest: false, reason: 'host-qmp-system-reset' } })
   expect(told.map(([name]) => name)).toEqual(['vm:powerdown', 'vm:event', 'vm:reset', 'vm:event'])
+  expect(rows.calls).toEqual([])
 })
 
 test.each(['error', 'backing_up', 'archived'])('nothing is written over %s', async (status) => {
@@ -71,7 +73,7 @@ test.each(['error', 'backing_up', 'archived'])('nothing is written over %s', asy
 })
 
 test('a shutdown: off once, QEMU gone, row cleared, detached', async () => {
-  const { qemu, vmId, handler, rows, names } = await attached({ args: [] })
+  const { qemu, vmId, handler, rows, names } = await attached({ args: [], row: { status: 'running' } })
   const off = next(handler, 'vm:off')
   qemu.kill('SIGTERM')
   expect(await off).toMatchObject({ event: 'SHUTDOWN', previousStatus: 'running', newStatus: 'off', qmpData: { guest: false, reason: 'host-signal' } })
@@ -127,22 +129,30 @@ test('a killed QEMU is a lost monitor, and no more; with reconnects it is given 
 })
 
 test('a monitor that comes back is asked what happened meanwhile', async () => {
-  const { vmId, handler, rows, client, told } = await attached({ args: [], clientOptions: { reconnect: true, reconnectDelay: 20, maxReconnectAttempts: 1000 } })
-  told.length = 0
-  // QEMU serves one connection: the row is changed behind its back, then the connection broken by QEMU.
+  const relay = await newRelay()
+  const { vmId, handler, rows, told } = await attached({ args: [], relay, row: { status: 'running' }, clientOptions: { reconnect: true, reconnectDelay: 20, maxReconnectAttempts: 100 } })
   rows.set(vmId, { status: 'suspended' })
-  const back = next(handler, 'vm:reconnect')
   const resynchronised = next(handler, 'vm:event')
-  await breakMonitor(client)
-  expect(await back).toEqual({ vmId })
+  relay.hangUp()
   expect(await resynchronised).toMatchObject({ event: 'RESUME', previousStatus: 'suspended', newStatus: 'running' })
-  expect(told.map(([name]) => name)).toEqual(['vm:disconnect', 'vm:reconnect', 'vm:resume', 'vm:running', 'vm:event'])
+  expect(told.map(([name, { transient }]) => [name, transient])).toEqual([
+    ['vm:disconnect', true], ['vm:reconnect', undefined], ['vm:resume', undefined], ['vm:running', undefined], ['vm:event', undefined]
+  ])
+  expect(handler.isAttached(vmId)).toBe(true)
 })
 
-// What is no JSON makes our side hang up.
-async function breakMonitor (client) {
-  await rejection(client.execute('human-monitor-command', { 'command-line': 'chardev-change compat_monitor0 null' }).then(() => Promise.reject(new Error())))
-  if (client.isConnected()) throw new Error('the monitor was not broken')
+// A socket in front of a monitor's, whose connections the test can break.
+async function newRelay () {
+  const relay = { socket: path.join(newDirectory(), 'relay.sock'), hangUp: () => {} }
+  const server = net.createServer((connection) => {
+    const monitor = net.connect(relay.to)
+    relay.hangUp = () => { connection.destroy(); monitor.destroy() }
+    for (const end of [connection, monitor]) end.on('error', relay.hangUp)
+    connection.pipe(monitor).pipe(connection)
+  })
+  await new Promise((resolve) => server.listen(relay.socket, resolve))
+  finally_(() => { relay.hangUp(); server.close() })
+  return relay
 }
 
 test('the end of an earlier QEMU is nobody\'s: the VM\'s lock was taken, and a new one runs', async () => {
@@ -170,11 +180,14 @@ test('the end of an earlier QEMU is nobody\'s: the VM\'s lock was taken, and a n
 test('a database that fails is an error event, and never thrown', async () => {
   const { vmId, client, handler, rows, told } = await attached()
   const unheard = warning(/an 'error' that nobody listens for/)
+  const logged = warning(/an event could not be handled \(vm: \S+, event: STOP/)
+  warning(/an event could not be handled \(vm: \S+, event: RESUME/)
   rows.fail()
   await client.cont()
   await unheard
   const heard = once(handler, 'error')
   await client.stop()
+  await logged
   expect(await heard).toEqual([{ vmId, event: 'STOP', error: expect.stringContaining('the database is on fire') }])
   expect(told).toEqual([])
 })
@@ -201,8 +214,8 @@ test('emitCustomEvents: false', async () => {
 })
 
 test.each([
-  ['no client', {}, undefined, 'vm-1'], ['something like a client', {}, new EventEmitter(), 'vm-1'],
-  ['no database', undefined, null, 'vm-1'], ['a vmId that is none', {}, null, '../x'],
+  ['no client', {}, undefined, 'vm-1', {}], ['something like a client', {}, new EventEmitter(), 'vm-1', {}],
+  ['no database', undefined, null, 'vm-1', {}], ['a vmId that is none', {}, null, '../x', {}],
   ['no lock', {}, null, 'vm-1', { vmLock: {} }], ['options that are none', {}, null, 'vm-1', 'loud'], ['a wrong option', {}, null, 'vm-1', { enableLogging: 1 }]
 ])('B20: %s', async (_, db, client, vmId, config) => {
   const handler = new EventHandler(db, config)

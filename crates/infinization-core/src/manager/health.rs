@@ -193,6 +193,7 @@ impl Open {
             detected_at: now_ms(),
             killed,
             cleanup_performed: killed && removed(&stray.path).await,
+            cleanup_result: None,
         }))
     }
 

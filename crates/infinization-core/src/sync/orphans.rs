@@ -6,7 +6,11 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
+use std::time::Duration;
 
+use serde_json::json;
+
+use super::cleanup::CleanupResult;
 use super::health::{Health, id_of};
 use super::processes::{identity, pid_of};
 use super::reaction::{Orphan, of_pid_file};
@@ -17,6 +21,9 @@ use crate::host::blocking::{blocking, file_call};
 use crate::host::process::{Identity, ProcessHandle, ProcessId, is_alive};
 use crate::monitor::OrphanEvent;
 use crate::types::{InternalName, VmId};
+
+/// How long an orphan may take to write what it has to and end.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// A pidfile of the directory.
 #[derive(Debug)]
@@ -95,7 +102,7 @@ impl Health {
         if orphan == Orphan::No {
             return None;
         }
-        let killed = orphan == Orphan::Unwanted && process.kill_now().await.is_ok();
+        let killed = orphan == Orphan::Unwanted && process.terminate(GRACE).await.is_ok();
         let mut event = OrphanEvent {
             vm_id: row.map_or_else(|| file.name.to_string(), |row| row.id.clone()),
             pid: process.pid(),
@@ -104,23 +111,26 @@ impl Health {
             detected_at: now_ms(),
             killed,
             cleanup_performed: false,
+            cleanup_result: None,
         };
         if killed {
-            event.cleanup_performed = self.clear_after(file, row).await;
+            let cleanup = self.clean_up_after(row).await;
+            event.cleanup_performed = match &cleanup {
+                Some(cleanup) => cleanup.failed_cleanups == 0,
+                None => removed(&file.path).await,
+            };
+            event.cleanup_result = cleanup.map(|cleanup| json!(cleanup));
         }
         Some(event)
     }
 
     /// What an ended orphan held is given back as after a crash, if a row says what that was.
-    async fn clear_after(&self, file: &PidFile, row: Option<&RunningVm>) -> bool {
-        if let Some(row) = row
-            && let Ok(vm_id) = id_of(row)
-            && let Some(cleanup) = self.clean_up(&vm_id, row).await
-        {
-            self.alert(&vm_id, Some(&cleanup));
-            return cleanup.failed_cleanups == 0;
-        }
-        removed(&file.path).await
+    async fn clean_up_after(&self, row: Option<&RunningVm>) -> Option<CleanupResult> {
+        let row = row?;
+        let vm_id = id_of(row).ok()?;
+        let cleanup = self.clean_up(&vm_id, row).await?;
+        self.alert(&vm_id, Some(&cleanup));
+        Some(cleanup)
     }
 
     async fn row_of(&self, name: &InternalName) -> Result<Option<RunningVm>, Failure> {
