@@ -17,15 +17,30 @@ import { EventEmitter } from 'node:events'
 /** How an {@link Infinization} works. Nothing of it is checked before `initialize()`. */
 export interface InfinizationConfig {
   /**
-   * Not part of this version: `initialize()` rejects it with `INVALID_CONFIG`. Machines are kept in the
-   * embedded store under `stateDir`. So it does when the key is there without a value: a misconfigured
-   * program must not start on an empty store. Leave it out.
+   * Your Prisma client, an extended one too: machines are rows of your own database then. You make and
+   * delete the rows; the library reads them and writes their status, their version and their
+   * configuration, with the calls {@link PrismaClientLike} names and no others. Without it and without
+   * `databaseAdapter` machines are kept in an embedded store under `stateDir`. `initialize()` rejects
+   * with `INVALID_CONFIG` when both are given, or a key is there without a value: a misconfigured program
+   * must not start on an empty store.
    */
   prismaClient?: PrismaClientLike
-  /** The 16 database operations as an object of yours. Not part of this version; see `prismaClient`. */
+  /**
+   * The 16 database operations as an object of yours, for rows that are further away. Its methods are
+   * called on it, with plain JSON, and may answer with plain JSON (no Dates needed, further members are
+   * ignored). An error is known by its `code` (one of {@link PrismaAdapterErrorCode}), whoever made it.
+   */
   databaseAdapter?: InfinizationDatabase
-  /** Accepted, without effect: the embedded store knows one node. Not blank. */
+  /**
+   * Which machines of `prismaClient`'s database are this node's (the column `nodeId`); lists of machines
+   * hold no others. Default: all. The embedded store and a `databaseAdapter` know one node. Not blank.
+   */
   nodeId?: string
+  /**
+   * Milliseconds that one answer of `prismaClient` or `databaseAdapter` may take, 100 to a week; then it
+   * is a `DB_CONNECTION_ERROR`, and an answer that comes later is not looked at. Default 20000.
+   */
+  databaseTimeout?: number
   /**
    * Told what the verbs did, and of crashes, by `emitCRUD('machines', action, vmId, data?)`; never
    * awaited. The actions: `create`, `power_on`, `power_off`, `suspend`, `resume`, `update` (a reset),
@@ -149,7 +164,9 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * InfinizationError `STATE_DIR_LOCKED` when another process manages the state directory;
    * NftablesError `CONNTRACK_UNAVAILABLE` (see `bridgeConntrackMode`), `PERMISSION_DENIED` (not root),
    * `COMMAND_FAILED`; ProcessError `PROGRAM_NOT_FOUND` (no `nft`), `STATE_FILE`; PrismaAdapterError
-   * `DB_CONNECTION_ERROR` when the store cannot be opened
+   * `DB_CONNECTION_ERROR` when the embedded store cannot be opened, `SCHEMA_MISMATCH` when your database
+   * lacks what is needed (`details.missing` lists it). One of yours that cannot be reached is only warned
+   * of: the machines of this host are watched all the same
    */
   initialize(): Promise<void>
   /**
@@ -243,22 +260,28 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   /** The ids of the VMs whose QEMU this instance looks after now. Empty before `initialize()`. */
   getActiveVMs(): string[]
 
-  /** All machines of the embedded store, oldest first. @throws PrismaAdapterError */
+  /**
+   * All machines of the embedded store, oldest first.
+   * @throws LifecycleError `INVALID_STATE` when machines are kept in a database of yours: list them
+   * there; PrismaAdapterError
+   */
   listVMs(): Promise<VMSummary[]>
-  /** One machine of the embedded store, or null. @throws PrismaAdapterError */
+  /** One machine of the embedded store, or null. @throws as `listVMs` does */
   getVM(vmId: string): Promise<VMDetails | null>
   /**
    * Destroys the VM (see `destroyVM`), forgets it, and removes its disks and UEFI variables when asked
    * to.
-   * @throws LifecycleError `VM_NOT_FOUND`, `STOP_FAILED`, `CLEANUP_FAILED`, `DISK_ERROR` (a disk could
-   * not be removed; the machine is still known)
+   * @throws LifecycleError `INVALID_STATE` when machines are kept in a database of yours: destroy the VM
+   * and delete its row; `VM_NOT_FOUND`, `STOP_FAILED`, `CLEANUP_FAILED`, `DISK_ERROR` (a disk could not be
+   * removed; the machine is still known)
    */
   deleteVM(vmId: string, options?: VMDeleteOptions): Promise<VMOperationResult>
   /**
    * Replaces the VM's own rules; if it runs, in one atomic step. A rule that makes no sense is
    * `INVALID_CONFIG`, and the old rules stay.
-   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG`; NftablesError; NetworkError when the bridge
-   * cannot be read; PrismaAdapterError
+   * @throws LifecycleError `INVALID_STATE` when machines are kept in a database of yours: write the
+   * rules there, and load them with `getNftablesService().applyRules`; `VM_NOT_FOUND`, `INVALID_CONFIG`;
+   * NftablesError; NetworkError when the bridge cannot be read; PrismaAdapterError
    */
   setFirewallRules(vmId: string, rules: FirewallRuleInput[]): Promise<VMOperationResult>
 
@@ -271,7 +294,10 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * as long as its QEMU runs.
    */
   getQMPClient(vmId: string): QMPClient | undefined
-  /** The embedded store, by the 16 operations. Failures are PrismaAdapterErrors. */
+  /**
+   * The machines' rows, by the 16 operations: a {@link PrismaAdapter} on `prismaClient`, your own
+   * `databaseAdapter`, or the embedded store.
+   */
   getPrismaAdapter(): InfinizationDatabase
   /** The firewall, with this instance's settings. */
   getNftablesService(): NftablesService
@@ -287,7 +313,7 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * by whether their QEMU is alive: then `running`, else cleaned up and `off` (`error` if it was
    * `rebuilding`). One that cannot be judged is skipped and left as it is. `initialize()` has done it
    * once. The health monitor emits `reconcile-complete`.
-   * @throws PrismaAdapterError when the store cannot be read
+   * @throws PrismaAdapterError when the database cannot be read
    */
   reconcileStartupState(statuses?: string[]): Promise<ReconcileSummary>
   /**
@@ -425,7 +451,10 @@ export interface VMCreateConfig {
   displayAddr?: string
   /** What happens to traffic that no rule speaks of. Default `drop`. */
   firewallDefaultAction?: FirewallDefaultAction
-  /** The VM's own rules, at most 20000. One that makes no sense is left out, with a warning. */
+  /**
+   * The VM's own rules, at most 20000; for the embedded store. A machine of your own database has its
+   * rules there: then a list that is not empty is refused with `INVALID_STATE`.
+   */
   firewallRules?: FirewallRuleInput[]
   /**
    * User that QEMU runs as: a login name, or `uid:gid`. Default: the environment's
@@ -1480,7 +1509,7 @@ export class HealthMonitor extends EventEmitter<HealthMonitorEvents> {
   /**
    * One cycle now: machines and pidfiles. Emits `orphan-detected` for each orphan, then
    * `check-complete`.
-   * @throws PrismaAdapterError when the store cannot be read
+   * @throws PrismaAdapterError when the database cannot be read
    */
   checkAllVMs(): Promise<HealthCheckSummary>
   /**
@@ -1488,7 +1517,7 @@ export class HealthMonitor extends EventEmitter<HealthMonitorEvents> {
    * ended when there is no row of its name, or when the row says `off` in two scans on end; every other is
    * told and left alone, and so is what a database that fails cannot tell. (The library's own monitor asks
    * for two scans in both cases.)
-   * @throws PrismaAdapterError when the library's own store cannot be read
+   * @throws PrismaAdapterError when the library's database cannot be read
    */
   checkOrphanProcesses(): Promise<OrphanEvent[]>
   /**
@@ -1887,7 +1916,7 @@ export class GuestAgentClient {
 // Databases of your own
 // ---------------------------------------------------------------------------------------------------
 
-/** The part of a Prisma client that the library calls. */
+/** What is called of a Prisma client: these, each as a method of its owner, and nothing else. */
 export interface PrismaClientLike {
   machine: {
     findUnique(args: any): Promise<any>
@@ -1978,6 +2007,7 @@ export interface FirewallRuleSetRecord {
   name: string
   internalName: string
   priority: number
+  /** Decides nothing: the rules of a set that is not active apply too, with a warning. */
   isActive: boolean
   rules: FirewallRuleRecord[]
 }
@@ -2031,6 +2061,71 @@ export interface InfinizationDatabase extends DatabaseAdapter {
   getFirewallRulesSplit(
     vmId: string
   ): Promise<{ departmentRules: FirewallRuleRecord[]; vmRules: FirewallRuleRecord[] }>
+  getDepartmentFirewallPolicy(vmId: string): Promise<string | null>
+  getFirewallRuleSetId(vmId: string): Promise<string | null>
+}
+
+export interface PrismaAdapterOptions {
+  /** Milliseconds that one answer may take. Default 20000. */
+  timeout?: number
+}
+
+/**
+ * The 16 operations on the rows behind a Prisma client. It works without an {@link Infinization}, does
+ * nothing when it is made, and is cheap: make one per request if you like.
+ *
+ * Every failure is a {@link PrismaAdapterError}, with `vmId` where it is about a machine:
+ * - `MACHINE_NOT_FOUND`: no such row (reads answer null instead, but for rules), also Prisma's P2025;
+ * - `VERSION_CONFLICT`: the row has another version than `transitionVMStatus` was told;
+ * - `UPDATE_FAILED`: a write failed; `details.currentStatus` when `transitionVMStatus` found another
+ *   status, `details.prismaCode` when Prisma says why. P2034 is tried three times first;
+ * - `QUERY_FAILED`: a read failed, or the row makes no sense (`diskPaths` that is no list of texts);
+ * - `CONSTRAINT_VIOLATION`: Prisma's P2002;
+ * - `DB_CONNECTION_ERROR`: the database cannot be reached, or does not answer in time;
+ * - `SCHEMA_MISMATCH`: the client lacks a model, column or call; `details.missing` lists it;
+ * - `INVALID_INPUT`: an argument is no id, no text, no column.
+ */
+export class PrismaAdapter implements InfinizationDatabase {
+  /**
+   * Lists of machines hold those of `nodeId` (the column of this name), or all when it is left out.
+   * @throws PrismaAdapterError `INVALID_INPUT` when `nodeId` is blank or `timeout` is no positive number
+   */
+  constructor(prisma: PrismaClientLike, nodeId?: string | null, options?: PrismaAdapterOptions)
+  findMachine(id: string): Promise<MachineRecord | null>
+  /** A machine of this node; null only means that there is none. */
+  findMachineByInternalName(internalName: string): Promise<RunningVMRecord | null>
+  findMachineWithConfig(id: string): Promise<VMConfigRecord | null>
+  /** This node's machines with status `running`. */
+  findRunningVMs(): Promise<RunningVMRecord[]>
+  /** This node's machines with one of these statuses. */
+  findMachinesByStatuses(statuses: string[]): Promise<RunningVMRecord[]>
+  /** Writes the status unless the row has one of `onlyIfNotIn`. No row is no error. */
+  updateMachineStatus(id: string, status: string, options?: { onlyIfNotIn?: string[] }): Promise<void>
+  /**
+   * Makes or changes the configuration row; absent columns stay as they are. `diskPaths` and `cpuPinning`
+   * are columns of JSON: null makes them empty (`[]`, `{ cores: [] }`) where they hold something.
+   */
+  updateMachineConfiguration(id: string, update: MachineConfigUpdate): Promise<void>
+  /** One conditional write, which counts the version up, and a read, in one `$transaction`. */
+  transitionVMStatus(
+    id: string,
+    expectedStatus: string,
+    newStatus: string,
+    expectedVersion: number
+  ): Promise<{ success: boolean; newVersion: number; vmConfig: VMConfigRecord }>
+  /** Clears pid, TAP name and QMP socket. */
+  clearMachineConfiguration(id: string): Promise<void>
+  /** Clears pid and QMP socket. */
+  clearVolatileMachineConfiguration(id: string): Promise<void>
+  getMachineInternalName(id: string): Promise<string | null>
+  /** `/var/lib/infinization/disks/<internalName>.qcow2`, whatever `diskDir` is. */
+  getMachineDiskPath(id: string): Promise<string | null>
+  /** The department's and the machine's rules, lowest priority first. */
+  getFirewallRules(vmId: string): Promise<FirewallRuleRecord[]>
+  getFirewallRulesSplit(
+    vmId: string
+  ): Promise<{ departmentRules: FirewallRuleRecord[]; vmRules: FirewallRuleRecord[] }>
+  /** `ALLOW_ALL`, `BLOCK_ALL`, or null without a department. */
   getDepartmentFirewallPolicy(vmId: string): Promise<string | null>
   getFirewallRuleSetId(vmId: string): Promise<string | null>
 }
@@ -2098,6 +2193,7 @@ export type PrismaAdapterErrorCode =
   | 'INVALID_INPUT'
   | 'CONSTRAINT_VIOLATION'
   | 'VERSION_CONFLICT'
+  | 'SCHEMA_MISMATCH'
 export const PrismaAdapterErrorCode: { readonly [K in PrismaAdapterErrorCode]: K }
 
 /** A database failed. Its constructor takes the message first. */

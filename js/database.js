@@ -46,11 +46,7 @@ function requireDatabase ({ refused, kind = KEYS[0] }) {
 const Operations = traced(class extends native.InfinizationDatabase {})
 
 // The embedded store of an instance.
-class EmbeddedDatabase extends Operations {
-  constructor (owner) {
-    super(owner)
-  }
-}
+class EmbeddedDatabase extends Operations {}
 
 class PrismaAdapter extends Operations {
   constructor (prisma, nodeId, options) {

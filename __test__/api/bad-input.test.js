@@ -142,8 +142,8 @@ describe('the configuration of the instance', () => {
   const value = {}
   test.each([
     ['both', { prismaClient: value, databaseAdapter: value }, /not both/],
-    ['a client', { prismaClient: value }, /embedded store only/],
-    ['an adapter beside an undefined client', { prismaClient: undefined, databaseAdapter: value }, /embedded store only/],
+    ['text for a client', { prismaClient: 'postgres://localhost' }, /must be an object/],
+    ['a number for an adapter beside an undefined client', { prismaClient: undefined, databaseAdapter: 5 }, /must be an object/],
     ['an undefined client', { prismaClient: undefined }, /has no value/],
     ['a null adapter', { databaseAdapter: null }, /has no value/],
     ['two keys without value', { prismaClient: undefined, databaseAdapter: null }, /has no value/]

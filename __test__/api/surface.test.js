@@ -50,7 +50,7 @@ test.each(classes)('%s has the methods that index.d.ts declares, and no others',
 })
 
 test.each([
-  ['InfinizationDatabase', () => native.EmbeddedDatabase, []]
+  ['InfinizationDatabase', () => native.InfinizationDatabase, []]
 ])('%s has the methods that index.d.ts declares, and no others', (name, Class, inJavaScript) => {
   const inherited = name === 'InfinizationDatabase' ? declaredMethods('DatabaseAdapter') : []
   expect([...methods(Class()), ...inJavaScript].sort()).toEqual([...declaredMethods(name), ...inherited].sort())

@@ -5,6 +5,7 @@ import {
   Infinization,
   KeyedMutex,
   LifecycleErrorCode,
+  PrismaAdapter,
   PrismaAdapterError,
   PrismaAdapterErrorCode,
   SUPPORTED_PROTOCOLS,
@@ -24,6 +25,7 @@ import type {
   InfinizationConfig,
   InfinizationDatabase,
   OverlayPeer,
+  PrismaClientLike,
   SnapshotInfo,
   VMCreateConfig,
   VMEventData
@@ -129,6 +131,31 @@ async function run(database: InfinizationDatabase, peers: OverlayPeer[]): Promis
   return (await short.getVMStatus(created.vmId)).status
 }
 
+// A client as one generates it: narrower arguments and answers than what is asked of it.
+interface GeneratedClient {
+  machine: {
+    findUnique<T extends { where: { id?: string } }>(args: T): Promise<{ id: string } | null> & { fluent(): void }
+    findFirst(args?: { where?: object }): Promise<{ id: string } | null>
+    findMany(args?: { where?: object }): Promise<{ id: string }[]>
+    updateMany(args: { where?: object; data: object }): Promise<{ count: number }>
+    create(args: object): Promise<object>
+  }
+  machineConfiguration: {
+    upsert(args: { where: object; create: object; update: object }): Promise<object>
+    updateMany(args: { where?: object; data: object }): Promise<{ count: number }>
+  }
+  $transaction<P extends Promise<unknown>[]>(steps: [...P]): Promise<unknown[]>
+  $transaction<R>(run: (tx: Omit<GeneratedClient, '$transaction'>) => Promise<R>, options?: { timeout?: number }): Promise<R>
+}
+
+async function answer(client: GeneratedClient, method: keyof InfinizationDatabase, args: unknown[]): Promise<unknown> {
+  const prismaClient: PrismaClientLike = client
+  const database: InfinizationDatabase = new PrismaAdapter(client, 'node-1')
+  const infinization = new Infinization({ prismaClient, nodeId: undefined, databaseTimeout: 5000 })
+  await infinization.getPrismaAdapter().clearMachineConfiguration('vm-1')
+  return (database[method] as (...args: unknown[]) => Promise<unknown>).apply(database, args)
+}
+
 async function host(image: string): Promise<number> {
   const [bridges, taps, snapshots] = [new BridgeManager(), new TapDeviceManager(), new SnapshotManager()]
   if (!(await bridges.exists('infinibr-1'))) await bridges.create('infinibr-1')
@@ -167,4 +194,4 @@ void remote.startVM(5)
 // @ts-expect-error there is no such code
 const wrongCode: LifecycleErrorCode = 'NO_SUCH_CODE'
 
-export { check, explain, host, run, seven, wrongCode, wrongDisplay }
+export { answer, check, explain, host, run, seven, wrongCode, wrongDisplay }

@@ -131,7 +131,7 @@ impl Line {
         };
         answer.map_err(|error| PortError {
             message: scrubbed(&last_line(&error.message), &secrets),
-            details: told(error.details, &secrets),
+            details: told(&error.details, &secrets),
             ..error
         })
     }
@@ -169,7 +169,7 @@ fn last_line(message: &str) -> String {
     }
 }
 
-fn told(details: Value, secrets: &[String]) -> Value {
+fn told(details: &Value, secrets: &[String]) -> Value {
     let text = scrubbed(&details.to_string(), secrets);
     let fits = details.is_object() && text.len() <= LARGEST_DETAILS;
     // A secret that is part of the JSON itself takes the whole with it.

@@ -18,7 +18,7 @@ use super::spec;
 use super::status::{STARTABLE, Status, UNTOUCHABLE};
 use super::stop::Interrupt;
 use crate::config::{StartOptions, VmConfig, Warning};
-use crate::db::{RuleSplit, VmRecord};
+use crate::db::{DbError, RuleSplit, VmRecord};
 use crate::error::{ErrorClass, ErrorCode, Failure};
 use crate::events::now_ms;
 use crate::host::state_file::StateFileError;
@@ -60,8 +60,11 @@ impl Machine {
         if self.live.is_some() {
             return Err(self.context.refused("created", &self.shown, &STARTABLE));
         }
-        let row = self.context.claim_for_create().await?;
-        let (rules, policy) = self.context.rules_for_create(&config).await?;
+        let Stored { row, rules, policy } = self
+            .context
+            .read_for_create(&config)
+            .await
+            .map_err(|failure| self.create_failure(failure))?;
         let result = CreateResult {
             success: true,
             vm_id: self.context.vm_id.clone(),
@@ -90,18 +93,11 @@ impl Machine {
             policy,
             cancel,
         };
-        let launched = self.launch(launch).await.map_err(|failure| {
-            self.wrapped(
-                ErrorCode::CreateFailed,
-                "the VM could not be created",
-                failure,
-            )
-        });
-        let launched = match launched {
+        let launched = match self.launch(launch).await {
             Ok(launched) => launched,
             Err(failure) => {
                 self.forget_if_empty().await;
-                return Err(failure);
+                return Err(self.create_failure(failure));
             }
         };
         self.context.crud(
@@ -141,18 +137,7 @@ impl Machine {
         let config = spec::for_start(&self.context, &record)?;
         let this_run = spec::with_options(config.clone(), options);
         let witness = boot::witness(&config, options)?;
-        let rules = self
-            .context
-            .services
-            .database
-            .get_firewall_rules_split(&vm_id)
-            .await?;
-        let policy = self
-            .context
-            .services
-            .database
-            .get_department_firewall_policy(&vm_id)
-            .await?;
+        let (rules, policy) = self.context.stored_rules().await?;
         let row = RowClaim::Transition {
             from: record.status.clone(),
             version: record.version,
@@ -348,16 +333,16 @@ impl Machine {
         }
     }
 
-    fn wrapped(&self, code: ErrorCode, sentence: &str, failure: Failure) -> Failure {
-        wrap(code, sentence, failure).of_vm(&self.context.vm_id)
+    fn create_failure(&self, failure: Failure) -> Failure {
+        let sentence = "the VM could not be created";
+        wrap(ErrorCode::CreateFailed, sentence, failure).of_vm(&self.context.vm_id)
     }
 }
 
 impl VmContext {
     /// What `create` would do with this configuration, and what the caller should know of it.
     pub async fn plan_create(&self, config: &VmConfig) -> Result<(Plan, Vec<String>), Failure> {
-        let row = self.claim_for_create().await?;
-        let (rules, policy) = self.rules_for_create(config).await?;
+        let Stored { row, rules, policy } = self.read_for_create(config).await?;
         let port = config.display.port;
         let Gathered { facts, reserved } = self
             .gather(config, &rules, policy.as_deref(), row, port)
@@ -380,6 +365,17 @@ impl VmContext {
         self.ledger.commit()
     }
 
+    async fn read_for_create(&self, config: &VmConfig) -> Result<Stored, Failure> {
+        if self.services.embedded.is_none() && !config.firewall.rules.is_empty() {
+            let message =
+                "firewallRules are for the embedded store: this machine's are in your own database";
+            return Err(Failure::new(ErrorCode::InvalidState, message).of_vm(&self.vm_id));
+        }
+        let row = self.claim_for_create().await?;
+        let (rules, policy) = self.rules_for_create(config).await?;
+        Ok(Stored { row, rules, policy })
+    }
+
     /// The row must be fresh, `off` or `error`.
     async fn claim_for_create(&self) -> Result<RowClaim, Failure> {
         match self.services.database.find_machine(&self.vm_id).await? {
@@ -390,24 +386,43 @@ impl VmContext {
         }
     }
 
-    /// A fetch that fails aborts the create: a VM never runs with rules nobody read.
     async fn rules_for_create(
         &self,
         config: &VmConfig,
     ) -> Result<(RuleSplit, Option<String>), Failure> {
-        if self.services.embedded.is_some() {
-            let vm_rules = config.firewall.rules.clone();
-            return Ok((
-                RuleSplit {
-                    vm_rules,
-                    ..RuleSplit::default()
-                },
-                None,
-            ));
+        if self.services.embedded.is_none() {
+            return self.stored_rules().await;
         }
+        let own = RuleSplit {
+            vm_rules: config.firewall.rules.clone(),
+            ..RuleSplit::default()
+        };
+        Ok((own, None))
+    }
+
+    /// The rules in the database, and the department's policy. A row that is gone has none, so that
+    /// everything is dropped; any other failure ends the launch: a VM never runs with rules nobody
+    /// read.
+    async fn stored_rules(&self) -> Result<(RuleSplit, Option<String>), Failure> {
         let (database, vm_id) = (&self.services.database, &self.vm_id);
-        let rules = database.get_firewall_rules_split(vm_id).await?;
-        Ok((rules, database.get_department_firewall_policy(vm_id).await?))
+        let rules = present(database.get_firewall_rules_split(vm_id).await)?;
+        let policy = present(database.get_department_firewall_policy(vm_id).await)?;
+        Ok((rules.unwrap_or_default(), policy.flatten()))
+    }
+}
+
+/// What a create is told by the database.
+struct Stored {
+    row: RowClaim,
+    rules: RuleSplit,
+    policy: Option<String>,
+}
+
+/// `None` when there is no row.
+fn present<T>(read: Result<T, DbError>) -> Result<Option<T>, DbError> {
+    match read {
+        Err(error) if error.code == ErrorCode::MachineNotFound => Ok(None),
+        read => read.map(Some),
     }
 }
 
@@ -434,24 +449,37 @@ fn wrap(code: ErrorCode, sentence: &str, failure: Failure) -> Failure {
     Failure::caused_by(code, message, failure)
 }
 
+/// What became of the claim on the row decides; an error of another step is none of the kind.
 fn start_failure(machine: &Machine, failure: Failure) -> Failure {
-    let failure = match failure.code() {
-        ErrorCode::VersionConflict => Failure::caused_by(
+    let claiming = step_of(&failure).is_some_and(Action::is_claim);
+    let overrun = failure.context().get("prismaCode") == Some(&json!("P2034"));
+    let (code, message) = match failure.code() {
+        ErrorCode::VersionConflict => (
             ErrorCode::ConcurrentModification,
             "another writer changed the machine first",
-            failure,
         ),
-        ErrorCode::UpdateFailed if failure.context().contains_key("currentStatus") => {
-            let message = "the machine's status changed before it could be started";
-            Failure::caused_by(ErrorCode::InvalidState, message, failure)
+        ErrorCode::UpdateFailed if claiming && overrun => (
+            ErrorCode::ConcurrentModification,
+            "other writers kept changing the machine",
+        ),
+        ErrorCode::UpdateFailed if claiming => (
+            ErrorCode::InvalidState,
+            "the machine's status changed before it could be started",
+        ),
+        ErrorCode::MachineNotFound if claiming => {
+            return Failure::caused_by(
+                ErrorCode::VmNotFound,
+                machine.context.not_found().to_string(),
+                failure,
+            )
+            .of_vm(&machine.context.vm_id);
         }
-        _ => wrap(
-            ErrorCode::StartFailed,
-            "the VM could not be started",
-            failure,
-        ),
+        _ => {
+            let sentence = "the VM could not be started";
+            return wrap(ErrorCode::StartFailed, sentence, failure).of_vm(&machine.context.vm_id);
+        }
     };
-    failure.of_vm(&machine.context.vm_id)
+    Failure::caused_by(code, message, failure).of_vm(&machine.context.vm_id)
 }
 
 fn accelerator_word(accelerator: Accelerator) -> &'static str {

@@ -66,7 +66,7 @@ impl Machine {
             Found::Process(process) => Some(process),
             Found::None => None,
         };
-        let launching = self.is_undecided(&contents, process.is_none()).await;
+        let launching = self.is_undecided(&contents, process.is_none()).await?;
         match (contents.operation, process, contents.lived.clone()) {
             (
                 Some(operation @ (Operation::Destroy | Operation::Delete | Operation::DeleteData)),
@@ -119,13 +119,22 @@ impl Machine {
 
     /// Whether a launch was interrupted before its guest ran. After a power cut the ledger may be
     /// older than the row, which says `running` only when the guest did.
-    async fn is_undecided(&self, contents: &Contents, process_is_gone: bool) -> bool {
+    /// A database that cannot be read says neither.
+    async fn is_undecided(
+        &self,
+        contents: &Contents,
+        process_is_gone: bool,
+    ) -> Result<bool, Failure> {
         let launching = contents.operation.is_some_and(Operation::is_launch);
         if !launching || contents.guest_may_run {
-            return false;
+            return Ok(false);
         }
-        let ran = |status: Status| status.expects_process();
-        !(process_is_gone && self.context.status().await.is_ok_and(ran))
+        if !process_is_gone {
+            return Ok(true);
+        }
+        let database = &self.context.services.database;
+        let row = database.find_machine(&self.context.vm_id).await?;
+        Ok(!row.is_some_and(|row| Status::parse(&row.status).expects_process()))
     }
 
     /// No process of this machine's name runs, as far as a ledger knows nothing of one.

@@ -102,8 +102,9 @@ impl Machine {
         options: &StopOptions,
         interrupt: &Interrupt,
     ) -> Result<OperationResult, Failure> {
-        let status = self.context.status().await?;
+        // A VM that runs can be stopped whatever the database says, or when it says nothing.
         let Some(process) = self.process() else {
+            let status = self.context.status().await?;
             return self.stop_without_process(&status).await;
         };
         let ledger = Arc::clone(&self.context.ledger);

@@ -132,7 +132,7 @@ fn what_we_make_is_inside_the_allowed_paths() {
 fn bad_manager_settings_are_named_at_once() {
     let value = json!({
         "stateDir": "relative", "qmpSocketDir": format!("/{}", "a".repeat(100)), "nodeId": "",
-        "healthMonitorInterval": 1, "hostServices": [{ "protocol": "icmp", "port": 0 }],
+        "healthMonitorInterval": 1, "databaseTimeout": 99, "hostServices": [{ "protocol": "icmp", "port": 0 }],
         "allowedPaths": ["x"], "bridgeConntrackMode": "maybe", "nodeid": 1,
     });
     let environment = Environment {
@@ -152,6 +152,7 @@ fn bad_manager_settings_are_named_at_once() {
             "INFINIZATION_ACCEL",
             "allowedPaths[0]",
             "bridgeConntrackMode",
+            "databaseTimeout",
             "healthMonitorInterval",
             "hostServices[0].port",
             "hostServices[0].protocol",

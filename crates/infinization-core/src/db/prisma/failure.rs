@@ -72,11 +72,13 @@ fn told(error: &PortError, otherwise: ErrorCode) -> DbError {
     let code = code_of(error, otherwise);
     let mut words = format!("the database failed: {}", error.message);
     let mut details = facts(&error.details);
-    if is_write_conflict(error) {
-        words.push_str(" (P2034)");
-        details.insert("prismaCode".to_owned(), "P2034".into());
-    } else if let Some(code) = &error.code {
-        words.push_str(&format!(" ({code})"));
+    let theirs = if is_write_conflict(error) {
+        Some("P2034")
+    } else {
+        error.code.as_deref()
+    };
+    if let Some(code) = theirs {
+        words = format!("{words} ({code})");
         let name = if is_prisma_code(code) {
             "prismaCode"
         } else {
@@ -105,11 +107,7 @@ fn code_of(error: &PortError, otherwise: ErrorCode) -> ErrorCode {
 fn is_unreachable(error: &PortError) -> bool {
     let code = error.code.as_deref().unwrap_or_default();
     error.is_connection_failure()
-        || [
-            "PrismaClientInitializationError",
-            "PrismaClientRustPanicError",
-        ]
-        .contains(&error.name.as_str())
+        || error.name == "PrismaClientInitializationError"
         || (is_prisma_code(code) && code.starts_with("P1"))
         || ["P2024", "P2028", "P2037"].contains(&code)
         || UNREACHABLE.contains(&code)

@@ -18,7 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value;
 
-use super::port::{Line, Port, PortError};
+use super::port::{Line, Port};
 use super::wire::reading::{self, list, nullable};
 use super::{
     ConfigurationUpdate, Database, DbError, FirewallRuleSet, MachineRecord, RuleSplit, RunningVm,
@@ -28,7 +28,7 @@ use crate::error::ErrorCode;
 use crate::types::{FirewallRuleInput, InternalName, VmId};
 use queries::{Scope, Upsert};
 
-/// How often a transition is tried while other transactions are in its way.
+/// How often a write is tried while other transactions are in its way.
 const ATTEMPTS: u8 = 3;
 /// What the schema calls a machine's configuration.
 const CONFIGURATION: &str = "configuration";
@@ -62,32 +62,29 @@ impl PrismaDatabase {
         self.line.ask(request).await.map_err(failure::read)
     }
 
+    /// Again while the database gives up one of several transactions for the others: what is written
+    /// here may be written twice.
     async fn write(&self, request: Value) -> Result<Value, DbError> {
-        self.line.ask(request).await.map_err(failure::write)
-    }
-
-    async fn machine(&self, id: &VmId, select: Value) -> Result<Value, DbError> {
-        self.read(queries::machine(id.as_str(), select)).await
-    }
-
-    /// Again while the database gives up one of several transactions for the others.
-    async fn transact(&self, request: Value) -> Result<Value, PortError> {
         for _ in 1..ATTEMPTS {
             match self.line.ask(request.clone()).await {
                 Err(error) if failure::is_write_conflict(&error) => {
-                    tracing::debug!(%error, "the transaction is tried again");
+                    tracing::debug!(%error, "a write gave way and is tried again");
                 }
-                answered => return answered,
+                answered => return answered.map_err(failure::write),
             }
         }
-        self.line.ask(request).await
+        self.line.ask(request).await.map_err(failure::write)
+    }
+
+    async fn machine(&self, id: &VmId, select: &Value) -> Result<Value, DbError> {
+        self.read(queries::machine(id.as_str(), select)).await
     }
 }
 
 #[async_trait]
 impl Database for PrismaDatabase {
     async fn find_machine(&self, id: &VmId) -> Result<Option<MachineRecord>, DbError> {
-        let row = self.machine(id, queries::identity()).await?;
+        let row = self.machine(id, &queries::identity()).await?;
         nullable(&row, reading::machine)
     }
 
@@ -102,7 +99,7 @@ impl Database for PrismaDatabase {
     }
 
     async fn find_machine_with_config(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
-        let row = self.machine(id, queries::everything()).await?;
+        let row = self.machine(id, &queries::everything()).await?;
         nullable(&row, reading::vm_record)
     }
 
@@ -151,7 +148,7 @@ impl Database for PrismaDatabase {
         version: i64,
     ) -> Result<Transition, DbError> {
         let request = queries::transition(id.as_str(), expected, new, version);
-        let answers = self.transact(request).await.map_err(failure::write)?;
+        let answers = self.write(request).await?;
         let changed = answers[0]["count"].as_i64().unwrap_or_default();
         let vm = nullable(&answers[1], reading::vm_record)?.ok_or_else(|| no_machine(id))?;
         if changed == 0 {
@@ -179,7 +176,7 @@ impl Database for PrismaDatabase {
 
     async fn get_machine_internal_name(&self, id: &VmId) -> Result<Option<String>, DbError> {
         let row = self
-            .machine(id, queries::columns(&["internalName"]))
+            .machine(id, &queries::columns(&["internalName"]))
             .await?;
         nullable(&row["internalName"], reading::text)
     }
@@ -194,7 +191,7 @@ impl Database for PrismaDatabase {
     }
 
     async fn get_firewall_rules_split(&self, id: &VmId) -> Result<RuleSplit, DbError> {
-        let row = self.machine(id, queries::rule_sets()).await?;
+        let row = self.machine(id, &queries::rule_sets()).await?;
         if row.is_null() {
             return Err(no_machine(id));
         }
@@ -205,13 +202,13 @@ impl Database for PrismaDatabase {
     }
 
     async fn get_department_firewall_policy(&self, id: &VmId) -> Result<Option<String>, DbError> {
-        let row = self.machine(id, queries::policy()).await?;
+        let row = self.machine(id, &queries::policy()).await?;
         nullable(&row["department"]["firewallPolicy"], reading::text)
     }
 
     async fn get_firewall_rule_set_id(&self, id: &VmId) -> Result<Option<String>, DbError> {
         let row = self
-            .machine(id, queries::columns(&["firewallRuleSetId"]))
+            .machine(id, &queries::columns(&["firewallRuleSetId"]))
             .await?;
         nullable(&row["firewallRuleSetId"], reading::text)
     }

@@ -42,10 +42,7 @@ impl PrismaDatabase {
         select["firewallRuleSetId"] = json!(true);
         let mut missing: Vec<String> = Vec::new();
         loop {
-            let asked = self
-                .line
-                .ask(queries::machine(NOBODY, select.clone()))
-                .await;
+            let asked = self.line.ask(queries::machine(NOBODY, &select)).await;
             let Err(error) = asked else {
                 return Ok(missing);
             };
@@ -56,7 +53,12 @@ impl PrismaDatabase {
             let left_out = found
                 .iter()
                 .any(|name| leave_out(&mut select, "Machine", name));
-            missing.extend(found);
+            missing.extend(
+                found
+                    .into_iter()
+                    .filter(|name| !missing.contains(name))
+                    .collect::<Vec<_>>(),
+            );
             if !left_out {
                 return Ok(missing);
             }

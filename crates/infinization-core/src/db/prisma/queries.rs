@@ -65,10 +65,7 @@ const RULE_COLUMNS: [&str; 17] = [
 ];
 
 /// The columns of JSON, which a client does not make null by `null`.
-const JSON_COLUMNS: [(&str, fn() -> Value); 2] = [
-    ("diskPaths", || json!([])),
-    ("cpuPinning", || json!({ "cores": [] })),
-];
+const JSON_COLUMNS: [&str; 2] = ["diskPaths", "cpuPinning"];
 
 /// Which machines of the database are looked at.
 #[derive(Debug, Clone)]
@@ -87,7 +84,7 @@ impl Scope {
             "where": self.within(json!({ "internalName": name })),
             "select": running(),
         });
-        call("machine", "findFirst", args)
+        call("machine", "findFirst", &args)
     }
 
     pub(super) fn running(&self) -> Value {
@@ -100,16 +97,13 @@ impl Scope {
 
     fn many(&self, condition: Value) -> Value {
         let args = json!({ "where": self.within(condition), "select": running() });
-        call("machine", "findMany", args)
+        call("machine", "findMany", &args)
     }
 }
 
-pub(super) fn machine(id: &str, select: Value) -> Value {
-    call(
-        "machine",
-        "findUnique",
-        json!({ "where": { "id": id }, "select": select }),
-    )
+pub(super) fn machine(id: &str, select: &Value) -> Value {
+    let args = json!({ "where": { "id": id }, "select": select });
+    call("machine", "findUnique", &args)
 }
 
 pub(super) fn identity() -> Value {
@@ -145,7 +139,7 @@ pub(super) fn write_status(id: &str, status: &str, only_if_not_in: &[&str]) -> V
         condition["status"] = json!({ "notIn": only_if_not_in });
     }
     let args = json!({ "where": condition, "data": { "status": status } });
-    call("machine", "updateMany", args)
+    call("machine", "updateMany", &args)
 }
 
 /// The conditional write, then the row as it is now; both or neither.
@@ -154,8 +148,8 @@ pub(super) fn transition(id: &str, expected: &str, new: &str, version: i64) -> V
         "where": { "id": id, "status": expected, "version": version },
         "data": { "status": new, "version": version.saturating_add(1) },
     });
-    let write = call("machine", "updateMany", write);
-    json!({ "transaction": [write, machine(id, everything())] })
+    let write = call("machine", "updateMany", &write);
+    json!({ "transaction": [write, machine(id, &everything())] })
 }
 
 pub(super) fn clear(id: &str, names: &[&str]) -> Value {
@@ -172,7 +166,7 @@ pub(super) fn clear(id: &str, names: &[&str]) -> Value {
 pub(super) struct Upsert {
     members: Map<String, Value>,
     /// The columns of JSON that shall be null.
-    unset: Vec<(&'static str, fn() -> Value)>,
+    unset: Vec<&'static str>,
 }
 
 impl Upsert {
@@ -180,9 +174,9 @@ impl Upsert {
         let mut members = configuration_members(update);
         let unset: Vec<_> = JSON_COLUMNS
             .into_iter()
-            .filter(|(name, _)| members.get(*name).is_some_and(Value::is_null))
+            .filter(|name| members.get(*name).is_some_and(Value::is_null))
             .collect();
-        for (name, _) in &unset {
+        for name in &unset {
             members.remove(*name);
         }
         Self { members, unset }
@@ -197,28 +191,35 @@ impl Upsert {
             "update": self.members,
         });
         if !self.unset.is_empty() {
-            let names: Vec<&str> = self.unset.iter().map(|(name, _)| *name).collect();
-            args["select"] = columns(&names);
+            args["select"] = columns(&self.unset);
         }
-        call("machineConfiguration", "upsert", args)
+        call("machineConfiguration", "upsert", &args)
     }
 
     /// What is still to be written, now that `row` is what the request answered.
     pub(super) fn rest(&self, id: &str, row: &Value) -> Option<Value> {
+        let held = |name: &&&str| !row[**name].is_null() && row[**name] != empty(name);
         let data: Map<String, Value> = self
             .unset
             .iter()
-            .map(|(name, empty)| (*name, empty()))
-            .filter(|(name, empty)| !row[*name].is_null() && row[*name] != *empty)
-            .map(|(name, empty)| (name.to_owned(), empty))
+            .filter(held)
+            .map(|name| ((*name).to_owned(), empty(name)))
             .collect();
         (!data.is_empty()).then(|| change_configuration(id, &json!(data)))
     }
 }
 
+/// What a column of JSON holds that holds nothing.
+fn empty(name: &str) -> Value {
+    match name {
+        "cpuPinning" => json!({ "cores": [] }),
+        _ => json!([]),
+    }
+}
+
 fn change_configuration(id: &str, data: &Value) -> Value {
     let args = json!({ "where": { "machineId": id }, "data": data });
-    call("machineConfiguration", "updateMany", args)
+    call("machineConfiguration", "updateMany", &args)
 }
 
 fn running() -> Value {
@@ -241,6 +242,6 @@ pub(super) fn columns(names: &[&str]) -> Value {
     Value::Object(members.collect())
 }
 
-fn call(model: &str, operation: &str, args: Value) -> Value {
+fn call(model: &str, operation: &str, args: &Value) -> Value {
     json!({ "model": model, "operation": operation, "args": args })
 }

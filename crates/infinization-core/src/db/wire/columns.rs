@@ -13,9 +13,9 @@ trait Column: Sized {
     fn to_json(&self) -> Value;
     fn from_json(value: &Value) -> Option<Self>;
 
-    /// As databases hold it, which may be in a wider type; `Some(None)` counts as null.
-    fn from_stored(value: &Value) -> Option<Option<Self>> {
-        Self::from_json(value).map(Some)
+    /// As databases hold it, which may be in a wider type. `name` is the column's.
+    fn stored(name: &str, value: &Value) -> Result<Option<Self>, DbError> {
+        of_its_type(name, Self::from_json(value))
     }
 }
 
@@ -27,8 +27,8 @@ impl Column for i64 {
     fn from_json(value: &Value) -> Option<Self> {
         value.as_i64()
     }
-    fn from_stored(value: &Value) -> Option<Option<Self>> {
-        integer(value).map(Some)
+    fn stored(name: &str, value: &Value) -> Result<Option<Self>, DbError> {
+        of_its_type(name, integer(value))
     }
 }
 
@@ -82,12 +82,12 @@ impl Column for CpuPinning {
     }
     /// Pinning is a wish, so a malformed one counts as none. So does one of no CPUs, which is how it
     /// is taken away where a column of JSON cannot be made null.
-    fn from_stored(value: &Value) -> Option<Option<Self>> {
+    fn stored(name: &str, value: &Value) -> Result<Option<Self>, DbError> {
         let pinning = Self::from_json(value);
         if pinning.is_none() {
-            tracing::warn!("the column cpuPinning is malformed; the machine is not pinned");
+            tracing::warn!("the column {name} is malformed; the machine is not pinned");
         }
-        Some(pinning.filter(|pinning| !pinning.cores.is_empty()))
+        Ok(pinning.filter(|pinning| !pinning.cores.is_empty()))
     }
 }
 
@@ -182,11 +182,15 @@ fn stored<T: Column>(name: &str, given: &Map<String, Value>) -> Result<Option<T>
     if value.is_null() {
         return Ok(None);
     }
+    T::stored(name, value)
+}
+
+fn of_its_type<T: Column>(name: &str, read: Option<T>) -> Result<Option<T>, DbError> {
     let wrong = || {
         let message = format!("the column {name} is not {}", T::KIND);
         DbError::new(ErrorCode::QueryFailed, message)
     };
-    T::from_stored(value).ok_or_else(wrong)
+    read.map(Some).ok_or_else(wrong)
 }
 
 /// An integer, as a number or (BigInt, Decimal) as text.

@@ -7,7 +7,7 @@ use crate::db::{ConfigurationUpdate, CpuPinning};
 use crate::error::{ErrorCode, Failure};
 use crate::vm::action::RowValues;
 use crate::vm::bench::Bench;
-use crate::vm::status::MARKERS;
+use crate::vm::status::{MARKERS, TAKEN};
 
 impl HostEffects {
     pub(super) async fn write_status(&self, status: &str) -> Result<(), Failure> {
@@ -25,14 +25,35 @@ impl HostEffects {
 
     pub(super) async fn take_row(&self, bench: &Bench) -> Result<(), Failure> {
         let Some(store) = &self.services.embedded else {
-            return self.write_status("starting").await;
+            return self.take_their_row().await;
         };
         let machine = new_machine(config(bench)?);
         if store.replace_machine(machine).await? {
             return Ok(());
         }
+        Err(self.row_changed())
+    }
+
+    /// A row of the user's own database. The guarded write does not say whether it found the row, so
+    /// the row is asked: whoever does not get it touches nothing.
+    async fn take_their_row(&self) -> Result<(), Failure> {
+        let database = &self.services.database;
+        database
+            .update_machine_status(&self.vm_id, "starting", &TAKEN)
+            .await?;
+        match database.find_machine(&self.vm_id).await? {
+            Some(row) if row.status == "starting" => Ok(()),
+            Some(row) => Err(self.row_changed().with("currentStatus", row.status)),
+            None => {
+                let message = format!("VM {} not found", self.vm_id);
+                Err(Failure::new(ErrorCode::VmNotFound, message).of_vm(&self.vm_id))
+            }
+        }
+    }
+
+    fn row_changed(&self) -> Failure {
         let message = "the machine's status changed before it could be made";
-        Err(Failure::new(ErrorCode::InvalidState, message).of_vm(&self.vm_id))
+        Failure::new(ErrorCode::InvalidState, message).of_vm(&self.vm_id)
     }
 }
 
