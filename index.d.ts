@@ -1479,6 +1479,8 @@ export interface HealthMonitorConfig {
   onCleanupAlert?(event: CleanupAlertEvent): Promise<void> | void
 }
 
+export type ConfigHealthMonitorConfig = HealthMonitorConfig
+
 /** For `vmLock` see {@link EventHandlerOptions}. */
 export type HealthMonitorOptions = Partial<HealthMonitorConfig> & { vmLock?: KeyedMutex }
 
@@ -1606,9 +1608,14 @@ export interface QMPEvent<T = unknown> {
   timestamp: QMPTimestamp
 }
 
+export interface QMPVersion {
+  qemu: { major: number; minor: number; micro: number }
+  package: string
+}
+
 export interface QMPGreeting {
   QMP: {
-    version: { qemu: { major: number; minor: number; micro: number }; package: string }
+    version: QMPVersion
     capabilities: string[]
   }
 }
@@ -1784,6 +1791,54 @@ export interface QMPCpuInfo {
 export interface QMPBalloonInfo {
   /** Bytes the guest has. */
   actual: number
+}
+
+export interface QMPVncClientInfo {
+  host: string
+  service: string
+  family: 'ipv4' | 'ipv6' | 'unix'
+  websocket: boolean
+  x509_dname?: string
+  sasl_username?: string
+}
+
+/** The answer to `query-vnc`. */
+export interface QMPVncInfo {
+  enabled: boolean
+  host?: string
+  family?: string
+  service?: string
+  auth?: string
+  clients?: QMPVncClientInfo[]
+}
+
+export interface QMPSpiceChannel {
+  host: string
+  family: string
+  port: string
+  'connection-id': number
+  'channel-type': number
+  'channel-id': number
+  tls: boolean
+}
+
+/** The answer to `query-spice`. */
+export interface QMPSpiceInfo {
+  enabled: boolean
+  migrated?: boolean
+  host?: string
+  port?: number
+  'tls-port'?: number
+  auth?: string
+  'compiled-version'?: string
+  'mouse-mode'?: 'client' | 'server'
+  channels?: QMPSpiceChannel[]
+}
+
+/** The answer to `query-memory-size-summary`, in bytes. */
+export interface QMPMemorySizeInfo {
+  'base-memory': number
+  'plugged-memory'?: number
 }
 
 export interface QMPBlockImageInfo {

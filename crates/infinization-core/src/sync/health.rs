@@ -54,7 +54,7 @@ impl HealthMonitor {
             strays: Mutex::default(),
             looking: tokio::sync::Mutex::default(),
         });
-        let watched: Arc<dyn Watched> = health.clone();
+        let watched: Arc<dyn Watched> = Arc::<Health>::clone(&health);
         let timer = crate::monitor::HealthMonitor::new(Arc::downgrade(&watched), every, events);
         Self { health, timer }
     }
