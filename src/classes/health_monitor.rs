@@ -154,7 +154,7 @@ impl HealthMonitor {
 
     /// Whether the process is there and a QEMU, or may be one.
     #[napi(js_name = "checkVM")]
-    #[expect(clippy::unused_self, reason = "the contract has a method")]
+    #[allow(clippy::unused_self, reason = "the contract has a method")]
     pub fn check_vm(&self, vm_id: Argument, pid: Argument) -> Outcome {
         now(vm_id
             .text("vmId")
@@ -163,7 +163,7 @@ impl HealthMonitor {
 
     /// Whether a process with this number runs, whosever it is. A zombie does not.
     #[napi]
-    #[expect(clippy::unused_self, reason = "the contract has a method")]
+    #[allow(clippy::unused_self, reason = "the contract has a method")]
     pub fn is_process_alive(&self, pid: Argument) -> Outcome {
         now(number(pid).map(is_alive))
     }

@@ -29,7 +29,7 @@ impl StateSync {
 
     /// What a run state of QEMU's means for the column; an unknown one is `error`.
     #[napi(js_name = "mapQMPStatusToDBStatus")]
-    #[expect(clippy::unused_self, reason = "the contract has a method")]
+    #[allow(clippy::unused_self, reason = "the contract has a method")]
     pub fn map_qmp_status_to_db_status(&self, run_state: Argument) -> Outcome {
         now(run_state
             .text("qmpStatus")
