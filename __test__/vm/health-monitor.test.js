@@ -4,8 +4,8 @@ const { spawn } = require('node:child_process')
 const { EventEmitter, once } = require('node:events')
 const { existsSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
-const { HealthMonitor, KeyedMutex } = require('../..')
-const { cleanUp, finally_, host, newDirectory, openInstance, rejection, running, runNode, unique, warning } = require('../kit')
+const { HealthMonitor, KeyedMutex, TapDeviceManager } = require('../..')
+const { cleanUp, finally_, host, newBridge, newDirectory, openInstance, rejection, running, runNode, unique, warning } = require('../kit')
 const { newQemu } = require('../kit/qemu')
 const { Rows } = require('../kit/rows')
 
@@ -65,6 +65,19 @@ test('F1: a crash: row, clean-up, callback, event', async () => {
   expect([existsSync(dead.socket), existsSync(dead.file), existsSync(qemu.file)]).toEqual([false, false, true])
   expect(onCrashDetected).toHaveBeenCalledWith('vm-dead')
   await told
+})
+
+test('a crashed machine\'s TAP is taken off its bridge and kept', async () => {
+  const it = newMonitor()
+  const [taps, bridge, vmId] = [new TapDeviceManager(), await newBridge(), unique('vm')]
+  const tap = await taps.create(vmId)
+  finally_(() => taps.destroy(tap))
+  await taps.attachToBridge(tap, bridge)
+  const onBridge = () => existsSync(`/sys/class/net/${tap}/master`)
+  expect(onBridge()).toBe(true)
+  it.rows.add(vmId, { pid: 2 ** 22 - 1, tap })
+  expect(await it.monitor.checkAllVMs()).toMatchObject({ crashed: 1 })
+  expect([onBridge(), host.links().includes(tap), it.rows.get(vmId).tap]).toEqual([false, true, tap])
 })
 
 test('F12: a pid that another process has is a crash, and that process lives', async () => {
