@@ -1252,9 +1252,9 @@ export interface VMEventData {
 }
 
 /**
- * For one event of QEMU: its own name, then the resulting status if it is another, then `vm:event`. STOP,
- * RESUME, SUSPEND and WAKEUP are emitted only if they change the status. `vm:shutdown` comes when QEMU
- * has ended and is cleaned up after, also after a stop.
+ * For one event of QEMU: its own name, then the resulting status if it is another, then `vm:event`. Of the
+ * library's machines STOP, RESUME, SUSPEND and WAKEUP are emitted only if they change the status, and
+ * `vm:shutdown` comes when QEMU has ended and is cleaned up after, also after a stop.
  */
 export interface EventHandlerEvents {
   'vm:event': [data: VMEventData]
@@ -1282,13 +1282,69 @@ export interface EventHandlerEvents {
   error: [data: { vmId: string; event: string; error: string }]
 }
 
-/** What `getEventHandler()` returns. The new status is stored before an event is emitted. */
-export interface EventHandler extends EventEmitter<EventHandlerEvents> {
-  /** The VMs whose monitor is connected. */
+/** How an {@link EventHandler} of your own works. */
+export interface EventHandlerConfig {
+  /** Write each event to the log. Default true. */
+  enableLogging: boolean
+  /** Emit the `vm:*` events. Default true; `error` is always emitted. */
+  emitCustomEvents: boolean
+}
+
+/**
+ * `vmLock` is the lock per VM that your own code uses, so that the end of a machine waits for what you do
+ * with it. Give an EventHandler and a HealthMonitor the same one. Default: one of its own.
+ */
+export type EventHandlerOptions = Partial<EventHandlerConfig> & { vmLock?: KeyedMutex }
+
+/**
+ * Keeps the rows of machines in step with what their QEMUs report: what `getEventHandler()` returns for the
+ * machines of the library, or one of your own over your database and your QMPClients.
+ *
+ * The new status is stored before an event is emitted. What is derived from an event is never written over
+ * `error` or a claim of yours (`backing_up`, `rebuilding`, …). STOP and RESUME do not say why, so
+ * `query-status` is asked; POWERDOWN is only the button. On SHUTDOWN the row becomes `off`, and once QEMU
+ * has exited (30 s at most; it is never killed) its TAP is taken off the bridge, its port in the firewall
+ * closed, and pid and socket cleared in the row; after `quit` (reason `host-qmp-quit`) only the row is
+ * written. One of your own tells every event, also those that change nothing, and follows a QEMU until it
+ * ends, its client is closed or given up, or the VM is detached or attached anew: late events of an earlier
+ * QEMU are nobody's.
+ */
+export class EventHandler extends EventEmitter<EventHandlerEvents> {
+  /** Touches nothing: what is wrong with its arguments, the methods tell. */
+  constructor(db: DatabaseAdapter, config?: EventHandlerOptions)
+  /**
+   * Follows the VM's QEMU, and no earlier one; resolves when its state of now is written. The client must be
+   * a {@link QMPClient}, connected or reconnecting. With `getEventHandler()`: tells the events of a
+   * detached VM again; the client is the one of `getQMPClient()`.
+   * @throws LifecycleError `INVALID_CONFIG` (no QMPClient), `INVALID_STATE` (`getEventHandler()` attaches
+   * no clients of yours); QMPError `QMP_DISCONNECTED`
+   */
+  attachToVM(vmId: string, client: QMPClient): Promise<void>
+  /**
+   * Follows the VM no more, and with `disconnectClient` (default false) closes its client. With
+   * `getEventHandler()`: the VM's `vm:*` events are not emitted until it is attached again or started
+   * anew; the library goes on watching it, over its own connection.
+   */
+  detachFromVM(vmId: string, disconnectClient?: boolean): Promise<void>
+  /** Detaches all VMs and closes their clients. */
+  detachAll(): Promise<void>
+  /** The VMs whose monitor is connected, or is being connected again. */
   getAttachedVMs(): string[]
   isAttached(vmId: string): boolean
-  /** As {@link Infinization.getQMPClient}. */
+  /** The client the VM is attached by; of `getEventHandler()`: as {@link Infinization.getQMPClient}. */
   getQMPClient(vmId: string): QMPClient | undefined
+  /**
+   * From now on a SHUTDOWN of this VM is a step of its installation: it is emitted with the status
+   * unchanged; the row stays, nothing is given back, and the health monitor does not look.
+   * @throws LifecycleError `INVALID_CONFIG`; of `getEventHandler()` also `INVALID_STATE`, `CLOSED`
+   */
+  markInstallInProgress(vmId: string): void
+  /**
+   * A SHUTDOWN is the VM's end again. With `getEventHandler()`: a VM that has shut down meanwhile becomes
+   * `off` now, which is emitted; so it does when a verb (`startVM`) comes first.
+   */
+  clearInstallInProgress(vmId: string): void
+  isInstallInProgress(vmId: string): boolean
 }
 
 /**
@@ -1303,8 +1359,8 @@ export interface CrashEvent {
   detectedAt: Date
   /** Whether everything of the run was released; if not, a `cleanup-alert` follows. */
   cleanupPerformed: boolean
-  /** What of the run was given back, thing by thing. */
-  cleanupResult: CleanupResult
+  /** What of the run was given back, thing by thing. Absent where clean-ups are turned off. */
+  cleanupResult?: CleanupResult
   cause: VMExitCause
 }
 
@@ -1318,12 +1374,14 @@ export interface OrphanEvent {
   pidfilePath: string
   detectedAt: Date
   /**
-   * It was ended. That is done only when there is no row or the row says `off`, and only when the scan
-   * before saw it too; all others are told and left alone.
+   * It was ended. That is done only when there is no row or the row says `off`; all others are told and
+   * left alone. See {@link HealthMonitor.checkOrphanProcesses}.
    */
   killed: boolean
   /** What it had on the host was released. */
   cleanupPerformed: boolean
+  /** Thing by thing, where a row says what there was. */
+  cleanupResult?: CleanupResult
 }
 
 /** What a clean-up gives back. `DB_CONFIGURATION` is the machine's row. */
@@ -1337,18 +1395,23 @@ export type CleanupResourceType =
   | 'PROCESS'
   | 'CGROUP'
   | 'DB_CONFIGURATION'
+export const CleanupResourceType: { readonly [K in CleanupResourceType]: K }
+
+/** How far a clean-up is; one that is told is over: `SUCCESS` or `FAILED`. */
+export type CleanupStatus = 'PENDING' | 'SUCCESS' | 'FAILED' | 'RETRYING'
+export const CleanupStatus: { readonly [K in CleanupStatus]: K }
 
 /** One thing that was to be given back. What failed stays on the machine's list and is tried again. */
 export interface CleanupResourceState {
   type: CleanupResourceType
   /** The device, the path, or the machine's id. */
   identifier: string
-  status: 'SUCCESS' | 'FAILED'
+  status: CleanupStatus
   /** At most 3. */
   attempts: number
   /** Why it failed. */
   lastError?: string
-  lastAttemptAt: Date
+  lastAttemptAt?: Date
 }
 
 /** A clean-up that is over. */
@@ -1430,18 +1493,46 @@ export interface DatabaseRestoredEvent {
   timestamp: Date
 }
 
+/** How a {@link HealthMonitor} of your own works. */
+export interface HealthMonitorConfig {
+  /** Milliseconds between two cycles, 100 to a week. Default 30000. */
+  checkIntervalMs: number
+  /** Give back what a QEMU that is gone held on the host. Default true. */
+  enableCleanup: boolean
+  /** Where the pidfiles `<internalName>.pid` are. Default {@link DEFAULT_PIDFILE_DIR}. */
+  pidfileDir?: string
+  /** Called before `crash` is emitted, never awaited. What it throws is a warning. */
+  onCrashDetected?(vmId: string): Promise<void> | void
+  /** Called before `cleanup-alert` is emitted, never awaited. What it throws is a warning. */
+  onCleanupAlert?(event: CleanupAlertEvent): Promise<void> | void
+}
+
+export type ConfigHealthMonitorConfig = HealthMonitorConfig
+
+/** For `vmLock` see {@link EventHandlerOptions}. */
+export type HealthMonitorOptions = Partial<HealthMonitorConfig> & { vmLock?: KeyedMutex }
+
 /**
- * What `getHealthMonitor()` returns. A crash is noticed at once, whether it monitors or not; its
- * cycles find what nobody watches: rows that claim a QEMU that is gone, and QEMUs that no machine owns.
- * After `shutdown()` its asynchronous methods reject with LifecycleError `CLOSED`.
+ * Finds what nobody watches: rows that claim a QEMU that is gone, and QEMUs that no machine owns. What
+ * `getHealthMonitor()` returns for the machines of the library, where a crash is noticed at once, whether it
+ * monitors or not, and where after `shutdown()` the asynchronous methods reject with LifecycleError
+ * `CLOSED`; or one of your own over your database.
+ *
+ * One of your own knows a machine's process by the pid in the row, and proves it by QEMU's arguments:
+ * `-name` (the internal name), `-pidfile` or `-qmp` of exactly that machine. A pid that another
+ * process has is a crash; one that cannot be judged is taken for alive. After a crash the row becomes `off`
+ * (never over `error` or a claim of yours), then the host is cleaned up, each thing tried three times, then
+ * it is told. A machine whose `vmLock` is taken is left to whoever has it.
  */
-export interface HealthMonitor extends EventEmitter<HealthMonitorEvents> {
+export class HealthMonitor extends EventEmitter<HealthMonitorEvents> {
+  /** Touches nothing: what is wrong with its arguments, the methods tell. */
+  constructor(db: DatabaseAdapter, config?: HealthMonitorOptions)
   /**
-   * Runs one cycle before it resolves, then one every `healthMonitorInterval`. Nothing happens when it
-   * monitors already. A cycle that fails is told by `error`.
+   * Runs one cycle before it resolves, then one every interval. Nothing happens when it monitors already. A
+   * cycle that fails is told by `error`. It keeps no process alive.
    */
   start(): Promise<void>
-  /** Runs no further cycle. Crashes are still noticed. */
+  /** Runs no further cycle. The library still notices crashes of its own machines. */
   stop(): Promise<void>
   /** Whether cycles are run. */
   isMonitoring(): boolean
@@ -1452,27 +1543,94 @@ export interface HealthMonitor extends EventEmitter<HealthMonitorEvents> {
    */
   checkAllVMs(): Promise<HealthCheckSummary>
   /**
-   * Looks at the pidfiles now; resolves with the orphans.
-   * @throws PrismaAdapterError when the database cannot be read
+   * Looks at the pidfiles now; resolves with the orphans. Files of dead processes are removed. A QEMU is
+   * ended when there is no row of its name, or when the row says `off` in two scans on end; every other is
+   * told and left alone, and so is what a database that fails cannot tell. (The library's own monitor asks
+   * for two scans in both cases.)
+   * @throws PrismaAdapterError when the library's database cannot be read
    */
   checkOrphanProcesses(): Promise<OrphanEvent[]>
-  /** As {@link Infinization.reconcileStartupState}. */
+  /**
+   * Settles rows between two states (default `starting`, `powering_off_update`, `rebuilding`), each
+   * when nobody has its lock: with a living QEMU that is proven theirs they become `running`, without one
+   * `off` (`rebuilding`: `error`) after a clean-up; those that cannot be judged are skipped. Of the
+   * library: as {@link Infinization.reconcileStartupState}.
+   */
   reconcileTransientStates(statuses?: string[]): Promise<ReconcileSummary>
+  /** Whether a process with this number runs that is a QEMU, or may be one. Not whose it is. */
+  checkVM(vmId: string, pid: number): boolean
+  /** Whether a process with this number runs, whosever it is. A zombie does not. */
+  isProcessAlive(pid: number): boolean
   /**
    * Gives back what earlier clean-ups of a machine could not (`cleanup-alert`): each thing is tried three
-   * times, 1 s and 2 s apart. Resolves with what was tried; nothing is left when `failedCleanups` is 0. Of a
-   * machine that runs, and of one that nothing is left of, nothing is tried.
+   * times, 1 s and 2 s apart. Resolves with what was tried; nothing is left when `failedCleanups` is 0.
    *
-   * What is left is what the machine's own list in `stateDir` says. The record is only a hint and decides
-   * nothing, so no other machine is ever touched.
-   * @throws LifecycleError `INVALID_CONFIG` (the id, or a record that is no object), `CLEANUP_FAILED` when
-   *   nothing could be tried; its `cause` is `IDENTITY_UNKNOWN` where it cannot be told whether the machine
-   *   has a QEMU
+   * Of the library: what is left is what the machine's own list in `stateDir` says; the record is only a
+   * hint and decides nothing, so no other machine is ever touched. Of a machine that runs, and of one that
+   * nothing is left of, nothing is tried. One of your own gives back what `configuration` says of a run
+   * that is over, and clears the row when nothing is left.
+   * @throws LifecycleError `INVALID_CONFIG` (the id, or a record that is no object); `INVALID_STATE` of one
+   *   of your own while the QEMU that the record names is there or cannot be judged; of the library
+   *   `CLEANUP_FAILED` when nothing could be tried: its `cause` is `IDENTITY_UNKNOWN` where it cannot be told
+   *   whether the machine has a QEMU
    */
   retryCleanup(
     vmId: string,
-    machineConfiguration?: Partial<MachineConfigurationRecord> | null
+    configuration?: Partial<MachineConfigurationRecord> | null
   ): Promise<CleanupResult>
+}
+
+/** One row brought in step, or why not. */
+export interface SyncResult {
+  success: boolean
+  vmId: string
+  /** `unknown` when the row could not be read. */
+  previousStatus: string
+  newStatus: string
+  timestamp: Date
+  /** A {@link SyncErrorCode}, a colon, and words. */
+  error?: string
+}
+
+/** What a synchronisation may fail with. */
+export interface SyncError {
+  code: SyncErrorCode
+  message: string
+  vmId: string
+  timestamp: Date
+}
+
+/** A run state of QEMU's, and what it means for the status column. */
+export interface StatusMapping {
+  qmpStatus: QMPVMStatus
+  dbStatus: DBVMStatus
+  timestamp: Date
+}
+
+/** Questions to a database of yours about one machine. */
+export class StateSync {
+  /** Does not touch `db`. */
+  constructor(db: DatabaseAdapter)
+  /** What a run state of QEMU's means for the status column. Pure; an unknown one is `error`. */
+  mapQMPStatusToDBStatus(qmpStatus: QMPVMStatus): DBVMStatus
+  /**
+   * Asks QEMU its state (5 s at most) and writes what it means, unless the row says `error` or has a claim
+   * of yours. What goes wrong is in the result. The client must be a {@link QMPClient}.
+   * @throws LifecycleError `INVALID_CONFIG` for a vmId that cannot be one, and for nothing else
+   */
+  syncState(vmId: string, client: QMPClient): Promise<SyncResult>
+  /** Writes the status as it is given. No row is no error. */
+  updateVMStatus(vmId: string, status: string): Promise<void>
+  /** @throws LifecycleError `VM_NOT_FOUND` */
+  getVMStatus(vmId: string): Promise<string>
+  /** Null when there is no row, or no pid in it. */
+  getVMPid(vmId: string): Promise<number | null>
+  /** Null when there is no row. `hasCpuPinning` is always false. */
+  getVMInfo(vmId: string): Promise<{ tapDeviceName: string | null; hasCpuPinning: boolean } | null>
+  /** Clears pid and QMP socket in the row. */
+  clearVolatileMachineConfiguration(vmId: string): Promise<void>
+  /** Writes the status as it is given, unless the row has it. What goes wrong is in the result. */
+  updateStatusDirect(vmId: string, status: DBVMStatus): Promise<SyncResult>
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -1490,26 +1648,131 @@ export interface QMPEvent<T = unknown> {
   timestamp: QMPTimestamp
 }
 
+export interface QMPVersion {
+  qemu: { major: number; minor: number; micro: number }
+  package: string
+}
+
 export interface QMPGreeting {
   QMP: {
-    version: { qemu: { major: number; minor: number; micro: number }; package: string }
+    version: QMPVersion
     capabilities: string[]
   }
 }
 
+/** How a {@link QMPClient} connects. Times are milliseconds, at most a week. */
+export interface QMPClientOptions {
+  /** For connecting and the handshake together. Default 5000. */
+  connectTimeout?: number
+  /** For each command. Default 30000. */
+  commandTimeout?: number
+  /** Make a connection that breaks again. Default false. */
+  reconnect?: boolean
+  /** Before each attempt. Default 1000. */
+  reconnectDelay?: number
+  /** How many attempts, 0 to a million. Default 3. */
+  maxReconnectAttempts?: number
+}
+
+/** A monitor's socket, and how it is connected to. */
+export interface QMPSocketOptions {
+  path: string
+  connectTimeout?: number
+  commandTimeout?: number
+}
+
+/** One line to a monitor. */
+export interface QMPMessage {
+  execute: string
+  arguments?: Record<string, unknown>
+  id?: string
+}
+
+/** What a monitor answers instead of a result. */
+export interface QMPErrorInfo {
+  class: string
+  desc: string
+}
+
+/** One answer of a monitor. */
+export interface QMPResponse<T = unknown> {
+  return?: T
+  error?: QMPErrorInfo
+  id?: string
+}
+
+/** What a SHUTDOWN event says. */
+export interface QMPShutdownEventData {
+  /** The guest asked for it. */
+  guest: boolean
+  reason: QMPShutdownReason
+}
+
+export type QMPShutdownReason =
+  | 'host-error'
+  | 'host-qmp-quit'
+  | 'host-qmp-system-reset'
+  | 'host-signal'
+  | 'host-ui'
+  | 'guest-shutdown'
+  | 'guest-reset'
+  | 'guest-panic'
+  | 'subsystem-reset'
+  | 'snapshot-load'
+
+/** What a DEVICE_DELETED event says. */
+export interface QMPDeviceDeletedEventData {
+  device?: string
+  path: string
+}
+
+/** What a BLOCK_JOB_COMPLETED event says. */
+export interface QMPBlockJobCompletedEventData {
+  type: string
+  device: string
+  len: number
+  offset: number
+  speed: number
+  error?: string
+}
+
 /**
- * A VM's monitor, as `getQMPClient()` returns it, for as long as one QEMU runs. The library uses the
- * same connection, so it cannot be closed from here. Every event of QEMU is emitted under its own name
- * with `(data, timestamp)`, and as `event` with the whole; `disconnect`, `reconnect` and
- * `reconnect_failed` have no payload. Failures are QMPErrors; `QMP_COMMAND_FAILED` when QEMU itself
- * refused.
+ * A QEMU's monitor: one of your own by the path of its socket, or, from `getQMPClient()`, the one of a
+ * VM of the library for as long as one QEMU runs. QEMU serves one connection per monitor socket: a second
+ * one waits without a greeting.
+ *
+ * Every event of QEMU is emitted under its own name with `(data, timestamp)`, and as `event` with the
+ * whole; `disconnect`, `reconnect` and `reconnect_failed` have no payload. Listeners may be added before
+ * `connect()`: they miss nothing. A listener that throws is warned about. Neither a connection nor a
+ * pending reconnect keeps the process alive; a call under way does.
+ *
+ * Calls reject with a QMPError: `QMP_DISCONNECTED` (not connected, or lost before the answer: it may
+ * still take effect), `QMP_TIMEOUT`, `QMP_COMMAND_FAILED` (QEMU refused; its class and words are in
+ * `context`), `QMP_ARGUMENTS`, `QMP_PROTOCOL`.
  */
-export interface QMPClient extends EventEmitter {
+export class QMPClient extends EventEmitter {
+  /** Touches nothing: what is wrong with the path (absolute) or an option, the methods tell. */
+  constructor(socketPath: string, options?: QMPClientOptions)
+  /**
+   * Connects, waits for the greeting and leaves negotiation mode. Nothing happens when there is a
+   * connection; one that is being made again is waited for; one that was lost may be made anew. The
+   * library's own connections are its business: with those it only tells whether there is one.
+   * @throws LifecycleError `INVALID_CONFIG`; QMPError `QMP_CONNECT_FAILED` (`context.errno`),
+   * `QMP_TIMEOUT`, `QMP_PROTOCOL`, `QMP_DISCONNECTED` (it ended in the handshake), and `QMP_DISCONNECTED`
+   * for ever after `disconnect()`
+   */
+  connect(): Promise<void>
+  /**
+   * Ends the connection for good: calls under way reject at once, no reconnect revives it.
+   * @throws LifecycleError `INVALID_STATE` for a connection of the library, which only the library closes
+   */
+  disconnect(): Promise<void>
   isConnected(): boolean
-  /** The connection broke, and is being made again for as long as QEMU lives. */
+  /** The connection broke and is being made again: one's own as its options say, the library's for as long as QEMU lives. */
   isReconnecting(): boolean
+  /** What QEMU said of itself at the last `connect()`. */
   getGreeting(): QMPGreeting | null
-  /** Any command; its answer is QEMU's own JSON. */
+  /** Any command; its answer is QEMU's own JSON. Arguments without a member are left out. */
   execute<T = unknown>(command: string, args?: Record<string, unknown>): Promise<T>
   queryStatus(): Promise<QMPStatusInfo>
   queryCpus(): Promise<QMPCpuInfo[]>
@@ -1522,10 +1785,16 @@ export interface QMPClient extends EventEmitter {
   cont(): Promise<void>
   /** Asks the guest to give or take memory until it has `bytes`. */
   balloon(bytes: number): Promise<void>
-  /** By the `device` of `queryBlockDevices`. `force` (default false): even if the guest has locked it. */
+  /**
+   * By the name of a drive, and of a VM of the library also by the `device` of `queryBlockDevices`. `force`
+   * (default false): even if the guest has locked it.
+   */
   eject(device: string, force?: boolean): Promise<void>
-  /** Ends QEMU at once, without asking the guest. */
-  quit(): Promise<void>
+  /**
+   * Ends QEMU at once, without asking the guest. That the connection ends with it is no failure;
+   * `ignoreErrors` (default false): nothing else is one either.
+   */
+  quit(options?: { ignoreErrors?: boolean }): Promise<void>
 }
 
 export type QMPVMStatus =
@@ -1562,6 +1831,54 @@ export interface QMPCpuInfo {
 export interface QMPBalloonInfo {
   /** Bytes the guest has. */
   actual: number
+}
+
+export interface QMPVncClientInfo {
+  host: string
+  service: string
+  family: 'ipv4' | 'ipv6' | 'unix'
+  websocket: boolean
+  x509_dname?: string
+  sasl_username?: string
+}
+
+/** The answer to `query-vnc`. */
+export interface QMPVncInfo {
+  enabled: boolean
+  host?: string
+  family?: string
+  service?: string
+  auth?: string
+  clients?: QMPVncClientInfo[]
+}
+
+export interface QMPSpiceChannel {
+  host: string
+  family: string
+  port: string
+  'connection-id': number
+  'channel-type': number
+  'channel-id': number
+  tls: boolean
+}
+
+/** The answer to `query-spice`. */
+export interface QMPSpiceInfo {
+  enabled: boolean
+  migrated?: boolean
+  host?: string
+  port?: number
+  'tls-port'?: number
+  auth?: string
+  'compiled-version'?: string
+  'mouse-mode'?: 'client' | 'server'
+  channels?: QMPSpiceChannel[]
+}
+
+/** The answer to `query-memory-size-summary`, in bytes. */
+export interface QMPMemorySizeInfo {
+  'base-memory': number
+  'plugged-memory'?: number
 }
 
 export interface QMPBlockImageInfo {
@@ -1605,6 +1922,89 @@ export interface QMPBlockInfo {
   tray_open?: boolean
   'io-status'?: string
   inserted?: QMPBlockInsertedInfo
+}
+
+// ---------------------------------------------------------------------------------------------------
+// The guest agent
+// ---------------------------------------------------------------------------------------------------
+
+/** How a {@link GuestAgentClient} connects. Times are milliseconds, at most a week. */
+export interface GuestAgentClientOptions {
+  /** For connecting and the agent's first answer together. Default 5000. */
+  connectTimeout?: number
+  /** For each command. Default 30000. */
+  commandTimeout?: number
+}
+
+/** What a program in the guest left behind. */
+export interface GuestExecOutput {
+  /** UTF-8 where it is valid UTF-8; else each byte is one character (Latin-1). */
+  stdout: string
+  stderr: string
+  /** -1 when a signal ended it. */
+  exitCode: number
+}
+
+/** What a program in the guest left behind, byte for byte. */
+export interface GuestExecRawOutput {
+  stdout: Buffer
+  stderr: Buffer
+  /** -1 when a signal ended it. */
+  exitCode: number
+}
+
+/** What `guest-exec` answers. */
+export interface GuestExecResult {
+  pid: number | null
+  executed: boolean
+}
+
+/** What `guest-exec-status` answers; the output is base64. */
+export interface GuestExecStatusResult {
+  exitcode: number | null
+  exited: boolean
+  'out-data': string
+  'err-data': string
+  emsg?: string
+}
+
+/**
+ * The agent inside a guest (`qemu-ga`), by the path of its channel's socket. One command at a time: others
+ * wait for their turn. A connection that is lost is made again by the next command, and each begins in
+ * step with the agent (`guest-sync-delimited`), so that no answer of an earlier session is taken for
+ * another's.
+ *
+ * Calls reject with a QMPError: `AGENT_CONNECT_FAILED`, `AGENT_TIMEOUT` (also: no agent runs in the
+ * guest), `AGENT_DISCONNECTED` (not connected, or lost before the answer), `AGENT_PROTOCOL`,
+ * `AGENT_COMMAND_FAILED` (the agent refused; `context` has its class and words); or with LifecycleError
+ * `INVALID_CONFIG`.
+ */
+export class GuestAgentClient {
+  /** Touches nothing: what is wrong with the path (absolute) or an option, the methods tell. */
+  constructor(socketPath: string, options?: GuestAgentClientOptions)
+  /** Connects and waits for the agent to answer. Nothing happens when it is connected. */
+  connect(): Promise<void>
+  /** Within 3 s. A command under way rejects at once, and a freeze under way is thawed. */
+  disconnect(): Promise<void>
+  /** As far as is known: a loss shows with the next command. */
+  isConnected(): boolean
+  /** Any command; its answer is the agent's own JSON. */
+  execute<T = unknown>(command: string, args?: Record<string, unknown>): Promise<T>
+  /**
+   * Runs a program in the guest, without a shell. `timeout` (default 30000 ms): a program that runs longer
+   * is ended through the guest's own `kill` or `taskkill`, and `AGENT_TIMEOUT` says in `context.ended`
+   * whether it was. `cwd` has no effect: the agent has no such argument.
+   */
+  guestExec(command: string, args?: string[], options?: { timeout?: number; cwd?: string }): Promise<GuestExecOutput>
+  /** As `guestExec`, byte for byte. */
+  guestExecRaw(command: string, args?: string[], options?: { timeout?: number }): Promise<GuestExecRawOutput>
+  /**
+   * Flushes and freezes the guest's file systems, for at most a minute; how many were frozen. One that fails
+   * is thawed.
+   */
+  fsFreeze(): Promise<number>
+  /** How many file systems were thawed. */
+  fsThaw(): Promise<number>
 }
 
 // ---------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ const {
   CLEANUP_RETRY_BASE_DELAY_MS,
   CLEANUP_RETRY_MAX_DELAY_MS,
   CONNECTION_STATES,
+  CleanupResourceType,
+  CleanupStatus,
   DEFAULT_BOOT_TIMEOUT,
   DEFAULT_CHAIN_PRIORITY,
   DEFAULT_CLUSTER_SIZE,
@@ -75,10 +77,15 @@ const {
   isLifecycleError,
   isPrismaAdapterError
 } = require('./js/errors')
+const { EventHandler } = require('./js/event-handler')
+const { GuestAgentClient } = require('./js/guest-agent-client')
+const { HealthMonitor } = require('./js/health-monitor')
 const { PrismaAdapter } = require('./js/database')
 const { Infinization } = require('./js/infinization')
 const { KeyedMutex } = require('./js/keyed-mutex')
 const { PCI_ADDRESS_REGEX, normalizePciAddress, validatePciAddress } = require('./js/pci-address')
+const { QMPClient } = require('./js/qmp-client')
+const { StateSync } = require('./js/state-sync')
 const {
   BridgeManager,
   FirewallRuleTranslator,
@@ -95,6 +102,8 @@ module.exports = {
   CLEANUP_RETRY_BASE_DELAY_MS,
   CLEANUP_RETRY_MAX_DELAY_MS,
   CONNECTION_STATES,
+  CleanupResourceType,
+  CleanupStatus,
   DEFAULT_BOOT_TIMEOUT,
   DEFAULT_CHAIN_PRIORITY,
   DEFAULT_CLUSTER_SIZE,
@@ -114,8 +123,11 @@ module.exports = {
   DEFAULT_SYNC_TIMEOUT,
   DisplayError,
   DisplayErrorCode,
+  EventHandler,
   FirewallRuleTranslator,
   FirewallTranslationError,
+  GuestAgentClient,
+  HealthMonitor,
   INFINIZATION_TABLE_FAMILY,
   INFINIZATION_TABLE_NAME,
   Infinization,
@@ -148,6 +160,7 @@ module.exports = {
   ProcessError,
   ProcessErrorCode,
   QEMU_MAC_PREFIX,
+  QMPClient,
   QMPError,
   QMPErrorCode,
   QemuImgService,
@@ -156,6 +169,7 @@ module.exports = {
   SUPPORTED_IMAGE_FORMATS,
   SUPPORTED_PROTOCOLS,
   SnapshotManager,
+  StateSync,
   StorageError,
   StorageErrorCode,
   SyncErrorCode,

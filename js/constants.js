@@ -6,6 +6,8 @@ const SUPPORTED_IMAGE_FORMATS = ['qcow2', 'raw', 'vmdk', 'vdi', 'vhdx']
 
 const NftablesFamily = Object.freeze({ BRIDGE: 'bridge', INET: 'inet', IP: 'ip', IP6: 'ip6' })
 
+const sameNamed = (...names) => Object.freeze(Object.fromEntries(names.map((name) => [name, name])))
+
 // What the library writes into the status column.
 const DB_STATUSES = [
   'starting', 'running', 'off', 'suspended', 'paused', 'updating_hardware', 'powering_off_update', 'error'
@@ -21,6 +23,10 @@ module.exports = {
   CLEANUP_RETRY_BASE_DELAY_MS: 1000,
   CLEANUP_RETRY_MAX_DELAY_MS: 10000,
   CONNECTION_STATES: ['established', 'new', 'related', 'invalid'],
+  CleanupResourceType: sameNamed(
+    'TAP_DEVICE', 'FIREWALL_CHAIN', 'QMP_SOCKET', 'SOCKET', 'PIDFILE', 'FILE', 'PROCESS', 'CGROUP', 'DB_CONFIGURATION'
+  ),
+  CleanupStatus: sameNamed('PENDING', 'SUCCESS', 'FAILED', 'RETRYING'),
   DEFAULT_BOOT_TIMEOUT: 60000,
   DEFAULT_CHAIN_PRIORITY: 0,
   DEFAULT_CLUSTER_SIZE: 65536,

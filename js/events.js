@@ -45,6 +45,20 @@ function route (owner, batch) {
   }
 }
 
+// Gives the events of a batch to one emitter of the user's own. `callbacks` are called before the events
+// of their names: { name: [what it is called, callback] }.
+function deliver (emitter, batch, callbacks = {}) {
+  for (const { kind, data } of revive(batch, true)) {
+    if (kind === 'lost') {
+      warn(`${data.count} events were lost: their reader was too slow`)
+      continue
+    }
+    const [what, callback] = callbacks[kind] ?? []
+    if (callback) guarded(what, () => callback(data))
+    emitGuarded(emitter, kind, data)
+  }
+}
+
 // The consumer's event manager is called as a method (it uses `this`), and never awaited.
 function emitCRUD (eventManager, action, vmId, data) {
   if (typeof eventManager?.emitCRUD !== 'function') return
@@ -115,4 +129,4 @@ class EventStream {
   }
 }
 
-module.exports = { EventStream, emitGuarded, route }
+module.exports = { EventStream, deliver, emitGuarded, route }

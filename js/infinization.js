@@ -6,26 +6,13 @@
 const { abortable } = require('./abort')
 const { EmbeddedDatabase, PrismaAdapter, chooseDatabase, portsTo, requireDatabase } = require('./database')
 const { LifecycleError } = require('./errors')
+const { EventHandler } = require('./event-handler')
 const { EventStream, route } = require('./events')
+const { HealthMonitor } = require('./health-monitor')
 const native = require('./native')
 const { QMPClient } = require('./qmp-client')
 const { NftablesService } = require('./services')
 const { traced } = require('./traced')
-
-const HealthMonitor = traced(class HealthMonitor extends native.HealthMonitor {})
-
-const EventHandler = traced(class EventHandler extends native.EventHandler {
-  #monitorOf
-
-  constructor (owner, monitorOf) {
-    super(owner)
-    this.#monitorOf = monitorOf
-  }
-
-  getQMPClient (vmId) {
-    return this.#monitorOf(vmId)
-  }
-})
 
 const Manager = traced(class extends native.Infinization {})
 
@@ -50,8 +37,8 @@ class Infinization extends Manager {
     this.#eventManager = eventManager
     this.#database = database
     this.#settings = settings
-    this.#healthMonitor = new HealthMonitor(this)
-    this.#eventHandler = new EventHandler(this, (vmId) => this.getQMPClient(vmId))
+    this.#healthMonitor = new HealthMonitor(undefined, {}, this)
+    this.#eventHandler = new EventHandler(undefined, {}, this)
   }
 
   async initialize () {
@@ -108,7 +95,7 @@ class Infinization extends Manager {
     if (!monitor?.isConnected() && !monitor?.isReconnecting()) {
       this.#monitors.delete(vmId)
       if (typeof vmId !== 'string' || !this.#eventHandler.isAttached(vmId)) return undefined
-      monitor = new QMPClient(this, vmId)
+      monitor = new QMPClient(vmId, {}, this)
       this.#monitors.set(vmId, monitor)
     }
     return monitor.isConnected() ? monitor : undefined

@@ -12,15 +12,16 @@ let underWay = 0
 const begun = () => { if (underWay++ === 0) alive.ref() }
 const over = () => { if (--underWay === 0) alive.unref() }
 
-// A VM's monitor while one QEMU runs, as `getQMPClient()` returns it.
+// A monitor. With `owner`, which is `getQMPClient()`'s business, it is the one of its VM of that id,
+// while one QEMU runs.
 const QMPClient = traced(class QMPClient extends native.QMPClient {
   #calls
   #last = 0
 
-  constructor (owner, vmId) {
+  constructor (socketPath, options = {}, owner = undefined) {
     let self
     const calls = new Map()
-    super(owner, vmId, (event) => self.deref()?.#deliver(JSON.parse(event)), (...answer) => settle(calls, ...answer))
+    super(socketPath, options, owner, (event) => self.deref()?.#deliver(JSON.parse(event)), (...answer) => settle(calls, ...answer))
     self = new WeakRef(this)
     this.#calls = calls
   }

@@ -3,6 +3,8 @@
 //! As [`events`](crate::events), but of one connection: QEMU's own JSON, one call per event. The core
 //! drops the oldest for a reader that is too slow, and the callback keeps no process alive.
 
+use std::sync::Arc;
+
 use infinization_core::qmp::{EventReceiver, MonitorEvent, QmpEvent};
 use napi::bindgen_prelude::spawn;
 use serde::Serialize;
@@ -59,7 +61,7 @@ impl<'a> Crossing<'a> {
 
 /// Carries events until the connection is closed for good, which is told as a `disconnect`, or the
 /// JavaScript side is gone.
-pub(crate) fn carry(mut events: EventReceiver, deliver: Deliver) {
+pub(crate) fn carry(mut events: EventReceiver, deliver: Arc<Deliver>) {
     spawn(async move {
         let mut connected = true;
         while let Some(event) = events.next().await {

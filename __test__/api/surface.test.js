@@ -50,9 +50,6 @@ test.each(classes)('%s has the methods that index.d.ts declares, and no others',
 })
 
 test.each([
-  ['EventHandler', () => native.EventHandler, ['getQMPClient']],
-  ['HealthMonitor', () => native.HealthMonitor, []],
-  ['QMPClient', () => native.QMPClient, ['execute']],
   ['InfinizationDatabase', () => native.InfinizationDatabase, []]
 ])('%s has the methods that index.d.ts declares, and no others', (name, Class, inJavaScript) => {
   const inherited = name === 'InfinizationDatabase' ? declaredMethods('DatabaseAdapter') : []

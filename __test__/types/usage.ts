@@ -2,14 +2,19 @@
 
 import {
   BridgeManager,
+  EventHandler,
+  GuestAgentClient,
+  HealthMonitor,
   Infinization,
   KeyedMutex,
   LifecycleErrorCode,
   PrismaAdapter,
   PrismaAdapterError,
   PrismaAdapterErrorCode,
+  QMPClient,
   SUPPORTED_PROTOCOLS,
   SnapshotManager,
+  StateSync,
   StorageError,
   TapDeviceManager,
   VM_CHAIN_PREFIX,
@@ -19,6 +24,8 @@ import {
 } from '@infinibay/infinization'
 import type {
   ConfigIssue,
+  DBVMStatus,
+  DatabaseAdapter,
   DiskConfig,
   FirewallApplyResult,
   FirewallRuleInput,
@@ -202,3 +209,28 @@ void remote.startVM(5)
 const wrongCode: LifecycleErrorCode = 'NO_SUCH_CODE'
 
 export { answer, check, explain, host, run, seven, wrongCode, wrongDisplay }
+
+// The classes a program constructs itself, over eight methods of its own.
+async function ownClasses (db: DatabaseAdapter, infinization: Infinization): Promise<void> {
+  const status: DBVMStatus = new StateSync({} as DatabaseAdapter).mapQMPStatusToDBStatus('paused')
+  const vmLock = new KeyedMutex()
+  const client = new QMPClient('/run/vm-1.sock', { reconnect: true })
+  client.on('SHUTDOWN', (data: unknown) => console.log(status, data))
+  await client.connect()
+  const { running } = await client.queryStatus()
+  const handler: EventHandler = running ? new EventHandler(db, { vmLock }) : infinization.getEventHandler()
+  handler.on('vm:event', ({ vmId, newStatus }) => console.log(vmId, newStatus))
+  await handler.attachToVM('vm-1', client)
+  handler.markInstallInProgress('vm-1')
+  const monitor: HealthMonitor = new HealthMonitor(db, { checkIntervalMs: 5000, vmLock, onCrashDetected: async (vmId) => console.log(vmId) })
+  monitor.on('crash', ({ cleanupResult }) => console.log(cleanupResult?.failedCleanups))
+  const alive: boolean = monitor.checkVM('vm-1', 1)
+  const agent = new GuestAgentClient('/run/vm-1.ga')
+  await agent.connect()
+  const frozen: number = await agent.fsFreeze()
+  const { stdout } = await agent.guestExecRaw('cat', ['/etc/hostname'], { timeout: 1000 })
+  console.log(alive, frozen, stdout.toString('utf8'))
+  // @ts-expect-error: a client is needed
+  await handler.attachToVM('vm-1')
+}
+void ownClasses

@@ -145,13 +145,16 @@ impl Database {
         &self,
         id: Argument,
         expected: Argument,
-        new: Argument,
+        next: Argument,
         version: Argument,
     ) -> Outcome {
         data(async {
             let (store, id) = self.about(id)?;
             let expected = text(expected, "expectedStatus")?;
-            let (new, version) = (text(new, "newStatus")?, shaped(version, "expectedVersion")?);
+            let (new, version) = (
+                text(next, "newStatus")?,
+                shaped(version, "expectedVersion")?,
+            );
             let moved = store.transition_vm_status(&id, &expected, &new, version);
             Ok(wire::transition(&moved.await.map_err(of(&id))?))
         })

@@ -5,18 +5,23 @@ mod cancellation;
 mod database;
 mod event_handler;
 mod firewall_rule_translator;
+mod guest_agent_client;
 mod health_monitor;
 mod infinization;
 mod mac_address_generator;
 mod nftables_service;
 mod qemu_img_service;
 mod qmp_client;
+mod refused;
 mod snapshot_manager;
+mod state_sync;
 mod tap_device_manager;
+mod watching;
 
 use std::sync::LazyLock;
 
 use infinization_core::Failure;
+use infinization_core::config::{Parsed, Warning};
 use infinization_core::host::link::Links;
 
 use cancellation::Cancellation;
@@ -31,4 +36,12 @@ fn told(sentence: &str, failure: impl Into<Failure>) -> Failure {
     let outer = Failure::new(failure.code(), format!("{sentence}: {failure}"));
     let context = failure.context().iter();
     context.fold(outer, |outer, (key, value)| outer.with(key, value.clone()))
+}
+
+/// Options of a class; what of them has no effect is logged.
+fn warned<T>(class: &str, parsed: Parsed<T>) -> T {
+    for Warning { path, message } in parsed.warnings {
+        tracing::warn!("{class}: {path} {message}");
+    }
+    parsed.config
 }

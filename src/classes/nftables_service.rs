@@ -1,11 +1,12 @@
+use infinization_core::Failure;
 use infinization_core::db::RuleSplit;
 use infinization_core::manager::{Firewall, Wanted};
 use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, VmId};
-use infinization_core::{ErrorCode, Failure};
 use napi_derive::napi;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::Infinization;
+use super::refused::Refused;
 use crate::argument::{Argument, Issue, refusal};
 use crate::outcome::{Outcome, data, done};
 
@@ -14,14 +15,6 @@ use crate::outcome::{Outcome, data, done};
 #[derive(Debug)]
 pub struct NftablesService {
     firewall: Result<Firewall, Refused>,
-}
-
-/// A configuration that makes no sense; every method tells it.
-#[derive(Debug)]
-struct Refused {
-    code: ErrorCode,
-    message: String,
-    context: Map<String, Value>,
 }
 
 #[napi]
@@ -192,25 +185,5 @@ fn wanted(
 fn logged(verb: &str, outcome: Result<(), Failure>) {
     if let Err(error) = outcome {
         tracing::error!(%error, "the firewall could not {verb} a machine's chain");
-    }
-}
-
-impl From<Failure> for Refused {
-    fn from(failure: Failure) -> Self {
-        Self {
-            code: failure.code(),
-            message: failure.to_string(),
-            context: failure.context().clone(),
-        }
-    }
-}
-
-impl From<&Refused> for Failure {
-    fn from(refused: &Refused) -> Self {
-        let failure = Self::new(refused.code, refused.message.as_str());
-        let context = refused.context.iter();
-        context.fold(failure, |failure, (key, value)| {
-            failure.with(key, value.clone())
-        })
     }
 }

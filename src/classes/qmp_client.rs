@@ -1,55 +1,71 @@
 use std::fmt;
 use std::sync::Arc;
 
-use infinization_core::Failure;
+use infinization_core::config::QmpClientOptions;
 use infinization_core::manager::Manager;
-use infinization_core::qmp::{Link, QmpClient as Monitor, QmpError};
+use infinization_core::qmp::{Link, MonitorSocket, QmpClient as Monitor, QmpError};
+use infinization_core::types::HostPath;
+use infinization_core::{ErrorCode, Failure};
 use napi_derive::napi;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::Infinization;
+use super::refused::Refused;
+use super::{Infinization, warned};
 use crate::answers::{Settle, answer};
-use crate::argument::Argument;
+use crate::argument::{Argument, wrong};
 use crate::events::Deliver;
 use crate::monitor_events::carry;
 use crate::outcome::{Outcome, done, now, verbatim};
 
-/// A VM's monitor, shared with the library: what `getQMPClient()` returns, once `js/qmp-client.js` has
-/// made it an `EventEmitter`. Nobody can close it but the library. It is one run's: after the machine
-/// has ended it stays closed, and the next run has another.
+/// A monitor, once `js/qmp-client.js` has made it an `EventEmitter`.
 #[napi(js_name = "QMPClient")]
 pub struct QmpClient {
-    /// None when the machine had ended before it was asked for.
-    monitor: Option<Monitor>,
-    manager: Manager,
-    vm_id: String,
+    line: Line,
+    deliver: Arc<Deliver>,
     settle: Arc<Settle>,
+}
+
+/// Whose connection it is.
+enum Line {
+    /// The user's, who connects and disconnects it.
+    Own(Result<Arc<MonitorSocket>, Refused>),
+    /// The library's, of one of its VMs: what `getQMPClient()` returns. It is one run's: after the
+    /// machine has ended it stays closed, and the next run has another.
+    Shared {
+        /// None when the machine had ended before it was asked for.
+        monitor: Option<Monitor>,
+        manager: Manager,
+        vm_id: String,
+    },
 }
 
 impl fmt::Debug for QmpClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QmpClient")
-            .field("vm_id", &self.vm_id)
-            .finish_non_exhaustive()
+        f.debug_struct("QmpClient").finish_non_exhaustive()
     }
 }
 
-async fn call(
-    monitor: Option<&Monitor>,
-    command: &str,
-    arguments: Value,
-) -> Result<Box<RawValue>, Failure> {
-    let closed = || QmpError::Disconnected {
-        what: command.to_owned(),
-    };
-    let monitor = monitor.ok_or_else(closed)?;
-    Ok(monitor.execute(command, arguments).await?)
-}
-
 impl QmpClient {
+    /// The connection there is, or was last.
+    pub(super) fn monitor(&self) -> Result<Monitor, Failure> {
+        match &self.line {
+            Line::Own(socket) => Ok(socket.as_ref()?.connection()?),
+            Line::Shared { monitor, .. } => Ok(monitor.clone().ok_or(ENDED)?),
+        }
+    }
+
+    /// The VM it is the library's connection to.
+    pub(super) fn shared_vm(&self) -> Option<&str> {
+        match &self.line {
+            Line::Own(_) => None,
+            Line::Shared { vm_id, .. } => Some(vm_id),
+        }
+    }
+
     async fn call(&self, command: &str, arguments: Value) -> Result<Box<RawValue>, Failure> {
-        call(self.monitor.as_ref(), command, arguments).await
+        Ok(self.monitor()?.execute(command, arguments).await?)
     }
 
     async fn ask(&self, command: &str) -> Outcome {
@@ -61,27 +77,97 @@ impl QmpClient {
     }
 
     fn link(&self) -> Link {
-        self.monitor.as_ref().map_or(Link::Closed, Monitor::link)
+        self.monitor()
+            .map_or(Link::Closed, |monitor| monitor.link())
     }
+}
+
+const ENDED: QmpError = QmpError::NotConnected {
+    why: "the machine has ended",
+};
+
+fn socket(path: Argument, options: Argument) -> Result<Arc<MonitorSocket>, Failure> {
+    let path = HostPath::parse(path.text("socketPath")?)
+        .map_err(|why| wrong("socketPath", &why.to_string()))?;
+    let options = warned(
+        "QMPClient",
+        QmpClientOptions::parse(&options.object("options")?)?,
+    );
+    Ok(Arc::new(MonitorSocket::new(
+        path.as_path().to_owned(),
+        (&options).into(),
+    )))
 }
 
 #[napi]
 impl QmpClient {
-    /// The monitor of one of `owner`'s VMs, the function that receives its events, and the one that
-    /// settles calls.
+    /// With `owner`, the monitor of its VM of this id; else the monitor behind the socket of this
+    /// path. The functions receive events and settle calls. Touches nothing and does not fail.
     #[napi(constructor)]
-    pub fn new(owner: &Infinization, vm_id: String, deliver: Deliver, settle: Settle) -> Self {
-        let manager = owner.manager();
-        let monitor = manager.monitor(&vm_id);
-        if let Some(monitor) = &monitor {
-            carry(monitor.subscribe(), deliver);
-        }
+    pub fn new(
+        target: Argument,
+        options: Argument,
+        owner: Option<&Infinization>,
+        deliver: Deliver,
+        settle: Settle,
+    ) -> Self {
+        let deliver = Arc::new(deliver);
+        let line = match owner {
+            None => Line::Own(socket(target, options).map_err(Refused::from)),
+            Some(owner) => {
+                let manager = owner.manager();
+                let vm_id = target.text("vmId").unwrap_or_default();
+                let monitor = manager.monitor(&vm_id);
+                if let Some(monitor) = &monitor {
+                    carry(monitor.subscribe(), Arc::clone(&deliver));
+                }
+                Line::Shared {
+                    monitor,
+                    manager,
+                    vm_id,
+                }
+            }
+        };
         Self {
-            monitor,
-            manager,
-            vm_id,
+            line,
+            deliver,
             settle: Arc::new(settle),
         }
+    }
+
+    #[napi]
+    pub async fn connect(&self) -> Outcome {
+        done(async {
+            match &self.line {
+                Line::Own(socket) => {
+                    if let Some(events) = socket.as_ref()?.connect().await? {
+                        carry(events, Arc::clone(&self.deliver));
+                    }
+                    Ok(())
+                }
+                Line::Shared { .. } if self.is_connected() => Ok(()),
+                Line::Shared { .. } => Err(ENDED.into()),
+            }
+        })
+        .await
+    }
+
+    /// For good. The library's own connection is not the caller's to close.
+    #[napi]
+    pub async fn disconnect(&self) -> Outcome {
+        done(async {
+            match &self.line {
+                Line::Own(socket) => {
+                    socket.as_ref()?.disconnect().await;
+                    Ok(())
+                }
+                Line::Shared { .. } => Err(Failure::new(
+                    ErrorCode::InvalidState,
+                    "the library uses this connection too, so only the library closes it",
+                )),
+            }
+        })
+        .await
     }
 
     #[napi]
@@ -97,7 +183,8 @@ impl QmpClient {
     /// What QEMU said of itself, or null.
     #[napi]
     pub fn get_greeting(&self) -> Outcome {
-        let greeting = self.monitor.as_ref().and_then(Monitor::greeting);
+        let monitor = self.monitor().ok();
+        let greeting = monitor.as_ref().and_then(Monitor::greeting);
         now(Ok(greeting.map(|greeting| json!({ "QMP": greeting }))))
     }
 
@@ -150,24 +237,52 @@ impl QmpClient {
         }
     }
 
-    /// By the id that `queryBlockDevices` tells, or a classic name.
+    /// A VM's CD-ROM by the id that `queryBlockDevices` tells, or a classic name.
     #[napi]
     pub async fn eject(&self, device: Argument, force: Argument) -> Outcome {
         done(async {
             let (device, force) = (device.text("device")?, force.flag("force")?);
-            let force = force.unwrap_or_default();
-            self.manager
-                .eject_cdrom(self.vm_id.clone(), device, force)
-                .await
+            match &self.line {
+                Line::Own(_) => {
+                    let mut arguments = json!({ "device": device });
+                    if let Some(force) = force {
+                        arguments["force"] = force.into();
+                    }
+                    self.call("eject", arguments).await.map(drop)
+                }
+                Line::Shared { manager, vm_id, .. } => {
+                    let force = force.unwrap_or_default();
+                    manager.eject_cdrom(vm_id.clone(), device, force).await
+                }
+            }
         })
         .await
     }
 
-    /// Ends QEMU at once, without asking the guest.
+    /// Ends QEMU at once, without asking the guest. That the connection ends with it is no failure.
     #[napi]
-    pub async fn quit(&self) -> Outcome {
-        self.tell("quit", json!({})).await
+    pub async fn quit(&self, options: Argument) -> Outcome {
+        done(async {
+            let Quit { ignore_errors } = options
+                .shaped::<Option<Quit>>("options")?
+                .unwrap_or_default();
+            let connected = self.is_connected();
+            match self.call("quit", json!({})).await {
+                Ok(_) => Ok(()),
+                Err(_) if ignore_errors => Ok(()),
+                Err(error) if connected && error.code() == ErrorCode::QmpDisconnected => Ok(()),
+                Err(error) => Err(error),
+            }
+        })
+        .await
     }
+}
+
+/// `quit`'s options.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Quit {
+    ignore_errors: bool,
 }
 
 /// Sends any command; the reply, QEMU's own JSON, settles the call of this number. No method: that
@@ -179,9 +294,9 @@ pub fn submit_monitor_call(
     command: Argument,
     arguments: Argument,
 ) {
-    let monitor = client.monitor.clone();
+    let monitor = client.monitor();
     answer(Arc::clone(&client.settle), number, async move {
         let (command, arguments) = (command.text("command")?, arguments.object("args")?);
-        call(monitor.as_ref(), &command, arguments).await
+        Ok(monitor?.execute(&command, arguments).await?)
     });
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use crate::types::VmId;
@@ -44,6 +44,19 @@ pub struct Event {
     pub timestamp_ms: u64,
     /// The public payload.
     pub data: Value,
+}
+
+/// What QEMU said a guest did, and what the row says since.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestEvent<'a> {
+    /// QEMU's name for it (`STOP`).
+    pub event: &'a str,
+    /// The status before.
+    pub previous: &'a str,
+    /// The status now.
+    pub new: &'a str,
+    /// What QEMU said with it.
+    pub qmp: &'a Value,
 }
 
 /// The one channel from the core to its listeners. Clones share it.
@@ -82,6 +95,31 @@ impl EventBus {
         };
         *next += 1;
         let _unheard = self.sender.send(Arc::new(event));
+    }
+
+    /// Tells what a guest did: the event by its own name, the resulting status if it is another, and
+    /// `vm:event`.
+    pub fn publish_guest(&self, vm_id: &VmId, guest: GuestEvent<'_>) {
+        let GuestEvent {
+            event,
+            previous,
+            new,
+            qmp,
+        } = guest;
+        let data = json!({
+            "vmId": vm_id,
+            "event": event,
+            "previousStatus": previous,
+            "newStatus": new,
+            "timestamp": now_ms(),
+            "qmpData": qmp,
+        });
+        let emit = |kind: &str| self.publish(Source::EventHandler, kind, Some(vm_id), data.clone());
+        emit(&format!("vm:{}", event.to_ascii_lowercase()));
+        if previous != new && ["off", "suspended", "running"].contains(&new) {
+            emit(&format!("vm:{new}"));
+        }
+        emit("vm:event");
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | 4 manager | `manager`, `monitor` |
+//! | 4 manager | `manager`, `monitor`, `sync` |
 //! | 3 vm | `vm` |
 //! | 2 effects | [`host`], [`qmp`], [`db`], `events` |
 //! | 1 pure | [`config`], [`qemu`], [`firewall`] |
@@ -21,6 +21,7 @@ pub mod manager;
 pub mod monitor;
 pub mod qemu;
 pub mod qmp;
+pub mod sync;
 pub mod types;
 pub mod vm;
 

@@ -223,6 +223,22 @@ async fn f39_a_freeze_without_answer_is_thawed() {
 }
 
 #[tokio::test]
+async fn f39_a_freeze_whose_connection_is_closed_is_thawed() {
+    let stage = Stage::new();
+    let (agent, mut played) = connected(&stage).await;
+    let play = async {
+        played.command("guest-fsfreeze-freeze").await;
+        agent.close().await;
+        let mut again = PlayedAgent(stage.accept().await);
+        again.synchronise().await;
+        again.command("guest-fsfreeze-thaw").await;
+        again.answer(json!(1)).await;
+    };
+    let (outcome, ()) = tokio::join!(within(agent.fs_freeze(HUNG)), play);
+    assert_eq!(outcome.unwrap_err().code(), ErrorCode::AgentDisconnected);
+}
+
+#[tokio::test]
 async fn a_program_that_outlives_the_deadline_is_named() {
     let stage = Stage::new();
     let (agent, mut played) = connected(&stage).await;
@@ -322,7 +338,7 @@ async fn runs_programs(agent: &GuestAgent) {
     let long = agent
         .exec("/bin/busybox", &args, Duration::from_secs(1))
         .await;
-    assert!(matches!(long, Err(AgentError::StillRunning { pid, .. }) if pid > 0));
+    assert!(matches!(long, Err(AgentError::StillRunning { pid, ended: true, .. }) if pid > 0));
 }
 
 async fn refuses_what_it_does_not_know(agent: &GuestAgent) {

@@ -99,7 +99,7 @@ pub struct HostFacts {
 
 const STATE_DIR: &str = "/var/lib/infinization";
 const RUN_DIR: &str = "/var/run/infinization";
-const RUN_PID_DIR: &str = "/var/run/infinization/pids";
+pub(super) const RUN_PID_DIR: &str = "/var/run/infinization/pids";
 /// The consumer's own API port, which its guests' agents call.
 const DEFAULT_SERVICES: [HostService; 1] = [HostService {
     protocol: Transport::Tcp,
@@ -314,7 +314,7 @@ impl Source<'_> {
     }
 }
 
-fn interval(value: &Value) -> Result<Duration, InvalidValue> {
+pub(super) fn interval(value: &Value) -> Result<Duration, InvalidValue> {
     let interval = milliseconds(value)?;
     if interval < Duration::from_millis(100) {
         Err(InvalidValue::new("must be at least 100 milliseconds"))

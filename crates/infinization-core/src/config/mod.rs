@@ -9,6 +9,7 @@
 //! acquires what it names.
 
 mod address;
+mod clients;
 mod context;
 mod cpu;
 mod create;
@@ -32,6 +33,9 @@ mod vm;
 mod tests;
 
 pub use address::BindAddress;
+pub use clients::{
+    EventHandlerOptions, GuestAgentClientOptions, HealthMonitorOptions, QmpClientOptions,
+};
 pub use context::{Context, LONGEST_SOCKET_PATH, PathRules};
 pub use cpu::{CpuConfig, CpuModel, PinningStrategy};
 pub use disk::{CacheMode, DiskBus, DiskConfig, DiskDefaults, DiskFormat};

@@ -133,7 +133,8 @@ impl GuestExecOptions {
     }
 }
 
-fn read<T: Default>(
+/// Reads an options object; null is all defaults.
+pub(super) fn read<T: Default>(
     value: &Value,
     build: impl FnOnce(&Fields<'_>) -> T,
 ) -> Result<Parsed<T>, ConfigError> {

@@ -11,7 +11,9 @@ use super::firewall::spec;
 use super::{Manager, Open, not_found, parse_id};
 use crate::config::GuestExecOptions;
 use crate::error::{ErrorCode, Failure};
-use crate::qmp::{AgentOptions, EjectTarget, EventReceiver, GuestAgent, Link, QmpClient};
+use crate::qmp::{
+    AgentOptions, EjectTarget, EventReceiver, ExecOutput, GuestAgent, Link, QmpClient,
+};
 use crate::types::{HostPath, VmId};
 use crate::vm::{LiveView, Recovered, VmHandle};
 
@@ -185,8 +187,8 @@ async fn exec(
     agent.close().await;
     let output = output?;
     Ok(json!({
-        "stdout": String::from_utf8_lossy(&output.stdout),
-        "stderr": String::from_utf8_lossy(&output.stderr),
+        "stdout": ExecOutput::text(&output.stdout),
+        "stderr": ExecOutput::text(&output.stderr),
         "exitCode": output.exit_code,
     }))
 }

@@ -34,7 +34,8 @@ const BETWEEN: [&str; 4] = [
 impl Watched for Open {
     async fn check_machines(&self) -> Result<HealthCheckSummary, Failure> {
         let database = &self.services.database;
-        let rows = database.find_machines_by_statuses(&CLAIMING).await?;
+        let mut rows = database.find_machines_by_statuses(&CLAIMING).await?;
+        rows.retain(|row| !self.is_installing(row));
         let mut summary = HealthCheckSummary {
             total_checked: rows.len(),
             ..Default::default()
@@ -103,6 +104,12 @@ struct PidFiles {
 }
 
 impl Open {
+    /// A machine that is being installed may be without a QEMU for a while.
+    fn is_installing(&self, row: &RunningVm) -> bool {
+        let vm_id = VmId::parse(row.id.as_str());
+        vm_id.is_ok_and(|vm_id| self.services.marks.installing.contains(&vm_id))
+    }
+
     /// The pid of the QEMU the row claims, if it is there. A claim without one is settled by the
     /// VM's task, which tells the crash.
     async fn check_row(&self, row: &RunningVm) -> Result<Option<i32>, Failure> {
@@ -202,6 +209,7 @@ impl Open {
             detected_at: now_ms(),
             killed,
             cleanup_performed: killed && removed(&stray.path).await,
+            cleanup_result: None,
         }))
     }
 

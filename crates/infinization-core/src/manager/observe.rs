@@ -1,10 +1,13 @@
 //! Watching: the health monitor's switch, and which VMs are attached.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::guest_access::is_attached;
-use super::{Manager, parse_id, to_value};
+use super::{Manager, Open, parse_id, to_value};
 use crate::error::{ErrorClass, ErrorCode, Failure};
+use crate::types::VmId;
 use crate::vm::VmHandle;
 
 impl Manager {
@@ -67,5 +70,65 @@ impl Manager {
         let vms = open.vms();
         let attached = vms.iter().filter(|(_, handle)| connected(handle));
         attached.map(|(vm_id, _)| vm_id.to_string()).collect()
+    }
+
+    /// The attached VMs whose events are told.
+    pub fn heard_vms(&self) -> Vec<String> {
+        let mut vms = self.attached_vms();
+        if let Ok(open) = self.open() {
+            let unheard = &open.services.marks.unheard;
+            vms.retain(|vm| VmId::parse(vm.as_str()).is_ok_and(|vm| !unheard.contains(&vm)));
+        }
+        vms
+    }
+
+    /// Whether the VM is attached and its events are told.
+    pub fn is_heard(&self, vm_id: &VmId) -> bool {
+        let told = |open: Arc<Open>| !open.services.marks.unheard.contains(vm_id);
+        self.is_attached(vm_id.as_str()) && self.open().is_ok_and(told)
+    }
+
+    /// `detachFromVM`: the VM's `vm:*` events are not told until it is attached again, or its next
+    /// run. The library goes on watching it.
+    pub fn hear_no_more(&self, vm_id: &VmId) -> Result<(), Failure> {
+        let open = self.open()?;
+        if self.is_attached(vm_id.as_str()) {
+            open.services.marks.unheard.insert(vm_id);
+        }
+        Ok(())
+    }
+
+    /// `attachToVM`: they are told again.
+    pub fn hear_again(&self, vm_id: &VmId) -> Result<(), Failure> {
+        self.open()?.services.marks.unheard.remove(vm_id);
+        Ok(())
+    }
+
+    /// `markInstallInProgress`: the VM's SHUTDOWN is told; its row and what it holds stay.
+    pub fn mark_installing(&self, vm_id: &VmId) -> Result<(), Failure> {
+        self.open()?.services.marks.installing.insert(vm_id);
+        Ok(())
+    }
+
+    /// `clearInstallInProgress`: a SHUTDOWN of the VM is its end again.
+    pub fn clear_installing(&self, vm_id: &VmId) -> Result<(), Failure> {
+        self.open()?.services.marks.installing.remove(vm_id);
+        Ok(())
+    }
+
+    /// Settles a VM that has shut down as a step of its installation.
+    pub async fn settle_installed(&self, vm_id: &VmId) -> Result<(), Failure> {
+        let open = self.open()?;
+        let handle = open.vms().get(vm_id).cloned();
+        let Some(handle) = handle else { return Ok(()) };
+        let settled = handle.check().await;
+        open.drop_if_empty(&handle);
+        settled.map(drop)
+    }
+
+    /// Whether the VM is being installed.
+    pub fn is_installing(&self, vm_id: &VmId) -> bool {
+        let marked = |open: Arc<Open>| open.services.marks.installing.contains(vm_id);
+        self.open().is_ok_and(marked)
     }
 }

@@ -25,7 +25,7 @@ use crate::host::nft::Nft;
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::types::VmId;
-use crate::vm::{MacClaims, Services};
+use crate::vm::{MacClaims, Marks, Services};
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
@@ -75,6 +75,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         cgroups: Cgroups::host(),
         parser,
         closing: CancellationToken::new(),
+        marks: Marks::default(),
         wrap_effects: inner.wrap_effects.clone(),
         config,
     });

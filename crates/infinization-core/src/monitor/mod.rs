@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +51,9 @@ pub struct OrphanEvent {
     pub killed: bool,
     /// Whether anything was cleaned up.
     pub cleanup_performed: bool,
+    /// `CleanupResult`, where a row said what was to be cleaned up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cleanup_result: Option<Value>,
 }
 
 /// What one cycle found.

@@ -16,6 +16,7 @@ use super::event_stream::{EventReceiver, Subscriptions};
 use super::monitor::{self, Session};
 use super::replies::Greeting;
 use super::wire::Command;
+use crate::config::QmpClientOptions;
 
 /// How a client behaves.
 #[derive(Debug, Clone)]
@@ -34,6 +35,24 @@ impl Default for QmpOptions {
             connect_timeout: Duration::from_secs(5),
             command_timeout: Duration::from_secs(30),
             reconnect: Reconnect::Never,
+        }
+    }
+}
+
+impl From<&QmpClientOptions> for QmpOptions {
+    fn from(given: &QmpClientOptions) -> Self {
+        let attempts = Reconnect::Attempts {
+            most: given.max_reconnect_attempts,
+            delay: given.reconnect_delay,
+        };
+        Self {
+            connect_timeout: given.connect_timeout,
+            command_timeout: given.command_timeout,
+            reconnect: if given.reconnect {
+                attempts
+            } else {
+                Reconnect::Never
+            },
         }
     }
 }
@@ -175,6 +194,13 @@ impl QmpClient {
             return Link::Closed;
         }
         *self.shared.link.borrow()
+    }
+
+    /// Resolves when no connection is being made any more: there is one, or none for good.
+    pub async fn settled(&self) {
+        let mut link = self.shared.link.clone();
+        // An error means that the task is gone, which is for good, too.
+        let _gone = link.wait_for(|link| *link != Link::Reconnecting).await;
     }
 
     /// Whether commands are answered now.

@@ -22,6 +22,8 @@ pub enum QmpError {
     Timeout { what: String, deadline: Duration },
     #[error("the monitor connection ended before {what} was answered")]
     Disconnected { what: String },
+    #[error("the monitor is not connected: {why}")]
+    NotConnected { why: &'static str },
     #[error("the monitor broke the protocol: {why}")]
     Protocol { why: String },
     #[error("QMP error: {desc} ({class}), answering {command}")]
@@ -41,7 +43,7 @@ impl Coded for QmpError {
         match self {
             Self::Connect { .. } => ErrorCode::QmpConnectFailed,
             Self::Timeout { .. } => ErrorCode::QmpTimeout,
-            Self::Disconnected { .. } => ErrorCode::QmpDisconnected,
+            Self::Disconnected { .. } | Self::NotConnected { .. } => ErrorCode::QmpDisconnected,
             Self::Protocol { .. } => ErrorCode::QmpProtocol,
             Self::Command { .. } => ErrorCode::QmpCommandFailed,
             Self::Arguments(_) => ErrorCode::QmpArguments,
@@ -66,7 +68,7 @@ impl Coded for QmpError {
                 ("class", class.as_str().into()),
                 ("desc", desc.as_str().into()),
             ]),
-            Self::Protocol { .. } | Self::Arguments(_) => Map::new(),
+            Self::NotConnected { .. } | Self::Protocol { .. } | Self::Arguments(_) => Map::new(),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | [`client`](QmpClient) | the clonable handle, its options |
+//! | [`socket`](MonitorSocket) | a socket that is connected to later, or anew |
 //! | `monitor` | the one task that owns a monitor's socket, and when it reconnects |
 //! | `dial`, `calls` | handshake; matching replies to calls |
 //! | `event_stream` | bounded fan-out of what the monitor reports |
@@ -27,6 +28,7 @@ mod lines;
 mod monitor;
 mod open_enum;
 mod replies;
+mod socket;
 mod wire;
 
 pub use client::{Link, QmpClient, QmpOptions, Reconnect};
@@ -34,9 +36,12 @@ pub use commands::{DisplayProtocol, EjectTarget};
 pub use error::QmpError;
 pub use event_stream::{EventReceiver, MonitorEvent};
 pub use events::{BlockIoError, EventKind, QmpEvent, QmpTimestamp, ShutdownCause};
-pub use guest_agent::{AgentError, AgentOptions, ExecOutput, FreezeStatus, GuestAgent};
+pub use guest_agent::{
+    AgentError, AgentOptions, AgentSocket, ExecOutput, FreezeStatus, GuestAgent,
+};
 pub use replies::{
     BalloonInfo, BlockInfo, CpuInfo, CpuTopology, Greeting, InsertedMedium, IoStatus, QemuVersion,
     RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo,
 };
+pub use socket::MonitorSocket;
 pub use wire::InvalidCommand;

@@ -11,7 +11,7 @@ use super::services::Services;
 use super::status::{STARTABLE, Status, UNTOUCHABLE};
 use crate::db::{ConfigurationUpdate, DbError};
 use crate::error::{ErrorCode, Failure};
-use crate::events::{Source, now_ms};
+use crate::events::{GuestEvent, Source};
 use crate::host::blocking::file_call;
 use crate::types::{VmId, VmNames};
 
@@ -132,19 +132,15 @@ impl VmContext {
 
     /// Emits what the guest did: the specific event, the resulting status, and `vm:event`.
     pub(super) fn guest_event(&self, event: &str, previous: &Status, new: &Status, qmp: &Value) {
-        let data = json!({
-            "vmId": self.vm_id,
-            "event": event,
-            "previousStatus": previous.as_str(),
-            "newStatus": new.as_str(),
-            "timestamp": now_ms(),
-            "qmpData": qmp,
-        });
-        self.emit(&format!("vm:{}", event.to_ascii_lowercase()), data.clone());
-        if previous != new && matches!(new, Status::Off | Status::Suspended | Status::Running) {
-            self.emit(&format!("vm:{new}"), data.clone());
+        let guest = GuestEvent {
+            event,
+            previous: previous.as_str(),
+            new: new.as_str(),
+            qmp,
+        };
+        if !self.services.marks.unheard.contains(&self.vm_id) {
+            self.services.events.publish_guest(&self.vm_id, guest);
         }
-        self.emit("vm:event", data);
     }
 
     /// Writes what has become of the VM, but over nobody's claim.
@@ -173,8 +169,12 @@ impl VmContext {
         self.emit("error", data);
     }
 
-    /// Emits on `getEventHandler()`.
+    /// Emits on `getEventHandler()`, unless the user wants to hear no more of the machine. Of
+    /// failures he hears.
     pub(super) fn emit(&self, kind: &str, data: Value) {
+        if kind != "error" && self.services.marks.unheard.contains(&self.vm_id) {
+            return;
+        }
         self.services
             .events
             .publish(Source::EventHandler, kind, Some(&self.vm_id), data);

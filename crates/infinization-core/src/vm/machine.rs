@@ -43,6 +43,8 @@ pub(super) struct Machine {
     pub(super) live: Option<Live>,
     /// The status listeners were last told of.
     pub(super) shown: Status,
+    /// What the last QEMU said at its end, when that was a step of an installation.
+    postponed: Option<Ending>,
     pub(super) view: watch::Sender<View>,
 }
 
@@ -52,12 +54,19 @@ impl Machine {
             context,
             live: None,
             shown: Status::Off,
+            postponed: None,
             view,
         }
     }
 
     /// The VM has a QEMU from here on.
     pub(super) fn goes_live(&mut self, live: Live, shown: Status) {
+        self.postponed = None;
+        self.context
+            .services
+            .marks
+            .unheard
+            .remove(&self.context.vm_id);
         self.view
             .send_modify(|view| view.live = Some(Arc::clone(&live.view)));
         self.live = Some(live);
@@ -100,11 +109,36 @@ impl Machine {
     pub(super) async fn on_exit(&mut self, exit: Exit) {
         self.take_in_ending().await;
         let ending = self.live.as_ref().and_then(|live| live.ending.clone());
+        let installing = self
+            .context
+            .services
+            .marks
+            .installing
+            .contains(&self.context.vm_id);
         match (ending, exit) {
+            (Some(ending), _) if installing => self.postpone(ending).await,
             (Some(ending), _) => self.ended(&ending).await,
             // It ended of its own accord, before it could say why.
             (None, Exit::Code(0)) => self.gone(&EndCause::of("unknown")).await,
             (None, _) => self.crashed(exit).await,
+        }
+    }
+
+    /// QEMU has ended as a step of an installation. The row, and what the run held, stay until the
+    /// installation is over or a verb needs them.
+    async fn postpone(&mut self, ending: Ending) {
+        self.context
+            .guest_event("SHUTDOWN", &self.shown, &self.shown, &ending.data);
+        if let Some(live) = self.goes_dark(&EndCause::of(&ending.reason)) {
+            live.view.qmp.close().await;
+        }
+        self.postponed = Some(ending);
+    }
+
+    /// Goes through with an end that was postponed.
+    pub(super) async fn end_postponed(&mut self) {
+        if let Some(ending) = self.postponed.take() {
+            self.ended(&ending).await;
         }
     }
 

@@ -22,6 +22,7 @@ use crate::types::{FirewallDefaultAction, MacAddr, VmId, VmNames};
 use super::context::VmContext;
 use super::effects::HostEffects;
 use super::facts::MacClaims;
+use super::marks::Marks;
 use super::run::Effects;
 use super::salvage::open_ledger;
 
@@ -63,6 +64,8 @@ pub struct Services {
     pub parser: Context,
     /// Cancelled when the manager is shut down: nothing is waited for any more.
     pub closing: CancellationToken,
+    /// What the user said of machines.
+    pub marks: Marks,
     /// Put around every VM's effects.
     pub wrap_effects: Option<EffectsWrapper>,
 }

@@ -191,6 +191,9 @@ async fn serve_one(
 
 async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
     let Asked { request, asker } = asked;
+    if !matches!(request, Request::Rest { .. }) {
+        machine.end_postponed().await;
+    }
     match request {
         Request::Create {
             config,

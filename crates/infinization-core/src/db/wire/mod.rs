@@ -5,16 +5,22 @@
 mod columns;
 pub(super) mod reading;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
-    Department, FirewallRuleSet, MachineConfiguration, RuleSplit, RunningVm, Transition, VmRecord,
+    DbError, Department, FirewallRuleSet, MachineConfiguration, RuleSplit, RunningVm, Transition,
+    VmRecord,
 };
 use crate::types::FirewallRuleInput;
 
 use columns::configuration;
 pub use columns::configuration_update;
 pub(super) use columns::{COLUMNS, configuration_members};
+
+/// Reads a `MachineConfigurationRecord`; a missing column is null.
+pub fn machine_configuration(given: &Map<String, Value>) -> Result<MachineConfiguration, DbError> {
+    columns::stored_configuration(given)
+}
 
 /// `RunningVMRecord`.
 pub fn running_vm(vm: &RunningVm) -> Value {

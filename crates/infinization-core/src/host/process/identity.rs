@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::pidfd::{self, Status};
-use super::proc_files::{Stat, is_qemu_named};
+use super::proc_files::{QemuMarks, Stat, is_qemu, is_qemu_named};
 use super::{ProcessError, ProcessHandle};
 use crate::host::blocking::blocking;
 
@@ -85,14 +85,39 @@ pub enum Identity {
 /// replaced by another process any more.
 pub async fn adopt(id: &ProcessId, name: &str) -> Identity {
     let (wanted, name) = (id.clone(), name.to_owned());
-    let compared = blocking(move || compare(&wanted, &name));
+    judge(id.pid, move || {
+        if ProcessId::read(wanted.pid)? != wanted {
+            return Ok(None);
+        }
+        let cmdline = cmdline(wanted.pid)?;
+        Ok(is_qemu_named(&cmdline, &name).then_some(wanted))
+    })
+    .await
+}
+
+/// Whether the process that has this number now is the QEMU with these marks: for a number of which
+/// no [`ProcessId`] was recorded. As careful as [`adopt`].
+pub async fn identify(pid: i32, marks: QemuMarks) -> Identity {
+    judge(pid, move || {
+        let id = ProcessId::read(pid)?;
+        Ok(marks.are_on(&cmdline(pid)?).then_some(id))
+    })
+    .await
+}
+
+/// Opens the pidfd, then runs `proof`, which answers who the process was proven to be.
+async fn judge(
+    pid: i32,
+    proof: impl FnOnce() -> io::Result<Option<ProcessId>> + Send + 'static,
+) -> Identity {
+    let compared = blocking(move || compare(pid, proof));
     let verdict = match timeout(PROC_DEADLINE, compared).await {
         Ok(Ok(verdict)) => verdict,
         Ok(Err(not_done)) => Verdict::Unknown(not_done.to_string()),
-        Err(_) => Verdict::Unknown(format!("/proc/{} does not answer", id.pid)),
+        Err(_) => Verdict::Unknown(format!("/proc/{pid} does not answer")),
     };
     match verdict {
-        Verdict::Ours(pidfd) => match ProcessHandle::watch(id.clone(), pidfd, Status::Peek) {
+        Verdict::Ours(id, pidfd) => match ProcessHandle::watch(id, pidfd, Status::Peek) {
             Ok(handle) => Identity::Ours(handle),
             Err(error) => Identity::Unknown(error.to_string()),
         },
@@ -103,40 +128,44 @@ pub async fn adopt(id: &ProcessId, name: &str) -> Identity {
 }
 
 enum Verdict {
-    Ours(Arc<OwnedFd>),
+    Ours(ProcessId, Arc<OwnedFd>),
     Gone,
     NotOurs,
     Unknown(String),
 }
 
-fn compare(wanted: &ProcessId, name: &str) -> Verdict {
-    let pidfd = match pidfd::open(wanted.pid) {
+fn compare(pid: i32, proof: impl FnOnce() -> io::Result<Option<ProcessId>>) -> Verdict {
+    let pidfd = match pidfd::open(pid) {
         Ok(Some(pidfd)) => Arc::new(pidfd),
         Ok(None) => return Verdict::Gone,
         Err(error) => return Verdict::Unknown(error.to_string()),
     };
-    let is_same = matches(wanted, name);
+    let proven = proof();
     match pidfd::has_ended(pidfd.as_fd()) {
         Ok(true) => Verdict::Gone,
         Err(error) => Verdict::Unknown(error.to_string()),
-        Ok(false) => match is_same {
-            Ok(true) => Verdict::Ours(pidfd),
-            Ok(false) => Verdict::NotOurs,
+        Ok(false) => match proven {
+            Ok(Some(id)) => Verdict::Ours(id, pidfd),
+            Ok(None) => Verdict::NotOurs,
             Err(error) => Verdict::Unknown(error.to_string()),
         },
     }
 }
 
-fn matches(wanted: &ProcessId, name: &str) -> io::Result<bool> {
-    if ProcessId::read(wanted.pid)? != *wanted {
-        return Ok(false);
-    }
-    let cmdline = fs::read(format!("/proc/{}/cmdline", wanted.pid))?;
+/// The arguments of a running process, NUL-separated.
+fn cmdline(pid: i32) -> io::Result<Vec<u8>> {
+    let cmdline = fs::read(format!("/proc/{pid}/cmdline"))?;
     if cmdline.is_empty() {
         // In the middle of `execve`, or its memory is gone already but a thread of it is not.
         return Err(io::Error::other("the process is just starting or ending"));
     }
-    Ok(is_qemu_named(&cmdline, name))
+    Ok(cmdline)
+}
+
+/// Whether a process with this number runs that is a QEMU, or may be one. Proves nothing about
+/// whose it is.
+pub fn is_qemu_alive(pid: i32) -> bool {
+    is_alive(pid) && cmdline(pid).map_or(true, |cmdline| is_qemu(&cmdline))
 }
 
 /// Every QEMU on this host whose `-name` argument is exactly `name`: what a crash between the spawn

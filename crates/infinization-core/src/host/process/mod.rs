@@ -32,7 +32,11 @@ use std::io;
 use serde_json::{Map, Value};
 
 pub use handle::{Exit, ProcessHandle};
-pub use identity::{Identity, ProcessId, adopt, boot_id, find_by_name, find_by_names, is_alive};
+pub use identity::{
+    Identity, ProcessId, adopt, boot_id, find_by_name, find_by_names, identify, is_alive,
+    is_qemu_alive,
+};
+pub use proc_files::QemuMarks;
 pub use rustix::process::Signal;
 pub use spawn::{RunAs, SpawnSpec, spawn};
 pub use stderr_log::StderrLog;

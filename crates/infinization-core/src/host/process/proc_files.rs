@@ -29,15 +29,51 @@ impl Stat {
 /// Whether a command line (NUL-separated) is QEMU's with `-name <name>`, compared element by
 /// element: `vm-1` is not `vm-10`, and a path that mentions the name is not the name.
 pub(super) fn is_qemu_named(cmdline: &[u8], name: &str) -> bool {
+    is_qemu(cmdline) && value_of(cmdline, b"-name") == Some(name.as_bytes())
+}
+
+/// Whether a command line is a QEMU's.
+pub(super) fn is_qemu(cmdline: &[u8]) -> bool {
+    let program = cmdline.split(|byte| *byte == 0).next().unwrap_or_default();
+    let file_name = program.rsplit(|byte| *byte == b'/').next();
+    file_name.unwrap_or_default().starts_with(b"qemu")
+}
+
+/// The element after the first `switch`.
+fn value_of<'a>(cmdline: &'a [u8], switch: &[u8]) -> Option<&'a [u8]> {
     let mut argv = cmdline.split(|byte| *byte == 0);
-    let program = argv.next().unwrap_or_default();
-    let file_name = program
-        .rsplit(|byte| *byte == b'/')
-        .next()
-        .unwrap_or_default();
-    file_name.starts_with(b"qemu")
-        && argv.find(|element| *element == b"-name").is_some()
-        && argv.next() == Some(name.as_bytes())
+    argv.find(|element| *element == switch)?;
+    argv.next()
+}
+
+/// What a QEMU that somebody else started has of its VM on its command line. Any one of them, as a
+/// whole element or the first of its options, proves it; a part of a text proves nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QemuMarks {
+    /// After `-name`: `vm-1`, `guest=vm-1` and either with further options.
+    pub name: Option<String>,
+    /// After `-pidfile`.
+    pub pid_file: Option<String>,
+    /// After `-qmp`: `unix:<path>` with any options.
+    pub qmp_socket: Option<String>,
+}
+
+impl QemuMarks {
+    /// Whether a command line (NUL-separated) has one of the marks.
+    pub(super) fn are_on(&self, cmdline: &[u8]) -> bool {
+        let has = |switch: &[u8], wanted: Option<String>| {
+            let value = value_of(cmdline, switch).unwrap_or_default();
+            let first = value.split(|byte| *byte == b',').next();
+            wanted.is_some_and(|wanted| first == Some(wanted.as_bytes()))
+        };
+        let name = &self.name;
+        let socket = &self.qmp_socket;
+        is_qemu(cmdline)
+            && (has(b"-name", name.clone())
+                || has(b"-name", name.as_ref().map(|name| format!("guest={name}")))
+                || has(b"-pidfile", self.pid_file.clone())
+                || has(b"-qmp", socket.as_ref().map(|path| format!("unix:{path}"))))
+    }
 }
 
 #[cfg(test)]
@@ -87,5 +123,34 @@ mod tests {
         for cmdline in no {
             assert!(!is_qemu_named(cmdline.as_bytes(), vm_1), "{cmdline:?}");
         }
+    }
+
+    #[test]
+    fn f12_a_mark_is_a_whole_element_or_its_first_option() {
+        let marks = QemuMarks {
+            name: Some("vm-1".into()),
+            pid_file: Some("/run/vm-1.pid".into()),
+            qmp_socket: Some("/run/vm-1.sock".into()),
+        };
+        for cmdline in [
+            "qemu-system-x86_64\0-name\0vm-1\0",
+            "qemu-system-x86_64\0-name\0vm-1,process=x\0",
+            "/usr/bin/qemu-system-x86_64\0-m\x0064\0-name\0guest=vm-1,debug-threads=on\0",
+            "qemu-kvm\0-pidfile\0/run/vm-1.pid\0",
+            "qemu-kvm\0-qmp\0unix:/run/vm-1.sock,server=on,wait=off\0",
+        ] {
+            assert!(marks.are_on(cmdline.as_bytes()), "{cmdline:?}");
+        }
+        for cmdline in [
+            "",
+            "qemu-system-x86_64\0-name\0vm-10\0",
+            "qemu-system-x86_64\0-name\0guest=vm-1x\0",
+            "qemu-system-x86_64\0-pidfile\0/run/vm-1.pid.old\0",
+            "vim\0-name\0vm-1\0",
+            "qemu-img\0convert\0vm-1\0",
+        ] {
+            assert!(!marks.are_on(cmdline.as_bytes()), "{cmdline:?}");
+        }
+        assert!(!QemuMarks::default().are_on(b"qemu-kvm\0-name\0\0"));
     }
 }

@@ -31,9 +31,15 @@ pub enum AgentError {
         class: String,
         desc: String,
     },
-    /// The program was left running: the agent offers no way to end it.
-    #[error("the program in the guest (pid {pid}) did not end within {deadline:?}")]
-    StillRunning { pid: i64, deadline: Duration },
+    #[error("the guest agent is not connected: {why}")]
+    NotConnected { why: &'static str },
+    /// `ended`: it was ended then, through the guest's own `kill`.
+    #[error("the program in the guest (pid {pid}) did not end within {deadline:?} and was {}", if *ended { "ended" } else { "left running" })]
+    StillRunning {
+        pid: i64,
+        deadline: Duration,
+        ended: bool,
+    },
     #[error(transparent)]
     Arguments(#[from] InvalidCommand),
 }
@@ -43,7 +49,7 @@ impl Coded for AgentError {
         match self {
             Self::Connect { .. } => ErrorCode::AgentConnectFailed,
             Self::Timeout { .. } | Self::StillRunning { .. } => ErrorCode::AgentTimeout,
-            Self::Disconnected { .. } => ErrorCode::AgentDisconnected,
+            Self::Disconnected { .. } | Self::NotConnected { .. } => ErrorCode::AgentDisconnected,
             Self::Protocol { .. } => ErrorCode::AgentProtocol,
             Self::Command { .. } => ErrorCode::AgentCommandFailed,
             Self::Arguments(_) => ErrorCode::QmpArguments,
@@ -68,8 +74,10 @@ impl Coded for AgentError {
                 ("class", class.as_str().into()),
                 ("desc", desc.as_str().into()),
             ]),
-            Self::StillRunning { pid, .. } => facts([("pid", (*pid).into())]),
-            Self::Protocol { .. } | Self::Arguments(_) => Map::new(),
+            Self::StillRunning { pid, ended, .. } => {
+                facts([("pid", (*pid).into()), ("ended", (*ended).into())])
+            }
+            Self::NotConnected { .. } | Self::Protocol { .. } | Self::Arguments(_) => Map::new(),
         }
     }
 }

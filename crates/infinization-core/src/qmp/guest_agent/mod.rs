@@ -3,11 +3,13 @@
 //!
 //! One command at a time; a lost connection is made again by the next command. The guest is not
 //! trusted: what it sends is bounded, and whatever it does, a call ends by its deadline.
-//! Neighbours: `link` keeps one connection in step, `verbs` are the agent's commands.
+//! Neighbours: `link` keeps one connection in step, `verbs` are the agent's commands, `socket` is
+//! connected to later, or anew.
 
 mod base64;
 mod error;
 mod link;
+mod socket;
 mod verbs;
 
 use std::path::{Path, PathBuf};
@@ -21,9 +23,11 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::wire::{Command, Refusal};
+use crate::config::GuestAgentClientOptions;
 use link::Link;
 
 pub use error::AgentError;
+pub use socket::AgentSocket;
 pub use verbs::{ExecOutput, FreezeStatus};
 
 const SYNC: &str = "guest-sync-delimited";
@@ -42,6 +46,15 @@ impl Default for AgentOptions {
         Self {
             connect_timeout: Duration::from_secs(5),
             command_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl From<&GuestAgentClientOptions> for AgentOptions {
+    fn from(given: &GuestAgentClientOptions) -> Self {
+        Self {
+            connect_timeout: given.connect_timeout,
+            command_timeout: given.command_timeout,
         }
     }
 }
@@ -121,6 +134,16 @@ impl GuestAgent {
     pub async fn close(&self) {
         self.shared.closing.cancel();
         self.shared.link.lock().await.take();
+    }
+
+    /// This agent; one of the same socket when it was closed.
+    async fn reopened(&self) -> Result<Self, AgentError> {
+        if !self.shared.closing.is_cancelled() {
+            return Ok(self.clone());
+        }
+        // Only once the old connection is gone does the socket take another.
+        self.shared.link.lock().await.take();
+        Self::connect(&self.shared.path, self.shared.options.clone()).await
     }
 
     async fn synchronised(&self) -> Result<(), AgentError> {

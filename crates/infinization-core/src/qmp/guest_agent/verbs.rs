@@ -14,6 +14,8 @@ use super::error::AgentError;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
+/// For ending a program that outlived its deadline.
+const LAST_RESORT: Duration = Duration::from_secs(3);
 
 /// What a program in the guest left behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +30,18 @@ pub struct ExecOutput {
     pub signal: Option<i64>,
     /// The agent cut an output off at its own limit (16 MiB each).
     pub truncated: bool,
+}
+
+impl ExecOutput {
+    /// A program's output as text: UTF-8 where it is that, else each byte as one character (Latin-1).
+    pub fn text(output: &[u8]) -> String {
+        std::str::from_utf8(output).map_or_else(|_| Self::latin1(output), str::to_owned)
+    }
+
+    /// Each byte as one character, which keeps them all.
+    pub fn latin1(output: &[u8]) -> String {
+        output.iter().copied().map(char::from).collect()
+    }
 }
 
 /// Whether the guest's file systems take writes.
@@ -46,7 +60,7 @@ impl GuestAgent {
     }
 
     /// Runs a program in the guest, without a shell, and waits for its end. One that outlives the
-    /// deadline is left running ([`AgentError::StillRunning`] has its pid).
+    /// deadline is ended, where the guest has a program for that ([`AgentError::StillRunning`]).
     pub async fn exec(
         &self,
         path: &str,
@@ -57,8 +71,32 @@ impl GuestAgent {
         let command = "guest-exec";
         let started = self.execute_with(command, arguments, deadline).await?;
         let Started { pid } = decode(command, &started)?;
-        let ended = timeout(deadline, self.ended(pid, deadline)).await;
-        ended.unwrap_or(Err(AgentError::StillRunning { pid, deadline }))
+        match timeout(deadline, self.ended(pid, deadline)).await {
+            Ok(ended) => ended,
+            Err(_elapsed) => Err(AgentError::StillRunning {
+                pid,
+                deadline,
+                ended: timeout(LAST_RESORT, self.end(pid)).await.unwrap_or(false),
+            }),
+        }
+    }
+
+    /// Ends a program that the agent runs; whether it did. The agent has no command for it, but runs
+    /// the guest's own.
+    async fn end(&self, pid: i64) -> bool {
+        let number = pid.to_string();
+        let unix = json!({ "path": "kill", "arg": ["-KILL", number] });
+        let windows = json!({ "path": "taskkill", "arg": ["/F", "/T", "/PID", number] });
+        for arguments in [unix, windows] {
+            if self
+                .execute_with("guest-exec", arguments, LAST_RESORT)
+                .await
+                .is_ok()
+            {
+                return self.ended(pid, LAST_RESORT).await.is_ok();
+            }
+        }
+        false
     }
 
     /// The agent has no event for a program's end: it can only be asked, at growing intervals.
@@ -103,8 +141,13 @@ impl GuestAgent {
         self.query("guest-fsfreeze-status").await
     }
 
+    /// Thaws over a connection of its own when this one was closed in the middle of a freeze.
     async fn thaw_quietly(&self) {
-        if let Err(error) = self.fs_thaw().await {
+        let thawed = match self.reopened().await {
+            Ok(agent) => agent.fs_thaw().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = thawed {
             tracing::warn!(%error, "the guest's file systems may still be frozen");
         }
     }
@@ -176,4 +219,23 @@ fn decode<T: DeserializeOwned>(command: &str, answer: &RawValue) -> Result<T, Ag
     serde_json::from_str(answer.get()).map_err(|_| AgentError::Protocol {
         why: format!("the answer to {command} has an unexpected shape"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_is_utf8_or_byte_for_byte() {
+        for (bytes, text) in [
+            (&b"plain"[..], "plain"),
+            ("€ ü".as_bytes(), "€ ü"),
+            (&[0xfc, b'\n'], "ü\n"),
+            (&[0xe2, 0x82], "\u{e2}\u{82}"),
+            (&[], ""),
+        ] {
+            assert_eq!(ExecOutput::text(bytes), text, "{bytes:?}");
+        }
+        assert_eq!(ExecOutput::latin1("€".as_bytes()), "\u{e2}\u{82}\u{ac}");
+    }
 }

@@ -1,0 +1,74 @@
+'use strict'
+
+const { LifecycleError } = require('./errors')
+const { deliver } = require('./events')
+const native = require('./native')
+const { QMPClient } = require('./qmp-client')
+const { traced } = require('./traced')
+const { databasePort, lockPort, splitConfig } = require('./vm-lock')
+
+// Those that follow a machine: they are needed even when nobody refers to them.
+const following = new Set()
+
+const Handler = traced(class extends native.EventHandler {})
+
+// With `owner`, which is `getEventHandler()`'s business, it is the face of that instance.
+class EventHandler extends Handler {
+  #owner
+  #clients = new Map()
+
+  constructor (db, config = {}, owner = undefined) {
+    let self
+    const { settings, vmLock } = splitConfig(config)
+    const ports = owner
+      ? []
+      : [databasePort(db), lockPort(vmLock), (batch) => self.deref()?.#deliver(batch)]
+    super(owner, settings, ...ports)
+    self = new WeakRef(this)
+    this.#owner = owner
+  }
+
+  async attachToVM (vmId, client) {
+    if (!(client instanceof QMPClient)) {
+      const issues = [{ path: 'client', message: 'must be a QMPClient' }]
+      throw new LifecycleError('INVALID_CONFIG', 'client must be a QMPClient', undefined, { issues })
+    }
+    await super.attachToVM(vmId, client)
+    if (!this.#owner) this.#clients.set(vmId, client)
+    this.#keep()
+  }
+
+  async detachFromVM (vmId, disconnectClient = false) {
+    const client = this.#clients.get(vmId)
+    await super.detachFromVM(vmId)
+    this.#clients.delete(vmId)
+    this.#keep()
+    if (disconnectClient) await client?.disconnect()
+  }
+
+  async detachAll () {
+    await Promise.all(this.getAttachedVMs().map((vmId) => this.detachFromVM(vmId, true)))
+  }
+
+  getQMPClient (vmId) {
+    if (this.#owner) return this.#owner.getQMPClient(vmId)
+    return this.isAttached(vmId) ? this.#clients.get(vmId) : undefined
+  }
+
+  #deliver (batch) {
+    deliver(this, batch)
+    this.#keep()
+  }
+
+  #keep () {
+    if (this.#owner) return
+    const attached = new Set(this.getAttachedVMs())
+    for (const vmId of this.#clients.keys()) {
+      if (!attached.has(vmId)) this.#clients.delete(vmId)
+    }
+    if (attached.size > 0) following.add(this)
+    else following.delete(this)
+  }
+}
+
+module.exports = { EventHandler }

@@ -1,0 +1,36 @@
+use std::sync::Arc;
+
+use infinization_core::Failure;
+use infinization_core::db::Database;
+use infinization_core::db::injected::InjectedDatabase;
+use infinization_core::events::EventBus;
+use infinization_core::sync::{Turns, Watching};
+use tokio_util::sync::CancellationToken;
+
+use crate::argument::wrong;
+use crate::events::{Deliver, carry};
+use crate::js_port::{Ask, JsPort};
+
+/// A database of the user's.
+pub(super) fn database(ask: Option<Ask>) -> Result<Arc<dyn Database>, Failure> {
+    let ask = ask.ok_or_else(|| wrong("db", "must be an object"))?;
+    Ok(Arc::new(InjectedDatabase::new(Arc::new(JsPort::new(ask)))))
+}
+
+/// What the classes of the user's own stand on; their events go to `deliver`.
+pub(super) fn watching(
+    ask: Option<Ask>,
+    lock: Option<Ask>,
+    deliver: Option<Deliver>,
+) -> Result<Watching, Failure> {
+    let lock = lock.ok_or_else(|| wrong("vmLock", "must be a KeyedMutex"))?;
+    let events = EventBus::default();
+    if let Some(deliver) = deliver {
+        carry(events.subscribe(), deliver, CancellationToken::new());
+    }
+    Ok(Watching {
+        database: database(ask)?,
+        turns: Turns::new(Arc::new(JsPort::new(lock))),
+        events,
+    })
+}
