@@ -283,6 +283,27 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   events(options?: { vmId?: string }): AsyncIterableIterator<InfinizationEvent>
 
   /**
+   * What was done with the machines, by whom and why: the entries of one machine by their numbers, or
+   * of all by time, oldest first; with `follow` also those that come, until `return()` or
+   * `shutdown()`. It is read from files, so it also tells what happened before this process was
+   * started, and of machines that are gone (the newest 256 of those are kept, and go on when their id
+   * is used again). A reader that is slow misses nothing but what was rotated away meanwhile: a
+   * machine's journal is two files of at most 1 MiB, `{stateDir}/journals/<vmId>.jsonl` and
+   * `….jsonl.1`. Waiting for the next entry does not keep the process alive.
+   *
+   * Entries survive the end of this process at any moment; a power cut may cost the last half
+   * minute's. `next()` rejects with what the options or the files are refused for.
+   * @throws LifecycleError `INVALID_CONFIG`, `INVALID_STATE` before `initialize()`, `CLOSED`, `STATE_FILE`
+   */
+  journal(options?: JournalOptions): AsyncIterableIterator<JournalEntry>
+  /**
+   * Which entries of a machine's journal there are: `firstSeq` tells what has been rotated away. Null
+   * if there is none.
+   * @throws LifecycleError `INVALID_CONFIG`, `STATE_FILE`
+   */
+  getJournalRange(vmId: string): Promise<JournalRange | null>
+
+  /**
    * Settles the machines in these statuses (default `starting`, `powering_off_update`, `rebuilding`)
    * by whether their QEMU is alive: then `running`, else cleaned up and `off` (`error` if it was
    * `rebuilding`). One that cannot be judged is skipped and left as it is. `initialize()` has done it
@@ -335,6 +356,75 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
 export interface InfinizationEvents {
   /** The process was too busy to take its events; so many of the oldest were dropped. */
   lost: [details: { count: number }]
+}
+
+/** What `journal()` is asked. */
+export interface JournalOptions {
+  /** One machine's entries. Default: all machines', by time. */
+  vmId?: string
+  /** From this number (only with `vmId`) or moment on, itself included. */
+  since?: number | Date
+  /** Up to this number (only with `vmId`) or moment, itself included. */
+  until?: number | Date
+  /** Only entries of these kinds. */
+  kinds?: JournalKind[]
+  /** Only entries with one of these as their `step`. */
+  steps?: string[]
+  /** Waits for more at the end. Default false. */
+  follow?: boolean
+  /** Ends after so many entries. */
+  limit?: number
+}
+
+/**
+ * What an entry speaks of. `operation`: begun, done or failed. `step`: one of an operation's plan (as
+ * `planVM` shows it). `undo`: what an unfinished operation made is taken back. `release`: what is no
+ * longer needed is given back. `status`: the machine's status changed. `event`: what the guest, QEMU or
+ * its monitor did. `condition`: what ails a living VM. `exit`: QEMU ended; `detail` is a
+ * {@link VMExitCause}. `lost`: so many entries (`detail.count`) could not be written.
+ */
+export type JournalKind =
+  'operation' | 'step' | 'undo' | 'release' | 'status' | 'event' | 'condition' | 'exit' | 'lost'
+
+/** One entry of a machine's journal. */
+export interface JournalEntry {
+  vmId: string
+  /** Counts this machine's entries from 0 without gaps, also over restarts of your process. */
+  seq: number
+  timestamp: Date
+  /**
+   * Who is behind it: a verb of this API, the guest, QEMU's monitor, the end of QEMU's process, the
+   * library taking stock after its own restart, `reconcileStartupState`, the health monitor.
+   */
+  actor: 'api' | 'guest' | 'monitor' | 'process' | 'recovery' | 'reconcile' | 'health'
+  /**
+   * What was under way: `create`, `start`, `stop`, `restart`, `suspend`, `resume`, `reset`, `destroy`,
+   * `delete`, `set firewall rules`, `recover`, `reconcile`, `check`; `run` between them.
+   */
+  operation: string
+  kind: JournalKind
+  /** The name of the step, of what is given back, or of the event. */
+  step?: string
+  /** `begun` is written before anything is done; `undone` is what a step made and is gone again. */
+  phase?: 'begun' | 'done' | 'failed' | 'undone'
+  /** The status or condition before, if it is known. */
+  from?: string
+  /** The status or condition after. */
+  to?: string
+  /**
+   * The facts: of a failure its `code`, `message` and `causes`; of an event QEMU's data; names, paths,
+   * pids. At most 8 KiB, and never a secret.
+   */
+  detail?: Record<string, unknown>
+}
+
+/** Which entries a journal has. */
+export interface JournalRange {
+  vmId: string
+  /** The oldest there is: the ones before it have been rotated away. */
+  firstSeq: number
+  /** The newest. */
+  lastSeq: number
 }
 
 /** What `events()` yields. */

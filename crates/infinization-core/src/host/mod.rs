@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod dir_lock;
 pub mod display_port;
 mod ethtool;
+pub mod line_log;
 pub mod link;
 pub mod mac;
 pub mod named_file;
