@@ -1,5 +1,6 @@
-//! F9: our process is killed before and after every step of create, start, stop, destroy and delete. The
-//! next one finds each VM done or undone, never both, and never starts a second QEMU.
+//! F9: our process is killed before and after every step of create, start, stop, restart, destroy and
+//! delete. The next one finds each VM done or undone, never both, never starts a second QEMU, and its
+//! journal tells without a gap what was under way and what became of it.
 //!
 //! The test starts itself again as the victim, in the same private network.
 #![allow(
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use infinization_core::manager::Manager;
-use kit::machine::{Host, never, qemus};
+use kit::machine::{Host, has_no_gaps, journal_of, never, qemus};
 use kit::meddler::{Deed, Meddler};
 use serde_json::{Value, json};
 
@@ -30,7 +31,7 @@ fn main() {
         return;
     }
     let mut passed = 0;
-    for verb in ["create", "start", "stop", "destroy", "delete"] {
+    for verb in ["create", "start", "stop", "restart", "destroy", "delete"] {
         for deed in [Deed::KillBefore, Deed::KillAfter] {
             let (sender, steps) = std::sync::mpsc::channel();
             kit::in_private_network(move || async move {
@@ -74,6 +75,12 @@ async fn victim(orders: &Value) {
             meddler.arm(step);
             manager.stop_vm(VM.into(), forced, never()).await.unwrap();
         }
+        "restart" => {
+            manager.create_vm(machine, never()).await.unwrap();
+            meddler.arm(step);
+            let restarted = manager.restart_vm(VM.into()).await.unwrap();
+            assert_eq!(restarted["success"], true, "{restarted}");
+        }
         "destroy" => {
             manager.create_vm(machine, never()).await.unwrap();
             meddler.arm(step);
@@ -92,7 +99,7 @@ async fn kill_at_every_step(verb: &str, deed: Deed) -> usize {
     let host = Host::new().await;
     for step in 0..MOST_STEPS {
         let killed = run_victim(&host, verb, deed, step);
-        converges(&host, verb, step).await;
+        converges(&host, verb, step, killed).await;
         if !killed {
             assert!(step > 0, "{verb} has no steps");
             return step;
@@ -122,9 +129,20 @@ fn run_victim(host: &Host, verb: &str, deed: Deed, step: usize) -> bool {
 }
 
 /// The next process finds the machine wholly there or wholly gone, and can go on with it.
-async fn converges(host: &Host, verb: &str, step: usize) {
+async fn converges(host: &Host, verb: &str, step: usize, killed: bool) {
     let at = format!("{verb} killed at step {step}");
     let manager = host.manager().await;
+    let journal = journal_of(&manager, VM).await;
+    has_no_gaps(&journal);
+    let told = since_begun(&journal, verb);
+    if killed {
+        tells_the_kill(told, &at);
+    } else {
+        assert!(
+            told.iter().any(|entry| is_end(entry, verb)),
+            "{at}: {told:#?}"
+        );
+    }
     let machines = manager.list_vms().await.unwrap();
     let living = qemus(host.path());
     assert!(living.len() <= 1, "{at}: a second QEMU");
@@ -153,6 +171,48 @@ async fn converges(host: &Host, verb: &str, step: usize) {
     manager.shutdown().await.unwrap();
     host.is_clean().await;
     assert_eq!(partial_images(host.path()), Vec::<PathBuf>::new(), "{at}");
+}
+
+/// What the journal has since the verb was last begun.
+fn since_begun<'j>(journal: &'j [Value], verb: &str) -> &'j [Value] {
+    let begun = |entry: &Value| {
+        entry["kind"] == "operation" && entry["operation"] == verb && entry["phase"] == "begun"
+    };
+    &journal[journal.iter().rposition(begun).unwrap()..]
+}
+
+fn is_end(entry: &Value, verb: &str) -> bool {
+    entry["kind"] == "operation" && entry["operation"] == verb && entry["phase"] != "begun"
+}
+
+/// The verb has no end, the step it was killed at was told before it was begun, and the next process
+/// has told what it found, unless there was nothing left to find.
+fn tells_the_kill(told: &[Value], at: &str) {
+    let verb = told[0]["operation"].as_str().unwrap();
+    assert!(
+        !told.iter().any(|entry| is_end(entry, verb)),
+        "{at}: {told:#?}"
+    );
+    let (by_verb, after): (Vec<&Value>, Vec<&Value>) =
+        told.iter().partition(|entry| entry["operation"] == verb);
+    let of_phase = |begun: bool| {
+        let steps = by_verb
+            .iter()
+            .filter(|entry| ["step", "release", "undo"].contains(&entry["kind"].as_str().unwrap()));
+        steps
+            .filter(|entry| (entry["phase"] == "begun") == begun)
+            .count()
+    };
+    assert!(
+        of_phase(true) > of_phase(false),
+        "{at}: no step is open: {told:#?}"
+    );
+    let found = after
+        .iter()
+        .find(|entry| entry["actor"] == "recovery" && entry["step"] == "taking stock");
+    let found = found.unwrap_or_else(|| panic!("{at}: nobody took stock: {told:#?}"));
+    let word = found["detail"]["found"].as_str().unwrap();
+    assert!(["alive", "off", "undone"].contains(&word), "{at}: {found}");
 }
 
 /// It can be started where it is off, and stopped where it runs.

@@ -119,18 +119,11 @@ impl LineLog {
 }
 
 /// The length up to the end of the last whole line, and that line.
-fn last_whole<'b>(bytes: &'b [u8], is_whole: impl Fn(&[u8]) -> bool) -> (usize, Option<&'b [u8]>) {
+fn last_whole(bytes: &[u8], is_whole: impl Fn(&[u8]) -> bool) -> (usize, Option<&[u8]>) {
+    let newline = |until: usize| bytes[..until].iter().rposition(|byte| *byte == b'\n');
     let mut end = bytes.len();
-    while end > 0 {
-        let line_end = match bytes[..end].iter().rposition(|byte| *byte == b'\n') {
-            Some(newline) => newline,
-            None => break,
-        };
-        let before = &bytes[..line_end];
-        let start = before
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |at| at + 1);
+    while let Some(line_end) = newline(end) {
+        let start = newline(line_end).map_or(0, |before| before + 1);
         let line = &bytes[start..line_end];
         if is_whole(line) {
             return (line_end + 1, Some(line));
@@ -168,9 +161,15 @@ impl LineReader {
 
     fn open_first(&mut self) -> io::Result<bool> {
         let (older, newer) = (self.log.older.clone(), self.log.newer.clone());
-        let opened = self.open(&older)? || self.open(&newer)?;
-        // It may have turned over in between, for the first time.
-        Ok(opened && (self.open(&older)? || opened))
+        if self.open(&older)? {
+            return Ok(true);
+        }
+        let opened = self.open(&newer)?;
+        if opened {
+            // It may have turned over in between, for the first time.
+            self.open(&older)?;
+        }
+        Ok(opened)
     }
 
     fn open(&mut self, path: &Path) -> io::Result<bool> {

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `mod` | construction, `initialize`, `shutdown`, the verbs on one VM |
 //! | `startup` | opening the database, probing the host, taking VMs back |
+//! | `journal` | what was done with the VMs |
 //! | `status` | `getVMStatus`, `getActiveVMs` |
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
 //! | `health` | what the health monitor looks at |
@@ -18,12 +19,14 @@ mod database;
 mod firewall;
 mod guest_access;
 mod health;
+mod journal;
 mod observe;
 mod startup;
 mod status;
 mod store;
 
 pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, Wanted};
+pub use journal::{JournalCursor, JournalPage};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -150,6 +153,7 @@ impl Manager {
             open.services.closing.cancel();
             let handles: Vec<VmHandle> = open.vms().drain().map(|(_, handle)| handle).collect();
             join_all(handles.iter().map(Open::let_go)).await;
+            open.services.journals.written().await;
         }
         Ok(())
     }

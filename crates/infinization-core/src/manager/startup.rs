@@ -22,7 +22,7 @@ use crate::host::nft::Nft;
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::types::VmId;
-use crate::vm::Services;
+use crate::vm::{Journals, Services};
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
@@ -46,6 +46,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         memory: host.memory,
         hugepage_size: accelerator::default_hugepage_size()?,
     };
+    let journals = Journals::start(config.state_dir.as_path())?;
     let store = SqliteDatabase::open(&config.state_dir.as_path().join("infinization.db")).await?;
     let database: Arc<dyn Database> = Arc::<SqliteDatabase>::clone(&store);
     let parser = config.context(facts);
@@ -59,6 +60,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         capabilities,
         display_ports: DisplayPorts::default(),
         cgroups: Cgroups::host(),
+        journals,
         parser,
         closing: CancellationToken::new(),
         wrap_effects: inner.wrap_effects.clone(),
@@ -112,6 +114,7 @@ impl Open {
             tracing::warn!(%error, "rows between two states were not reconciled");
         }
         self.services.cgroups.remove_empty_scopes().await;
+        self.services.journals.prune();
         Ok(())
     }
 

@@ -37,6 +37,6 @@ pub use events::{BlockIoError, EventKind, QmpEvent, QmpTimestamp, ShutdownCause}
 pub use guest_agent::{AgentError, AgentOptions, ExecOutput, FreezeStatus, GuestAgent};
 pub use replies::{
     BalloonInfo, BlockInfo, CpuInfo, CpuTopology, Greeting, InsertedMedium, IoStatus, QemuVersion,
-    RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo,
+    RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo, device_id,
 };
 pub use wire::InvalidCommand;

@@ -71,6 +71,7 @@ impl Machine {
                 )
                 .of_vm(vm_id)
             })?;
+        self.context.journal.status(new.as_str());
         let previous = std::mem::replace(&mut self.shown, new.clone());
         if previous != new {
             self.context

@@ -18,6 +18,8 @@
 //! | `effects` | performing one action on the real host |
 //! | `boot` | waiting for the guest's agent |
 //! | `machine`, `launch`, `stop`, `guest`, `destroy`, `recover`, `reconcile` | what one VM does, verb by verb |
+//! | `heed`, `condition`, `ending` | what QEMU reports, what ails a living VM, why one ended |
+//! | `journal` | who did what, for people |
 //! | `request` | what can be asked of a VM |
 //! | `task` | the loop that owns one VM, and the handle to it |
 //!
@@ -27,12 +29,15 @@ mod action;
 mod bench;
 mod boot;
 mod cleanup;
+mod condition;
 mod context;
 mod destroy;
 mod effects;
+mod ending;
 mod facts;
 mod firewall;
 mod guest;
+mod heed;
 mod journal;
 mod launch;
 mod ledger;
@@ -55,6 +60,7 @@ mod task;
 pub use action::{Action, Release, RowValues, Slot, Spawn};
 pub use bench::Bench;
 pub use cleanup::{Cleanup, Resource};
+pub use condition::{Ailment, Condition, Health, IoErrorReason};
 pub use context::VmContext;
 pub use effects::HostEffects;
 pub use journal::{Actor, Journal, JournalEntry, JournalReader, Journals, Kind, Note, Phase};
@@ -67,7 +73,7 @@ pub use planner::{Facts, RowClaim, TapState};
 pub use reconcile::{ReconcileAction, ReconcileResult};
 pub use recover::Recovered;
 pub use request::Verb;
-pub use run::{Effects, Run};
+pub use run::{Desk, Effects, Run};
 pub use services::{EffectsWrapper, Services};
 pub use task::VmHandle;
 

@@ -6,15 +6,20 @@
 //! guest run, or where destroying had begun.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, UNIX_EPOCH};
 
+use serde_json::json;
 use tokio::time::timeout;
 
 use super::action::Release;
 use super::bench::Bench;
+use super::condition::{Health, diagnose};
 use super::effects::{connect, keep_trying};
+use super::journal::{Actor, Kind, Note};
 use super::ledger::{Contents, Entry, Lived};
-use super::live::{Live, LiveView};
+use super::live::{Live, LiveView, memory_of};
 use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
@@ -49,6 +54,19 @@ pub enum Recovered {
     Skipped(String),
 }
 
+impl Recovered {
+    /// The word of the journal, and the reason.
+    fn told(&self) -> (&'static str, Option<&str>) {
+        match self {
+            Self::Nothing => ("nothing", None),
+            Self::Alive => ("alive", None),
+            Self::Off => ("off", None),
+            Self::Undone => ("undone", None),
+            Self::Skipped(why) => ("unknown", Some(why)),
+        }
+    }
+}
+
 enum Found {
     Process(ProcessHandle),
     None,
@@ -61,12 +79,49 @@ impl Machine {
             return Ok(Recovered::Alive);
         }
         let contents = self.context.ledger.contents();
-        let process = match self.find_process(&contents).await? {
+        let found = self.find_out(&contents).await;
+        self.tell_found(&contents, &found);
+        found
+    }
+
+    /// What was found is an entry of its own, unless it is what was found before.
+    fn tell_found(&mut self, contents: &Contents, found: &Result<Recovered, Failure>) {
+        let told = match found {
+            Ok(Recovered::Nothing) => return,
+            Ok(found) => {
+                let (word, why) = found.told();
+                json!({ "found": word, "why": why, "interrupted": contents.operation })
+            }
+            Err(failure) => json!({ "found": "failure", "why": failure.to_string() }),
+        };
+        if self.found.as_ref() != Some(&told) {
+            let note = Note::of(Kind::Event).step("taking stock");
+            self.context.journal.note(note.detail(told.clone()));
+            self.found = Some(told);
+        }
+    }
+
+    /// What ails a QEMU that was just taken back.
+    async fn examine(&mut self, status: Option<&StatusInfo>) {
+        let Some(view) = self.live.as_ref().map(|live| Arc::clone(&live.view)) else {
+            return;
+        };
+        match status {
+            None => self.context.answers(&view, false),
+            Some(status) => {
+                let ailment = diagnose(&view.qmp, status, None).await;
+                self.context.guest_is(&view, ailment, Actor::Monitor);
+            }
+        }
+    }
+
+    async fn find_out(&mut self, contents: &Contents) -> Result<Recovered, Failure> {
+        let process = match self.find_process(contents).await? {
             Found::Unknown(why) => return Ok(Recovered::Skipped(why)),
             Found::Process(process) => Some(process),
             Found::None => None,
         };
-        let launching = self.is_undecided(&contents, process.is_none()).await;
+        let launching = self.is_undecided(contents, process.is_none()).await;
         match (contents.operation, process, contents.lived.clone()) {
             (
                 Some(operation @ (Operation::Destroy | Operation::Delete | Operation::DeleteData)),
@@ -77,8 +132,8 @@ impl Machine {
                 Ok(Recovered::Off)
             }
             // Its guest never ran: that comes long after the ledger has the process.
-            (_, process, None) if launching => self.undo(&contents, process).await,
-            (_, None, Some(_)) if launching => self.undo(&contents, None).await,
+            (_, process, None) if launching => self.undo(contents, process).await,
+            (_, None, Some(_)) if launching => self.undo(contents, None).await,
             (_, Some(process), Some(lived)) => self.take_back(launching, process, lived).await,
             // Its ledger was damaged.
             (_, Some(process), None) => {
@@ -231,12 +286,16 @@ impl Machine {
             .services
             .display_ports
             .claim(lived.display_port);
+        let memory = memory_of(&process).await;
         let view = LiveView {
             process,
             qmp,
             qmp_socket: lived.qmp_socket.to_string(),
             tap: self.context.names.tap.to_string(),
             display_port: lived.display_port,
+            health: Health::default(),
+            memory,
+            missed: AtomicU64::default(),
         };
         let live = Live {
             view: view.into(),
@@ -245,6 +304,7 @@ impl Machine {
             ending: None,
         };
         self.goes_live(live, shown.clone());
+        self.examine(status.as_ref()).await;
         if status.is_some() || !launching {
             self.context.ledger.commit()?;
             self.write_found(&shown).await;
@@ -295,6 +355,7 @@ impl Machine {
             database
                 .update_machine_status(vm_id, found.as_str(), &super::status::UNTOUCHABLE)
                 .await?;
+            self.context.journal.status(found.as_str());
         }
         Ok(())
     }
@@ -308,7 +369,7 @@ impl Machine {
         self.disown_strangers(contents)?;
         let bench = Bench::of_process(process);
         let context = &self.context;
-        let cleanup = undo_attempt(context.effects.as_ref(), &context.ledger, &bench).await;
+        let cleanup = undo_attempt(context.desk(&bench)).await;
         self.alert(&cleanup);
         context.end_attempt().await?;
         if context.ledger.contents().lived.is_some() {
@@ -363,8 +424,9 @@ impl Machine {
         }
         match (lived, rebooted) {
             (Some(lived), false) if !stopping => {
-                self.died_unseen(Some(lived.process.pid), Exit::Unknown)
-                    .await;
+                let cause = self.cause_of(Exit::Unknown, Some(lived.process.clone()));
+                let cause = cause.await;
+                self.died_unseen(Some(lived.process.pid), cause).await;
             }
             (Some(_), true) => self.gone(&EndCause::of("host-reboot")).await,
             _ => self.gone(&EndCause::of("unknown")).await,

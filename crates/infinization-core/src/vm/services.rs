@@ -20,6 +20,7 @@ use crate::types::{FirewallDefaultAction, MacAddr, VmId, VmNames};
 
 use super::context::VmContext;
 use super::effects::HostEffects;
+use super::journal::Journals;
 use super::run::Effects;
 use super::salvage::open_ledger;
 
@@ -44,6 +45,8 @@ pub struct Services {
     pub capabilities: Capabilities,
     /// Display ports of this process' VMs.
     pub display_ports: DisplayPorts,
+    /// What was done with each VM.
+    pub journals: Journals,
     /// QEMU's own cgroups.
     pub cgroups: Cgroups,
     /// What parsing a VM's configuration needs to know.
@@ -89,11 +92,13 @@ impl Services {
             None => host,
         };
         let services = Arc::clone(self);
+        let journal = self.journals.of(vm_id);
         Ok(VmContext {
             vm_id: vm_id.clone(),
             names,
             directory,
             ledger,
+            journal,
             effects,
             services,
         })

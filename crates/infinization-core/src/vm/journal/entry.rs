@@ -224,7 +224,7 @@ fn cut_text(text: String, keep_end: bool) -> String {
     }
     if keep_end {
         let is_start = |at: &usize| text.is_char_boundary(*at);
-        let from = (text.len() - LONGEST_TEXT..).find(is_start);
+        let from = (text.len() - LONGEST_TEXT..=text.len()).find(is_start);
         return format!("…{}", &text[from.unwrap_or_default()..]);
     }
     let is_end = |at: &usize| text.is_char_boundary(*at);

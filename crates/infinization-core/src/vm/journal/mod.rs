@@ -25,8 +25,9 @@ mod writer;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 pub use self::entry::{Actor, JournalEntry, Note, Phase};
@@ -38,9 +39,13 @@ use crate::events::now_ms;
 use crate::types::VmId;
 
 /// How many bytes a journal's newer file may have; the older one has as many at most.
-pub const LIMIT: u64 = 1024 * 1024;
+const LIMIT: u64 = 1024 * 1024;
 /// How many journals of machines that are gone are kept.
-pub const KEPT: usize = 256;
+const KEPT: usize = 256;
+/// How many events of a guest or its monitor are noted within [`EVENT_WINDOW`]: a guest that resets
+/// itself without end must not push everything else out.
+const MOST_EVENTS: u32 = 64;
+const EVENT_WINDOW: Duration = Duration::from_secs(60);
 /// What is under way between operations.
 const RUN: &str = "run";
 
@@ -53,7 +58,11 @@ pub struct Journals {
 
 impl Journals {
     /// Starts the writer of the journals in `{state_dir}/journals`.
-    pub fn start(state_dir: &Path, limit: u64) -> Result<Self, Failure> {
+    pub fn start(state_dir: &Path) -> Result<Self, Failure> {
+        Self::with_limit(state_dir, LIMIT)
+    }
+
+    fn with_limit(state_dir: &Path, limit: u64) -> Result<Self, Failure> {
         let directory = state_dir.join("journals");
         let machines = state_dir.join("vms");
         let writer = Arc::new(Writer::start(directory.clone(), machines, limit)?);
@@ -97,6 +106,37 @@ struct Scope {
     operation: Cow<'static, str>,
     /// The status the machine was last known to have.
     status: Option<String>,
+    /// Nothing is noted: there is no machine.
+    silent: bool,
+    events: Events,
+}
+
+/// The events of this window.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Events {
+    since: Option<Instant>,
+    noted: u32,
+    left_out: u64,
+}
+
+impl Events {
+    /// Whether another one is noted; if it begins a new window, how many the last one left out.
+    fn admits(&mut self, now: Instant) -> (bool, u64) {
+        let mut left_out = 0;
+        let fresh = self.since.is_none_or(|since| now - since >= EVENT_WINDOW);
+        if fresh {
+            left_out = std::mem::take(&mut self.left_out);
+            self.since = Some(now);
+            self.noted = 0;
+        }
+        let admitted = self.noted < MOST_EVENTS;
+        if admitted {
+            self.noted += 1;
+        } else {
+            self.left_out += 1;
+        }
+        (admitted, left_out)
+    }
 }
 
 impl Default for Scope {
@@ -105,6 +145,8 @@ impl Default for Scope {
             actor: Actor::Process,
             operation: RUN.into(),
             status: None,
+            silent: false,
+            events: Events::default(),
         }
     }
 }
@@ -128,13 +170,31 @@ impl Journal {
     /// The operation is over.
     pub fn leave(&self) {
         self.enter(Actor::Process, RUN);
+        self.scope().silent = false;
+    }
+
+    /// Nothing is noted until the operation is over.
+    pub fn be_silent(&self) {
+        self.scope().silent = true;
+    }
+
+    /// Notes what a guest or its monitor did, unless too much was lately; that is told with the next.
+    pub fn event(&self, note: Note) {
+        let (admitted, left_out) = self.scope().events.admits(Instant::now());
+        if left_out > 0 {
+            self.note(Note::of(Kind::Lost).detail(json!({ "count": left_out })));
+        }
+        if admitted {
+            self.note(note);
+        }
     }
 
     /// Notes something. Never waits.
     pub fn note(&self, note: Note) {
-        let Scope {
-            actor, operation, ..
-        } = self.scope().clone();
+        let (actor, operation) = match &*self.scope() {
+            Scope { silent: true, .. } => return,
+            scope => (scope.actor, scope.operation.clone()),
+        };
         self.writer.put(Draft {
             vm_id: self.vm_id.clone(),
             timestamp: now_ms(),

@@ -2,7 +2,7 @@
 //! it holds little whatever their size, and goes on where it was when there is more.
 
 use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::entry::JournalEntry;
 use super::writer::machines_of;
@@ -34,6 +34,24 @@ impl JournalReader {
             left: options.limit.unwrap_or(usize::MAX),
             options,
             machines: HashMap::new(),
+        }
+    }
+
+    /// The numbers of a machine's oldest and newest entry. Blocks.
+    pub fn range(directory: &Path, vm_id: &VmId) -> std::io::Result<Option<(u64, u64)>> {
+        let mut lines = LineLog::of(directory, vm_id.as_str()).read();
+        let mut range = None;
+        loop {
+            let next = lines.next_lines()?;
+            if next.is_empty() {
+                return Ok(range);
+            }
+            let number =
+                |line: &Vec<u8>| Some(serde_json::from_slice::<JournalEntry>(line).ok()?.seq);
+            for seq in next.iter().filter_map(number) {
+                let (first, last) = range.unwrap_or((seq, seq));
+                range = Some((first, last.max(seq)));
+            }
         }
     }
 

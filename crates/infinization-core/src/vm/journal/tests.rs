@@ -38,7 +38,7 @@ fn event(name: String) -> Note {
 async fn entries_are_numbered_without_gaps_over_restarts() {
     let directory = tempfile::tempdir().unwrap();
     for run in 0..3 {
-        let journals = Journals::start(directory.path(), LIMIT).unwrap();
+        let journals = Journals::start(directory.path()).unwrap();
         let journal = journals.of(&vm("vm-1"));
         journal.enter(Actor::Api, "stop");
         for number in 0..100 {
@@ -53,7 +53,7 @@ async fn entries_are_numbered_without_gaps_over_restarts() {
             fs::write(&file, text).unwrap();
         }
     }
-    let journals = Journals::start(directory.path(), LIMIT).unwrap();
+    let journals = Journals::start(directory.path()).unwrap();
     let entries = read(&journals, of("vm-1"));
     let numbers: Vec<u64> = entries.iter().map(|entry| entry.seq).collect();
     assert_eq!(numbers, (0..300).collect::<Vec<_>>());
@@ -67,7 +67,7 @@ async fn entries_are_numbered_without_gaps_over_restarts() {
 #[tokio::test]
 async fn the_size_is_bounded_and_the_newest_stay() {
     let directory = tempfile::tempdir().unwrap();
-    let journals = Journals::start(directory.path(), 16 * 1024).unwrap();
+    let journals = Journals::with_limit(directory.path(), 16 * 1024).unwrap();
     let journal = journals.of(&vm("vm-1"));
     for number in 0..2000 {
         journal.note(event(format!("event {number}")));
@@ -91,7 +91,7 @@ async fn f17_what_could_not_be_written_is_told_and_leaves_no_gap() {
     let directory = tempfile::tempdir().unwrap();
     let in_the_way = directory.path().join("journals");
     fs::write(&in_the_way, "").unwrap();
-    let journals = Journals::start(directory.path(), LIMIT).unwrap();
+    let journals = Journals::start(directory.path()).unwrap();
     let journal = journals.of(&vm("vm-1"));
     for number in 0..3 {
         journal.note(event(number.to_string()));
@@ -114,7 +114,7 @@ async fn f17_what_could_not_be_written_is_told_and_leaves_no_gap() {
 async fn f8_a_flood_is_bounded_and_counted() {
     const FLOOD: u64 = 200_000;
     let directory = tempfile::tempdir().unwrap();
-    let journals = Journals::start(directory.path(), 64 * LIMIT).unwrap();
+    let journals = Journals::with_limit(directory.path(), 64 * LIMIT).unwrap();
     let journal = journals.of(&vm("vm-1"));
     for number in 0..FLOOD {
         journal.note(event(number.to_string()));
@@ -136,7 +136,7 @@ async fn f8_a_flood_is_bounded_and_counted() {
 #[tokio::test]
 async fn what_is_asked_for_is_what_is_read() {
     let directory = tempfile::tempdir().unwrap();
-    let journals = Journals::start(directory.path(), LIMIT).unwrap();
+    let journals = Journals::start(directory.path()).unwrap();
     let (one, two) = (journals.of(&vm("vm-1")), journals.of(&vm("vm-2")));
     one.enter(Actor::Api, "start");
     one.operation(Phase::Begun, json!({ "waitForBoot": true }));
@@ -191,7 +191,7 @@ async fn what_is_asked_for_is_what_is_read() {
 #[tokio::test]
 async fn a_reader_that_follows_goes_on_where_it_was() {
     let directory = tempfile::tempdir().unwrap();
-    let journals = Journals::start(directory.path(), 2048).unwrap();
+    let journals = Journals::with_limit(directory.path(), 2048).unwrap();
     let mut changes = journals.changes();
     let mut reader = JournalReader::new(journals.directory().to_owned(), of("vm-1"));
     let journal = journals.of(&vm("vm-1"));
@@ -210,7 +210,7 @@ async fn a_reader_that_follows_goes_on_where_it_was() {
 async fn of_machines_that_are_gone_the_newest_journals_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir_all(directory.path().join("vms/alive")).unwrap();
-    let journals = Journals::start(directory.path(), LIMIT).unwrap();
+    let journals = Journals::start(directory.path()).unwrap();
     let old = |number: usize| format!("old-{number:03}");
     journals.of(&vm("alive")).note(event("x".to_owned()));
     journals.written().await;
@@ -234,4 +234,14 @@ async fn of_machines_that_are_gone_the_newest_journals_are_kept() {
     journals.written().await;
     assert_eq!(read(&journals, of(&old(5))).last().unwrap().seq, 1);
     assert_eq!(read(&journals, of(&old(4))).last().unwrap().seq, 0);
+}
+
+#[test]
+fn f8_events_beyond_a_window_s_share_are_counted() {
+    let (mut events, began) = (Events::default(), Instant::now());
+    let admitted = (0..1000).filter(|_| events.admits(began).0).count();
+    assert_eq!(admitted, MOST_EVENTS as usize);
+    let later = began + EVENT_WINDOW;
+    assert_eq!(events.admits(later), (true, 1000 - u64::from(MOST_EVENTS)));
+    assert_eq!(events.admits(later), (true, 0));
 }

@@ -136,7 +136,7 @@ impl Desk {
             for job in std::iter::once(first).chain(more.take(BATCH)) {
                 match job {
                     Job::Write(draft) => {
-                        drafts.entry(draft.vm_id.clone()).or_default().push(*draft)
+                        drafts.entry(draft.vm_id.clone()).or_default().push(*draft);
                     }
                     Job::Tell(tell) => tells.push(tell),
                     Job::Prune => prune = true,
