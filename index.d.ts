@@ -280,7 +280,7 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * given. Ends at `shutdown()`. A reader that falls 4096 events behind gets one of type `lost`,
    * with the number of those it missed. Waiting for the next one does not keep the process alive.
    */
-  events(options?: { vmId?: string }): AsyncIterableIterator<InfinizationEvent>
+  events(options?: { vmId?: string }): InfinizationEventStream
 
   /**
    * What was done with the machines, by whom and why: the entries of one machine by their numbers, or
@@ -356,6 +356,15 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
 export interface InfinizationEvents {
   /** The process was too busy to take its events; so many of the oldest were dropped. */
   lost: [details: { count: number }]
+}
+
+/** The iterator that `events()` returns. */
+export interface InfinizationEventStream extends AsyncIterableIterator<InfinizationEvent> {
+  /**
+   * How many events it has missed in all: because this reader was too slow, or because the process was.
+   * (What QEMU reported faster than the library could take it is `missedEvents` of `getVMStatus`.)
+   */
+  readonly lost: number
 }
 
 /** What `journal()` is asked. */
@@ -703,6 +712,13 @@ export interface VMStatusResult {
   processAlive: boolean
   /** QEMU is there, but its monitor is not connected or did not answer within a second. */
   unresponsive: boolean
+  /** What ails a VM that lives; null when nothing does. */
+  condition: VMCondition | null
+  /**
+   * How many events of this QEMU were dropped because they came faster than they could be taken (a
+   * flood); what they meant for the status was asked for instead.
+   */
+  missedEvents: number
   /**
    * Whether row and process agree: `running`, `suspended` and `paused` go with a QEMU, `off` and
    * `error` with none, any other status with both.
@@ -710,19 +726,55 @@ export interface VMStatusResult {
   consistent: boolean
   tapDevice: string | null
   qmpSocketPath: string | null
-  /** Why the last QEMU ended, if this process saw it end. */
+  /** Why the last QEMU ended; also after a restart of your process. */
   lastExit?: VMExitCause
+}
+
+/**
+ * What ails a VM that lives, and since when the library knows. It ends when the guest goes on, and
+ * `getEventHandler()` emits every change as `vm:condition`.
+ *
+ * - `io-error`: a disk's request failed on the host and QEMU stopped the guest. `device` as in
+ *   `queryBlockDevices`, if QEMU says which. Make space (or mend the disk), then `getQMPClient(id).cont()`:
+ *   the guest's request is tried again.
+ * - `guest-panicked`: the guest's kernel gave up. QEMU goes on; `info` is what the guest told of it.
+ * - `watchdog`: the guest did not serve its watchdog device; `action` is what QEMU does about it.
+ * - `internal-error`: QEMU stopped the guest because of a defect of QEMU or KVM.
+ * - `unresponsive`: QEMU's monitor does not answer (stopped, hanging in the kernel). A forced stop ends
+ *   it all the same.
+ */
+export type VMCondition =
+  | { kind: 'io-error', reason: 'nospace' | 'other', device?: string, since: Date }
+  | { kind: 'guest-panicked', info?: Record<string, unknown>, since: Date }
+  | { kind: 'watchdog', action: string, since: Date }
+  | { kind: 'internal-error', since: Date }
+  | { kind: 'unresponsive', since: Date }
+
+/** Payload of `vm:condition`. */
+export interface VMConditionEvent {
+  vmId: string
+  /** Null when nothing ails it any more. */
+  condition: VMCondition | null
+  previous: VMCondition | null
+  timestamp: Date
 }
 
 /** Why a QEMU ended. */
 export interface VMExitCause {
   /**
-   * QEMU's own reason, if it gave one (`guest-shutdown`, `guest-reset`, `host-qmp-quit`, `host-signal`,
-   * …), or `signal`, `exit-code`, `host-kill` (killed by us), `host-reboot`, `unknown` (it was not our
-   * child, or nobody watched).
+   * QEMU's own reason, if it gave one (`guest-shutdown`, `guest-reset`, `guest-panic`, `host-qmp-quit`,
+   * `host-signal`, …), or `oom-killed` (by the kernel, which ran out of memory; proven, see `evidence`),
+   * `watchdog`, `signal`, `exit-code`, `host-kill` (killed by us), `host-reboot`, `unknown` (it was not
+   * our child, or nobody watched).
    */
   reason: string
-  /** The signal's number, with `signal`. */
+  /** When that was noticed. */
+  endedAt?: Date
+  /** What proves a reason that QEMU did not give itself: a counter of its cgroup, or the kernel's words. */
+  evidence?: string
+  /** What the guest told of its panic. */
+  panic?: Record<string, unknown>
+  /** The signal's number, with `signal` and `oom-killed`. */
   signal?: number
   /** With `exit-code`. */
   exitCode?: number
@@ -1310,6 +1362,8 @@ export interface VMEventData {
   newStatus: string
   timestamp: Date
   qmpData?: unknown
+  /** Why QEMU ended: with the events that tell that it has. */
+  cause?: VMExitCause
 }
 
 /**
@@ -1332,6 +1386,8 @@ export interface EventHandlerEvents {
   /** The monitor's connection ended; `transient`: it is being made again. */
   'vm:disconnect': [data: { vmId: string; timestamp: Date; transient: boolean }]
   'vm:reconnect': [data: { vmId: string }]
+  /** What ails a living VM has changed. */
+  'vm:condition': [data: VMConditionEvent]
   /** The monitor could not be reached again, though QEMU lives. */
   'vm:stale': [data: { vmId: string; reason: string }]
   /**

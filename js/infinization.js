@@ -7,6 +7,7 @@ const { abortable } = require('./abort')
 const { chooseDatabase, requireEmbedded } = require('./database')
 const { LifecycleError } = require('./errors')
 const { EventStream, route } = require('./events')
+const { JournalChanges, JournalStream } = require('./journal')
 const native = require('./native')
 const { QMPClient } = require('./qmp-client')
 const { NftablesService } = require('./services')
@@ -39,6 +40,8 @@ class Infinization extends Manager {
   #nftablesService
   #monitors = new Map()
   #streams = new Set()
+  #journals = new Set()
+  #journalChanges = new JournalChanges(this)
   #closed = false
 
   constructor (config = {}) {
@@ -63,7 +66,7 @@ class Infinization extends Manager {
       return await super.shutdown()
     } finally {
       this.#closed = true
-      for (const stream of this.#streams) stream.end()
+      for (const stream of [...this.#streams, ...this.#journals]) stream.end()
     }
   }
 
@@ -122,6 +125,12 @@ class Infinization extends Manager {
     const stream = new EventStream(vmId, () => this.#streams.delete(stream))
     this.#streams.add(stream)
     if (this.#closed) stream.end()
+    return stream
+  }
+
+  journal (options) {
+    const stream = new JournalStream(this, options, this.#journalChanges, () => this.#journals.delete(stream))
+    this.#journals.add(stream)
     return stream
   }
 

@@ -45,8 +45,9 @@ test('one event of QEMU: its own name, the resulting status, vm:event; each with
     ['vm:resume', 'RESUME', 'suspended', 'running'], ['vm:running', 'RESUME', 'suspended', 'running'], ['vm:event', 'RESUME', 'suspended', 'running'],
     ['vm:shutdown', 'SHUTDOWN', 'running', 'off'], ['vm:off', 'SHUTDOWN', 'running', 'off'], ['vm:event', 'SHUTDOWN', 'running', 'off']
   ])
-  for (const [, payload] of seen) {
+  for (const [, { cause, ...payload }] of seen) {
     expect(Object.keys(payload).sort()).toEqual(['event', 'newStatus', 'previousStatus', 'qmpData', 'timestamp', 'vmId'])
+    expect(cause?.reason).toBe(payload.event === 'SHUTDOWN' ? 'host-signal' : undefined)
     expect(payload.vmId).toBe(vmId)
     expect(payload.timestamp).toBeInstanceOf(Date)
   }

@@ -7,6 +7,7 @@ mod event_handler;
 mod firewall_rule_translator;
 mod health_monitor;
 mod infinization;
+mod journal_reader;
 mod mac_address_generator;
 mod nftables_service;
 mod qemu_img_service;

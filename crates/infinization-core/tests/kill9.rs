@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use infinization_core::manager::Manager;
-use kit::machine::{Host, has_no_gaps, journal_of, never, qemus};
+use kit::machine::{Host, has_no_gaps, journal_of, never, next_event, qemus, send_signal};
 use kit::meddler::{Deed, Meddler};
 use serde_json::{Value, json};
 
@@ -78,7 +78,16 @@ async fn victim(orders: &Value) {
         "restart" => {
             manager.create_vm(machine, never()).await.unwrap();
             meddler.arm(step);
-            let restarted = manager.restart_vm(VM.into()).await.unwrap();
+            let mut events = manager.subscribe();
+            // This guest does not hear the power button.
+            let ends = async {
+                next_event(&mut events, "vm:powerdown").await;
+                for pid in qemus(Path::new(orders["settings"]["stateDir"].as_str().unwrap())) {
+                    send_signal(pid, nix::sys::signal::SIGTERM);
+                }
+            };
+            let (restarted, ()) = tokio::join!(manager.restart_vm(VM.into()), ends);
+            let restarted = restarted.unwrap();
             assert_eq!(restarted["success"], true, "{restarted}");
         }
         "destroy" => {

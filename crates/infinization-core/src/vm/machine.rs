@@ -134,6 +134,7 @@ impl Machine {
 
     /// QEMU is gone and nobody asked for it. The row first, then the clean-up, then the listeners.
     pub(super) async fn died_unseen(&mut self, pid: Option<i32>, cause: EndCause) {
+        let cause = cause.noticed_now();
         let last_known = self.shown.clone();
         let detected_at = now_ms();
         self.write_off().await;
