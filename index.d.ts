@@ -293,13 +293,13 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    *
    * Entries survive the end of this process at any moment; a power cut may cost the last half
    * minute's. `next()` rejects with what the options or the files are refused for.
-   * @throws LifecycleError `INVALID_CONFIG`, `INVALID_STATE` before `initialize()`, `CLOSED`, `STATE_FILE`
+   * @throws LifecycleError `INVALID_CONFIG`, `INVALID_STATE` before `initialize()`, `CLOSED`; ProcessError `STATE_FILE`
    */
   journal(options?: JournalOptions): AsyncIterableIterator<JournalEntry>
   /**
    * Which entries of a machine's journal there are: `firstSeq` tells what has been rotated away. Null
    * if there is none.
-   * @throws LifecycleError `INVALID_CONFIG`, `STATE_FILE`
+   * @throws LifecycleError `INVALID_CONFIG`; ProcessError `STATE_FILE`
    */
   getJournalRange(vmId: string): Promise<JournalRange | null>
 

@@ -242,3 +242,15 @@ describe('the health monitor', () => {
     expect(await instance.getHealthMonitor().reconcileTransientStates(['starting'])).toEqual(nothing)
   })
 })
+
+test('F8: a reader that is too slow is told how many events it missed, and can ask', async () => {
+  const { EventStream } = require('../../js/events')
+  const stream = new EventStream(undefined, () => {})
+  expect(stream.lost).toBe(0)
+  for (let seq = 0; seq < 5000; seq++) stream.push({ seq, source: 'eventHandler', kind: 'x', data: null })
+  expect(stream.lost).toBe(904)
+  expect((await stream.next()).value).toMatchObject({ type: 'lost', data: { count: 904 } })
+  expect((await stream.next()).value.seq).toBe(904)
+  stream.push({ seq: null, source: 'manager', kind: 'lost', data: { count: 7 } })
+  expect(stream.lost).toBe(911)
+})

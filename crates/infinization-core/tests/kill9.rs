@@ -2,6 +2,8 @@
 //! delete. The next one finds each VM done or undone, never both, never starts a second QEMU, and its
 //! journal tells without a gap what was under way and what became of it.
 //!
+//! Suspend, resume and reset have no steps; they are killed ever later after they were begun.
+//!
 //! The test starts itself again as the victim, in the same private network.
 #![allow(
     clippy::unwrap_used,
@@ -14,6 +16,7 @@ mod kit;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use infinization_core::manager::Manager;
 use kit::machine::{Host, has_no_gaps, journal_of, never, next_event, qemus, send_signal};
@@ -23,6 +26,8 @@ use serde_json::{Value, json};
 const VM: &str = "killed-1";
 /// No verb has this many steps; reaching it means that the victim never ends.
 const MOST_STEPS: usize = 60;
+/// How much later each kill of a verb without steps comes.
+const LATER: Duration = Duration::from_micros(400);
 
 fn main() {
     if let Some(orders) = std::env::var_os("INFINIZATION_TEST_VICTIM") {
@@ -40,6 +45,17 @@ fn main() {
             println!("f9 {verb} {deed:?}: {} steps ... ok", steps.recv().unwrap());
             passed += 1;
         }
+    }
+    for verb in ["suspend", "resume", "reset"] {
+        let (sender, rounds) = std::sync::mpsc::channel();
+        kit::in_private_network(move || async move {
+            sender.send(kill_ever_later(verb).await).unwrap();
+        });
+        println!(
+            "f9 {verb} ever later: {} kills ... ok",
+            rounds.recv().unwrap()
+        );
+        passed += 1;
     }
     println!("{passed} passed, 0 failed");
 }
@@ -90,6 +106,19 @@ async fn victim(orders: &Value) {
             let restarted = restarted.unwrap();
             assert_eq!(restarted["success"], true, "{restarted}");
         }
+        verb @ ("suspend" | "resume" | "reset") => {
+            manager.create_vm(machine, never()).await.unwrap();
+            if verb == "resume" {
+                manager.suspend_vm(VM.into()).await.unwrap();
+            }
+            die_when_begun(orders, verb, LATER * u32::try_from(step).unwrap());
+            match verb {
+                "suspend" => manager.suspend_vm(VM.into()).await,
+                "resume" => manager.resume_vm(VM.into()).await,
+                _ => manager.reset_vm(VM.into()).await,
+            }
+            .unwrap();
+        }
         "destroy" => {
             manager.create_vm(machine, never()).await.unwrap();
             meddler.arm(step);
@@ -102,6 +131,64 @@ async fn victim(orders: &Value) {
             manager.delete_vm(VM.into(), with_disks).await.unwrap();
         }
     }
+}
+
+/// These have no steps of a plan: the process dies so long after the journal has that the verb was
+/// begun.
+fn die_when_begun(orders: &Value, verb: &str, delay: Duration) {
+    let state = Path::new(orders["settings"]["stateDir"].as_str().unwrap());
+    let journal = state.join(format!("journals/{VM}.jsonl"));
+    let begun = format!(r#""operation":"{verb}","kind":"operation","phase":"begun""#);
+    let count = move || {
+        let text = std::fs::read_to_string(&journal).unwrap();
+        text.matches(&begun).count()
+    };
+    let before = count();
+    std::thread::spawn(move || {
+        while count() == before {}
+        std::thread::sleep(delay);
+        let me = i32::try_from(std::process::id()).unwrap();
+        send_signal(me, nix::sys::signal::SIGKILL);
+    });
+}
+
+/// Kills ever later, until the verb is done first. Answers how often that took.
+async fn kill_ever_later(verb: &str) -> usize {
+    let host = Host::new().await;
+    for round in 0..MOST_STEPS {
+        let killed = run_victim(&host, verb, Deed::KillBefore, round);
+        let at = format!("{verb} killed in round {round}");
+        let manager = host.manager().await;
+        let status = manager.get_vm_status(VM.into()).await.unwrap();
+        assert_eq!(status["consistent"], true, "{at}: {status}");
+        let agreed = [
+            ("running", "running"),
+            ("suspended", "paused"),
+            ("suspended", "prelaunch"),
+        ];
+        let words = (
+            status["status"].as_str().unwrap(),
+            status["qmpStatus"].as_str().unwrap(),
+        );
+        assert!(agreed.contains(&words), "{at}: {status}");
+        let journal = journal_of(&manager, VM).await;
+        has_no_gaps(&journal);
+        let mut told = since_begun(&journal, verb).iter();
+        let found = told.find(|entry| entry["step"] == "taking stock").unwrap();
+        assert_eq!(found["detail"]["found"], "alive", "{at}");
+        assert_eq!(found["detail"]["status"], status["status"], "{at}");
+        manager
+            .delete_vm(VM.into(), json!({ "deleteDisks": true }))
+            .await
+            .unwrap();
+        manager.shutdown().await.unwrap();
+        host.is_clean().await;
+        if !killed {
+            assert!(round > 0, "{verb} was never killed");
+            return round;
+        }
+    }
+    panic!("{verb} takes longer than {:?}", LATER * 60);
 }
 
 async fn kill_at_every_step(verb: &str, deed: Deed) -> usize {
@@ -195,7 +282,7 @@ fn is_end(entry: &Value, verb: &str) -> bool {
 }
 
 /// The verb has no end, the step it was killed at was told before it was begun, and the next process
-/// has told what it found, unless there was nothing left to find.
+/// has told what it found: `unknown` while QEMU is just ending, which the next verb looks at again.
 fn tells_the_kill(told: &[Value], at: &str) {
     let verb = told[0]["operation"].as_str().unwrap();
     assert!(
@@ -221,7 +308,10 @@ fn tells_the_kill(told: &[Value], at: &str) {
         .find(|entry| entry["actor"] == "recovery" && entry["step"] == "taking stock");
     let found = found.unwrap_or_else(|| panic!("{at}: nobody took stock: {told:#?}"));
     let word = found["detail"]["found"].as_str().unwrap();
-    assert!(["alive", "off", "undone"].contains(&word), "{at}: {found}");
+    assert!(
+        ["alive", "off", "undone", "unknown"].contains(&word),
+        "{at}: {found}"
+    );
 }
 
 /// It can be started where it is off, and stopped where it runs.

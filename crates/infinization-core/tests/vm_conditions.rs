@@ -12,7 +12,8 @@ use infinization_core::host::qemu_img::{ImageFormat, Job, check};
 use infinization_core::manager::Manager;
 use infinization_core::types::HostPath;
 use kit::machine::{
-    Host, PATIENCE, consistent_status, delete, forced, journal_of, never, next_event, send_signal,
+    Host, PATIENCE, consistent_status, delete, forced, has_no_gaps, journal_of, never, next_event,
+    send_signal,
 };
 use kit::small_disk::SmallDisk;
 use nix::sys::signal::Signal;
@@ -297,6 +298,60 @@ fn f18_why_the_last_qemu_ended_is_known_after_a_restart() {
             .collect();
         assert_eq!(exits, [("run", "signal"), ("stop", "host-signal")]);
         delete(&manager, "last-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f08_a_flood_of_events_is_bounded_and_what_was_dropped_is_counted() {
+    kit::in_private_network(|| async {
+        const FLOOD: usize = 500;
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let created = manager
+            .create_vm(host.machine("flood-1"), never())
+            .await
+            .unwrap();
+        assert_eq!(
+            consistent_status(&manager, "flood-1").await["missedEvents"],
+            0
+        );
+        // QEMU finds all of this at once when it goes on, and a suspend behind it: while the VM is
+        // busy with that one, it takes no events.
+        send_signal(pid_of(&created), Signal::SIGSTOP);
+        let presses = (0..FLOOD).map(|_| {
+            let qmp = manager.qmp_client("flood-1").unwrap();
+            tokio::spawn(async move { qmp.system_powerdown().await })
+        });
+        let presses: Vec<_> = presses.collect();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let suspended = manager.clone();
+        let suspended = tokio::spawn(async move { suspended.suspend_vm("flood-1".into()).await });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        send_signal(pid_of(&created), Signal::SIGCONT);
+        for press in presses {
+            press.await.unwrap().unwrap();
+        }
+        suspended.await.unwrap().unwrap();
+        manager.resume_vm("flood-1".into()).await.unwrap();
+
+        let status = consistent_status(&manager, "flood-1").await;
+        assert_eq!(status["qmpStatus"], "running");
+        let missed = usize::try_from(status["missedEvents"].as_u64().unwrap()).unwrap();
+        assert!((1..=FLOOD).contains(&missed), "{status}");
+        let entries = journal_of(&manager, "flood-1").await;
+        has_no_gaps(&entries);
+        let told = entries
+            .iter()
+            .find(|entry| entry["step"] == "missed")
+            .unwrap();
+        assert!(told["detail"]["count"].as_u64().unwrap() > 0);
+        let noted = entries
+            .iter()
+            .filter(|entry| entry["step"] == "POWERDOWN")
+            .count();
+        assert!(noted <= 64, "{noted} entries push everything else out");
+        delete(&manager, "flood-1").await;
         host.is_clean().await;
     });
 }

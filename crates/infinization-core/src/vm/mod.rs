@@ -18,7 +18,7 @@
 //! | `effects` | performing one action on the real host |
 //! | `boot` | waiting for the guest's agent |
 //! | `machine`, `launch`, `stop`, `guest`, `destroy`, `recover`, `reconcile` | what one VM does, verb by verb |
-//! | `heed`, `condition`, `ending` | what QEMU reports, what ails a living VM, why one ended |
+//! | `heed`, `condition`, `found`, `ending` | what QEMU reports, what ails a living VM, what was found of one, why one ended |
 //! | `journal` | who did what, for people |
 //! | `request` | what can be asked of a VM |
 //! | `task` | the loop that owns one VM, and the handle to it |
@@ -36,6 +36,7 @@ mod effects;
 mod ending;
 mod facts;
 mod firewall;
+mod found;
 mod guest;
 mod heed;
 mod journal;

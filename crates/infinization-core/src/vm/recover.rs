@@ -6,18 +6,15 @@
 //! guest run, or where destroying had begun.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, UNIX_EPOCH};
 
-use serde_json::json;
 use tokio::time::timeout;
 
 use super::action::Release;
 use super::bench::Bench;
-use super::condition::{Health, diagnose};
+use super::condition::Health;
 use super::effects::{connect, keep_trying};
-use super::journal::{Actor, Kind, Note};
 use super::ledger::{Contents, Entry, Lived};
 use super::live::{Live, LiveView, memory_of};
 use super::machine::Machine;
@@ -54,19 +51,6 @@ pub enum Recovered {
     Skipped(String),
 }
 
-impl Recovered {
-    /// The word of the journal, and the reason.
-    fn told(&self) -> (&'static str, Option<&str>) {
-        match self {
-            Self::Nothing => ("nothing", None),
-            Self::Alive => ("alive", None),
-            Self::Off => ("off", None),
-            Self::Undone => ("undone", None),
-            Self::Skipped(why) => ("unknown", Some(why)),
-        }
-    }
-}
-
 enum Found {
     Process(ProcessHandle),
     None,
@@ -82,37 +66,6 @@ impl Machine {
         let found = self.find_out(&contents).await;
         self.tell_found(&contents, &found);
         found
-    }
-
-    /// What was found is an entry of its own, unless it is what was found before.
-    fn tell_found(&mut self, contents: &Contents, found: &Result<Recovered, Failure>) {
-        let told = match found {
-            Ok(Recovered::Nothing) => return,
-            Ok(found) => {
-                let (word, why) = found.told();
-                json!({ "found": word, "why": why, "interrupted": contents.operation })
-            }
-            Err(failure) => json!({ "found": "failure", "why": failure.to_string() }),
-        };
-        if self.found.as_ref() != Some(&told) {
-            let note = Note::of(Kind::Event).step("taking stock");
-            self.context.journal.note(note.detail(told.clone()));
-            self.found = Some(told);
-        }
-    }
-
-    /// What ails a QEMU that was just taken back.
-    async fn examine(&mut self, status: Option<&StatusInfo>) {
-        let Some(view) = self.live.as_ref().map(|live| Arc::clone(&live.view)) else {
-            return;
-        };
-        match status {
-            None => self.context.answers(&view, false),
-            Some(status) => {
-                let ailment = diagnose(&view.qmp, status, None).await;
-                self.context.guest_is(&view, ailment, Actor::Monitor);
-            }
-        }
     }
 
     async fn find_out(&mut self, contents: &Contents) -> Result<Recovered, Failure> {

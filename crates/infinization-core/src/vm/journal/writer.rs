@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
@@ -25,6 +25,9 @@ use crate::types::VmId;
 const BACKLOG: usize = 4096;
 /// How many are taken together at most.
 const BATCH: usize = 256;
+
+/// How many entries of each machine could not be written.
+type Losses = HashMap<VmId, u64>;
 
 /// An entry that has no number yet.
 #[derive(Debug)]
@@ -48,9 +51,9 @@ enum Job {
 pub(super) struct Writer {
     jobs: mpsc::Sender<Job>,
     changes: watch::Receiver<u64>,
-    waiting: std::sync::Arc<AtomicUsize>,
+    waiting: Arc<AtomicUsize>,
     /// What did not fit, by machine.
-    lost: std::sync::Arc<Mutex<HashMap<VmId, u64>>>,
+    lost: Arc<Mutex<Losses>>,
 }
 
 impl Writer {
@@ -61,12 +64,12 @@ impl Writer {
     ) -> Result<Self, Failure> {
         let (jobs, queue) = mpsc::channel();
         let (changed, changes) = watch::channel(0);
-        let (waiting, lost) = Default::default();
+        let (waiting, lost) = <(Arc<AtomicUsize>, Arc<Mutex<Losses>>)>::default();
         let writer = Self {
             jobs,
             changes,
-            waiting: std::sync::Arc::clone(&waiting),
-            lost: std::sync::Arc::clone(&lost),
+            waiting: Arc::clone(&waiting),
+            lost: Arc::clone(&lost),
         };
         let desk = Desk {
             directory,
@@ -111,7 +114,7 @@ impl Writer {
     }
 }
 
-fn locked(lost: &Mutex<HashMap<VmId, u64>>) -> MutexGuard<'_, HashMap<VmId, u64>> {
+fn locked(lost: &Mutex<Losses>) -> MutexGuard<'_, Losses> {
     lost.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -120,8 +123,8 @@ struct Desk {
     directory: PathBuf,
     machines: PathBuf,
     limit: u64,
-    waiting: std::sync::Arc<AtomicUsize>,
-    lost: std::sync::Arc<Mutex<HashMap<VmId, u64>>>,
+    waiting: Arc<AtomicUsize>,
+    lost: Arc<Mutex<Losses>>,
     /// The number each machine's next entry gets.
     next: HashMap<VmId, u64>,
 }
