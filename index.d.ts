@@ -306,7 +306,28 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * given. Ends at `shutdown()`. A reader that falls 4096 events behind gets one of type `lost`,
    * with the number of those it missed. Waiting for the next one does not keep the process alive.
    */
-  events(options?: { vmId?: string }): AsyncIterableIterator<InfinizationEvent>
+  events(options?: { vmId?: string }): InfinizationEventStream
+
+  /**
+   * What was done with the machines, by whom and why: the entries of one machine by their numbers, or
+   * of all by time, oldest first; with `follow` also those that come, until `return()` or
+   * `shutdown()`. It is read from files, so it also tells what happened before this process was
+   * started, and of machines that are gone (the newest 256 of those are kept, and go on when their id
+   * is used again). A reader that is slow misses nothing but what was rotated away meanwhile: a
+   * machine's journal is two files of at most 1 MiB, `{stateDir}/journals/<vmId>.jsonl` and
+   * `….jsonl.1`. Waiting for the next entry does not keep the process alive.
+   *
+   * Entries survive the end of this process at any moment; a power cut may cost the last half
+   * minute's. `next()` rejects with what the options or the files are refused for.
+   * @throws LifecycleError `INVALID_CONFIG`, `INVALID_STATE` before `initialize()`, `CLOSED`; ProcessError `STATE_FILE`
+   */
+  journal(options?: JournalOptions): AsyncIterableIterator<JournalEntry>
+  /**
+   * Which entries of a machine's journal there are: `firstSeq` tells what has been rotated away. Null
+   * if there is none.
+   * @throws LifecycleError `INVALID_CONFIG`; ProcessError `STATE_FILE`
+   */
+  getJournalRange(vmId: string): Promise<JournalRange | null>
 
   /**
    * Settles the machines in these statuses (default `starting`, `powering_off_update`, `rebuilding`)
@@ -361,6 +382,84 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
 export interface InfinizationEvents {
   /** The process was too busy to take its events; so many of the oldest were dropped. */
   lost: [details: { count: number }]
+}
+
+/** The iterator that `events()` returns. */
+export interface InfinizationEventStream extends AsyncIterableIterator<InfinizationEvent> {
+  /**
+   * How many events it has missed in all: because this reader was too slow, or because the process was.
+   * (What QEMU reported faster than the library could take it is `missedEvents` of `getVMStatus`.)
+   */
+  readonly lost: number
+}
+
+/** What `journal()` is asked. */
+export interface JournalOptions {
+  /** One machine's entries. Default: all machines', by time. */
+  vmId?: string
+  /** From this number (only with `vmId`) or moment on, itself included. */
+  since?: number | Date
+  /** Up to this number (only with `vmId`) or moment, itself included. */
+  until?: number | Date
+  /** Only entries of these kinds. */
+  kinds?: JournalKind[]
+  /** Only entries with one of these as their `step`. */
+  steps?: string[]
+  /** Waits for more at the end. Default false. */
+  follow?: boolean
+  /** Ends after so many entries. */
+  limit?: number
+}
+
+/**
+ * What an entry speaks of. `operation`: begun, done or failed. `step`: one of an operation's plan (as
+ * `planVM` shows it). `undo`: what an unfinished operation made is taken back. `release`: what is no
+ * longer needed is given back. `status`: the machine's status changed. `event`: what the guest, QEMU or
+ * its monitor did. `condition`: what ails a living VM. `exit`: QEMU ended; `detail` is a
+ * {@link VMExitCause}. `lost`: so many entries (`detail.count`) could not be written.
+ */
+export type JournalKind =
+  'operation' | 'step' | 'undo' | 'release' | 'status' | 'event' | 'condition' | 'exit' | 'lost'
+
+/** One entry of a machine's journal. */
+export interface JournalEntry {
+  vmId: string
+  /** Counts this machine's entries from 0 without gaps, also over restarts of your process. */
+  seq: number
+  timestamp: Date
+  /**
+   * Who is behind it: a verb of this API, the guest, QEMU's monitor, the end of QEMU's process, the
+   * library taking stock after its own restart, `reconcileStartupState`, the health monitor.
+   */
+  actor: 'api' | 'guest' | 'monitor' | 'process' | 'recovery' | 'reconcile' | 'health'
+  /**
+   * What was under way: `create`, `start`, `stop`, `restart`, `suspend`, `resume`, `reset`, `destroy`,
+   * `delete`, `set firewall rules`, `recover`, `reconcile`, `check`; `run` between them.
+   */
+  operation: string
+  kind: JournalKind
+  /** The name of the step, of what is given back, or of the event. */
+  step?: string
+  /** `begun` is written before anything is done; `undone` is what a step made and is gone again. */
+  phase?: 'begun' | 'done' | 'failed' | 'undone'
+  /** The status or condition before, if it is known. */
+  from?: string
+  /** The status or condition after. */
+  to?: string
+  /**
+   * The facts: of a failure its `code`, `message` and `causes`; of an event QEMU's data; names, paths,
+   * pids. At most 8 KiB, and never a secret.
+   */
+  detail?: Record<string, unknown>
+}
+
+/** Which entries a journal has. */
+export interface JournalRange {
+  vmId: string
+  /** The oldest there is: the ones before it have been rotated away. */
+  firstSeq: number
+  /** The newest. */
+  lastSeq: number
 }
 
 /** What `events()` yields. */
@@ -642,6 +741,13 @@ export interface VMStatusResult {
   processAlive: boolean
   /** QEMU is there, but its monitor is not connected or did not answer within a second. */
   unresponsive: boolean
+  /** What ails a VM that lives; null when nothing does. */
+  condition: VMCondition | null
+  /**
+   * How many events of this QEMU were dropped because they came faster than they could be taken (a
+   * flood); what they meant for the status was asked for instead.
+   */
+  missedEvents: number
   /**
    * Whether row and process agree: `running`, `suspended` and `paused` go with a QEMU, `off` and
    * `error` with none, any other status with both.
@@ -649,19 +755,55 @@ export interface VMStatusResult {
   consistent: boolean
   tapDevice: string | null
   qmpSocketPath: string | null
-  /** Why the last QEMU ended, if this process saw it end. */
+  /** Why the last QEMU ended; also after a restart of your process. */
   lastExit?: VMExitCause
+}
+
+/**
+ * What ails a VM that lives, and since when the library knows. It ends when the guest goes on, and
+ * `getEventHandler()` emits every change as `vm:condition`.
+ *
+ * - `io-error`: a disk's request failed on the host and QEMU stopped the guest. `device` as in
+ *   `queryBlockDevices`, if QEMU says which. Make space (or mend the disk), then `getQMPClient(id).cont()`:
+ *   the guest's request is tried again.
+ * - `guest-panicked`: the guest's kernel gave up. QEMU goes on; `info` is what the guest told of it.
+ * - `watchdog`: the guest did not serve its watchdog device; `action` is what QEMU does about it.
+ * - `internal-error`: QEMU stopped the guest because of a defect of QEMU or KVM.
+ * - `unresponsive`: QEMU's monitor does not answer (stopped, hanging in the kernel). A forced stop ends
+ *   it all the same.
+ */
+export type VMCondition =
+  | { kind: 'io-error', reason: 'nospace' | 'other', device?: string, since: Date }
+  | { kind: 'guest-panicked', info?: Record<string, unknown>, since: Date }
+  | { kind: 'watchdog', action: string, since: Date }
+  | { kind: 'internal-error', since: Date }
+  | { kind: 'unresponsive', since: Date }
+
+/** Payload of `vm:condition`. */
+export interface VMConditionEvent {
+  vmId: string
+  /** Null when nothing ails it any more. */
+  condition: VMCondition | null
+  previous: VMCondition | null
+  timestamp: Date
 }
 
 /** Why a QEMU ended. */
 export interface VMExitCause {
   /**
-   * QEMU's own reason, if it gave one (`guest-shutdown`, `guest-reset`, `host-qmp-quit`, `host-signal`,
-   * …), or `signal`, `exit-code`, `host-kill` (killed by us), `host-reboot`, `unknown` (it was not our
-   * child, or nobody watched).
+   * QEMU's own reason, if it gave one (`guest-shutdown`, `guest-reset`, `guest-panic`, `host-qmp-quit`,
+   * `host-signal`, …), or `oom-killed` (by the kernel, which ran out of memory; proven, see `evidence`),
+   * `watchdog`, `signal`, `exit-code`, `host-kill` (killed by us), `host-reboot`, `unknown` (it was not
+   * our child, or nobody watched).
    */
   reason: string
-  /** The signal's number, with `signal`. */
+  /** When that was noticed. */
+  endedAt?: Date
+  /** What proves a reason that QEMU did not give itself: a counter of its cgroup, or the kernel's words. */
+  evidence?: string
+  /** What the guest told of its panic. */
+  panic?: Record<string, unknown>
+  /** The signal's number, with `signal` and `oom-killed`. */
   signal?: number
   /** With `exit-code`. */
   exitCode?: number
@@ -1249,6 +1391,8 @@ export interface VMEventData {
   newStatus: string
   timestamp: Date
   qmpData?: unknown
+  /** Why QEMU ended: with the events that tell that it has. */
+  cause?: VMExitCause
 }
 
 /**
@@ -1271,6 +1415,8 @@ export interface EventHandlerEvents {
   /** The monitor's connection ended; `transient`: it is being made again. */
   'vm:disconnect': [data: { vmId: string; timestamp: Date; transient: boolean }]
   'vm:reconnect': [data: { vmId: string }]
+  /** What ails a living VM has changed. */
+  'vm:condition': [data: VMConditionEvent]
   /** The monitor could not be reached again, though QEMU lives. */
   'vm:stale': [data: { vmId: string; reason: string }]
   /**

@@ -77,6 +77,7 @@ class EventStream {
   #vmId
   #waiting = []
   #lost = 0
+  #lostInAll = 0
   #readers = []
   #ended = false
   #onEnd
@@ -89,14 +90,21 @@ class EventStream {
   push (event) {
     const forAll = event.kind === 'lost'
     if (this.#ended || event.source === 'crud') return
+    if (forAll) this.#lostInAll += event.data.count
     if (this.#vmId !== undefined && event.vmId !== this.#vmId && !forAll) return
     const reader = this.#readers.shift()
     if (reader) return reader({ value: shown(event), done: false })
     if (this.#waiting.length === STREAM_CAPACITY) {
       this.#waiting.shift()
       this.#lost++
+      this.#lostInAll++
     }
     this.#waiting.push(event)
+  }
+
+  // How many events this reader has missed in all.
+  get lost () {
+    return this.#lostInAll
   }
 
   // What waits is still read; then the iteration ends.

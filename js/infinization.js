@@ -9,6 +9,7 @@ const { LifecycleError } = require('./errors')
 const { EventHandler } = require('./event-handler')
 const { EventStream, route } = require('./events')
 const { HealthMonitor } = require('./health-monitor')
+const { JournalChanges, JournalStream } = require('./journal')
 const native = require('./native')
 const { QMPClient } = require('./qmp-client')
 const { NftablesService } = require('./services')
@@ -26,6 +27,8 @@ class Infinization extends Manager {
   #nftablesService
   #monitors = new Map()
   #streams = new Set()
+  #journals = new Set()
+  #journalChanges = new JournalChanges(this)
   #closed = false
 
   constructor (config = {}) {
@@ -51,7 +54,7 @@ class Infinization extends Manager {
       return await super.shutdown()
     } finally {
       this.#closed = true
-      for (const stream of this.#streams) stream.end()
+      for (const stream of [...this.#streams, ...this.#journals]) stream.end()
     }
   }
 
@@ -119,6 +122,12 @@ class Infinization extends Manager {
     if (kind === 'databaseAdapter') return value
     const { nodeId, databaseTimeout: timeout } = this.#settings
     return new PrismaAdapter(value, nodeId, { timeout })
+  }
+
+  journal (options) {
+    const stream = new JournalStream(this, options, this.#journalChanges, () => this.#journals.delete(stream))
+    this.#journals.add(stream)
+    return stream
   }
 
   #deliver (batch) {

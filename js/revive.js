@@ -3,7 +3,8 @@
 // The fields that the public contract declares as Date. The core sends milliseconds since 1970 or
 // an ISO 8601 text there; QMP's own `timestamp` (an object) is left alone.
 const DATE_FIELDS = new Set([
-  'timestamp', 'detectedAt', 'createdAt', 'updatedAt', 'startedAt', 'completedAt', 'lastAttemptAt'
+  'timestamp', 'detectedAt', 'createdAt', 'updatedAt', 'startedAt', 'completedAt', 'lastAttemptAt',
+  'endedAt', 'since'
 ])
 
 const toDate = (key, value) =>

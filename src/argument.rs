@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::js_value;
 
 /// An argument as it was passed; reading it never throws.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Argument(Result<Option<Value>, Vec<Issue>>);
 
 /// What is wrong, and where: `disks[0].sizeGB`. An empty path is the argument itself.

@@ -31,9 +31,13 @@ import type {
   FirewallRuleInput,
   InfinizationConfig,
   InfinizationDatabase,
+  JournalEntry,
+  JournalOptions,
+  JournalRange,
   OverlayPeer,
   PrismaClientLike,
   SnapshotInfo,
+  VMConditionEvent,
   VMCreateConfig,
   VMEventData
 } from '@infinibay/infinization'
@@ -140,6 +144,17 @@ async function run(database: InfinizationDatabase, peers: OverlayPeer[]): Promis
   void answer?.enabled
 
   for await (const event of infinization.events({ vmId: created.vmId })) void [event.seq, event.type]
+  const missed: number = infinization.events().lost
+  const range: JournalRange | null = await infinization.getJournalRange(created.vmId)
+  const options: JournalOptions = { vmId: created.vmId, since: range?.lastSeq, until: new Date(), follow: true }
+  for await (const entry of infinization.journal(options)) {
+    const { seq, actor, kind, phase, timestamp }: JournalEntry = entry
+    if (kind === 'exit' && actor === 'process') void [missed, seq, phase, timestamp.getTime()]
+  }
+  const { condition, lastExit } = await infinization.getVMStatus(created.vmId)
+  if (condition?.kind === 'io-error') void [condition.reason, condition.device, condition.since.getTime()]
+  void [lastExit?.evidence, lastExit?.endedAt?.getTime()]
+  infinization.getEventHandler().on('vm:condition', ({ condition }: VMConditionEvent) => condition?.kind)
 
   await using short = new Infinization()
   return (await short.getVMStatus(created.vmId)).status

@@ -45,8 +45,9 @@ test('one event of QEMU: its own name, the resulting status, vm:event; each with
     ['vm:resume', 'RESUME', 'suspended', 'running'], ['vm:running', 'RESUME', 'suspended', 'running'], ['vm:event', 'RESUME', 'suspended', 'running'],
     ['vm:shutdown', 'SHUTDOWN', 'running', 'off'], ['vm:off', 'SHUTDOWN', 'running', 'off'], ['vm:event', 'SHUTDOWN', 'running', 'off']
   ])
-  for (const [, payload] of seen) {
+  for (const [, { cause, ...payload }] of seen) {
     expect(Object.keys(payload).sort()).toEqual(['event', 'newStatus', 'previousStatus', 'qmpData', 'timestamp', 'vmId'])
+    expect(cause?.reason).toBe(payload.event === 'SHUTDOWN' ? 'host-signal' : undefined)
     expect(payload.vmId).toBe(vmId)
     expect(payload.timestamp).toBeInstanceOf(Date)
   }
@@ -240,4 +241,16 @@ describe('the health monitor', () => {
     expect(await complete).toEqual([told])
     expect(await instance.getHealthMonitor().reconcileTransientStates(['starting'])).toEqual(nothing)
   })
+})
+
+test('F8: a reader that is too slow is told how many events it missed, and can ask', async () => {
+  const { EventStream } = require('../../js/events')
+  const stream = new EventStream(undefined, () => {})
+  expect(stream.lost).toBe(0)
+  for (let seq = 0; seq < 5000; seq++) stream.push({ seq, source: 'eventHandler', kind: 'x', data: null })
+  expect(stream.lost).toBe(904)
+  expect((await stream.next()).value).toMatchObject({ type: 'lost', data: { count: 904 } })
+  expect((await stream.next()).value.seq).toBe(904)
+  stream.push({ seq: null, source: 'manager', kind: 'lost', data: { count: 7 } })
+  expect(stream.lost).toBe(911)
 })

@@ -190,6 +190,11 @@ impl Infinization {
     }
 
     #[napi]
+    pub async fn get_journal_range(&self, vm_id: Argument) -> Outcome {
+        data(async { self.manager.journal_range(vm_id.text("vmId")?).await }).await
+    }
+
+    #[napi]
     pub async fn set_firewall_rules(&self, vm_id: Argument, rules: Argument) -> Outcome {
         data(async {
             let (vm_id, rules) = (vm_id.text("vmId")?, rules.array("rules")?);

@@ -8,6 +8,7 @@ mod firewall_rule_translator;
 mod guest_agent_client;
 mod health_monitor;
 mod infinization;
+mod journal_reader;
 mod mac_address_generator;
 mod nftables_service;
 mod qemu_img_service;

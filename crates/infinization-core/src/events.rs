@@ -57,6 +57,8 @@ pub struct GuestEvent<'a> {
     pub new: &'a str,
     /// What QEMU said with it.
     pub qmp: &'a Value,
+    /// Why it is off, if it is and that is known.
+    pub cause: Option<&'a Value>,
 }
 
 /// The one channel from the core to its listeners. Clones share it.
@@ -105,8 +107,9 @@ impl EventBus {
             previous,
             new,
             qmp,
+            cause,
         } = guest;
-        let data = json!({
+        let mut data = json!({
             "vmId": vm_id,
             "event": event,
             "previousStatus": previous,
@@ -114,6 +117,9 @@ impl EventBus {
             "timestamp": now_ms(),
             "qmpData": qmp,
         });
+        if let Some(cause) = cause {
+            data["cause"] = cause.clone();
+        }
         let emit = |kind: &str| self.publish(Source::EventHandler, kind, Some(vm_id), data.clone());
         emit(&format!("vm:{}", event.to_ascii_lowercase()));
         if previous != new && ["off", "suspended", "running"].contains(&new) {

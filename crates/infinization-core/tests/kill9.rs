@@ -1,5 +1,8 @@
-//! F9: our process is killed before and after every step of create, start, stop, destroy and delete. The
-//! next one finds each VM done or undone, never both, and never starts a second QEMU.
+//! F9: our process is killed before and after every step of create, start, stop, restart, destroy and
+//! delete. The next one finds each VM done or undone, never both, never starts a second QEMU, and its
+//! journal tells without a gap what was under way and what became of it.
+//!
+//! Suspend, resume and reset have no steps; they are killed ever later after they were begun.
 //!
 //! The test starts itself again as the victim, in the same private network.
 #![allow(
@@ -13,9 +16,10 @@ mod kit;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use infinization_core::manager::Manager;
-use kit::machine::{Host, forced, never, next_event, qemus, send_signal};
+use kit::machine::{Host, forced, has_no_gaps, journal_of, never, next_event, qemus, send_signal};
 use kit::meddler::{Deed, Meddler, die};
 use kit::switch::{Mode, Switch};
 use nix::sys::signal::Signal;
@@ -26,6 +30,8 @@ const VM: &str = "killed-1";
 const OUTAGE: &str = "KillInOutage";
 /// No verb has this many steps; reaching it means that the victim never ends.
 const MOST_STEPS: usize = 60;
+/// How much later each kill of a verb without steps comes.
+const LATER: Duration = Duration::from_micros(400);
 
 fn main() {
     if let Some(orders) = std::env::var_os("INFINIZATION_TEST_VICTIM") {
@@ -39,7 +45,7 @@ fn main() {
         println!("f9 f31 {verb}, killed before the database was back ... ok");
         passed += 1;
     }
-    for verb in ["create", "start", "stop", "destroy", "delete"] {
+    for verb in ["create", "start", "stop", "restart", "destroy", "delete"] {
         for deed in [Deed::KillBefore, Deed::KillAfter] {
             let (sender, steps) = std::sync::mpsc::channel();
             kit::in_private_network(move || async move {
@@ -48,6 +54,17 @@ fn main() {
             println!("f9 {verb} {deed:?}: {} steps ... ok", steps.recv().unwrap());
             passed += 1;
         }
+    }
+    for verb in ["suspend", "resume", "reset"] {
+        let (sender, rounds) = std::sync::mpsc::channel();
+        kit::in_private_network(move || async move {
+            sender.send(kill_ever_later(verb).await).unwrap();
+        });
+        println!(
+            "f9 {verb} ever later: {} kills ... ok",
+            rounds.recv().unwrap()
+        );
+        passed += 1;
     }
     println!("{passed} passed, 0 failed");
 }
@@ -141,6 +158,34 @@ async fn victim(orders: &Value) {
             meddler.arm(step);
             manager.stop_vm(VM.into(), forced, never()).await.unwrap();
         }
+        "restart" => {
+            manager.create_vm(machine, never()).await.unwrap();
+            meddler.arm(step);
+            let mut events = manager.subscribe();
+            // This guest does not hear the power button.
+            let ends = async {
+                next_event(&mut events, "vm:powerdown").await;
+                for pid in qemus(Path::new(orders["settings"]["stateDir"].as_str().unwrap())) {
+                    send_signal(pid, nix::sys::signal::SIGTERM);
+                }
+            };
+            let (restarted, ()) = tokio::join!(manager.restart_vm(VM.into()), ends);
+            let restarted = restarted.unwrap();
+            assert_eq!(restarted["success"], true, "{restarted}");
+        }
+        verb @ ("suspend" | "resume" | "reset") => {
+            manager.create_vm(machine, never()).await.unwrap();
+            if verb == "resume" {
+                manager.suspend_vm(VM.into()).await.unwrap();
+            }
+            die_when_begun(orders, verb, LATER * u32::try_from(step).unwrap());
+            match verb {
+                "suspend" => manager.suspend_vm(VM.into()).await,
+                "resume" => manager.resume_vm(VM.into()).await,
+                _ => manager.reset_vm(VM.into()).await,
+            }
+            .unwrap();
+        }
         "destroy" => {
             manager.create_vm(machine, never()).await.unwrap();
             meddler.arm(step);
@@ -155,11 +200,69 @@ async fn victim(orders: &Value) {
     }
 }
 
+/// These have no steps of a plan: the process dies so long after the journal has that the verb was
+/// begun.
+fn die_when_begun(orders: &Value, verb: &str, delay: Duration) {
+    let state = Path::new(orders["settings"]["stateDir"].as_str().unwrap());
+    let journal = state.join(format!("journals/{VM}.jsonl"));
+    let begun = format!(r#""operation":"{verb}","kind":"operation","phase":"begun""#);
+    let count = move || {
+        let text = std::fs::read_to_string(&journal).unwrap();
+        text.matches(&begun).count()
+    };
+    let before = count();
+    std::thread::spawn(move || {
+        while count() == before {}
+        std::thread::sleep(delay);
+        let me = i32::try_from(std::process::id()).unwrap();
+        send_signal(me, nix::sys::signal::SIGKILL);
+    });
+}
+
+/// Kills ever later, until the verb is done first. Answers how often that took.
+async fn kill_ever_later(verb: &str) -> usize {
+    let host = Host::new().await;
+    for round in 0..MOST_STEPS {
+        let killed = run_victim(&host, verb, &format!("{:?}", Deed::KillBefore), round);
+        let at = format!("{verb} killed in round {round}");
+        let manager = host.manager().await;
+        let status = manager.get_vm_status(VM.into()).await.unwrap();
+        assert_eq!(status["consistent"], true, "{at}: {status}");
+        let agreed = [
+            ("running", "running"),
+            ("suspended", "paused"),
+            ("suspended", "prelaunch"),
+        ];
+        let words = (
+            status["status"].as_str().unwrap(),
+            status["qmpStatus"].as_str().unwrap(),
+        );
+        assert!(agreed.contains(&words), "{at}: {status}");
+        let journal = journal_of(&manager, VM).await;
+        has_no_gaps(&journal);
+        let mut told = since_begun(&journal, verb).iter();
+        let found = told.find(|entry| entry["step"] == "taking stock").unwrap();
+        assert_eq!(found["detail"]["found"], "alive", "{at}");
+        assert_eq!(found["detail"]["status"], status["status"], "{at}");
+        manager
+            .delete_vm(VM.into(), json!({ "deleteDisks": true }))
+            .await
+            .unwrap();
+        manager.shutdown().await.unwrap();
+        host.is_clean().await;
+        if !killed {
+            assert!(round > 0, "{verb} was never killed");
+            return round;
+        }
+    }
+    panic!("{verb} takes longer than {:?}", LATER * 60);
+}
+
 async fn kill_at_every_step(verb: &str, deed: Deed) -> usize {
     let host = Host::new().await;
     for step in 0..MOST_STEPS {
         let killed = run_victim(&host, verb, &format!("{deed:?}"), step);
-        converges(&host, verb, step).await;
+        converges(&host, verb, step, killed).await;
         if !killed {
             assert!(step > 0, "{verb} has no steps");
             return step;
@@ -189,9 +292,20 @@ fn run_victim(host: &Host, verb: &str, deed: &str, step: usize) -> bool {
 }
 
 /// The next process finds the machine wholly there or wholly gone, and can go on with it.
-async fn converges(host: &Host, verb: &str, step: usize) {
+async fn converges(host: &Host, verb: &str, step: usize, killed: bool) {
     let at = format!("{verb} killed at step {step}");
     let manager = host.manager().await;
+    let journal = journal_of(&manager, VM).await;
+    has_no_gaps(&journal);
+    let told = since_begun(&journal, verb);
+    if killed {
+        tells_the_kill(told, &at);
+    } else {
+        assert!(
+            told.iter().any(|entry| is_end(entry, verb)),
+            "{at}: {told:#?}"
+        );
+    }
     let machines = manager.list_vms().await.unwrap();
     let living = qemus(host.path());
     assert!(living.len() <= 1, "{at}: a second QEMU");
@@ -220,6 +334,51 @@ async fn converges(host: &Host, verb: &str, step: usize) {
     manager.shutdown().await.unwrap();
     host.is_clean().await;
     assert_eq!(partial_images(host.path()), Vec::<PathBuf>::new(), "{at}");
+}
+
+/// What the journal has since the verb was last begun.
+fn since_begun<'j>(journal: &'j [Value], verb: &str) -> &'j [Value] {
+    let begun = |entry: &Value| {
+        entry["kind"] == "operation" && entry["operation"] == verb && entry["phase"] == "begun"
+    };
+    &journal[journal.iter().rposition(begun).unwrap()..]
+}
+
+fn is_end(entry: &Value, verb: &str) -> bool {
+    entry["kind"] == "operation" && entry["operation"] == verb && entry["phase"] != "begun"
+}
+
+/// The verb has no end, the step it was killed at was told before it was begun, and the next process
+/// has told what it found: `unknown` while QEMU is just ending, which the next verb looks at again.
+fn tells_the_kill(told: &[Value], at: &str) {
+    let verb = told[0]["operation"].as_str().unwrap();
+    assert!(
+        !told.iter().any(|entry| is_end(entry, verb)),
+        "{at}: {told:#?}"
+    );
+    let (by_verb, after): (Vec<&Value>, Vec<&Value>) =
+        told.iter().partition(|entry| entry["operation"] == verb);
+    let of_phase = |begun: bool| {
+        let steps = by_verb
+            .iter()
+            .filter(|entry| ["step", "release", "undo"].contains(&entry["kind"].as_str().unwrap()));
+        steps
+            .filter(|entry| (entry["phase"] == "begun") == begun)
+            .count()
+    };
+    assert!(
+        of_phase(true) > of_phase(false),
+        "{at}: no step is open: {told:#?}"
+    );
+    let found = after
+        .iter()
+        .find(|entry| entry["actor"] == "recovery" && entry["step"] == "taking stock");
+    let found = found.unwrap_or_else(|| panic!("{at}: nobody took stock: {told:#?}"));
+    let word = found["detail"]["found"].as_str().unwrap();
+    assert!(
+        ["alive", "off", "undone", "unknown"].contains(&word),
+        "{at}: {found}"
+    );
 }
 
 /// It can be started where it is off, and stopped where it runs.

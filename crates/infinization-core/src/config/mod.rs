@@ -20,6 +20,7 @@ mod fields;
 mod firmware;
 mod guest_os;
 mod issues;
+mod journal;
 mod machine;
 mod manager;
 mod network;
@@ -43,6 +44,7 @@ pub use display::{DisplayConfig, DisplayProtocol};
 pub use firmware::FirmwareConfig;
 pub use guest_os::{GuestOs, Preset};
 pub use issues::{ConfigError, Issue, Parsed, Warning};
+pub use journal::{JournalBound, JournalKind, JournalOptions};
 pub use machine::{AcceleratorChoice, GuestUuid, MachineType, RunAsUser};
 pub use manager::{
     BridgeConntrackMode, Environment, HostFacts, HostService, ManagerConfig, Transport,

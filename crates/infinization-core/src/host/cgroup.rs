@@ -1,9 +1,9 @@
 //! One cgroup v2 scope per VM: `<base>/infinization.slice/qemu-<vmId>.scope`.
 //!
 //! It keeps QEMU out of our own service's cgroup (so a restart of the service does not end it),
-//! counts what it uses and says whether the OOM killer took it. All of it is optional: where there is
-//! no writable v2 tree, a VM runs without. A scope is named after its VM, not after a pid, so it is
-//! found again. cgroup v1 is not used.
+//! counts what it uses and lets [`super::oom`] say whether the OOM killer took it. All of it is
+//! optional: where there is no writable v2 tree, a VM runs without. A scope is named after its VM,
+//! not after a pid, so it is found again. cgroup v1 is not used.
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
@@ -139,19 +139,8 @@ pub async fn remove(scope: &Path) -> Result<(), CgroupError> {
     }
 }
 
-/// How many processes of `scope` the OOM killer has ended; `None` where nobody counts.
-pub fn oom_kills(scope: &Path) -> Option<u64> {
-    let events = fs::read_to_string(scope.join("memory.events")).ok()?;
-    counter(&events, "oom_kill")
-}
-
-/// How many processes the OOM killer has ended on the whole host since boot. A VM that got SIGKILL
-/// from nobody we know while this rose was probably one of them.
-pub fn host_oom_kills() -> Option<u64> {
-    counter(&fs::read_to_string("/proc/vmstat").ok()?, "oom_kill")
-}
-
-fn counter(text: &str, name: &str) -> Option<u64> {
+/// The counter `name` of a file such as `memory.events`: `name value`, one per line.
+pub(super) fn counter(text: &str, name: &str) -> Option<u64> {
     let mut pairs = text.lines().filter_map(|line| line.split_once(' '));
     pairs.find(|(key, _)| *key == name)?.1.trim().parse().ok()
 }
@@ -255,17 +244,12 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn f14_the_oom_killer_is_seen() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(oom_kills(dir.path()), None);
+    #[test]
+    fn a_counter_is_read_by_its_whole_name() {
         let events = "low 0\nhigh 0\nmax 12\noom 1\noom_kill 3\noom_group_kill 0\n";
-        fs::write(dir.path().join("memory.events"), events).unwrap();
-        assert_eq!(oom_kills(dir.path()), Some(3));
-        assert!(
-            host_oom_kills().is_some(),
-            "/proc/vmstat counts since Linux 4.13"
-        );
+        assert_eq!(counter(events, "oom_kill"), Some(3));
+        assert_eq!(counter(events, "oom"), Some(1));
+        assert_eq!(counter(events, "oom_"), None);
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use super::{Manager, Open, not_found, parse_id};
 use crate::config::GuestExecOptions;
 use crate::error::{ErrorCode, Failure};
 use crate::qmp::{
-    AgentOptions, EjectTarget, EventReceiver, ExecOutput, GuestAgent, Link, QmpClient,
+    self, AgentOptions, EjectTarget, EventReceiver, ExecOutput, GuestAgent, Link, QmpClient,
 };
 use crate::types::{HostPath, VmId};
 use crate::vm::{LiveView, Recovered, VmHandle};
@@ -99,7 +99,8 @@ impl Manager {
         for device in devices.as_array_mut().into_iter().flatten() {
             let unnamed = device["device"].as_str().is_none_or(str::is_empty);
             if unnamed {
-                device["device"] = json!(device_id(device["qdev"].as_str().unwrap_or_default()));
+                device["device"] =
+                    json!(qmp::device_id(device["qdev"].as_str().unwrap_or_default()));
             }
         }
         Ok(devices)
@@ -191,29 +192,4 @@ async fn exec(
         "stderr": ExecOutput::text(&output.stderr),
         "exitCode": output.exit_code,
     }))
-}
-
-/// `query-block` names a device by its QOM path: `/machine/peripheral/disk0` or, for a virtio disk,
-/// `/machine/peripheral/disk0/virtio-backend`.
-fn device_id(qdev: &str) -> &str {
-    let inside = qdev.strip_prefix("/machine/peripheral/").unwrap_or(qdev);
-    inside.split('/').next().unwrap_or(inside)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_is_named_by_the_first_word_below_the_peripherals() {
-        let table = [
-            ("/machine/peripheral/disk0", "disk0"),
-            ("/machine/peripheral/disk0/virtio-backend", "disk0"),
-            ("disk1", "disk1"),
-            ("", ""),
-        ];
-        for (qdev, id) in table {
-            assert_eq!(device_id(qdev), id, "{qdev}");
-        }
-    }
 }

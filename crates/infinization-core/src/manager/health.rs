@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::Open;
@@ -40,15 +41,17 @@ impl Watched for Open {
             total_checked: rows.len(),
             ..Default::default()
         };
-        for row in rows {
-            match self.check_row(&row).await {
+        // At once: one that hangs delays no other.
+        let checked = join_all(rows.iter().map(|row| self.check_row(row))).await;
+        for (row, checked) in rows.iter().zip(checked) {
+            match checked {
                 Ok(pid) => {
                     let counter = match pid {
                         Some(_) => &mut summary.alive,
                         None => &mut summary.crashed,
                     };
                     *counter += 1;
-                    summary.results.push(result(&row, pid));
+                    summary.results.push(result(row, pid));
                 }
                 Err(error) => {
                     tracing::warn!(vm = row.id, %error, "could not be checked");
@@ -119,7 +122,10 @@ impl Open {
         let live = handle.view().live;
         let alive = live.filter(|live| live.process.is_alive());
         let checked = match alive {
-            Some(live) => Ok(Some(live.process.pid())),
+            Some(live) => {
+                handle.context().ask_run_state(&live).await;
+                Ok(Some(live.process.pid()))
+            }
             None => handle.check().await,
         };
         self.drop_if_empty(&handle);

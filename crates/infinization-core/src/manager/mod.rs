@@ -8,6 +8,7 @@
 //! | `mod` | construction, `initialize`, `shutdown`, the verbs on one VM |
 //! | `startup` | opening the database, probing the host, taking VMs back |
 //! | `outage` | what is told and done when the database is away and when it is back |
+//! | `journal` | what was done with the VMs |
 //! | `status` | `getVMStatus`, `getActiveVMs` |
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
 //! | `health` | what the health monitor looks at |
@@ -20,6 +21,7 @@ mod database;
 mod firewall;
 mod guest_access;
 mod health;
+mod journal;
 mod observe;
 mod outage;
 mod startup;
@@ -28,6 +30,7 @@ mod store;
 
 pub use database::DatabaseChoice;
 pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, Wanted};
+pub use journal::{JournalCursor, JournalPage};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -193,6 +196,7 @@ impl Manager {
             let handles: Vec<VmHandle> = open.vms().drain().map(|(_, handle)| handle).collect();
             join_all(handles.iter().map(Open::let_go)).await;
             open.services.outbox.close(LAST_WORDS).await;
+            open.services.journals.written().await;
         }
         Ok(())
     }

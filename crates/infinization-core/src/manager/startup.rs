@@ -25,7 +25,7 @@ use crate::host::nft::Nft;
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::types::VmId;
-use crate::vm::{MacClaims, Marks, Services};
+use crate::vm::{Journals, MacClaims, Marks, Services};
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
@@ -50,6 +50,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         memory: host.memory,
         hugepage_size: accelerator::default_hugepage_size()?,
     };
+    let journals = Journals::start(config.state_dir.as_path())?;
     let rows = match theirs {
         Some(theirs) => Rows::of(theirs),
         None => Rows::embedded(config.state_dir.as_path()).await?,
@@ -73,6 +74,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         display_ports: DisplayPorts::default(),
         macs: MacClaims::default(),
         cgroups: Cgroups::host(),
+        journals,
         parser,
         closing: CancellationToken::new(),
         marks: Marks::default(),
@@ -167,6 +169,7 @@ impl Open {
         if let Err(error) = self.check_claims(&left).await {
             tracing::warn!(%error, "rows that claim a QEMU were not checked");
         }
+        self.services.journals.prune();
         Ok(())
     }
 

@@ -1,19 +1,14 @@
 //! `getVMStatus` and `getActiveVMs`: what a VM is now. Neither waits for an operation of the VM.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::Value;
-use tokio::time::timeout;
 
 use super::{Manager, not_found, parse_id, to_value};
 use crate::error::{ErrorCode, Failure};
 use crate::host::process::is_alive;
 use crate::vm::status::Status;
 use crate::vm::{LiveView, Operation, StatusResult, VmHandle};
-
-/// For asking a monitor its status: a QEMU that hangs must not hold up its status for long.
-const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 
 impl Manager {
     /// `getVMStatus`.
@@ -30,10 +25,11 @@ impl Manager {
         let handle = open.vms().get(&vm_id).cloned();
         let view = handle.as_ref().map(VmHandle::view).unwrap_or_default();
         let live = view.live.filter(|live| live.process.is_alive());
-        let qmp_status = match &live {
-            Some(live) => run_state(live).await,
-            None => None,
+        let qmp_status = match (&handle, &live) {
+            (Some(handle), Some(live)) => handle.context().ask_run_state(live).await,
+            _ => None,
         };
+        let qmp_status = qmp_status.map(|status| status.status.as_str().to_owned());
         // A process that cannot be proven to be its QEMU may be: it counts as there.
         let unproven = handle
             .filter(|_| live.is_none())
@@ -53,6 +49,8 @@ impl Manager {
             qmp_status,
             tap_device: columns.tap_device_name,
             qmp_socket_path: columns.qmp_socket_path,
+            condition: live.as_ref().and_then(|live| live.health.condition()),
+            missed_events: live.as_ref().map_or(0, |live| live.missed.load(Relaxed)),
             last_exit: view.last_exit,
             vm_id,
         })
@@ -69,12 +67,6 @@ impl Manager {
             .filter(|(_, handle)| handle.view().live.is_some());
         alive.map(|(vm_id, _)| vm_id.to_string()).collect()
     }
-}
-
-async fn run_state(live: &Arc<LiveView>) -> Option<String> {
-    let asked = timeout(STATUS_DEADLINE, live.qmp.query_status()).await;
-    let status = asked.ok()?.ok()?;
-    Some(status.status.as_str().to_owned())
 }
 
 fn uptime(live: &LiveView) -> Option<f64> {

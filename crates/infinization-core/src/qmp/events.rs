@@ -2,6 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::open_enum::open_enum;
@@ -80,6 +81,8 @@ pub enum EventKind {
     GuestPanicked {
         /// What QEMU does about it: `pause`, `poweroff`, `run`.
         action: String,
+        /// What the guest told of it, as QEMU passes it on; most guests tell nothing.
+        info: Option<Value>,
     },
     /// A disk request failed on the host.
     BlockIoError(BlockIoError),
@@ -135,9 +138,10 @@ impl QmpEvent {
             "RESUME" => EventKind::Resume,
             "SUSPEND" => EventKind::Suspend,
             "WAKEUP" => EventKind::Wakeup,
-            "GUEST_PANICKED" => EventKind::GuestPanicked {
-                action: self.details::<Reaction>().action,
-            },
+            "GUEST_PANICKED" => {
+                let Reaction { action, info } = self.details();
+                EventKind::GuestPanicked { action, info }
+            }
             "WATCHDOG" => EventKind::Watchdog {
                 action: self.details::<Reaction>().action,
             },
@@ -166,6 +170,7 @@ struct Ending {
 #[serde(default)]
 struct Reaction {
     action: String,
+    info: Option<Value>,
 }
 
 #[derive(Default, Deserialize)]
@@ -222,6 +227,7 @@ mod tests {
                 r#"{"action":"pause","info":{"type":"hyper-v","arg1":1}}"#,
                 EventKind::GuestPanicked {
                     action: "pause".into(),
+                    info: Some(serde_json::json!({ "type": "hyper-v", "arg1": 1 })),
                 },
             ),
             (

@@ -41,7 +41,7 @@ pub use guest_agent::{
 };
 pub use replies::{
     BalloonInfo, BlockInfo, CpuInfo, CpuTopology, Greeting, InsertedMedium, IoStatus, QemuVersion,
-    RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo,
+    RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo, device_id,
 };
 pub use socket::MonitorSocket;
 pub use wire::InvalidCommand;

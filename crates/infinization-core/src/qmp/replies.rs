@@ -189,9 +189,39 @@ pub struct BalloonInfo {
     pub actual: u64,
 }
 
+impl BlockInfo {
+    /// Its name: QEMU's own, else the id of the guest device.
+    pub fn name(&self) -> &str {
+        match self.device.as_str() {
+            "" => device_id(self.qdev.as_deref().unwrap_or_default()),
+            name => name,
+        }
+    }
+}
+
+/// `query-block` names a device by its QOM path: `/machine/peripheral/disk0` or, for a virtio disk,
+/// `/machine/peripheral/disk0/virtio-backend`.
+pub fn device_id(qdev: &str) -> &str {
+    let inside = qdev.strip_prefix("/machine/peripheral/").unwrap_or(qdev);
+    inside.split('/').next().unwrap_or(inside)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_named_by_the_first_word_below_the_peripherals() {
+        let table = [
+            ("/machine/peripheral/disk0", "disk0"),
+            ("/machine/peripheral/disk0/virtio-backend", "disk0"),
+            ("disk1", "disk1"),
+            ("", ""),
+        ];
+        for (qdev, id) in table {
+            assert_eq!(device_id(qdev), id, "{qdev}");
+        }
+    }
 
     #[test]
     fn a_run_state_of_a_newer_qemu_is_kept() {

@@ -226,6 +226,7 @@ impl Watch {
             previous,
             new,
             qmp,
+            cause: None,
         };
         self.shared.tell_guest(&self.vm_id, guest);
     }

@@ -6,6 +6,7 @@
 //! A release is idempotent: what is absent has been released.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::config::{DiskConfig, DisplayProtocol};
 use crate::firewall::{self, Compiled, Transaction};
@@ -266,6 +267,45 @@ impl Action {
         ["insert row", "take row", "transition status"].contains(&name)
     }
 
+    /// What it is done to, for journals: names and paths.
+    pub fn subject(&self) -> Value {
+        match self {
+            Self::MakeDirectory { path }
+            | Self::CopyFirmwareVars { path, .. }
+            | Self::WritePidFile { path }
+            | Self::ConnectMonitor { path } => json!({ "path": path }),
+            Self::CreateDisk(disk) => json!({ "path": disk.path }),
+            Self::CreateTap { tap, queues, .. } | Self::OpenTap { tap, queues } => {
+                json!({ "tap": tap, "queues": queues })
+            }
+            Self::OpenVhost { queues } => json!({ "queues": queues }),
+            Self::AttachTap { tap, bridge } => json!({ "tap": tap, "bridge": bridge }),
+            Self::Listen { slot, path } => json!({ "slot": slot, "path": path }),
+            Self::SpawnQemu(spawn) => json!({ "binary": spawn.binary, "user": spawn.user }),
+            Self::SetDisplayPassword { protocol } => json!({ "protocol": protocol }),
+            Self::PinVcpus { cpus } => json!({ "cpus": cpus }),
+            Self::WriteStatus { status } => json!({ "status": status }),
+            Self::Transition { from, to, version } => {
+                json!({ "from": from, "to": to, "version": version })
+            }
+            Self::LoadFirewall { .. }
+            | Self::Continue
+            | Self::InsertRow
+            | Self::TakeRow
+            | Self::WriteConfiguration(_)
+            | Self::WriteSpec { .. } => Value::Null,
+        }
+    }
+
+    /// The status the row has after it, if it writes one.
+    pub fn status(&self) -> Option<&'static str> {
+        match self {
+            Self::InsertRow | Self::TakeRow => Some("starting"),
+            Self::WriteStatus { status } | Self::Transition { to: status, .. } => Some(status),
+            _ => None,
+        }
+    }
+
     /// The action's name, for error texts, journals and progress.
     pub fn name(&self) -> &'static str {
         match self {
@@ -312,6 +352,15 @@ impl Release {
             | Self::RemovePidFile { path } => Some(path),
             _ => None,
         }
+    }
+
+    /// What is given back, for journals: names and paths.
+    pub fn subject(&self) -> Value {
+        let mut fields = json!(self);
+        if let Some(fields) = fields.as_object_mut() {
+            fields.remove("release");
+        }
+        fields
     }
 
     /// The release's name, for error texts and alerts.

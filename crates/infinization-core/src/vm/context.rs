@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::bench::Bench;
+use super::journal::Journal;
 use super::ledger::Ledger;
-use super::run::Effects;
+use super::outcome::EndCause;
+use super::run::{Desk, Effects};
 use super::services::Services;
 use super::status::{STARTABLE, Status, UNTOUCHABLE};
 use crate::db::{ConfigurationUpdate, DbError};
@@ -26,6 +29,8 @@ pub struct VmContext {
     pub directory: PathBuf,
     /// What it holds.
     pub ledger: Arc<Ledger>,
+    /// What was done with it.
+    pub journal: Journal,
     /// Performs its actions.
     pub effects: Arc<dyn Effects>,
     /// What all VMs share.
@@ -33,6 +38,16 @@ pub struct VmContext {
 }
 
 impl VmContext {
+    /// What an operation on this VM works with.
+    pub(super) fn desk<'a>(&'a self, bench: &'a Bench) -> Desk<'a> {
+        Desk {
+            effects: self.effects.as_ref(),
+            ledger: &self.ledger,
+            journal: &self.journal,
+            bench,
+        }
+    }
+
     /// The row's status, or `VM_NOT_FOUND`.
     pub(super) async fn status(&self) -> Result<Status, Failure> {
         self.row_status().await?.ok_or_else(|| self.not_found())
@@ -115,6 +130,7 @@ impl VmContext {
             }
             _ => {
                 self.ledger.discard();
+                self.services.journals.prune();
                 Ok(())
             }
         }
@@ -132,11 +148,35 @@ impl VmContext {
 
     /// Emits what the guest did: the specific event, the resulting status, and `vm:event`.
     pub(super) fn guest_event(&self, event: &str, previous: &Status, new: &Status, qmp: &Value) {
+        self.emit_guest_event(event, previous, new, qmp, None);
+    }
+
+    /// Emits that the guest is off, and why.
+    pub(super) fn guest_off(
+        &self,
+        event: &str,
+        previous: &Status,
+        qmp: &Value,
+        cause: Option<&EndCause>,
+    ) {
+        self.emit_guest_event(event, previous, &Status::Off, qmp, cause);
+    }
+
+    fn emit_guest_event(
+        &self,
+        event: &str,
+        previous: &Status,
+        new: &Status,
+        qmp: &Value,
+        cause: Option<&EndCause>,
+    ) {
+        let cause = cause.map(|cause| json!(cause));
         let guest = GuestEvent {
             event,
             previous: previous.as_str(),
             new: new.as_str(),
             qmp,
+            cause: cause.as_ref(),
         };
         if !self.services.marks.unheard.contains(&self.vm_id) {
             self.services.events.publish_guest(&self.vm_id, guest);

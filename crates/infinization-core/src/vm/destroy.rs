@@ -79,7 +79,7 @@ impl Machine {
         let cleanup = self.settle_up_to(&EndCause::of("host-kill"), until).await;
         if process.is_some() {
             self.write_off().await;
-            self.tell_off("SHUTDOWN", &Value::Null);
+            self.tell_off(&Value::Null);
             self.context.crud("power_off", json!({ "forced": true }));
         }
         self.alert(&cleanup);

@@ -72,6 +72,7 @@ impl Machine {
                 .of_vm(vm_id)
             })?;
         self.context.status_was_written(new.as_str(), Ok(()));
+        self.context.journal.status(new.as_str());
         let previous = std::mem::replace(&mut self.shown, new.clone());
         if previous != new {
             self.context

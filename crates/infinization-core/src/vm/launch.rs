@@ -1,5 +1,7 @@
 //! `createVM` and `startVM`: refuse or plan, execute, go live.
 
+use std::sync::atomic::AtomicU64;
+
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -7,9 +9,10 @@ use super::action::{Action, Release};
 use super::bench::Bench;
 use super::boot;
 use super::cleanup::Cleanup;
+use super::condition::Health;
 use super::context::VmContext;
 use super::facts::{Gathered, Reserved};
-use super::live::{Live, LiveView};
+use super::live::{Live, LiveView, memory_of};
 use super::machine::Machine;
 use super::outcome::{CreateResult, OperationResult};
 use super::plan::{Operation, Plan};
@@ -139,6 +142,7 @@ impl Machine {
         let this_run = spec::with_options(config.clone(), options);
         let witness = boot::witness(&config, options)?;
         let (rules, policy) = self.context.stored_rules().await?;
+        self.context.journal.found_status(&record.status);
         let row = RowClaim::Transition {
             from: record.status.clone(),
             version: record.version,
@@ -170,9 +174,11 @@ impl Machine {
     async fn write_shown(&self) -> Result<(), Failure> {
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
         let shown = self.shown.as_str();
-        Ok(database
+        database
             .update_machine_status(vm_id, shown, &UNTOUCHABLE)
-            .await?)
+            .await?;
+        self.context.journal.status(shown);
+        Ok(())
     }
 
     async fn record(&self) -> Result<VmRecord, Failure> {
@@ -280,12 +286,7 @@ impl Machine {
             .ledger
             .begin(launch.operation, now_ms())
             .map_err(|error| early(error.into()))?;
-        let run = Run::new(
-            context.effects.as_ref(),
-            &context.ledger,
-            &bench,
-            launch.cancel,
-        );
+        let run = Run::new(context.desk(&bench), launch.cancel);
         let outcome = run.execute(&plan).await;
         let settled = match &outcome {
             Ok(()) => context.ledger.commit(),
@@ -308,12 +309,16 @@ impl Machine {
             return Err(early(Failure::new(ErrorCode::Internal, message)));
         };
         let pid = process.pid();
+        let memory = memory_of(&process).await;
         let view = LiveView {
             process,
             qmp,
             qmp_socket: launch.config.paths.qmp_socket.to_string(),
             tap: context.names.tap.to_string(),
             display_port: port,
+            health: Health::default(),
+            memory,
+            missed: AtomicU64::default(),
         };
         let live = Live {
             view: view.into(),

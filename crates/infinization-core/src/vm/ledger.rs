@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::outcome::EndCause;
 use super::plan::{Lifetime, Operation, Undo};
 use crate::host::process::ProcessId;
 use crate::host::state_file::{self, Durability, StateFileError};
@@ -63,6 +64,9 @@ pub struct Contents {
     pub generation: u64,
     /// The process that runs now.
     pub lived: Option<Lived>,
+    /// Why the last one ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<EndCause>,
     /// Whether its guest's CPUs may have run: a launch that got so far is never undone.
     #[serde(default)]
     pub guest_may_run: bool,
@@ -190,9 +194,17 @@ impl Ledger {
         self.change(|contents| contents.guest_may_run = true)
     }
 
-    /// Notes that the process is gone.
+    /// Notes that the process of an undone launch is gone.
     pub fn died(&self) -> Result<(), StateFileError> {
         self.change(|contents| contents.lived = None)
+    }
+
+    /// Notes that the process is gone, and why.
+    pub fn ended(&self, cause: &EndCause) -> Result<(), StateFileError> {
+        self.change(|contents| {
+            contents.lived = None;
+            contents.last_exit = Some(cause.clone());
+        })
     }
 
     /// Ends the operation well: what was for the attempt alone is forgotten.

@@ -1,8 +1,12 @@
 //! A VM that has a QEMU now.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
+use super::condition::Health;
+use crate::host::blocking::blocking;
 use crate::host::display_port::ReservedPort;
+use crate::host::oom::MemoryWatch;
 use crate::host::process::ProcessHandle;
 use crate::qmp::{EventReceiver, QmpClient};
 
@@ -38,4 +42,16 @@ pub struct LiveView {
     pub tap: String,
     /// The display's port.
     pub display_port: u16,
+    /// What ails it.
+    pub health: Health,
+    /// Where its memory is counted, to know whether it ran out of it.
+    pub memory: Option<MemoryWatch>,
+    /// How many events of its monitor were dropped because they came too fast.
+    pub missed: AtomicU64,
+}
+
+/// Looks where the memory of a process is counted.
+pub(super) async fn memory_of(process: &ProcessHandle) -> Option<MemoryWatch> {
+    let pid = process.pid();
+    blocking(move || MemoryWatch::of(pid)).await.ok().flatten()
 }

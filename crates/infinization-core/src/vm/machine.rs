@@ -4,6 +4,7 @@
 //! the VM's task, one at a time, so nothing here is locked.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -12,20 +13,20 @@ use tokio::time::timeout;
 
 use super::bench::Bench;
 use super::cleanup::Cleanup;
+use super::condition::diagnose;
 use super::context::VmContext;
+use super::journal::{Actor, Kind, Note};
 use super::live::{Ending, Live, LiveView};
 use super::outcome::EndCause;
 use super::plan::Lifetime;
 use super::run::{Order, release_up_to};
 use super::status::{Status, of_run_state};
 use crate::events::{Source, now_ms};
-use crate::host::process::{Exit, StderrLog};
+use crate::host::process::Exit;
 use crate::qmp::{EventKind, MonitorEvent, QmpEvent, StatusInfo};
 
 /// How far the end of a monitor's stream and the end of its process may be apart.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// For asking QEMU its state because of an event.
-const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What others may know of a VM without asking its task.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +47,8 @@ pub(super) struct Machine {
     /// What the last QEMU said at its end, when that was a step of an installation.
     postponed: Option<Ending>,
     pub(super) view: watch::Sender<View>,
+    /// What taking stock found last.
+    pub(super) found: Option<Value>,
 }
 
 impl Machine {
@@ -56,6 +59,7 @@ impl Machine {
             shown: Status::Off,
             postponed: None,
             view,
+            found: None,
         }
     }
 
@@ -99,7 +103,10 @@ impl Machine {
             return std::future::pending().await;
         };
         match live.events.next().await {
-            Some(event) => event,
+            Some(event) => {
+                live.view.missed.store(live.events.missed(), Relaxed);
+                event
+            }
             // The connection is closed for good: the exit tells the rest.
             None => std::future::pending().await,
         }
@@ -119,7 +126,7 @@ impl Machine {
             (Some(ending), _) if installing => self.postpone(ending).await,
             (Some(ending), _) => self.ended(&ending).await,
             // It ended of its own accord, before it could say why.
-            (None, Exit::Code(0)) => self.gone(&EndCause::of("unknown")).await,
+            (None, Exit::Code(0)) => self.gone(&self.unsaid()).await,
             (None, _) => self.crashed(exit).await,
         }
     }
@@ -144,24 +151,24 @@ impl Machine {
 
     /// QEMU said goodbye (SHUTDOWN) and exited.
     async fn ended(&mut self, ending: &Ending) {
-        let cause = EndCause::of(&ending.reason);
+        let cause = self.said(ending);
         let cleanup = self.settle(&cause).await;
         self.write_off().await;
-        self.tell_off("SHUTDOWN", &ending.data);
+        self.tell_off(&ending.data);
         self.alert(&cleanup);
     }
 
     /// QEMU exited without a word.
     async fn crashed(&mut self, exit: Exit) {
-        if let Some(live) = &self.live {
-            let pid = live.view.process.pid();
-            self.died_unseen(Some(pid), exit).await;
+        if let Some(process) = self.process() {
+            let cause = self.cause_of(exit, Some(process.id().clone())).await;
+            self.died_unseen(Some(process.pid()), cause).await;
         }
     }
 
     /// QEMU is gone and nobody asked for it. The row first, then the clean-up, then the listeners.
-    pub(super) async fn died_unseen(&mut self, pid: Option<i32>, exit: Exit) {
-        let cause = self.cause_of(exit);
+    pub(super) async fn died_unseen(&mut self, pid: Option<i32>, cause: EndCause) {
+        let cause = cause.noticed_now();
         let last_known = self.shown.clone();
         let detected_at = now_ms();
         self.write_off().await;
@@ -186,31 +193,8 @@ impl Machine {
     pub(super) async fn gone(&mut self, cause: &EndCause) {
         let cleanup = self.settle(cause).await;
         self.write_off().await;
-        self.tell_off("SHUTDOWN", &Value::Null);
+        self.tell_off(&Value::Null);
         self.alert(&cleanup);
-    }
-
-    pub(super) fn cause_of(&self, exit: Exit) -> EndCause {
-        let stderr = StderrLog::at(self.context.directory.join(super::QEMU_LOG))
-            .tail()
-            .ok();
-        let stderr = stderr.filter(|words| !words.is_empty());
-        match exit {
-            Exit::Signal(signal) => EndCause {
-                signal: Some(signal),
-                stderr,
-                ..EndCause::of("signal")
-            },
-            Exit::Code(code) => EndCause {
-                exit_code: Some(code),
-                stderr,
-                ..EndCause::of("exit-code")
-            },
-            Exit::Unknown => EndCause {
-                stderr,
-                ..EndCause::of("unknown")
-            },
-        }
     }
 
     /// Releases what the run held, after its process is gone.
@@ -220,26 +204,21 @@ impl Machine {
 
     /// Releases what was held for at most `until`, after the process is gone.
     pub(super) async fn settle_up_to(&mut self, cause: &EndCause, until: Lifetime) -> Cleanup {
+        let cause = &cause.noticed_now();
+        self.tell_end(cause);
         let live = self.goes_dark(cause);
         if let Some(live) = &live {
             live.view.qmp.close().await;
         }
         let context = &self.context;
         let bench = Bench::of_process(live.map(|live| live.view.process.clone()));
-        let cleanup = release_up_to(
-            context.effects.as_ref(),
-            &context.ledger,
-            &bench,
-            until,
-            Order::AtOnce,
-        )
-        .await;
+        let cleanup = release_up_to(context.desk(&bench), until, Order::AtOnce).await;
         // A destroy is not over yet: it ends with the ledger itself.
         let over = |()| match until {
             Lifetime::Attempt | Lifetime::Run => context.ledger.commit(),
             Lifetime::Machine | Lifetime::Data => Ok(()),
         };
-        let written = context.ledger.died().and_then(over);
+        let written = context.ledger.ended(cause).and_then(over);
         if let Err(error) = written {
             tracing::warn!(vm = %context.vm_id, %error, "the ledger could not be written");
         }
@@ -252,12 +231,16 @@ impl Machine {
     /// Writes `off`, but over nobody's claim.
     pub(super) async fn write_off(&self) {
         self.context.write_status("off").await;
+        // Somebody's claim stays; without an answer it is what it should be.
+        let told = self.told_instead_of(Status::Off).await;
+        self.context.journal.status(told.as_str());
     }
 
     /// Tells listeners that the guest is off, once.
-    pub(super) fn tell_off(&mut self, event: &str, data: &Value) {
+    pub(super) fn tell_off(&mut self, data: &Value) {
+        let cause = self.view.borrow().last_exit.clone();
         self.context
-            .guest_event(event, &self.shown, &Status::Off, data);
+            .guest_off("SHUTDOWN", &self.shown, data, cause.as_ref());
         self.shown = Status::Off;
     }
 
@@ -286,6 +269,7 @@ impl Machine {
     fn on_last_event(&mut self, event: &QmpEvent) {
         let Some(live) = &mut self.live else { return };
         note_ending(live, event);
+        self.heed(event);
         if matches!(event.kind(), EventKind::Powerdown | EventKind::Reset { .. }) {
             let data = serde_json::from_str(event.data.get()).unwrap_or_default();
             self.context
@@ -302,14 +286,22 @@ impl Machine {
                 if timeout(LAST_WORDS, self.exited()).await.is_err() {
                     let data = json!({ "vmId": self.context.vm_id, "timestamp": now_ms(), "transient": will_reconnect });
                     self.context.emit("vm:disconnect", data);
+                    self.heard_from_monitor("disconnected", false);
                 }
             }
             MonitorEvent::Reconnected { status } => {
+                self.heard_from_monitor("reconnected", true);
                 self.context
                     .emit("vm:reconnect", json!({ "vmId": self.context.vm_id }));
                 self.resynchronise(&status).await;
             }
-            MonitorEvent::Missed { .. } => self.ask_and_follow(None, &Value::Null).await,
+            MonitorEvent::Missed { count } => {
+                let note = Note::of(Kind::Event).by(Actor::Monitor).step("missed");
+                self.context
+                    .journal
+                    .event(note.detail(json!({ "count": count })));
+                self.ask_and_follow(None, &Value::Null).await;
+            }
             MonitorEvent::GaveUp => self.context.emit(
                 "vm:stale",
                 json!({ "vmId": self.context.vm_id, "reason": "qmp_reconnect_failed" }),
@@ -320,6 +312,7 @@ impl Machine {
     async fn on_guest_event(&mut self, event: &QmpEvent) {
         let Some(live) = &mut self.live else { return };
         note_ending(live, event);
+        self.heed(event);
         let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
         match event.kind() {
             EventKind::Stop | EventKind::Resume => {
@@ -340,11 +333,9 @@ impl Machine {
     /// VM's verbs; its state is asked for again when it goes on.
     async fn ask_and_follow(&mut self, event: Option<&str>, data: &Value) {
         let Some(live) = &self.live else { return };
-        let asked = timeout(STATUS_DEADLINE, live.view.qmp.query_status());
-        match asked.await {
-            Ok(Ok(status)) => self.follow(&status, event, data).await,
-            Ok(Err(error)) => tracing::debug!(vm = %self.context.vm_id, %error, "no status"),
-            Err(_elapsed) => tracing::debug!(vm = %self.context.vm_id, "no status in time"),
+        let view = Arc::clone(&live.view);
+        if let Some(status) = self.context.ask_run_state(&view).await {
+            self.follow(&status, event, data).await;
         }
     }
 
@@ -363,6 +354,12 @@ impl Machine {
         } else {
             of_run_state(status.status.as_str())
         };
+        if let Some(live) = &self.live {
+            let view = Arc::clone(&live.view);
+            let known = view.health.of_guest().filter(|_| event != Some("RESUME"));
+            let ailment = diagnose(&view.qmp, status, known).await;
+            self.context.guest_is(&view, ailment, Actor::Monitor);
+        }
         // `shutdown` and the launch states are told by the exit and by the launch itself.
         if matches!(new, Status::Off | Status::Starting) {
             return;
@@ -382,6 +379,7 @@ impl Machine {
         self.context.write_status(new.as_str()).await;
         let previous = std::mem::replace(&mut self.shown, new.clone());
         let told = self.told_instead_of(new).await;
+        self.context.journal.status(told.as_str());
         self.context.guest_event(event, &previous, &told, data);
     }
 

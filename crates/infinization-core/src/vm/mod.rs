@@ -18,6 +18,8 @@
 //! | `effects` | performing one action on the real host |
 //! | `boot` | waiting for the guest's agent |
 //! | `machine`, `launch`, `stop`, `guest`, `destroy`, `retry`, `recover`, `undo`, `reconcile` | what one VM does, verb by verb |
+//! | `heed`, `condition`, `found`, `ending` | what QEMU reports, what ails a living VM, what was found of one, why one ended |
+//! | `journal` | who did what, for people |
 //! | `request` | what can be asked of a VM |
 //! | `task` | the loop that owns one VM, and the handle to it |
 //!
@@ -27,12 +29,17 @@ mod action;
 mod bench;
 mod boot;
 mod cleanup;
+mod condition;
 mod context;
 mod destroy;
 mod effects;
+mod ending;
 mod facts;
 mod firewall;
+mod found;
 mod guest;
+mod heed;
+mod journal;
 mod launch;
 mod ledger;
 mod live;
@@ -57,9 +64,11 @@ mod undo;
 pub use action::{Action, Release, RowValues, Slot, Spawn};
 pub use bench::Bench;
 pub use cleanup::{Cleanup, Resource};
+pub use condition::{Ailment, Condition, Health, IoErrorReason};
 pub use context::VmContext;
 pub use effects::HostEffects;
 pub use facts::MacClaims;
+pub use journal::{Actor, Journal, JournalEntry, JournalReader, Journals, Kind, Note, Phase};
 pub use ledger::{Contents, Entry, Ledger, Lived};
 pub use live::LiveView;
 pub use machine::View;
@@ -70,7 +79,7 @@ pub use planner::{Facts, RowClaim, TapState};
 pub use reconcile::{ReconcileAction, ReconcileResult};
 pub use recover::Recovered;
 pub use request::Verb;
-pub use run::{Effects, Run, Undone};
+pub use run::{Desk, Effects, Run, Undone};
 pub use services::{DatabaseWrapper, EffectsWrapper, Services};
 pub use task::VmHandle;
 

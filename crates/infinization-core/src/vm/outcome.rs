@@ -1,8 +1,9 @@
 //! What the verbs answer: plain data, spelled as the public contract spells it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::condition::Condition;
 use super::reconcile::{ReconcileAction, ReconcileResult};
 use crate::types::VmId;
 
@@ -78,6 +79,18 @@ impl OperationResult {
         }
     }
 
+    /// What the journal tells of it.
+    pub(super) fn told(&self) -> Value {
+        let mut told = Map::new();
+        if let Some(forced) = self.forced {
+            told.insert("forced".to_owned(), forced.into());
+        }
+        if let Some(error) = &self.error {
+            told.insert("error".to_owned(), error.as_str().into());
+        }
+        told.into()
+    }
+
     /// Says what was taken differently than asked.
     #[must_use]
     pub fn warned(mut self, warnings: Vec<String>) -> Self {
@@ -117,18 +130,32 @@ pub struct StatusResult {
     pub tap_device: Option<String>,
     /// Its monitor's socket.
     pub qmp_socket_path: Option<String>,
-    /// Why QEMU last ended, if this process saw it end.
+    /// What ails it, if anything does.
+    pub condition: Option<Condition>,
+    /// How many events of this QEMU's monitor were dropped because they came too fast.
+    pub missed_events: u64,
+    /// Why QEMU last ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_exit: Option<EndCause>,
 }
 
-/// Why a QEMU ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Why a QEMU ended. Kept in the ledger, so that it is known after our own restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndCause {
     /// `guest-shutdown`, `guest-reset`, `guest-panic`, `host-qmp-quit`, `host-signal` (as QEMU's
-    /// SHUTDOWN event says), or `signal`, `exit-code`, `host-reboot`, `unknown`.
+    /// SHUTDOWN event says), or `oom-killed`, `watchdog`, `signal`, `exit-code`, `host-kill`,
+    /// `host-reboot`, `unknown`.
     pub reason: String,
+    /// When that was noticed, in milliseconds since the Unix epoch; a `Date` in JavaScript.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<u64>,
+    /// What proves the reason, where QEMU did not say it itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<String>,
+    /// What the guest told of its panic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub panic: Option<Value>,
     /// The signal that ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
@@ -145,6 +172,9 @@ impl EndCause {
     pub fn of(reason: &str) -> Self {
         Self {
             reason: reason.to_owned(),
+            ended_at: None,
+            evidence: None,
+            panic: None,
             signal: None,
             exit_code: None,
             stderr: None,

@@ -120,6 +120,8 @@ impl Machine {
             database
                 .update_machine_status(vm_id, new.as_str(), &guard)
                 .await?;
+            self.context.journal.found_status(listed);
+            self.context.journal.status(new.as_str());
         }
         Ok(())
     }
@@ -152,7 +154,8 @@ impl Machine {
         }
         self.nobody_has_its_name().await?;
         self.shown = status;
-        self.died_unseen(recorded_pid(&row), Exit::Unknown).await;
+        let cause = self.cause_of(Exit::Unknown, None).await;
+        self.died_unseen(recorded_pid(&row), cause).await;
         Ok(())
     }
 

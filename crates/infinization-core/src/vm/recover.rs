@@ -5,14 +5,16 @@
 //! all the same. No guest is harmed: QEMU is ended only where a create or start had not yet let the
 //! guest run, or where destroying had begun.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
 use super::action::Release;
+use super::condition::Health;
 use super::effects::{connect, keep_trying};
 use super::ledger::{Contents, Lived};
-use super::live::{Live, LiveView};
+use super::live::{Live, LiveView, memory_of};
 use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
@@ -58,12 +60,18 @@ impl Machine {
             return Ok(Recovered::Alive);
         }
         let contents = self.context.ledger.contents();
-        let process = match self.find_process(&contents).await? {
+        let found = self.find_out(&contents).await;
+        self.tell_found(&contents, &found);
+        found
+    }
+
+    async fn find_out(&mut self, contents: &Contents) -> Result<Recovered, Failure> {
+        let process = match self.find_process(contents).await? {
             Found::Unknown(why) => return Ok(Recovered::Skipped(why)),
             Found::Process(process) => Some(process),
             Found::None => None,
         };
-        let launching = self.is_undecided(&contents, process.is_none()).await?;
+        let launching = self.is_undecided(contents, process.is_none()).await?;
         match (contents.operation, process, contents.lived.clone()) {
             (
                 Some(operation @ (Operation::Destroy | Operation::Delete | Operation::DeleteData)),
@@ -75,8 +83,8 @@ impl Machine {
                 Ok(Recovered::Off)
             }
             // Its guest never ran: that comes long after the ledger has the process.
-            (_, process, None) if launching => self.undo(&contents, process).await,
-            (_, None, Some(_)) if launching => self.undo(&contents, None).await,
+            (_, process, None) if launching => self.undo(contents, process).await,
+            (_, None, Some(_)) if launching => self.undo(contents, None).await,
             (_, Some(process), Some(lived)) => self.take_back(launching, process, lived).await,
             // Its ledger was damaged.
             (_, Some(process), None) => {
@@ -228,12 +236,16 @@ impl Machine {
             .services
             .display_ports
             .claim(lived.display_port);
+        let memory = memory_of(&process).await;
         let view = LiveView {
             process,
             qmp,
             qmp_socket: lived.qmp_socket.to_string(),
             tap: self.context.names.tap.to_string(),
             display_port: lived.display_port,
+            health: Health::default(),
+            memory,
+            missed: AtomicU64::default(),
         };
         let live = Live {
             view: view.into(),
@@ -242,6 +254,7 @@ impl Machine {
             ending: None,
         };
         self.goes_live(live, shown.clone());
+        self.examine(status.as_ref()).await;
         if status.is_some() || !launching {
             self.context.ledger.commit()?;
             self.write_found(&shown).await;
@@ -299,6 +312,7 @@ impl Machine {
             database
                 .update_machine_status(vm_id, found.as_str(), &super::status::UNTOUCHABLE)
                 .await?;
+            self.context.journal.status(found.as_str());
         }
         Ok(())
     }
@@ -319,8 +333,9 @@ impl Machine {
         };
         match (lived, rebooted) {
             (Some(lived), false) if !stopping => {
-                self.died_unseen(Some(lived.process.pid), Exit::Unknown)
-                    .await;
+                let cause = self.cause_of(Exit::Unknown, Some(lived.process.clone()));
+                let cause = cause.await;
+                self.died_unseen(Some(lived.process.pid), cause).await;
             }
             (Some(_), true) => self.gone(&EndCause::of("host-reboot")).await,
             _ => self.gone(&EndCause::of("unknown")).await,

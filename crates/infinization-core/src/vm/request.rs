@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -129,6 +129,33 @@ impl fmt::Debug for Request {
 }
 
 impl Verb {
+    /// What the journal calls it, and what was asked.
+    pub(super) fn told(&self) -> (&'static str, Value) {
+        match self {
+            Self::Start { options, .. } => (
+                "start",
+                json!({ "waitForBoot": options.wait_for_boot, "disableSandbox": options.disable_sandbox }),
+            ),
+            Self::Stop { options, .. } => (
+                "stop",
+                json!({
+                    "graceful": options.graceful,
+                    "force": options.force,
+                    "timeout": u64::try_from(options.timeout.as_millis()).unwrap_or(u64::MAX),
+                }),
+            ),
+            Self::Restart => ("restart", Value::Null),
+            Self::Suspend => ("suspend", Value::Null),
+            Self::Resume => ("resume", Value::Null),
+            Self::Reset => ("reset", Value::Null),
+            Self::Destroy => ("destroy", Value::Null),
+            Self::Delete { with_data } => ("delete", json!({ "deleteDisks": with_data })),
+            Self::SetFirewallRules(rules) => {
+                ("set firewall rules", json!({ "rules": rules.len() }))
+            }
+        }
+    }
+
     /// The code a foreign failure of the verb gets, and how that is said.
     pub(super) fn failed(&self) -> (ErrorCode, &'static str) {
         match self {

@@ -38,14 +38,8 @@ impl Machine {
             return Cleanup::default();
         }
         let context = &self.context;
-        let (effects, bench) = (context.effects.as_ref(), Bench::of_process(None));
-        let released = release_up_to(
-            effects,
-            &context.ledger,
-            &bench,
-            Lifetime::Run,
-            Order::AtOnce,
-        );
+        let bench = Bench::of_process(None);
+        let released = release_up_to(context.desk(&bench), Lifetime::Run, Order::AtOnce);
         let cleanup = released.await;
         // A machine that holds nothing has no row to clear either.
         if cleanup.is_complete() && !cleanup.resources.is_empty() {

@@ -2,7 +2,7 @@
 //!
 //! It knows neither the host nor what the actions mean; [`Effects`] performs them. A failure, a
 //! panic or a cancellation undoes exactly the entries this attempt added, newest first, and reports
-//! both what failed and what could not be undone.
+//! both what failed and what could not be undone. The journal has each step before it is begun.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::action::{Action, Release};
 use super::bench::Bench;
 use super::cleanup::{Cleanup, Resource};
+use super::journal::{Journal, Kind, Note, Phase};
 use super::ledger::{Entry, Ledger};
 use super::plan::{Lifetime, Plan, Step};
 use crate::error::{ErrorCode, Failure};
@@ -40,12 +41,23 @@ pub trait Effects: Send + Sync + std::fmt::Debug {
     async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure>;
 }
 
+/// What operations on one VM work with.
+#[derive(Debug, Clone, Copy)]
+pub struct Desk<'a> {
+    /// Does it.
+    pub effects: &'a dyn Effects,
+    /// Remembers what is held.
+    pub ledger: &'a Ledger,
+    /// Tells what is done.
+    pub journal: &'a Journal,
+    /// What the steps make for each other.
+    pub bench: &'a Bench,
+}
+
 /// One attempt at an operation of one VM.
 #[derive(Debug)]
 pub struct Run<'a> {
-    effects: &'a dyn Effects,
-    ledger: &'a Ledger,
-    bench: &'a Bench,
+    desk: Desk<'a>,
     cancel: &'a CancellationToken,
 }
 
@@ -60,18 +72,8 @@ pub struct Undone {
 
 impl<'a> Run<'a> {
     /// Prepares an attempt.
-    pub fn new(
-        effects: &'a dyn Effects,
-        ledger: &'a Ledger,
-        bench: &'a Bench,
-        cancel: &'a CancellationToken,
-    ) -> Self {
-        Self {
-            effects,
-            ledger,
-            bench,
-            cancel,
-        }
+    pub fn new(desk: Desk<'a>, cancel: &'a CancellationToken) -> Self {
+        Self { desk, cancel }
     }
 
     /// Performs the whole plan, or nothing: after an error everything it did has been undone, but for
@@ -87,7 +89,7 @@ impl<'a> Run<'a> {
     }
 
     async fn roll_back(&self, failure: Failure) -> Undone {
-        let cleanup = undo_attempt(self.effects, self.ledger, self.bench).await;
+        let cleanup = undo_attempt(self.desk).await;
         if cleanup.is_complete() {
             return Undone { failure, cleanup };
         }
@@ -107,7 +109,13 @@ impl<'a> Run<'a> {
             ));
         }
         let undos: Vec<_> = steps.iter().flat_map(|step| step.undo.clone()).collect();
-        let numbers = self.ledger.intend(&undos)?;
+        let numbers = self.desk.ledger.intend(&undos)?;
+        for step in steps {
+            let note = Note::of(Kind::Step).step(step.action.name());
+            let note = note.phase(Phase::Begun).detail(step.action.subject());
+            self.desk.journal.note(note);
+        }
+        self.desk.journal.written().await;
 
         let mut rest = numbers.as_slice();
         let attempts = steps.iter().map(|step| {
@@ -121,14 +129,20 @@ impl<'a> Run<'a> {
     }
 
     async fn step(&self, step: &Step, numbers: Vec<u64>) -> Result<(), Failure> {
+        let Desk {
+            effects,
+            ledger,
+            bench,
+            ..
+        } = self.desk;
         let name = step.action.name();
-        let work = self.effects.perform(&step.action, self.bench, self.cancel);
+        let work = effects.perform(&step.action, bench, self.cancel);
         let outcome = AssertUnwindSafe(work).catch_unwind().await;
-        match outcome {
-            Ok(Ok(())) => Ok(self.ledger.hold(&numbers)?),
+        let outcome = match outcome {
+            Ok(Ok(())) => Ok(ledger.hold(&numbers)?),
             Ok(Err(failure)) => {
                 // It left nothing behind: its entries must not be undone, they may be another's.
-                self.ledger.forget(&numbers)?;
+                ledger.forget(&numbers)?;
                 Err(failure.with("step", name))
             }
             // A panic may have left anything behind: its entries are undone like held ones.
@@ -136,18 +150,37 @@ impl<'a> Run<'a> {
                 ErrorCode::Internal,
                 format!("a defect stopped the step {name}"),
             )),
+        };
+        self.tell(&step.action, &outcome);
+        outcome
+    }
+
+    fn tell(&self, action: &Action, outcome: &Result<(), Failure>) {
+        let journal = self.desk.journal;
+        let note = Note::of(Kind::Step).step(action.name());
+        let note = match (outcome, action, self.desk.bench.process()) {
+            (Err(failure), _, _) => note.failure(failure),
+            (Ok(()), Action::SpawnQemu(_), Some(process)) => {
+                let pid = json!({ "pid": process.pid() });
+                note.phase(Phase::Done).detail(pid)
+            }
+            (Ok(()), _, _) => note.phase(Phase::Done),
+        };
+        journal.note(note);
+        if let (Ok(()), Some(status)) = (outcome, action.status()) {
+            journal.status(status);
         }
     }
 }
 
 /// Undoes what the operation in the ledger has added, newest first.
-pub(super) async fn undo_attempt(effects: &dyn Effects, ledger: &Ledger, bench: &Bench) -> Cleanup {
-    let contents = ledger.contents();
+pub(super) async fn undo_attempt(desk: Desk<'_>) -> Cleanup {
+    let contents = desk.ledger.contents();
     let ours = contents
         .entries
         .into_iter()
         .filter(|entry| entry.number >= contents.attempt);
-    release(effects, ledger, bench, ours.collect(), Order::NewestFirst).await
+    release(desk, Kind::Undo, ours.collect(), Order::NewestFirst).await
 }
 
 /// Whether releases depend on each other.
@@ -160,60 +193,51 @@ pub(super) enum Order {
 }
 
 /// Releases what the ledger holds for at most `until` and forgets it.
-pub(super) async fn release_up_to(
-    effects: &dyn Effects,
-    ledger: &Ledger,
-    bench: &Bench,
-    until: Lifetime,
-    order: Order,
-) -> Cleanup {
-    let entries = ledger
+pub(super) async fn release_up_to(desk: Desk<'_>, until: Lifetime, order: Order) -> Cleanup {
+    let entries = desk
+        .ledger
         .contents()
         .entries
         .into_iter()
         // What is for an attempt alone is undone with it, or not at all.
         .filter(|entry| entry.undo.lifetime != Lifetime::Attempt && entry.undo.lifetime <= until)
         .collect();
-    release(effects, ledger, bench, entries, order).await
+    release(desk, Kind::Release, entries, order).await
 }
 
 /// Releases the chosen entries at once, each tried a single time; what fails stays in the ledger.
-pub(super) async fn try_release(
-    effects: &dyn Effects,
-    ledger: &Ledger,
-    bench: &Bench,
-    chosen: impl Fn(&Release) -> bool,
-) {
-    let entries = ledger.contents().entries.into_iter();
-    let entries = entries.filter(|entry| chosen(&entry.undo.release));
-    let attempts = entries.map(|entry| async move {
-        let released = effects.release(&entry.undo.release, bench).await;
-        released.and_then(|()| Ok(ledger.forget(&[entry.number])?))
+pub(super) async fn try_release(desk: Desk<'_>, chosen: impl Fn(&Release) -> bool) {
+    let entries = desk.ledger.contents().entries.into_iter();
+    let entries: Vec<Entry> = entries
+        .filter(|entry| chosen(&entry.undo.release))
+        .collect();
+    begin_releases(desk, Kind::Release, &entries).await;
+    let attempts = entries.into_iter().map(|entry| async move {
+        let released = desk.effects.release(&entry.undo.release, desk.bench).await;
+        let released = released.and_then(|()| Ok(desk.ledger.forget(&[entry.number])?));
+        tell_release(desk, Kind::Release, &entry, released.as_ref().err());
+        released
     });
     for error in join_all(attempts).await.into_iter().filter_map(Result::err) {
         tracing::debug!(%error, "not released early");
     }
 }
 
-async fn release(
-    effects: &dyn Effects,
-    ledger: &Ledger,
-    bench: &Bench,
-    entries: Vec<Entry>,
-    order: Order,
-) -> Cleanup {
-    let mut entries = without_covered(ledger, entries);
+async fn release(desk: Desk<'_>, kind: Kind, entries: Vec<Entry>, order: Order) -> Cleanup {
+    let mut entries = without_covered(desk.ledger, entries);
     entries.reverse();
     let resources = match order {
         Order::AtOnce => {
+            begin_releases(desk, kind, &entries).await;
             let each = entries.into_iter();
-            join_all(each.map(|entry| release_one(effects, ledger, bench, entry))).await
+            join_all(each.map(|entry| release_one(desk, kind, entry))).await
         }
         Order::NewestFirst => {
             let mut resources = Vec::new();
             for entry in entries {
                 let ends_qemu = entry.undo.release == Release::EndQemu;
-                let resource = release_one(effects, ledger, bench, entry).await;
+                begin_releases(desk, kind, std::slice::from_ref(&entry)).await;
+                let resource = release_one(desk, kind, entry).await;
                 let qemu_lives = ends_qemu && resource.failure.is_some();
                 resources.push(resource);
                 if qemu_lives {
@@ -225,6 +249,32 @@ async fn release(
         }
     };
     Cleanup { resources }
+}
+
+/// Tells what is about to be given back, before any of it is.
+async fn begin_releases(desk: Desk<'_>, kind: Kind, entries: &[Entry]) {
+    for Entry { undo, .. } in entries {
+        let note = Note::of(kind).step(undo.release.name());
+        let note = note.phase(Phase::Begun).detail(undo.release.subject());
+        desk.journal.note(note);
+    }
+    desk.journal.written().await;
+}
+
+fn tell_release(desk: Desk<'_>, kind: Kind, entry: &Entry, failure: Option<&Failure>) {
+    let release = &entry.undo.release;
+    let note = Note::of(kind).step(release.name());
+    let done = match kind {
+        Kind::Undo => Phase::Undone,
+        _ => Phase::Done,
+    };
+    desk.journal.note(match failure {
+        Some(failure) => note.failure(failure),
+        None => note.phase(done),
+    });
+    if let (None, Release::RestoreStatus { status }) = (failure, release) {
+        desk.journal.status(status);
+    }
 }
 
 /// What another release does as well is not done twice. Should that one get stuck, it stays in the
@@ -247,21 +297,16 @@ fn without_covered(ledger: &Ledger, entries: Vec<Entry>) -> Vec<Entry> {
     rest
 }
 
-async fn release_one(
-    effects: &dyn Effects,
-    ledger: &Ledger,
-    bench: &Bench,
-    entry: Entry,
-) -> Resource {
+async fn release_one(desk: Desk<'_>, kind: Kind, entry: Entry) -> Resource {
     let mut delays = RETRY_DELAYS.into_iter();
     let mut attempts = 1;
     let failure = loop {
-        let work = effects.release(&entry.undo.release, bench);
+        let work = desk.effects.release(&entry.undo.release, desk.bench);
         let failure = match AssertUnwindSafe(work).catch_unwind().await {
             Ok(Ok(())) => {
                 // A ledger that cannot be written is found again at the next start; the undo is
                 // idempotent then.
-                if let Err(error) = ledger.forget(&[entry.number]) {
+                if let Err(error) = desk.ledger.forget(&[entry.number]) {
                     tracing::warn!(%error, "the ledger could not be written");
                 }
                 break None;
@@ -276,6 +321,7 @@ async fn release_one(
         tokio::time::sleep(delay).await;
         attempts += 1;
     };
+    tell_release(desk, kind, &entry, failure.as_ref());
     Resource {
         release: entry.undo.release,
         attempts,

@@ -22,6 +22,7 @@ use crate::types::{FirewallDefaultAction, MacAddr, VmId, VmNames};
 use super::context::VmContext;
 use super::effects::HostEffects;
 use super::facts::MacClaims;
+use super::journal::Journals;
 use super::marks::Marks;
 use super::run::Effects;
 use super::salvage::open_ledger;
@@ -58,6 +59,8 @@ pub struct Services {
     pub display_ports: DisplayPorts,
     /// The MAC addresses of machines that are being created.
     pub macs: MacClaims,
+    /// What was done with each VM.
+    pub journals: Journals,
     /// QEMU's own cgroups.
     pub cgroups: Cgroups,
     /// What parsing a VM's configuration needs to know.
@@ -105,11 +108,13 @@ impl Services {
             None => host,
         };
         let services = Arc::clone(self);
+        let journal = self.journals.of(vm_id);
         Ok(VmContext {
             vm_id: vm_id.clone(),
             names,
             directory,
             ledger,
+            journal,
             effects,
             services,
         })

@@ -209,13 +209,7 @@ impl Machine {
         let of_network = |release: &Release| {
             matches!(release, Release::DetachTap { .. } | Release::DetachFirewall)
         };
-        try_release(
-            context.effects.as_ref(),
-            &context.ledger,
-            &bench,
-            of_network,
-        )
-        .await;
+        try_release(context.desk(&bench), of_network).await;
     }
 
     /// Presses the power button until the guest is gone or not waited for any more. An error means
@@ -282,16 +276,19 @@ impl Machine {
         let ending = self.live.as_ref().and_then(|live| live.ending.clone());
         let exit = self.exited().now_or_never();
         let cause = match (&ending, forced, exit) {
-            (Some(ending), _, _) => EndCause::of(&ending.reason),
+            (Some(ending), _, _) => self.said(ending),
             (None, true, _) => EndCause::of("host-kill"),
-            (None, false, Some(exit)) => self.cause_of(exit),
+            (None, false, Some(exit)) => {
+                let process = self.process().map(|process| process.id().clone());
+                self.cause_of(exit, process).await
+            }
             (None, false, None) => EndCause::of("unknown"),
         };
         let cleanup = self.settle(&cause).await;
         self.write_off().await;
         match ending {
-            Some(ending) => self.tell_off("SHUTDOWN", &ending.data),
-            None => self.tell_off("SHUTDOWN", &Value::Null),
+            Some(ending) => self.tell_off(&ending.data),
+            None => self.tell_off(&Value::Null),
         }
         cleanup
     }

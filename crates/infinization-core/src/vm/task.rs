@@ -10,11 +10,13 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::context::VmContext;
+use super::journal::{Actor, Phase};
+use super::ledger::Contents;
 use super::machine::{Machine, View};
 use super::outcome::{CreateResult, EndCause, OperationResult};
 use super::reconcile::ReconcileResult;
@@ -43,7 +45,10 @@ impl VmHandle {
     pub fn spawn(context: VmContext) -> Self {
         let context = Arc::new(context);
         let (sender, inbox) = mpsc::channel(INBOX);
-        let (view_sender, view) = watch::channel(View::default());
+        let (view_sender, view) = watch::channel(View {
+            live: None,
+            last_exit: context.ledger.contents().last_exit,
+        });
         let machine = Machine::new(Arc::clone(&context), view_sender);
         tokio::spawn(serve(machine, inbox));
         Self {
@@ -201,47 +206,98 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
             cancel,
             reply,
         } => {
+            let context = Arc::clone(&machine.context);
+            let asked = ("create", json!({ "internalName": config.internal_name }));
             let work = Box::pin(async {
                 machine.is_open()?;
                 machine.create(*config, &warnings, &cancel).await
             });
-            let created = guarded(work).await;
-            send(created, reply, asker);
+            let created = told(
+                &context,
+                asked,
+                work,
+                |created| json!({ "pid": created.pid, "displayPort": created.display_port }),
+            );
+            send(created.await, reply, asker);
         }
         Request::Verb { verb, reply } => {
+            let context = Arc::clone(&machine.context);
+            let asked = verb.told();
+            if matches!(verb, Verb::Destroy) && machine.is_nothing() {
+                context.journal.be_silent();
+            }
             let work = Box::pin(machine.perform(verb, interrupt));
-            send(guarded(work).await, reply, asker);
+            let done = told(&context, asked, work, OperationResult::told);
+            send(done.await, reply, asker);
         }
         Request::Recover { reply } => {
+            let context = Arc::clone(&machine.context);
             let work = async {
                 machine.is_open()?;
                 machine.recover().await
             };
-            send(guarded(work).await, reply, asker);
+            let found = within(&context, (Actor::Recovery, "recover"), work);
+            send(found.await, reply, asker);
         }
         Request::Reconcile { listed, reply } => {
+            let context = Arc::clone(&machine.context);
             let work = async {
                 machine.is_open()?;
                 machine.reconcile(&listed).await
             };
-            send(guarded(work).await, reply, asker);
+            let settled = within(&context, (Actor::Reconcile, "reconcile"), work);
+            send(settled.await, reply, asker);
         }
         Request::Check { reply } => {
+            let context = Arc::clone(&machine.context);
             let work = async {
                 machine.is_open()?;
                 machine.check().await
             };
-            send(guarded(work).await, reply, asker);
+            let checked = within(&context, (Actor::Health, "check"), work);
+            send(checked.await, reply, asker);
         }
         Request::RetryCleanup { reply } => {
+            let context = Arc::clone(&machine.context);
             let work = async {
                 machine.is_open()?;
                 machine.retry_cleanup().await
             };
-            send(guarded(work).await, reply, asker);
+            let released = within(&context, (Actor::Api, "retryCleanup"), work);
+            send(released.await, reply, asker);
         }
         Request::Rest { reply } => send(Ok(()), reply, asker),
     }
+}
+
+/// Does `work` for a verb that the journal tells from its beginning to its end.
+async fn told<T>(
+    context: &VmContext,
+    (operation, asked): (&'static str, Value),
+    work: impl Future<Output = Result<T, Failure>>,
+    answer: impl FnOnce(&T) -> Value,
+) -> Result<T, Failure> {
+    let journal = &context.journal;
+    journal.enter(Actor::Api, operation);
+    journal.operation(Phase::Begun, asked);
+    journal.written().await;
+    let outcome = guarded(work).await;
+    journal.ended(&outcome, answer);
+    journal.written().await;
+    journal.leave();
+    outcome
+}
+
+/// Does `work` that nobody asked for: the journal tells what comes of it.
+async fn within<T>(
+    context: &VmContext,
+    (actor, operation): (Actor, &'static str),
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    context.journal.enter(actor, operation);
+    let outcome = guarded(work).await;
+    context.journal.leave();
+    outcome
 }
 
 /// Whoever asked may have stopped listening: the work was done all the same.
@@ -301,6 +357,11 @@ impl Machine {
             };
             failure.of_vm(&self.context.vm_id)
         })
+    }
+
+    /// Whether there is nothing of the machine on this host.
+    fn is_nothing(&self) -> bool {
+        self.live.is_none() && self.context.ledger.contents() == Contents::default()
     }
 
     /// What still waits when the manager is shut down is not begun.

@@ -61,7 +61,7 @@ impl Machine {
         self.disown_strangers(contents)?;
         let bench = Bench::of_process(process);
         let context = &self.context;
-        let cleanup = undo_attempt(context.effects.as_ref(), &context.ledger, &bench).await;
+        let cleanup = undo_attempt(context.desk(&bench)).await;
         self.alert(&cleanup);
         context.end_attempt(&cleanup).await?;
         if contents.operation == Some(Operation::Create) {

@@ -148,14 +148,17 @@ impl Host {
             .collect()
     }
 
-    /// Every file below the scratch directory but the embedded store and the lock.
+    /// Every file below the scratch directory but the embedded store, the lock and the journals, which
+    /// outlive their machines.
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
         let mut directories = vec![self.path().to_owned()];
         while let Some(directory) = directories.pop() {
             for entry in std::fs::read_dir(directory).unwrap().flatten() {
                 if entry.file_type().unwrap().is_dir() {
-                    directories.push(entry.path());
+                    if entry.file_name() != "journals" {
+                        directories.push(entry.path());
+                    }
                     continue;
                 }
                 let name = entry.file_name().into_string().unwrap();
@@ -262,4 +265,30 @@ pub async fn consistent_status(manager: &Manager, vm_id: &str) -> Value {
 
 pub fn send_signal(pid: i32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+}
+
+/// A machine's journal.
+pub async fn journal_of(manager: &Manager, vm_id: &str) -> Vec<Value> {
+    let cursor = manager.journal(&json!({ "vmId": vm_id })).unwrap();
+    let mut entries = Vec::new();
+    loop {
+        let page = manager.journal_page(&cursor).await.unwrap();
+        if page.entries.is_empty() {
+            return entries;
+        }
+        let page = page.entries.iter();
+        entries.extend(page.map(|entry| serde_json::to_value(entry).unwrap()));
+    }
+}
+
+/// Asserts that no number is missing.
+pub fn has_no_gaps(entries: &[Value]) {
+    for pair in entries.windows(2) {
+        let (one, next) = (&pair[0]["seq"], &pair[1]["seq"]);
+        assert_eq!(
+            one.as_u64().unwrap() + 1,
+            next.as_u64().unwrap(),
+            "{pair:?}"
+        );
+    }
 }

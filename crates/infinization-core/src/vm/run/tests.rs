@@ -6,7 +6,9 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::*;
-use crate::types::{HostPath, LinkName};
+use crate::config::JournalOptions;
+use crate::types::{HostPath, LinkName, VmId};
+use crate::vm::journal::{JournalReader, Journals};
 use crate::vm::plan::{Operation, Undo};
 
 /// What goes wrong when an action is performed.
@@ -96,8 +98,9 @@ impl Effects for Fake {
 
 /// One attempt's surroundings.
 struct Scene {
-    _directory: TempDir,
+    directory: TempDir,
     ledger: Ledger,
+    journal: Journal,
     bench: Bench,
     cancel: CancellationToken,
 }
@@ -111,18 +114,46 @@ impl Scene {
         let numbers = ledger.intend(&earlier).unwrap();
         ledger.hold(&numbers).unwrap();
         ledger.begin(Operation::Start, 1).unwrap();
+        let journals = Journals::start(directory.path()).unwrap();
         Self {
-            _directory: directory,
+            directory,
             ledger,
+            journal: journals.of(&VmId::parse("vm-1").unwrap()),
             bench: Bench::default(),
             cancel: CancellationToken::new(),
         }
     }
 
     async fn execute(&self, effects: &Fake, plan: &Plan) -> Result<(), Failure> {
-        let run = Run::new(effects, &self.ledger, &self.bench, &self.cancel);
+        let run = Run::new(self.desk(effects), &self.cancel);
         let outcome = run.execute(plan).await;
         outcome.map_err(|undone| undone.failure)
+    }
+
+    fn desk<'a>(&'a self, effects: &'a Fake) -> Desk<'a> {
+        Desk {
+            effects,
+            ledger: &self.ledger,
+            journal: &self.journal,
+            bench: &self.bench,
+        }
+    }
+
+    /// What the journal says: kind, step, phase.
+    async fn told(&self) -> Vec<String> {
+        self.journal.written().await;
+        let directory = self.directory.path().join("journals");
+        let mut reader = JournalReader::new(directory, JournalOptions::default());
+        let entries = reader.page(1000).unwrap().into_iter();
+        let words = entries.map(|entry| {
+            let path = entry
+                .detail
+                .as_ref()
+                .and_then(|detail| detail["path"].as_str());
+            let phase = entry.phase.unwrap().as_str();
+            format!("{} {} {}", entry.kind.as_str(), phase, path.unwrap_or("-"))
+        });
+        words.collect()
     }
 
     /// The releases in the ledger, less the earlier attempt's, which must be there.
@@ -276,7 +307,7 @@ async fn only_what_lives_no_longer_than_asked_is_released() {
                 .map(|(lifetime, text)| undo(lifetime, text))
                 .collect();
             scene.ledger.intend(&undos).unwrap();
-            let cleanup = release_up_to(&fake, &scene.ledger, &scene.bench, until, order).await;
+            let cleanup = release_up_to(scene.desk(&fake), until, order).await;
             assert!(cleanup.is_complete());
             assert_eq!(cleanup.resources.len(), released.len());
             assert_eq!(fake.released(), files(released), "{until:?}");
@@ -310,7 +341,7 @@ fn covered_scene() -> Scene {
 #[tokio::test]
 async fn what_another_release_does_as_well_is_not_done_twice() {
     let (scene, fake) = (covered_scene(), Fake::default());
-    let cleanup = undo_attempt(&fake, &scene.ledger, &scene.bench).await;
+    let cleanup = undo_attempt(scene.desk(&fake)).await;
     assert!(cleanup.is_complete());
     let [delete_tap, _, remove_firewall, _] = covered();
     assert_eq!(fake.released(), [remove_firewall, delete_tap]);
@@ -322,7 +353,7 @@ async fn a_stuck_release_stays_for_what_it_covers() {
     let [delete_tap, ..] = covered();
     let scene = covered_scene();
     let fake = Fake::default().stuck_at(delete_tap.clone(), u32::MAX);
-    let cleanup = undo_attempt(&fake, &scene.ledger, &scene.bench).await;
+    let cleanup = undo_attempt(scene.desk(&fake)).await;
     assert_eq!(scene.left(), std::slice::from_ref(&delete_tap));
     let stuck: Vec<_> = cleanup.stuck().collect();
     let [(resource, failure)] = stuck.as_slice() else {
@@ -330,4 +361,24 @@ async fn a_stuck_release_stays_for_what_it_covers() {
     };
     assert_eq!((&resource.release, resource.attempts), (&delete_tap, 3));
     assert_eq!(failure.to_string(), "device busy");
+}
+
+#[tokio::test]
+async fn the_journal_tells_each_step_before_it_is_begun_and_how_it_ended() {
+    let (scene, fake) = (Scene::new(), Fake::with("/c", Mishap::Fails));
+    let plan = plan(&[&["/a", "/b"], &["/c"]]);
+    scene.execute(&fake, &plan).await.unwrap_err();
+    let told = [
+        "step begun /a",
+        "step begun /b",
+        "step done -",
+        "step done -",
+        "step begun /c",
+        "step failed -",
+        "undo begun /b",
+        "undo undone -",
+        "undo begun /a",
+        "undo undone -",
+    ];
+    assert_eq!(scene.told().await, told);
 }

@@ -1,0 +1,152 @@
+//! Entries in order: one machine's by their numbers, all machines' by time. It reads the files, so
+//! it holds little whatever their size, and goes on where it was when there is more.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+
+use super::entry::JournalEntry;
+use super::writer::machines_of;
+use crate::config::{JournalBound, JournalOptions};
+use crate::host::line_log::{LineLog, LineReader};
+use crate::types::VmId;
+
+/// Reads what is asked for, page by page. Blocks.
+#[derive(Debug)]
+pub struct JournalReader {
+    directory: PathBuf,
+    options: JournalOptions,
+    left: usize,
+    machines: HashMap<VmId, Cursor>,
+}
+
+#[derive(Debug)]
+struct Cursor {
+    lines: LineReader,
+    ahead: VecDeque<JournalEntry>,
+    over: bool,
+}
+
+impl JournalReader {
+    /// A reader from the beginning of what is asked for.
+    pub fn new(directory: PathBuf, options: JournalOptions) -> Self {
+        Self {
+            directory,
+            left: options.limit.unwrap_or(usize::MAX),
+            options,
+            machines: HashMap::new(),
+        }
+    }
+
+    /// The numbers of a machine's oldest and newest entry. Blocks.
+    pub fn range(directory: &Path, vm_id: &VmId) -> std::io::Result<Option<(u64, u64)>> {
+        let mut lines = LineLog::of(directory, vm_id.as_str()).read();
+        let mut range = None;
+        loop {
+            let next = lines.next_lines()?;
+            if next.is_empty() {
+                return Ok(range);
+            }
+            let number =
+                |line: &Vec<u8>| Some(serde_json::from_slice::<JournalEntry>(line).ok()?.seq);
+            for seq in next.iter().filter_map(number) {
+                let (first, last) = range.unwrap_or((seq, seq));
+                range = Some((first, last.max(seq)));
+            }
+        }
+    }
+
+    /// Whether nothing more will ever come: the limit, or the end of what was asked for, is reached.
+    pub fn is_over(&self) -> bool {
+        let one = self.options.vm_id.as_ref();
+        let past = one.and_then(|vm_id| self.machines.get(vm_id));
+        self.left == 0 || past.is_some_and(|cursor| cursor.over && cursor.ahead.is_empty())
+    }
+
+    /// The next entries, at most so many; none when all there is now has been read.
+    pub fn page(&mut self, most: usize) -> std::io::Result<Vec<JournalEntry>> {
+        self.find_machines();
+        let mut page = Vec::new();
+        while page.len() < most.min(self.left) {
+            match self.next()? {
+                Some(entry) => page.push(entry),
+                None => break,
+            }
+        }
+        self.left -= page.len();
+        Ok(page)
+    }
+
+    fn find_machines(&mut self) {
+        let known = match &self.options.vm_id {
+            Some(vm_id) => vec![vm_id.clone()],
+            None => machines_of(&self.directory),
+        };
+        for vm_id in known {
+            let log = LineLog::of(&self.directory, vm_id.as_str());
+            let cursor = self.machines.entry(vm_id);
+            cursor.or_insert_with(|| Cursor {
+                lines: log.read(),
+                ahead: VecDeque::new(),
+                over: false,
+            });
+        }
+    }
+
+    /// The oldest entry of those that come next in each machine's journal.
+    fn next(&mut self) -> std::io::Result<Option<JournalEntry>> {
+        for cursor in self.machines.values_mut() {
+            cursor.look_ahead(&self.options)?;
+        }
+        let first = self.machines.values_mut().min_by_key(|cursor| {
+            let entry = cursor.ahead.front();
+            (
+                entry.is_none(),
+                entry.map(|entry| (entry.timestamp, entry.vm_id.clone(), entry.seq)),
+            )
+        });
+        Ok(first.and_then(|cursor| cursor.ahead.pop_front()))
+    }
+}
+
+impl Cursor {
+    fn look_ahead(&mut self, options: &JournalOptions) -> std::io::Result<()> {
+        while self.ahead.is_empty() && !self.over {
+            let lines = self.lines.next_lines()?;
+            if lines.is_empty() {
+                return Ok(());
+            }
+            // A line that a host crash has damaged is passed over.
+            let entries = lines
+                .iter()
+                .filter_map(|line| serde_json::from_slice(line).ok());
+            for entry in entries {
+                self.take(entry, options);
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, entry: JournalEntry, options: &JournalOptions) {
+        let (seq, time) = (entry.seq, entry.timestamp);
+        let early = match options.since {
+            Some(JournalBound::Seq(since)) => seq < since,
+            Some(JournalBound::Time(since)) => time < since,
+            None => false,
+        };
+        let late = match options.until {
+            Some(JournalBound::Seq(until)) => seq > until,
+            Some(JournalBound::Time(until)) => time > until,
+            None => false,
+        };
+        self.over |= late || options.until == Some(JournalBound::Seq(seq));
+        if !early && !late && is_wanted(&entry, options) {
+            self.ahead.push_back(entry);
+        }
+    }
+}
+
+fn is_wanted(entry: &JournalEntry, options: &JournalOptions) -> bool {
+    let kind = options.kinds.is_empty() || options.kinds.contains(&entry.kind);
+    let named = |step: &str| options.steps.iter().any(|wanted| wanted == step);
+    kind && (options.steps.is_empty() || entry.step.as_deref().is_some_and(named))
+}
