@@ -102,6 +102,18 @@ pub struct Compiled {
     pub hash: String,
 }
 
+impl Compiled {
+    /// The same machine without the user's rules.
+    #[must_use]
+    pub fn flushed(&self, action: FirewallDefaultAction) -> Self {
+        let mut flushed = self.clone();
+        flushed.ruleset.vm = vec![terminal(action)];
+        flushed.hash = content_hash(&flushed.ruleset);
+        flushed.ruleset = with_hash(flushed.ruleset, &flushed.hash);
+        flushed
+    }
+}
+
 /// A rule that is not in force.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FailedRule {

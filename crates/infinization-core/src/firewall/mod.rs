@@ -29,6 +29,7 @@ mod guard;
 mod json;
 mod merge;
 mod names;
+mod nat;
 mod parse;
 mod place;
 mod rule;
@@ -43,6 +44,7 @@ pub use expr::{Field, Item, Match, NftRule, Op, Verdict};
 pub use json::document;
 pub use merge::merge;
 pub use names::{ChainNames, TABLE};
+pub use nat::{Masquerade, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, Subnet};
 pub use parse::parse_rule;
 pub use rule::{
     Action, Direction, Network, PortRange, Ports, Protocol, Rule, RuleError, Side, States,

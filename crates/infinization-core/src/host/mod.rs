@@ -16,6 +16,7 @@ pub mod nft;
 pub mod process;
 pub mod program;
 pub mod qemu_img;
+mod readable;
 pub mod state_file;
 pub mod tap;
 pub mod users;

@@ -6,24 +6,33 @@
 //! more, so that a later one cannot overtake it. Reads and probes need no turn.
 
 mod error;
+mod journal;
+mod known;
+mod nat;
 mod netlink;
+mod notice;
 mod probe;
 mod transport;
+mod verify;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
 use nix::errno::Errno;
 use tokio::sync::Mutex;
 
 pub use error::NftError;
-pub use transport::{CommittedRule, Element, Listing, NftProgram, NftTransport};
+pub use known::{Damage, Part};
+pub use transport::{
+    Committed, CommittedRule, Element, Listing, NftProgram, NftTransport, Reading,
+};
 
 use crate::firewall::{
-    BridgeConntrackMode, Capabilities, ChainNames, Command, Compiled, Conntrack, Transaction,
-    VerdictMap,
+    BridgeConntrackMode, Capabilities, ChainNames, Compiled, Conntrack, Transaction, VerdictMap,
 };
 use crate::types::{FirewallDefaultAction, LinkName};
+use journal::Journal;
+use known::Known;
 use probe::Probe;
 
 static TURN: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
@@ -34,6 +43,7 @@ static PROBE: LazyLock<Probe> = LazyLock::new(Probe::default);
 pub struct Nft {
     transport: Arc<dyn NftTransport>,
     probe: Probe,
+    journal: Arc<Journal>,
 }
 
 impl Default for Nft {
@@ -43,19 +53,21 @@ impl Default for Nft {
 }
 
 impl Nft {
-    /// Through the `nft` program.
+    /// Through the `nft` program, in the calling thread's network.
     pub fn new() -> Self {
         Self {
             transport: Arc::new(NftProgram::default()),
             probe: PROBE.clone(),
+            journal: Journal::of_this_network(),
         }
     }
 
-    /// Through another transport, with a probe of its own.
+    /// Through another transport, with a probe of its own. It is never believed unasked.
     pub fn with_transport(transport: Arc<dyn NftTransport>) -> Self {
         Self {
             transport,
             probe: Probe::default(),
+            journal: Journal::blind(),
         }
     }
 
@@ -76,22 +88,21 @@ impl Nft {
         }
     }
 
-    /// Sets up the table and both hooks: from here on a managed port is closed until its VM's rules
-    /// are loaded. Takes over a table of the earlier implementation.
-    pub async fn prepare(&self) -> Result<(), NftError> {
-        self.commit(Transaction::table().without_forward()).await
-    }
-
     /// Loads everything of a VM in one transaction: table, hooks, chains, rules, dispatch. On an
     /// error the old rules are in force.
     pub async fn ensure_vm(&self, compiled: &Compiled) -> Result<(), NftError> {
-        self.commit(Transaction::ensure_vm(compiled)).await
+        let compiled = Arc::new(compiled.clone());
+        let transaction = Transaction::ensure_vm(&compiled);
+        self.commit(transaction, move |known, committed| {
+            known.loaded(&compiled, committed)
+        })
+        .await
     }
 
-    /// Loads a VM's rules unless the kernel holds them already; says whether it had to.
+    /// Loads a VM's rules unless the kernel holds them already; says whether it had to. Costs nothing
+    /// if this process has loaded them and nobody else has committed anything to the table since.
     pub async fn ensure_vm_if_changed(&self, compiled: &Compiled) -> Result<bool, NftError> {
-        let loaded = self.read_vm(&compiled.ruleset.names).await?;
-        if holds(&loaded, compiled) {
+        if self.is_in_force(compiled).await? {
             return Ok(false);
         }
         self.ensure_vm(compiled).await.map(|()| true)
@@ -99,7 +110,8 @@ impl Nft {
 
     /// Makes the VM's chains, closed, if it has none; existing ones are left as they are.
     pub async fn create_chains(&self, names: &ChainNames) -> Result<(), NftError> {
-        match self.commit(Transaction::create_chains(names)).await {
+        let closed = Transaction::create_chains(names);
+        match self.commit(closed, |known, _| known.hooked()).await {
             Err(error) if error.is(Errno::EEXIST) => Ok(()),
             outcome => outcome,
         }
@@ -107,7 +119,10 @@ impl Nft {
 
     /// Sends the port's frames through the VM's chains, which must exist.
     pub async fn attach(&self, names: &ChainNames, tap: &LinkName) -> Result<(), NftError> {
-        self.commit(Transaction::attach(names, tap)).await
+        let attach = Transaction::attach(names, tap);
+        let (names, tap) = (names.clone(), tap.clone());
+        self.commit(attach, move |known, _| known.adopted(&names, &tap))
+            .await
     }
 
     /// Closes the port; the chains stay. Fine if it was not attached.
@@ -130,8 +145,11 @@ impl Nft {
     /// Removes the VM's chains and what leads to them, in one transaction. Fine if there is nothing.
     pub async fn remove_vm(&self, names: &ChainNames) -> Result<(), NftError> {
         let taps = Vec::from_iter(names.default_tap());
-        match self.commit(Transaction::remove_vm(names, &taps)).await {
-            Err(error) if error.is_absent() => Ok(()),
+        match self.remove(names, &taps).await {
+            Err(error) if error.is_absent() => {
+                self.journal.known.forget(names);
+                Ok(())
+            }
             // Another port leads to its chains, or its usual port to another VM's.
             Err(error) if error.is(Errno::EBUSY) || error.is(Errno::EEXIST) => {
                 self.remove_dispatched_vm(names).await
@@ -145,7 +163,13 @@ impl Nft {
         let taps = loaded.elements.iter();
         let taps: HashSet<_> = taps.filter_map(|e| LinkName::parse(&*e.tap).ok()).collect();
         let taps: Vec<_> = taps.into_iter().collect();
-        self.commit(Transaction::remove_vm(names, &taps)).await
+        self.remove(names, &taps).await
+    }
+
+    async fn remove(&self, names: &ChainNames, taps: &[LinkName]) -> Result<(), NftError> {
+        let (remove, names) = (Transaction::remove_vm(names, taps), names.clone());
+        self.commit(remove, move |known, _| known.forget(&names))
+            .await
     }
 
     /// Removes the VM chain of this name, with its helpers and dispatch.
@@ -161,10 +185,13 @@ impl Nft {
         names: &ChainNames,
         default_action: FirewallDefaultAction,
     ) -> Result<(), NftError> {
-        match self
-            .commit(Transaction::flush_vm(names, default_action))
-            .await
-        {
+        let flushed = self.journal.known.compiled(names);
+        let flushed = flushed.map(|compiled| Arc::new(compiled.flushed(default_action)));
+        let flush = Transaction::flush_vm(names, default_action);
+        let learn = move |known: &Known, committed: &[CommittedRule]| {
+            known.flushed(flushed.as_ref(), committed);
+        };
+        match self.commit(flush, learn).await {
             Err(error) if error.is_absent() => Ok(()),
             outcome => outcome,
         }
@@ -182,31 +209,65 @@ impl Nft {
 
     /// What the kernel holds of a VM, the hooks included.
     pub async fn read_vm(&self, names: &ChainNames) -> Result<Listing, NftError> {
-        Ok(self.transport.read().await?.of_vm(names))
+        Ok(self.transport.read().await?.listing.of_vm(names))
     }
 
     async fn delete_elements(&self, maps: &[VerdictMap], tap: &LinkName) -> Result<(), NftError> {
         let ports = maps.iter().map(|map| (*map, tap.clone())).collect();
-        let turn = Arc::clone(&TURN).lock_owned().await;
-        let transport = Arc::clone(&self.transport);
-        let running = tokio::spawn(async move {
-            let _turn = turn;
-            transport.delete_elements(ports).await
-        });
-        running.await.unwrap_or(Err(NftError::Interrupted))
+        let tap = tap.clone();
+        self.in_turn(move |nft| async move {
+            // Before it is closed: nobody is to open it again.
+            nft.journal.known.forget_port(&tap);
+            nft.journal.catch_up(None);
+            let committed = nft.transport.delete_elements(ports).await;
+            nft.journal.catch_up(sender_of(&committed));
+            committed.map(drop)
+        })
+        .await
     }
 
-    /// Waits for its turn, then commits; not waiting any longer does not stop what has begun.
-    async fn commit(&self, transaction: Transaction) -> Result<(), NftError> {
+    /// Commits when its turn has come; `learn` is told what the kernel confirmed.
+    async fn commit(
+        &self,
+        transaction: Transaction,
+        learn: impl FnOnce(&Known, &[CommittedRule]) + Send + 'static,
+    ) -> Result<(), NftError> {
+        self.in_turn(move |nft| async move {
+            nft.journal.catch_up(None);
+            let committed = nft.transport.commit(&transaction).await;
+            nft.journal.catch_up(sender_of(&committed));
+            if let Err(NftError::Program(_)) = &committed {
+                // It may have been ended after it had committed.
+                nft.journal.doubt_all();
+            }
+            let rules = committed?.rules;
+            confirmed(&transaction, &rules)?;
+            learn(&nft.journal.known, &rules);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits for its turn, then works; not waiting any longer does not stop what has begun.
+    async fn in_turn<T: Send + 'static, W>(
+        &self,
+        work: impl FnOnce(Self) -> W,
+    ) -> Result<T, NftError>
+    where
+        W: Future<Output = Result<T, NftError>> + Send + 'static,
+    {
         let turn = Arc::clone(&TURN).lock_owned().await;
-        let transport = Arc::clone(&self.transport);
+        let work = work(self.clone());
         let running = tokio::spawn(async move {
             let _turn = turn;
-            let committed = transport.commit(&transaction).await?;
-            confirmed(&transaction, &committed)
+            work.await
         });
         running.await.unwrap_or(Err(NftError::Interrupted))
     }
+}
+
+fn sender_of(committed: &Result<Committed, NftError>) -> Option<u32> {
+    committed.as_ref().ok()?.sender
 }
 
 /// Compares what was asked with what the kernel gave handles to, each its own.
@@ -243,34 +304,6 @@ fn first_difference<'a>(
             };
         }
     }
-}
-
-/// Whether the kernel's chains and dispatch are what was compiled. The rules are told apart by
-/// their comments, and their contents by the hash that is one of them.
-fn holds(loaded: &Listing, compiled: &Compiled) -> bool {
-    let wanted = Transaction::ensure_vm(compiled);
-    let found = loaded.rules.iter();
-    let found = found.map(|(chain, comment)| (&**chain, comment.as_deref().unwrap_or_default()));
-    by_chain(wanted.added_rules()) == by_chain(found) && dispatched(loaded, &wanted)
-}
-
-fn by_chain<'a>(
-    rules: impl Iterator<Item = (&'a str, &'a str)>,
-) -> BTreeMap<&'a str, Vec<&'a str>> {
-    let mut chains: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (chain, comment) in rules {
-        chains.entry(chain).or_default().push(comment);
-    }
-    chains
-}
-
-fn dispatched(loaded: &Listing, wanted: &Transaction) -> bool {
-    let wanted = wanted.commands.iter().filter_map(|command| match command {
-        Command::AddElement { map, tap, chain } => Some((*map, tap.as_str(), chain.as_str())),
-        _ => None,
-    });
-    let found = loaded.elements.iter().map(|e| (e.map, &*e.tap, &*e.chain));
-    wanted.eq(found)
 }
 
 #[cfg(test)]

@@ -1,0 +1,258 @@
+//! Whether what this process believes of nftables is still so.
+//!
+//! A socket in the nftables multicast group gathers every commit of this network namespace. Ours are
+//! told from others' by the port they were sent from, and one of another that touched a table of ours
+//! raises a *doubt*. Who reads the kernel back settles the doubts there were before he read. While
+//! there is none, memory is the truth, and "unchanged" costs no program.
+//!
+//! Invariant: whatever is lost (an overflow, a socket that cannot be opened, bytes that make no
+//! sense) is a doubt. Neighbours: [`super::notice`] reads the messages, [`super::known`] is what is
+//! believed.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt,
+    socket, sockopt,
+};
+use tokio::sync::Notify;
+
+use super::known::Known;
+use super::notice::{Commit, OurTable, Reader};
+use crate::host::readable::readable;
+
+/// `NFNLGRP_NFTABLES` (7) as a bit of `nl_groups`.
+const GROUP: u32 = 1 << 6;
+/// Room for what is told between two looks: a commit of some thousand rules.
+const BACKLOG: usize = 1024 * 1024;
+/// No datagram is longer: the kernel fills a page or two (`NLMSG_GOODSIZE`).
+const DATAGRAM: usize = 32 * 1024;
+
+/// One per network namespace, as commits are. A process has one, its tests have many.
+static JOURNALS: LazyLock<Mutex<HashMap<u64, Weak<Journal>>>> = LazyLock::new(Mutex::default);
+
+/// What is known of one network namespace's nftables.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    /// Of tests without a kernel: nothing is ever certain.
+    blind: bool,
+    state: Mutex<State>,
+    doubted: Notify,
+    /// What was loaded, and is believed to be in force.
+    pub(super) known: Known,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    socket: Option<OwnedFd>,
+    reader: Reader,
+    filter: Trust,
+    nat: Trust,
+}
+
+/// How many doubts there have been about a table, and how many of them are settled.
+#[derive(Debug, Default)]
+struct Trust {
+    doubts: u64,
+    settled: u64,
+}
+
+/// The doubts there were at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark(u64);
+
+impl Journal {
+    /// The journal of the calling thread's network namespace.
+    pub(super) fn of_this_network() -> Arc<Self> {
+        let network = std::fs::metadata("/proc/thread-self/ns/net").map_or(0, |ns| ns.ino());
+        let mut journals = JOURNALS.lock().unwrap_or_else(PoisonError::into_inner);
+        journals.retain(|_, journal| journal.strong_count() > 0);
+        if let Some(journal) = journals.get(&network).and_then(Weak::upgrade) {
+            return journal;
+        }
+        let journal = Arc::new(Self::default());
+        journals.insert(network, Arc::downgrade(&journal));
+        journal
+    }
+
+    /// One that hears nothing and trusts nothing.
+    pub(super) fn blind() -> Arc<Self> {
+        Arc::new(Self {
+            blind: true,
+            ..Self::default()
+        })
+    }
+
+    /// Takes in what was committed since the last look. `own` is the port a commit of ours came from.
+    pub(super) fn catch_up(&self, own: Option<u32>) {
+        if self.blind {
+            return;
+        }
+        let mut state = self.state();
+        let before = state.doubts();
+        if let Err(error) = state.catch_up(own) {
+            tracing::debug!(%error, "nftables cannot be listened to");
+            state.socket = None;
+            state.doubt_all();
+        }
+        if state.doubts() != before {
+            self.doubted.notify_one();
+        }
+    }
+
+    /// Something happened whose outcome is not known.
+    pub(super) fn doubt_all(&self) {
+        self.state().doubt_all();
+        self.doubted.notify_one();
+    }
+
+    /// Somebody wants to be sure of the table, for a reason of his own.
+    pub(super) fn doubt(&self, table: OurTable) {
+        self.state().trust_mut(table).doubts += 1;
+        self.doubted.notify_one();
+    }
+
+    /// Whether the table is as it was believed to be, at the last look.
+    pub(super) fn trusts(&self, table: OurTable) -> bool {
+        !self.blind && self.state().trust(table).is_firm()
+    }
+
+    /// To be taken before reading the kernel.
+    pub(super) fn mark(&self, table: OurTable) -> Mark {
+        Mark(self.state().trust(table).doubts)
+    }
+
+    /// The kernel was read after `mark` was taken, and is as believed.
+    pub(super) fn settle(&self, table: OurTable, mark: Mark) {
+        let mut state = self.state();
+        let trust = state.trust_mut(table);
+        trust.settled = trust.settled.max(mark.0);
+    }
+
+    /// Resolves when one of these tables is in doubt. An error where the kernel cannot be listened to.
+    pub(super) async fn in_doubt(&self, tables: &[OurTable]) -> io::Result<()> {
+        let listener = readable(Arc::new(self.listener()?))?;
+        loop {
+            self.catch_up(None);
+            if tables.iter().any(|table| !self.trusts(*table)) {
+                return Ok(());
+            }
+            tokio::select! {
+                ready = listener.readable() => {
+                    let mut ready = ready?;
+                    // Emptied first: what comes after that is readable again.
+                    self.catch_up(None);
+                    ready.clear_ready();
+                }
+                () = self.doubted.notified() => {}
+            }
+        }
+    }
+
+    /// The same socket under a descriptor of its own, for whoever waits.
+    fn listener(&self) -> io::Result<OwnedFd> {
+        let mut state = self.state();
+        state.listening()?.try_clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn catch_up(&mut self, own: Option<u32>) -> io::Result<()> {
+        let mut datagram = vec![0; DATAGRAM];
+        loop {
+            match recv(
+                self.listening()?.as_raw_fd(),
+                &mut datagram,
+                MsgFlags::MSG_DONTWAIT,
+            ) {
+                Ok(length) => self.take_in(&datagram[..length], own),
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ENOBUFS) => self.lost(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn take_in(&mut self, datagram: &[u8], own: Option<u32>) {
+        match self.reader.read(datagram) {
+            Ok(commits) => {
+                for Commit { sender, touched } in commits {
+                    let foreign = own != Some(sender);
+                    for table in touched.into_iter().filter(|_| foreign) {
+                        self.trust_mut(table).doubts += 1;
+                    }
+                }
+            }
+            Err(_torn) => self.lost(),
+        }
+    }
+
+    /// More was told than there was room for.
+    fn lost(&mut self) {
+        self.reader.restart();
+        self.doubt_all();
+    }
+
+    fn doubt_all(&mut self) {
+        for table in OurTable::ALL {
+            self.trust_mut(table).doubts += 1;
+        }
+    }
+
+    fn doubts(&self) -> u64 {
+        self.filter.doubts + self.nat.doubts
+    }
+
+    fn trust(&self, table: OurTable) -> &Trust {
+        match table {
+            OurTable::Filter => &self.filter,
+            OurTable::Nat => &self.nat,
+        }
+    }
+
+    fn trust_mut(&mut self, table: OurTable) -> &mut Trust {
+        match table {
+            OurTable::Filter => &mut self.filter,
+            OurTable::Nat => &mut self.nat,
+        }
+    }
+
+    /// The socket. What was committed before it was opened, nobody has told.
+    fn listening(&mut self) -> io::Result<&OwnedFd> {
+        match self.socket.take() {
+            Some(socket) => Ok(self.socket.insert(socket)),
+            None => {
+                let socket = listen()?;
+                self.reader.restart();
+                self.doubt_all();
+                Ok(self.socket.insert(socket))
+            }
+        }
+    }
+}
+
+impl Trust {
+    fn is_firm(&self) -> bool {
+        self.doubts == self.settled
+    }
+}
+
+fn listen() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let protocol = SockProtocol::NetlinkNetFilter;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+    // A smaller one only means that more is read back.
+    let _smaller = setsockopt(&socket, sockopt::RcvBufForce, &BACKLOG);
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP))?;
+    Ok(socket)
+}

@@ -1,0 +1,109 @@
+//! Finding out whether another program has meddled with what is ours.
+
+use std::io;
+use std::sync::Arc;
+
+use super::journal::Mark;
+use super::known::{Damage, holds};
+use super::notice::OurTable;
+use super::transport::Reading;
+use super::{Nft, NftError};
+use crate::firewall::{ChainNames, Compiled, Transaction};
+use crate::types::LinkName;
+
+impl Nft {
+    /// Sets up the table and both hooks: from here on a managed port is closed until its VM's rules
+    /// are loaded. Takes over a table of the earlier implementation. Costs nothing when it is done and
+    /// nobody has meddled.
+    pub async fn prepare(&self) -> Result<(), NftError> {
+        self.journal.catch_up(None);
+        let known = &self.journal.known;
+        if self.journal.trusts(OurTable::Filter) && known.knows_hooks() {
+            return Ok(());
+        }
+        let mark = self.journal.mark(OurTable::Filter);
+        let table = Transaction::table().without_forward();
+        self.commit(table, |known, _| known.hooked()).await?;
+        if !known.knows_hooks() {
+            self.see_hooks(mark).await?;
+        }
+        Ok(())
+    }
+
+    /// Learns what the hooks look like to nft, unless somebody may have changed them since `mark`.
+    async fn see_hooks(&self, mark: Mark) -> Result<(), NftError> {
+        let reading = self.transport.read().await?;
+        self.journal.catch_up(None);
+        if self.journal.mark(OurTable::Filter) == mark {
+            self.journal.known.saw_hooks(&reading);
+            self.conclude(&reading, mark);
+        }
+        Ok(())
+    }
+
+    /// Another process has loaded the machine's rules; from here on they are looked after.
+    pub fn adopt_vm(&self, names: &ChainNames, tap: &LinkName) {
+        self.journal.known.adopted(names, tap);
+        self.journal.doubt(OurTable::Filter);
+    }
+
+    /// What this process has loaded for the machine last.
+    pub fn loaded_vm(&self, names: &ChainNames) -> Option<Arc<Compiled>> {
+        self.journal.known.compiled(names)
+    }
+
+    /// Resolves when somebody may have meddled with what is ours; at once as long as that is not
+    /// found out. An error where the kernel cannot be listened to.
+    pub async fn meddled(&self) -> io::Result<()> {
+        let tables = [OurTable::Filter, OurTable::Nat];
+        self.journal.in_doubt(&tables).await
+    }
+
+    /// What of the filter is not as it was loaded. One program, or none if nobody has meddled.
+    pub async fn damages(&self) -> Result<Vec<Damage>, NftError> {
+        self.in_turn(|nft| async move {
+            nft.journal.catch_up(None);
+            if nft.journal.trusts(OurTable::Filter) {
+                return Ok(Vec::new());
+            }
+            let mark = nft.journal.mark(OurTable::Filter);
+            let reading = nft.transport.read().await?;
+            Ok(nft.conclude(&reading, mark))
+        })
+        .await
+    }
+
+    /// Whether the kernel holds exactly this.
+    pub(super) async fn is_in_force(&self, compiled: &Compiled) -> Result<bool, NftError> {
+        let compiled = compiled.clone();
+        self.in_turn(move |nft| async move {
+            nft.journal.catch_up(None);
+            if nft.journal.trusts(OurTable::Filter) && nft.journal.known.has(&compiled) {
+                return Ok(true);
+            }
+            let mark = nft.journal.mark(OurTable::Filter);
+            let reading = nft.transport.read().await?;
+            let names = compiled.ruleset.names.clone();
+            let damages = nft.conclude(&reading, mark);
+            let damaged = damages.iter().any(|damage| damage.concerns(&names));
+            Ok(!damaged && holds(&reading.listing.of_vm(&names), &compiled))
+        })
+        .await
+    }
+
+    /// Compares; if nothing is missing, the doubts there were are settled.
+    fn conclude(&self, reading: &Reading, mark: Mark) -> Vec<Damage> {
+        let damages = self.journal.known.compare(reading);
+        if damages.is_empty() {
+            self.journal.settle(OurTable::Filter, mark);
+        }
+        damages
+    }
+}
+
+impl Damage {
+    /// Whether it is the machine's, or everybody's.
+    fn concerns(&self, names: &ChainNames) -> bool {
+        self.machine.as_ref().is_none_or(|machine| machine == names)
+    }
+}
