@@ -979,6 +979,39 @@ export class BridgeManager {
   getIPs(bridge: string): Promise<string[]>
 }
 
+/**
+ * Lets subnets out under the host's address. Table `ip infinibay_nat`, chain `postrouting`, one rule per
+ * bridge: `ip saddr <subnet> oifname != <bridge> masquerade comment "dept-<bridge>"`; rules of others in
+ * it are left alone. Every change is one transaction. What this process has set up is put back when
+ * another program takes it away, as long as an {@link Infinization} is open; it does not outlive the
+ * host. A bridge's name is as in {@link BridgeManager}; another one is `INVALID_CONFIG` ("Invalid bridge
+ * name for NAT: …"). Failures are NftablesErrors: `PERMISSION_DENIED`, `COMMAND_FAILED`, `RULESET_MISMATCH`.
+ */
+export class DepartmentNatService {
+  /** Touches nothing. */
+  constructor()
+  /**
+   * Switches IPv4 forwarding on, for the whole host, and makes table and chain. Idempotent.
+   * @throws NftablesError `FORWARDING_FAILED`: nothing would be routed; nothing was changed
+   */
+  initialize(): Promise<void>
+  /**
+   * Traffic from the subnet that leaves by any other interface than the bridge takes the host's address.
+   * Takes the place of the bridge's rule for another subnet; the same again costs nothing. Does what
+   * `initialize` does where that was not done.
+   * @param subnetCidr `a.b.c.d/n` with n from 1 to 32; host bits are cut off. What is none is
+   * `INVALID_CONFIG` ("Invalid IPv4 subnet for NAT: …")
+   * @throws NftablesError `FORWARDING_FAILED`
+   */
+  addMasquerade(subnetCidr: string, bridge: string): Promise<void>
+  /** Fine when there is none. */
+  removeMasquerade(bridge: string): Promise<void>
+  /** Whether the bridge has a rule. False when that cannot be told, with a warning. */
+  hasMasquerade(bridge: string): Promise<boolean>
+  /** The bridges that have one. */
+  listMasqueradeRules(): Promise<string[]>
+}
+
 /** The host's TAP devices. Failures are NetworkErrors ("Failed to … TAP device <name>: …"). */
 export class TapDeviceManager {
   /** Touches nothing. */
@@ -1816,6 +1849,7 @@ export type NftablesErrorCode =
   | 'COMMAND_FAILED'
   | 'CONNTRACK_UNAVAILABLE'
   | 'RULESET_MISMATCH'
+  | 'FORWARDING_FAILED'
   | 'TABLE_EXISTS'
   | 'CHAIN_EXISTS'
 export const NftablesErrorCode: { readonly [K in NftablesErrorCode]: K }

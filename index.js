@@ -80,6 +80,7 @@ const { KeyedMutex } = require('./js/keyed-mutex')
 const { PCI_ADDRESS_REGEX, normalizePciAddress, validatePciAddress } = require('./js/pci-address')
 const {
   BridgeManager,
+  DepartmentNatService,
   FirewallRuleTranslator,
   MacAddressGenerator,
   NftablesService,
@@ -111,6 +112,7 @@ module.exports = {
   DEFAULT_QMP_SOCKET_PATH_PREFIX,
   DEFAULT_STOP_TIMEOUT,
   DEFAULT_SYNC_TIMEOUT,
+  DepartmentNatService,
   DisplayError,
   DisplayErrorCode,
   FirewallRuleTranslator,

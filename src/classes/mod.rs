@@ -3,6 +3,7 @@
 mod bridge_manager;
 mod cancellation;
 mod database;
+mod department_nat_service;
 mod event_handler;
 mod firewall_rule_translator;
 mod health_monitor;

@@ -11,6 +11,7 @@
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
+//! | `repair` | what other programs take out of the firewall, put back |
 //! | `database`, `firewall` | what is below the verbs, for users who drive it themselves |
 //! | `guest_access` | block devices, CD-ROMs, raw QMP, the guest agent |
 
@@ -19,6 +20,7 @@ mod firewall;
 mod guest_access;
 mod health;
 mod observe;
+mod repair;
 mod startup;
 mod status;
 mod store;
@@ -135,6 +137,7 @@ impl Manager {
         }
         let open = startup::open(&self.inner).await?;
         open.take_back_all().await?;
+        open.watch_firewall();
         open.start_monitor().await;
         *self.phase() = Phase::Open(open);
         Ok(())

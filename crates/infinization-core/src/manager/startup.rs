@@ -152,6 +152,14 @@ impl Open {
         Ok(names.filter_map(|name| VmId::parse(name).ok()).collect())
     }
 
+    /// Puts back what other programs take out of the firewall, from now on and for what they took
+    /// while nobody watched.
+    pub(super) fn watch_firewall(self: &Arc<Self>) {
+        let watch = super::repair::watch(Arc::downgrade(self), self.services.nft.clone());
+        let closing = self.services.closing.clone();
+        tokio::spawn(async move { closing.run_until_cancelled(watch).await });
+    }
+
     pub(super) async fn start_monitor(self: &Arc<Self>) {
         if self.services.config.auto_start_health_monitor {
             self.monitor.start().await;

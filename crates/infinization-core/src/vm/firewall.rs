@@ -1,4 +1,4 @@
-//! Changing a VM's firewall while it exists.
+//! A VM's firewall while it exists: changing it, loading it again, and showing it.
 
 use serde_json::{Value, json};
 
@@ -38,9 +38,47 @@ impl Machine {
         }
         Ok(OperationResult::done(&context.vm_id, "firewall rules set"))
     }
+
+    /// Loads what the database has for a VM that runs; for one that does not, its next start will.
+    pub(super) async fn reload_firewall(&mut self) -> Result<(), Failure> {
+        if self.live.is_none() {
+            return Ok(());
+        }
+        let services = &self.context.services;
+        let record = services
+            .database
+            .find_machine_with_config(&self.context.vm_id);
+        let record = record.await?.ok_or_else(|| self.context.not_found())?;
+        let compiled = self.context.compile_stored_rules(&record).await?;
+        Ok(services.nft.ensure_vm(&compiled).await?)
+    }
 }
 
 impl VmContext {
+    /// What a start would load now. A bridge that is not there has no addresses.
+    pub(super) async fn compile_stored_rules(
+        &self,
+        record: &VmRecord,
+    ) -> Result<Compiled, Failure> {
+        let config = spec::for_start(self, record)?;
+        let services = &self.services;
+        let rules = services
+            .database
+            .get_firewall_rules_split(&self.vm_id)
+            .await?;
+        let policy = services
+            .database
+            .get_department_firewall_policy(&self.vm_id)
+            .await?;
+        let bridge = &config.network.bridge;
+        let addresses = match bridge::exists(&services.links, bridge).await? {
+            true => bridge::addresses(&services.links, bridge).await?,
+            false => Vec::new(),
+        };
+        let addresses = addresses.iter().map(|found| found.address).collect();
+        self.compile_firewall(&config, &rules, policy.as_deref(), addresses)
+    }
+
     async fn compile_own_rules(
         &self,
         record: &VmRecord,

@@ -36,6 +36,9 @@ pub(super) enum Request {
     Check {
         reply: Reply<Option<i32>>,
     },
+    ReloadFirewall {
+        reply: Reply<()>,
+    },
     Rest {
         reply: Reply<()>,
     },
@@ -118,6 +121,7 @@ impl fmt::Debug for Request {
             Self::Recover { .. } => f.write_str("Recover"),
             Self::Reconcile { .. } => f.write_str("Reconcile"),
             Self::Check { .. } => f.write_str("Check"),
+            Self::ReloadFirewall { .. } => f.write_str("ReloadFirewall"),
             Self::Rest { .. } => f.write_str("Rest"),
         }
     }

@@ -99,6 +99,11 @@ impl VmHandle {
         self.ask(|reply| Request::Check { reply }).await
     }
 
+    /// Loads the firewall of a VM that runs, as the database has it.
+    pub async fn reload_firewall(&self) -> Result<(), Failure> {
+        self.ask(|reply| Request::ReloadFirewall { reply }).await
+    }
+
     /// Returns when everything asked before is done.
     pub async fn rest(&self) -> Result<(), Failure> {
         self.ask(|reply| Request::Rest { reply }).await
@@ -221,6 +226,13 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
             let work = async {
                 machine.is_open()?;
                 machine.check().await
+            };
+            send(guarded(work).await, reply, asker);
+        }
+        Request::ReloadFirewall { reply } => {
+            let work = async {
+                machine.is_open()?;
+                machine.reload_firewall().await
             };
             send(guarded(work).await, reply, asker);
         }

@@ -26,6 +26,7 @@ pub use known::{Damage, Part};
 pub use transport::{
     Committed, CommittedRule, Element, Listing, NftProgram, NftTransport, Reading,
 };
+pub use verify::Repair;
 
 use crate::firewall::{
     BridgeConntrackMode, Capabilities, ChainNames, Compiled, Conntrack, Transaction, VerdictMap,
@@ -233,19 +234,25 @@ impl Nft {
         learn: impl FnOnce(&Known, &[CommittedRule]) + Send + 'static,
     ) -> Result<(), NftError> {
         self.in_turn(move |nft| async move {
-            nft.journal.catch_up(None);
-            let committed = nft.transport.commit(&transaction).await;
-            nft.journal.catch_up(sender_of(&committed));
-            if let Err(NftError::Program(_)) = &committed {
-                // It may have been ended after it had committed.
-                nft.journal.doubt_all();
-            }
-            let rules = committed?.rules;
-            confirmed(&transaction, &rules)?;
+            let rules = nft.commit_now(&transaction).await?;
             learn(&nft.journal.known, &rules);
             Ok(())
         })
         .await
+    }
+
+    /// In a turn: commits, and answers the rules the kernel has confirmed, which are those asked for.
+    async fn commit_now(&self, transaction: &Transaction) -> Result<Vec<CommittedRule>, NftError> {
+        self.journal.catch_up(None);
+        let committed = self.transport.commit(transaction).await;
+        self.journal.catch_up(sender_of(&committed));
+        if let Err(NftError::Program(_)) = &committed {
+            // It may have been ended after it had committed.
+            self.journal.doubt_all();
+        }
+        let rules = committed?.rules;
+        confirmed(transaction, &rules)?;
+        Ok(rules)
     }
 
     /// Waits for its turn, then works; not waiting any longer does not stop what has begun.

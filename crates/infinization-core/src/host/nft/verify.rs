@@ -11,6 +11,15 @@ use super::{Nft, NftError};
 use crate::firewall::{ChainNames, Compiled, Transaction};
 use crate::types::LinkName;
 
+/// What was found, and put back.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Repair {
+    /// All that was missing.
+    pub damages: Vec<Damage>,
+    /// Machines of an earlier process: closed now, as their rules are not known here.
+    pub unknown: Vec<ChainNames>,
+}
+
 impl Nft {
     /// Sets up the table and both hooks: from here on a managed port is closed until its VM's rules
     /// are loaded. Takes over a table of the earlier implementation. Costs nothing when it is done and
@@ -59,18 +68,46 @@ impl Nft {
         self.journal.in_doubt(&tables).await
     }
 
-    /// What of the filter is not as it was loaded. One program, or none if nobody has meddled.
-    pub async fn damages(&self) -> Result<Vec<Damage>, NftError> {
+    /// Finds out what of the filter is not as it was loaded, and loads all of it again in one
+    /// transaction. Costs nothing if nobody has meddled, and one program if it made no difference.
+    pub async fn repair(&self) -> Result<Repair, NftError> {
         self.in_turn(|nft| async move {
             nft.journal.catch_up(None);
             if nft.journal.trusts(OurTable::Filter) {
-                return Ok(Vec::new());
+                return Ok(Repair::default());
             }
             let mark = nft.journal.mark(OurTable::Filter);
             let reading = nft.transport.read().await?;
-            Ok(nft.conclude(&reading, mark))
+            let damages = nft.conclude(&reading, mark);
+            nft.put_back(damages).await
         })
         .await
+    }
+
+    /// What is known now is what is wanted now: whoever changes it does so in a turn of his own.
+    async fn put_back(&self, damages: Vec<Damage>) -> Result<Repair, NftError> {
+        let known = &self.journal.known;
+        // Machine by machine, so the same one follows itself.
+        let mut damaged: Vec<&ChainNames> = damages.iter().flat_map(|it| &it.machine).collect();
+        damaged.dedup();
+        let (mut again, mut unknown) = (Vec::new(), Vec::new());
+        for names in damaged {
+            match known.compiled(names) {
+                Some(compiled) => again.push(compiled),
+                None => unknown.push(names.clone()),
+            }
+        }
+        if !damages.is_empty() {
+            let all = Transaction::ensure_vms(again.iter().map(AsRef::as_ref));
+            let rules = self.commit_now(&all).await?;
+            again.iter().for_each(|again| known.loaded(again, &rules));
+        }
+        Ok(Repair { damages, unknown })
+    }
+
+    /// Nobody looks after the machine's chains any more.
+    pub fn abandon_vm(&self, names: &ChainNames) {
+        self.journal.known.forget(names);
     }
 
     /// Whether the kernel holds exactly this.
