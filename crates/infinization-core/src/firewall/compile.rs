@@ -108,8 +108,8 @@ impl Compiled {
     pub fn flushed(&self, action: FirewallDefaultAction) -> Self {
         let mut flushed = self.clone();
         flushed.ruleset.vm = vec![terminal(action)];
+        // The comment that names the contents stays what it was: only the visible chain is changed.
         flushed.hash = content_hash(&flushed.ruleset);
-        flushed.ruleset = with_hash(flushed.ruleset, &flushed.hash);
         flushed
     }
 }

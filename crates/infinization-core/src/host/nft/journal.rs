@@ -23,7 +23,7 @@ use nix::sys::socket::{
 use tokio::sync::Notify;
 
 use super::known::Known;
-use super::notice::{Commit, OurTable, Reader};
+use super::notice::{Commit, OurTable, Reader, Touched};
 use crate::host::readable::readable;
 
 /// `NFNLGRP_NFTABLES` (7) as a bit of `nl_groups`.
@@ -95,14 +95,32 @@ impl Journal {
         }
         let mut state = self.state();
         let before = state.doubts();
-        if let Err(error) = state.catch_up(own) {
-            tracing::debug!(%error, "nftables cannot be listened to");
-            state.socket = None;
-            state.doubt_all();
+        match state.gather() {
+            Ok(commits) => {
+                let foreign = foreign_among(commits, own);
+                foreign
+                    .iter()
+                    .for_each(|touched| self.take_in(&mut state, touched));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "nftables cannot be listened to");
+                state.socket = None;
+                state.doubt_all();
+            }
         }
         if state.doubts() != before {
             self.doubted.notify_one();
         }
+    }
+
+    fn take_in(&self, state: &mut State, touched: &Touched) {
+        for table in &touched.tables {
+            state.trust_mut(*table).doubts += 1;
+        }
+        touched
+            .chains
+            .iter()
+            .for_each(|chain| self.known.touched(chain));
     }
 
     /// Something happened whose outcome is not known.
@@ -134,12 +152,14 @@ impl Journal {
         trust.settled = trust.settled.max(mark.0);
     }
 
-    /// Resolves when one of these tables is in doubt. An error where the kernel cannot be listened to.
-    pub(super) async fn in_doubt(&self, tables: &[OurTable]) -> io::Result<()> {
+    /// Resolves when a table that something is known of is in doubt. An error where the kernel cannot
+    /// be listened to.
+    pub(super) async fn in_doubt(&self) -> io::Result<()> {
         let listener = readable(Arc::new(self.listener()?))?;
         loop {
             self.catch_up(None);
-            if tables.iter().any(|table| !self.trusts(*table)) {
+            let uses_nat = !self.known.all_masquerades().is_empty();
+            if !self.trusts(OurTable::Filter) || uses_nat && !self.trusts(OurTable::Nat) {
                 return Ok(());
             }
             tokio::select! {
@@ -166,34 +186,22 @@ impl Journal {
 }
 
 impl State {
-    fn catch_up(&mut self, own: Option<u32>) -> io::Result<()> {
+    /// The commits that were told since the last time.
+    fn gather(&mut self) -> io::Result<Vec<Commit>> {
+        let mut commits = Vec::new();
         let mut datagram = vec![0; DATAGRAM];
         loop {
-            match recv(
-                self.listening()?.as_raw_fd(),
-                &mut datagram,
-                MsgFlags::MSG_DONTWAIT,
-            ) {
-                Ok(length) => self.take_in(&datagram[..length], own),
-                Err(Errno::EAGAIN) => return Ok(()),
+            let socket = self.listening()?.as_raw_fd();
+            match recv(socket, &mut datagram, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => match self.reader.read(&datagram[..length]) {
+                    Ok(ended) => commits.extend(ended),
+                    Err(_torn) => self.lost(),
+                },
+                Err(Errno::EAGAIN) => return Ok(commits),
                 Err(Errno::EINTR) => {}
                 Err(Errno::ENOBUFS) => self.lost(),
                 Err(error) => return Err(error.into()),
             }
-        }
-    }
-
-    fn take_in(&mut self, datagram: &[u8], own: Option<u32>) {
-        match self.reader.read(datagram) {
-            Ok(commits) => {
-                for Commit { sender, touched } in commits {
-                    let foreign = own != Some(sender);
-                    for table in touched.into_iter().filter(|_| foreign) {
-                        self.trust_mut(table).doubts += 1;
-                    }
-                }
-            }
-            Err(_torn) => self.lost(),
         }
     }
 
@@ -239,6 +247,22 @@ impl State {
             }
         }
     }
+}
+
+/// What others than `own` have touched. Where ours is missing it came from another port than it
+/// should have, and which of them it was cannot be told: then only the tables are in doubt, as ours
+/// must never look like damage.
+fn foreign_among(commits: Vec<Commit>, own: Option<u32>) -> Vec<Touched> {
+    let told = own.is_none_or(|own| commits.iter().any(|commit| commit.sender == own));
+    let foreign = commits.into_iter().filter(|it| own != Some(it.sender));
+    let of_each = foreign.map(|commit| match told {
+        true => commit.touched,
+        false => Touched {
+            tables: commit.touched.tables,
+            ..Touched::default()
+        },
+    });
+    of_each.collect()
 }
 
 impl Trust {

@@ -1,18 +1,18 @@
 //! What this process has loaded, and how to tell whether it is still there.
 //!
-//! A rule never changes in the kernel: one that is replaced has another handle. So chains are told
-//! by their rules' handles where we know them, and by their comments (one of which is a hash of the
-//! contents) where we do not. The hooks' chains are shared with other processes that load the same,
-//! so they are compared by what they say. Nothing here talks to the kernel.
+//! A machine's chains are nobody else's: one whose rules another has touched is not sound, whatever it
+//! looks like. Untouched ones are told by their comments, one of which is a hash of the contents. The
+//! hooks' chains are shared with other processes that load the same, so those are compared by what they
+//! say. Nothing here talks to the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::transport::{CommittedRule, Element, Listing, Reading};
+use super::transport::{Element, Listing, Reading};
 use crate::firewall::{
     ChainNames, Command, Compiled, Hook, Masquerade, TABLE, Transaction, VerdictMap,
 };
-use crate::types::LinkName;
+use crate::types::{FirewallDefaultAction, LinkName};
 
 /// Which part of what was loaded is not there, or not as it was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -65,8 +65,8 @@ struct Loaded {
     tap: LinkName,
     /// What was loaded; unknown when an earlier process did it.
     compiled: Option<Arc<Compiled>>,
-    /// The handles of its chains' rules, once they are known.
-    handles: Option<BTreeMap<String, Vec<u64>>>,
+    /// Those of its chains whose rules another has touched since.
+    touched: BTreeSet<String>,
 }
 
 impl Known {
@@ -85,46 +85,40 @@ impl Known {
         self.beliefs().hooks.is_some()
     }
 
-    /// The machine's rules were loaded, and the kernel has confirmed these.
-    pub(super) fn loaded(&self, compiled: &Arc<Compiled>, committed: &[CommittedRule]) {
+    /// The machine's rules were loaded.
+    pub(super) fn loaded(&self, compiled: &Arc<Compiled>) {
         let names = compiled.ruleset.names.clone();
-        let handles = Some(handles_of(&names, committed));
         let mut beliefs = self.beliefs();
         beliefs.hooked = true;
-        beliefs.machines.insert(
-            names.vm.clone(),
-            Loaded {
-                names,
-                tap: compiled.ruleset.tap.clone(),
-                compiled: Some(Arc::clone(compiled)),
-                handles,
-            },
-        );
+        let loaded = Loaded {
+            compiled: Some(Arc::clone(compiled)),
+            ..Loaded::nothing(&names, &compiled.ruleset.tap)
+        };
+        beliefs.machines.insert(names.vm, loaded);
     }
 
     /// The machine's chains are there, whatever is in them, and this port leads to them.
     pub(super) fn adopted(&self, names: &ChainNames, tap: &LinkName) {
-        let loaded = || Loaded {
-            names: names.clone(),
-            tap: tap.clone(),
-            compiled: None,
-            handles: None,
-        };
         let mut beliefs = self.beliefs();
         let machine = beliefs.machines.entry(names.vm.clone());
-        machine.or_insert_with(loaded).tap = tap.clone();
+        let machine = machine.or_insert_with(|| Loaded::nothing(names, tap));
+        machine.tap = tap.clone();
     }
 
-    /// The user's rules were taken out of the visible chain; this is what it has now.
-    pub(super) fn flushed(&self, flushed: Option<&Arc<Compiled>>, committed: &[CommittedRule]) {
-        let Some(flushed) = flushed else { return };
-        let mut beliefs = self.beliefs();
-        let chain = &flushed.ruleset.names.vm;
-        if let Some(loaded) = beliefs.machines.get_mut(chain) {
-            loaded.compiled = Some(Arc::clone(flushed));
-            let now = handles_of(&loaded.names, committed).remove(chain);
-            if let (Some(handles), Some(now)) = (&mut loaded.handles, now) {
-                handles.insert(chain.clone(), now);
+    /// The user's rules were taken out of the machine's visible chain.
+    pub(super) fn flushed(&self, names: &ChainNames, action: FirewallDefaultAction) {
+        if let Some(loaded) = self.beliefs().machines.get_mut(&names.vm) {
+            let compiled = loaded.compiled.take();
+            loaded.compiled = compiled.map(|compiled| Arc::new(compiled.flushed(action)));
+            loaded.touched.remove(&names.vm);
+        }
+    }
+
+    /// Another has touched the rules of this chain.
+    pub(super) fn touched(&self, chain: &str) {
+        for loaded in self.beliefs().machines.values_mut() {
+            if loaded.names.all().contains(&chain) {
+                loaded.touched.insert(chain.to_owned());
             }
         }
     }
@@ -146,14 +140,10 @@ impl Known {
         self.beliefs().machines.get(&names.vm)?.compiled.clone()
     }
 
-    /// Whether exactly this was loaded, and its handles are known.
+    /// Whether exactly this was loaded.
     pub(super) fn has(&self, compiled: &Compiled) -> bool {
-        let beliefs = self.beliefs();
-        let machine = beliefs.machines.get(&compiled.ruleset.names.vm);
-        machine.is_some_and(|loaded| {
-            let hash = loaded.compiled.as_ref().map(|loaded| &loaded.hash);
-            loaded.handles.is_some() && hash == Some(&compiled.hash)
-        })
+        let loaded = self.compiled(&compiled.ruleset.names);
+        loaded.is_some_and(|loaded| loaded.hash == compiled.hash)
     }
 
     /// The bridge's masquerading was set up.
@@ -173,17 +163,12 @@ impl Known {
         self.beliefs().masquerades.values().cloned().collect()
     }
 
-    /// What of all this the kernel does not hold; what it does hold is remembered by its handles.
+    /// What of all this the kernel does not hold.
     pub(super) fn compare(&self, reading: &Reading) -> Vec<Damage> {
-        let mut beliefs = self.beliefs();
+        let beliefs = self.beliefs();
+        let machines = beliefs.machines.values();
         let mut found = beliefs.damaged_hooks(reading);
-        for loaded in beliefs.machines.values_mut() {
-            let damages = loaded.damages(reading);
-            if damages.is_empty() {
-                loaded.handles = Some(handles_in(&loaded.names, reading));
-            }
-            found.extend(damages);
-        }
+        found.extend(machines.flat_map(|loaded| loaded.damages(reading)));
         found
     }
 
@@ -223,6 +208,15 @@ impl Beliefs {
 }
 
 impl Loaded {
+    fn nothing(names: &ChainNames, tap: &LinkName) -> Self {
+        Self {
+            names: names.clone(),
+            tap: tap.clone(),
+            compiled: None,
+            touched: BTreeSet::new(),
+        }
+    }
+
     fn damages(&self, reading: &Reading) -> Vec<Damage> {
         let damage = |part, name: &str| Damage {
             machine: Some(self.names.clone()),
@@ -244,8 +238,8 @@ impl Loaded {
     }
 
     fn chain_is_sound(&self, chain: &str, reading: &Reading) -> bool {
-        if let Some(handles) = &self.handles {
-            return handles.get(chain) == reading.handles.get(chain);
+        if self.touched.contains(chain) {
+            return false;
         }
         let mut found = comments(&reading.listing).filter(|(name, _)| *name == chain);
         match &self.compiled {
@@ -304,22 +298,4 @@ fn dispatched(loaded: &Listing, wanted: &Transaction) -> bool {
     });
     let found = loaded.elements.iter().map(|e| (e.map, &*e.tap, &*e.chain));
     wanted.eq(found)
-}
-
-fn handles_of(names: &ChainNames, committed: &[CommittedRule]) -> BTreeMap<String, Vec<u64>> {
-    let mut handles: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    let ours = names.all();
-    for rule in committed.iter().filter(|rule| ours.contains(&&*rule.chain)) {
-        let chain = handles.entry(rule.chain.clone());
-        chain.or_default().push(rule.handle);
-    }
-    handles
-}
-
-fn handles_in(names: &ChainNames, reading: &Reading) -> BTreeMap<String, Vec<u64>> {
-    let ours = names.all().into_iter().filter_map(|chain| {
-        let handles = reading.handles.get(chain)?;
-        Some((chain.to_owned(), handles.clone()))
-    });
-    ours.collect()
 }

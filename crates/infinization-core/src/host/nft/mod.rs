@@ -94,10 +94,8 @@ impl Nft {
     pub async fn ensure_vm(&self, compiled: &Compiled) -> Result<(), NftError> {
         let compiled = Arc::new(compiled.clone());
         let transaction = Transaction::ensure_vm(&compiled);
-        self.commit(transaction, move |known, committed| {
-            known.loaded(&compiled, committed)
-        })
-        .await
+        self.commit(transaction, move |known| known.loaded(&compiled))
+            .await
     }
 
     /// Loads a VM's rules unless the kernel holds them already; says whether it had to. Costs nothing
@@ -112,7 +110,7 @@ impl Nft {
     /// Makes the VM's chains, closed, if it has none; existing ones are left as they are.
     pub async fn create_chains(&self, names: &ChainNames) -> Result<(), NftError> {
         let closed = Transaction::create_chains(names);
-        match self.commit(closed, |known, _| known.hooked()).await {
+        match self.commit(closed, |known| known.hooked()).await {
             Err(error) if error.is(Errno::EEXIST) => Ok(()),
             outcome => outcome,
         }
@@ -122,7 +120,7 @@ impl Nft {
     pub async fn attach(&self, names: &ChainNames, tap: &LinkName) -> Result<(), NftError> {
         let attach = Transaction::attach(names, tap);
         let (names, tap) = (names.clone(), tap.clone());
-        self.commit(attach, move |known, _| known.adopted(&names, &tap))
+        self.commit(attach, move |known| known.adopted(&names, &tap))
             .await
     }
 
@@ -169,8 +167,7 @@ impl Nft {
 
     async fn remove(&self, names: &ChainNames, taps: &[LinkName]) -> Result<(), NftError> {
         let (remove, names) = (Transaction::remove_vm(names, taps), names.clone());
-        self.commit(remove, move |known, _| known.forget(&names))
-            .await
+        self.commit(remove, move |known| known.forget(&names)).await
     }
 
     /// Removes the VM chain of this name, with its helpers and dispatch.
@@ -186,12 +183,9 @@ impl Nft {
         names: &ChainNames,
         default_action: FirewallDefaultAction,
     ) -> Result<(), NftError> {
-        let flushed = self.journal.known.compiled(names);
-        let flushed = flushed.map(|compiled| Arc::new(compiled.flushed(default_action)));
         let flush = Transaction::flush_vm(names, default_action);
-        let learn = move |known: &Known, committed: &[CommittedRule]| {
-            known.flushed(flushed.as_ref(), committed);
-        };
+        let names = names.clone();
+        let learn = move |known: &Known| known.flushed(&names, default_action);
         match self.commit(flush, learn).await {
             Err(error) if error.is_absent() => Ok(()),
             outcome => outcome,
@@ -227,22 +221,22 @@ impl Nft {
         .await
     }
 
-    /// Commits when its turn has come; `learn` is told what the kernel confirmed.
+    /// Commits when its turn has come; then `learn` is told.
     async fn commit(
         &self,
         transaction: Transaction,
-        learn: impl FnOnce(&Known, &[CommittedRule]) + Send + 'static,
+        learn: impl FnOnce(&Known) + Send + 'static,
     ) -> Result<(), NftError> {
         self.in_turn(move |nft| async move {
-            let rules = nft.commit_now(&transaction).await?;
-            learn(&nft.journal.known, &rules);
+            nft.commit_now(&transaction).await?;
+            learn(&nft.journal.known);
             Ok(())
         })
         .await
     }
 
-    /// In a turn: commits, and answers the rules the kernel has confirmed, which are those asked for.
-    async fn commit_now(&self, transaction: &Transaction) -> Result<Vec<CommittedRule>, NftError> {
+    /// In a turn: commits, and checks that the kernel has confirmed what was asked for.
+    async fn commit_now(&self, transaction: &Transaction) -> Result<(), NftError> {
         self.journal.catch_up(None);
         let committed = self.transport.commit(transaction).await;
         self.journal.catch_up(sender_of(&committed));
@@ -250,9 +244,7 @@ impl Nft {
             // It may have been ended after it had committed.
             self.journal.doubt_all();
         }
-        let rules = committed?.rules;
-        confirmed(transaction, &rules)?;
-        Ok(rules)
+        confirmed(transaction, &committed?.rules)
     }
 
     /// Waits for its turn, then works; not waiting any longer does not stop what has begun.

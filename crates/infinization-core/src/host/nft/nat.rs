@@ -63,10 +63,10 @@ impl Nft {
     pub async fn repair_nat(&self) -> Result<Vec<LinkName>, NftError> {
         self.in_turn(|nft| async move {
             nft.journal.catch_up(None);
-            if nft.journal.trusts(OurTable::Nat) {
+            let wanted = nft.journal.known.all_masquerades();
+            if wanted.is_empty() || nft.journal.trusts(OurTable::Nat) {
                 return Ok(Vec::new());
             }
-            let wanted = nft.journal.known.all_masquerades();
             let mut gone = Vec::new();
             nft.change_nat(|loaded| {
                 let missing = wanted.iter().filter(|wanted| !loaded.holds(wanted));

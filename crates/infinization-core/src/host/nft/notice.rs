@@ -5,6 +5,8 @@
 //! last one (`NFT_MSG_NEWGEN`). All carry the port of the socket the commit came from. The bytes are
 //! those of `linux/netfilter/nfnetlink.h` and `nf_tables.h`. Pure; [`super::journal`] listens.
 
+use std::collections::BTreeSet;
+
 use crate::firewall::{NAT_TABLE, TABLE};
 
 const SUBSYS_NFTABLES: u16 = 10;
@@ -14,8 +16,12 @@ const NEW_GENERATION: u16 = (SUBSYS_NFTABLES << 8) + 15;
 const HEADER: usize = 20;
 const FAMILY_IPV4: u8 = 2;
 const FAMILY_BRIDGE: u8 = 7;
+/// `NFT_MSG_NEWRULE`, which also is a replacement, and `NFT_MSG_DELRULE`.
+const RULES: [u16; 2] = [(SUBSYS_NFTABLES << 8) + 6, (SUBSYS_NFTABLES << 8) + 8];
 /// The attribute that names the table, in every message.
 const NAME_OF_TABLE: u16 = 1;
+/// `NFTA_RULE_CHAIN`.
+const CHAIN_OF_RULE: u16 = 2;
 
 /// The tables that are ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,13 +50,22 @@ pub(super) struct Commit {
     /// The port of the netlink socket it came from.
     pub(super) sender: u32,
     /// What of ours it changed.
-    pub(super) touched: Vec<OurTable>,
+    pub(super) touched: Touched,
+}
+
+/// What of ours somebody changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Touched {
+    /// The tables, in which anything was.
+    pub(super) tables: Vec<OurTable>,
+    /// The filter's chains, in which rules were.
+    pub(super) chains: BTreeSet<String>,
 }
 
 /// Puts messages together to commits; one may spread over several datagrams.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
-    touched: Vec<OurTable>,
+    touched: Touched,
 }
 
 /// Bytes that are no netlink messages.
@@ -72,7 +87,7 @@ impl Reader {
 
     /// Forgets the beginning of a commit whose end was lost.
     pub(super) fn restart(&mut self) {
-        self.touched.clear();
+        self.touched = Touched::default();
     }
 
     fn take_in(&mut self, message: &[u8]) -> Result<Option<Commit>, Torn> {
@@ -84,20 +99,40 @@ impl Reader {
             return Ok(Some(Commit { sender, touched }));
         }
         if kind >> 8 == SUBSYS_NFTABLES {
-            let table = table_in(attributes).and_then(|name| OurTable::of(message[16], name));
-            self.touched
-                .extend(table.filter(|table| !self.touched.contains(table)));
+            self.touched.note(kind, message[16], attributes);
         }
         Ok(None)
     }
 }
 
-/// The table's name; it is the first attribute, whatever the message.
-fn table_in(attributes: &[u8]) -> Option<&[u8]> {
-    let length = usize::from(u16_at(attributes, 0)?);
-    let kind = u16_at(attributes, 2)?;
-    let name = attributes.get(4..length)?;
-    (kind == NAME_OF_TABLE).then(|| name.strip_suffix(&[0]).unwrap_or(name))
+impl Touched {
+    fn note(&mut self, kind: u16, family: u8, attributes: &[u8]) {
+        let name = name_in(attributes, NAME_OF_TABLE).unwrap_or_default();
+        let Some(table) = OurTable::of(family, name) else {
+            return;
+        };
+        if !self.tables.contains(&table) {
+            self.tables.push(table);
+        }
+        if table == OurTable::Filter && RULES.contains(&kind) {
+            let chain = name_in(attributes, CHAIN_OF_RULE).unwrap_or_default();
+            self.chains
+                .insert(String::from_utf8_lossy(chain).into_owned());
+        }
+    }
+}
+
+/// The text that an attribute of this kind holds.
+fn name_in(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let length = usize::from(u16_at(attributes, 0)?);
+        let kind = u16_at(attributes, 2)?;
+        let name = attributes.get(4..length)?;
+        if kind == wanted {
+            return Some(name.strip_suffix(&[0]).unwrap_or(name));
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -114,43 +149,60 @@ mod tests {
 
     const NEW_RULE: u16 = (SUBSYS_NFTABLES << 8) + 6;
 
-    fn message(kind: u16, sender: u32, family: u8, table: &str) -> Vec<u8> {
-        let name = [table.as_bytes(), &[0]].concat();
-        let mut attribute = u16::try_from(4 + name.len())
+    fn attribute(kind: u16, text: &str) -> Vec<u8> {
+        let text = [text.as_bytes(), &[0]].concat();
+        let mut bytes = u16::try_from(4 + text.len())
             .unwrap()
             .to_ne_bytes()
             .to_vec();
-        attribute.extend(1u16.to_ne_bytes());
-        attribute.extend(name);
-        attribute.resize(attribute.len().next_multiple_of(4), 0);
-        let length = u32::try_from(HEADER + attribute.len()).unwrap();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(text);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn message(kind: u16, sender: u32, family: u8, attributes: &[Vec<u8>]) -> Vec<u8> {
+        let attributes = attributes.concat();
+        let length = u32::try_from(HEADER + attributes.len()).unwrap();
         let mut bytes = length.to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
         bytes.extend([0; 6]);
         bytes.extend(sender.to_ne_bytes());
         bytes.extend([family, 0, 0, 0]);
-        bytes.extend(attribute);
+        bytes.extend(attributes);
         bytes
     }
 
+    fn rule(family: u8, table: &str, chain: &str) -> Vec<u8> {
+        message(
+            NEW_RULE,
+            5,
+            family,
+            &[attribute(1, table), attribute(2, chain)],
+        )
+    }
+
     fn end(sender: u32) -> Vec<u8> {
-        message(NEW_GENERATION, sender, 0, "")
+        message(NEW_GENERATION, sender, 0, &[])
     }
 
     #[test]
     fn only_our_tables_in_their_own_families_count() {
-        let cases: [(u8, &str, &[OurTable]); 6] = [
-            (7, "infinization", &[OurTable::Filter]),
-            (2, "infinibay_nat", &[OurTable::Nat]),
-            (1, "infinization", &[]),
-            (10, "infinibay_nat", &[]),
-            (7, "infinization2", &[]),
-            (7, "infinizatio", &[]),
+        let cases: [(u8, &str, &[OurTable], &[&str]); 6] = [
+            (7, "infinization", &[OurTable::Filter], &["vm_x"]),
+            (2, "infinibay_nat", &[OurTable::Nat], &[]),
+            (1, "infinization", &[], &[]),
+            (10, "infinibay_nat", &[], &[]),
+            (7, "infinization2", &[], &[]),
+            (7, "infinizatio", &[], &[]),
         ];
-        for (family, table, touched) in cases {
+        for (family, table, tables, chains) in cases {
             let mut reader = Reader::default();
-            let bytes = [message(NEW_RULE, 5, family, table), end(5)].concat();
-            let touched = touched.to_vec();
+            let bytes = [rule(family, table, "vm_x"), end(5)].concat();
+            let touched = Touched {
+                tables: tables.to_vec(),
+                chains: chains.iter().map(ToString::to_string).collect(),
+            };
             let commit = Commit { sender: 5, touched };
             assert_eq!(reader.read(&bytes), Ok(vec![commit]), "{family} {table}");
         }
@@ -159,11 +211,12 @@ mod tests {
     #[test]
     fn a_commit_may_spread_over_datagrams_and_several_may_share_one() {
         let mut reader = Reader::default();
-        let ours = message(NEW_RULE, 5, 7, "infinization");
+        let ours = rule(7, "infinization", "vm_x");
         assert_eq!(reader.read(&[ours.clone(), ours].concat()), Ok(vec![]));
         let senders = |commits: Vec<Commit>| -> Vec<(u32, usize)> {
             let each = commits.iter();
-            each.map(|it| (it.sender, it.touched.len())).collect()
+            each.map(|it| (it.sender, it.touched.tables.len()))
+                .collect()
         };
         let rest = reader.read(&[end(5), end(6)].concat()).unwrap();
         assert_eq!(senders(rest), [(5, 1), (6, 0)]);
@@ -171,14 +224,15 @@ mod tests {
 
     #[test]
     fn what_is_torn_is_told() {
-        let whole = message(NEW_RULE, 5, 7, "infinization");
+        let whole = rule(7, "infinization", "vm_x");
         for cut in [1, 5, 19, whole.len() - 1] {
             assert_eq!(Reader::default().read(&whole[..cut]), Err(Torn), "{cut}");
         }
         assert_eq!(Reader::default().read(&[0; 20]), Err(Torn));
-        // A message without attributes names no table.
-        let mut bare = end(1)[..HEADER].to_vec();
-        bare[..4].copy_from_slice(&20u32.to_ne_bytes());
-        assert_eq!(Reader::default().read(&bare).unwrap().len(), 1);
+        // Attributes that make no sense name no table.
+        let odd = message(NEW_RULE, 5, 7, &[vec![0; 8]]);
+        let bytes = [odd, end(5)].concat();
+        let commits = Reader::default().read(&bytes).unwrap();
+        assert_eq!(commits[0].touched, Touched::default());
     }
 }

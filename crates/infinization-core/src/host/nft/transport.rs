@@ -78,7 +78,7 @@ pub struct Element {
     pub chain: String,
 }
 
-/// What the kernel holds, and what tells it from something that only looks like it.
+/// What the kernel holds, with what it says of chains and hooks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reading {
     /// Rules and elements, by what they mean.
@@ -87,8 +87,6 @@ pub struct Reading {
     pub table: bool,
     /// The chains there are.
     pub chains: BTreeSet<String>,
-    /// The rules again, by chain and handle. A rule never changes: another content is another handle.
-    pub handles: BTreeMap<String, Vec<u64>>,
     /// Each hook's chain and all its rules, in nft's own words, without handles.
     pub hooks: BTreeMap<&'static str, String>,
 }
@@ -233,13 +231,6 @@ fn committed_rule(rule: &Value) -> Option<CommittedRule> {
 
 fn reading(objects: &[Value]) -> Reading {
     let of = |kind: &'static str| objects.iter().filter_map(move |object| object.get(kind));
-    let mut handles: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    for rule in of("rule") {
-        let chain = handles.entry(text(rule, "chain").unwrap_or_default());
-        chain
-            .or_default()
-            .push(rule["handle"].as_u64().unwrap_or_default());
-    }
     Reading {
         listing: Listing {
             rules: rules_in(objects),
@@ -249,7 +240,6 @@ fn reading(objects: &[Value]) -> Reading {
         chains: of("chain")
             .filter_map(|chain| text(chain, "name"))
             .collect(),
-        handles,
         hooks: Hook::ALL
             .iter()
             .map(|hook| (hook.as_str(), hook_in(*hook, objects)))

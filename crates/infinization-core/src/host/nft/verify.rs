@@ -32,7 +32,7 @@ impl Nft {
         }
         let mark = self.journal.mark(OurTable::Filter);
         let table = Transaction::table().without_forward();
-        self.commit(table, |known, _| known.hooked()).await?;
+        self.commit(table, |known| known.hooked()).await?;
         if !known.knows_hooks() {
             self.see_hooks(mark).await?;
         }
@@ -64,8 +64,7 @@ impl Nft {
     /// Resolves when somebody may have meddled with what is ours; at once as long as that is not
     /// found out. An error where the kernel cannot be listened to.
     pub async fn meddled(&self) -> io::Result<()> {
-        let tables = [OurTable::Filter, OurTable::Nat];
-        self.journal.in_doubt(&tables).await
+        self.journal.in_doubt().await
     }
 
     /// Finds out what of the filter is not as it was loaded, and loads all of it again in one
@@ -99,8 +98,8 @@ impl Nft {
         }
         if !damages.is_empty() {
             let all = Transaction::ensure_vms(again.iter().map(AsRef::as_ref));
-            let rules = self.commit_now(&all).await?;
-            again.iter().for_each(|again| known.loaded(again, &rules));
+            self.commit_now(&all).await?;
+            again.iter().for_each(|again| known.loaded(again));
         }
         Ok(Repair { damages, unknown })
     }
