@@ -1371,6 +1371,31 @@ export interface CleanupAlertEvent {
   severity: 'warning' | 'error'
 }
 
+/** Something of the firewall that another program took away or changed. */
+export interface FirewallDamage {
+  /** The machine it is about; null for what all share, and for machines of other instances. */
+  vmId: string | null
+  /**
+   * `table`: all of it. `hook`: a base chain has gone or says something else. `chain`, `rules`: a
+   * machine's chain, or what is in it. `dispatch`: what leads from the hooks to a machine's chains.
+   * `masquerade`: a bridge's, set up by a {@link DepartmentNatService} of this process.
+   */
+  part: 'table' | 'hook' | 'chain' | 'rules' | 'dispatch' | 'masquerade'
+  /** The table, chain, port or bridge. */
+  name: string
+}
+
+/**
+ * Another program changed the firewall (`nft flush ruleset`, a table or rule deleted), and what was
+ * missing was put back: the rules that were in force, in one transaction.
+ */
+export interface FirewallRepairedEvent {
+  missing: FirewallDamage[]
+  /** Machines that are closed for now, as their rules could not be loaded, or not yet. */
+  failed: { vmId: string | null; error: string }[]
+  timestamp: Date
+}
+
 export interface HealthCheckResult {
   vmId: string
   pid: number | null
@@ -1402,7 +1427,9 @@ export interface HealthMonitorEvents {
   'check-complete': [summary: HealthCheckSummary]
   /** By `reconcileStartupState()`, and by `initialize()`. */
   'reconcile-complete': [summary: ReconcileCompleteEvent]
-  /** A cycle failed. Never thrown: without a listener it is dropped. */
+  /** At once, whether it monitors or not. */
+  'firewall-repaired': [event: FirewallRepairedEvent]
+  /** A cycle or a repair failed; it is tried again. Never thrown: without a listener it is dropped. */
   error: [event: { message: string; timestamp: Date }]
 }
 

@@ -53,7 +53,9 @@ fn b28_unchanged_costs_no_program_whatever_others_do_elsewhere() {
         again(&Nft::new(), &a, &masquerade).await;
         assert_eq!(programs_started(), before);
 
-        // A thousand foreign commits.
+        // A thousand foreign commits, heard as they come by somebody who waits for worse.
+        let waits = nft.clone();
+        let waiting = tokio::spawn(async move { waits.meddled().await });
         let mut script = String::new();
         for n in 0..1000 {
             writeln!(script, "add table inet other{n}").unwrap();
@@ -62,10 +64,13 @@ fn b28_unchanged_costs_no_program_whatever_others_do_elsewhere() {
         assert_eq!(one_by_one, 1000);
         again(&nft, &a, &masquerade).await;
         assert_eq!(programs_started(), before);
+        assert!(!waiting.is_finished());
 
         // One that concerns us is read, and repaired: a listing, a load, and a listing to be sure.
         run("nft delete table bridge infinization");
+        waiting.await.unwrap().unwrap();
         assert!(!nft.repair().await.unwrap().damages.is_empty());
+        assert_eq!(nft.repair().await.unwrap(), Repair::default());
         again(&nft, &a, &masquerade).await;
         assert_eq!(programs_started(), before + 3);
         again(&nft, &a, &masquerade).await;

@@ -36,7 +36,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{Parsed, StartOptions, StopOptions, VmConfig};
 use crate::db::RunningVm;
@@ -88,6 +88,8 @@ struct Open {
     strays: Mutex<HashMap<ProcessId, Instant>>,
     /// Held by an orphan scan.
     looking: tokio::sync::Mutex<()>,
+    /// Ends what works for it in the background.
+    _alive: DropGuard,
     _lock: crate::host::dir_lock::DirLock,
 }
 
@@ -137,7 +139,6 @@ impl Manager {
         }
         let open = startup::open(&self.inner).await?;
         open.take_back_all().await?;
-        open.watch_firewall();
         open.start_monitor().await;
         *self.phase() = Phase::Open(open);
         Ok(())

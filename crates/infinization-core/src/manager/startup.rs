@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
-use super::{Inner, Open, TRANSIENT};
+use super::{Inner, Open, TRANSIENT, repair};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
 use crate::db::Database;
 use crate::db::sqlite::SqliteDatabase;
@@ -64,7 +64,10 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         wrap_effects: inner.wrap_effects.clone(),
         config,
     });
-    Ok(Arc::new_cyclic(|open: &Weak<Open>| {
+    let alive = services.closing.child_token();
+    let until = alive.clone();
+    let watched_nft = services.nft.clone();
+    let open = Arc::new_cyclic(|open: &Weak<Open>| {
         let watched: Weak<dyn Watched> = Weak::<Open>::clone(open);
         Open {
             monitor: HealthMonitor::new(watched, monitor_interval, inner.events.clone()),
@@ -72,9 +75,13 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             vms: Mutex::new(HashMap::new()),
             strays: Mutex::default(),
             looking: tokio::sync::Mutex::default(),
+            _alive: alive.drop_guard(),
             _lock: lock,
         }
-    }))
+    });
+    let watch = repair::watch(Arc::downgrade(&open), watched_nft);
+    tokio::spawn(async move { until.run_until_cancelled(watch).await });
+    Ok(open)
 }
 
 async fn prepare_state_dir(state_dir: &Path) -> Result<DirLock, Failure> {
@@ -150,14 +157,6 @@ impl Open {
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok());
         Ok(names.filter_map(|name| VmId::parse(name).ok()).collect())
-    }
-
-    /// Puts back what other programs take out of the firewall, from now on and for what they took
-    /// while nobody watched.
-    pub(super) fn watch_firewall(self: &Arc<Self>) {
-        let watch = super::repair::watch(Arc::downgrade(self), self.services.nft.clone());
-        let closing = self.services.closing.clone();
-        tokio::spawn(async move { closing.run_until_cancelled(watch).await });
     }
 
     pub(super) async fn start_monitor(self: &Arc<Self>) {
