@@ -169,6 +169,13 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   planVM(config: VMCreateConfig): Promise<VMPlan>
   /**
+   * Says which firewall rules a start of this machine would load now, its department's included, as text
+   * and as JSON. The machine may run or not; nothing is changed. A `firewallDefaultAction` that was given
+   * to `startVM` is that run's alone and not shown; a bridge that does not exist has no addresses.
+   * @throws LifecycleError `VM_NOT_FOUND`; PrismaAdapterError; NetworkError when the bridge cannot be read
+   */
+  explainFirewall(vmId: string): Promise<FirewallPlan>
+  /**
    * Makes the disks, the TAP and the firewall rules of a VM, starts it, and resolves when its guest's
    * CPUs run. On failure everything this attempt made is gone; `error.context.notUndone` names what
    * could not be undone. A machine that exists must be `off` or `error` and have none of its disks.
@@ -791,6 +798,69 @@ export interface FirewallApplyResult {
   degraded?: { ruleName: string; reason: string }[]
 }
 
+/** What is, or would be, loaded for a machine. Each rule's comment is its name. */
+export interface FirewallPlan extends FirewallApplyResult {
+  vmId: string
+  /** The port its frames pass. */
+  tapName: string
+  /** What happens to a packet no rule decides. */
+  defaultAction: FirewallDefaultAction
+  /**
+   * The chains its packets pass: both hooks, `from_…` and `to_…` (anti-spoofing, and what every machine is
+   * allowed), `vm_…` (the rules).
+   */
+  chains: { name: string; hook?: 'prerouting' | 'postrouting'; rules: string[] }[]
+  /** The table with this machine alone in it, in nft's syntax: `nft -f` reads it. */
+  text: string
+  /** The transaction, as `nft -j -f` is given it (libnftables-json). */
+  json: { nftables: object[] }
+}
+
+/** Whom a {@link FirewallPreset} is for. Addresses are IPv4 or IPv6, alone or as a network, `10.0.0.0/8`. */
+export interface FirewallPresetOptions {
+  /** Who connects. Absent: anybody. An empty list: nobody, which is no rule. */
+  from?: string | string[]
+  /** What is connected to. Absent: any address. */
+  to?: string | string[]
+  /** `IN`: the machine offers the service; `OUT`: it uses it elsewhere. Default `IN`. */
+  direction?: 'IN' | 'OUT' | 'INOUT'
+  /** Default `ACCEPT`. */
+  action?: 'ACCEPT' | 'DROP' | 'REJECT'
+  /** Lower comes first. Default 500. */
+  priority?: number
+  /** As in {@link FirewallRuleInput}. Default false. */
+  overridesDept?: boolean
+}
+
+/** A service by its ports. */
+export interface FirewallService {
+  /** What the rules are called. */
+  name: string
+  /** At least one. `lastPort` makes it all ports from `port` on. */
+  ports: { protocol: 'tcp' | 'udp'; port: number; lastPort?: number }[]
+}
+
+/**
+ * Makes the rules for a service: one for each port, each `from` and each `to`. The same options make the
+ * same rules, ids included.
+ * @throws NftablesError `INVALID_IP_ADDRESS`, `INVALID_SUBNET_MASK`, `INVALID_PORT_RANGE`, `RULE_INVALID`;
+ * LifecycleError `INVALID_CONFIG` for options of another shape
+ */
+export type FirewallPreset = (options?: FirewallPresetOptions) => FirewallRuleInput[]
+
+/**
+ * `ssh` 22/tcp, `http` 80/tcp, `https` 443/tcp, `rdp` 3389/tcp and udp, `vnc` 5900-5903/tcp.
+ * @example setFirewallRules(id, [...firewallPresets.ssh({ from: '10.0.0.0/8' }), ...firewallPresets.https()])
+ */
+export const firewallPresets: Readonly<Record<'ssh' | 'http' | 'https' | 'rdp' | 'vnc', FirewallPreset>>
+
+/**
+ * A preset of one's own.
+ * @example defineFirewallPreset({ name: 'PostgreSQL', ports: [{ protocol: 'tcp', port: 5432 }] })
+ * @throws as a preset does
+ */
+export function defineFirewallPreset(service: FirewallService): FirewallPreset
+
 /** What {@link NftablesService} is made with. */
 export interface NftablesServiceConfig {
   /** As in {@link InfinizationConfig}. */
@@ -847,7 +917,8 @@ export class NftablesService {
   ): Promise<FirewallApplyResult>
   /**
    * As `applyRules`, unless the kernel holds exactly that already: then `changed` is false, and there
-   * is no `result`.
+   * is no `result`. That costs no program if this process has loaded it and nobody else has changed the
+   * table since.
    */
   applyRulesIfChanged(
     vmId: string,
@@ -856,6 +927,14 @@ export class NftablesService {
     vmRules: FirewallRuleInput[],
     defaultAction?: FirewallDefaultAction
   ): Promise<{ changed: boolean; result?: FirewallApplyResult }>
+  /** What `applyRules` would load, with the same arguments and errors. Nothing is changed. */
+  planRules(
+    vmId: string,
+    tapName: string,
+    departmentRules: FirewallRuleInput[],
+    vmRules: FirewallRuleInput[],
+    defaultAction?: FirewallDefaultAction
+  ): Promise<FirewallPlan>
   /**
    * Removes the user's rules: the machine is closed then, but for what every one is allowed. What fails
    * on the host is a warning, no rejection.

@@ -75,6 +75,7 @@ const {
   isLifecycleError,
   isPrismaAdapterError
 } = require('./js/errors')
+const { defineFirewallPreset, firewallPresets } = require('./js/firewall-presets')
 const { Infinization } = require('./js/infinization')
 const { KeyedMutex } = require('./js/keyed-mutex')
 const { PCI_ADDRESS_REGEX, normalizePciAddress, validatePciAddress } = require('./js/pci-address')
@@ -163,6 +164,8 @@ module.exports = {
   TapDeviceManager,
   VM_CHAIN_PREFIX,
   createLifecycleError,
+  defineFirewallPreset,
+  firewallPresets,
   generateVMChainName,
   isLifecycleError,
   isPrismaAdapterError,

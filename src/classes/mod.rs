@@ -5,6 +5,7 @@ mod cancellation;
 mod database;
 mod department_nat_service;
 mod event_handler;
+mod firewall_preset;
 mod firewall_rule_translator;
 mod health_monitor;
 mod infinization;

@@ -32,7 +32,9 @@ mod names;
 mod nat;
 mod parse;
 mod place;
+mod preset;
 mod rule;
+mod text;
 mod transaction;
 mod translator;
 
@@ -46,10 +48,12 @@ pub use merge::merge;
 pub use names::{ChainNames, TABLE};
 pub use nat::{Masquerade, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, Subnet};
 pub use parse::parse_rule;
+pub use preset::{OneOrMany, PresetError, PresetOptions, Service, ServicePort, preset_values};
 pub use rule::{
     Action, Direction, Network, PortRange, Ports, Protocol, Rule, RuleError, Side, States,
     Transport,
 };
+pub use text::{ChainText, chain_texts, rule_text, table_text};
 pub use transaction::{Command, Hook, Transaction, VerdictMap, VmRuleset};
 pub use translator::{FirewallRuleTranslator, TranslationError};
 

@@ -25,7 +25,7 @@ mod startup;
 mod status;
 mod store;
 
-pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, Wanted};
+pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, FirewallPlan, Wanted};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -174,6 +174,16 @@ impl Manager {
         shown["vmId"] = json!(config.id);
         shown["warnings"] = json!(said);
         Ok(shown)
+    }
+
+    /// `explainFirewall`: what a start would load now, without touching anything.
+    pub async fn explain_firewall(&self, vm_id: String) -> Result<Value, Failure> {
+        let open = self.open()?;
+        let vm_id = parse_id(&vm_id)?;
+        // A context of its own, never a task: explaining leaves no trace.
+        let context = open.services.context_of(&vm_id)?;
+        let compiled = context.explain_firewall().await?;
+        to_value(&FirewallPlan::of(&vm_id, &compiled))
     }
 
     /// `createVM`.

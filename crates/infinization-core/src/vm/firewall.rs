@@ -44,35 +44,23 @@ impl Machine {
         if self.live.is_none() {
             return Ok(());
         }
-        let services = &self.context.services;
-        let record = services
-            .database
-            .find_machine_with_config(&self.context.vm_id);
-        let record = record.await?.ok_or_else(|| self.context.not_found())?;
-        let compiled = self.context.compile_stored_rules(&record).await?;
-        Ok(services.nft.ensure_vm(&compiled).await?)
+        let compiled = self.context.explain_firewall().await?;
+        Ok(self.context.services.nft.ensure_vm(&compiled).await?)
     }
 }
 
 impl VmContext {
-    /// What a start would load now. A bridge that is not there has no addresses.
-    pub(super) async fn compile_stored_rules(
-        &self,
-        record: &VmRecord,
-    ) -> Result<Compiled, Failure> {
-        let config = spec::for_start(self, record)?;
-        let services = &self.services;
-        let rules = services
-            .database
-            .get_firewall_rules_split(&self.vm_id)
-            .await?;
-        let policy = services
-            .database
-            .get_department_firewall_policy(&self.vm_id)
-            .await?;
+    /// What a start would load now, as the database has it. A bridge that is not there has no addresses.
+    pub async fn explain_firewall(&self) -> Result<Compiled, Failure> {
+        let (database, links) = (&self.services.database, &self.services.links);
+        let record = database.find_machine_with_config(&self.vm_id).await?;
+        let record = record.ok_or_else(|| self.not_found())?;
+        let config = spec::for_start(self, &record)?;
+        let rules = database.get_firewall_rules_split(&self.vm_id).await?;
+        let policy = database.get_department_firewall_policy(&self.vm_id).await?;
         let bridge = &config.network.bridge;
-        let addresses = match bridge::exists(&services.links, bridge).await? {
-            true => bridge::addresses(&services.links, bridge).await?,
+        let addresses = match bridge::exists(links, bridge).await? {
+            true => bridge::addresses(links, bridge).await?,
             false => Vec::new(),
         };
         let addresses = addresses.iter().map(|found| found.address).collect();
