@@ -3,7 +3,7 @@
 //! Invariant: what a preset answers, the compiler takes.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::parse::parse_rule;
 use super::rule::RuleError;
@@ -186,7 +186,7 @@ pub fn preset_values(rules: &[FirewallRuleInput]) -> serde_json::Result<Vec<Valu
             let set = std::mem::take(fields)
                 .into_iter()
                 .filter(|(_, it)| !it.is_null());
-            *fields = Map::from_iter(set);
+            *fields = set.collect();
         }
         Ok(value)
     };

@@ -60,9 +60,12 @@ impl ChainText {
         let head = self
             .hook
             .map(|hook| format!("type filter hook {hook} priority 0; policy accept;"));
-        let lines = head.iter().chain(&self.rules);
-        let lines: String = lines.map(|line| format!("\t\t{line}\n")).collect();
-        format!("\tchain {} {{\n{lines}\t}}\n", self.name)
+        let lines: Vec<&str> = head.iter().chain(&self.rules).map(String::as_str).collect();
+        format!(
+            "\tchain {} {{\n\t\t{}\n\t}}\n",
+            self.name,
+            lines.join("\n\t\t")
+        )
     }
 }
 

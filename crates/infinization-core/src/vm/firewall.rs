@@ -59,9 +59,10 @@ impl VmContext {
         let rules = database.get_firewall_rules_split(&self.vm_id).await?;
         let policy = database.get_department_firewall_policy(&self.vm_id).await?;
         let bridge = &config.network.bridge;
-        let addresses = match bridge::exists(links, bridge).await? {
-            true => bridge::addresses(links, bridge).await?,
-            false => Vec::new(),
+        let addresses = if bridge::exists(links, bridge).await? {
+            bridge::addresses(links, bridge).await?
+        } else {
+            Vec::new()
         };
         let addresses = addresses.iter().map(|found| found.address).collect();
         self.compile_firewall(&config, &rules, policy.as_deref(), addresses)

@@ -97,10 +97,9 @@ impl Journal {
         let before = state.doubts();
         match state.gather() {
             Ok(commits) => {
-                let foreign = foreign_among(commits, own);
-                foreign
-                    .iter()
-                    .for_each(|touched| self.take_in(&mut state, touched));
+                for touched in foreign_among(commits, own) {
+                    self.take_in(&mut state, &touched);
+                }
             }
             Err(error) => {
                 tracing::debug!(%error, "nftables cannot be listened to");
@@ -117,10 +116,9 @@ impl Journal {
         for table in &touched.tables {
             state.trust_mut(*table).doubts += 1;
         }
-        touched
-            .chains
-            .iter()
-            .for_each(|chain| self.known.touched(chain));
+        for chain in &touched.chains {
+            self.known.touched(chain);
+        }
     }
 
     /// Something happened whose outcome is not known.
@@ -237,15 +235,13 @@ impl State {
 
     /// The socket. What was committed before it was opened, nobody has told.
     fn listening(&mut self) -> io::Result<&OwnedFd> {
-        match self.socket.take() {
-            Some(socket) => Ok(self.socket.insert(socket)),
-            None => {
-                let socket = listen()?;
-                self.reader.restart();
-                self.doubt_all();
-                Ok(self.socket.insert(socket))
-            }
+        if let Some(socket) = self.socket.take() {
+            return Ok(self.socket.insert(socket));
         }
+        let socket = listen()?;
+        self.reader.restart();
+        self.doubt_all();
+        Ok(self.socket.insert(socket))
     }
 }
 
@@ -255,12 +251,9 @@ impl State {
 fn foreign_among(commits: Vec<Commit>, own: Option<u32>) -> Vec<Touched> {
     let told = own.is_none_or(|own| commits.iter().any(|commit| commit.sender == own));
     let foreign = commits.into_iter().filter(|it| own != Some(it.sender));
-    let of_each = foreign.map(|commit| match told {
-        true => commit.touched,
-        false => Touched {
-            tables: commit.touched.tables,
-            ..Touched::default()
-        },
+    let of_each = foreign.map(|commit| Touched {
+        chains: commit.touched.chains.into_iter().filter(|_| told).collect(),
+        tables: commit.touched.tables,
     });
     of_each.collect()
 }

@@ -196,14 +196,12 @@ impl Beliefs {
     }
 
     fn hook_is_sound(&self, hook: &str, reading: &Reading) -> bool {
-        match &self.hooks {
-            Some(seen) => seen.get(hook) == reading.hooks.get(hook),
-            None => {
-                let wanted = Transaction::table();
-                let wanted = wanted.added_rules().filter(|(chain, _)| *chain == hook);
-                wanted.eq(comments(&reading.listing).filter(|(chain, _)| *chain == hook))
-            }
+        if let Some(seen) = &self.hooks {
+            return seen.get(hook) == reading.hooks.get(hook);
         }
+        let wanted = Transaction::table();
+        let wanted = wanted.added_rules().filter(|(chain, _)| *chain == hook);
+        wanted.eq(comments(&reading.listing).filter(|(chain, _)| *chain == hook))
     }
 }
 

@@ -110,7 +110,7 @@ impl Nft {
     /// Makes the VM's chains, closed, if it has none; existing ones are left as they are.
     pub async fn create_chains(&self, names: &ChainNames) -> Result<(), NftError> {
         let closed = Transaction::create_chains(names);
-        match self.commit(closed, |known| known.hooked()).await {
+        match self.commit(closed, Known::hooked).await {
             Err(error) if error.is(Errno::EEXIST) => Ok(()),
             outcome => outcome,
         }

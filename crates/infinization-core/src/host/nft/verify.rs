@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::journal::Mark;
-use super::known::{Damage, holds};
+use super::known::{Damage, Known, holds};
 use super::notice::OurTable;
 use super::transport::Reading;
 use super::{Nft, NftError};
@@ -32,7 +32,7 @@ impl Nft {
         }
         let mark = self.journal.mark(OurTable::Filter);
         let table = Transaction::table().without_forward();
-        self.commit(table, |known| known.hooked()).await?;
+        self.commit(table, Known::hooked).await?;
         if !known.knows_hooks() {
             self.see_hooks(mark).await?;
         }
@@ -99,7 +99,9 @@ impl Nft {
         if !damages.is_empty() {
             let all = Transaction::ensure_vms(again.iter().map(AsRef::as_ref));
             self.commit_now(&all).await?;
-            again.iter().for_each(|again| known.loaded(again));
+            for again in &again {
+                known.loaded(again);
+            }
         }
         Ok(Repair { damages, unknown })
     }
