@@ -374,26 +374,3 @@ fn f28_a_manager_puts_back_what_a_running_machine_needs() {
         manager.shutdown().await.unwrap();
     });
 }
-
-#[test]
-fn a_storm_of_meddling_ends_in_a_sound_firewall() {
-    in_private_network(|| async {
-        let host = Host::new().await;
-        let manager = host.manager().await;
-        let good = contents();
-        let before = infinization_core::host::program::programs_started();
-        for _ in 0..100 {
-            run("nft delete table bridge infinization");
-            run("nft add table bridge infinization");
-        }
-        let restored = async {
-            while contents() != good {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        timeout(SOON, restored).await.unwrap();
-        let started = infinization_core::host::program::programs_started() - before;
-        assert!(started > 0, "repairs are programs");
-        manager.shutdown().await.unwrap();
-    });
-}

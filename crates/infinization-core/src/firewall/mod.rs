@@ -53,7 +53,7 @@ pub use rule::{
     Action, Direction, Network, PortRange, Ports, Protocol, Rule, RuleError, Side, States,
     Transport,
 };
-pub use text::{ChainText, chain_texts, rule_text, table_text};
+pub use text::{ChainText, chain_texts, table_text};
 pub use transaction::{Command, Hook, Transaction, VerdictMap, VmRuleset};
 pub use translator::{FirewallRuleTranslator, TranslationError};
 

@@ -87,7 +87,7 @@ fn dispatch(hook: Hook) -> String {
 }
 
 /// One rule.
-pub fn rule_text(rule: &NftRule) -> String {
+fn rule_text(rule: &NftRule) -> String {
     let conditions = rule.matches.iter().map(condition);
     let comment = format!("comment \"{}\"", rule.comment);
     let words: Vec<String> = conditions

@@ -273,3 +273,47 @@ fn listen() -> io::Result<OwnedFd> {
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP))?;
     Ok(socket)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(sender: u32, chain: &str) -> Commit {
+        let touched = Touched {
+            tables: vec![OurTable::Filter],
+            chains: [chain.to_owned()].into(),
+        };
+        Commit { sender, touched }
+    }
+
+    #[test]
+    fn ours_is_told_by_its_port_and_where_it_is_missing_nothing_is_taken_for_damage() {
+        let all = || vec![commit(1, "a"), commit(2, "b")];
+        let chains = |foreign: Vec<Touched>| -> Vec<Vec<String>> {
+            let each = foreign.into_iter();
+            each.map(|it| it.chains.into_iter().collect()).collect()
+        };
+        assert_eq!(chains(foreign_among(all(), Some(1))), [["b"]]);
+        assert_eq!(chains(foreign_among(all(), None)), [["a"], ["b"]]);
+        let unsure = foreign_among(all(), Some(3));
+        assert!(unsure.iter().all(|it| it.tables == [OurTable::Filter]));
+        assert_eq!(chains(unsure), [[] as [&str; 0], []]);
+        assert_eq!(foreign_among(Vec::new(), Some(1)), []);
+    }
+
+    #[test]
+    fn a_doubt_that_comes_while_reading_is_not_settled_by_it() {
+        let journal = Journal::default();
+        journal.doubt(OurTable::Filter);
+        let mark = journal.mark(OurTable::Filter);
+        journal.doubt(OurTable::Filter);
+        journal.settle(OurTable::Filter, mark);
+        assert!(!journal.trusts(OurTable::Filter));
+        journal.settle(OurTable::Filter, journal.mark(OurTable::Filter));
+        assert!(journal.trusts(OurTable::Filter));
+        assert!(
+            journal.trusts(OurTable::Nat),
+            "another table's doubts are its own"
+        );
+    }
+}

@@ -1,7 +1,6 @@
 //! Finding out whether another program has meddled with what is ours.
 
 use std::io;
-use std::sync::Arc;
 
 use super::journal::Mark;
 use super::known::{Damage, Known, holds};
@@ -54,11 +53,6 @@ impl Nft {
     pub fn adopt_vm(&self, names: &ChainNames, tap: &LinkName) {
         self.journal.known.adopted(names, tap);
         self.journal.doubt(OurTable::Filter);
-    }
-
-    /// What this process has loaded for the machine last.
-    pub fn loaded_vm(&self, names: &ChainNames) -> Option<Arc<Compiled>> {
-        self.journal.known.compiled(names)
     }
 
     /// Resolves when somebody may have meddled with what is ours; at once as long as that is not
