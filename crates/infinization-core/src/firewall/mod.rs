@@ -21,6 +21,8 @@
 //! then rejects (only that hook can), `to_x` drops.
 //!
 //! Everything a user wrote travels as a JSON string; nothing is spliced into a script.
+//! Beside it: [`nat`] is the table that masquerades, [`preset`] makes rules for services, and [`text`]
+//! shows a compiled machine in nft's syntax.
 //! Neighbours: [`crate::host::nft`] runs the transactions.
 
 mod compile;

@@ -4,6 +4,14 @@
 //! Invariants: a change is one kernel transaction, by one `nft` process or one netlink message; changes are made one after
 //! the other in this process; one that has started is finished even if nobody waits for it any
 //! more, so that a later one cannot overtake it. Reads and probes need no turn.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `transport`, `netlink` | how the kernel is talked to |
+//! | `journal`, `notice` | whether others have changed what is ours |
+//! | `known`, `verify` | what was loaded, comparing it with the kernel, putting it back |
+//! | `nat` | masquerading |
+//! | `probe` | what the kernel can do |
 
 mod error;
 mod journal;
