@@ -186,6 +186,13 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   planVM(config: VMCreateConfig): Promise<VMPlan>
   /**
+   * Says which firewall rules a start of this machine would load now, its department's included, as text
+   * and as JSON. The machine may run or not; nothing is changed. A `firewallDefaultAction` that was given
+   * to `startVM` is that run's alone and not shown; a bridge that does not exist has no addresses.
+   * @throws LifecycleError `VM_NOT_FOUND`; PrismaAdapterError; NetworkError when the bridge cannot be read
+   */
+  explainFirewall(vmId: string): Promise<FirewallPlan>
+  /**
    * Makes the disks, the TAP and the firewall rules of a VM, starts it, and resolves when its guest's
    * CPUs run. On failure everything this attempt made is gone; `error.context.notUndone` names what
    * could not be undone. A machine that exists must be `off` or `error` and have none of its disks.
@@ -962,6 +969,69 @@ export interface FirewallApplyResult {
   degraded?: { ruleName: string; reason: string }[]
 }
 
+/** What is, or would be, loaded for a machine. Each rule's comment is its name. */
+export interface FirewallPlan extends FirewallApplyResult {
+  vmId: string
+  /** The port its frames pass. */
+  tapName: string
+  /** What happens to a packet no rule decides. */
+  defaultAction: FirewallDefaultAction
+  /**
+   * The chains its packets pass: both hooks, `from_…` and `to_…` (anti-spoofing, and what every machine is
+   * allowed), `vm_…` (the rules).
+   */
+  chains: { name: string; hook?: 'prerouting' | 'postrouting'; rules: string[] }[]
+  /** The table with this machine alone in it, in nft's syntax: `nft -f` reads it. */
+  text: string
+  /** The transaction, as `nft -j -f` is given it (libnftables-json). */
+  json: { nftables: object[] }
+}
+
+/** Whom a {@link FirewallPreset} is for. Addresses are IPv4 or IPv6, alone or as a network, `10.0.0.0/8`. */
+export interface FirewallPresetOptions {
+  /** Who connects. Absent: anybody. An empty list: nobody, which is no rule. */
+  from?: string | string[]
+  /** What is connected to. Absent: any address. */
+  to?: string | string[]
+  /** `IN`: the machine offers the service; `OUT`: it uses it elsewhere. Default `IN`. */
+  direction?: 'IN' | 'OUT' | 'INOUT'
+  /** Default `ACCEPT`. */
+  action?: 'ACCEPT' | 'DROP' | 'REJECT'
+  /** Lower comes first. Default 500. */
+  priority?: number
+  /** As in {@link FirewallRuleInput}. Default false. */
+  overridesDept?: boolean
+}
+
+/** A service by its ports. */
+export interface FirewallService {
+  /** What the rules are called. */
+  name: string
+  /** At least one. `lastPort` makes it all ports from `port` on. */
+  ports: { protocol: 'tcp' | 'udp'; port: number; lastPort?: number }[]
+}
+
+/**
+ * Makes the rules for a service: one for each port, each `from` and each `to`. The same options make the
+ * same rules, ids included.
+ * @throws NftablesError `INVALID_IP_ADDRESS`, `INVALID_SUBNET_MASK`, `INVALID_PORT_RANGE`, `RULE_INVALID`;
+ * LifecycleError `INVALID_CONFIG` for options of another shape
+ */
+export type FirewallPreset = (options?: FirewallPresetOptions) => FirewallRuleInput[]
+
+/**
+ * `ssh` 22/tcp, `http` 80/tcp, `https` 443/tcp, `rdp` 3389/tcp and udp, `vnc` 5900-5903/tcp.
+ * @example setFirewallRules(id, [...firewallPresets.ssh({ from: '10.0.0.0/8' }), ...firewallPresets.https()])
+ */
+export const firewallPresets: Readonly<Record<'ssh' | 'http' | 'https' | 'rdp' | 'vnc', FirewallPreset>>
+
+/**
+ * A preset of one's own.
+ * @example defineFirewallPreset({ name: 'PostgreSQL', ports: [{ protocol: 'tcp', port: 5432 }] })
+ * @throws as a preset does
+ */
+export function defineFirewallPreset(service: FirewallService): FirewallPreset
+
 /** What {@link NftablesService} is made with. */
 export interface NftablesServiceConfig {
   /** As in {@link InfinizationConfig}. */
@@ -1018,7 +1088,8 @@ export class NftablesService {
   ): Promise<FirewallApplyResult>
   /**
    * As `applyRules`, unless the kernel holds exactly that already: then `changed` is false, and there
-   * is no `result`.
+   * is no `result`. That costs no program if this process has loaded it and nobody else has changed the
+   * table since.
    */
   applyRulesIfChanged(
     vmId: string,
@@ -1027,6 +1098,14 @@ export class NftablesService {
     vmRules: FirewallRuleInput[],
     defaultAction?: FirewallDefaultAction
   ): Promise<{ changed: boolean; result?: FirewallApplyResult }>
+  /** What `applyRules` would load, with the same arguments and errors. Nothing is changed. */
+  planRules(
+    vmId: string,
+    tapName: string,
+    departmentRules: FirewallRuleInput[],
+    vmRules: FirewallRuleInput[],
+    defaultAction?: FirewallDefaultAction
+  ): Promise<FirewallPlan>
   /**
    * Removes the user's rules: the machine is closed then, but for what every one is allowed. What fails
    * on the host is a warning, no rejection.
@@ -1148,6 +1227,39 @@ export class BridgeManager {
   removeIP(bridge: string, cidr: string): Promise<void>
   /** Its IPv4 addresses, `a.b.c.d/n`. @throws NetworkError `BRIDGE_NOT_FOUND` */
   getIPs(bridge: string): Promise<string[]>
+}
+
+/**
+ * Lets subnets out under the host's address. Table `ip infinibay_nat`, chain `postrouting`, one rule per
+ * bridge: `ip saddr <subnet> oifname != <bridge> masquerade comment "dept-<bridge>"`; rules of others in
+ * it are left alone. Every change is one transaction. What this process has set up is put back when
+ * another program takes it away, as long as an {@link Infinization} is open; it does not outlive the
+ * host. A bridge's name is as in {@link BridgeManager}; another one is `INVALID_CONFIG` ("Invalid bridge
+ * name for NAT: …"). Failures are NftablesErrors: `PERMISSION_DENIED`, `COMMAND_FAILED`, `RULESET_MISMATCH`.
+ */
+export class DepartmentNatService {
+  /** Touches nothing. */
+  constructor()
+  /**
+   * Switches IPv4 forwarding on, for the whole host, and makes table and chain. Idempotent.
+   * @throws NftablesError `FORWARDING_FAILED`: nothing would be routed; nothing was changed
+   */
+  initialize(): Promise<void>
+  /**
+   * Traffic from the subnet that leaves by any other interface than the bridge takes the host's address.
+   * Takes the place of the bridge's rule for another subnet; the same again costs nothing. Does what
+   * `initialize` does where that was not done.
+   * @param subnetCidr `a.b.c.d/n` with n from 1 to 32; host bits are cut off. What is none is
+   * `INVALID_CONFIG` ("Invalid IPv4 subnet for NAT: …")
+   * @throws NftablesError `FORWARDING_FAILED`
+   */
+  addMasquerade(subnetCidr: string, bridge: string): Promise<void>
+  /** Fine when there is none. */
+  removeMasquerade(bridge: string): Promise<void>
+  /** Whether the bridge has a rule. False when that cannot be told, with a warning. */
+  hasMasquerade(bridge: string): Promise<boolean>
+  /** The bridges that have one. */
+  listMasqueradeRules(): Promise<string[]>
 }
 
 /** The host's TAP devices. Failures are NetworkErrors ("Failed to … TAP device <name>: …"). */
@@ -1578,6 +1690,31 @@ export interface CleanupAlertEvent {
   severity: 'warning' | 'error'
 }
 
+/** Something of the firewall that another program took away or changed. */
+export interface FirewallDamage {
+  /** The machine it is about; null for what all share, and for machines of other instances. */
+  vmId: string | null
+  /**
+   * `table`: all of it. `hook`: a base chain has gone or says something else. `chain`, `rules`: a
+   * machine's chain, or what is in it. `dispatch`: what leads from the hooks to a machine's chains.
+   * `masquerade`: a bridge's, set up by a {@link DepartmentNatService} of this process.
+   */
+  part: 'table' | 'hook' | 'chain' | 'rules' | 'dispatch' | 'masquerade'
+  /** The table, chain, port or bridge. */
+  name: string
+}
+
+/**
+ * Another program changed the firewall (`nft flush ruleset`, a table or rule deleted), and what was
+ * missing was put back: the rules that were in force, in one transaction.
+ */
+export interface FirewallRepairedEvent {
+  missing: FirewallDamage[]
+  /** Machines that are closed for now, as their rules could not be loaded, or not yet. */
+  failed: { vmId: string | null; error: string }[]
+  timestamp: Date
+}
+
 export interface HealthCheckResult {
   vmId: string
   pid: number | null
@@ -1617,7 +1754,9 @@ export interface HealthMonitorEvents {
   'database-outage': [event: DatabaseOutageEvent]
   /** It is back, and what was kept has been written, machine by machine in the order of what happened. */
   'database-restored': [event: DatabaseRestoredEvent]
-  /** A cycle failed. Never thrown: without a listener it is dropped. */
+  /** At once, whether it monitors or not. */
+  'firewall-repaired': [event: FirewallRepairedEvent]
+  /** A cycle or a repair failed; it is tried again. Never thrown: without a listener it is dropped. */
   error: [event: { message: string; timestamp: Date }]
 }
 
@@ -2501,6 +2640,7 @@ export type NftablesErrorCode =
   | 'COMMAND_FAILED'
   | 'CONNTRACK_UNAVAILABLE'
   | 'RULESET_MISMATCH'
+  | 'FORWARDING_FAILED'
   | 'TABLE_EXISTS'
   | 'CHAIN_EXISTS'
 export const NftablesErrorCode: { readonly [K in NftablesErrorCode]: K }

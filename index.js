@@ -78,6 +78,7 @@ const {
   isPrismaAdapterError
 } = require('./js/errors')
 const { EventHandler } = require('./js/event-handler')
+const { defineFirewallPreset, firewallPresets } = require('./js/firewall-presets')
 const { GuestAgentClient } = require('./js/guest-agent-client')
 const { HealthMonitor } = require('./js/health-monitor')
 const { PrismaAdapter } = require('./js/database')
@@ -88,6 +89,7 @@ const { QMPClient } = require('./js/qmp-client')
 const { StateSync } = require('./js/state-sync')
 const {
   BridgeManager,
+  DepartmentNatService,
   FirewallRuleTranslator,
   MacAddressGenerator,
   NftablesService,
@@ -121,6 +123,7 @@ module.exports = {
   DEFAULT_QMP_SOCKET_PATH_PREFIX,
   DEFAULT_STOP_TIMEOUT,
   DEFAULT_SYNC_TIMEOUT,
+  DepartmentNatService,
   DisplayError,
   DisplayErrorCode,
   EventHandler,
@@ -177,6 +180,8 @@ module.exports = {
   TapDeviceManager,
   VM_CHAIN_PREFIX,
   createLifecycleError,
+  defineFirewallPreset,
+  firewallPresets,
   generateVMChainName,
   isLifecycleError,
   isPrismaAdapterError,

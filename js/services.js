@@ -9,6 +9,8 @@ const { traced, tracedFunction } = require('./traced')
 
 const BridgeManager = traced(class BridgeManager extends native.BridgeManager {})
 
+const DepartmentNatService = traced(class DepartmentNatService extends native.DepartmentNatService {})
+
 const MacAddressGenerator = traced(class MacAddressGenerator extends native.MacAddressGenerator {})
 
 const SnapshotManager = traced(class SnapshotManager extends native.SnapshotManager {})
@@ -46,6 +48,7 @@ const generateVMChainName = tracedFunction(native, 'generateVMChainName')
 
 module.exports = {
   BridgeManager,
+  DepartmentNatService,
   FirewallRuleTranslator,
   MacAddressGenerator,
   NftablesService,

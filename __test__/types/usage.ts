@@ -2,6 +2,7 @@
 
 import {
   BridgeManager,
+  DepartmentNatService,
   EventHandler,
   GuestAgentClient,
   HealthMonitor,
@@ -18,6 +19,8 @@ import {
   StorageError,
   TapDeviceManager,
   VM_CHAIN_PREFIX,
+  defineFirewallPreset,
+  firewallPresets,
   generateVMChainName,
   isLifecycleError,
   isPrismaAdapterError
@@ -28,6 +31,8 @@ import type {
   DatabaseAdapter,
   DiskConfig,
   FirewallApplyResult,
+  FirewallPlan,
+  FirewallPreset,
   FirewallRuleInput,
   InfinizationConfig,
   InfinizationDatabase,
@@ -122,8 +127,19 @@ async function run(database: InfinizationDatabase, peers: OverlayPeer[]): Promis
   ]
   void (await infinization.setFirewallRules(created.vmId, rules)).success
 
+  const postgres: FirewallPreset = defineFirewallPreset({ name: 'PostgreSQL', ports: [{ protocol: 'tcp', port: 5432 }] })
+  await infinization.setFirewallRules(created.vmId, [...firewallPresets.ssh({ from: '10.0.0.0/8' }), ...postgres()])
+  // @ts-expect-error a typo would open the service to everybody
+  firewallPresets.ssh({ form: '10.0.0.0/8' })
+  const explained: FirewallPlan = await infinization.explainFirewall(created.vmId)
+  void [explained.text, explained.json.nftables.length, explained.chains[0]?.rules]
+  infinization.getHealthMonitor().on('firewall-repaired', ({ missing, failed, timestamp }) => {
+    void [missing.map(({ vmId, part, name }) => `${vmId ?? part} ${name}`), failed[0]?.error, timestamp.getTime()]
+  })
+
   const nftables = infinization.getNftablesService()
   await nftables.initialize()
+  void (await nftables.planRules(created.vmId, created.tapDevice, [], rules)).defaultAction
   const applied: FirewallApplyResult = await nftables.applyRules(created.vmId, created.tapDevice, [], rules, 'drop')
   if (applied.failedRules > 0) for (const failure of applied.failures) void [failure.ruleName, failure.error]
   for (const chain of await nftables.listChains()) {
@@ -187,6 +203,9 @@ async function answer(client: GeneratedClient, method: keyof InfinizationDatabas
 
 async function host(image: string): Promise<number> {
   const [bridges, taps, snapshots] = [new BridgeManager(), new TapDeviceManager(), new SnapshotManager()]
+  const nat = new DepartmentNatService()
+  await nat.initialize()
+  if (!(await nat.hasMasquerade('infinibr-1'))) await nat.addMasquerade('10.0.0.0/24', 'infinibr-1')
   if (!(await bridges.exists('infinibr-1'))) await bridges.create('infinibr-1')
   await bridges.assignIP('infinibr-1', '10.0.0.1/24')
   for (const tap of await taps.listAllTapDevices()) {

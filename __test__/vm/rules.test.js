@@ -3,7 +3,7 @@
 // A machine's own rules: what is refused changes nothing, and the store and the kernel always agree.
 
 const { cleanUp, deleteAtEnd, host, machine, newBridge, openInstance, rejection, running, runNode } = require('../kit')
-const { generateVMChainName } = require('../..')
+const { firewallPresets, generateVMChainName } = require('../..')
 
 afterEach(cleanUp)
 
@@ -91,4 +91,16 @@ test('F27: rules that cannot be loaded are not stored either', async () => {
   expect([stdout, stderr]).toEqual([`FIREWALL_ERROR ${config.vmId}\n`, ''])
   expect((await second.getVM(config.vmId)).firewallRules).toMatchObject([rule()])
   expect(loaded(config.vmId).map(({ rule }) => rule.comment)).toEqual(before.map(({ rule }) => rule.comment))
+})
+
+test('explainFirewall shows what is in force, and for a machine that is off what will be', async () => {
+  const instance = await openInstance()
+  const { vmId } = await running(instance, { firewallRules: firewallPresets.ssh({ from: '10.0.0.0/8' }) })
+  const explained = await instance.explainFirewall(vmId)
+  expect(explained).toMatchObject({ vmId, chainName: generateVMChainName(vmId), defaultAction: 'drop', totalRules: 1, failures: [] })
+  const shown = explained.chains.slice(2).flatMap(({ rules }) => rules.map((rule) => rule.match(/comment "(.*)"/)[1]))
+  expect(shown.sort()).toEqual(loaded(vmId).map(({ rule }) => rule.comment).sort())
+  await instance.stopVM(vmId, { graceful: false })
+  expect(await instance.explainFirewall(vmId)).toEqual(explained)
+  expect(await rejection(instance.explainFirewall('nobody'))).toMatchObject({ name: 'LifecycleError', code: 'VM_NOT_FOUND' })
 })

@@ -84,6 +84,11 @@ impl Infinization {
         data(async { self.manager.plan_vm(config.object("config")?).await }).await
     }
 
+    #[napi]
+    pub async fn explain_firewall(&self, vm_id: Argument) -> Outcome {
+        data(async { self.manager.explain_firewall(vm_id.text("vmId")?).await }).await
+    }
+
     #[napi(js_name = "createVM")]
     pub async fn create_vm(
         &self,

@@ -3,7 +3,9 @@
 mod bridge_manager;
 mod cancellation;
 mod database;
+mod department_nat_service;
 mod event_handler;
+mod firewall_preset;
 mod firewall_rule_translator;
 mod guest_agent_client;
 mod health_monitor;

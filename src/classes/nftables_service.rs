@@ -102,6 +102,22 @@ impl NftablesService {
         .await
     }
 
+    #[napi]
+    pub async fn plan_rules(
+        &self,
+        vm_id: Argument,
+        tap: Argument,
+        department_rules: Argument,
+        vm_rules: Argument,
+        default_action: Argument,
+    ) -> Outcome {
+        data(async {
+            let wanted = wanted(vm_id, tap, [department_rules, vm_rules], default_action)?;
+            self.firewall()?.plan(&wanted).await
+        })
+        .await
+    }
+
     /// Best effort: what fails is logged.
     #[napi(js_name = "flushVMRules")]
     pub async fn flush_vm_rules(&self, vm_id: Argument) -> Outcome {

@@ -136,6 +136,7 @@ error_codes! {
     NftCommandFailed Nftables "COMMAND_FAILED" "nft refused the transaction; the old rules are in force."
     ConntrackUnavailable Nftables "CONNTRACK_UNAVAILABLE" "The kernel has no connection tracking for bridges (module nf_conntrack_bridge)."
     RulesetMismatch Nftables "RULESET_MISMATCH" "The kernel does not hold the rules that were loaded."
+    ForwardingFailed Nftables "FORWARDING_FAILED" "IPv4 forwarding could not be switched on, so nothing would be routed."
 
     DeviceNotFound Network "DEVICE_NOT_FOUND" "No interface has this name."
     DeviceAlreadyExists Network "DEVICE_ALREADY_EXISTS" "An interface of this name exists or is in use."

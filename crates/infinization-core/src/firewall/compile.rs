@@ -102,6 +102,18 @@ pub struct Compiled {
     pub hash: String,
 }
 
+impl Compiled {
+    /// The same machine without the user's rules.
+    #[must_use]
+    pub fn flushed(&self, action: FirewallDefaultAction) -> Self {
+        let mut flushed = self.clone();
+        flushed.ruleset.vm = vec![terminal(action)];
+        // The comment that names the contents stays what it was: only the visible chain is changed.
+        flushed.hash = content_hash(&flushed.ruleset);
+        flushed
+    }
+}
+
 /// A rule that is not in force.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FailedRule {

@@ -21,6 +21,8 @@
 //! then rejects (only that hook can), `to_x` drops.
 //!
 //! Everything a user wrote travels as a JSON string; nothing is spliced into a script.
+//! Beside it: [`nat`] is the table that masquerades, [`preset`] makes rules for services, and [`text`]
+//! shows a compiled machine in nft's syntax.
 //! Neighbours: [`crate::host::nft`] runs the transactions.
 
 mod compile;
@@ -29,9 +31,12 @@ mod guard;
 mod json;
 mod merge;
 mod names;
+mod nat;
 mod parse;
 mod place;
+mod preset;
 mod rule;
+mod text;
 mod transaction;
 mod translator;
 
@@ -43,11 +48,14 @@ pub use expr::{Field, Item, Match, NftRule, Op, Verdict};
 pub use json::document;
 pub use merge::merge;
 pub use names::{ChainNames, TABLE};
+pub use nat::{Masquerade, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, Subnet};
 pub use parse::parse_rule;
+pub use preset::{OneOrMany, PresetError, PresetOptions, Service, ServicePort, preset_values};
 pub use rule::{
     Action, Direction, Network, PortRange, Ports, Protocol, Rule, RuleError, Side, States,
     Transport,
 };
+pub use text::{ChainText, chain_texts, table_text};
 pub use transaction::{Command, Hook, Transaction, VerdictMap, VmRuleset};
 pub use translator::{FirewallRuleTranslator, TranslationError};
 

@@ -180,14 +180,21 @@ impl Transaction {
 
     /// Everything a VM needs, whatever of it exists: table, hooks, chains, rules, dispatch.
     pub fn ensure_vm(compiled: &Compiled) -> Self {
-        let ruleset = &compiled.ruleset;
+        Self::ensure_vms([compiled])
+    }
+
+    /// Everything these VMs need, which may be none.
+    pub fn ensure_vms<'a>(all_compiled: impl IntoIterator<Item = &'a Compiled>) -> Self {
         let mut all = Self::table();
-        for chain in ruleset.names.all() {
-            all.commands.push(Command::AddChain(chain.to_owned()));
-            all.commands.push(Command::FlushChain(chain.to_owned()));
+        for compiled in all_compiled {
+            let ruleset = &compiled.ruleset;
+            for chain in ruleset.names.all() {
+                all.commands.push(Command::AddChain(chain.to_owned()));
+                all.commands.push(Command::FlushChain(chain.to_owned()));
+            }
+            all.add_rules(ruleset);
+            all.dispatch(&ruleset.names, &ruleset.tap);
         }
-        all.add_rules(ruleset);
-        all.dispatch(&ruleset.names, &ruleset.tap);
         all
     }
 

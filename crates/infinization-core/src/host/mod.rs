@@ -18,6 +18,7 @@ pub mod oom;
 pub mod process;
 pub mod program;
 pub mod qemu_img;
+mod readable;
 pub mod state_file;
 pub mod tap;
 pub mod users;

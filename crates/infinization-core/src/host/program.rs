@@ -81,6 +81,8 @@ impl Coded for ProgramError {
 /// What a finished program left.
 #[derive(Debug)]
 pub struct Finished {
+    /// The process it was.
+    pub pid: Option<u32>,
     /// Exit code or signal.
     pub status: ExitStatus,
     /// All of its standard output.
@@ -243,6 +245,7 @@ async fn talk(
     input: Vec<u8>,
     on_stdout: Option<tokio::sync::mpsc::UnboundedSender<Vec<u8>>>,
 ) -> std::io::Result<Finished> {
+    let pid = child.id();
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let write = async move {
         if let Some(mut stdin) = stdin {
@@ -258,6 +261,7 @@ async fn talk(
         tokio::try_join!(write, collect(stdout, on_stdout), collect(stderr, None))?;
     let status = child.wait().await?;
     Ok(Finished {
+        pid,
         status,
         stdout,
         stderr,

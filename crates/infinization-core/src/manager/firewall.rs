@@ -15,7 +15,9 @@ use crate::config::{
 };
 use crate::db::RuleSplit;
 use crate::error::Failure;
-use crate::firewall::{self, ChainNames, Compiled, HostService, VmFirewall};
+use crate::firewall::{
+    self, ChainNames, ChainText, Compiled, HostService, Transaction, Verdict, VmFirewall,
+};
 use crate::host::bridge;
 use crate::host::link::Links;
 use crate::host::nft::Nft;
@@ -75,6 +77,45 @@ pub struct DegradedRule {
     pub rule_name: String,
     /// In what way.
     pub reason: String,
+}
+
+/// `FirewallPlan`: what would be loaded for a machine.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FirewallPlan {
+    /// The machine.
+    pub vm_id: VmId,
+    /// The port its frames pass.
+    pub tap_name: LinkName,
+    /// What happens to a packet no rule decides.
+    pub default_action: FirewallDefaultAction,
+    /// What would become of the rules.
+    #[serde(flatten)]
+    pub applied: Applied,
+    /// The chains its packets pass.
+    pub chains: Vec<ChainText>,
+    /// The table with this machine alone, in nft's syntax.
+    pub text: String,
+    /// The transaction, as `nft -j` would be given it.
+    pub json: Value,
+}
+
+impl FirewallPlan {
+    pub(super) fn of(vm_id: &VmId, compiled: &Compiled) -> Self {
+        let last = compiled.ruleset.vm.last();
+        Self {
+            vm_id: vm_id.clone(),
+            tap_name: compiled.ruleset.tap.clone(),
+            default_action: match last.map(|rule| &rule.verdict) {
+                Some(Verdict::Accept) => FirewallDefaultAction::Accept,
+                _ => FirewallDefaultAction::Drop,
+            },
+            applied: applied(compiled),
+            chains: firewall::chain_texts(compiled),
+            text: firewall::table_text(compiled),
+            json: firewall::document(&Transaction::ensure_vm(compiled)),
+        }
+    }
 }
 
 /// `applyRulesIfChanged`'s answer.
@@ -189,6 +230,12 @@ impl Firewall {
         let changed = self.nft.ensure_vm_if_changed(&compiled).await?;
         let result = changed.then(|| applied(&compiled));
         Ok(Change { changed, result })
+    }
+
+    /// What [`Firewall::apply`] would load.
+    pub async fn plan(&self, wanted: &Wanted) -> Result<FirewallPlan, Failure> {
+        let compiled = self.compile(wanted).await?;
+        Ok(FirewallPlan::of(&wanted.vm_id, &compiled))
     }
 
     /// Removes the user's rules; the machine is closed then, but for the allowances every one has.

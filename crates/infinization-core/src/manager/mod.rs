@@ -13,6 +13,7 @@
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
+//! | `repair` | what other programs take out of the firewall, put back |
 //! | `database` | which database, and the database itself |
 //! | `firewall` | what is below the verbs, for users who drive it themselves |
 //! | `guest_access` | block devices, CD-ROMs, raw QMP, the guest agent |
@@ -24,12 +25,13 @@ mod health;
 mod journal;
 mod observe;
 mod outage;
+mod repair;
 mod startup;
 mod status;
 mod store;
 
 pub use database::DatabaseChoice;
-pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, Wanted};
+pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, FirewallPlan, Wanted};
 pub use journal::{JournalCursor, JournalPage};
 
 use std::collections::HashMap;
@@ -41,7 +43,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{Parsed, StartOptions, StopOptions, VmConfig};
 use crate::db::RunningVm;
@@ -101,6 +103,8 @@ struct Open {
     looking: tokio::sync::Mutex<()>,
     /// Held while rows are made true after an outage.
     restoring: tokio::sync::Mutex<()>,
+    /// Ends what works for it in the background.
+    _alive: DropGuard,
     _lock: crate::host::dir_lock::DirLock,
 }
 
@@ -217,6 +221,16 @@ impl Manager {
         shown["vmId"] = json!(config.id);
         shown["warnings"] = json!(said);
         Ok(shown)
+    }
+
+    /// `explainFirewall`: what a start would load now, without touching anything.
+    pub async fn explain_firewall(&self, vm_id: String) -> Result<Value, Failure> {
+        let open = self.open()?;
+        let vm_id = parse_id(&vm_id)?;
+        // A context of its own, never a task: explaining leaves no trace.
+        let context = open.services.context_of(&vm_id)?;
+        let compiled = context.explain_firewall().await?;
+        to_value(&FirewallPlan::of(&vm_id, &compiled))
     }
 
     /// `createVM`.

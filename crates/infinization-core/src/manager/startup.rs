@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::database::Theirs;
 use super::outage::follow;
-use super::{Inner, Open, TRANSIENT};
+use super::{Inner, Open, TRANSIENT, repair};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
 use crate::db::Database;
 use crate::db::outbox::Outbox;
@@ -81,6 +81,9 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         wrap_effects: inner.wrap_effects.clone(),
         config,
     });
+    let alive = services.closing.child_token();
+    let until = alive.clone();
+    let watched_nft = services.nft.clone();
     let open = Arc::new_cyclic(|open: &Weak<Open>| {
         let watched: Weak<dyn Watched> = Weak::<Open>::clone(open);
         Open {
@@ -90,10 +93,13 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             strays: Mutex::default(),
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
+            _alive: alive.drop_guard(),
             _lock: lock,
         }
     });
     tokio::spawn(follow(Arc::downgrade(&open), inner.events.clone(), notices));
+    let watch = repair::watch(Arc::downgrade(&open), watched_nft);
+    tokio::spawn(async move { until.run_until_cancelled(watch).await });
     Ok(open)
 }
 

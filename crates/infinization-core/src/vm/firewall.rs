@@ -1,4 +1,4 @@
-//! Changing a VM's firewall while it exists.
+//! A VM's firewall while it exists: changing it, loading it again, and showing it.
 
 use serde_json::{Value, json};
 
@@ -38,9 +38,36 @@ impl Machine {
         }
         Ok(OperationResult::done(&context.vm_id, "firewall rules set"))
     }
+
+    /// Loads what the database has for a VM that runs; for one that does not, its next start will.
+    pub(super) async fn reload_firewall(&mut self) -> Result<(), Failure> {
+        if self.live.is_none() {
+            return Ok(());
+        }
+        let compiled = self.context.explain_firewall().await?;
+        Ok(self.context.services.nft.ensure_vm(&compiled).await?)
+    }
 }
 
 impl VmContext {
+    /// What a start would load now, as the database has it. A bridge that is not there has no addresses.
+    pub async fn explain_firewall(&self) -> Result<Compiled, Failure> {
+        let (database, links) = (&self.services.database, &self.services.links);
+        let record = database.find_machine_with_config(&self.vm_id).await?;
+        let record = record.ok_or_else(|| self.not_found())?;
+        let config = spec::for_start(self, &record)?;
+        let rules = database.get_firewall_rules_split(&self.vm_id).await?;
+        let policy = database.get_department_firewall_policy(&self.vm_id).await?;
+        let bridge = &config.network.bridge;
+        let addresses = if bridge::exists(links, bridge).await? {
+            bridge::addresses(links, bridge).await?
+        } else {
+            Vec::new()
+        };
+        let addresses = addresses.iter().map(|found| found.address).collect();
+        self.compile_firewall(&config, &rules, policy.as_deref(), addresses)
+    }
+
     async fn compile_own_rules(
         &self,
         record: &VmRecord,

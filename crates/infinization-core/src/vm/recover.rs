@@ -22,6 +22,7 @@ use super::spec;
 use super::status::{Status, of_run_state};
 use crate::db::{DbError, MachineRecord};
 use crate::error::{ErrorCode, Failure};
+use crate::firewall::ChainNames;
 use crate::host::blocking::blocking;
 use crate::host::process::{
     Exit, Identity, ProcessHandle, adopt, boot_id, find_by_name, find_by_names,
@@ -255,6 +256,9 @@ impl Machine {
         };
         self.goes_live(live, shown.clone());
         self.examine(status.as_ref()).await;
+        let context = &self.context;
+        let chains = ChainNames::of(&context.vm_id);
+        context.services.nft.adopt_vm(&chains, &context.names.tap);
         if status.is_some() || !launching {
             self.context.ledger.commit()?;
             self.write_found(&shown).await;

@@ -40,6 +40,9 @@ pub(super) enum Request {
     RetryCleanup {
         reply: Reply<Value>,
     },
+    ReloadFirewall {
+        reply: Reply<()>,
+    },
     Rest {
         reply: Reply<()>,
     },
@@ -123,6 +126,7 @@ impl fmt::Debug for Request {
             Self::Reconcile { .. } => f.write_str("Reconcile"),
             Self::Check { .. } => f.write_str("Check"),
             Self::RetryCleanup { .. } => f.write_str("RetryCleanup"),
+            Self::ReloadFirewall { .. } => f.write_str("ReloadFirewall"),
             Self::Rest { .. } => f.write_str("Rest"),
         }
     }

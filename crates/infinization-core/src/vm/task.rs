@@ -110,6 +110,11 @@ impl VmHandle {
         self.ask(|reply| Request::RetryCleanup { reply }).await
     }
 
+    /// Loads the firewall of a VM that runs, as the database has it.
+    pub async fn reload_firewall(&self) -> Result<(), Failure> {
+        self.ask(|reply| Request::ReloadFirewall { reply }).await
+    }
+
     /// Returns when everything asked before is done.
     pub async fn rest(&self) -> Result<(), Failure> {
         self.ask(|reply| Request::Rest { reply }).await
@@ -265,6 +270,15 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
             };
             let released = within(&context, (Actor::Api, "retryCleanup"), work);
             send(released.await, reply, asker);
+        }
+        Request::ReloadFirewall { reply } => {
+            let context = Arc::clone(&machine.context);
+            let work = async {
+                machine.is_open()?;
+                machine.reload_firewall().await
+            };
+            let loaded = within(&context, (Actor::Health, "reloadFirewall"), work);
+            send(loaded.await, reply, asker);
         }
         Request::Rest { reply } => send(Ok(()), reply, asker),
     }

@@ -31,6 +31,9 @@ pub enum NftError {
     /// The kernel could not be asked.
     #[error("nfnetlink failed")]
     Netlink(#[source] std::io::Error),
+    /// Nothing would be routed, so nothing could be masqueraded.
+    #[error("IPv4 forwarding could not be switched on")]
+    Forwarding(#[source] std::io::Error),
     /// What `nft` printed is not what it documents.
     #[error("nft's answer cannot be read")]
     Answer(#[source] serde_json::Error),
@@ -120,6 +123,7 @@ impl Coded for NftError {
             | Self::Netlink(_)
             | Self::Answer(_)
             | Self::Interrupted => ErrorCode::NftCommandFailed,
+            Self::Forwarding(_) => ErrorCode::ForwardingFailed,
             Self::Mismatch { .. } => ErrorCode::RulesetMismatch,
             Self::ConntrackUnavailable => ErrorCode::ConntrackUnavailable,
             Self::NotAVmChain(_) => ErrorCode::ChainNotFound,

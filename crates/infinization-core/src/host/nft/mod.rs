@@ -4,26 +4,44 @@
 //! Invariants: a change is one kernel transaction, by one `nft` process or one netlink message; changes are made one after
 //! the other in this process; one that has started is finished even if nobody waits for it any
 //! more, so that a later one cannot overtake it. Reads and probes need no turn.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `transport`, `netlink` | how the kernel is talked to |
+//! | `journal`, `notice` | whether others have changed what is ours |
+//! | `known`, `verify` | what was loaded, comparing it with the kernel, putting it back |
+//! | `nat` | masquerading |
+//! | `probe` | what the kernel can do |
 
 mod error;
+mod journal;
+mod known;
+mod nat;
 mod netlink;
+mod notice;
 mod probe;
 mod transport;
+mod verify;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
 use nix::errno::Errno;
 use tokio::sync::Mutex;
 
 pub use error::NftError;
-pub use transport::{CommittedRule, Element, Listing, NftProgram, NftTransport};
+pub use known::{Damage, Part};
+pub use transport::{
+    Committed, CommittedRule, Element, Listing, NftProgram, NftTransport, Reading,
+};
+pub use verify::Repair;
 
 use crate::firewall::{
-    BridgeConntrackMode, Capabilities, ChainNames, Command, Compiled, Conntrack, Transaction,
-    VerdictMap,
+    BridgeConntrackMode, Capabilities, ChainNames, Compiled, Conntrack, Transaction, VerdictMap,
 };
 use crate::types::{FirewallDefaultAction, LinkName};
+use journal::Journal;
+use known::Known;
 use probe::Probe;
 
 static TURN: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
@@ -34,6 +52,7 @@ static PROBE: LazyLock<Probe> = LazyLock::new(Probe::default);
 pub struct Nft {
     transport: Arc<dyn NftTransport>,
     probe: Probe,
+    journal: Arc<Journal>,
 }
 
 impl Default for Nft {
@@ -43,19 +62,21 @@ impl Default for Nft {
 }
 
 impl Nft {
-    /// Through the `nft` program.
+    /// Through the `nft` program, in the calling thread's network.
     pub fn new() -> Self {
         Self {
             transport: Arc::new(NftProgram::default()),
             probe: PROBE.clone(),
+            journal: Journal::of_this_network(),
         }
     }
 
-    /// Through another transport, with a probe of its own.
+    /// Through another transport, with a probe of its own. It is never believed unasked.
     pub fn with_transport(transport: Arc<dyn NftTransport>) -> Self {
         Self {
             transport,
             probe: Probe::default(),
+            journal: Journal::blind(),
         }
     }
 
@@ -76,22 +97,19 @@ impl Nft {
         }
     }
 
-    /// Sets up the table and both hooks: from here on a managed port is closed until its VM's rules
-    /// are loaded. Takes over a table of the earlier implementation.
-    pub async fn prepare(&self) -> Result<(), NftError> {
-        self.commit(Transaction::table().without_forward()).await
-    }
-
     /// Loads everything of a VM in one transaction: table, hooks, chains, rules, dispatch. On an
     /// error the old rules are in force.
     pub async fn ensure_vm(&self, compiled: &Compiled) -> Result<(), NftError> {
-        self.commit(Transaction::ensure_vm(compiled)).await
+        let compiled = Arc::new(compiled.clone());
+        let transaction = Transaction::ensure_vm(&compiled);
+        self.commit(transaction, move |known| known.loaded(&compiled))
+            .await
     }
 
-    /// Loads a VM's rules unless the kernel holds them already; says whether it had to.
+    /// Loads a VM's rules unless the kernel holds them already; says whether it had to. Costs nothing
+    /// if this process has loaded them and nobody else has committed anything to the table since.
     pub async fn ensure_vm_if_changed(&self, compiled: &Compiled) -> Result<bool, NftError> {
-        let loaded = self.read_vm(&compiled.ruleset.names).await?;
-        if holds(&loaded, compiled) {
+        if self.is_in_force(compiled).await? {
             return Ok(false);
         }
         self.ensure_vm(compiled).await.map(|()| true)
@@ -99,7 +117,8 @@ impl Nft {
 
     /// Makes the VM's chains, closed, if it has none; existing ones are left as they are.
     pub async fn create_chains(&self, names: &ChainNames) -> Result<(), NftError> {
-        match self.commit(Transaction::create_chains(names)).await {
+        let closed = Transaction::create_chains(names);
+        match self.commit(closed, Known::hooked).await {
             Err(error) if error.is(Errno::EEXIST) => Ok(()),
             outcome => outcome,
         }
@@ -107,7 +126,10 @@ impl Nft {
 
     /// Sends the port's frames through the VM's chains, which must exist.
     pub async fn attach(&self, names: &ChainNames, tap: &LinkName) -> Result<(), NftError> {
-        self.commit(Transaction::attach(names, tap)).await
+        let attach = Transaction::attach(names, tap);
+        let (names, tap) = (names.clone(), tap.clone());
+        self.commit(attach, move |known| known.adopted(&names, &tap))
+            .await
     }
 
     /// Closes the port; the chains stay. Fine if it was not attached.
@@ -130,8 +152,11 @@ impl Nft {
     /// Removes the VM's chains and what leads to them, in one transaction. Fine if there is nothing.
     pub async fn remove_vm(&self, names: &ChainNames) -> Result<(), NftError> {
         let taps = Vec::from_iter(names.default_tap());
-        match self.commit(Transaction::remove_vm(names, &taps)).await {
-            Err(error) if error.is_absent() => Ok(()),
+        match self.remove(names, &taps).await {
+            Err(error) if error.is_absent() => {
+                self.journal.known.forget(names);
+                Ok(())
+            }
             // Another port leads to its chains, or its usual port to another VM's.
             Err(error) if error.is(Errno::EBUSY) || error.is(Errno::EEXIST) => {
                 self.remove_dispatched_vm(names).await
@@ -145,7 +170,12 @@ impl Nft {
         let taps = loaded.elements.iter();
         let taps: HashSet<_> = taps.filter_map(|e| LinkName::parse(&*e.tap).ok()).collect();
         let taps: Vec<_> = taps.into_iter().collect();
-        self.commit(Transaction::remove_vm(names, &taps)).await
+        self.remove(names, &taps).await
+    }
+
+    async fn remove(&self, names: &ChainNames, taps: &[LinkName]) -> Result<(), NftError> {
+        let (remove, names) = (Transaction::remove_vm(names, taps), names.clone());
+        self.commit(remove, move |known| known.forget(&names)).await
     }
 
     /// Removes the VM chain of this name, with its helpers and dispatch.
@@ -161,10 +191,10 @@ impl Nft {
         names: &ChainNames,
         default_action: FirewallDefaultAction,
     ) -> Result<(), NftError> {
-        match self
-            .commit(Transaction::flush_vm(names, default_action))
-            .await
-        {
+        let flush = Transaction::flush_vm(names, default_action);
+        let names = names.clone();
+        let learn = move |known: &Known| known.flushed(&names, default_action);
+        match self.commit(flush, learn).await {
             Err(error) if error.is_absent() => Ok(()),
             outcome => outcome,
         }
@@ -182,31 +212,69 @@ impl Nft {
 
     /// What the kernel holds of a VM, the hooks included.
     pub async fn read_vm(&self, names: &ChainNames) -> Result<Listing, NftError> {
-        Ok(self.transport.read().await?.of_vm(names))
+        Ok(self.transport.read().await?.listing.of_vm(names))
     }
 
     async fn delete_elements(&self, maps: &[VerdictMap], tap: &LinkName) -> Result<(), NftError> {
         let ports = maps.iter().map(|map| (*map, tap.clone())).collect();
-        let turn = Arc::clone(&TURN).lock_owned().await;
-        let transport = Arc::clone(&self.transport);
-        let running = tokio::spawn(async move {
-            let _turn = turn;
-            transport.delete_elements(ports).await
-        });
-        running.await.unwrap_or(Err(NftError::Interrupted))
+        let tap = tap.clone();
+        self.in_turn(move |nft| async move {
+            // Before it is closed: nobody is to open it again.
+            nft.journal.known.forget_port(&tap);
+            nft.journal.catch_up(None);
+            let committed = nft.transport.delete_elements(ports).await;
+            nft.journal.catch_up(sender_of(&committed));
+            committed.map(drop)
+        })
+        .await
     }
 
-    /// Waits for its turn, then commits; not waiting any longer does not stop what has begun.
-    async fn commit(&self, transaction: Transaction) -> Result<(), NftError> {
+    /// Commits when its turn has come; then `learn` is told.
+    async fn commit(
+        &self,
+        transaction: Transaction,
+        learn: impl FnOnce(&Known) + Send + 'static,
+    ) -> Result<(), NftError> {
+        self.in_turn(move |nft| async move {
+            nft.commit_now(&transaction).await?;
+            learn(&nft.journal.known);
+            Ok(())
+        })
+        .await
+    }
+
+    /// In a turn: commits, and checks that the kernel has confirmed what was asked for.
+    async fn commit_now(&self, transaction: &Transaction) -> Result<(), NftError> {
+        self.journal.catch_up(None);
+        let committed = self.transport.commit(transaction).await;
+        self.journal.catch_up(sender_of(&committed));
+        if let Err(NftError::Program(_)) = &committed {
+            // It may have been ended after it had committed.
+            self.journal.doubt_all();
+        }
+        confirmed(transaction, &committed?.rules)
+    }
+
+    /// Waits for its turn, then works; not waiting any longer does not stop what has begun.
+    async fn in_turn<T: Send + 'static, W>(
+        &self,
+        work: impl FnOnce(Self) -> W,
+    ) -> Result<T, NftError>
+    where
+        W: Future<Output = Result<T, NftError>> + Send + 'static,
+    {
         let turn = Arc::clone(&TURN).lock_owned().await;
-        let transport = Arc::clone(&self.transport);
+        let work = work(self.clone());
         let running = tokio::spawn(async move {
             let _turn = turn;
-            let committed = transport.commit(&transaction).await?;
-            confirmed(&transaction, &committed)
+            work.await
         });
         running.await.unwrap_or(Err(NftError::Interrupted))
     }
+}
+
+fn sender_of(committed: &Result<Committed, NftError>) -> Option<u32> {
+    committed.as_ref().ok()?.sender
 }
 
 /// Compares what was asked with what the kernel gave handles to, each its own.
@@ -243,34 +311,6 @@ fn first_difference<'a>(
             };
         }
     }
-}
-
-/// Whether the kernel's chains and dispatch are what was compiled. The rules are told apart by
-/// their comments, and their contents by the hash that is one of them.
-fn holds(loaded: &Listing, compiled: &Compiled) -> bool {
-    let wanted = Transaction::ensure_vm(compiled);
-    let found = loaded.rules.iter();
-    let found = found.map(|(chain, comment)| (&**chain, comment.as_deref().unwrap_or_default()));
-    by_chain(wanted.added_rules()) == by_chain(found) && dispatched(loaded, &wanted)
-}
-
-fn by_chain<'a>(
-    rules: impl Iterator<Item = (&'a str, &'a str)>,
-) -> BTreeMap<&'a str, Vec<&'a str>> {
-    let mut chains: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (chain, comment) in rules {
-        chains.entry(chain).or_default().push(comment);
-    }
-    chains
-}
-
-fn dispatched(loaded: &Listing, wanted: &Transaction) -> bool {
-    let wanted = wanted.commands.iter().filter_map(|command| match command {
-        Command::AddElement { map, tap, chain } => Some((*map, tap.as_str(), chain.as_str())),
-        _ => None,
-    });
-    let found = loaded.elements.iter().map(|e| (e.map, &*e.tap, &*e.chain));
-    wanted.eq(found)
 }
 
 #[cfg(test)]

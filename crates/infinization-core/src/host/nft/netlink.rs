@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
+    recv, send, socket,
 };
 
 use super::error::NftError;
@@ -48,15 +48,15 @@ pub(super) type Port = (VerdictMap, LinkName);
 pub(super) struct Elements(Mutex<Option<OwnedFd>>);
 
 impl Elements {
-    /// Deletes the elements in one transaction.
-    pub(super) async fn delete(self: &Arc<Self>, ports: Vec<Port>) -> Result<(), NftError> {
+    /// Deletes the elements in one transaction; answers the port of the socket it came from.
+    pub(super) async fn delete(self: &Arc<Self>, ports: Vec<Port>) -> Result<u32, NftError> {
         let elements = Arc::clone(self);
         blocking(move || elements.delete_now(&ports))
             .await
             .map_err(|error| NftError::Netlink(error.into()))?
     }
 
-    fn delete_now(&self, ports: &[Port]) -> Result<(), NftError> {
+    fn delete_now(&self, ports: &[Port]) -> Result<u32, NftError> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let socket = match held.take() {
             Some(socket) => socket,
@@ -64,9 +64,11 @@ impl Elements {
         };
         match exchange(&socket, &batch(ports), ports.len()).map_err(NftError::Netlink)? {
             None => {
+                let address: NetlinkAddr = getsockname(socket.as_raw_fd())
+                    .map_err(|errno| NftError::Netlink(errno.into()))?;
                 // Only a socket with nothing left unread is used again.
                 *held = Some(socket);
-                Ok(())
+                Ok(address.pid())
             }
             Some(errno) => Err(NftError::rejected(errno)),
         }

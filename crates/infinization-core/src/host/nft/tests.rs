@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::error::{Coded, ErrorCode};
-use crate::firewall::{HostService, VmFirewall, compile};
+use crate::firewall::{HostService, NatListing, NatTransaction, VmFirewall, compile};
 use crate::host::program::ProgramError;
 use crate::types::{VmId, VmNames};
 
@@ -20,7 +20,7 @@ struct Fake {
 
 #[async_trait]
 impl NftTransport for Fake {
-    async fn commit(&self, transaction: &Transaction) -> Result<Vec<CommittedRule>, NftError> {
+    async fn commit(&self, transaction: &Transaction) -> Result<Committed, NftError> {
         self.commits.fetch_add(1, Ordering::Relaxed);
         let rules = transaction.added_rules().zip(1..);
         let mut rules: Vec<_> = rules
@@ -33,12 +33,13 @@ impl NftTransport for Fake {
         if let Some(tamper) = self.tamper {
             tamper(&mut rules);
         }
-        Ok(rules)
+        let sender = None;
+        Ok(Committed { sender, rules })
     }
 
-    async fn delete_elements(&self, _: Vec<(VerdictMap, LinkName)>) -> Result<(), NftError> {
+    async fn delete_elements(&self, _: Vec<(VerdictMap, LinkName)>) -> Result<Committed, NftError> {
         self.commits.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        Ok(Committed::default())
     }
 
     async fn check(&self, _: &Transaction) -> Result<(), NftError> {
@@ -50,8 +51,17 @@ impl NftTransport for Fake {
         Ok(Vec::new())
     }
 
-    async fn read(&self) -> Result<Listing, NftError> {
-        Ok(Listing::default())
+    async fn read(&self) -> Result<Reading, NftError> {
+        Ok(Reading::default())
+    }
+
+    async fn commit_nat(&self, _: &NatTransaction) -> Result<Committed, NftError> {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        Ok(Committed::default())
+    }
+
+    async fn read_nat(&self) -> Result<NatListing, NftError> {
+        Ok(NatListing::default())
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing leaves here but our own words; nft's JSON stays inside.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,7 +10,10 @@ use serde_json::{Value, json};
 
 use super::error::NftError;
 use super::netlink::Elements;
-use crate::firewall::{ChainNames, Hook, TABLE, Transaction, VerdictMap, document};
+use crate::firewall::{
+    ChainNames, Hook, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, TABLE,
+    Transaction, VerdictMap, document,
+};
 use crate::host::program::{Finished, Program};
 use crate::types::LinkName;
 
@@ -18,11 +22,14 @@ use crate::types::LinkName;
 /// That is one `nft` process per call, but for closing ports, which is one netlink message.
 #[async_trait]
 pub trait NftTransport: std::fmt::Debug + Send + Sync {
-    /// Commits the transaction, and answers with the rules the kernel confirmed, in order.
-    async fn commit(&self, transaction: &Transaction) -> Result<Vec<CommittedRule>, NftError>;
+    /// Commits the transaction.
+    async fn commit(&self, transaction: &Transaction) -> Result<Committed, NftError>;
 
     /// Deletes elements of the maps in one transaction; fails if one is absent.
-    async fn delete_elements(&self, ports: Vec<(VerdictMap, LinkName)>) -> Result<(), NftError>;
+    async fn delete_elements(
+        &self,
+        ports: Vec<(VerdictMap, LinkName)>,
+    ) -> Result<Committed, NftError>;
 
     /// Asks the kernel whether it would take the transaction, and changes nothing.
     async fn check(&self, transaction: &Transaction) -> Result<(), NftError>;
@@ -31,7 +38,22 @@ pub trait NftTransport: std::fmt::Debug + Send + Sync {
     async fn chains(&self) -> Result<Vec<String>, NftError>;
 
     /// Everything in the table; nothing if there is no table.
-    async fn read(&self) -> Result<Listing, NftError>;
+    async fn read(&self) -> Result<Reading, NftError>;
+
+    /// Commits a change of the NAT table.
+    async fn commit_nat(&self, transaction: &NatTransaction) -> Result<Committed, NftError>;
+
+    /// Everything in the NAT table's chain; nothing if there is none.
+    async fn read_nat(&self) -> Result<NatListing, NftError>;
+}
+
+/// What became of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Committed {
+    /// The port of the netlink socket it was sent from, if that is known.
+    pub sender: Option<u32>,
+    /// The rules the kernel confirmed, in order.
+    pub rules: Vec<CommittedRule>,
 }
 
 /// A rule the kernel gave a handle to.
@@ -54,6 +76,19 @@ pub struct Element {
     pub tap: String,
     /// Where its frames go.
     pub chain: String,
+}
+
+/// What the kernel holds, with what it says of chains and hooks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reading {
+    /// Rules and elements, by what they mean.
+    pub listing: Listing,
+    /// Whether there is a table.
+    pub table: bool,
+    /// The chains there are.
+    pub chains: BTreeSet<String>,
+    /// Each hook's chain and all its rules, in nft's own words, without handles.
+    pub hooks: BTreeMap<&'static str, String>,
 }
 
 /// What the kernel holds.
@@ -93,17 +128,17 @@ const MAPS: [VerdictMap; 2] = [VerdictMap::FromVm, VerdictMap::ToVm];
 
 #[async_trait]
 impl NftTransport for NftProgram {
-    async fn commit(&self, transaction: &Transaction) -> Result<Vec<CommittedRule>, NftError> {
-        // -e echoes what was committed, -a adds the kernel's handles.
-        let objects = nft(&["-e", "-a"], &document(transaction)).await?;
-        let added = objects
-            .iter()
-            .filter_map(|object| object.get("add")?.get("rule"));
-        Ok(added.filter_map(committed_rule).collect())
+    async fn commit(&self, transaction: &Transaction) -> Result<Committed, NftError> {
+        commit(&document(transaction)).await
     }
 
-    async fn delete_elements(&self, ports: Vec<(VerdictMap, LinkName)>) -> Result<(), NftError> {
-        self.elements.delete(ports).await
+    async fn delete_elements(
+        &self,
+        ports: Vec<(VerdictMap, LinkName)>,
+    ) -> Result<Committed, NftError> {
+        let sender = Some(self.elements.delete(ports).await?);
+        let rules = Vec::new();
+        Ok(Committed { sender, rules })
     }
 
     async fn check(&self, transaction: &Transaction) -> Result<(), NftError> {
@@ -111,28 +146,56 @@ impl NftTransport for NftProgram {
     }
 
     async fn chains(&self) -> Result<Vec<String>, NftError> {
-        let all = json!([{ "list": { "chains": { "family": "bridge" } } }]);
-        let objects = nft(&[], &json!({ "nftables": all })).await?;
+        let objects = list(&json!({ "chains": { "family": "bridge" } })).await?;
         let chains = objects.iter().filter_map(|object| object.get("chain"));
         let ours = chains.filter(|chain| chain["table"] == TABLE);
         Ok(ours.filter_map(|chain| text(chain, "name")).collect())
     }
 
-    async fn read(&self) -> Result<Listing, NftError> {
+    async fn read(&self) -> Result<Reading, NftError> {
         // The whole table, as nft 1.0.6 finds only the last of several chains listed in one go.
-        let table = json!([{ "list": { "table": { "family": "bridge", "name": TABLE } } }]);
-        match nft(&[], &json!({ "nftables": table })).await {
-            Ok(objects) => Ok(Listing {
-                rules: rules_in(&objects),
-                elements: elements_in(&objects),
-            }),
-            Err(error) if error.is_absent() => Ok(Listing::default()),
+        let table = json!({ "table": { "family": "bridge", "name": TABLE } });
+        match list(&table).await {
+            Ok(objects) => Ok(reading(&objects)),
+            Err(error) if error.is_absent() => Ok(Reading::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn commit_nat(&self, transaction: &NatTransaction) -> Result<Committed, NftError> {
+        commit(&transaction.document()).await
+    }
+
+    async fn read_nat(&self) -> Result<NatListing, NftError> {
+        let chain = json!({ "family": "ip", "table": NAT_TABLE, "name": NAT_CHAIN });
+        match list(&json!({ "chain": chain })).await {
+            Ok(objects) => Ok(nat_listing(objects)),
+            Err(error) if error.is_absent() => Ok(NatListing::default()),
             Err(error) => Err(error),
         }
     }
 }
 
-async fn nft(options: &[&str], document: &Value) -> Result<Vec<Value>, NftError> {
+async fn commit(document: &Value) -> Result<Committed, NftError> {
+    // -e echoes what was committed, -a adds the kernel's handles.
+    let (pid, objects) = nft(&["-e", "-a"], document).await?;
+    let added = objects
+        .iter()
+        .filter_map(|object| object.get("add")?.get("rule"));
+    Ok(Committed {
+        // libmnl has the kernel choose the port, and that is the process' number unless it is taken.
+        sender: pid,
+        rules: added.filter_map(committed_rule).collect(),
+    })
+}
+
+async fn list(what: &Value) -> Result<Vec<Value>, NftError> {
+    let question = json!({ "nftables": [{ "list": what }] });
+    Ok(nft(&[], &question).await?.1)
+}
+
+/// Runs `nft`; answers its process number and what it printed.
+async fn nft(options: &[&str], document: &Value) -> Result<(Option<u32>, Vec<Value>), NftError> {
     let finished = Program::new("nft")
         .args(["-j"])
         .args(options)
@@ -143,7 +206,7 @@ async fn nft(options: &[&str], document: &Value) -> Result<Vec<Value>, NftError>
     if !finished.status.success() {
         return Err(NftError::refused(&finished));
     }
-    objects_in(&finished)
+    Ok((finished.pid, objects_in(&finished)?))
 }
 
 /// The objects of all the documents `nft` printed; a change without echo prints none.
@@ -164,6 +227,57 @@ fn committed_rule(rule: &Value) -> Option<CommittedRule> {
         comment: text(rule, "comment")?,
         handle: rule.get("handle")?.as_u64()?,
     })
+}
+
+fn reading(objects: &[Value]) -> Reading {
+    let of = |kind: &'static str| objects.iter().filter_map(move |object| object.get(kind));
+    Reading {
+        listing: Listing {
+            rules: rules_in(objects),
+            elements: elements_in(objects),
+        },
+        table: true,
+        chains: of("chain")
+            .filter_map(|chain| text(chain, "name"))
+            .collect(),
+        hooks: Hook::ALL
+            .iter()
+            .map(|hook| (hook.as_str(), hook_in(*hook, objects)))
+            .collect(),
+    }
+}
+
+/// The base chain and its rules, as text to compare.
+fn hook_in(hook: Hook, objects: &[Value]) -> String {
+    let ours = objects.iter().filter(|object| {
+        object["chain"]["name"] == hook.as_str() || object["rule"]["chain"] == hook.as_str()
+    });
+    let without_handle = |object: &Value| {
+        let mut object = object.clone();
+        for kind in ["chain", "rule"] {
+            if let Some(Value::Object(members)) = object.get_mut(kind) {
+                members.remove("handle");
+            }
+        }
+        object.to_string()
+    };
+    ours.map(without_handle).collect::<Vec<_>>().join("\n")
+}
+
+fn nat_listing(objects: Vec<Value>) -> NatListing {
+    let mut listing = NatListing::default();
+    for mut object in objects {
+        let chain = &object["chain"];
+        listing.hooked |= chain["type"] == "nat" && chain["hook"] == "postrouting";
+        if let Some(rule) = object.get_mut("rule") {
+            listing.rules.push(NatRule {
+                handle: rule["handle"].as_u64().unwrap_or_default(),
+                comment: text(rule, "comment"),
+                statements: rule["expr"].take(),
+            });
+        }
+    }
+    listing
 }
 
 fn rules_in(objects: &[Value]) -> Vec<(String, Option<String>)> {

@@ -1,9 +1,6 @@
 //! The system calls on a pidfd: a descriptor that stands for one process and never for the next one
 //! with the same number.
-#![expect(
-    unsafe_code,
-    reason = "PIDFD_GET_INFO has no safe wrapper, and tokio wants a promise for a descriptor"
-)]
+#![expect(unsafe_code, reason = "PIDFD_GET_INFO has no safe wrapper")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -15,10 +12,10 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::Exit;
+use crate::host::readable::readable;
 
 /// Opens one for the process that has this number now; `None` when there is none (or the number is
 /// a thread's).
@@ -41,9 +38,7 @@ pub(super) fn number(pid: i32) -> Option<Pid> {
 
 /// Tells when the process ends. Needs a runtime.
 pub(super) fn events(pidfd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
-    // SAFETY: the descriptor is owned through the Arc the AsyncFd holds: it stays open, and the same,
-    // until the AsyncFd is dropped.
-    Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
+    readable(pidfd)
 }
 
 /// Whether the whole process has ended, reaped or not.

@@ -1,0 +1,319 @@
+//! Whether what this process believes of nftables is still so.
+//!
+//! A socket in the nftables multicast group gathers every commit of this network namespace. Ours are
+//! told from others' by the port they were sent from, and one of another that touched a table of ours
+//! raises a *doubt*. Who reads the kernel back settles the doubts there were before he read. While
+//! there is none, memory is the truth, and "unchanged" costs no program.
+//!
+//! Invariant: whatever is lost (an overflow, a socket that cannot be opened, bytes that make no
+//! sense) is a doubt. Neighbours: [`super::notice`] reads the messages, [`super::known`] is what is
+//! believed.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt,
+    socket, sockopt,
+};
+use tokio::sync::Notify;
+
+use super::known::Known;
+use super::notice::{Commit, OurTable, Reader, Touched};
+use crate::host::readable::readable;
+
+/// `NFNLGRP_NFTABLES` (7) as a bit of `nl_groups`.
+const GROUP: u32 = 1 << 6;
+/// Room for what is told between two looks: a commit of some thousand rules.
+const BACKLOG: usize = 1024 * 1024;
+/// No datagram is longer: the kernel fills a page or two (`NLMSG_GOODSIZE`).
+const DATAGRAM: usize = 32 * 1024;
+
+/// One per network namespace, as commits are. A process has one, its tests have many.
+static JOURNALS: LazyLock<Mutex<HashMap<u64, Weak<Journal>>>> = LazyLock::new(Mutex::default);
+
+/// What is known of one network namespace's nftables.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    /// Of tests without a kernel: nothing is ever certain.
+    blind: bool,
+    state: Mutex<State>,
+    doubted: Notify,
+    /// What was loaded, and is believed to be in force.
+    pub(super) known: Known,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    socket: Option<OwnedFd>,
+    reader: Reader,
+    filter: Trust,
+    nat: Trust,
+}
+
+/// How many doubts there have been about a table, and how many of them are settled.
+#[derive(Debug, Default)]
+struct Trust {
+    doubts: u64,
+    settled: u64,
+}
+
+/// The doubts there were at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark(u64);
+
+impl Journal {
+    /// The journal of the calling thread's network namespace.
+    pub(super) fn of_this_network() -> Arc<Self> {
+        let network = std::fs::metadata("/proc/thread-self/ns/net").map_or(0, |ns| ns.ino());
+        let mut journals = JOURNALS.lock().unwrap_or_else(PoisonError::into_inner);
+        journals.retain(|_, journal| journal.strong_count() > 0);
+        if let Some(journal) = journals.get(&network).and_then(Weak::upgrade) {
+            return journal;
+        }
+        let journal = Arc::new(Self::default());
+        journals.insert(network, Arc::downgrade(&journal));
+        journal
+    }
+
+    /// One that hears nothing and trusts nothing.
+    pub(super) fn blind() -> Arc<Self> {
+        Arc::new(Self {
+            blind: true,
+            ..Self::default()
+        })
+    }
+
+    /// Takes in what was committed since the last look. `own` is the port a commit of ours came from.
+    pub(super) fn catch_up(&self, own: Option<u32>) {
+        if self.blind {
+            return;
+        }
+        let mut state = self.state();
+        let before = state.doubts();
+        match state.gather() {
+            Ok(commits) => {
+                for touched in foreign_among(commits, own) {
+                    self.take_in(&mut state, &touched);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "nftables cannot be listened to");
+                state.socket = None;
+                state.doubt_all();
+            }
+        }
+        if state.doubts() != before {
+            self.doubted.notify_one();
+        }
+    }
+
+    fn take_in(&self, state: &mut State, touched: &Touched) {
+        for table in &touched.tables {
+            state.trust_mut(*table).doubts += 1;
+        }
+        for chain in &touched.chains {
+            self.known.touched(chain);
+        }
+    }
+
+    /// Something happened whose outcome is not known.
+    pub(super) fn doubt_all(&self) {
+        self.state().doubt_all();
+        self.doubted.notify_one();
+    }
+
+    /// Somebody wants to be sure of the table, for a reason of his own.
+    pub(super) fn doubt(&self, table: OurTable) {
+        self.state().trust_mut(table).doubts += 1;
+        self.doubted.notify_one();
+    }
+
+    /// Whether the table is as it was believed to be, at the last look.
+    pub(super) fn trusts(&self, table: OurTable) -> bool {
+        !self.blind && self.state().trust(table).is_firm()
+    }
+
+    /// To be taken before reading the kernel.
+    pub(super) fn mark(&self, table: OurTable) -> Mark {
+        Mark(self.state().trust(table).doubts)
+    }
+
+    /// The kernel was read after `mark` was taken, and is as believed.
+    pub(super) fn settle(&self, table: OurTable, mark: Mark) {
+        let mut state = self.state();
+        let trust = state.trust_mut(table);
+        trust.settled = trust.settled.max(mark.0);
+    }
+
+    /// Resolves when a table that something is known of is in doubt. An error where the kernel cannot
+    /// be listened to.
+    pub(super) async fn in_doubt(&self) -> io::Result<()> {
+        let listener = readable(Arc::new(self.listener()?))?;
+        loop {
+            self.catch_up(None);
+            let uses_nat = !self.known.all_masquerades().is_empty();
+            if !self.trusts(OurTable::Filter) || uses_nat && !self.trusts(OurTable::Nat) {
+                return Ok(());
+            }
+            tokio::select! {
+                ready = listener.readable() => {
+                    let mut ready = ready?;
+                    // Emptied first: what comes after that is readable again.
+                    self.catch_up(None);
+                    ready.clear_ready();
+                }
+                () = self.doubted.notified() => {}
+            }
+        }
+    }
+
+    /// The same socket under a descriptor of its own, for whoever waits.
+    fn listener(&self) -> io::Result<OwnedFd> {
+        let mut state = self.state();
+        state.listening()?.try_clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The commits that were told since the last time.
+    fn gather(&mut self) -> io::Result<Vec<Commit>> {
+        let mut commits = Vec::new();
+        let mut datagram = vec![0; DATAGRAM];
+        loop {
+            let socket = self.listening()?.as_raw_fd();
+            match recv(socket, &mut datagram, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => match self.reader.read(&datagram[..length]) {
+                    Ok(ended) => commits.extend(ended),
+                    Err(_torn) => self.lost(),
+                },
+                Err(Errno::EAGAIN) => return Ok(commits),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ENOBUFS) => self.lost(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// More was told than there was room for.
+    fn lost(&mut self) {
+        self.reader.restart();
+        self.doubt_all();
+    }
+
+    fn doubt_all(&mut self) {
+        for table in OurTable::ALL {
+            self.trust_mut(table).doubts += 1;
+        }
+    }
+
+    fn doubts(&self) -> u64 {
+        self.filter.doubts + self.nat.doubts
+    }
+
+    fn trust(&self, table: OurTable) -> &Trust {
+        match table {
+            OurTable::Filter => &self.filter,
+            OurTable::Nat => &self.nat,
+        }
+    }
+
+    fn trust_mut(&mut self, table: OurTable) -> &mut Trust {
+        match table {
+            OurTable::Filter => &mut self.filter,
+            OurTable::Nat => &mut self.nat,
+        }
+    }
+
+    /// The socket. What was committed before it was opened, nobody has told.
+    fn listening(&mut self) -> io::Result<&OwnedFd> {
+        if let Some(socket) = self.socket.take() {
+            return Ok(self.socket.insert(socket));
+        }
+        let socket = listen()?;
+        self.reader.restart();
+        self.doubt_all();
+        Ok(self.socket.insert(socket))
+    }
+}
+
+/// What others than `own` have touched. Where ours is missing it came from another port than it
+/// should have, and which of them it was cannot be told: then only the tables are in doubt, as ours
+/// must never look like damage.
+fn foreign_among(commits: Vec<Commit>, own: Option<u32>) -> Vec<Touched> {
+    let told = own.is_none_or(|own| commits.iter().any(|commit| commit.sender == own));
+    let foreign = commits.into_iter().filter(|it| own != Some(it.sender));
+    let of_each = foreign.map(|commit| Touched {
+        chains: commit.touched.chains.into_iter().filter(|_| told).collect(),
+        tables: commit.touched.tables,
+    });
+    of_each.collect()
+}
+
+impl Trust {
+    fn is_firm(&self) -> bool {
+        self.doubts == self.settled
+    }
+}
+
+fn listen() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let protocol = SockProtocol::NetlinkNetFilter;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+    // A smaller one only means that more is read back.
+    let _smaller = setsockopt(&socket, sockopt::RcvBufForce, &BACKLOG);
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP))?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(sender: u32, chain: &str) -> Commit {
+        let touched = Touched {
+            tables: vec![OurTable::Filter],
+            chains: [chain.to_owned()].into(),
+        };
+        Commit { sender, touched }
+    }
+
+    #[test]
+    fn ours_is_told_by_its_port_and_where_it_is_missing_nothing_is_taken_for_damage() {
+        let all = || vec![commit(1, "a"), commit(2, "b")];
+        let chains = |foreign: Vec<Touched>| -> Vec<Vec<String>> {
+            let each = foreign.into_iter();
+            each.map(|it| it.chains.into_iter().collect()).collect()
+        };
+        assert_eq!(chains(foreign_among(all(), Some(1))), [["b"]]);
+        assert_eq!(chains(foreign_among(all(), None)), [["a"], ["b"]]);
+        let unsure = foreign_among(all(), Some(3));
+        assert!(unsure.iter().all(|it| it.tables == [OurTable::Filter]));
+        assert_eq!(chains(unsure), [[] as [&str; 0], []]);
+        assert_eq!(foreign_among(Vec::new(), Some(1)), []);
+    }
+
+    #[test]
+    fn a_doubt_that_comes_while_reading_is_not_settled_by_it() {
+        let journal = Journal::default();
+        journal.doubt(OurTable::Filter);
+        let mark = journal.mark(OurTable::Filter);
+        journal.doubt(OurTable::Filter);
+        journal.settle(OurTable::Filter, mark);
+        assert!(!journal.trusts(OurTable::Filter));
+        journal.settle(OurTable::Filter, journal.mark(OurTable::Filter));
+        assert!(journal.trusts(OurTable::Filter));
+        assert!(
+            journal.trusts(OurTable::Nat),
+            "another table's doubts are its own"
+        );
+    }
+}

@@ -1,0 +1,299 @@
+//! What this process has loaded, and how to tell whether it is still there.
+//!
+//! A machine's chains are nobody else's: one whose rules another has touched is not sound, whatever it
+//! looks like. Untouched ones are told by their comments, one of which is a hash of the contents. The
+//! hooks' chains are shared with other processes that load the same, so those are compared by what they
+//! say. Nothing here talks to the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::transport::{Element, Listing, Reading};
+use crate::firewall::{
+    ChainNames, Command, Compiled, Hook, Masquerade, TABLE, Transaction, VerdictMap,
+};
+use crate::types::{FirewallDefaultAction, LinkName};
+
+/// Which part of what was loaded is not there, or not as it was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// The whole table.
+    Table,
+    /// A base chain: absent, with other rules, or with another policy.
+    Hook,
+    /// A machine's chain.
+    Chain,
+    /// A chain's rules.
+    Rules,
+    /// What leads from the hooks to a machine's chains.
+    Dispatch,
+    /// A bridge's masquerading.
+    Masquerade,
+}
+
+/// Something another program took away or changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The machine it is about; none for what all share.
+    pub machine: Option<ChainNames>,
+    /// What of it.
+    pub part: Part,
+    /// The table, chain, port or bridge.
+    pub name: String,
+}
+
+/// Everything that is believed to be in force.
+#[derive(Debug, Default)]
+pub(super) struct Known(Mutex<Beliefs>);
+
+#[derive(Debug, Default)]
+struct Beliefs {
+    /// By visible chain.
+    machines: BTreeMap<String, Loaded>,
+    /// Whether the hooks were ever set up.
+    hooked: bool,
+    /// What they look like in nft's words, once that was seen.
+    hooks: Option<BTreeMap<&'static str, String>>,
+    masquerades: BTreeMap<LinkName, Masquerade>,
+}
+
+/// One machine's chains and dispatch.
+#[derive(Debug, Clone)]
+struct Loaded {
+    names: ChainNames,
+    tap: LinkName,
+    /// What was loaded; unknown when an earlier process did it.
+    compiled: Option<Arc<Compiled>>,
+    /// Those of its chains whose rules another has touched since.
+    touched: BTreeSet<String>,
+}
+
+impl Known {
+    /// The hooks were set up.
+    pub(super) fn hooked(&self) {
+        self.beliefs().hooked = true;
+    }
+
+    /// The hooks look like this; nobody else has touched them since they were set up.
+    pub(super) fn saw_hooks(&self, reading: &Reading) {
+        self.beliefs().hooks = Some(reading.hooks.clone());
+    }
+
+    /// Whether it is known what the hooks must look like.
+    pub(super) fn knows_hooks(&self) -> bool {
+        self.beliefs().hooks.is_some()
+    }
+
+    /// The machine's rules were loaded.
+    pub(super) fn loaded(&self, compiled: &Arc<Compiled>) {
+        let names = compiled.ruleset.names.clone();
+        let mut beliefs = self.beliefs();
+        beliefs.hooked = true;
+        let loaded = Loaded {
+            compiled: Some(Arc::clone(compiled)),
+            ..Loaded::nothing(&names, &compiled.ruleset.tap)
+        };
+        beliefs.machines.insert(names.vm, loaded);
+    }
+
+    /// The machine's chains are there, whatever is in them, and this port leads to them.
+    pub(super) fn adopted(&self, names: &ChainNames, tap: &LinkName) {
+        let mut beliefs = self.beliefs();
+        let machine = beliefs.machines.entry(names.vm.clone());
+        let machine = machine.or_insert_with(|| Loaded::nothing(names, tap));
+        machine.tap = tap.clone();
+    }
+
+    /// The user's rules were taken out of the machine's visible chain.
+    pub(super) fn flushed(&self, names: &ChainNames, action: FirewallDefaultAction) {
+        if let Some(loaded) = self.beliefs().machines.get_mut(&names.vm) {
+            let compiled = loaded.compiled.take();
+            loaded.compiled = compiled.map(|compiled| Arc::new(compiled.flushed(action)));
+            loaded.touched.remove(&names.vm);
+        }
+    }
+
+    /// Another has touched the rules of this chain.
+    pub(super) fn touched(&self, chain: &str) {
+        for loaded in self.beliefs().machines.values_mut() {
+            if loaded.names.all().contains(&chain) {
+                loaded.touched.insert(chain.to_owned());
+            }
+        }
+    }
+
+    /// The machine has no chains any more.
+    pub(super) fn forget(&self, names: &ChainNames) {
+        self.beliefs().machines.remove(&names.vm);
+    }
+
+    /// The port is closed; what it led to is of no interest until it is loaded again.
+    pub(super) fn forget_port(&self, tap: &LinkName) {
+        self.beliefs()
+            .machines
+            .retain(|_, loaded| loaded.tap != *tap);
+    }
+
+    /// What was loaded for the machine, if it was by this process.
+    pub(super) fn compiled(&self, names: &ChainNames) -> Option<Arc<Compiled>> {
+        self.beliefs().machines.get(&names.vm)?.compiled.clone()
+    }
+
+    /// Whether exactly this was loaded.
+    pub(super) fn has(&self, compiled: &Compiled) -> bool {
+        let loaded = self.compiled(&compiled.ruleset.names);
+        loaded.is_some_and(|loaded| loaded.hash == compiled.hash)
+    }
+
+    /// The bridge's masquerading was set up.
+    pub(super) fn masquerades(&self, masquerade: Masquerade) {
+        let mut beliefs = self.beliefs();
+        let bridge = masquerade.bridge.clone();
+        beliefs.masquerades.insert(bridge, masquerade);
+    }
+
+    /// The bridge's masquerading was taken away.
+    pub(super) fn forget_masquerade(&self, bridge: &LinkName) {
+        self.beliefs().masquerades.remove(bridge);
+    }
+
+    /// All masquerading that was set up.
+    pub(super) fn all_masquerades(&self) -> Vec<Masquerade> {
+        self.beliefs().masquerades.values().cloned().collect()
+    }
+
+    /// What of all this the kernel does not hold.
+    pub(super) fn compare(&self, reading: &Reading) -> Vec<Damage> {
+        let beliefs = self.beliefs();
+        let machines = beliefs.machines.values();
+        let mut found = beliefs.damaged_hooks(reading);
+        found.extend(machines.flat_map(|loaded| loaded.damages(reading)));
+        found
+    }
+
+    fn beliefs(&self) -> MutexGuard<'_, Beliefs> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Beliefs {
+    fn damaged_hooks(&self, reading: &Reading) -> Vec<Damage> {
+        let damage = |part, name: &str| Damage {
+            machine: None,
+            part,
+            name: name.to_owned(),
+        };
+        if !self.hooked {
+            return Vec::new();
+        }
+        if !reading.table {
+            return vec![damage(Part::Table, TABLE)];
+        }
+        let names = Hook::ALL.map(Hook::as_str).into_iter();
+        let damaged = names.filter(|hook| !self.hook_is_sound(hook, reading));
+        damaged.map(|hook| damage(Part::Hook, hook)).collect()
+    }
+
+    fn hook_is_sound(&self, hook: &str, reading: &Reading) -> bool {
+        if let Some(seen) = &self.hooks {
+            return seen.get(hook) == reading.hooks.get(hook);
+        }
+        let wanted = Transaction::table();
+        let wanted = wanted.added_rules().filter(|(chain, _)| *chain == hook);
+        wanted.eq(comments(&reading.listing).filter(|(chain, _)| *chain == hook))
+    }
+}
+
+impl Loaded {
+    fn nothing(names: &ChainNames, tap: &LinkName) -> Self {
+        Self {
+            names: names.clone(),
+            tap: tap.clone(),
+            compiled: None,
+            touched: BTreeSet::new(),
+        }
+    }
+
+    fn damages(&self, reading: &Reading) -> Vec<Damage> {
+        let damage = |part, name: &str| Damage {
+            machine: Some(self.names.clone()),
+            part,
+            name: name.to_owned(),
+        };
+        let mut found = Vec::new();
+        for chain in self.names.all() {
+            if !reading.chains.contains(chain) {
+                found.push(damage(Part::Chain, chain));
+            } else if !self.chain_is_sound(chain, reading) {
+                found.push(damage(Part::Rules, chain));
+            }
+        }
+        if !self.is_dispatched(&reading.listing) {
+            found.push(damage(Part::Dispatch, self.tap.as_str()));
+        }
+        found
+    }
+
+    fn chain_is_sound(&self, chain: &str, reading: &Reading) -> bool {
+        if self.touched.contains(chain) {
+            return false;
+        }
+        let mut found = comments(&reading.listing).filter(|(name, _)| *name == chain);
+        match &self.compiled {
+            Some(compiled) => {
+                let rules = compiled.ruleset.rules();
+                let wanted = rules.map(|(name, rule)| (name, rule.comment.as_str()));
+                wanted.filter(|(name, _)| *name == chain).eq(found)
+            }
+            // Whoever loaded it, it ends in a verdict.
+            None if chain == self.names.vm => found
+                .last()
+                .is_some_and(|(_, comment)| comment.starts_with("infinization-default-")),
+            None => found.any(|(_, comment)| comment.starts_with("infinization-rules")),
+        }
+    }
+
+    fn is_dispatched(&self, listing: &Listing) -> bool {
+        let wanted = [
+            (VerdictMap::FromVm, &self.names.from),
+            (VerdictMap::ToVm, &self.names.to),
+        ];
+        let leads = |element: &Element, (map, chain): (VerdictMap, &String)| {
+            element.map == map && element.tap == self.tap.as_str() && element.chain == *chain
+        };
+        wanted
+            .into_iter()
+            .all(|way| listing.elements.iter().any(|element| leads(element, way)))
+    }
+}
+
+/// Whether the kernel's chains and dispatch are what was compiled, as far as comments tell.
+pub(super) fn holds(loaded: &Listing, compiled: &Compiled) -> bool {
+    let wanted = Transaction::ensure_vm(compiled);
+    by_chain(wanted.added_rules()) == by_chain(comments(loaded)) && dispatched(loaded, &wanted)
+}
+
+fn comments(listing: &Listing) -> impl Iterator<Item = (&str, &str)> {
+    let rules = listing.rules.iter();
+    rules.map(|(chain, comment)| (&**chain, comment.as_deref().unwrap_or_default()))
+}
+
+fn by_chain<'a>(
+    rules: impl Iterator<Item = (&'a str, &'a str)>,
+) -> BTreeMap<&'a str, Vec<&'a str>> {
+    let mut chains: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (chain, comment) in rules {
+        chains.entry(chain).or_default().push(comment);
+    }
+    chains
+}
+
+fn dispatched(loaded: &Listing, wanted: &Transaction) -> bool {
+    let wanted = wanted.commands.iter().filter_map(|command| match command {
+        Command::AddElement { map, tap, chain } => Some((*map, tap.as_str(), chain.as_str())),
+        _ => None,
+    });
+    let found = loaded.elements.iter().map(|e| (e.map, &*e.tap, &*e.chain));
+    wanted.eq(found)
+}

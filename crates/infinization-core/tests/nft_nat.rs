@@ -1,0 +1,267 @@
+//! Masquerading with real packets: guests on bridges, an outside, and what the outside sees.
+#![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
+
+#[path = "kit/firewall.rs"]
+mod firewall;
+#[path = "kit/guests.rs"]
+mod guests;
+mod kit;
+
+use infinization_core::firewall::{Masquerade, Subnet};
+use infinization_core::host::nft::Nft;
+use infinization_core::types::LinkName;
+
+use firewall::{ruleset, run};
+use guests::{Guest, bridge};
+use kit::in_private_network;
+
+const OUTSIDE: &str = "198.51.100.2";
+const UPLINK: &str = "198.51.100.1";
+
+/// Two departments and the world outside.
+struct Site {
+    nft: Nft,
+    a: Guest,
+    b: Guest,
+    outside: Guest,
+}
+
+impl Site {
+    fn new() -> Self {
+        bridge("br-a", &["10.1.0.1/24"]);
+        bridge("br-b", &["10.2.0.1/24"]);
+        let outside = Guest::apart("uplink0", "52:54:00:ff:ff:01");
+        run(&format!("ip addr add {UPLINK}/24 dev uplink0"));
+        outside.configure(&["198.51.100.2/24"]);
+        // It knows the ways back, so that what is not masqueraded is answered too.
+        outside.sh(&format!("ip route add default via {UPLINK}"));
+        Self {
+            nft: Nft::new(),
+            a: department("a", "10.1.0"),
+            b: department("b", "10.2.0"),
+            outside,
+        }
+    }
+
+    /// The address the outside sees of this guest.
+    fn seen(&self, guest: &Guest) -> String {
+        tells_peers(&self.outside, 7000);
+        asks(guest, OUTSIDE, 7000)
+    }
+}
+
+fn department(name: &str, network: &str) -> Guest {
+    let (br, port) = (format!("br-{name}"), format!("eth-{name}"));
+    let address = format!("{network}.2/24");
+    let guest = Guest::plug(&br, &port, &format!("52:54:00:00:0{name}:02"), &[&address]);
+    guest.sh(&format!("ip route add default via {network}.1"));
+    guest
+}
+
+/// Answers the next connection with the address it comes from.
+fn tells_peers(guest: &Guest, port: u16) {
+    guest.within(move || {
+        let listener = std::net::TcpListener::bind(("0.0.0.0", port)).unwrap();
+        std::thread::spawn(move || {
+            use std::io::Write;
+            let (mut stream, peer) = listener.accept().unwrap();
+            write!(stream, "{}", peer.ip()).unwrap();
+        });
+    });
+}
+
+fn asks(guest: &Guest, address: &str, port: u16) -> String {
+    let to = format!("{address}:{port}").parse().unwrap();
+    guest.within(move || {
+        use std::io::Read;
+        let patience = std::time::Duration::from_secs(20);
+        let mut stream = std::net::TcpStream::connect_timeout(&to, patience).unwrap();
+        stream.set_read_timeout(Some(patience)).unwrap();
+        let mut seen = String::new();
+        stream.read_to_string(&mut seen).unwrap();
+        seen
+    })
+}
+
+fn masquerade(subnet: &str, bridge: &str) -> Masquerade {
+    Masquerade {
+        subnet: Subnet::parse(subnet).unwrap(),
+        bridge: name(bridge),
+    }
+}
+
+fn name(bridge: &str) -> LinkName {
+    LinkName::parse(bridge).unwrap()
+}
+
+fn chain() -> String {
+    run("nft list chain ip infinibay_nat postrouting")
+}
+
+#[test]
+fn a_department_is_masqueraded_until_it_is_removed_and_no_other_is() {
+    in_private_network(|| async {
+        let site = Site::new();
+        site.nft
+            .masquerade(masquerade("10.1.0.0/24", "br-a"))
+            .await
+            .unwrap();
+        assert_eq!(site.seen(&site.a), UPLINK);
+        assert_eq!(
+            site.seen(&site.b),
+            "10.2.0.2",
+            "another department is left alone"
+        );
+        // Inside, addresses stay what they are.
+        tells_peers(&site.b, 7001);
+        assert_eq!(
+            asks(&site.a, "10.2.0.2", 7001),
+            "10.2.0.1",
+            "it leaves by another bridge"
+        );
+        tells_peers(&site.a, 7002);
+        assert_eq!(asks(&site.b, "10.1.0.2", 7002), "10.2.0.2");
+
+        site.nft.stop_masquerading(&name("br-a")).await.unwrap();
+        assert_eq!(site.seen(&site.a), "10.1.0.2");
+    });
+}
+
+#[test]
+fn forwarding_is_switched_on_and_the_chain_is_what_its_readers_expect() {
+    in_private_network(|| async {
+        run("sysctl -qw net.ipv4.ip_forward=0");
+        let nft = Nft::new();
+        nft.prepare_nat().await.unwrap();
+        assert_eq!(run("sysctl -n net.ipv4.ip_forward").trim(), "1");
+        nft.masquerade(masquerade("10.1.0.77/24", "br-a"))
+            .await
+            .unwrap();
+        let wanted = "table ip infinibay_nat {\n\tchain postrouting {\n\
+            \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
+            \t\tip saddr 10.1.0.0/24 oifname != \"br-a\" masquerade comment \"dept-br-a\"\n\t}\n}\n";
+        assert_eq!(chain(), wanted);
+    });
+}
+
+#[test]
+fn n1_the_same_again_changes_and_costs_nothing() {
+    in_private_network(|| async {
+        let nft = Nft::new();
+        for subnet in ["10.1.0.0/24", "10.1.0.1/32"] {
+            nft.masquerade(masquerade(subnet, "br-a")).await.unwrap();
+            let once = run("nft -a list ruleset");
+            for _ in 0..3 {
+                nft.masquerade(masquerade(subnet, "br-a")).await.unwrap();
+            }
+            // Nor through another handle.
+            Nft::new()
+                .masquerade(masquerade(subnet, "br-a"))
+                .await
+                .unwrap();
+            assert_eq!(run("nft -a list ruleset"), once);
+        }
+    });
+}
+
+#[test]
+fn n1_rules_of_an_earlier_process_are_recognised() {
+    in_private_network(|| async {
+        run("nft add table ip infinibay_nat");
+        run(
+            "nft add chain ip infinibay_nat postrouting { type nat hook postrouting priority srcnat ; }",
+        );
+        run(
+            "nft add rule ip infinibay_nat postrouting ip saddr 10.1.0.0/24 oifname != br-a masquerade comment \"dept-br-a\"",
+        );
+        let before = run("nft -a list ruleset");
+        Nft::new()
+            .masquerade(masquerade("10.1.0.0/24", "br-a"))
+            .await
+            .unwrap();
+        assert_eq!(run("nft -a list ruleset"), before);
+    });
+}
+
+#[test]
+fn n2_n3_only_the_bridges_own_rule_is_replaced_or_removed() {
+    in_private_network(|| async {
+        let nft = Nft::new();
+        nft.prepare_nat().await.unwrap();
+        run(
+            "nft add rule ip infinibay_nat postrouting ip saddr 192.0.2.0/24 masquerade comment \"dept-\"",
+        );
+        run("nft add rule ip infinibay_nat postrouting ip saddr 192.0.2.7 counter");
+        let foreign = chain();
+        nft.masquerade(masquerade("10.12.0.0/16", "x12"))
+            .await
+            .unwrap();
+        nft.masquerade(masquerade("10.1.0.0/16", "x1"))
+            .await
+            .unwrap();
+        nft.masquerade(masquerade("10.3.0.0/16", "x1"))
+            .await
+            .unwrap();
+        let all = chain();
+        assert!(
+            !all.contains("10.1.0.0") && all.contains("10.3.0.0/16"),
+            "{all}"
+        );
+        assert_eq!(
+            nft.read_nat().await.unwrap().bridges(),
+            [name("x12"), name("x1")]
+        );
+        nft.stop_masquerading(&name("x1")).await.unwrap();
+        nft.stop_masquerading(&name("x")).await.unwrap();
+        assert_eq!(nft.read_nat().await.unwrap().bridges(), [name("x12")]);
+        nft.stop_masquerading(&name("x12")).await.unwrap();
+        assert_eq!(chain(), foreign);
+    });
+}
+
+#[test]
+fn n4_a_table_that_was_deleted_is_made_again() {
+    in_private_network(|| async {
+        let nft = Nft::new();
+        nft.masquerade(masquerade("10.1.0.0/24", "br-a"))
+            .await
+            .unwrap();
+        let good = ruleset();
+        for gone in [
+            "nft flush ruleset",
+            "nft delete table ip infinibay_nat",
+            "nft flush table ip infinibay_nat",
+        ] {
+            run(gone);
+            assert_eq!(nft.read_nat().await.unwrap().bridges(), []);
+            nft.masquerade(masquerade("10.1.0.0/24", "br-a"))
+                .await
+                .unwrap();
+            assert_eq!(ruleset(), good, "{gone}");
+        }
+        run("nft flush ruleset");
+        assert_eq!(nft.repair_nat().await.unwrap(), [name("br-a")]);
+        assert_eq!(nft.repair_nat().await.unwrap(), []);
+        assert_eq!(ruleset(), good);
+        nft.stop_masquerading(&name("br-a")).await.unwrap();
+        run("nft flush ruleset");
+        nft.stop_masquerading(&name("br-a")).await.unwrap();
+        assert_eq!(nft.repair_nat().await.unwrap(), []);
+        assert_eq!(ruleset(), "");
+    });
+}
+
+#[test]
+fn bridges_that_are_added_at_once_are_all_there() {
+    in_private_network(|| async {
+        let nft = Nft::new();
+        let adding = (0..20u8).map(|n| {
+            let rule = masquerade(&format!("10.{}.0.0/16", n % 10), &format!("br{}", n % 10));
+            nft.masquerade(rule)
+        });
+        for added in futures_util::future::join_all(adding).await {
+            added.unwrap();
+        }
+        assert_eq!(nft.read_nat().await.unwrap().bridges().len(), 10);
+    });
+}

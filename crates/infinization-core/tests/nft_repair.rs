@@ -1,0 +1,376 @@
+//! What other programs do to the firewall is noticed, told from what we do, and put back.
+#![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
+
+#[path = "kit/firewall.rs"]
+mod firewall;
+mod kit;
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use infinization_core::firewall::{ChainNames, Masquerade, Subnet, VmFirewall};
+use infinization_core::host::nft::{Nft, Part, Repair};
+use infinization_core::types::{FirewallDefaultAction, LinkName, VmId};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use firewall::{chain, compiled, rules, ruleset, run, vm};
+use kit::in_private_network;
+use kit::machine::{Host, delete, never, next_event};
+
+/// Long enough for a loaded machine.
+const SOON: Duration = Duration::from_secs(20);
+/// Whoever has nothing to notice is quiet for so long.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// Two machines, set up and found sound.
+async fn two_machines() -> (Nft, [VmFirewall; 2]) {
+    let nft = Nft::new();
+    nft.prepare().await.unwrap();
+    let machines = ["vm-a", "vm-b"].map(|id| VmFirewall {
+        vm_rules: rules(&["ACCEPT IN tcp 22", "DROP IN tcp 23"]),
+        ..vm(id)
+    });
+    for machine in &machines {
+        nft.ensure_vm(&compiled(machine)).await.unwrap();
+    }
+    assert!(is_quiet(&nft).await, "what we do ourselves is no news");
+    (nft, machines)
+}
+
+async fn is_quiet(nft: &Nft) -> bool {
+    timeout(QUIET, nft.meddled()).await.is_err()
+}
+
+async fn notices(nft: &Nft) {
+    timeout(SOON, nft.meddled()).await.unwrap().unwrap();
+}
+
+/// All of nftables, whatever the order in which it was made.
+fn contents() -> Vec<String> {
+    let all = ruleset();
+    let mut lines: Vec<String> = all
+        .lines()
+        .map(|line| {
+            line.trim()
+                .replace("elements = {", "")
+                .replace([',', '}'], "")
+        })
+        .map(|line| line.trim().to_owned())
+        .collect();
+    lines.sort();
+    lines
+}
+
+/// The parts that were missing, each with the machine's visible chain.
+fn parts(repair: &Repair) -> Vec<(Part, Option<&str>)> {
+    let parts = repair.damages.iter();
+    let mut parts: Vec<_> = parts
+        .map(|it| (it.part, it.machine.as_ref().map(|names| names.vm.as_str())))
+        .collect();
+    parts.dedup();
+    parts
+}
+
+/// Commands of one machine's chains, and what each damages.
+fn meddling(machine: &VmFirewall) -> Vec<(String, Part)> {
+    let names = ChainNames::of(&machine.vm_id);
+    let (vm, from, tap) = (&names.vm, &names.from, &machine.tap);
+    let first_rule = format!("nft -a list chain bridge infinization {vm}");
+    let handle = run(&first_rule);
+    let handle = handle
+        .lines()
+        .find(|line| line.contains("dport 22"))
+        .unwrap();
+    let handle = handle.rsplit(' ').next().unwrap();
+    let in_table = |rest: String| format!("nft {rest}");
+    vec![
+        (
+            in_table(format!(
+                "delete rule bridge infinization {vm} handle {handle}"
+            )),
+            Part::Rules,
+        ),
+        (
+            in_table(format!("insert rule bridge infinization {from} accept")),
+            Part::Rules,
+        ),
+        (
+            in_table(format!("flush chain bridge infinization {vm}")),
+            Part::Rules,
+        ),
+        (
+            in_table(format!(
+                "delete element bridge infinization to_vm {{ {tap} }}"
+            )),
+            Part::Dispatch,
+        ),
+    ]
+}
+
+#[test]
+fn f28_whatever_is_taken_is_noticed_and_put_back() {
+    in_private_network(|| async {
+        let (nft, [a, b]) = two_machines().await;
+        let good = contents();
+        let names = [&a, &b].map(|vm| ChainNames::of(&vm.vm_id).vm);
+        for round in 0..4 {
+            let (command, part) = meddling(&a).swap_remove(round);
+            run(&command);
+            notices(&nft).await;
+            let repair = nft.repair().await.unwrap();
+            assert_eq!(
+                parts(&repair),
+                [(part, Some(names[0].as_str()))],
+                "{command}"
+            );
+            assert_eq!(contents(), good, "{command}");
+            assert_eq!(nft.repair().await.unwrap(), Repair::default());
+            assert!(is_quiet(&nft).await, "{command}");
+        }
+        let all_gone = [
+            (Part::Table, None),
+            (Part::Chain, Some(names[0].as_str())),
+            (Part::Dispatch, Some(names[0].as_str())),
+            (Part::Chain, Some(names[1].as_str())),
+            (Part::Dispatch, Some(names[1].as_str())),
+        ];
+        let mut sorted = all_gone;
+        sorted.sort();
+        for command in ["nft flush ruleset", "nft delete table bridge infinization"] {
+            run(command);
+            notices(&nft).await;
+            let repair = nft.repair().await.unwrap();
+            let mut found = parts(&repair);
+            found.sort();
+            assert_eq!(found, sorted, "{command}");
+            assert_eq!(contents(), good, "{command}");
+        }
+    });
+}
+
+#[test]
+fn f28_the_hooks_are_put_back_however_they_were_changed() {
+    in_private_network(|| async {
+        let (nft, _machines) = two_machines().await;
+        let good = contents();
+        for command in [
+            "nft flush chain bridge infinization prerouting",
+            "nft insert rule bridge infinization postrouting accept",
+            "nft add rule bridge infinization prerouting drop comment \"infinization-closed\"",
+            "nft chain bridge infinization prerouting { policy drop; }",
+        ] {
+            run(command);
+            notices(&nft).await;
+            let repair = nft.repair().await.unwrap();
+            assert_eq!(parts(&repair), [(Part::Hook, None)], "{command}");
+            assert_eq!(contents(), good, "{command}");
+        }
+    });
+}
+
+#[test]
+fn a_rule_that_is_replaced_under_the_same_comment_is_noticed() {
+    in_private_network(|| async {
+        let (nft, [a, _b]) = two_machines().await;
+        let good = contents();
+        let vm = ChainNames::of(&a.vm_id).vm;
+        let listed = run(&format!("nft -a list chain bridge infinization {vm}"));
+        let last = listed
+            .lines()
+            .find(|line| line.contains("default-drop"))
+            .unwrap();
+        let handle = last.rsplit(' ').next().unwrap();
+        run(&format!(
+            "nft replace rule bridge infinization {vm} handle {handle} accept comment \"infinization-default-drop\""
+        ));
+        notices(&nft).await;
+        let repair = nft.repair().await.unwrap();
+        assert_eq!(parts(&repair), [(Part::Rules, Some(vm.as_str()))]);
+        assert_eq!(contents(), good);
+    });
+}
+
+#[test]
+fn b28_unchanged_is_known_without_a_program_as_long_as_nobody_meddles() {
+    in_private_network(|| async {
+        let (nft, [a, b]) = two_machines().await;
+        let (a, b) = (compiled(&a), compiled(&b));
+        assert!(!nft.ensure_vm_if_changed(&a).await.unwrap());
+        // A change of ours keeps what is known of the others.
+        nft.flush_vm(&b.ruleset.names, FirewallDefaultAction::Drop)
+            .await
+            .unwrap();
+        assert!(is_quiet(&nft).await);
+        assert!(!nft.ensure_vm_if_changed(&a).await.unwrap());
+        assert!(nft.ensure_vm_if_changed(&b).await.unwrap());
+        nft.detach(&a.ruleset.tap).await.unwrap();
+        assert!(is_quiet(&nft).await);
+        assert!(nft.ensure_vm_if_changed(&a).await.unwrap());
+    });
+}
+
+#[test]
+fn what_others_do_elsewhere_is_not_even_read() {
+    in_private_network(|| async {
+        let (nft, [a, _b]) = two_machines().await;
+        run("nft add table bridge other");
+        run("nft add table inet infinization");
+        let mut script = String::new();
+        for n in 0..1000 {
+            writeln!(script, "add chain bridge other c{n}").unwrap();
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), script).unwrap();
+        run(&format!("nft -f {}", file.path().display()));
+        for n in 0..100 {
+            run(&format!("nft add chain inet infinization c{n}"));
+        }
+        assert!(is_quiet(&nft).await);
+        assert_eq!(nft.repair().await.unwrap(), Repair::default());
+        assert!(!nft.ensure_vm_if_changed(&compiled(&a)).await.unwrap());
+    });
+}
+
+#[test]
+fn more_than_there_is_room_for_is_read_back() {
+    in_private_network(|| async {
+        let (nft, _machines) = two_machines().await;
+        let good = contents();
+        run("nft add table bridge other");
+        let mut script = "delete table bridge infinization\n".to_owned();
+        for n in 0..30_000 {
+            writeln!(script, "add chain bridge other c{n}").unwrap();
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), script).unwrap();
+        run(&format!("nft -f {}", file.path().display()));
+        run("nft delete table bridge other");
+        notices(&nft).await;
+        assert!(!nft.repair().await.unwrap().damages.is_empty());
+        assert_eq!(contents(), good);
+        assert_eq!(nft.repair().await.unwrap(), Repair::default());
+        assert!(is_quiet(&nft).await);
+    });
+}
+
+#[test]
+fn what_was_removed_or_closed_on_purpose_is_not_put_back() {
+    in_private_network(|| async {
+        let (nft, [a, b]) = two_machines().await;
+        nft.detach(&a.tap).await.unwrap();
+        nft.remove_vm(&ChainNames::of(&b.vm_id)).await.unwrap();
+        run("nft flush ruleset");
+        notices(&nft).await;
+        let repair = nft.repair().await.unwrap();
+        assert_eq!(parts(&repair), [(Part::Table, None)]);
+        let left = ruleset();
+        assert!(left.contains("infinization-closed"), "{left}");
+        assert!(!left.contains("vm_") && !left.contains(" : jump"), "{left}");
+    });
+}
+
+#[test]
+fn a_flushed_machine_stays_flushed() {
+    in_private_network(|| async {
+        let (nft, [a, _b]) = two_machines().await;
+        let names = ChainNames::of(&a.vm_id);
+        nft.flush_vm(&names, FirewallDefaultAction::Drop)
+            .await
+            .unwrap();
+        run("nft flush ruleset");
+        nft.repair().await.unwrap();
+        let left = chain(&names.vm);
+        assert!(
+            !left.contains("dport 22") && left.contains("default-drop"),
+            "{left}"
+        );
+    });
+}
+
+#[test]
+fn two_processes_that_share_the_table_leave_each_other_alone() {
+    in_private_network(|| async {
+        let (nft, [a, _b]) = two_machines().await;
+        // As another process does: the same hooks anew, and a machine of its own.
+        let other = vm("vm-of-another");
+        let document = infinization_core::firewall::document(
+            &infinization_core::firewall::Transaction::ensure_vm(&compiled(&other)),
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), document.to_string()).unwrap();
+        run(&format!("nft -j -f {}", file.path().display()));
+        let both = run("nft -a list ruleset");
+        notices(&nft).await;
+        assert_eq!(nft.repair().await.unwrap(), Repair::default());
+        assert_eq!(run("nft -a list ruleset"), both);
+        assert!(is_quiet(&nft).await);
+        assert!(!nft.ensure_vm_if_changed(&compiled(&a)).await.unwrap());
+    });
+}
+
+/// What the event says is missing, as `part vmId name`.
+fn told(event: &Value) -> Vec<String> {
+    let missing = event["missing"].as_array().unwrap();
+    let words = |it: &Value| {
+        let [part, vm_id] = ["part", "vmId"].map(|key| it[key].as_str().unwrap_or("-").to_owned());
+        format!("{part} {vm_id}")
+    };
+    let mut told: Vec<String> = missing.iter().map(words).collect();
+    told.dedup();
+    told
+}
+
+#[test]
+fn f28_a_manager_puts_back_what_a_running_machine_needs() {
+    in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let mut machine = host.machine("f28-1");
+        machine["firewallRules"] = json!([{
+            "id": "1", "name": "ssh", "action": "ACCEPT", "direction": "IN", "priority": 500,
+            "protocol": "tcp", "dstPortStart": 22,
+        }]);
+        manager.create_vm(machine, never()).await.unwrap();
+        let nft = Nft::new();
+        let bridge = LinkName::parse("testbr0").unwrap();
+        let subnet = Subnet::parse("10.177.0.0/16").unwrap();
+        nft.masquerade(Masquerade { subnet, bridge }).await.unwrap();
+        let good = contents();
+        let mut events = manager.subscribe();
+
+        for command in ["nft flush ruleset", "nft delete table bridge infinization"] {
+            run(command);
+            let event = next_event(&mut events, "firewall-repaired").await;
+            let mut wanted = vec!["table -", "chain f28-1", "dispatch f28-1"];
+            if command.contains("flush") {
+                wanted.push("masquerade -");
+            }
+            assert_eq!(told(&event.data), wanted, "{command}");
+            assert_eq!(event.data["failed"], json!([]));
+            assert_eq!(contents(), good, "{command}");
+        }
+
+        // While nobody watches; the next one finds its rules in the database.
+        manager.shutdown().await.unwrap();
+        drop((manager, nft));
+        run("nft delete table bridge infinization");
+        let manager = infinization_core::manager::Manager::new(host.settings());
+        let mut events = manager.subscribe();
+        manager.initialize().await.unwrap();
+        let event = next_event(&mut events, "firewall-repaired").await;
+        assert_eq!(event.data["failed"], json!([]));
+        assert!(
+            told(&event.data).contains(&"chain f28-1".to_owned()),
+            "{}",
+            event.data
+        );
+        assert_eq!(contents(), good);
+
+        delete(&manager, "f28-1").await;
+        host.is_clean().await;
+        let vm_id = VmId::parse("f28-1").unwrap();
+        assert!(!ruleset().contains(&ChainNames::of(&vm_id).vm));
+        manager.shutdown().await.unwrap();
+    });
+}
