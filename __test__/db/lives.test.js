@@ -4,7 +4,7 @@
 
 const { once } = require('node:events')
 const { generateVMChainName } = require('../..')
-const { cleanUp, guestDisk, host, newBridge, next } = require('../kit')
+const { cleanUp, guestDisk, host, next } = require('../kit')
 const { NODE, application, created, waysHere } = require('../kit/application')
 const { booted } = require('../kit/guest')
 const { Postgres } = require('../kit/postgres')
@@ -111,13 +111,12 @@ describe.each(waysHere())('%s', (way) => {
   })
 })
 
-// A guest on a bridge of the address its kit knows.
 test.each(waysHere().filter((way) => !way.includes(',')))('%s: a guest that shuts itself down', async (way) => {
   const app = await application(server, way)
   const { instance, database } = app
   const read = readers(app)
   const agent = `${instance.stateDir}/agent.sock`
-  const vm = await created(app, { bridge: await newBridge('10.177.200.1/16'), disks: [guestDisk()], serialConsole: true, guestAgentSocketPath: agent })
+  const vm = await created(app, { disks: [guestDisk()], serialConsole: true, guestAgentSocketPath: agent })
   await booted({ log: `${instance.stateDir}/vms/${vm.vmId}/serial.log` })
   expectPlain(await instance.guestExec(vm.vmId, agent, 'true'))
   expect(await database.configuration(vm.vmId)).toMatchObject({ guestAgentSocketPath: agent })

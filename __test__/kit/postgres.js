@@ -39,12 +39,6 @@ function program (name) {
 
 const idOf = (flag) => Number(execFileSync('id', [flag, USER], { encoding: 'utf8' }))
 
-// Tells every change of a machine's status to whoever listens.
-const TELL = `
-  CREATE OR REPLACE FUNCTION tell_status() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN PERFORM pg_notify('machine', NEW.id || ' ' || NEW.status); RETURN NULL; END $$;
-  CREATE OR REPLACE TRIGGER tell_status AFTER UPDATE ON "Machine" FOR EACH ROW EXECUTE FUNCTION tell_status();`
-
 class Postgres {
   #process
   #owner
@@ -200,23 +194,6 @@ class TestDatabase {
         await aside.close()
         await server.rename(other, name)
       }
-    }
-  }
-
-  // Waits until the machine's status is this.
-  async until (id, status) {
-    await this.sql(TELL)
-    const session = await this.newSession()
-    try {
-      const told = new Promise((resolve, reject) => {
-        session.on('notification', ({ payload }) => payload === `${id} ${status}` && resolve())
-        session.on('end', () => reject(new Error(`the connection ended before ${id} was ${status}`)))
-      })
-      told.catch(() => undefined)
-      await session.query('LISTEN machine')
-      if ((await this.row(id))?.status !== status) await told
-    } finally {
-      await session.end()
     }
   }
 

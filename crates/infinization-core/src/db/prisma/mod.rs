@@ -147,11 +147,11 @@ impl Database for PrismaDatabase {
         new: &str,
         version: i64,
     ) -> Result<Transition, DbError> {
-        // What cannot be read is refused before it is written.
-        let before = self.find_machine_with_config(id).await?;
-        let before = before.ok_or_else(|| no_machine(id))?;
-        if (before.version, before.status.as_str()) != (version, expected) {
-            return Err(conflict(&before, expected, version));
+        // What cannot be read is refused before it is written; all else is the transaction's to judge.
+        if let Err(error) = self.find_machine_with_config(id).await
+            && error.code == ErrorCode::QueryFailed
+        {
+            return Err(error);
         }
         let request = queries::transition(id.as_str(), expected, new, version);
         let answers = self.write(request).await?;
