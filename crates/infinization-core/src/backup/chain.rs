@@ -61,7 +61,10 @@ pub(super) fn may_be_parent(
         });
     }
     if parent.kind == BackupType::Snapshot {
-        return Err(BackupError::unfit(id, "is a SNAPSHOT: nothing can build on it"));
+        return Err(BackupError::unfit(
+            id,
+            "is a SNAPSHOT: nothing can build on it",
+        ));
     }
     if parent.compression == Compression::Gzip {
         let why = "is compressed with GZIP: nothing can build on it";
@@ -122,9 +125,15 @@ mod tests {
         };
         let not_found = ErrorCode::ParentNotFound;
         assert_eq!(spoiled(|link| link.id = BackupId::random()), not_found);
-        assert_eq!(spoiled(|link| link.status = BackupStatus::Failed), not_found);
+        assert_eq!(
+            spoiled(|link| link.status = BackupStatus::Failed),
+            not_found
+        );
         let invalid = ErrorCode::BackupInvalidConfig;
-        assert_eq!(spoiled(|link| link.compression = Compression::Gzip), invalid);
+        assert_eq!(
+            spoiled(|link| link.compression = Compression::Gzip),
+            invalid
+        );
         assert_eq!(spoiled(|link| link.disks.clear()), invalid);
     }
 
@@ -132,8 +141,14 @@ mod tests {
     fn a_circle_and_an_endless_chain_are_refused() {
         let mut circle = chain(3);
         circle[0].parent_backup_id = Some(circle[2].id.clone());
-        assert_eq!(follow(&circle).unwrap_err().code(), ErrorCode::CorruptBackup);
+        assert_eq!(
+            follow(&circle).unwrap_err().code(),
+            ErrorCode::CorruptBackup
+        );
         assert!(follow(&chain(256)).is_ok());
-        assert_eq!(follow(&chain(257)).unwrap_err().code(), ErrorCode::CorruptBackup);
+        assert_eq!(
+            follow(&chain(257)).unwrap_err().code(),
+            ErrorCode::CorruptBackup
+        );
     }
 }

@@ -6,7 +6,6 @@ use serde_json::{Map, Value};
 
 use super::names::BackupId;
 use crate::error::{Coded, ErrorCode};
-use crate::host::blocking::NotDone;
 use crate::host::dir_lock::DirLockError;
 use crate::host::qemu_img::ImageError;
 use crate::qmp::QmpError;
@@ -65,8 +64,8 @@ pub enum BackupError {
     Monitor(#[from] QmpError),
     #[error(transparent)]
     Locked(#[from] DirLockError),
-    #[error(transparent)]
-    NotDone(#[from] NotDone),
+    #[error("this host does not let it be done")]
+    NotDone { source: io::Error },
 }
 
 fn list(ids: &[BackupId]) -> String {
@@ -135,7 +134,7 @@ impl Coded for BackupError {
             | Self::Job { .. }
             | Self::Monitor(_)
             | Self::Locked(_)
-            | Self::NotDone(_) => ErrorCode::BackupFailed,
+            | Self::NotDone { .. } => ErrorCode::BackupFailed,
         }
     }
 

@@ -57,16 +57,58 @@
 //! the running machine, which is shown to this layer as a [`Machine`] and nothing more.
 
 mod chain;
+mod create;
+mod digest;
+mod draft;
 mod error;
+mod folder;
 mod kinds;
+mod live;
+mod machine;
 mod manifest;
 mod names;
+mod offline;
+mod progress;
+mod quiesce;
+mod remove;
 mod request;
+mod restore;
 mod retention;
+mod service;
+mod stage;
+mod sweep;
+mod turn;
 
 pub use error::BackupError;
 pub use kinds::{BackupStatus, BackupType, Compression};
+pub use machine::Machine;
 pub use manifest::{DiskRecord, Manifest};
 pub use names::BackupId;
+pub use progress::Progress;
 pub use request::{CreateBackup, RestoreBackup, SourceDisk};
 pub use retention::{Keep, expired, next_parent};
+pub use service::{Audience, BackupService, Told};
+pub use turn::MAX_CONCURRENT_BACKUPS;
+
+use crate::host::blocking::blocking;
+
+/// Does `work` where it may block.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BackupError> + Send + 'static,
+) -> Result<T, BackupError> {
+    match blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(not_done) => Err(BackupError::NotDone {
+            source: not_done.into(),
+        }),
+    }
+}
+
+/// The time, as the contract writes it.
+fn now() -> String {
+    let since = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap_or_default();
+    let seconds = i64::try_from(since.as_secs()).unwrap_or_default();
+    crate::types::iso_date(seconds, since.subsec_millis())
+}

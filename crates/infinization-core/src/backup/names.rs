@@ -76,11 +76,8 @@ pub(super) fn disk_file(n: usize, compression: Compression) -> String {
 pub(super) fn is_data(name: &str) -> bool {
     name.strip_prefix("disk-")
         .and_then(|rest| rest.split_once('.'))
-        .is_some_and(|(number, _)| {
-            !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
-        })
+        .is_some_and(|(number, _)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -22,7 +22,11 @@ pub fn expired(all: &[Manifest], ours: impl Fn(&Manifest) -> bool, keep: Keep) -
     }
     let mut mine: Vec<&Manifest> = all.iter().filter(|one| ours(one)).collect();
     mine.sort_by(|a, b| b.created_at.cmp(&a.created_at));
-    let complete: Vec<&Manifest> = mine.iter().copied().filter(|one| one.is_complete()).collect();
+    let complete: Vec<&Manifest> = mine
+        .iter()
+        .copied()
+        .filter(|one| one.is_complete())
+        .collect();
     let wanted = usize::try_from(keep.0).unwrap_or(usize::MAX);
     let surplus: HashSet<&BackupId> = complete.iter().skip(wanted).map(|one| &one.id).collect();
     let needed = needed(all, &surplus);
@@ -48,7 +52,11 @@ pub fn expired(all: &[Manifest], ours: impl Fn(&Manifest) -> bool, keep: Keep) -
 fn needed<'a>(all: &'a [Manifest], surplus: &HashSet<&BackupId>) -> HashSet<&'a BackupId> {
     let holds = |one: &&Manifest| one.is_complete() || one.status == BackupStatus::InProgress;
     let mut needed = HashSet::new();
-    for stays in all.iter().filter(holds).filter(|one| !surplus.contains(&one.id)) {
+    for stays in all
+        .iter()
+        .filter(holds)
+        .filter(|one| !surplus.contains(&one.id))
+    {
         let mut parent = stays.parent_backup_id.as_ref();
         while let Some(id) = parent.filter(|id| needed.insert(*id)) {
             let found = all.iter().find(|one| one.id == *id);

@@ -11,6 +11,8 @@ use super::{ImageError, ImageFormat, Job, inspect, lock};
 use crate::types::{ByteSize, HostPath, clock, iso_date};
 
 const LONGEST_NAME: usize = 64;
+/// The option that puts a disk back.
+const REVERT: &str = "-a";
 
 /// A snapshot's name: 1 to 64 letters, digits, `-` and `_`. It is not a number, since
 /// `qemu-img` would take that for an id, and does not start with `-`.
@@ -80,7 +82,7 @@ pub async fn create_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(),
 pub async fn revert_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(), ImageError> {
     change(path, name, |path, name, snapshots| {
         if has(snapshots, name) {
-            Ok(Some("-a"))
+            Ok(Some(REVERT))
         } else {
             Err(ImageError::SnapshotNotFound {
                 path: path.clone(),
@@ -142,14 +144,32 @@ async fn change(
         let _alone = lock::exclusive(&image).await?;
         in_use::refuse(&image, Access::Write).await?;
         inspect::vet(&image, ImageFormat::Qcow2, &[]).await?;
-        let ImageInfo { snapshots, .. } =
-            info_locked(&image, ImageFormat::Qcow2, Sharing::Refuse).await?;
+        let ImageInfo {
+            snapshots, bitmaps, ..
+        } = info_locked(&image, ImageFormat::Qcow2, Sharing::Refuse).await?;
         if let Some(option) = decide(&image, &name, &snapshots)? {
+            if option == REVERT {
+                drop_bitmaps(&image, &bitmaps).await?;
+            }
             run(&image, option, &name).await?;
         }
         Ok(())
     })
     .await
+}
+
+/// Removes the dirty bitmaps: what they say is no longer true of a disk that goes back in time, and
+/// QEMU refuses to revert while there are any. Whoever kept them (incremental backups) compares instead.
+async fn drop_bitmaps(path: &HostPath, bitmaps: &[String]) -> Result<(), ImageError> {
+    for bitmap in bitmaps {
+        QemuImg::new("bitmap", path)
+            .args(["--remove", "-f", "qcow2"])
+            .on_image()
+            .args([bitmap.as_str()])
+            .run_as(&Job::short())
+            .await?;
+    }
+    Ok(())
 }
 
 /// `qemu-img snapshot` has no `-f`, so the format goes into the image's options. A [`HostPath`]

@@ -1,0 +1,133 @@
+//! Processes that are killed in the middle.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// What the process that is killed is told: the directory to work in.
+const TOLD: &str = "INFINIZATION_BACKUP_TO_BE_KILLED";
+
+/// Not a test of its own: the process that [`f22_a_killed_process_leaves_the_previous_link`] kills.
+#[tokio::test]
+async fn the_one_that_is_killed() {
+    let Some(dir) = std::env::var_os(TOLD) else {
+        return;
+    };
+    let dir = PathBuf::from(dir);
+    let service = BackupService::new(path(&dir.join("backups")), Arc::new(|_| ()));
+    let request = fs::read(dir.join("request.json")).unwrap();
+    let request = serde_json::from_slice(&request).unwrap();
+    let made = service
+        .create(request, Arc::new(Stopped), CancellationToken::new())
+        .await;
+    made.unwrap();
+}
+
+fn begin_and_kill(place: &Place, request: &Value, seen: impl Fn() -> bool) {
+    fs::write(place.path("request.json"), request.to_string()).unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "crashes::the_one_that_is_killed",
+            "--test-threads=1",
+        ])
+        .env(TOLD, place.dir.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until(&mut child, seen);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    fs::remove_file(place.path("request.json")).unwrap();
+}
+
+/// There is no event for a file that another process makes.
+fn wait_until(child: &mut Child, seen: impl Fn() -> bool) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !seen() && child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < until, "it never came so far");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether some folder but `known` has a file of this name.
+fn has_new(place: &Place, known: &str, name: &str) -> bool {
+    let folders = names_in(&place.root().join("vm-1"));
+    folders
+        .iter()
+        .any(|folder| folder != known && place.root().join("vm-1").join(folder).join(name).exists())
+}
+
+#[tokio::test]
+async fn f22_a_killed_process_leaves_the_previous_link() {
+    let place = Place::new();
+    let mut disk = place.disk("a.qcow2", 64);
+    disk.write(0, 48 << 20, 1);
+    let full = place.full(&[&disk]).await;
+    let held = disk.holds.clone();
+    disk.write(0, 32 << 20, 2);
+    let mut request = place.request("INCREMENTAL", &[&disk]);
+    request["parentBackupId"] = json!(full);
+    for (kind, seen) in [
+        ("INCREMENTAL", "backup.json"),
+        ("INCREMENTAL", "disk-0.qcow2"),
+    ] {
+        request["type"] = json!(kind);
+        begin_and_kill(&place, &request, || has_new(&place, &full, seen));
+        // What is found by whoever comes next is cleared: no data, and nothing in progress.
+        for one in place.list().await {
+            let (backup, status) = (one["id"].as_str().unwrap(), one["status"].as_str().unwrap());
+            assert!(["COMPLETED", "FAILED"].contains(&status), "{one}");
+            if status == "FAILED" {
+                assert_eq!(place.files(backup), ["backup.json"]);
+                place.delete(backup).await.unwrap();
+            }
+        }
+        place.comes_back(&full, &held).await;
+    }
+    let next = place.incremental(&[&disk], &full).await;
+    place.comes_back(&next, &disk.holds).await;
+    disk.is_intact();
+}
+
+#[tokio::test]
+async fn f19_a_killed_qemu_img_fails_the_backup_and_leaves_no_data() {
+    let place = Place::new();
+    let mut disk = place.disk("a.qcow2", 64);
+    disk.write(0, 64 << 20, 1);
+    let full = place.full(&[&disk]).await;
+    let killer = std::thread::spawn({
+        let disk = disk::text(&disk.path).to_owned();
+        move || kill_qemu_img(&disk)
+    });
+    let made = place.create(place.request("FULL", &[&disk])).await;
+    killer.join().unwrap();
+    let failure = refused(made, ErrorCode::BackupFailed);
+    let failed = failure.context()["backupId"].as_str().unwrap();
+    assert_eq!(place.files(failed), ["backup.json"]);
+    let message = place.metadata(failed).await.unwrap()["errorMessage"].clone();
+    assert!(message.is_string(), "{message}");
+    disk.is_intact();
+    place.comes_back(&full, &disk.holds).await;
+}
+
+/// Kills the `qemu-img convert` that works on `disk`, by its own id.
+fn kill_qemu_img(disk: &str) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < until {
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+                continue;
+            };
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if line.starts_with("qemu-img\0convert") && line.contains(disk) {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                let _gone = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                return;
+            }
+        }
+    }
+    panic!("qemu-img never ran");
+}
