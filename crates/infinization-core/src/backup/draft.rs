@@ -10,6 +10,7 @@ use super::names::{BackupId, image_file};
 use super::request::CreateBackup;
 use super::service::millis;
 use super::{BackupError, now, off_thread};
+use crate::error::{Coded as _, ErrorCode};
 use crate::types::HostPath;
 
 /// What was found out about the machine while it was copied.
@@ -85,7 +86,7 @@ impl Draft {
         if let Err(error) = off_thread(move || remove_data(&folder)).await {
             tracing::warn!(folder = %self.folder, %error, "a failed backup's files are left");
         }
-        let cancelled = matches!(error, BackupError::Cancelled);
+        let cancelled = error.code() == ErrorCode::BackupCancelled;
         self.manifest.with_disks(Vec::new());
         self.manifest.error_message = Some(error.to_string());
         self.finish(if cancelled {

@@ -22,7 +22,7 @@ impl Guest {
                 "driver={format},node-name=d{n},discard=unmap,file.driver=file,file.filename={file}"
             ));
             args.push("-device".to_owned());
-            args.push(format!("virtio-blk-pci,drive=d{n}"));
+            args.push(format!("virtio-blk-pci,id=v{n},drive=d{n}"));
         }
         let args: Vec<_> = args.iter().map(String::as_str).collect();
         let qemu = Qemu::start(&args);
@@ -46,7 +46,8 @@ impl Guest {
     }
 
     async fn io(&self, n: usize, command: &str) {
-        self.human(&format!("qemu-io d{n} \"{command}\"")).await;
+        let told = self.human(&format!("qemu-io -d /machine/peripheral/v{n}/virtio-backend \"{command}\"")).await;
+        assert_eq!(told, "\"\"", "{command}");
     }
 
     async fn human(&self, line: &str) -> String {
