@@ -291,7 +291,7 @@ mod tests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let vm_id = VmId::parse("vm-1").unwrap();
-            let root = HostPath::parse(dir.path().join("b").to_str().unwrap()).unwrap();
+            let root = HostPath::parse(dir.path().join("backups").to_str().unwrap()).unwrap();
             fs::create_dir_all(root.as_path().join("vm-1")).unwrap();
             let library = Library::new(root);
             Self {

@@ -21,6 +21,8 @@ pub(super) async fn sweep(library: &Library, vm_id: &VmId) -> Result<(), BackupE
                 Ok(Some(manifest)) if manifest.status == BackupStatus::InProgress => {
                     unfinished.push(Kept { folder, manifest });
                 }
+                // A qemu-img that outlived its killed parent may have made a file since.
+                Ok(Some(manifest)) if !manifest.is_complete() => remove_data(&folder)?,
                 // What is damaged is told by whoever reads it.
                 Ok(Some(_)) | Err(_) => {}
             }

@@ -46,7 +46,11 @@ impl Guest {
     }
 
     async fn io(&self, n: usize, command: &str) {
-        let told = self.human(&format!("qemu-io -d /machine/peripheral/v{n}/virtio-backend \"{command}\"")).await;
+        let told = self
+            .human(&format!(
+                "qemu-io -d /machine/peripheral/v{n}/virtio-backend \"{command}\""
+            ))
+            .await;
         assert_eq!(told, "\"\"", "{command}");
     }
 
