@@ -3,7 +3,9 @@
 // The public face. Every export is an own enumerable property of this one literal, so that CommonJS,
 // ESM named imports and `{ ...require('@infinibay/infinization') }` all see the same names.
 
+const { BackupService } = require('./js/backup')
 const {
+  BackupErrorCode,
   DisplayErrorCode,
   InfinizationErrorCode,
   LifecycleErrorCode,
@@ -16,9 +18,16 @@ const {
   SyncErrorCode
 } = require('./js/codes')
 const {
+  BACKUP_MANIFEST_FILENAME,
+  BackupCompression,
+  BackupStatus,
+  BackupType,
   CLEANUP_RETRY_BASE_DELAY_MS,
   CLEANUP_RETRY_MAX_DELAY_MS,
   CONNECTION_STATES,
+  DEFAULT_BACKUP_COMPRESSION,
+  DEFAULT_BACKUP_DIR,
+  DEFAULT_BACKUP_TYPE,
   DEFAULT_BOOT_TIMEOUT,
   DEFAULT_CHAIN_PRIORITY,
   DEFAULT_CLUSTER_SIZE,
@@ -34,12 +43,14 @@ const {
   DEFAULT_QMP_CONNECT_TIMEOUT,
   DEFAULT_QMP_SOCKET_DIR,
   DEFAULT_QMP_SOCKET_PATH_PREFIX,
+  DEFAULT_RETENTION_COUNT,
   DEFAULT_STOP_TIMEOUT,
   DEFAULT_SYNC_TIMEOUT,
   INFINIZATION_TABLE_FAMILY,
   INFINIZATION_TABLE_NAME,
   MAX_CHAIN_NAME_LENGTH,
   MAX_CLEANUP_RETRIES,
+  MAX_CONCURRENT_BACKUPS,
   MAX_SNAPSHOT_NAME_LENGTH,
   MAX_SYNC_RETRIES,
   MAX_TAP_NAME_LENGTH,
@@ -56,11 +67,14 @@ const {
   SUPPORTED_PROTOCOLS,
   TAP_NAME_PREFIX,
   VM_CHAIN_PREFIX,
+  isValidBackupStatus,
+  isValidBackupType,
   isValidDBStatus,
   isValidImageFormat,
   isValidQMPStatus
 } = require('./js/constants')
 const {
+  BackupError,
   DisplayError,
   FirewallTranslationError,
   InfinizationError,
@@ -72,12 +86,14 @@ const {
   QMPError,
   StorageError,
   createLifecycleError,
+  isBackupError,
   isLifecycleError,
   isPrismaAdapterError
 } = require('./js/errors')
 const { Infinization } = require('./js/infinization')
 const { KeyedMutex } = require('./js/keyed-mutex')
 const { PCI_ADDRESS_REGEX, normalizePciAddress, validatePciAddress } = require('./js/pci-address')
+const { BackupScheduleService, BackupScheduler } = require('./js/schedules')
 const {
   BridgeManager,
   FirewallRuleTranslator,
@@ -90,10 +106,22 @@ const {
 } = require('./js/services')
 
 module.exports = {
+  BACKUP_MANIFEST_FILENAME,
+  BackupCompression,
+  BackupError,
+  BackupErrorCode,
+  BackupScheduleService,
+  BackupScheduler,
+  BackupService,
+  BackupStatus,
+  BackupType,
   BridgeManager,
   CLEANUP_RETRY_BASE_DELAY_MS,
   CLEANUP_RETRY_MAX_DELAY_MS,
   CONNECTION_STATES,
+  DEFAULT_BACKUP_COMPRESSION,
+  DEFAULT_BACKUP_DIR,
+  DEFAULT_BACKUP_TYPE,
   DEFAULT_BOOT_TIMEOUT,
   DEFAULT_CHAIN_PRIORITY,
   DEFAULT_CLUSTER_SIZE,
@@ -109,6 +137,7 @@ module.exports = {
   DEFAULT_QMP_CONNECT_TIMEOUT,
   DEFAULT_QMP_SOCKET_DIR,
   DEFAULT_QMP_SOCKET_PATH_PREFIX,
+  DEFAULT_RETENTION_COUNT,
   DEFAULT_STOP_TIMEOUT,
   DEFAULT_SYNC_TIMEOUT,
   DisplayError,
@@ -125,6 +154,7 @@ module.exports = {
   LifecycleErrorCode,
   MAX_CHAIN_NAME_LENGTH,
   MAX_CLEANUP_RETRIES,
+  MAX_CONCURRENT_BACKUPS,
   MAX_SNAPSHOT_NAME_LENGTH,
   MAX_SYNC_RETRIES,
   MAX_TAP_NAME_LENGTH,
@@ -162,8 +192,11 @@ module.exports = {
   VM_CHAIN_PREFIX,
   createLifecycleError,
   generateVMChainName,
+  isBackupError,
   isLifecycleError,
   isPrismaAdapterError,
+  isValidBackupStatus,
+  isValidBackupType,
   isValidDBStatus,
   isValidImageFormat,
   isValidQMPStatus,

@@ -7,6 +7,7 @@ const { abortable } = require('./abort')
 const { chooseDatabase, requireEmbedded } = require('./database')
 const { LifecycleError } = require('./errors')
 const { EventStream, route } = require('./events')
+const { remember } = require('./instances')
 const native = require('./native')
 const { QMPClient } = require('./qmp-client')
 const { NftablesService } = require('./services')
@@ -47,6 +48,7 @@ class Infinization extends Manager {
     super(settings, (batch) => self.deref()?.#deliver(batch))
     // Weak: the callback is the addon's for as long as it lives, the instance is not.
     self = new WeakRef(this)
+    remember(this)
     this.#eventManager = eventManager
     this.#database = database
     this.#healthMonitor = new HealthMonitor(this)

@@ -161,6 +161,15 @@ impl Manifest {
         }
     }
 
+    /// Reads the public `BackupMetadata` back, for whoever decides on backups that JavaScript holds.
+    pub fn of_metadata(mut shown: Value) -> Result<Self, BackupError> {
+        if let Some(facts) = shown.as_object_mut() {
+            facts.insert("version".to_owned(), json!(VERSION));
+        }
+        serde_json::from_value(shown)
+            .map_err(|why| BackupError::config("metadata", format!("is refused: {why}")))
+    }
+
     /// Whether it can be restored.
     pub fn is_complete(&self) -> bool {
         self.status == BackupStatus::Completed

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::BackupError;
 use super::kinds::{BackupType, Compression};
@@ -23,8 +25,7 @@ pub struct SourceDisk {
 }
 
 /// A backup to make.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(try_from = "GivenCreate")]
+#[derive(Debug, Clone)]
 pub struct CreateBackup {
     /// Whose.
     pub vm_id: VmId,
@@ -45,8 +46,7 @@ pub struct CreateBackup {
 }
 
 /// A backup to restore.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(try_from = "GivenRestore")]
+#[derive(Debug, Clone)]
 pub struct RestoreBackup {
     /// Which.
     pub id: BackupId,
@@ -108,6 +108,11 @@ impl TryFrom<GivenCreate> for CreateBackup {
 }
 
 impl CreateBackup {
+    /// Reads the public `BackupConfig`.
+    pub fn read(given: Value) -> Result<Self, BackupError> {
+        shaped::<GivenCreate>("config", given)?.try_into()
+    }
+
     fn check(&self) -> Result<(), BackupError> {
         let refuse = |what, why: &str| Err(BackupError::config(what, why));
         match (self.kind, &self.parent, self.compression) {
@@ -129,6 +134,18 @@ impl CreateBackup {
             _ => Ok(()),
         }
     }
+}
+
+impl RestoreBackup {
+    /// Reads the public `BackupRestoreOptions`.
+    pub fn read(given: Value) -> Result<Self, BackupError> {
+        shaped::<GivenRestore>("options", given)?.try_into()
+    }
+}
+
+fn shaped<T: DeserializeOwned>(what: &'static str, given: Value) -> Result<T, BackupError> {
+    serde_json::from_value(given)
+        .map_err(|why| BackupError::config(what, format!("is refused: {why}")))
 }
 
 impl TryFrom<GivenRestore> for RestoreBackup {
@@ -201,7 +218,7 @@ fn paths(given: Vec<String>) -> Result<Vec<HostPath>, BackupError> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -210,7 +227,7 @@ mod tests {
             "vmId": "vm-1", "diskPaths": ["/d/a.qcow2"], "destinationDir": "/b/vm-1", "type": "FULL",
         });
         change(&mut given);
-        serde_json::from_value(given).map_err(|error| error.to_string())
+        CreateBackup::read(given).map_err(|error| error.to_string())
     }
 
     #[test]

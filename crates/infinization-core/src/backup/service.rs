@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -48,7 +47,6 @@ pub(super) struct Terms {
 pub struct BackupService {
     library: Library,
     audience: Audience,
-    active: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for BackupService {
@@ -65,13 +63,7 @@ impl BackupService {
         Self {
             library: Library::new(root),
             audience,
-            active: Arc::default(),
         }
-    }
-
-    /// How many backups are being made through this instance, those that wait included.
-    pub fn active(&self) -> usize {
-        self.active.load(Ordering::Acquire)
     }
 
     /// Makes a backup: a `BackupResult`.
@@ -81,7 +73,6 @@ impl BackupService {
         machine: Arc<dyn Machine>,
         cancel: CancellationToken,
     ) -> Result<Value, Failure> {
-        let _counted = Counted::new(&self.active);
         let vm_id = request.vm_id.clone();
         let library = self.library.clone();
         let audience = Arc::clone(&self.audience);
@@ -197,22 +188,6 @@ impl BackupService {
             }
         })
         .await
-    }
-}
-
-/// Counts a call for as long as it lasts.
-struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

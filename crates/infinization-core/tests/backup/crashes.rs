@@ -17,7 +17,7 @@ async fn the_one_that_is_killed() {
     let dir = PathBuf::from(dir);
     let service = BackupService::new(path(&dir.join("backups")), Arc::new(|_| ()));
     let request = fs::read(dir.join("request.json")).unwrap();
-    let request = serde_json::from_slice(&request).unwrap();
+    let request = CreateBackup::read(serde_json::from_slice(&request).unwrap()).unwrap();
     let made = service
         .create(request, Arc::new(Stopped), CancellationToken::new())
         .await;

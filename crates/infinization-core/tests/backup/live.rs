@@ -295,7 +295,7 @@ async fn k8_cancelling_ends_the_jobs_and_keeps_the_parent_s_bitmap() {
     let machine = Arc::new(CancelledWhileFrozen(running.clone(), cancel.clone()));
     let mut request = place.request("INCREMENTAL", &[&disk]);
     request["parentBackupId"] = json!(full);
-    let request = serde_json::from_value(request).unwrap();
+    let request = CreateBackup::read(request).unwrap();
     let made = place.service.create(request, machine, cancel).await;
     let failure = refused(made, ErrorCode::BackupCancelled);
     assert_eq!(running.thawed.load(Ordering::Acquire), 1);

@@ -86,7 +86,7 @@ impl Place {
         request: Value,
         machine: Arc<dyn Machine>,
     ) -> Result<Value, Failure> {
-        let request: CreateBackup = serde_json::from_value(request).unwrap();
+        let request = CreateBackup::read(request).unwrap();
         self.service
             .create(request, machine, CancellationToken::new())
             .await
@@ -124,7 +124,7 @@ impl Place {
         request: Value,
         machine: Arc<dyn Machine>,
     ) -> Result<Value, Failure> {
-        let request: RestoreBackup = serde_json::from_value(request).unwrap();
+        let request = RestoreBackup::read(request).unwrap();
         self.service
             .restore(request, machine, CancellationToken::new())
             .await
