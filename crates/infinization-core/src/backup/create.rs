@@ -178,16 +178,17 @@ fn parents(
     request: &CreateBackup,
     id: &BackupId,
 ) -> Result<Vec<Kept>, BackupError> {
-    let missing = |_| BackupError::Parent {
-        id: id.clone(),
-        why: "does not exist",
-    };
     let parent = match library.find(&request.vm_id, id) {
-        Err(BackupError::NotFound { .. }) => return Err(missing(())),
+        Err(BackupError::NotFound { .. }) => {
+            return Err(BackupError::Parent {
+                id: id.clone(),
+                why: "does not exist",
+            });
+        }
         found => found?,
     };
     may_be_parent(&parent.manifest, &request.vm_id, request.disks.len())?;
-    let links = library.chain(parent)?;
+    let links = library.chain(&parent)?;
     if links.len() >= LONGEST_CHAIN {
         let why = "has too long a chain: make a FULL backup";
         return Err(BackupError::unfit(id, why));

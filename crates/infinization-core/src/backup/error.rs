@@ -54,6 +54,8 @@ pub enum BackupError {
     TimedOut,
     #[error("{path} could not be used")]
     Io { path: HostPath, source: io::Error },
+    #[error("the file system of the backup is full")]
+    TargetFull,
     #[error("the copy inside QEMU failed: {why}")]
     Job { why: String },
     #[error("the disk {path} is not one of the running machine's")]
@@ -122,7 +124,7 @@ impl Coded for BackupError {
             }
             Self::Destination { .. } => ErrorCode::InvalidDestination,
             Self::NoDisk { .. } => ErrorCode::DiskNotFound,
-            Self::NoSpace { .. } | Self::Full { .. } => ErrorCode::BackupNoSpace,
+            Self::NoSpace { .. } | Self::Full { .. } | Self::TargetFull => ErrorCode::BackupNoSpace,
             Self::Parent { .. } => ErrorCode::ParentNotFound,
             Self::TargetExists { .. } => ErrorCode::TargetExists,
             Self::Corrupt { .. } => ErrorCode::CorruptBackup,

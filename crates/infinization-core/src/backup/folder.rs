@@ -118,14 +118,14 @@ impl Library {
     }
 
     /// `tip` and everything it builds on, nearest first.
-    pub(super) fn chain(&self, tip: Kept) -> Result<Vec<Kept>, BackupError> {
+    pub(super) fn chain(&self, tip: &Kept) -> Result<Vec<Kept>, BackupError> {
         let all = self.all(&tip.manifest.vm_id)?;
         let find = |id: &BackupId| all.iter().find(|kept| kept.manifest.id == *id);
         let links = chain::links(tip.manifest.clone(), |id| {
             find(id).map(|kept| kept.manifest.clone())
         })?;
         let above = links.iter().skip(1).filter_map(|link| find(&link.id));
-        Ok(std::iter::once(&tip).chain(above).cloned().collect())
+        Ok(std::iter::once(tip).chain(above).cloned().collect())
     }
 
     /// The folder of a backup, whatever its manifest says.

@@ -164,7 +164,9 @@ impl<'a> Live<'a> {
             });
         };
         let parent = parent_of(self.prepared, n, &draft.folder).await?;
-        let usable = disk.has_usable_bitmap(&link.manifest.id.bitmap());
+        // A disk that is shorter than its parent was cut, which no bitmap tells.
+        let usable = disk.has_usable_bitmap(&link.manifest.id.bitmap())
+            && disk.size >= link.manifest.disks[n].original_size;
         let (method, target) = if usable {
             (Method::Marked { parent }, image)
         } else {
@@ -234,17 +236,8 @@ impl<'a> Live<'a> {
     fn actions(&self, draft: &Draft, copies: &[Copying]) -> Vec<Value> {
         let copies = copies.iter().enumerate();
         copies
-            .flat_map(|(n, copy)| [self.new_bitmap(draft, copy), self.job(n, copy)])
+            .flat_map(|(n, copy)| [new_bitmap(draft, copy), self.job(n, copy)])
             .collect()
-    }
-
-    fn new_bitmap(&self, draft: &Draft, copy: &Copying) -> Value {
-        json!({ "type": "block-dirty-bitmap-add", "data": {
-            "node": copy.disk.node,
-            "name": draft.manifest.id.bitmap(),
-            "granularity": CLUSTER,
-            "persistent": copy.disk.format == "qcow2",
-        }})
     }
 
     fn job(&self, n: usize, copy: &Copying) -> Value {
@@ -371,6 +364,16 @@ impl<'a> Live<'a> {
         }
         Ok(())
     }
+}
+
+/// What records the changes after this backup. A raw disk has no room for one: it lasts as long as QEMU.
+fn new_bitmap(draft: &Draft, copy: &Copying) -> Value {
+    json!({ "type": "block-dirty-bitmap-add", "data": {
+        "node": copy.disk.node,
+        "name": draft.manifest.id.bitmap(),
+        "granularity": CLUSTER,
+        "persistent": copy.disk.format == "qcow2",
+    }})
 }
 
 fn running(frozen: bool) -> Circumstances {

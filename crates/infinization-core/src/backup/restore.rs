@@ -114,7 +114,7 @@ async fn verified(
 ) -> Result<Vec<Kept>, BackupError> {
     let (library, cancel) = (library.clone(), cancel.clone());
     off_thread(move || {
-        let links = library.chain(tip)?;
+        let links = library.chain(&tip)?;
         for link in &links {
             if link.manifest.kind != BackupType::Snapshot {
                 check_files(link, &cancel)?;

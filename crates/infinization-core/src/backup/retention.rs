@@ -33,7 +33,7 @@ pub fn expired(all: &[Manifest], ours: impl Fn(&Manifest) -> bool, keep: Keep) -
     let old = complete
         .iter()
         .take(wanted)
-        .last()
+        .next_back()
         .map(|oldest| &oldest.created_at);
     // Newest first: a child is younger than its parent.
     mine.iter()

@@ -40,7 +40,8 @@ struct Plan {
 /// One disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Staged {
-    staged: HostPath,
+    /// Where it is made, and what it replaces is afterwards.
+    aside: HostPath,
     target: HostPath,
     /// Of the staged file, known once it is whole: tells whether the target is it already.
     inode: Option<u64>,
@@ -58,7 +59,7 @@ impl Stage {
             .iter()
             .map(|target| {
                 Ok(Staged {
-                    staged: name_beside(target)?,
+                    aside: name_beside(target)?,
                     target: target.clone(),
                     inode: None,
                 })
@@ -78,7 +79,7 @@ impl Stage {
 
     /// The file that disk `n` is to be written into.
     pub(super) fn file(&self, n: usize) -> &HostPath {
-        &self.plan.disks[n].staged
+        &self.plan.disks[n].aside
     }
 
     /// A file for in between, which goes when the stage does.
@@ -112,7 +113,7 @@ impl Stage {
     fn settle(&mut self) -> Result<(), BackupError> {
         for disk in &mut self.plan.disks {
             let failed = |error| BackupError::io(&disk.target, error);
-            let file = File::open(disk.staged.as_path()).map_err(failed)?;
+            let file = File::open(disk.aside.as_path()).map_err(failed)?;
             take_after(&file, disk.target.as_path()).map_err(failed)?;
             file.sync_all().map_err(failed)?;
             disk.inode = Some(file.metadata().map_err(failed)?.ino());
@@ -123,7 +124,7 @@ impl Stage {
 
     fn rename_all(&self) -> Result<(), BackupError> {
         for (n, disk) in self.plan.disks.iter().enumerate() {
-            let Err(error) = exchange(&disk.staged, &disk.target) else {
+            let Err(error) = exchange(&disk.aside, &disk.target) else {
                 continue;
             };
             for done in self.plan.disks[..n].iter().rev() {
@@ -144,8 +145,8 @@ impl Stage {
     /// Removes what has a staged name now: what was not restored, or what was replaced.
     fn clear(&self) -> Result<(), BackupError> {
         for disk in &self.plan.disks {
-            remove_file(&disk.staged)?;
-            remove_file(&unpacked_name(&disk.staged)?)?;
+            remove_file(&disk.aside)?;
+            remove_file(&unpacked_name(&disk.aside)?)?;
         }
         remove_file(&self.journal)
     }
@@ -163,14 +164,14 @@ impl Stage {
             if inode_of(&disk.target) == disk.inode {
                 continue;
             }
-            if inode_of(&disk.staged) != disk.inode {
+            if inode_of(&disk.aside) != disk.inode {
                 tracing::error!(target = %disk.target, "an interrupted restore cannot be finished here");
                 continue;
             }
             if disk.target.as_path().exists() {
                 ensure_unused_now(&disk.target)?;
             }
-            exchange(&disk.staged, &disk.target)
+            exchange(&disk.aside, &disk.target)
                 .map_err(|error| BackupError::io(&disk.target, error))?;
         }
         self.sync_directories()
@@ -264,10 +265,10 @@ fn exchange_by_links(staged: &Path, target: &Path) -> io::Result<()> {
 
 /// Undoes [`exchange`].
 fn put_back(disk: &Staged) -> io::Result<()> {
-    if disk.staged.as_path().exists() {
-        exchange(&disk.staged, &disk.target)
+    if disk.aside.as_path().exists() {
+        exchange(&disk.aside, &disk.target)
     } else {
-        fs::rename(disk.target.as_path(), disk.staged.as_path())
+        fs::rename(disk.target.as_path(), disk.aside.as_path())
     }
 }
 
@@ -390,7 +391,7 @@ mod tests {
             let (mut stage, _) = place.staged().await;
             stage.settle().unwrap();
             for disk in &stage.plan.disks[..done] {
-                exchange(&disk.staged, &disk.target).unwrap();
+                exchange(&disk.aside, &disk.target).unwrap();
             }
             drop(stage);
             recover(&place.library, &place.vm_id).await.unwrap();

@@ -238,7 +238,10 @@ async fn f39_a_guest_is_thawed_whatever_freezing_came_to() {
     ] {
         let machine = Running::new(&guest.monitor, freezing.clone());
         let made = place
-            .create_with(place.request("FULL", &[&disk]), machine.clone())
+            .create_with(
+                place.request("FULL", &[&disk]),
+                Arc::<Running>::clone(&machine),
+            )
             .await;
         let facts = place.metadata(&id(&made.unwrap())).await.unwrap();
         assert_eq!(facts["crashConsistent"], json!(!consistent), "{freezing:?}");
@@ -292,7 +295,7 @@ async fn k8_cancelling_ends_the_jobs_and_keeps_the_parent_s_bitmap() {
     let full = place.live("FULL", &[&disk], None, &guest).await;
     guest.write(0, &mut disk, 0, 8 << 20, 2).await;
     let (running, cancel) = (guest.machine(), CancellationToken::new());
-    let machine = Arc::new(CancelledWhileFrozen(running.clone(), cancel.clone()));
+    let machine = Arc::new(CancelledWhileFrozen(Arc::clone(&running), cancel.clone()));
     let mut request = place.request("INCREMENTAL", &[&disk]);
     request["parentBackupId"] = json!(full);
     let request = CreateBackup::read(request).unwrap();
@@ -435,4 +438,66 @@ async fn snapshots_of_a_running_machine() {
     place.restore(&next, &targets).await.unwrap();
     disk::assert_holds(&targets[0], "qcow2", &a.holds);
     disk::assert_holds(&targets[1], "qcow2", &was_b);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bitmap_does_not_outlive_a_cut() {
+    use infinization_core::host::qemu_img::{ImageFormat, Resize, resize};
+    use infinization_core::types::ByteSize;
+    let place = Place::new();
+    let mut disk = place.disk("a.qcow2", 4);
+    let guest = Guest::start(&[&disk]).await;
+    guest.write(0, &mut disk, 3 << 20, 1 << 20, 1).await;
+    let full = place.live("FULL", &[&disk], None, &guest).await;
+    guest.quit().await;
+    for mib in [2, 4] {
+        let (image, size) = (path(&disk.path), ByteSize::mib(mib));
+        resize(&image, ImageFormat::Qcow2, size, Resize::GrowOrShrink)
+            .await
+            .unwrap();
+        disk.holds.resize(usize::try_from(mib).unwrap() << 20, 0);
+    }
+    let guest = Guest::start(&[&disk]).await;
+    assert!(guest.bitmaps(0).await.is_empty());
+    let next = place
+        .live("INCREMENTAL", &[&disk], Some(&full), &guest)
+        .await;
+    guest.quit().await;
+    place.comes_back(&next, &disk.holds).await;
+}
+
+#[test]
+fn f15_a_full_disk_fails_a_live_backup_and_the_guest_goes_on() {
+    kit::in_private_network(async || {
+        let small = crate::kit::small_disk::SmallDisk::new(3 << 10);
+        let place = Place::new();
+        let mut disk = place.disk("a.qcow2", 16);
+        let guest = Guest::start(&[&disk]).await;
+        guest.write(0, &mut disk, 0, 8 << 20, 1).await;
+        let mut request = place.request("FULL", &[&disk]);
+        request["destinationDir"] = json!(small.path().join("vm-1"));
+        // Refused up front, and, where the size is not known, found out on the way.
+        refused(
+            place.create_with(request.clone(), guest.machine()).await,
+            ErrorCode::BackupNoSpace,
+        );
+        let full = place.live("FULL", &[&disk], None, &guest).await;
+        guest.write(0, &mut disk, 0, 8 << 20, 2).await;
+        request["type"] = json!("INCREMENTAL");
+        request["parentBackupId"] = json!(full);
+        let made = place.create_with(request, guest.machine()).await;
+        let failed = refused(made, ErrorCode::BackupNoSpace);
+        let folder = small
+            .path()
+            .join("vm-1")
+            .join(failed.context()["backupId"].as_str().unwrap());
+        assert_eq!(names_in(&folder), ["backup.json"]);
+        assert!(!guest.has_leftovers().await);
+        guest.write(0, &mut disk, 8 << 20, 65_536, 3).await;
+        let next = place
+            .live("INCREMENTAL", &[&disk], Some(&full), &guest)
+            .await;
+        guest.quit().await;
+        place.comes_back(&next, &disk.holds).await;
+    });
 }

@@ -65,8 +65,8 @@ pub(super) async fn wait_for(
             let job = jobs.iter().find(|job| job.id == *id).ok_or_else(lost)?;
             parts.push(job.fraction());
             concluded += usize::from(job.is_concluded());
-            if let Some(why) = job.error.clone() {
-                return Err(BackupError::Job { why });
+            if let Some(why) = &job.error {
+                return Err(failed(why));
             }
         }
         tell(&parts);
@@ -81,6 +81,15 @@ pub(super) async fn wait_for(
     }
 }
 
+/// QEMU tells the target's errno by the C library's words.
+fn failed(why: &str) -> BackupError {
+    if ["No space left on device", "Disk quota exceeded"].contains(&why) {
+        return BackupError::TargetFull;
+    }
+    let why = why.to_owned();
+    BackupError::Job { why }
+}
+
 /// Waits for an event after which a job may have concluded.
 async fn concluded_one(events: &mut EventReceiver) {
     loop {
@@ -91,8 +100,11 @@ async fn concluded_one(events: &mut EventReceiver) {
                 }
             }
             Some(MonitorEvent::Event(_) | MonitorEvent::Reconnected { .. }) => {}
-            Some(MonitorEvent::Missed { .. } | MonitorEvent::Disconnected { .. })
-            | Some(MonitorEvent::GaveUp)
+            Some(
+                MonitorEvent::Missed { .. }
+                | MonitorEvent::Disconnected { .. }
+                | MonitorEvent::GaveUp,
+            )
             | None => return std::future::pending().await,
         }
     }

@@ -15,6 +15,7 @@
 //! business, not ours.
 
 mod backup;
+mod bitmap;
 mod check;
 mod command;
 mod convert;

@@ -3,6 +3,7 @@
 
 use serde::Deserialize;
 
+use super::bitmap::drop_bitmaps;
 use super::command::QemuImg;
 use super::in_use::{self, Access};
 use super::info::{ImageInfo, Sharing, info, info_locked};
@@ -156,20 +157,6 @@ async fn change(
         Ok(())
     })
     .await
-}
-
-/// Removes the dirty bitmaps: what they say is no longer true of a disk that goes back in time, and
-/// QEMU refuses to revert while there are any. Whoever kept them (incremental backups) compares instead.
-async fn drop_bitmaps(path: &HostPath, bitmaps: &[String]) -> Result<(), ImageError> {
-    for bitmap in bitmaps {
-        QemuImg::new("bitmap", path)
-            .args(["--remove", "-f", "qcow2"])
-            .on_image()
-            .args([bitmap.as_str()])
-            .run_as(&Job::short())
-            .await?;
-    }
-    Ok(())
 }
 
 /// `qemu-img snapshot` has no `-f`, so the format goes into the image's options. A [`HostPath`]
