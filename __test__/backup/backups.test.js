@@ -1,7 +1,7 @@
 'use strict'
 
 const { execFileSync } = require('node:child_process')
-const { readFileSync, statSync, writeFileSync } = require('node:fs')
+const { chmodSync, readFileSync, statSync, writeFileSync } = require('node:fs')
 const { EventEmitter } = require('node:events')
 const path = require('node:path')
 const {
@@ -173,6 +173,16 @@ test('K2: a running machine is copied by its QEMU, and its guest thawed', async 
   holds(live, 8, '0 64k')
   holds(live, 7, '64k 960k')
   await instance.startVM(vmId)
+})
+
+test('a QEMU that runs as somebody else writes the one file it is given, and does not keep it', async () => {
+  const stateDir = newDirectory()
+  for (const open of [stateDir, directory]) chmodSync(open, 0o711)
+  const instance = await openInstance({ stateDir })
+  const { vmId, diskPaths } = await running(instance, { runAsUser: 'nobody' })
+  const { disks: [{ backupPath }] } = await service().createBackup(config({ vmId, diskPaths, destinationDir: path.join(root, vmId) }))
+  const { uid, mode } = statSync(backupPath)
+  expect([uid, mode & 0o777]).toEqual([process.getuid(), 0o600])
 })
 
 test('without its monitor a running machine is refused', async () => {
