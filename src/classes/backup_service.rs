@@ -313,7 +313,7 @@ fn plan<T>(
     };
     let all = backups.into_iter().map(Manifest::of_metadata);
     let all = all.collect::<Result<Vec<_>, _>>()?;
-    let scheduled = |one: &Manifest| one.tags.iter().any(|tag| *tag == schedule);
+    let scheduled = |one: &Manifest| one.tags.contains(&schedule);
     Ok(decide(&all, &scheduled))
 }
 

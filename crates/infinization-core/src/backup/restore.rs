@@ -11,7 +11,9 @@ use super::digest::{gunzip, measure};
 use super::folder::{Kept, Library, free_space};
 use super::kinds::{BackupType, Compression};
 use super::machine::require_stopped;
+use super::manifest::{DiskRecord, Manifest};
 use super::names::BackupId;
+use super::offline::drop_snapshots;
 use super::progress::Reporter;
 use super::request::RestoreBackup;
 use super::service::{Terms, Told, millis};
@@ -19,8 +21,8 @@ use super::stage::Stage;
 use super::turn::Turn;
 use super::{BackupError, off_thread, sweep};
 use crate::host::qemu_img::{
-    ConvertImage, ImageFormat, Job, SnapshotName, convert, ensure_unused_now, flatten,
-    revert_snapshot,
+    ConvertImage, ImageFormat, Job, SnapshotName, convert, create_snapshot, ensure_unused_now,
+    flatten, revert_snapshot,
 };
 use crate::types::{HostPath, VmId};
 
@@ -46,6 +48,12 @@ impl Restoration {
             deadline: None,
             progress: Some(progress),
         }
+    }
+
+    fn reporter(&self, tip: &Manifest) -> Reporter {
+        let sizes = tip.disks.iter().map(|disk| disk.original_size).collect();
+        let audience = Arc::clone(&self.terms.audience);
+        Reporter::new(audience, tip.id.clone(), tip.vm_id.clone(), sizes)
     }
 }
 
@@ -204,7 +212,22 @@ async fn restore_files(restoration: &Restoration, kept: Kept) -> Result<(), Back
     let links = verified(library, kept, &terms.cancel).await?;
     require_space(&links, &request.targets).await?;
     let stage = Stage::begin(library, &request.vm_id, &request.targets).await?;
-    match stage_all(restoration, &links, &stage).await {
+    let staged = stage_all(restoration, &links, &stage).await;
+    put_in_place(restoration, stage, staged).await
+}
+
+/// Commits what is staged, unless staging failed or the machine was started in the meantime.
+async fn put_in_place(
+    restoration: &Restoration,
+    stage: Stage,
+    staged: Result<(), BackupError>,
+) -> Result<(), BackupError> {
+    let (machine, vm_id) = (&*restoration.terms.machine, &restoration.request.vm_id);
+    let ready = match staged {
+        Ok(()) => require_stopped(machine, vm_id).await,
+        failed => failed,
+    };
+    match ready {
         Ok(()) => stage.commit().await,
         Err(error) => {
             stage.abandon().await;
@@ -249,9 +272,7 @@ async fn stage_all(
     stage: &Stage,
 ) -> Result<(), BackupError> {
     let tip = &links[0].manifest;
-    let sizes = tip.disks.iter().map(|disk| disk.original_size).collect();
-    let audience = Arc::clone(&restoration.terms.audience);
-    let reporter = Reporter::new(audience, tip.id.clone(), tip.vm_id.clone(), sizes);
+    let reporter = restoration.reporter(tip);
     for (n, disk) in tip.disks.iter().enumerate() {
         let unpacked = unpack(restoration, links, n, stage).await?;
         let files = unpacked.links(links, n)?;
@@ -322,10 +343,35 @@ async fn restore_snapshot(restoration: &Restoration, kept: &Kept) -> Result<(), 
     for source in &sources {
         require_snapshot(source, &name, &kept.manifest.id).await?;
     }
-    for source in &sources {
-        revert_snapshot(source, &name).await?;
+    revert_all(disks, &name, &kept.manifest.id).await
+}
+
+/// Reverts every disk, or none: what they are now is kept in a snapshot until all have gone back.
+async fn revert_all(
+    disks: &[DiskRecord],
+    name: &SnapshotName,
+    id: &BackupId,
+) -> Result<(), BackupError> {
+    let undo = SnapshotName::parse(format!("undo-{id}"))?;
+    // One is there if a process died in the middle of this.
+    drop_snapshots(disks, &undo).await?;
+    let mut outcome = Ok(());
+    for disk in disks {
+        outcome = outcome.and(create_snapshot(&disk.source_path, &undo).await);
     }
-    Ok(())
+    for (n, disk) in disks.iter().enumerate() {
+        if outcome.is_err() {
+            break;
+        }
+        outcome = revert_snapshot(&disk.source_path, name).await;
+        if outcome.is_err() {
+            for done in &disks[..n] {
+                revert_snapshot(&done.source_path, &undo).await?;
+            }
+        }
+    }
+    drop_snapshots(disks, &undo).await?;
+    Ok(outcome?)
 }
 
 async fn require_snapshot(
@@ -352,25 +398,28 @@ async fn materialise(
     let Restoration {
         library, request, ..
     } = restoration;
-    let tip = &kept.manifest;
     let stage = Stage::begin(library, &request.vm_id, &request.targets).await?;
-    let sizes = tip.disks.iter().map(|disk| disk.original_size).collect();
-    let audience = Arc::clone(&restoration.terms.audience);
-    let reporter = Reporter::new(audience, tip.id.clone(), tip.vm_id.clone(), sizes);
+    let staged = copy_snapshots(restoration, &kept.manifest, name, &stage).await;
+    put_in_place(restoration, stage, staged).await
+}
+
+async fn copy_snapshots(
+    restoration: &Restoration,
+    tip: &Manifest,
+    name: &SnapshotName,
+    stage: &Stage,
+) -> Result<(), BackupError> {
+    let reporter = restoration.reporter(tip);
     for (n, disk) in tip.disks.iter().enumerate() {
         let source = (disk.source_path.clone(), ImageFormat::Qcow2);
         let mut copy = ConvertImage::new(source, (stage.file(n).clone(), ImageFormat::Qcow2));
         copy.snapshot = Some(name.clone());
-        let copied = reporter
+        reporter
             .follow(n, 1.0, async |progress| {
                 convert(&copy, &restoration.job(progress)).await
             })
-            .await;
-        if let Err(error) = copied {
-            stage.abandon().await;
-            return Err(error.into());
-        }
+            .await?;
         reporter.tell(n, 1.0);
     }
-    stage.commit().await
+    Ok(())
 }

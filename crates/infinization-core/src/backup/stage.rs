@@ -113,6 +113,9 @@ impl Stage {
     fn settle(&mut self) -> Result<(), BackupError> {
         for disk in &mut self.plan.disks {
             let failed = |error| BackupError::io(&disk.target, error);
+            if disk.target.as_path().exists() {
+                ensure_unused_now(&disk.target)?;
+            }
             let file = File::open(disk.aside.as_path()).map_err(failed)?;
             take_after(&file, disk.target.as_path()).map_err(failed)?;
             file.sync_all().map_err(failed)?;

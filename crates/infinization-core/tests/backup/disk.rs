@@ -154,3 +154,14 @@ pub(super) fn run(program: &str, args: &[&str]) -> String {
     );
     told
 }
+
+/// Has the level 1 table of a qcow2's first snapshot begin inside a cluster, where none can.
+pub(super) fn damage_snapshot(image: &Path) {
+    let mut bytes = fs::read(image).unwrap();
+    // docs/interop/qcow2.txt: the table's offset is at 64 of the header; an entry begins with the
+    // offset of its level 1 table.
+    let table = u64::from_be_bytes(bytes[64..72].try_into().unwrap());
+    let at = usize::try_from(table).unwrap();
+    bytes[at..at + 8].copy_from_slice(&0x10200_u64.to_be_bytes());
+    fs::write(image, bytes).unwrap();
+}

@@ -184,3 +184,41 @@ async fn k6_a_damaged_file_is_told_and_nothing_is_restored() {
     place.delete(&next).await.unwrap();
     assert_eq!(place.list().await.len(), 1);
 }
+
+/// A machine that is started while its disks are being restored.
+struct StartsSoon(AtomicUsize);
+
+#[async_trait]
+impl Machine for StartsSoon {
+    async fn is_running(&self) -> Option<bool> {
+        Some(self.0.fetch_add(1, Ordering::AcqRel) > 0)
+    }
+
+    fn monitor(&self) -> Option<QmpClient> {
+        None
+    }
+
+    async fn freeze(&self) -> Result<Option<u64>, String> {
+        Ok(None)
+    }
+
+    async fn thaw(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn k3_a_machine_that_starts_during_its_restore_keeps_its_disks() {
+    let place = Place::new();
+    let mut disk = place.disk("a.qcow2", 1);
+    let backup = place.full(&[&disk]).await;
+    disk.write(0, 65_536, 7);
+    let request = json!({
+        "vmId": "vm-1", "backupId": backup, "diskPaths": [disk.path], "overwriteExisting": true,
+    });
+    let machine = Arc::new(StartsSoon(AtomicUsize::new(0)));
+    let restored = place.restore_with(request, machine).await;
+    refused(restored, ErrorCode::BackupVmRunning);
+    disk.is_intact();
+    assert_eq!(names_in(place.dir.path()), ["a.qcow2", "backups"]);
+}

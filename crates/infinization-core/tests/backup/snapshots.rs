@@ -79,3 +79,31 @@ async fn k9_a_snapshot_that_cannot_be_deleted_keeps_the_backup() {
     drop(qemu);
     place.delete(&backup).await.unwrap();
 }
+
+#[tokio::test]
+async fn k3_all_disks_go_back_or_none() {
+    let place = Place::new();
+    let (mut a, mut b) = (place.disk("a.qcow2", 1), place.disk("b.qcow2", 1));
+    let backup = id(&place
+        .create(place.request("SNAPSHOT", &[&a, &b]))
+        .await
+        .unwrap());
+    a.write(0, 65_536, 3);
+    b.write(0, 65_536, 4);
+    // The second disk's snapshot is there, and cannot be gone back to: its tables are damaged.
+    let name = format!("backup-{backup}");
+    disk::damage_snapshot(&b.path);
+    let request = json!({
+        "vmId": "vm-1", "backupId": backup, "diskPaths": [a.path, b.path],
+        "overwriteExisting": true, "allowInPlaceSnapshotRevert": true,
+    });
+    assert!(
+        place
+            .restore_with(request, Arc::new(Stopped))
+            .await
+            .is_err()
+    );
+    a.is_intact();
+    let list = disk::run("qemu-img", &["snapshot", "-l", disk::text(&a.path)]);
+    assert!(list.contains(&name) && !list.contains("undo-"), "{list}");
+}
