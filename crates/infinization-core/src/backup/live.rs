@@ -7,11 +7,10 @@
 //! is complete, so a failure costs nothing.
 
 mod attached;
+mod handover;
 mod jobs;
 
 use std::collections::HashSet;
-use std::fs;
-use std::os::unix::fs::{MetadataExt as _, chown};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -23,12 +22,11 @@ use super::kinds::BackupType;
 use super::manifest::{DiskRecord, Manifest};
 use super::names::BITMAP_PREFIX;
 use super::{BackupError, off_thread, offline, quiesce};
-use crate::host::qemu_img::{
-    Clusters, ImageError, ImageFormat, Parent, Source, difference, ensure_unused, make_target,
-};
+use crate::host::qemu_img::{Clusters, ImageFormat, Parent, Source, difference, make_target};
 use crate::qmp::QmpClient;
 use crate::types::{ByteSize, HostPath};
 use attached::{Attached, attached};
+use handover::{give_to_qemu, take_back};
 
 /// For starting all jobs: the guest's file systems are frozen meanwhile. A Windows guest thaws by
 /// itself after ten seconds.
@@ -403,43 +401,4 @@ pub(super) async fn delete_snapshots(
         }
     }
     Ok(())
-}
-
-/// Gives the file to the user that QEMU runs as, if that is not us: it opens the file itself.
-async fn give_to_qemu(file: &HostPath, disk: &HostPath) -> Result<(), BackupError> {
-    let Err(ImageError::InUse {
-        holder: Some(holder),
-        ..
-    }) = ensure_unused(disk).await
-    else {
-        return Ok(());
-    };
-    let file = file.clone();
-    off_thread(move || {
-        let failed = |error| BackupError::io(&file, error);
-        let qemu = fs::metadata(format!("/proc/{}", holder.pid)).map_err(failed)?;
-        let ours = fs::metadata(file.as_path()).map_err(failed)?;
-        if (qemu.uid(), qemu.gid()) == (ours.uid(), ours.gid()) {
-            return Ok(());
-        }
-        chown(file.as_path(), Some(qemu.uid()), Some(qemu.gid())).map_err(failed)
-    })
-    .await
-}
-
-async fn take_back(file: &HostPath) -> Result<(), BackupError> {
-    let file = file.clone();
-    off_thread(move || {
-        let ours = (
-            nix::unistd::geteuid().as_raw(),
-            nix::unistd::getegid().as_raw(),
-        );
-        let failed = |error| BackupError::io(&file, error);
-        let found = fs::metadata(file.as_path()).map_err(failed)?;
-        if (found.uid(), found.gid()) == ours {
-            return Ok(());
-        }
-        chown(file.as_path(), Some(ours.0), Some(ours.1)).map_err(failed)
-    })
-    .await
 }

@@ -1,5 +1,7 @@
 //! Restoring and verifying.
 
+mod snapshot;
+
 use std::fs;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,20 +13,17 @@ use super::digest::{gunzip, measure};
 use super::folder::{Kept, Library, free_space};
 use super::kinds::{BackupType, Compression};
 use super::machine::require_stopped;
-use super::manifest::{DiskRecord, Manifest};
+use super::manifest::Manifest;
 use super::names::BackupId;
-use super::offline::drop_snapshots;
 use super::progress::Reporter;
 use super::request::RestoreBackup;
 use super::service::{Terms, Told, millis};
 use super::stage::Stage;
 use super::turn::Turn;
 use super::{BackupError, off_thread, sweep};
-use crate::host::qemu_img::{
-    ConvertImage, ImageFormat, Job, SnapshotName, convert, create_snapshot, ensure_unused_now,
-    flatten, revert_snapshot,
-};
+use crate::host::qemu_img::{Job, ensure_unused_now, flatten};
 use crate::types::{HostPath, VmId};
+use snapshot::restore_snapshot;
 
 /// One restore.
 pub(super) struct Restoration {
@@ -323,103 +322,4 @@ async fn unpack(
     let to = image.clone();
     off_thread(move || gunzip(&packed, &to, length, &cancel)).await?;
     Ok(Unpacked(Some(image)))
-}
-
-/// A SNAPSHOT is reverted to where it is, or copied out of there.
-async fn restore_snapshot(restoration: &Restoration, kept: &Kept) -> Result<(), BackupError> {
-    let request = &restoration.request;
-    let disks = &kept.manifest.disks;
-    let sources: Vec<_> = disks.iter().map(|disk| disk.source_path.clone()).collect();
-    let name = SnapshotName::parse(kept.manifest.id.snapshot())?;
-    let in_place = request.targets.iter().zip(&sources).filter(|(a, b)| a == b);
-    if in_place.count() == 0 {
-        return materialise(restoration, kept, &name).await;
-    }
-    if sources != request.targets || !request.in_place_revert || !request.overwrite {
-        let why = "are the disks the snapshot is in: reverting them needs allowInPlaceSnapshotRevert \
-                   and overwriteExisting, for all of them";
-        return Err(BackupError::config("diskPaths", why));
-    }
-    for source in &sources {
-        require_snapshot(source, &name, &kept.manifest.id).await?;
-    }
-    revert_all(disks, &name, &kept.manifest.id).await
-}
-
-/// Reverts every disk, or none: what they are now is kept in a snapshot until all have gone back.
-async fn revert_all(
-    disks: &[DiskRecord],
-    name: &SnapshotName,
-    id: &BackupId,
-) -> Result<(), BackupError> {
-    let undo = SnapshotName::parse(format!("undo-{id}"))?;
-    // One is there if a process died in the middle of this.
-    drop_snapshots(disks, &undo).await?;
-    let mut outcome = Ok(());
-    for disk in disks {
-        outcome = outcome.and(create_snapshot(&disk.source_path, &undo).await);
-    }
-    for (n, disk) in disks.iter().enumerate() {
-        if outcome.is_err() {
-            break;
-        }
-        outcome = revert_snapshot(&disk.source_path, name).await;
-        if outcome.is_err() {
-            for done in &disks[..n] {
-                revert_snapshot(&done.source_path, &undo).await?;
-            }
-        }
-    }
-    drop_snapshots(disks, &undo).await?;
-    Ok(outcome?)
-}
-
-async fn require_snapshot(
-    source: &HostPath,
-    name: &SnapshotName,
-    id: &BackupId,
-) -> Result<(), BackupError> {
-    use crate::host::qemu_img::{Sharing, snapshot_exists};
-    if snapshot_exists(source, name, Sharing::Refuse).await? {
-        Ok(())
-    } else {
-        Err(BackupError::corrupt(
-            id,
-            format!("{source} has lost its snapshot"),
-        ))
-    }
-}
-
-async fn materialise(
-    restoration: &Restoration,
-    kept: &Kept,
-    name: &SnapshotName,
-) -> Result<(), BackupError> {
-    let Restoration {
-        library, request, ..
-    } = restoration;
-    let stage = Stage::begin(library, &request.vm_id, &request.targets).await?;
-    let staged = copy_snapshots(restoration, &kept.manifest, name, &stage).await;
-    put_in_place(restoration, stage, staged).await
-}
-
-async fn copy_snapshots(
-    restoration: &Restoration,
-    tip: &Manifest,
-    name: &SnapshotName,
-    stage: &Stage,
-) -> Result<(), BackupError> {
-    let reporter = restoration.reporter(tip);
-    for (n, disk) in tip.disks.iter().enumerate() {
-        let source = (disk.source_path.clone(), ImageFormat::Qcow2);
-        let mut copy = ConvertImage::new(source, (stage.file(n).clone(), ImageFormat::Qcow2));
-        copy.snapshot = Some(name.clone());
-        reporter
-            .follow(n, 1.0, async |progress| {
-                convert(&copy, &restoration.job(progress)).await
-            })
-            .await?;
-        reporter.tell(n, 1.0);
-    }
-    Ok(())
 }
