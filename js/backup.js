@@ -7,6 +7,7 @@ const { abortable } = require('./abort')
 const { DEFAULT_BACKUP_DIR } = require('./constants')
 const { BackupError } = require('./errors')
 const { emitGuarded } = require('./events')
+const { Guests } = require('./guests')
 const { openInstances } = require('./instances')
 const native = require('./native')
 const { traced } = require('./traced')
@@ -79,51 +80,6 @@ async function cancellable (options, call) {
     return await abortable(options, call)
   } catch (error) {
     throw asBackupError(error)
-  }
-}
-
-// The user's view of the machines. Every answer is an envelope: a callback that throws is an answer too.
-class Guests {
-  #isVmRunning
-  #guestAgentFactory
-  #frozen = new Map()
-
-  constructor (isVmRunning, guestAgentFactory) {
-    this.#isVmRunning = isVmRunning
-    this.#guestAgentFactory = guestAgentFactory
-  }
-
-  async answer (request) {
-    try {
-      const { ask, vmId } = JSON.parse(request)
-      return JSON.stringify({ value: await this[ask](vmId) ?? null })
-    } catch (error) {
-      return JSON.stringify({ error: String(error?.message ?? error) })
-    }
-  }
-
-  // Without a probe the disks' own locks decide.
-  async isRunning (vmId) {
-    if (this.#isVmRunning === undefined || this.#isVmRunning === null) return false
-    const running = await this.#isVmRunning(vmId)
-    return typeof running === 'boolean' ? running : null
-  }
-
-  // How many file systems, or null when nobody in the guest can freeze them.
-  async freeze (vmId) {
-    const agent = await this.#guestAgentFactory?.(vmId)
-    if (!agent) return null
-    this.#frozen.set(vmId, agent)
-    if (agent.isConnected?.() === false) await agent.connect?.()
-    return agent.fsFreeze()
-  }
-
-  async thaw (vmId) {
-    const agent = this.#frozen.get(vmId)
-    if (!agent) return
-    await agent.fsThaw()
-    this.#frozen.delete(vmId)
-    await agent.disconnect?.()
   }
 }
 

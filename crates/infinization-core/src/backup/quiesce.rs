@@ -42,3 +42,49 @@ async fn thaw(machine: &dyn Machine) {
     }
     tracing::error!("a guest's file systems may still be frozen");
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::qmp::QmpClient;
+
+    /// A guest whose agent died while freezing, and comes back for the last thaw.
+    #[derive(Default)]
+    struct Hangs {
+        thaws: AtomicU32,
+    }
+
+    #[async_trait]
+    impl Machine for Hangs {
+        async fn is_running(&self) -> Option<bool> {
+            Some(true)
+        }
+
+        fn monitor(&self) -> Option<QmpClient> {
+            None
+        }
+
+        async fn freeze(&self) -> Result<Option<u64>, String> {
+            std::future::pending().await
+        }
+
+        async fn thaw(&self) -> Result<(), String> {
+            if self.thaws.fetch_add(1, Ordering::AcqRel) + 1 == THAW_ATTEMPTS {
+                return Ok(());
+            }
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn f39_a_freeze_that_hangs_ends_and_is_thawed() {
+        let guest = Hangs::default();
+        let (done, frozen) = around(&guest, async { 7 }).await;
+        assert_eq!((done, frozen), (7, false));
+        assert_eq!(guest.thaws.load(Ordering::Acquire), THAW_ATTEMPTS);
+    }
+}
