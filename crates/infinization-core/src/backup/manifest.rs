@@ -275,22 +275,23 @@ pub(super) mod tests {
 
     #[test]
     fn k4_a_manifest_cannot_point_elsewhere() {
+        type Spoil = fn(&mut Value);
         assert!(reread(|_| ()).is_ok());
-        let table: [(&str, fn(&mut Value)); 8] = [
+        let table: [(&str, Spoil); 8] = [
             ("version", |m| m["version"] = json!(2)),
             ("version", |m| {
-                drop(m.as_object_mut().unwrap().remove("version"))
+                m.as_object_mut().unwrap().remove("version");
             }),
             ("another backup's", |m| m["id"] = json!(BackupId::random())),
             ("none of its own", |m| {
                 m["disks"][0]["backupPath"] = json!("../../etc/shadow");
             }),
             ("none of its own", |m| {
-                m["disks"][0]["backupPath"] = json!("disk-1.qcow2")
+                m["disks"][0]["backupPath"] = json!("disk-1.qcow2");
             }),
             ("no disk", |m| m["disks"] = json!([])),
             ("lacks a checksum", |m| {
-                m["disks"][0]["sha256"] = Value::Null
+                m["disks"][0]["sha256"] = Value::Null;
             }),
             ("parent", |m| m["type"] = json!("INCREMENTAL")),
         ];
