@@ -1482,6 +1482,375 @@ export class SnapshotManager {
 }
 
 // ---------------------------------------------------------------------------------------------------
+// Backups
+// ---------------------------------------------------------------------------------------------------
+
+/**
+ * `FULL` needs no other backup. `INCREMENTAL` holds what differs from its parent. `SNAPSHOT` is an
+ * internal snapshot in each disk: quick, and gone when the disk is.
+ */
+export type BackupType = 'FULL' | 'INCREMENTAL' | 'SNAPSHOT'
+export const BackupType: {
+  readonly FULL: 'FULL'
+  readonly INCREMENTAL: 'INCREMENTAL'
+  readonly SNAPSHOT: 'SNAPSHOT'
+}
+export function isValidBackupType(type: unknown): type is BackupType
+
+/** `PENDING` is never in a manifest. */
+export type BackupStatus = 'PENDING' | 'IN_PROGRESS' | 'COMPLETED' | 'FAILED' | 'CANCELLED'
+export const BackupStatus: {
+  readonly PENDING: 'PENDING'
+  readonly IN_PROGRESS: 'IN_PROGRESS'
+  readonly COMPLETED: 'COMPLETED'
+  readonly FAILED: 'FAILED'
+  readonly CANCELLED: 'CANCELLED'
+}
+export function isValidBackupStatus(status: unknown): status is BackupStatus
+
+/**
+ * `QCOW2` compresses each cluster with deflate, `ZSTD` with Zstandard (read by QEMU 5.1 and later), `GZIP`
+ * the file as a whole: nothing can build on such a backup.
+ */
+export type BackupCompression = 'NONE' | 'QCOW2' | 'GZIP' | 'ZSTD'
+export const BackupCompression: {
+  readonly NONE: 'NONE'
+  readonly QCOW2: 'QCOW2'
+  readonly GZIP: 'GZIP'
+  readonly ZSTD: 'ZSTD'
+}
+
+export const DEFAULT_BACKUP_DIR: '/var/lib/infinization/backups'
+export const DEFAULT_BACKUP_TYPE: 'FULL'
+export const DEFAULT_BACKUP_COMPRESSION: 'NONE'
+/** How many complete backups a schedule keeps. */
+export const DEFAULT_RETENTION_COUNT: 5
+/** How many backups are made at a time in this process; the others wait for their turn. */
+export const MAX_CONCURRENT_BACKUPS: 2
+export const BACKUP_MANIFEST_FILENAME: 'backup.json'
+
+/** Whether a machine runs; null when that is not known, which is refused as if it did. */
+export type IsVmRunningProbe = (vmId: string) => Promise<boolean | null> | boolean | null
+
+/** What freezes and thaws a guest's file systems: a `GuestAgentClient`, for example. */
+export interface GuestQuiesce {
+  /** How many file systems were frozen. */
+  fsFreeze(): Promise<number>
+  fsThaw(): Promise<number>
+  isConnected?(): boolean
+  /** Called first where `isConnected()` says false. */
+  connect?(): Promise<void>
+  /** Called after the thaw. */
+  disconnect?(): Promise<void>
+}
+export type GuestAgentFactory = (vmId: string) => Promise<GuestQuiesce | null> | GuestQuiesce | null
+
+export interface BackupServiceOptions {
+  /** Default {@link DEFAULT_BACKUP_DIR}. */
+  backupRootDir?: string
+  /** Without one a disk counts as free unless a process has it open. */
+  isVmRunning?: IsVmRunningProbe
+  /** Without one, or when it gives null, a running machine is copied as after a power cut. */
+  guestAgentFactory?: GuestAgentFactory
+  /** Whose monitors are used for running machines. Default: every instance of this process. */
+  infinization?: Infinization
+}
+
+export interface BackupConfig {
+  vmId: string
+  /** Absolute, at least one; their order is the disks' order. */
+  diskPaths: string[]
+  /** One for each of `diskPaths`; never guessed. Default: all `qcow2`. */
+  diskFormats?: Array<'qcow2' | 'raw'>
+  /** Where the folder `<backupId>` is made. Usually `<backupRootDir>/<vmId>`; no symbolic link. */
+  destinationDir: string
+  type: BackupType
+  /** Default `NONE`. */
+  compression?: BackupCompression
+  description?: string
+  /** What an `INCREMENTAL` one builds on: complete, not `GZIP`, with as many disks. */
+  parentBackupId?: string
+  tags?: string[]
+}
+
+export interface BackupDiskInfo {
+  sourcePath: string
+  /** Of a `SNAPSHOT` the snapshot's name. */
+  backupPath: string
+  /** The disk's size as the guest sees it, in bytes. */
+  originalSize: number
+  /** The file's length in bytes. */
+  backupSize: number
+  /** The file's format, before gzip. */
+  format: string
+  /** What the disk was, and is again when it is restored. */
+  sourceFormat: string
+  /** The parent's file. */
+  backingFile?: string
+  /** Of the file. */
+  sha256?: string
+}
+
+/** Times are ISO 8601, UTC. */
+export interface BackupMetadata {
+  id: string
+  vmId: string
+  type: BackupType
+  status: BackupStatus
+  createdAt: string
+  completedAt?: string
+  durationMs?: number
+  disks: BackupDiskInfo[]
+  /** Of all files, in bytes. */
+  totalSize: number
+  /** Of all disks as the guest sees them, in bytes. */
+  totalOriginalSize: number
+  compression: BackupCompression
+  description?: string
+  tags?: string[]
+  parentBackupId?: string
+  errorMessage?: string
+  runningAtBackup?: boolean
+  /** It ran, and its file systems were not frozen. */
+  crashConsistent?: boolean
+}
+
+export interface BackupResult {
+  success: boolean
+  backupId: string
+  vmId: string
+  type: BackupType
+  disks: BackupDiskInfo[]
+  totalSize: number
+  durationMs: number
+  /** Never set: a failure rejects. */
+  error?: string
+}
+
+export interface BackupRestoreOptions {
+  backupId: string
+  vmId: string
+  /** Where the disks go, in the backup's order. */
+  diskPaths: string[]
+  /** Replaces what is there. Default false. */
+  overwriteExisting?: boolean
+  /** Accepted, without effect: a machine is stopped and started by whoever runs it. */
+  autoStopStart?: boolean
+  /** Lets a `SNAPSHOT` be restored by reverting the disks it is in. Needs `overwriteExisting`, too. */
+  allowInPlaceSnapshotRevert?: boolean
+}
+
+export interface BackupRestoreResult {
+  success: boolean
+  backupId: string
+  vmId: string
+  restoredDiskPaths: string[]
+  durationMs: number
+  /** Never set: a failure rejects. */
+  error?: string
+}
+
+export interface BackupProgress {
+  backupId: string
+  vmId: string
+  /** From 0. */
+  currentDisk: number
+  totalDisks: number
+  /** 0 to 100. */
+  diskProgress: number
+  /** 0 to 100, of all disks by their size. */
+  overallProgress: number
+  estimatedTimeRemainingMs?: number
+}
+
+/** Whether every file a backup needs is what was written. */
+export interface BackupVerification {
+  valid: boolean
+  /** How many backups it needs, itself included; 0 when that could not be found out. */
+  links: number
+  problems: string[]
+}
+
+export interface BackupServiceEvents {
+  /** Of a backup or a restore. */
+  progress: [BackupProgress]
+  /** A backup is complete, has failed or was cancelled. */
+  completed: [BackupMetadata]
+  restored: [BackupRestoreResult]
+}
+
+/**
+ * Backups of machines' disks, each in a folder of its own with a manifest of checksums.
+ *
+ * A stopped machine's disks are copied by `qemu-img`; an incremental backup stores what differs from its
+ * parent, found by comparing. A running machine's are copied by its own QEMU, all at one moment, with
+ * its file systems frozen if its guest can; for that an {@link Infinization} of this process must have
+ * its monitor, else it is `VM_RUNNING`. Incremental ones then copy what a dirty bitmap has marked
+ * since the parent; where there is no such bitmap, everything is copied and compared.
+ *
+ * A failure, a cancellation or the end of this process at any moment leaves every complete backup whole.
+ * What such an end leaves is cleared by the next verb on the machine's backups. Failures are
+ * {@link BackupError}s. One verb at a time changes a machine's backups; others wait.
+ */
+export class BackupService extends EventEmitter<BackupServiceEvents> {
+  /** Touches nothing. */
+  constructor(options?: BackupServiceOptions)
+  /** How many backups are being made by this instance, those that wait included. */
+  get activeBackupCount(): number
+  /**
+   * @throws BackupError `VM_RUNNING`, `DISK_NOT_FOUND`, `INVALID_CONFIG`, `INVALID_DESTINATION`,
+   * `PARENT_NOT_FOUND`, `CORRUPT_BACKUP` (the parent), `INSUFFICIENT_SPACE`, `CANCELLED`, `OPERATION_FAILED`
+   */
+  createBackup(config: BackupConfig & Abortable): Promise<BackupResult>
+  /**
+   * All disks or none. The machine must be known to be stopped.
+   * @throws BackupError `VM_RUNNING`, `BACKUP_NOT_FOUND`, `CORRUPT_BACKUP`, `PARENT_NOT_FOUND`,
+   * `TARGET_EXISTS`, `INVALID_CONFIG`, `INSUFFICIENT_SPACE`, `CANCELLED`, `OPERATION_FAILED`
+   */
+  restoreBackup(options: BackupRestoreOptions & Abortable): Promise<BackupRestoreResult>
+  /** Newest first. A manifest that cannot be read is left out, with a warning in the log. */
+  listBackups(vmId: string): Promise<BackupMetadata[]>
+  /** @throws BackupError `BACKUP_NOT_FOUND`, `DEPENDENCY` (others build on it), `VM_RUNNING` (a `SNAPSHOT`) */
+  deleteBackup(backupId: string, vmId: string): Promise<void>
+  /**
+   * @param vmIdHint whose it is; without it every machine's are looked through
+   * @throws BackupError `BACKUP_NOT_FOUND`, `CORRUPT_BACKUP` (the manifest)
+   */
+  getBackupMetadata(backupId: string, vmIdHint?: string): Promise<BackupMetadata>
+  /** Reads every file. @throws BackupError `BACKUP_NOT_FOUND`, `CANCELLED` */
+  verifyBackup(backupId: string, vmId: string, options?: Abortable): Promise<BackupVerification>
+}
+
+export interface BackupSchedule {
+  id: string
+  vmId: string
+  /** Default: what the `diskPathResolver` says. */
+  diskPaths?: string[]
+  /** An `INCREMENTAL` schedule makes every seventh backup, and the first, a `FULL` one. */
+  type: BackupType
+  /** Whatever the adapter takes; five fields where none is given. */
+  cronExpression: string
+  /**
+   * How many complete backups of this schedule stay; 0 keeps all. One that another which stays builds on
+   * stays as well.
+   */
+  retentionCount: number
+  destinationDir: string
+  compression?: BackupCompression
+  enabled: boolean
+  label?: string
+  lastRunAt?: string
+  nextRunAt?: string
+}
+
+export interface ScheduledJob {
+  stop(): void
+  getNextRunDate(): string | undefined
+}
+
+/** Runs `callback` whenever `cronExpression` says; throws if it makes no sense. */
+export interface ScheduleAdapter {
+  schedule(cronExpression: string, callback: () => void): ScheduledJob
+}
+
+export type DiskPathResolver = (vmId: string) => Promise<string[]> | string[]
+
+export interface BackupSchedulerOptions {
+  backupRootDir?: string
+  diskPathResolver?: DiskPathResolver
+}
+
+export interface BackupSchedulerEvents {
+  'schedule:started': [BackupSchedule]
+  'schedule:completed': [BackupSchedule, BackupMetadata]
+  'schedule:failed': [BackupSchedule, Error]
+}
+
+/**
+ * Makes backups when schedules say so. A tick is skipped while the schedule's previous run is under way.
+ * Every run ends in `schedule:completed` or `schedule:failed`. Schedules are not kept: see
+ * {@link BackupScheduleService}.
+ */
+export class BackupScheduler extends EventEmitter<BackupSchedulerEvents> {
+  /**
+   * @param adapter default: timers of this process that do not keep it alive, by the host's local time
+   * @param options a string is `backupRootDir`
+   */
+  constructor(backupService: BackupService, adapter?: ScheduleAdapter | null, options?: string | BackupSchedulerOptions)
+  get activeJobCount(): number
+  /** @throws BackupError `BACKUP_EXISTS`, `INVALID_CONFIG` (also a bad cron expression) */
+  addSchedule(schedule: BackupSchedule): void
+  /** Fine when there is none of this id. */
+  removeSchedule(id: string): void
+  /** @throws BackupError `BACKUP_NOT_FOUND`, `INVALID_CONFIG`; the old one stays then */
+  updateSchedule(schedule: BackupSchedule): void
+  getAllSchedules(): BackupSchedule[]
+  getSchedule(id: string): BackupSchedule | undefined
+  /** Undoes `stopAll()`. */
+  startAll(): void
+  /** No schedule ticks from now on, new ones included. What runs goes on to its end. */
+  stopAll(): void
+  /** Makes a schedule's backup now, unless one is being made. Never rejects. */
+  runNow(id: string): Promise<void>
+}
+
+export interface BackupScheduleServiceOptions extends BackupSchedulerOptions {}
+
+export interface CreateScheduleInput {
+  vmId: string
+  diskPaths?: string[]
+  type: BackupType
+  cronExpression: string
+  /** Default {@link DEFAULT_RETENTION_COUNT}. */
+  retentionCount?: number
+  /** Default `<backupRootDir>/<vmId>`. */
+  destinationDir?: string
+  /** Default `NONE`. */
+  compression?: BackupCompression
+  /** Default true. */
+  enabled?: boolean
+  label?: string
+}
+
+export type UpdateScheduleInput = Partial<Omit<CreateScheduleInput, 'vmId' | 'diskPaths'>>
+
+export interface BackupScheduleServiceEvents extends BackupSchedulerEvents {
+  'schedule:created': [BackupSchedule]
+  'schedule:updated': [BackupSchedule]
+  'schedule:enabled': [BackupSchedule]
+  'schedule:disabled': [BackupSchedule]
+  'schedule:deleted': [string]
+  loaded: [number]
+  persisted: [number]
+}
+
+/**
+ * Schedules that are kept in `<backupRootDir>/schedules.json`. Failures are {@link BackupError}s: an unknown
+ * id is `BACKUP_NOT_FOUND`, bad input `INVALID_CONFIG`.
+ */
+export class BackupScheduleService extends EventEmitter<BackupScheduleServiceEvents> {
+  /** Touches nothing. */
+  constructor(backupService: BackupService, adapter?: ScheduleAdapter | null, options?: BackupScheduleServiceOptions)
+  get scheduleCount(): number
+  get activeJobCount(): number
+  createSchedule(input: CreateScheduleInput): Promise<BackupSchedule>
+  updateSchedule(id: string, input: UpdateScheduleInput): Promise<BackupSchedule>
+  enableSchedule(id: string): Promise<BackupSchedule>
+  disableSchedule(id: string): Promise<BackupSchedule>
+  /** Its backups stay. */
+  deleteSchedule(id: string): Promise<void>
+  listSchedules(vmId?: string): Promise<BackupSchedule[]>
+  getSchedule(id: string): Promise<BackupSchedule | undefined>
+  /**
+   * Loads what is kept, and begins. A schedule that missed runs while nobody was there makes one at once.
+   * @throws BackupError `OPERATION_FAILED`: the file made no sense, and was put aside as `.corrupt`
+   */
+  start(): Promise<void>
+  /** What runs goes on to its end. */
+  stop(): Promise<void>
+}
+
+// ---------------------------------------------------------------------------------------------------
 // Events
 // ---------------------------------------------------------------------------------------------------
 
@@ -2627,6 +2996,50 @@ export class StorageError extends Error {
   readonly context?: Record<string, unknown>
   toInfo(): StorageErrorInfo
 }
+
+export type BackupErrorCode =
+  | 'VM_NOT_FOUND'
+  | 'BACKUP_NOT_FOUND'
+  | 'INVALID_DESTINATION'
+  | 'DISK_NOT_FOUND'
+  | 'VM_RUNNING'
+  | 'INSUFFICIENT_SPACE'
+  | 'PARENT_NOT_FOUND'
+  | 'BACKUP_EXISTS'
+  | 'TARGET_EXISTS'
+  | 'OPERATION_FAILED'
+  | 'CANCELLED'
+  | 'INVALID_CONFIG'
+  | 'CORRUPT_BACKUP'
+  | 'DEPENDENCY'
+export const BackupErrorCode: { readonly [K in BackupErrorCode]: K }
+
+export interface BackupErrorDetails {
+  backupId?: string
+  vmId?: string
+  /** The file or directory it is about. */
+  diskPath?: string
+  command?: string
+}
+
+export interface BackupErrorInfo extends BackupErrorDetails {
+  code: BackupErrorCode
+  message: string
+}
+
+/** A backup could not be made, restored or deleted. */
+export class BackupError extends Error {
+  constructor(code: BackupErrorCode, message: string, details?: BackupErrorDetails)
+  readonly code: BackupErrorCode
+  readonly backupId?: string
+  readonly vmId?: string
+  readonly diskPath?: string
+  readonly command?: string
+  readonly context?: Record<string, unknown>
+  toInfo(): BackupErrorInfo
+}
+
+export function isBackupError(error: unknown): error is BackupError
 
 export type NftablesErrorCode =
   | 'TABLE_NOT_FOUND'

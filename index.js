@@ -3,7 +3,9 @@
 // The public face. Every export is an own enumerable property of this one literal, so that CommonJS,
 // ESM named imports and `{ ...require('@infinibay/infinization') }` all see the same names.
 
+const { BackupService } = require('./js/backup')
 const {
+  BackupErrorCode,
   DisplayErrorCode,
   InfinizationErrorCode,
   LifecycleErrorCode,
@@ -16,11 +18,18 @@ const {
   SyncErrorCode
 } = require('./js/codes')
 const {
+  BACKUP_MANIFEST_FILENAME,
+  BackupCompression,
+  BackupStatus,
+  BackupType,
   CLEANUP_RETRY_BASE_DELAY_MS,
   CLEANUP_RETRY_MAX_DELAY_MS,
   CONNECTION_STATES,
   CleanupResourceType,
   CleanupStatus,
+  DEFAULT_BACKUP_COMPRESSION,
+  DEFAULT_BACKUP_DIR,
+  DEFAULT_BACKUP_TYPE,
   DEFAULT_BOOT_TIMEOUT,
   DEFAULT_CHAIN_PRIORITY,
   DEFAULT_CLUSTER_SIZE,
@@ -36,12 +45,14 @@ const {
   DEFAULT_QMP_CONNECT_TIMEOUT,
   DEFAULT_QMP_SOCKET_DIR,
   DEFAULT_QMP_SOCKET_PATH_PREFIX,
+  DEFAULT_RETENTION_COUNT,
   DEFAULT_STOP_TIMEOUT,
   DEFAULT_SYNC_TIMEOUT,
   INFINIZATION_TABLE_FAMILY,
   INFINIZATION_TABLE_NAME,
   MAX_CHAIN_NAME_LENGTH,
   MAX_CLEANUP_RETRIES,
+  MAX_CONCURRENT_BACKUPS,
   MAX_SNAPSHOT_NAME_LENGTH,
   MAX_SYNC_RETRIES,
   MAX_TAP_NAME_LENGTH,
@@ -58,11 +69,14 @@ const {
   SUPPORTED_PROTOCOLS,
   TAP_NAME_PREFIX,
   VM_CHAIN_PREFIX,
+  isValidBackupStatus,
+  isValidBackupType,
   isValidDBStatus,
   isValidImageFormat,
   isValidQMPStatus
 } = require('./js/constants')
 const {
+  BackupError,
   DisplayError,
   FirewallTranslationError,
   InfinizationError,
@@ -74,6 +88,7 @@ const {
   QMPError,
   StorageError,
   createLifecycleError,
+  isBackupError,
   isLifecycleError,
   isPrismaAdapterError
 } = require('./js/errors')
@@ -85,6 +100,7 @@ const { PrismaAdapter } = require('./js/database')
 const { Infinization } = require('./js/infinization')
 const { KeyedMutex } = require('./js/keyed-mutex')
 const { PCI_ADDRESS_REGEX, normalizePciAddress, validatePciAddress } = require('./js/pci-address')
+const { BackupScheduleService, BackupScheduler } = require('./js/schedules')
 const { QMPClient } = require('./js/qmp-client')
 const { StateSync } = require('./js/state-sync')
 const {
@@ -100,12 +116,24 @@ const {
 } = require('./js/services')
 
 module.exports = {
+  BACKUP_MANIFEST_FILENAME,
+  BackupCompression,
+  BackupError,
+  BackupErrorCode,
+  BackupScheduleService,
+  BackupScheduler,
+  BackupService,
+  BackupStatus,
+  BackupType,
   BridgeManager,
   CLEANUP_RETRY_BASE_DELAY_MS,
   CLEANUP_RETRY_MAX_DELAY_MS,
   CONNECTION_STATES,
   CleanupResourceType,
   CleanupStatus,
+  DEFAULT_BACKUP_COMPRESSION,
+  DEFAULT_BACKUP_DIR,
+  DEFAULT_BACKUP_TYPE,
   DEFAULT_BOOT_TIMEOUT,
   DEFAULT_CHAIN_PRIORITY,
   DEFAULT_CLUSTER_SIZE,
@@ -121,6 +149,7 @@ module.exports = {
   DEFAULT_QMP_CONNECT_TIMEOUT,
   DEFAULT_QMP_SOCKET_DIR,
   DEFAULT_QMP_SOCKET_PATH_PREFIX,
+  DEFAULT_RETENTION_COUNT,
   DEFAULT_STOP_TIMEOUT,
   DEFAULT_SYNC_TIMEOUT,
   DepartmentNatService,
@@ -141,6 +170,7 @@ module.exports = {
   LifecycleErrorCode,
   MAX_CHAIN_NAME_LENGTH,
   MAX_CLEANUP_RETRIES,
+  MAX_CONCURRENT_BACKUPS,
   MAX_SNAPSHOT_NAME_LENGTH,
   MAX_SYNC_RETRIES,
   MAX_TAP_NAME_LENGTH,
@@ -183,8 +213,11 @@ module.exports = {
   defineFirewallPreset,
   firewallPresets,
   generateVMChainName,
+  isBackupError,
   isLifecycleError,
   isPrismaAdapterError,
+  isValidBackupStatus,
+  isValidBackupType,
   isValidDBStatus,
   isValidImageFormat,
   isValidQMPStatus,

@@ -15,6 +15,7 @@ function codesOf (className, ...compatible) {
 const LifecycleErrorCode = codesOf('LifecycleError', 'ALREADY_RUNNING', 'ALREADY_STOPPED')
 const PrismaAdapterErrorCode = codesOf('PrismaAdapterError')
 const StorageErrorCode = codesOf('StorageError')
+const BackupErrorCode = codesOf('BackupError')
 const NftablesErrorCode = codesOf('NftablesError', 'TABLE_EXISTS', 'CHAIN_EXISTS')
 const NetworkErrorCode = codesOf('NetworkError')
 const QMPErrorCode = codesOf('QMPError')
@@ -33,6 +34,7 @@ const DisplayErrorCode = codesOf(
 const SyncErrorCode = codesOf('SyncError', 'QMP_UNAVAILABLE', 'DB_ERROR', 'VM_NOT_FOUND', 'INVALID_STATUS')
 
 module.exports = {
+  BackupErrorCode,
   DisplayErrorCode,
   InfinizationErrorCode,
   LifecycleErrorCode,

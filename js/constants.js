@@ -19,7 +19,23 @@ const QMP_STATUSES = [
   'watchdog', 'guest-panicked', 'io-error', 'colo'
 ]
 
+const BackupType = Object.freeze({ FULL: 'FULL', INCREMENTAL: 'INCREMENTAL', SNAPSHOT: 'SNAPSHOT' })
+
+const BackupStatus = Object.freeze({
+  PENDING: 'PENDING',
+  IN_PROGRESS: 'IN_PROGRESS',
+  COMPLETED: 'COMPLETED',
+  FAILED: 'FAILED',
+  CANCELLED: 'CANCELLED'
+})
+
+const BackupCompression = Object.freeze({ NONE: 'NONE', QCOW2: 'QCOW2', GZIP: 'GZIP', ZSTD: 'ZSTD' })
+
 module.exports = {
+  BACKUP_MANIFEST_FILENAME: 'backup.json',
+  BackupCompression,
+  BackupStatus,
+  BackupType,
   CLEANUP_RETRY_BASE_DELAY_MS: 1000,
   CLEANUP_RETRY_MAX_DELAY_MS: 10000,
   CONNECTION_STATES: ['established', 'new', 'related', 'invalid'],
@@ -27,6 +43,9 @@ module.exports = {
     'TAP_DEVICE', 'FIREWALL_CHAIN', 'QMP_SOCKET', 'SOCKET', 'PIDFILE', 'FILE', 'PROCESS', 'CGROUP', 'DB_CONFIGURATION'
   ),
   CleanupStatus: sameNamed('PENDING', 'SUCCESS', 'FAILED', 'RETRYING'),
+  DEFAULT_BACKUP_COMPRESSION: BackupCompression.NONE,
+  DEFAULT_BACKUP_DIR: '/var/lib/infinization/backups',
+  DEFAULT_BACKUP_TYPE: BackupType.FULL,
   DEFAULT_BOOT_TIMEOUT: 60000,
   DEFAULT_CHAIN_PRIORITY: 0,
   DEFAULT_CLUSTER_SIZE: 65536,
@@ -42,12 +61,14 @@ module.exports = {
   DEFAULT_QMP_CONNECT_TIMEOUT: 5000,
   DEFAULT_QMP_SOCKET_DIR: '/var/run/infinization',
   DEFAULT_QMP_SOCKET_PATH_PREFIX: '/var/run/infinization',
+  DEFAULT_RETENTION_COUNT: 5,
   DEFAULT_STOP_TIMEOUT: 30000,
   DEFAULT_SYNC_TIMEOUT: 5000,
   INFINIZATION_TABLE_FAMILY: NftablesFamily.BRIDGE,
   INFINIZATION_TABLE_NAME: 'infinization',
   MAX_CHAIN_NAME_LENGTH: 31,
   MAX_CLEANUP_RETRIES: 3,
+  MAX_CONCURRENT_BACKUPS: 2,
   MAX_SNAPSHOT_NAME_LENGTH: 64,
   MAX_SYNC_RETRIES: 3,
   MAX_TAP_NAME_LENGTH: 15,
@@ -70,6 +91,8 @@ module.exports = {
   SUPPORTED_PROTOCOLS: ['tcp', 'udp', 'icmp', 'all'],
   TAP_NAME_PREFIX: 'vnet-',
   VM_CHAIN_PREFIX: 'vm_',
+  isValidBackupStatus: (status) => Object.hasOwn(BackupStatus, String(status)) && typeof status === 'string',
+  isValidBackupType: (type) => Object.hasOwn(BackupType, String(type)) && typeof type === 'string',
   isValidDBStatus: (status) => DB_STATUSES.includes(status),
   isValidImageFormat: (format) => SUPPORTED_IMAGE_FORMATS.includes(format),
   isValidQMPStatus: (status) => QMP_STATUSES.includes(status)

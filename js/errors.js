@@ -39,6 +39,23 @@ class StorageError extends Error {
   }
 }
 
+class BackupError extends Error {
+  constructor (code, message, { backupId, vmId, diskPath, command } = {}) {
+    super(message)
+    this.name = 'BackupError'
+    this.code = code
+    this.backupId = backupId
+    this.vmId = vmId
+    this.diskPath = diskPath
+    this.command = command
+  }
+
+  toInfo () {
+    const { code, message, backupId, vmId, diskPath, command } = this
+    return { code, message, backupId, vmId, diskPath, command }
+  }
+}
+
 class FirewallTranslationError extends Error {
   constructor (code, message, ruleId) {
     super(ruleId === undefined ? message : `[Rule ${ruleId}] ${message}`)
@@ -71,6 +88,9 @@ const makers = {
   PrismaAdapterError: (it) => new PrismaAdapterError(it.message, it.code, it.vmId, it.context),
   StorageError: (it) => withContext(
     new StorageError(it.code, it.message, it.context?.path, it.context?.command), it.context
+  ),
+  BackupError: (it) => withContext(
+    new BackupError(it.code, it.message, { vmId: it.vmId, ...it.context }), it.context
   )
 }
 
@@ -93,6 +113,7 @@ function fail (json) {
 }
 
 const isLifecycleError = (error) => error instanceof LifecycleError
+const isBackupError = (error) => error instanceof BackupError
 const isPrismaAdapterError = (error) => error instanceof PrismaAdapterError
 
 function createLifecycleError (code, message, vmId, context) {
@@ -100,6 +121,7 @@ function createLifecycleError (code, message, vmId, context) {
 }
 
 module.exports = {
+  BackupError,
   DisplayError,
   FirewallTranslationError,
   InfinizationError,
@@ -112,6 +134,7 @@ module.exports = {
   StorageError,
   createLifecycleError,
   fail,
+  isBackupError,
   isLifecycleError,
   isPrismaAdapterError
 }

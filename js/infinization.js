@@ -9,6 +9,7 @@ const { LifecycleError } = require('./errors')
 const { EventHandler } = require('./event-handler')
 const { EventStream, route } = require('./events')
 const { HealthMonitor } = require('./health-monitor')
+const { remember } = require('./instances')
 const { JournalChanges, JournalStream } = require('./journal')
 const native = require('./native')
 const { QMPClient } = require('./qmp-client')
@@ -37,6 +38,7 @@ class Infinization extends Manager {
     super(settings, (batch) => self.deref()?.#deliver(batch), ...portsTo(database))
     // Weak: the callback is the addon's for as long as it lives, the instance is not.
     self = new WeakRef(this)
+    remember(this)
     this.#eventManager = eventManager
     this.#database = database
     this.#settings = settings

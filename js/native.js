@@ -11,7 +11,7 @@ const { warn } = require('./warn')
 
 native.register(revive, fail, warn)
 
-for (const Class of [native.Infinization, native.EventHandler, native.HealthMonitor, native.QMPClient]) {
+for (const Class of [native.Infinization, native.EventHandler, native.HealthMonitor, native.QMPClient, native.BackupService]) {
   Object.setPrototypeOf(Class.prototype, EventEmitter.prototype)
 }
 

@@ -1,7 +1,12 @@
 // Uses the public types as a backend does. It is compiled, never run: what must not compile is marked.
 
 import {
+  BackupError,
+  BackupService,
+  BackupType,
   BridgeManager,
+  DEFAULT_BACKUP_COMPRESSION,
+  DEFAULT_BACKUP_DIR,
   DepartmentNatService,
   EventHandler,
   GuestAgentClient,
@@ -26,6 +31,10 @@ import {
   isPrismaAdapterError
 } from '@infinibay/infinization'
 import type {
+  BackupCompression,
+  BackupMetadata,
+  BackupProgress,
+  BackupResult,
   ConfigIssue,
   DBVMStatus,
   DatabaseAdapter,
@@ -34,8 +43,10 @@ import type {
   FirewallPlan,
   FirewallPreset,
   FirewallRuleInput,
+  GuestAgentFactory,
   InfinizationConfig,
   InfinizationDatabase,
+  IsVmRunningProbe,
   JournalEntry,
   JournalOptions,
   JournalRange,
@@ -232,6 +243,25 @@ function explain(error: unknown): string {
   return new PrismaAdapterError('gone', code, 'vm-1').message
 }
 
+async function backUp(probe: IsVmRunningProbe, agents: GuestAgentFactory): Promise<bigint> {
+  const service = new BackupService({ backupRootDir: DEFAULT_BACKUP_DIR, isVmRunning: probe, guestAgentFactory: agents })
+  const onProgress = ({ vmId, overallProgress }: BackupProgress) => { void [vmId, overallProgress] }
+  service.on('progress', onProgress)
+  try {
+    const result: BackupResult = await service.createBackup({
+      vmId: 'vm-1', diskPaths: ['/d/a.qcow2'], destinationDir: `${DEFAULT_BACKUP_DIR}/vm-1`, type: BackupType.FULL,
+      compression: DEFAULT_BACKUP_COMPRESSION as BackupCompression, description: undefined, parentBackupId: undefined, tags: undefined
+    })
+    const metadata: BackupMetadata = await service.getBackupMetadata(result.backupId, 'vm-1')
+    return BigInt(result.totalSize) + BigInt(metadata.totalOriginalSize)
+  } catch (error) {
+    if (error instanceof BackupError && error.code === 'BACKUP_NOT_FOUND') return 0n
+    throw error
+  } finally {
+    service.off('progress', onProgress)
+  }
+}
+
 const mutex = new KeyedMutex()
 const seven: Promise<number> = mutex.runExclusive('key', async () => 7)
 
@@ -242,7 +272,7 @@ void remote.startVM(5)
 // @ts-expect-error there is no such code
 const wrongCode: LifecycleErrorCode = 'NO_SUCH_CODE'
 
-export { answer, check, explain, host, run, seven, wrongCode, wrongDisplay }
+export { answer, backUp, check, explain, host, run, seven, wrongCode, wrongDisplay }
 
 // The classes a program constructs itself, over eight methods of its own.
 async function ownClasses (db: DatabaseAdapter, infinization: Infinization): Promise<void> {

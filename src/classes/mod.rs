@@ -1,5 +1,6 @@
 //! One file per class that JavaScript sees.
 
+mod backup_service;
 mod bridge_manager;
 mod cancellation;
 mod database;

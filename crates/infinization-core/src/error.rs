@@ -20,6 +20,8 @@ pub enum ErrorClass {
     Database,
     /// `StorageError`: an image or snapshot operation failed.
     Storage,
+    /// `BackupError`: a backup could not be made, restored or deleted.
+    Backup,
     /// `NftablesError`: the firewall could not be read or changed.
     Nftables,
     /// `NetworkError`: a TAP or bridge could not be made or changed.
@@ -39,6 +41,7 @@ impl ErrorClass {
             Self::Lifecycle => "LifecycleError",
             Self::Database => "PrismaAdapterError",
             Self::Storage => "StorageError",
+            Self::Backup => "BackupError",
             Self::Nftables => "NftablesError",
             Self::Network => "NetworkError",
             Self::Qmp => "QMPError",
@@ -124,6 +127,21 @@ error_codes! {
     StorageTimeout Storage "TIMEOUT" "qemu-img did not end before its deadline and was ended."
     CommandFailed Storage "COMMAND_FAILED" "qemu-img failed; `context.stderr` has its words."
     ParseError Storage "PARSE_ERROR" "qemu-img's answer could not be read."
+
+    BackupVmNotFound Backup "VM_NOT_FOUND" "No machine has this id."
+    BackupNotFound Backup "BACKUP_NOT_FOUND" "The machine has no backup of this id."
+    InvalidDestination Backup "INVALID_DESTINATION" "Backups cannot be kept in this directory."
+    DiskNotFound Backup "DISK_NOT_FOUND" "A disk that is to be backed up does not exist."
+    BackupVmRunning Backup "VM_RUNNING" "The machine runs, or may run, and the operation is not safe then; nothing was touched."
+    BackupNoSpace Backup "INSUFFICIENT_SPACE" "The file system has no room for it; what was there is unchanged."
+    ParentNotFound Backup "PARENT_NOT_FOUND" "A backup that this one builds on does not exist or is not complete."
+    BackupExists Backup "BACKUP_EXISTS" "A backup or schedule of this id exists."
+    TargetExists Backup "TARGET_EXISTS" "A file is where a disk would be restored, and replacing it was not agreed to."
+    BackupFailed Backup "OPERATION_FAILED" "The operation failed; what it made was removed."
+    BackupCancelled Backup "CANCELLED" "The caller's AbortSignal fired; what was made was removed."
+    BackupInvalidConfig Backup "INVALID_CONFIG" "A given value is refused."
+    CorruptBackup Backup "CORRUPT_BACKUP" "The backup's files are not what was written; nothing was restored."
+    BackupDependency Backup "DEPENDENCY" "Other backups build on this one, so it was not deleted."
 
     TableNotFound Nftables "TABLE_NOT_FOUND" "The nftables table does not exist."
     ChainNotFound Nftables "CHAIN_NOT_FOUND" "The nftables chain does not exist."

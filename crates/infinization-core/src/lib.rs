@@ -7,10 +7,12 @@
 //! | --- | --- |
 //! | 4 manager | `manager`, `monitor`, `sync` |
 //! | 3 vm | `vm` |
+//! | 3 backup | [`backup`] |
 //! | 2 effects | [`host`], [`qmp`], [`db`], `events` |
 //! | 1 pure | [`config`], [`qemu`], [`firewall`] |
 //! | 0 words | [`types`], [`error`] |
 
+pub mod backup;
 pub mod config;
 pub mod db;
 pub mod error;

@@ -5,6 +5,7 @@
 mod byte_size;
 mod firewall_rule;
 mod host_path;
+mod iso_time;
 mod link_name;
 mod mac_addr;
 mod names;
@@ -15,6 +16,7 @@ mod vm_id;
 pub use byte_size::ByteSize;
 pub use firewall_rule::{FirewallDefaultAction, FirewallRuleInput};
 pub use host_path::HostPath;
+pub(crate) use iso_time::{clock, iso_date};
 pub use link_name::LinkName;
 pub use mac_addr::MacAddr;
 pub use names::VmNames;

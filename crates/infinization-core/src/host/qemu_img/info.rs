@@ -36,6 +36,8 @@ pub struct ImageInfo {
     pub dirty: bool,
     /// Its internal snapshots, oldest first.
     pub snapshots: Vec<SnapshotInfo>,
+    /// The names of its persistent dirty bitmaps.
+    pub bitmaps: Vec<String>,
 }
 
 /// Reads an image's sizes, flags and snapshots. Its backing files are not opened.
@@ -86,6 +88,26 @@ struct Answer {
     dirty_flag: bool,
     #[serde(default)]
     snapshots: Vec<SnapshotInfo>,
+    #[serde(default)]
+    format_specific: FormatSpecific,
+}
+
+/// What only some formats say.
+#[derive(Debug, Default, Deserialize)]
+struct FormatSpecific {
+    #[serde(default)]
+    data: SpecificData,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct SpecificData {
+    #[serde(default)]
+    bitmaps: Vec<Bitmap>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Bitmap {
+    name: String,
 }
 
 impl From<Answer> for ImageInfo {
@@ -99,6 +121,9 @@ impl From<Answer> for ImageInfo {
             backing_format: answer.backing_filename_format,
             dirty: answer.dirty_flag,
             snapshots: answer.snapshots,
+            bitmaps: (answer.format_specific.data.bitmaps.into_iter())
+                .map(|bitmap| bitmap.name)
+                .collect(),
         }
     }
 }

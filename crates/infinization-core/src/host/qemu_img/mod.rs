@@ -14,6 +14,8 @@
 //! QEMU itself never learns of a path through here, and a running machine's disks are the monitor's
 //! business, not ours.
 
+mod backup;
+mod bitmap;
 mod check;
 mod command;
 mod convert;
@@ -31,6 +33,7 @@ mod resize;
 mod snapshot;
 mod vmdk;
 
+pub use backup::{Clusters, Parent, Source, difference, export, flatten, make_target};
 pub use check::{ImageCheck, check};
 pub use convert::{ConvertImage, convert};
 pub use create::{CreateImage, Preallocation, create};

@@ -1,5 +1,6 @@
 //! `qemu-img resize`: a larger disk, or with consent a smaller one.
 
+use super::bitmap::drop_bitmaps;
 use super::command::QemuImg;
 use super::create::check_size;
 use super::in_use::{self, Access};
@@ -35,6 +36,7 @@ pub async fn resize(
             std::cmp::Ordering::Equal => Ok(()),
             std::cmp::Ordering::Greater => run(&image, format, size, &[]).await,
             std::cmp::Ordering::Less if direction == Resize::GrowOrShrink => {
+                drop_bitmaps(&image, &now.bitmaps).await?;
                 run(&image, format, size, &["--shrink"]).await
             }
             std::cmp::Ordering::Less => Err(ImageError::ShrinkRefused {

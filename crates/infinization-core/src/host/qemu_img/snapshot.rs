@@ -3,14 +3,17 @@
 
 use serde::Deserialize;
 
+use super::bitmap::drop_bitmaps;
 use super::command::QemuImg;
 use super::in_use::{self, Access};
 use super::info::{ImageInfo, Sharing, info, info_locked};
 use super::job::to_its_end;
 use super::{ImageError, ImageFormat, Job, inspect, lock};
-use crate::types::{ByteSize, HostPath};
+use crate::types::{ByteSize, HostPath, clock, iso_date};
 
 const LONGEST_NAME: usize = 64;
+/// The option that puts a disk back.
+const REVERT: &str = "-a";
 
 /// A snapshot's name: 1 to 64 letters, digits, `-` and `_`. It is not a number, since
 /// `qemu-img` would take that for an id, and does not start with `-`.
@@ -80,7 +83,7 @@ pub async fn create_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(),
 pub async fn revert_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(), ImageError> {
     change(path, name, |path, name, snapshots| {
         if has(snapshots, name) {
-            Ok(Some("-a"))
+            Ok(Some(REVERT))
         } else {
             Err(ImageError::SnapshotNotFound {
                 path: path.clone(),
@@ -142,9 +145,13 @@ async fn change(
         let _alone = lock::exclusive(&image).await?;
         in_use::refuse(&image, Access::Write).await?;
         inspect::vet(&image, ImageFormat::Qcow2, &[]).await?;
-        let ImageInfo { snapshots, .. } =
-            info_locked(&image, ImageFormat::Qcow2, Sharing::Refuse).await?;
+        let ImageInfo {
+            snapshots, bitmaps, ..
+        } = info_locked(&image, ImageFormat::Qcow2, Sharing::Refuse).await?;
         if let Some(option) = decide(&image, &name, &snapshots)? {
+            if option == REVERT {
+                drop_bitmaps(&image, &bitmaps).await?;
+            }
             run(&image, option, &name).await?;
         }
         Ok(())
@@ -186,32 +193,6 @@ impl From<Listed> for SnapshotInfo {
             vm_clock: clock(listed.vm_clock_sec, listed.vm_clock_nsec / 1_000_000),
         }
     }
-}
-
-fn clock(seconds: u64, millis: u32) -> String {
-    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
-    format!("{hours:02}:{minutes:02}:{:02}.{millis:03}", seconds % 60)
-}
-
-/// Seconds since 1970 in the proleptic Gregorian calendar. Days are counted from 0000-03-01, so
-/// that the leap day is a year's last ("Euclidean affine functions", Neri and Schneider 2021).
-fn iso_date(seconds: i64, millis: u32) -> String {
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
-    let year = era * 400 + year_of_era + i64::from(month <= 2);
-    let clock = clock(second.unsigned_abs(), millis);
-    format!("{year:04}-{month:02}-{day:02}T{clock}Z")
 }
 
 #[cfg(test)]
@@ -260,18 +241,5 @@ mod tests {
             vm_clock: "01:02:03.083".to_owned(),
         };
         assert_eq!(snapshot, expected);
-    }
-
-    #[test]
-    fn dates_are_right_around_leap_days() {
-        for (seconds, date) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_399, "2000-02-28T23:59:59.000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
-            (-1, "1969-12-31T23:59:59.000Z"),
-        ] {
-            assert_eq!(iso_date(seconds, 0), date);
-        }
     }
 }

@@ -1,0 +1,198 @@
+'use strict'
+
+const { execFileSync } = require('node:child_process')
+const { once } = require('node:events')
+const { mkdirSync, readFileSync, writeFileSync } = require('node:fs')
+const path = require('node:path')
+const { BackupScheduleService, BackupScheduler, BackupService, QemuImgService } = require('../..')
+const { cleanUp, files, newDirectory, rejection, warning } = require('../kit')
+
+afterEach(cleanUp)
+
+// An adapter whose clock the test turns.
+class Clock {
+  jobs = new Set()
+  schedule (cron, callback) {
+    if (cron === 'never') throw new Error('that never comes')
+    const job = { cron, callback, stop: () => this.jobs.delete(job), getNextRunDate: () => '2099-01-01T00:00:00.000Z' }
+    this.jobs.add(job)
+    return job
+  }
+
+  tick () {
+    for (const job of this.jobs) job.callback()
+  }
+}
+
+let directory, root, disk, clock, backups
+beforeEach(async () => {
+  directory = newDirectory()
+  root = path.join(directory, 'backups')
+  disk = path.join(directory, 'disk.qcow2')
+  clock = new Clock()
+  backups = new BackupService({ backupRootDir: root })
+  await new QemuImgService().createImage({ path: disk, sizeGB: 1 / 256, format: 'qcow2' })
+})
+
+const schedule = (more = {}) => ({
+  id: 'nightly', vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *', retentionCount: 2,
+  destinationDir: path.join(root, 'vm-1'), enabled: true, ...more
+})
+
+const run = async (scheduler) => {
+  const ended = Promise.race(['schedule:completed', 'schedule:failed'].map((name) => once(scheduler, name).then((args) => [name, ...args])))
+  clock.tick()
+  return ended
+}
+
+test('a tick makes a backup that list and restore find, and retention keeps two', async () => {
+  const scheduler = new BackupScheduler(backups, clock)
+  scheduler.addSchedule(schedule({ label: 'nightly' }))
+  expect(scheduler.activeJobCount).toBe(1)
+  const made = []
+  for (let n = 0; n < 4; n++) {
+    const [name, told, metadata] = await run(scheduler)
+    expect([name, told.id, metadata.status, metadata.tags]).toEqual(['schedule:completed', 'nightly', 'COMPLETED', ['scheduled', 'nightly']])
+    made.unshift(metadata.id)
+  }
+  expect((await backups.listBackups('vm-1')).map(({ id }) => id)).toEqual(made.slice(0, 2))
+  expect(scheduler.getSchedule('nightly')).toMatchObject({ lastRunAt: expect.any(String), nextRunAt: '2099-01-01T00:00:00.000Z' })
+})
+
+test('C2: an incremental schedule begins with a full one, and with another after seven', async () => {
+  const scheduler = new BackupScheduler(backups, clock)
+  scheduler.addSchedule(schedule({ type: 'INCREMENTAL', retentionCount: 0 }))
+  const types = []
+  for (let n = 0; n < 9; n++) {
+    execFileSync('qemu-io', ['-f', 'qcow2', '-c', `write -P ${n + 1} 0 64k`, disk])
+    const [name, , metadata] = await run(scheduler)
+    expect([name, metadata?.message]).toEqual(['schedule:completed', undefined])
+    types.push(metadata.type)
+  }
+  expect(types).toEqual(['FULL', ...Array(6).fill('INCREMENTAL'), 'FULL', 'INCREMENTAL'])
+})
+
+test('C3: every run ends, also one that cannot', async () => {
+  const scheduler = new BackupScheduler(backups, clock)
+  scheduler.addSchedule(schedule({ diskPaths: undefined }))
+  expect(await run(scheduler)).toEqual(['schedule:failed', expect.objectContaining({ id: 'nightly' }), expect.objectContaining({ code: 'INVALID_CONFIG' })])
+  const resolving = new BackupScheduler(backups, clock, { diskPathResolver: async (vmId) => [path.join(directory, `${vmId}.qcow2`)] })
+  scheduler.stopAll()
+  resolving.addSchedule(schedule({ diskPaths: undefined }))
+  expect(await run(resolving)).toEqual(['schedule:failed', expect.anything(), expect.objectContaining({ code: 'DISK_NOT_FOUND' })])
+})
+
+test('a tick during a run is skipped', async () => {
+  let made = 0
+  let finish
+  const slow = {
+    createBackup: () => { made++; return new Promise((resolve) => { finish = () => resolve({ backupId: 'x' }) }) },
+    getBackupMetadata: async () => ({ id: 'x' }),
+    listBackups: async () => []
+  }
+  const scheduler = new BackupScheduler(slow, clock)
+  scheduler.addSchedule(schedule())
+  clock.tick()
+  clock.tick()
+  const ended = once(scheduler, 'schedule:completed')
+  await new Promise(setImmediate)
+  finish()
+  await ended
+  expect(made).toBe(1)
+})
+
+test('a retention that fails is a warning: the backup was made', async () => {
+  const warned = warning(/retention of schedule nightly failed: no list/)
+  const broken = {
+    createBackup: async () => ({ backupId: 'x' }),
+    getBackupMetadata: async () => ({ id: 'x' }),
+    listBackups: async () => { throw new Error('no list') }
+  }
+  const scheduler = new BackupScheduler(broken, clock)
+  scheduler.addSchedule(schedule())
+  expect((await run(scheduler))[0]).toBe('schedule:completed')
+  await warned
+})
+
+test('what is refused', () => {
+  const scheduler = new BackupScheduler(backups, clock, root)
+  scheduler.addSchedule(schedule())
+  const throwing = [
+    [() => scheduler.addSchedule(schedule()), 'BACKUP_EXISTS'],
+    [() => scheduler.addSchedule(schedule({ id: 'b', cronExpression: 'never' })), 'INVALID_CONFIG'],
+    [() => scheduler.addSchedule(schedule({ id: 'b', type: 'full' })), 'INVALID_CONFIG'],
+    [() => scheduler.addSchedule(schedule({ id: 'b', retentionCount: -1 })), 'INVALID_CONFIG'],
+    [() => scheduler.addSchedule(schedule({ id: 'b', destinationDir: 'x' })), 'INVALID_CONFIG'],
+    [() => scheduler.addSchedule(null), 'INVALID_CONFIG'],
+    [() => scheduler.updateSchedule(schedule({ id: 'b' })), 'BACKUP_NOT_FOUND'],
+    [() => scheduler.updateSchedule(schedule({ cronExpression: 'never' })), 'INVALID_CONFIG']
+  ]
+  for (const [call, code] of throwing) expect(call).toThrow(expect.objectContaining({ name: 'BackupError', code }))
+  expect(scheduler.getAllSchedules()).toEqual([expect.objectContaining({ id: 'nightly', cronExpression: '0 2 * * *' })])
+  expect(scheduler.activeJobCount).toBe(1)
+  scheduler.removeSchedule('nightly')
+  scheduler.removeSchedule('nightly')
+  expect([scheduler.activeJobCount, clock.jobs.size]).toEqual([0, 0])
+})
+
+test('schedules are kept, and a missed run is made up once', async () => {
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  const told = []
+  for (const name of ['schedule:created', 'schedule:enabled', 'schedule:disabled', 'schedule:updated', 'schedule:deleted', 'loaded', 'persisted']) {
+    service.on(name, () => told.push(name))
+  }
+  await service.start()
+  const input = { vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' }
+  const created = await service.createSchedule(input)
+  expect(created).toMatchObject({
+    ...input, id: expect.any(String), retentionCount: 5, compression: 'NONE', enabled: true, destinationDir: path.join(root, 'vm-1')
+  })
+  expect(await service.disableSchedule(created.id)).toMatchObject({ enabled: false })
+  expect(service.activeJobCount).toBe(0)
+  await service.enableSchedule(created.id)
+  await service.updateSchedule(created.id, { label: 'nightly', retentionCount: 3 })
+  const { id: gone } = await service.createSchedule({ ...input, vmId: 'vm-2' })
+  expect((await service.listSchedules('vm-2')).map(({ id }) => id)).toEqual([gone])
+  await service.deleteSchedule(gone)
+  expect(await rejection(service.deleteSchedule(gone))).toMatchObject({ name: 'BackupError', code: 'BACKUP_NOT_FOUND' })
+  expect(await rejection(service.createSchedule({ ...input, cronExpression: 'never' }))).toMatchObject({ code: 'INVALID_CONFIG' })
+  await service.stop()
+  expect(told.filter((name) => name !== 'persisted')).toEqual([
+    'loaded', 'schedule:created', 'schedule:disabled', 'schedule:enabled', 'schedule:updated', 'schedule:created', 'schedule:deleted'
+  ])
+  expect(files(root)).toEqual(['schedules.json'])
+
+  const file = path.join(root, 'schedules.json')
+  const kept = JSON.parse(readFileSync(file, 'utf8'))
+  expect(kept).toMatchObject({ version: 1, schedules: [{ id: created.id, label: 'nightly', retentionCount: 3, nextRunAt: expect.any(String) }] })
+  kept.schedules[0].nextRunAt = '2020-01-01T00:00:00.000Z'
+  writeFileSync(file, JSON.stringify(kept))
+  const again = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  const [name] = await Promise.all([once(again, 'schedule:completed'), again.start()])
+  expect(name[1]).toMatchObject({ status: 'COMPLETED' })
+  expect(again.scheduleCount).toBe(1)
+  await again.stop()
+  expect(await backups.listBackups('vm-1')).toHaveLength(1)
+  expect(JSON.parse(readFileSync(file, 'utf8')).schedules[0].nextRunAt).toBe('2099-01-01T00:00:00.000Z')
+})
+
+test('C4: writes at once do not lose each other', async () => {
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  const input = { vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' }
+  await Promise.all(Array.from({ length: 20 }, () => service.createSchedule(input)))
+  await service.stop()
+  expect(JSON.parse(readFileSync(path.join(root, 'schedules.json'), 'utf8')).schedules).toHaveLength(20)
+  const again = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  expect(await again.listSchedules()).toHaveLength(20)
+})
+
+test.each(['{', '{"version":2,"schedules":[]}', '[]'])('a file that makes no sense (%s) is put aside', async (text) => {
+  mkdirSync(root)
+  writeFileSync(path.join(root, 'schedules.json'), text)
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  expect(await rejection(service.start())).toMatchObject({ name: 'BackupError', code: 'OPERATION_FAILED' })
+  expect(files(root)).toEqual(['schedules.json.corrupt'])
+  await service.start()
+  expect(service.scheduleCount).toBe(0)
+  await service.stop()
+})

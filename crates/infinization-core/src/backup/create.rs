@@ -1,0 +1,319 @@
+//! Making a backup: what must hold first, and the order of the steps.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::chain::{LONGEST_CHAIN, may_be_parent};
+use super::draft::{Circumstances, Draft};
+use super::folder::{Kept, Library, free_space, inside, remove_file};
+use super::kinds::{BackupType, Compression};
+use super::live::Live;
+use super::machine::{Access, access};
+use super::manifest::DiskRecord;
+use super::names::{BackupId, disk_file};
+use super::progress::Reporter;
+use super::request::{CreateBackup, SourceDisk};
+use super::service::{Terms, Told, millis};
+use super::turn::{Turn, slot};
+use super::{BackupError, digest, off_thread, offline, sweep};
+use crate::host::qemu_img::{
+    Clusters, ImageFormat, Job, Parent, ensure_unwritten_now, inspect, inspect_now,
+};
+use crate::types::{ByteSize, HostPath};
+
+/// The part of a disk's work that copying is; checksums and gzip are the rest.
+pub(super) const COPYING: f64 = 0.9;
+
+/// One backup to make.
+pub(super) struct Creation {
+    pub(super) library: Library,
+    pub(super) id: BackupId,
+    pub(super) request: CreateBackup,
+    pub(super) terms: Terms,
+}
+
+/// What is known once nothing more can refuse.
+pub(super) struct Prepared {
+    /// The disks' sizes as the guest sees them.
+    pub(super) sizes: Vec<u64>,
+    /// The parent and what it builds on, nearest first; empty for a full backup.
+    pub(super) parents: Vec<Kept>,
+    /// Every backup of the machine.
+    pub(super) all: Vec<Kept>,
+}
+
+impl Creation {
+    pub(super) fn new(library: Library, id: BackupId, request: CreateBackup, terms: Terms) -> Self {
+        Self {
+            library,
+            id,
+            request,
+            terms,
+        }
+    }
+
+    pub(super) fn clusters(&self) -> Clusters {
+        match self.request.compression {
+            Compression::None | Compression::Gzip => Clusters::Plain,
+            Compression::Qcow2 => Clusters::Deflate,
+            Compression::Zstd => Clusters::Zstd,
+        }
+    }
+
+    pub(super) fn reporter(&self, sizes: &[u64]) -> Reporter {
+        let (id, vm_id) = (self.id.clone(), self.request.vm_id.clone());
+        Reporter::new(Arc::clone(&self.terms.audience), id, vm_id, sizes.to_vec())
+    }
+
+    /// The terms of one run of qemu-img.
+    pub(super) fn job(&self, progress: watch::Sender<f64>) -> Job {
+        Job {
+            cancel: self.terms.cancel.clone(),
+            deadline: None,
+            progress: Some(progress),
+        }
+    }
+}
+
+/// Makes the backup: a `BackupResult`.
+pub(super) async fn create(creation: Creation) -> Result<Value, BackupError> {
+    let (cancel, vm_id) = (&creation.terms.cancel, &creation.request.vm_id);
+    let _turn = Turn::take(&creation.library, vm_id, cancel).await?;
+    let _slot = slot(cancel).await?;
+    sweep::sweep(&creation.library, vm_id).await?;
+    let access = access(&*creation.terms.machine, vm_id).await?;
+    let prepared = prepare(&creation, matches!(access, Access::Offline)).await?;
+    let planned = offline::planned(&creation, &prepared);
+    let request = &creation.request;
+    let draft = Draft::begin(&creation.library, &creation.id, request, planned).await?;
+    let began = Instant::now();
+    let kept = match access {
+        Access::Offline => make_offline(&creation, &prepared, draft).await,
+        Access::Live(monitor) => {
+            let live = Live::new(&creation, &prepared, monitor);
+            live.make(draft).await
+        }
+    };
+    let (outcome, kept) = match kept {
+        Ok(kept) => (Ok(()), kept),
+        Err((error, kept)) => (Err(error), kept),
+    };
+    let shown = kept.manifest.shown(&kept.folder);
+    (creation.terms.audience)(Told::Completed(shown.clone()));
+    outcome?;
+    Ok(json!({
+        "success": true,
+        "backupId": creation.id,
+        "vmId": creation.request.vm_id,
+        "type": creation.request.kind,
+        "disks": shown["disks"],
+        "totalSize": kept.manifest.total_size,
+        "durationMs": millis(began.elapsed()),
+    }))
+}
+
+async fn make_offline(
+    creation: &Creation,
+    prepared: &Prepared,
+    draft: Draft,
+) -> Result<Kept, (BackupError, Kept)> {
+    let stopped = Circumstances {
+        running: false,
+        crash_consistent: false,
+    };
+    match offline::copy(creation, prepared, &draft).await {
+        Ok(disks) => draft.complete(disks, stopped).await,
+        Err(error) => Err(draft.abandon(error).await),
+    }
+}
+
+/// Everything that can refuse before anything is made.
+async fn prepare(creation: &Creation, offline: bool) -> Result<Prepared, BackupError> {
+    let (library, request) = (creation.library.clone(), creation.request.clone());
+    off_thread(move || {
+        let sizes = request
+            .disks
+            .iter()
+            .map(|disk| size_of(disk, offline))
+            .collect::<Result<Vec<_>, _>>()?;
+        let parents = match &request.parent {
+            Some(parent) => parents(&library, &request, parent)?,
+            None => Vec::new(),
+        };
+        if request.kind == BackupType::Full {
+            require_space(&request, &sizes)?;
+        }
+        let all = library.all(&request.vm_id)?;
+        Ok(Prepared {
+            sizes,
+            parents,
+            all,
+        })
+    })
+    .await
+}
+
+fn size_of(disk: &SourceDisk, offline: bool) -> Result<u64, BackupError> {
+    let path = &disk.path;
+    if !path.as_path().exists() {
+        return Err(BackupError::NoDisk { path: path.clone() });
+    }
+    if !offline {
+        // A disk that is written to is asked about through its QEMU.
+        return Ok(0);
+    }
+    ensure_unwritten_now(path)?;
+    let found = inspect_now(path, disk.format, &[])?;
+    Ok(found.virtual_size.map_or(0, ByteSize::as_bytes))
+}
+
+/// The parent's chain, if an incremental backup can build on it.
+fn parents(
+    library: &Library,
+    request: &CreateBackup,
+    id: &BackupId,
+) -> Result<Vec<Kept>, BackupError> {
+    let parent = match library.find(&request.vm_id, id) {
+        Err(BackupError::NotFound { .. }) => {
+            return Err(BackupError::Parent {
+                id: id.clone(),
+                why: "does not exist",
+            });
+        }
+        found => found?,
+    };
+    may_be_parent(&parent.manifest, &request.vm_id, request.disks.len())?;
+    let links = library.chain(&parent)?;
+    if links.len() >= LONGEST_CHAIN {
+        let why = "has too long a chain: make a FULL backup";
+        return Err(BackupError::unfit(id, why));
+    }
+    for link in &links {
+        for (n, disk) in link.manifest.disks.iter().enumerate() {
+            let length = fs::metadata(link.file(n)?.as_path()).map(|file| file.len());
+            if length.ok() != Some(disk.backup_size) {
+                let why = format!("{} is missing or has another length", disk.backup_path);
+                return Err(BackupError::corrupt(&link.manifest.id, why));
+            }
+        }
+    }
+    Ok(links)
+}
+
+/// Refuses a full backup whose plain copy cannot fit. A compressed one is given the chance.
+fn require_space(request: &CreateBackup, sizes: &[u64]) -> Result<(), BackupError> {
+    let mut needed = 0_u64;
+    for (disk, size) in request.disks.iter().zip(sizes) {
+        needed = needed.saturating_add(held_by(disk).min(*size));
+    }
+    let plain = matches!(request.compression, Compression::None | Compression::Gzip);
+    let above = request.destination.as_path().ancestors();
+    let existing = above
+        .filter(|path| path.exists())
+        .find_map(|path| HostPath::parse(path.display().to_string()).ok());
+    let Some(place) = existing.filter(|_| plain) else {
+        return Ok(());
+    };
+    let free = free_space(&place)?;
+    if needed > free {
+        return Err(BackupError::NoSpace {
+            path: place,
+            needed,
+            free,
+        });
+    }
+    Ok(())
+}
+
+/// What the disk and its backing files take on the host, in bytes.
+fn held_by(disk: &SourceDisk) -> u64 {
+    let backing = inspect_now(&disk.path, disk.format, &[]).map(|found| found.backing_chain);
+    let files = backing.unwrap_or_default();
+    std::iter::once(&disk.path)
+        .chain(&files)
+        .filter_map(|file| fs::metadata(file.as_path()).ok())
+        .map(|file| file.blocks() * 512)
+        .sum()
+}
+
+/// The parent's file of disk `n` as a new backup beside `folder` names it, once it is certain that
+/// QEMU will open the chain that the manifests describe.
+pub(super) async fn parent_of(
+    prepared: &Prepared,
+    n: usize,
+    folder: &HostPath,
+) -> Result<Parent, BackupError> {
+    let files = prepared
+        .parents
+        .iter()
+        .map(|link| link.file(n))
+        .collect::<Result<Vec<_>, _>>()?;
+    let path = files[0].clone();
+    let found = inspect(&path, ImageFormat::Qcow2, &[]).await?;
+    let described = files[1..]
+        .iter()
+        .map(|file| fs::canonicalize(file.as_path()).ok());
+    let opened = found
+        .backing_chain
+        .iter()
+        .map(|file| Some(file.as_path().to_owned()));
+    if !described.eq(opened) {
+        let why = "its files name others than its manifest";
+        return Err(BackupError::corrupt(&prepared.parents[0].manifest.id, why));
+    }
+    let beside = |path: &HostPath| path.as_path().parent().map(std::path::Path::to_owned);
+    let link = &prepared.parents[0];
+    let name = if beside(&link.folder) == beside(folder) {
+        format!(
+            "../{}/{}",
+            link.manifest.id, link.manifest.disks[n].backup_path
+        )
+    } else {
+        path.to_string()
+    };
+    Ok(Parent { path, name })
+}
+
+/// Finishes disk `n`, whose image is in the folder: compresses it if it is to be, flushes and measures
+/// it.
+pub(super) async fn seal(
+    creation: &Creation,
+    draft: &Draft,
+    n: usize,
+    size: u64,
+    parent: Option<&Parent>,
+) -> Result<DiskRecord, BackupError> {
+    let compression = creation.request.compression;
+    let disk = creation.request.disks[n].clone();
+    let (image, cancel) = (draft.image(n)?, creation.terms.cancel.clone());
+    let name = disk_file(n, compression);
+    let file = inside(&draft.folder, &name)?;
+    let backing_file = parent.map(|parent| parent.name.clone());
+    off_thread(move || {
+        let mut image_size = None;
+        if compression == Compression::Gzip {
+            let length = fs::metadata(image.as_path()).map(|image| image.len());
+            image_size = Some(length.map_err(|error| BackupError::io(&image, error))?);
+            digest::gzip(&image, &file, &cancel)?;
+            remove_file(&image)?;
+        }
+        let measure = digest::measure(&file, &cancel)?;
+        Ok(DiskRecord {
+            source_path: disk.path,
+            source_format: disk.format,
+            backup_path: name,
+            original_size: size,
+            backup_size: measure.length,
+            image_size,
+            format: ImageFormat::Qcow2,
+            backing_file,
+            sha256: Some(measure.sha256),
+        })
+    })
+    .await
+}

@@ -1,0 +1,142 @@
+//! Passes over a whole file: its checksum, gzip and back. Everything here blocks, flushes what it
+//! writes, and ends soon after it is cancelled.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use super::BackupError;
+use crate::types::HostPath;
+
+const PIECE: usize = 1 << 20;
+
+/// A file's length and SHA-256.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Measure {
+    pub(super) length: u64,
+    pub(super) sha256: String,
+}
+
+/// Flushes the file and reads it whole.
+pub(super) fn measure(path: &HostPath, cancel: &CancellationToken) -> Result<Measure, BackupError> {
+    let sum = || -> io::Result<Measure> {
+        let file = File::open(path.as_path())?;
+        file.sync_all()?;
+        let mut hasher = Sha256::new();
+        let length = pieces(file, cancel, |piece| {
+            hasher.update(piece);
+            Ok(())
+        })?;
+        let sha256 = hexadecimal(&hasher.finalize());
+        Ok(Measure { length, sha256 })
+    };
+    sum().map_err(|error| BackupError::io(path, error))
+}
+
+/// Writes `from`, compressed, into the new file `to`.
+pub(super) fn gzip(
+    from: &HostPath,
+    to: &HostPath,
+    cancel: &CancellationToken,
+) -> Result<(), BackupError> {
+    let squeeze = || -> io::Result<()> {
+        let mut encoder = GzEncoder::new(new_file(to)?, Compression::fast());
+        pieces(File::open(from.as_path())?, cancel, |piece| {
+            encoder.write_all(piece)
+        })?;
+        encoder.finish()?.sync_all()
+    };
+    squeeze().map_err(|error| BackupError::io(to, error))
+}
+
+/// Writes what `from` holds into the new file `to`, which must come out with `length` bytes.
+pub(super) fn gunzip(
+    from: &HostPath,
+    to: &HostPath,
+    length: u64,
+    cancel: &CancellationToken,
+) -> Result<(), BackupError> {
+    let expand = || -> io::Result<()> {
+        let packed = GzDecoder::new(File::open(from.as_path())?);
+        let mut file = new_file(to)?;
+        // One byte more than there should be tells too long from right, and no bomb goes on.
+        let written = pieces(packed.take(length.saturating_add(1)), cancel, |piece| {
+            file.write_all(piece)
+        })?;
+        if written == length {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::InvalidData.into())
+        }
+    };
+    expand().map_err(|error| BackupError::io(to, error))
+}
+
+fn pieces(
+    mut from: impl Read,
+    cancel: &CancellationToken,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<u64> {
+    let mut buffer = vec![0; PIECE];
+    let mut total = 0;
+    loop {
+        if cancel.is_cancelled() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        match from.read(&mut buffer)? {
+            0 => return Ok(total),
+            length => {
+                take(&buffer[..length])?;
+                total += length as u64;
+            }
+        }
+    }
+}
+
+fn new_file(path: &HostPath) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    options.open(path.as_path())
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a String cannot fail.
+        let _infallible = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_packed_comes_out_and_nothing_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| HostPath::parse(dir.path().join(name).to_str().unwrap()).unwrap();
+        let plain = vec![7_u8; 3 * PIECE + 5];
+        std::fs::write(path("a").as_path(), &plain).unwrap();
+        let cancel = CancellationToken::new();
+        gzip(&path("a"), &path("a.gz"), &cancel).unwrap();
+        let length = plain.len() as u64;
+        gunzip(&path("a.gz"), &path("b"), length, &cancel).unwrap();
+        assert_eq!(std::fs::read(path("b").as_path()).unwrap(), plain);
+        assert!(gunzip(&path("a.gz"), &path("c"), length - 1, &cancel).is_err());
+        assert!(gunzip(&path("a.gz"), &path("d"), length + 1, &cancel).is_err());
+        let measured = measure(&path("a"), &cancel).unwrap();
+        assert_eq!(measured, measure(&path("b"), &cancel).unwrap());
+        assert_eq!((measured.length, measured.sha256.len()), (length, 64));
+        cancel.cancel();
+        let cancelled = measure(&path("a"), &cancel).unwrap_err();
+        assert!(matches!(cancelled, BackupError::Cancelled), "{cancelled}");
+    }
+}

@@ -1,0 +1,404 @@
+//! Copying the disks of a running machine: its own QEMU does it, so that every disk is copied as it was
+//! at one moment.
+//!
+//! All jobs begin in one `transaction`, within which the guest's file systems are frozen if they can
+//! be. What the transaction also adds is a dirty bitmap per disk, named after this backup; a later
+//! incremental one copies what it has marked. The parent's bitmap is left as it is until this backup
+//! is complete, so a failure costs nothing.
+
+mod attached;
+mod handover;
+mod jobs;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::create::{COPYING, Creation, Prepared, parent_of, seal};
+use super::draft::{Circumstances, Draft};
+use super::folder::{Kept, free_space, remove_file};
+use super::kinds::BackupType;
+use super::manifest::{DiskRecord, Manifest};
+use super::names::BITMAP_PREFIX;
+use super::{BackupError, off_thread, offline, quiesce};
+use crate::host::qemu_img::{Clusters, ImageFormat, Parent, Source, difference, make_target};
+use crate::qmp::QmpClient;
+use crate::types::{ByteSize, HostPath};
+use attached::{Attached, attached};
+use handover::{give_to_qemu, take_back};
+
+/// For starting all jobs: the guest's file systems are frozen meanwhile. A Windows guest thaws by
+/// itself after ten seconds.
+const START: Duration = Duration::from_secs(8);
+/// QEMU's default bitmap granularity, and the cluster size of what it writes into.
+const CLUSTER: u32 = 64 << 10;
+
+/// A backup of a machine that runs.
+pub(super) struct Live<'a> {
+    creation: &'a Creation,
+    prepared: &'a Prepared,
+    monitor: QmpClient,
+}
+
+/// How a disk is copied.
+enum Method {
+    /// Everything, into what becomes the backup.
+    Full,
+    /// What the parent's bitmap has marked, into what becomes the backup.
+    Marked { parent: Parent },
+    /// Everything, into a scratch file that is then compared with the parent.
+    Compared { parent: Parent },
+}
+
+impl Method {
+    fn parent(&self) -> Option<&Parent> {
+        match self {
+            Self::Full => None,
+            Self::Marked { parent } | Self::Compared { parent } => Some(parent),
+        }
+    }
+}
+
+/// One disk on its way.
+struct Copying {
+    disk: Attached,
+    method: Method,
+    /// Where QEMU writes to.
+    target: HostPath,
+}
+
+impl<'a> Live<'a> {
+    pub(super) fn new(creation: &'a Creation, prepared: &'a Prepared, monitor: QmpClient) -> Self {
+        Self {
+            creation,
+            prepared,
+            monitor,
+        }
+    }
+
+    /// Fills the draft, and leaves the bitmaps as the outcome wants them.
+    pub(super) async fn make(self, draft: Draft) -> Result<Kept, (BackupError, Kept)> {
+        let made = match self.copy(&draft).await {
+            Ok((disks, circumstances)) => draft.complete(disks, circumstances).await,
+            Err(error) => Err(draft.abandon(error).await),
+        };
+        if let Err(error) = self.settle_bitmaps(made.is_ok()).await {
+            tracing::warn!(%error, "a dirty bitmap is left until the next backup");
+        }
+        made
+    }
+
+    async fn copy(&self, draft: &Draft) -> Result<(Vec<DiskRecord>, Circumstances), BackupError> {
+        let paths: Vec<_> = self
+            .creation
+            .request
+            .disks
+            .iter()
+            .map(|disk| &disk.path)
+            .collect();
+        let disks = attached(&self.monitor, &paths).await?;
+        jobs::clear_leftovers(&self.monitor).await?;
+        self.drop_bitmaps(&disks, |name| self.is_stale(name))
+            .await?;
+        if self.creation.request.kind == BackupType::Snapshot {
+            return self.snapshot(&disks).await;
+        }
+        let disks = attached(&self.monitor, &paths).await?;
+        self.require_space(&disks).await?;
+        let mut copies = Vec::new();
+        for (n, disk) in disks.into_iter().enumerate() {
+            copies.push(self.choose(draft, n, disk).await?);
+        }
+        let copied = self.run_jobs(draft, &copies).await;
+        jobs::clear_leftovers(&self.monitor).await?;
+        let frozen = copied?;
+        let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
+        let reporter = self.creation.reporter(&sizes);
+        let mut parts = vec![COPYING; copies.len()];
+        let mut records = Vec::new();
+        for (n, copy) in copies.iter().enumerate() {
+            records.push(self.finish(draft, n, copy).await?);
+            parts[n] = 1.0;
+            reporter.tell_parts(&parts);
+        }
+        Ok((records, running(frozen)))
+    }
+
+    /// A plain full copy takes at most the disk's size; what it really takes QEMU alone knows.
+    async fn require_space(&self, disks: &[Attached]) -> Result<(), BackupError> {
+        let request = &self.creation.request;
+        if request.kind != BackupType::Full || self.creation.clusters() != Clusters::Plain {
+            return Ok(());
+        }
+        let needed = disks.iter().map(|disk| disk.allocated.min(disk.size)).sum();
+        let place = self.creation.request.destination.clone();
+        off_thread(move || {
+            let free = free_space(&place)?;
+            if needed > free {
+                return Err(BackupError::NoSpace {
+                    path: place,
+                    needed,
+                    free,
+                });
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn choose(
+        &self,
+        draft: &Draft,
+        n: usize,
+        disk: Attached,
+    ) -> Result<Copying, BackupError> {
+        let image = draft.image(n)?;
+        let Some(link) = self.prepared.parents.first() else {
+            return Ok(Copying {
+                disk,
+                method: Method::Full,
+                target: image,
+            });
+        };
+        let parent = parent_of(self.prepared, n, &draft.folder).await?;
+        // A disk that is shorter than its parent was cut, which no bitmap tells.
+        let usable = disk.has_usable_bitmap(&link.manifest.id.bitmap())
+            && disk.size >= link.manifest.disks[n].original_size;
+        let (method, target) = if usable {
+            (Method::Marked { parent }, image)
+        } else {
+            (Method::Compared { parent }, draft.scratch(n, "full")?)
+        };
+        Ok(Copying {
+            disk,
+            method,
+            target,
+        })
+    }
+
+    /// Has QEMU copy every disk, and waits for it. Says whether the guest was frozen.
+    async fn run_jobs(&self, draft: &Draft, copies: &[Copying]) -> Result<bool, BackupError> {
+        for (n, copy) in copies.iter().enumerate() {
+            self.add_target(n, copy).await?;
+        }
+        let actions = self.actions(draft, copies);
+        let machine = &*self.creation.terms.machine;
+        // A cancelled caller ends it before the guest is touched, and from then on by its jobs.
+        if self.creation.terms.cancel.is_cancelled() {
+            return Err(BackupError::Cancelled);
+        }
+        let events = self.monitor.subscribe();
+        let begin = self
+            .monitor
+            .execute_with("transaction", json!({ "actions": actions }), START);
+        let (begun, frozen) = quiesce::around(machine, begin).await;
+        begun?;
+        let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
+        let reporter = self.creation.reporter(&sizes);
+        let ids = self.node_names(copies.len());
+        let cancel = &self.creation.terms.cancel;
+        jobs::wait_for(&self.monitor, events, &ids, cancel, |parts| {
+            let parts: Vec<_> = parts.iter().map(|part| part * COPYING).collect();
+            reporter.tell_parts(&parts);
+        })
+        .await?;
+        Ok(frozen)
+    }
+
+    fn node_names(&self, disks: usize) -> Vec<String> {
+        (0..disks).map(|n| self.creation.id.node(n)).collect()
+    }
+
+    /// Makes the file that QEMU writes into, and opens it there.
+    async fn add_target(&self, n: usize, copy: &Copying) -> Result<(), BackupError> {
+        let size = ByteSize::bytes(copy.disk.size);
+        let (clusters, parent) = match &copy.method {
+            Method::Full => (self.creation.clusters(), None),
+            Method::Marked { parent } => (self.creation.clusters(), Some(parent)),
+            Method::Compared { .. } => (Clusters::Plain, None),
+        };
+        make_target(&copy.target, size, clusters, parent).await?;
+        give_to_qemu(&copy.target, &self.creation.request.disks[n].path).await?;
+        let arguments = json!({
+            "driver": "qcow2",
+            "node-name": self.creation.id.node(n),
+            "file": { "driver": "file", "filename": copy.target },
+            // What is marked is copied by whole clusters: the parent's files are not needed for it.
+            "backing": null,
+        });
+        self.monitor.execute("blockdev-add", arguments).await?;
+        Ok(())
+    }
+
+    fn actions(&self, draft: &Draft, copies: &[Copying]) -> Vec<Value> {
+        let copies = copies.iter().enumerate();
+        copies
+            .flat_map(|(n, copy)| [new_bitmap(draft, copy), self.job(n, copy)])
+            .collect()
+    }
+
+    fn job(&self, n: usize, copy: &Copying) -> Value {
+        let node = self.creation.id.node(n);
+        let plain = self.creation.clusters() == Clusters::Plain;
+        let mut data = json!({
+            "device": copy.disk.node,
+            "target": node,
+            "job-id": node,
+            "sync": "full",
+            "compress": !plain && !matches!(copy.method, Method::Compared { .. }),
+            "auto-dismiss": false,
+        });
+        if let (Method::Marked { .. }, Some(link)) = (&copy.method, self.prepared.parents.first()) {
+            data["sync"] = json!("bitmap");
+            data["bitmap"] = json!(link.manifest.id.bitmap());
+            data["bitmap-mode"] = json!("never");
+        }
+        json!({ "type": "blockdev-backup", "data": data })
+    }
+
+    /// Takes the file back from QEMU, compares it if need be, and seals it.
+    async fn finish(
+        &self,
+        draft: &Draft,
+        n: usize,
+        copy: &Copying,
+    ) -> Result<DiskRecord, BackupError> {
+        take_back(&copy.target).await?;
+        if let Method::Compared { parent } = &copy.method {
+            self.compare(draft, n, &copy.target, parent).await?;
+        }
+        let parent = copy.method.parent();
+        seal(self.creation, draft, n, copy.disk.size, parent).await
+    }
+
+    async fn compare(
+        &self,
+        draft: &Draft,
+        n: usize,
+        full: &HostPath,
+        parent: &Parent,
+    ) -> Result<(), BackupError> {
+        let source = Source {
+            path: full.clone(),
+            format: ImageFormat::Qcow2,
+        };
+        let (image, scratch) = (draft.image(n)?, draft.scratch(n, "delta")?);
+        let job = self.creation.job(tokio::sync::watch::channel(0.0).0);
+        let clusters = self.creation.clusters();
+        difference(&source, parent, &image, &scratch, clusters, &job).await?;
+        let full = full.clone();
+        off_thread(move || remove_file(&full)).await
+    }
+
+    /// An internal snapshot in every disk, at one moment.
+    async fn snapshot(
+        &self,
+        disks: &[Attached],
+    ) -> Result<(Vec<DiskRecord>, Circumstances), BackupError> {
+        let name = self.creation.id.snapshot();
+        let actions: Vec<_> = disks
+            .iter()
+            .map(|disk| {
+                let data = json!({ "device": disk.node, "name": name });
+                json!({ "type": "blockdev-snapshot-internal-sync", "data": data })
+            })
+            .collect();
+        let actions = json!({ "actions": actions });
+        let begin = self.monitor.execute_with("transaction", actions, START);
+        let (done, frozen) = quiesce::around(&*self.creation.terms.machine, begin).await;
+        done?;
+        let mut records = offline::planned(self.creation, self.prepared);
+        for (record, disk) in records.iter_mut().zip(disks) {
+            record.original_size = disk.size;
+        }
+        Ok((records, running(frozen)))
+    }
+
+    /// After a success only this backup's bitmaps stay, after a failure only those before it.
+    async fn settle_bitmaps(&self, made: bool) -> Result<(), BackupError> {
+        if self.creation.request.kind == BackupType::Snapshot {
+            return Ok(());
+        }
+        let paths: Vec<_> = self
+            .creation
+            .request
+            .disks
+            .iter()
+            .map(|disk| &disk.path)
+            .collect();
+        let disks = attached(&self.monitor, &paths).await?;
+        let ours = self.creation.id.bitmap();
+        self.drop_bitmaps(&disks, |name| (name == ours) != made)
+            .await
+    }
+
+    /// A bitmap of a backup that is gone, or never was complete.
+    fn is_stale(&self, name: &str) -> bool {
+        let complete = self
+            .prepared
+            .all
+            .iter()
+            .filter(|kept| kept.manifest.is_complete());
+        let known: HashSet<_> = complete.map(|kept| kept.manifest.id.bitmap()).collect();
+        !known.contains(name)
+    }
+
+    async fn drop_bitmaps(
+        &self,
+        disks: &[Attached],
+        unwanted: impl Fn(&str) -> bool,
+    ) -> Result<(), BackupError> {
+        for disk in disks {
+            for bitmap in &disk.bitmaps {
+                let ours = bitmap.name.starts_with(BITMAP_PREFIX);
+                if ours && (bitmap.inconsistent || unwanted(&bitmap.name)) {
+                    let arguments = json!({ "node": disk.node, "name": bitmap.name });
+                    self.monitor
+                        .execute("block-dirty-bitmap-remove", arguments)
+                        .await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What records the changes after this backup. A raw disk has no room for one: it lasts as long as QEMU.
+fn new_bitmap(draft: &Draft, copy: &Copying) -> Value {
+    json!({ "type": "block-dirty-bitmap-add", "data": {
+        "node": copy.disk.node,
+        "name": draft.manifest.id.bitmap(),
+        "granularity": CLUSTER,
+        "persistent": copy.disk.format == "qcow2",
+    }})
+}
+
+fn running(frozen: bool) -> Circumstances {
+    Circumstances {
+        running: true,
+        crash_consistent: !frozen,
+    }
+}
+
+/// Deletes a SNAPSHOT's snapshots through the machine that runs on its disks.
+pub(super) async fn delete_snapshots(
+    monitor: &QmpClient,
+    manifest: &Manifest,
+) -> Result<(), BackupError> {
+    let paths: Vec<_> = manifest
+        .disks
+        .iter()
+        .map(|disk| &disk.source_path)
+        .collect();
+    for disk in attached(monitor, &paths).await? {
+        let name = manifest.id.snapshot();
+        if disk.snapshots.contains(&name) {
+            let arguments = json!({ "device": disk.node, "name": name });
+            monitor
+                .execute("blockdev-snapshot-delete-internal-sync", arguments)
+                .await?;
+        }
+    }
+    Ok(())
+}

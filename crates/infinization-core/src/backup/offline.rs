@@ -1,0 +1,132 @@
+//! Copying the disks of a stopped machine.
+
+use super::BackupError;
+use super::create::{COPYING, Creation, Prepared, parent_of, seal};
+use super::draft::Draft;
+use super::kinds::BackupType;
+use super::manifest::DiskRecord;
+use super::progress::Reporter;
+use crate::host::qemu_img::{
+    ImageError, ImageFormat, SnapshotName, Source, create_snapshot, delete_snapshot, difference,
+    export,
+};
+
+/// What a SNAPSHOT will leave in the disks; nothing for the other types.
+pub(super) fn planned(creation: &Creation, prepared: &Prepared) -> Vec<DiskRecord> {
+    if creation.request.kind != BackupType::Snapshot {
+        return Vec::new();
+    }
+    let disks = creation.request.disks.iter().zip(&prepared.sizes);
+    disks
+        .map(|(disk, size)| DiskRecord {
+            source_path: disk.path.clone(),
+            source_format: disk.format,
+            backup_path: creation.id.snapshot(),
+            original_size: *size,
+            backup_size: 0,
+            image_size: None,
+            format: ImageFormat::Qcow2,
+            backing_file: None,
+            sha256: None,
+        })
+        .collect()
+}
+
+/// Copies every disk into the draft's folder.
+pub(super) async fn copy(
+    creation: &Creation,
+    prepared: &Prepared,
+    draft: &Draft,
+) -> Result<Vec<DiskRecord>, BackupError> {
+    if creation.request.kind == BackupType::Snapshot {
+        return snapshot_all(creation, prepared).await;
+    }
+    let reporter = creation.reporter(&prepared.sizes);
+    let mut disks = Vec::new();
+    for n in 0..creation.request.disks.len() {
+        let disk = copy_one(creation, prepared, draft, n, &reporter).await?;
+        reporter.tell(n, 1.0);
+        disks.push(disk);
+    }
+    Ok(disks)
+}
+
+async fn copy_one(
+    creation: &Creation,
+    prepared: &Prepared,
+    draft: &Draft,
+    n: usize,
+    reporter: &Reporter,
+) -> Result<DiskRecord, BackupError> {
+    let disk = &creation.request.disks[n];
+    let source = Source {
+        path: disk.path.clone(),
+        format: disk.format,
+    };
+    let image = draft.image(n)?;
+    if creation.request.kind == BackupType::Full {
+        reporter
+            .follow(n, COPYING, async |progress| {
+                let job = creation.job(progress);
+                export(&source, &image, creation.clusters(), &job).await
+            })
+            .await?;
+        return seal(creation, draft, n, prepared.sizes[n], None).await;
+    }
+    let parent = parent_of(prepared, n, &draft.folder).await?;
+    let scratch = draft.scratch(n, "delta")?;
+    reporter
+        .follow(n, COPYING, async |progress| {
+            let job = creation.job(progress);
+            difference(
+                &source,
+                &parent,
+                &image,
+                &scratch,
+                creation.clusters(),
+                &job,
+            )
+            .await
+        })
+        .await?;
+    seal(creation, draft, n, prepared.sizes[n], Some(&parent)).await
+}
+
+/// Makes the snapshot in every disk, or in none.
+async fn snapshot_all(
+    creation: &Creation,
+    prepared: &Prepared,
+) -> Result<Vec<DiskRecord>, BackupError> {
+    let disks = planned(creation, prepared);
+    let reporter = creation.reporter(&prepared.sizes);
+    let name = SnapshotName::parse(creation.id.snapshot())?;
+    for (n, disk) in disks.iter().enumerate() {
+        let made = if creation.terms.cancel.is_cancelled() {
+            Err(BackupError::Cancelled)
+        } else {
+            create_snapshot(&disk.source_path, &name)
+                .await
+                .map_err(BackupError::from)
+        };
+        if let Err(error) = made {
+            drop_snapshots(&disks[..n], &name).await?;
+            return Err(error);
+        }
+        reporter.tell(n, 1.0);
+    }
+    Ok(disks)
+}
+
+/// Deletes the snapshot from disks that nobody has open. A disk that is gone took it along.
+pub(super) async fn drop_snapshots(
+    disks: &[DiskRecord],
+    name: &SnapshotName,
+) -> Result<(), BackupError> {
+    for disk in disks {
+        match delete_snapshot(&disk.source_path, name).await {
+            Err(ImageError::NotFound { .. }) => {}
+            outcome => outcome?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,325 @@
+//! Restoring and verifying.
+
+mod snapshot;
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::digest::{gunzip, measure};
+use super::folder::{Kept, Library, free_space};
+use super::kinds::{BackupType, Compression};
+use super::machine::require_stopped;
+use super::manifest::Manifest;
+use super::names::BackupId;
+use super::progress::Reporter;
+use super::request::RestoreBackup;
+use super::service::{Terms, Told, millis};
+use super::stage::Stage;
+use super::turn::Turn;
+use super::{BackupError, off_thread, sweep};
+use crate::host::qemu_img::{Job, ensure_unused_now, flatten};
+use crate::types::{HostPath, VmId};
+use snapshot::restore_snapshot;
+
+/// One restore.
+pub(super) struct Restoration {
+    library: Library,
+    request: RestoreBackup,
+    terms: Terms,
+}
+
+impl Restoration {
+    pub(super) fn new(library: Library, request: RestoreBackup, terms: Terms) -> Self {
+        Self {
+            library,
+            request,
+            terms,
+        }
+    }
+
+    fn job(&self, progress: tokio::sync::watch::Sender<f64>) -> Job {
+        Job {
+            cancel: self.terms.cancel.clone(),
+            deadline: None,
+            progress: Some(progress),
+        }
+    }
+
+    fn reporter(&self, tip: &Manifest) -> Reporter {
+        let sizes = tip.disks.iter().map(|disk| disk.original_size).collect();
+        let audience = Arc::clone(&self.terms.audience);
+        Reporter::new(audience, tip.id.clone(), tip.vm_id.clone(), sizes)
+    }
+}
+
+/// Restores: a `BackupRestoreResult`.
+pub(super) async fn restore(restoration: Restoration) -> Result<Value, BackupError> {
+    let began = Instant::now();
+    let Restoration {
+        library,
+        request,
+        terms,
+    } = &restoration;
+    let vm_id = &request.vm_id;
+    let _turn = Turn::take(library, vm_id, &terms.cancel).await?;
+    sweep::sweep(library, vm_id).await?;
+    let kept = find_complete(library, vm_id, &request.id).await?;
+    require_stopped(&*terms.machine, vm_id).await?;
+    check_targets(&kept, request).await?;
+    if kept.manifest.kind == BackupType::Snapshot {
+        restore_snapshot(&restoration, &kept).await?;
+    } else {
+        restore_files(&restoration, kept).await?;
+    }
+    let result = json!({
+        "success": true,
+        "backupId": request.id,
+        "vmId": vm_id,
+        "restoredDiskPaths": request.targets,
+        "durationMs": millis(began.elapsed()),
+    });
+    (terms.audience)(Told::Restored(result.clone()));
+    Ok(result)
+}
+
+/// The chain of a backup, nearest first, every file of which is what was written.
+pub(super) async fn verify(
+    library: &Library,
+    vm_id: &VmId,
+    id: &BackupId,
+    cancel: &CancellationToken,
+) -> Result<Vec<Kept>, BackupError> {
+    let kept = find_complete(library, vm_id, id).await?;
+    verified(library, kept, cancel).await
+}
+
+async fn find_complete(
+    library: &Library,
+    vm_id: &VmId,
+    id: &BackupId,
+) -> Result<Kept, BackupError> {
+    let (library, vm_id, id) = (library.clone(), vm_id.clone(), id.clone());
+    off_thread(move || {
+        let kept = library.find(&vm_id, &id)?;
+        if kept.manifest.is_complete() {
+            Ok(kept)
+        } else {
+            Err(BackupError::corrupt(&id, "it was never completed"))
+        }
+    })
+    .await
+}
+
+async fn verified(
+    library: &Library,
+    tip: Kept,
+    cancel: &CancellationToken,
+) -> Result<Vec<Kept>, BackupError> {
+    let (library, cancel) = (library.clone(), cancel.clone());
+    off_thread(move || {
+        let links = library.chain(&tip)?;
+        for link in &links {
+            if link.manifest.kind != BackupType::Snapshot {
+                check_files(link, &cancel)?;
+            }
+        }
+        Ok(links)
+    })
+    .await
+}
+
+fn check_files(link: &Kept, cancel: &CancellationToken) -> Result<(), BackupError> {
+    let id = &link.manifest.id;
+    for (n, disk) in link.manifest.disks.iter().enumerate() {
+        let file = link.file(n)?;
+        let regular = fs::symlink_metadata(file.as_path()).is_ok_and(|file| file.is_file());
+        if !regular {
+            return Err(BackupError::corrupt(
+                id,
+                format!("{} is missing", disk.backup_path),
+            ));
+        }
+        let found = measure(&file, cancel)?;
+        if (found.length, Some(&found.sha256)) != (disk.backup_size, disk.sha256.as_ref()) {
+            let why = format!("{} is not what was written", disk.backup_path);
+            return Err(BackupError::corrupt(id, why));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses targets that may not be replaced, before anything is read.
+async fn check_targets(kept: &Kept, request: &RestoreBackup) -> Result<(), BackupError> {
+    let (expected, given) = (kept.manifest.disks.len(), request.targets.len());
+    if expected != given {
+        let why = format!("has {given} paths, and the backup has {expected} disks");
+        return Err(BackupError::config("diskPaths", why));
+    }
+    let (targets, overwrite) = (request.targets.clone(), request.overwrite);
+    let folder = kept.folder.clone();
+    off_thread(move || {
+        let backups = folder.as_path().parent().map(std::path::Path::to_owned);
+        for target in &targets {
+            if backups
+                .as_ref()
+                .is_some_and(|dir| target.as_path().starts_with(dir))
+            {
+                return Err(BackupError::config(
+                    "diskPaths",
+                    "must not be among the backups",
+                ));
+            }
+            check_target(target, overwrite)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+fn check_target(target: &HostPath, overwrite: bool) -> Result<(), BackupError> {
+    match fs::symlink_metadata(target.as_path()) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let above = target.as_path().parent();
+            if above.is_some_and(std::path::Path::is_dir) {
+                return Ok(());
+            }
+            let why = format!("names {target}, whose directory does not exist");
+            Err(BackupError::config("diskPaths", why))
+        }
+        Err(error) => Err(BackupError::io(target, error)),
+        Ok(_) if !overwrite => Err(BackupError::TargetExists {
+            path: target.clone(),
+        }),
+        Ok(found) if !found.is_file() => {
+            let why = format!("names {target}, which is not a plain file");
+            Err(BackupError::config("diskPaths", why))
+        }
+        Ok(_) => Ok(ensure_unused_now(target)?),
+    }
+}
+
+async fn restore_files(restoration: &Restoration, kept: Kept) -> Result<(), BackupError> {
+    let Restoration {
+        library,
+        request,
+        terms,
+    } = restoration;
+    let links = verified(library, kept, &terms.cancel).await?;
+    require_space(&links, &request.targets).await?;
+    let stage = Stage::begin(library, &request.vm_id, &request.targets).await?;
+    let staged = stage_all(restoration, &links, &stage).await;
+    put_in_place(restoration, stage, staged).await
+}
+
+/// Commits what is staged, unless staging failed or the machine was started in the meantime.
+async fn put_in_place(
+    restoration: &Restoration,
+    stage: Stage,
+    staged: Result<(), BackupError>,
+) -> Result<(), BackupError> {
+    let (machine, vm_id) = (&*restoration.terms.machine, &restoration.request.vm_id);
+    let ready = match staged {
+        Ok(()) => require_stopped(machine, vm_id).await,
+        failed => failed,
+    };
+    match ready {
+        Ok(()) => stage.commit().await,
+        Err(error) => {
+            stage.abandon().await;
+            Err(error)
+        }
+    }
+}
+
+/// Refuses what cannot fit: a restored disk takes at least what its files hold, or its own size.
+async fn require_space(links: &[Kept], targets: &[HostPath]) -> Result<(), BackupError> {
+    let (links, targets) = (links.to_vec(), targets.to_vec());
+    off_thread(move || {
+        for (n, target) in targets.iter().enumerate() {
+            let held = links.iter().map(|link| link.manifest.disks[n].backup_size);
+            let needed = held
+                .sum::<u64>()
+                .min(links[0].manifest.disks[n].original_size);
+            let above = target
+                .as_path()
+                .parent()
+                .map(|dir| dir.display().to_string());
+            let Some(place) = above.and_then(|dir| HostPath::parse(dir).ok()) else {
+                continue;
+            };
+            let free = free_space(&place)?;
+            if needed > free {
+                return Err(BackupError::NoSpace {
+                    path: place,
+                    needed,
+                    free,
+                });
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn stage_all(
+    restoration: &Restoration,
+    links: &[Kept],
+    stage: &Stage,
+) -> Result<(), BackupError> {
+    let tip = &links[0].manifest;
+    let reporter = restoration.reporter(tip);
+    for (n, disk) in tip.disks.iter().enumerate() {
+        let unpacked = unpack(restoration, links, n, stage).await?;
+        let files = unpacked.links(links, n)?;
+        reporter
+            .follow(n, 1.0, async |progress| {
+                let job = restoration.job(progress);
+                flatten(&files, stage.file(n), disk.source_format, &job).await
+            })
+            .await?;
+        unpacked.remove().await?;
+        reporter.tell(n, 1.0);
+    }
+    Ok(())
+}
+
+/// A gzipped disk's image, beside where the disk is staged.
+struct Unpacked(Option<HostPath>);
+
+impl Unpacked {
+    fn links(&self, links: &[Kept], n: usize) -> Result<Vec<HostPath>, BackupError> {
+        match &self.0 {
+            Some(image) => Ok(vec![image.clone()]),
+            None => links.iter().map(|link| link.file(n)).collect(),
+        }
+    }
+
+    async fn remove(self) -> Result<(), BackupError> {
+        let Some(image) = self.0 else {
+            return Ok(());
+        };
+        off_thread(move || super::folder::remove_file(&image)).await
+    }
+}
+
+async fn unpack(
+    restoration: &Restoration,
+    links: &[Kept],
+    n: usize,
+    stage: &Stage,
+) -> Result<Unpacked, BackupError> {
+    let tip = &links[0];
+    if tip.manifest.compression != Compression::Gzip {
+        return Ok(Unpacked(None));
+    }
+    let length = tip.manifest.disks[n].image_size.unwrap_or_default();
+    let (packed, image) = (tip.file(n)?, stage.unpacked(n)?);
+    let cancel = restoration.terms.cancel.clone();
+    let to = image.clone();
+    off_thread(move || gunzip(&packed, &to, length, &cancel)).await?;
+    Ok(Unpacked(Some(image)))
+}

@@ -1,0 +1,158 @@
+//! What a schedule's retention may delete, and what its next backup builds on.
+
+use std::collections::HashSet;
+
+use super::kinds::{BackupStatus, BackupType};
+use super::manifest::Manifest;
+use super::names::BackupId;
+
+/// How many complete backups stay; 0 keeps all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep(pub u32);
+
+/// The backups to delete, in an order in which none is deleted before what builds on it.
+///
+/// `ours` says which backups the retention is about: a schedule deletes only what it made, but what
+/// somebody else built on that stays. Only complete ones count. Of those beyond the number the oldest
+/// go, unless one that stays needs them: so a chain is kept or goes as a whole from its end. Failed and
+/// cancelled ones go once they are older than everything that stays.
+pub fn expired(all: &[Manifest], ours: impl Fn(&Manifest) -> bool, keep: Keep) -> Vec<BackupId> {
+    if keep.0 == 0 {
+        return Vec::new();
+    }
+    let mut mine: Vec<&Manifest> = all.iter().filter(|one| ours(one)).collect();
+    mine.sort_by(|a, b| b.created_at.cmp(&a.created_at));
+    let complete: Vec<&Manifest> = mine
+        .iter()
+        .copied()
+        .filter(|one| one.is_complete())
+        .collect();
+    let wanted = usize::try_from(keep.0).unwrap_or(usize::MAX);
+    let surplus: HashSet<&BackupId> = complete.iter().skip(wanted).map(|one| &one.id).collect();
+    let needed = needed(all, &surplus);
+    let old = complete
+        .iter()
+        .take(wanted)
+        .next_back()
+        .map(|oldest| &oldest.created_at);
+    // Newest first: a child is younger than its parent.
+    mine.iter()
+        .filter(|one| match one.status {
+            BackupStatus::Completed => surplus.contains(&one.id) && !needed.contains(&one.id),
+            BackupStatus::Failed | BackupStatus::Cancelled => {
+                old.is_some_and(|oldest| one.created_at < *oldest)
+            }
+            BackupStatus::Pending | BackupStatus::InProgress => false,
+        })
+        .map(|one| one.id.clone())
+        .collect()
+}
+
+/// Everything that something which stays builds on.
+fn needed<'a>(all: &'a [Manifest], surplus: &HashSet<&BackupId>) -> HashSet<&'a BackupId> {
+    let holds = |one: &&Manifest| one.is_complete() || one.status == BackupStatus::InProgress;
+    let mut needed = HashSet::new();
+    for stays in all
+        .iter()
+        .filter(holds)
+        .filter(|one| !surplus.contains(&one.id))
+    {
+        let mut parent = stays.parent_backup_id.as_ref();
+        while let Some(id) = parent.filter(|id| needed.insert(*id)) {
+            let found = all.iter().find(|one| one.id == *id);
+            parent = found.and_then(|one| one.parent_backup_id.as_ref());
+        }
+    }
+    needed
+}
+
+/// What the next incremental backup of a schedule builds on: its newest complete one, unless that
+/// chain has `longest` links already; then, and at first, a full one is due.
+pub fn next_parent(
+    all: &[Manifest],
+    ours: impl Fn(&Manifest) -> bool,
+    disks: usize,
+    longest: usize,
+) -> Option<BackupId> {
+    let newest = all
+        .iter()
+        .filter(|one| ours(one) && one.is_complete() && one.kind != BackupType::Snapshot)
+        .max_by(|a, b| a.created_at.cmp(&b.created_at))?;
+    super::chain::may_be_parent(newest, &newest.vm_id, disks).ok()?;
+    let find = |id: &BackupId| all.iter().find(|one| one.id == *id).cloned();
+    let links = super::chain::links(newest.clone(), find).ok()?;
+    (links.len() < longest).then(|| newest.id.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::manifest::tests::complete;
+    use super::*;
+
+    /// Two chains of three, oldest first.
+    fn two_chains() -> Vec<Manifest> {
+        let mut all: Vec<Manifest> = Vec::new();
+        for minute in 0..6 {
+            let parent = (minute % 3 != 0).then(|| all.last().unwrap().clone());
+            all.push(complete(minute, parent.as_ref()));
+        }
+        all
+    }
+
+    fn gone(all: &[Manifest], keep: u32) -> Vec<usize> {
+        let position = |id: &BackupId| all.iter().position(|one| one.id == *id).unwrap();
+        let expired = expired(all, |_| true, Keep(keep));
+        expired.iter().map(position).collect()
+    }
+
+    #[test]
+    fn c1_a_chain_goes_as_a_whole_and_from_its_end() {
+        let all = two_chains();
+        for (keep, expected) in [
+            (0, vec![]),
+            (1, vec![2, 1, 0]),
+            (3, vec![2, 1, 0]),
+            (4, vec![]),
+            (6, vec![]),
+        ] {
+            assert_eq!(gone(&all, keep), expected, "keep {keep}");
+        }
+    }
+
+    #[test]
+    fn c1_failures_push_nothing_out() {
+        let mut all = two_chains();
+        for minute in 6..20 {
+            let mut failed = complete(minute, None);
+            failed.status = BackupStatus::Failed;
+            all.push(failed);
+        }
+        assert_eq!(gone(&all, 6), Vec::<usize>::new());
+        all[0].created_at.replace_range(..4, "2025");
+        let mut old = complete(0, None);
+        old.status = BackupStatus::Failed;
+        old.created_at.replace_range(..4, "2020");
+        all.push(old);
+        assert_eq!(gone(&all, 6), [20]);
+    }
+
+    #[test]
+    fn what_others_built_on_stays() {
+        let all = two_chains();
+        let by_hand = complete(7, Some(&all[1]));
+        let mut with = all.clone();
+        with.push(by_hand.clone());
+        let expired = expired(&with, |one| one.id != by_hand.id, Keep(3));
+        assert_eq!(expired, [all[2].id.clone()]);
+    }
+
+    #[test]
+    fn c2_a_new_full_one_is_due_when_the_chain_is_long() {
+        let all = two_chains();
+        let next = |longest| next_parent(&all, |_| true, 1, longest);
+        assert_eq!(next(4), Some(all[5].id.clone()));
+        assert_eq!(next(3), None);
+        assert_eq!(next_parent(&all, |_| true, 2, 9), None, "a disk was added");
+        assert_eq!(next_parent(&[], |_| true, 1, 9), None);
+    }
+}

@@ -1,0 +1,285 @@
+//! Putting restored disks in place: all of them or none.
+//!
+//! Disks are staged beside their targets under names of their own, which the journal `restore.json`
+//! lists before they exist. Once all are on disk the journal says so, and each is exchanged with its
+//! target by one rename, which can be undone by the same. So an error undoes those before it, a crash
+//! is carried on by the next who has the machine's turn, and the old disks go last.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
+use std::path::Path;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::folder::{Library, inside, remove_file, sync_directory};
+use super::{BackupError, off_thread};
+use crate::host::qemu_img::ensure_unused_now;
+use crate::host::state_file::{self, Durability};
+use crate::types::{HostPath, VmId};
+
+/// A restore in progress. Dropped before it is committed it leaves its journal, and whoever is next
+/// removes what it staged: so [`Stage::abandon`] it where you can.
+#[derive(Debug)]
+pub(super) struct Stage {
+    journal: HostPath,
+    plan: Plan,
+}
+
+/// The journal.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Plan {
+    /// Everything is staged, and renaming may have begun.
+    committing: bool,
+    disks: Vec<Staged>,
+}
+
+/// One disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Staged {
+    /// Where it is made, and what it replaces is afterwards.
+    aside: HostPath,
+    target: HostPath,
+    /// Of the staged file, known once it is whole: tells whether the target is it already.
+    inode: Option<u64>,
+}
+
+impl Stage {
+    /// Notes what will be staged, one file beside each target.
+    pub(super) async fn begin(
+        library: &Library,
+        vm_id: &VmId,
+        targets: &[HostPath],
+    ) -> Result<Self, BackupError> {
+        let journal = journal(library, vm_id)?;
+        let disks = targets
+            .iter()
+            .map(|target| {
+                Ok(Staged {
+                    aside: name_beside(target)?,
+                    target: target.clone(),
+                    inode: None,
+                })
+            })
+            .collect::<Result<_, BackupError>>()?;
+        let plan = Plan {
+            committing: false,
+            disks,
+        };
+        let stage = Self { journal, plan };
+        off_thread(move || {
+            stage.write()?;
+            Ok(stage)
+        })
+        .await
+    }
+
+    /// The file that disk `n` is to be written into.
+    pub(super) fn file(&self, n: usize) -> &HostPath {
+        &self.plan.disks[n].aside
+    }
+
+    /// A file for in between, which goes when the stage does.
+    pub(super) fn unpacked(&self, n: usize) -> Result<HostPath, BackupError> {
+        unpacked_name(self.file(n))
+    }
+
+    /// Removes what was staged. The targets were never touched.
+    pub(super) async fn abandon(self) {
+        let journal = self.journal.clone();
+        if let Err(error) = off_thread(move || self.clear()).await {
+            tracing::warn!(%journal, %error, "a failed restore's files are left until the next one");
+        }
+    }
+
+    /// Gives every staged disk its target's owner and name. On failure every target is what it was.
+    pub(super) async fn commit(mut self) -> Result<(), BackupError> {
+        off_thread(
+            move || match self.settle().and_then(|()| self.rename_all()) {
+                Ok(()) => self.clear(),
+                Err(error) => {
+                    self.clear()?;
+                    Err(error)
+                }
+            },
+        )
+        .await
+    }
+
+    /// Makes the staged files durable, and says in the journal that they are whole.
+    fn settle(&mut self) -> Result<(), BackupError> {
+        for disk in &mut self.plan.disks {
+            let failed = |error| BackupError::io(&disk.target, error);
+            if disk.target.as_path().exists() {
+                ensure_unused_now(&disk.target)?;
+            }
+            let file = File::open(disk.aside.as_path()).map_err(failed)?;
+            take_after(&file, disk.target.as_path()).map_err(failed)?;
+            file.sync_all().map_err(failed)?;
+            disk.inode = Some(file.metadata().map_err(failed)?.ino());
+        }
+        self.plan.committing = true;
+        self.write()
+    }
+
+    fn rename_all(&self) -> Result<(), BackupError> {
+        for (n, disk) in self.plan.disks.iter().enumerate() {
+            let Err(error) = exchange(&disk.aside, &disk.target) else {
+                continue;
+            };
+            for done in self.plan.disks[..n].iter().rev() {
+                put_back(done).map_err(|error| BackupError::io(&done.target, error))?;
+            }
+            return Err(BackupError::io(&disk.target, error));
+        }
+        self.sync_directories()
+    }
+
+    fn sync_directories(&self) -> Result<(), BackupError> {
+        for disk in &self.plan.disks {
+            sync_directory(&directory_of(&disk.target)?)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what has a staged name now: what was not restored, or what was replaced.
+    fn clear(&self) -> Result<(), BackupError> {
+        for disk in &self.plan.disks {
+            remove_file(&disk.aside)?;
+            remove_file(&unpacked_name(&disk.aside)?)?;
+        }
+        remove_file(&self.journal)
+    }
+
+    fn write(&self) -> Result<(), BackupError> {
+        let failed = |error| BackupError::io(&self.journal, error);
+        let text = serde_json::to_vec(&self.plan).map_err(|error| failed(error.into()))?;
+        state_file::write(self.journal.as_path(), &text, Durability::HostCrash)
+            .map_err(|error| failed(io::Error::other(error)))
+    }
+
+    /// Renames what a crash left to rename.
+    fn carry_on(&self) -> Result<(), BackupError> {
+        for disk in &self.plan.disks {
+            if inode_of(&disk.target) == disk.inode {
+                continue;
+            }
+            if inode_of(&disk.aside) != disk.inode {
+                tracing::error!(target = %disk.target, "an interrupted restore cannot be finished here");
+                continue;
+            }
+            if disk.target.as_path().exists() {
+                ensure_unused_now(&disk.target)?;
+            }
+            exchange(&disk.aside, &disk.target)
+                .map_err(|error| BackupError::io(&disk.target, error))?;
+        }
+        self.sync_directories()
+    }
+}
+
+/// Ends a restore whose process died: one that had not begun to rename never was, any other is
+/// finished.
+pub(super) async fn recover(library: &Library, vm_id: &VmId) -> Result<(), BackupError> {
+    let journal = journal(library, vm_id)?;
+    off_thread(move || {
+        let read = state_file::read(journal.as_path());
+        let failed = |error| BackupError::io(&journal, error);
+        let Some(text) = read.map_err(|error| failed(io::Error::other(error)))? else {
+            return Ok(());
+        };
+        let plan = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
+        let stage = Stage { journal, plan };
+        if stage.plan.committing {
+            stage.carry_on()?;
+        }
+        stage.clear()
+    })
+    .await
+}
+
+fn journal(library: &Library, vm_id: &VmId) -> Result<HostPath, BackupError> {
+    inside(&library.machine(vm_id)?, "restore.json")
+}
+
+fn name_beside(target: &HostPath) -> Result<HostPath, BackupError> {
+    let name = format!(".{}.restoring", Uuid::new_v4().simple());
+    inside(&directory_of(target)?, &name)
+}
+
+fn unpacked_name(staged: &HostPath) -> Result<HostPath, BackupError> {
+    let name = staged.as_path().file_name().unwrap_or_default();
+    inside(
+        &directory_of(staged)?,
+        &format!("{}.qcow2", name.to_string_lossy()),
+    )
+}
+
+fn directory_of(path: &HostPath) -> Result<HostPath, BackupError> {
+    let above = path.as_path().parent().unwrap_or(Path::new("/"));
+    HostPath::parse(above.display().to_string()).map_err(|why| BackupError::Destination {
+        path: above.display().to_string(),
+        why: why.to_string(),
+    })
+}
+
+/// The owner and mode of the disk that is replaced: QEMU may run as somebody else.
+fn take_after(file: &File, target: &Path) -> io::Result<()> {
+    let Ok(old) = fs::metadata(target) else {
+        return Ok(());
+    };
+    let ours = file.metadata()?;
+    if (ours.uid(), ours.gid()) != (old.uid(), old.gid()) {
+        fchown(file, Some(old.uid()), Some(old.gid()))?;
+    }
+    file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o777))
+}
+
+/// Gives `staged` the target's name; what had it, if anything, has the staged name then.
+fn exchange(staged: &HostPath, target: &HostPath) -> io::Result<()> {
+    let (staged, target) = (staged.as_path(), target.as_path());
+    let flags = if target.exists() {
+        RenameFlags::EXCHANGE
+    } else {
+        RenameFlags::NOREPLACE
+    };
+    match renameat_with(CWD, staged, CWD, target, flags) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => exchange_by_links(staged, target),
+        outcome => Ok(outcome?),
+    }
+}
+
+/// For file systems without such renames (NFS): three steps, of which the middle one replaces.
+fn exchange_by_links(staged: &Path, target: &Path) -> io::Result<()> {
+    let aside = staged.with_extension("old");
+    let replaces = target.exists();
+    if replaces {
+        fs::hard_link(target, &aside)?;
+    }
+    fs::rename(staged, target)?;
+    if replaces {
+        fs::rename(&aside, staged)?;
+    }
+    Ok(())
+}
+
+/// Undoes [`exchange`].
+fn put_back(disk: &Staged) -> io::Result<()> {
+    if disk.aside.as_path().exists() {
+        exchange(&disk.aside, &disk.target)
+    } else {
+        fs::rename(disk.target.as_path(), disk.aside.as_path())
+    }
+}
+
+fn inode_of(path: &HostPath) -> Option<u64> {
+    fs::symlink_metadata(path.as_path())
+        .map(|file| file.ino())
+        .ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+use super::*;
+
+struct Place {
+    dir: tempfile::TempDir,
+    library: Library,
+    vm_id: VmId,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let vm_id = VmId::parse("vm-1").unwrap();
+        let root = HostPath::parse(dir.path().join("backups").to_str().unwrap()).unwrap();
+        fs::create_dir_all(root.as_path().join("vm-1")).unwrap();
+        let library = Library::new(root);
+        Self {
+            dir,
+            library,
+            vm_id,
+        }
+    }
+
+    fn disk(&self, name: &str) -> HostPath {
+        HostPath::parse(self.dir.path().join(name).to_str().unwrap()).unwrap()
+    }
+
+    /// Two old disks and a new one, all staged.
+    async fn staged(&self) -> (Stage, Vec<HostPath>) {
+        let targets = ["a", "b", "c"].map(|name| self.disk(name)).to_vec();
+        for old in &targets[..2] {
+            fs::write(old.as_path(), "old").unwrap();
+        }
+        let begun = Stage::begin(&self.library, &self.vm_id, &targets).await;
+        let stage = begun.unwrap();
+        for n in 0..3 {
+            fs::write(stage.file(n).as_path(), "new").unwrap();
+        }
+        (stage, targets)
+    }
+
+    fn contents(&self) -> Vec<(String, String)> {
+        let mut found: Vec<_> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
+            .map(|path| {
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                (name, fs::read_to_string(&path).unwrap())
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
+    fn journal_is_gone(&self) -> bool {
+        !journal(&self.library, &self.vm_id)
+            .unwrap()
+            .as_path()
+            .exists()
+    }
+}
+
+fn all(words: [&str; 3]) -> Vec<(String, String)> {
+    let names = ["a", "b", "c"].iter().zip(words);
+    names
+        .filter(|(_, word)| !word.is_empty())
+        .map(|(name, word)| ((*name).to_owned(), word.to_owned()))
+        .collect()
+}
+
+#[tokio::test]
+async fn all_are_replaced_or_made() {
+    let place = Place::new();
+    let (stage, targets) = place.staged().await;
+    fs::set_permissions(targets[0].as_path(), fs::Permissions::from_mode(0o640)).unwrap();
+    stage.commit().await.unwrap();
+    assert_eq!(place.contents(), all(["new", "new", "new"]));
+    let mode = fs::metadata(targets[0].as_path()).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o640);
+    assert!(place.journal_is_gone());
+}
+
+#[tokio::test]
+async fn k3_a_rename_that_fails_puts_back_those_before_it() {
+    let place = Place::new();
+    let (stage, targets) = place.staged().await;
+    // It was not there when the restore began: it is not replaced.
+    fs::create_dir(targets[2].as_path()).unwrap();
+    fs::remove_file(stage.file(2).as_path()).unwrap();
+    assert!(stage.commit().await.is_err());
+    assert_eq!(place.contents(), all(["old", "old", ""]));
+    assert!(place.journal_is_gone());
+}
+
+#[tokio::test]
+async fn f22_a_crash_before_the_renames_leaves_the_old_disks() {
+    let place = Place::new();
+    let (stage, _) = place.staged().await;
+    drop(stage);
+    recover(&place.library, &place.vm_id).await.unwrap();
+    assert_eq!(place.contents(), all(["old", "old", ""]));
+    assert!(place.journal_is_gone());
+}
+
+#[tokio::test]
+async fn f22_a_crash_between_the_renames_is_carried_on() {
+    for done in 0..=3 {
+        let place = Place::new();
+        let (mut stage, _) = place.staged().await;
+        stage.settle().unwrap();
+        for disk in &stage.plan.disks[..done] {
+            exchange(&disk.aside, &disk.target).unwrap();
+        }
+        drop(stage);
+        recover(&place.library, &place.vm_id).await.unwrap();
+        assert_eq!(place.contents(), all(["new", "new", "new"]), "after {done}");
+        assert!(place.journal_is_gone());
+    }
+}
+
+#[test]
+fn without_exchanging_renames_it_comes_to_the_same() {
+    let place = Place::new();
+    for (name, word) in [("a", "old"), ("x", "new"), ("y", "new")] {
+        fs::write(place.disk(name).as_path(), word).unwrap();
+    }
+    exchange_by_links(place.disk("x").as_path(), place.disk("a").as_path()).unwrap();
+    exchange_by_links(place.disk("y").as_path(), place.disk("b").as_path()).unwrap();
+    let found = place.contents();
+    let words: Vec<_> = found
+        .iter()
+        .map(|(n, w)| (n.as_str(), w.as_str()))
+        .collect();
+    assert_eq!(words, [("a", "new"), ("b", "new"), ("x", "old")]);
+}

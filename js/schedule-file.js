@@ -1,0 +1,80 @@
+'use strict'
+
+// `schedules.json`: replaced as a whole, by one writer at a time, and on disk when a write is done.
+
+const { mkdir, open, readFile, rename, rm } = require('node:fs/promises')
+const { dirname } = require('node:path')
+const { BackupError } = require('./errors')
+
+const VERSION = 1
+
+class ScheduleFile {
+  #path
+  #writing = Promise.resolve()
+
+  constructor (path) {
+    this.#path = path
+  }
+
+  // The schedules, none if there is no file. One that makes no sense is put aside and told.
+  async read () {
+    await this.settled()
+    let text
+    try {
+      text = await readFile(this.#path, 'utf8')
+    } catch (error) {
+      if (error.code === 'ENOENT') return []
+      throw failed(`${this.#path} could not be read: ${error.message}`, error)
+    }
+    try {
+      const { version, schedules } = JSON.parse(text)
+      if (version !== VERSION || !Array.isArray(schedules)) throw new Error(`its version is ${version}, not ${VERSION}`)
+      return schedules
+    } catch (error) {
+      await rename(this.#path, `${this.#path}.corrupt`)
+      throw failed(`${this.#path} made no sense and was put aside as .corrupt: ${error.message}`, error)
+    }
+  }
+
+  // Writes in the order of the calls.
+  write (schedules) {
+    const written = this.#writing.then(() => this.#replace(schedules))
+    this.#writing = written.catch(() => {})
+    return written
+  }
+
+  // Resolves when what was to be written is.
+  settled () {
+    return this.#writing
+  }
+
+  async #replace (schedules) {
+    const text = JSON.stringify({ version: VERSION, updatedAt: new Date().toISOString(), schedules }, null, 2)
+    const temporary = `${this.#path}.${process.pid}.tmp`
+    try {
+      await mkdir(dirname(this.#path), { recursive: true, mode: 0o711 })
+      await synced(temporary, 'w', (file) => file.writeFile(`${text}\n`))
+      await rename(temporary, this.#path)
+      await synced(dirname(this.#path), 'r', () => {})
+    } catch (error) {
+      await rm(temporary, { force: true })
+      throw failed(`${this.#path} could not be written: ${error.message}`, error)
+    }
+  }
+}
+
+async function synced (path, flags, work) {
+  const file = await open(path, flags, 0o600)
+  try {
+    await work(file)
+    await file.sync()
+  } finally {
+    await file.close()
+  }
+}
+
+function failed (message, cause) {
+  return Object.assign(new BackupError('OPERATION_FAILED', message), { cause })
+}
+
+module.exports = { ScheduleFile }
