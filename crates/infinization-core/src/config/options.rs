@@ -133,7 +133,7 @@ impl GuestExecOptions {
     }
 }
 
-fn read<T: Default>(
+pub(super) fn read<T: Default>(
     value: &Value,
     build: impl FnOnce(&Fields<'_>) -> T,
 ) -> Result<Parsed<T>, ConfigError> {

@@ -9,6 +9,7 @@
 //! | `startup` | opening the database, probing the host, taking VMs back |
 //! | `status` | `getVMStatus`, `getActiveVMs` |
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
+//! | `snapshots` | snapshots of a VM's disks and memory |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
 //! | `database`, `firewall` | what is below the verbs, for users who drive it themselves |
@@ -19,6 +20,7 @@ mod firewall;
 mod guest_access;
 mod health;
 mod observe;
+mod snapshots;
 mod startup;
 mod status;
 mod store;

@@ -7,6 +7,7 @@
 //! | `dial`, `calls` | handshake; matching replies to calls |
 //! | `event_stream` | bounded fan-out of what the monitor reports |
 //! | `commands`, `replies` | typed helpers over `execute`, and what they answer |
+//! | `jobs`, `snapshots` | background jobs to their end; snapshots of a running machine |
 //! | `events` | typed view of the events a VM's life depends on |
 //! | `guest_agent/` | the agent inside the guest, over its own socket |
 //! | `wire`, `lines` | pure framing and JSON, shared by both protocols |
@@ -23,10 +24,12 @@ mod error;
 mod event_stream;
 mod events;
 mod guest_agent;
+mod jobs;
 mod lines;
 mod monitor;
 mod open_enum;
 mod replies;
+mod snapshots;
 mod wire;
 
 pub use client::{Link, QmpClient, QmpOptions, Reconnect};
@@ -39,4 +42,5 @@ pub use replies::{
     BalloonInfo, BlockInfo, CpuInfo, CpuTopology, Greeting, InsertedMedium, IoStatus, QemuVersion,
     RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo,
 };
+pub use snapshots::{BlockNode, NodeImage};
 pub use wire::InvalidCommand;

@@ -18,6 +18,7 @@
 //! | `effects` | performing one action on the real host |
 //! | `boot` | waiting for the guest's agent |
 //! | `machine`, `launch`, `stop`, `guest`, `destroy`, `recover`, `reconcile` | what one VM does, verb by verb |
+//! | `snapshot/` | internal snapshots of all disks of a VM, running or not |
 //! | `request` | what can be asked of a VM |
 //! | `task` | the loop that owns one VM, and the handle to it |
 //!
@@ -46,6 +47,7 @@ mod request;
 mod run;
 mod salvage;
 mod services;
+mod snapshot;
 mod spec;
 pub mod status;
 mod stop;
@@ -67,6 +69,7 @@ pub use recover::Recovered;
 pub use request::Verb;
 pub use run::{Effects, Run};
 pub use services::{EffectsWrapper, Services};
+pub use snapshot::Snapshot;
 pub use task::VmHandle;
 
 /// QEMU's standard error, in the VM's state directory.
