@@ -117,7 +117,7 @@ impl QmpClient {
     }
 
     async fn query_jobs(&self) -> Result<Vec<JobInfo>, QmpError> {
-        decode("query-jobs", &*self.execute("query-jobs", ()).await?)
+        decode("query-jobs", &self.execute("query-jobs", ()).await?)
     }
 }
 

@@ -107,7 +107,7 @@ impl QmpClient {
         command: &str,
         arguments: Value,
     ) -> Result<T, QmpError> {
-        decode(command, &*self.execute(command, arguments).await?)
+        decode(command, &self.execute(command, arguments).await?)
     }
 }
 

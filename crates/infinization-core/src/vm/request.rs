@@ -172,6 +172,11 @@ impl Verb {
         }
     }
 
+    /// Whether the disks must be whole for it.
+    pub(super) fn needs_disks(&self) -> bool {
+        matches!(self, Self::Start { .. } | Self::Restart) || self.is_about_images()
+    }
+
     /// Whether it works on images: a `StorageError` is then told as it is.
     pub(super) fn is_about_images(&self) -> bool {
         matches!(

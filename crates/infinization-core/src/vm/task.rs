@@ -212,7 +212,9 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
         Request::Recover { reply } => {
             let work = async {
                 machine.is_open()?;
-                machine.recover().await
+                let recovered = machine.recover().await;
+                machine.try_to_settle_snapshots().await;
+                recovered
             };
             send(guarded(work).await, reply, asker);
         }
@@ -314,8 +316,13 @@ impl Machine {
         interrupt: &Interrupt,
     ) -> Result<OperationResult, Failure> {
         self.is_open()?;
-        if !matches!(verb, Verb::Destroy | Verb::Delete { .. }) {
+        if matches!(verb, Verb::Destroy | Verb::Delete { .. }) {
+            // The disks may outlive the machine; the note of what is to be done to them will not.
+            self.try_to_settle_snapshots().await;
+        } else {
             self.look_again().await?;
+        }
+        if verb.needs_disks() {
             self.settle_snapshots().await?;
         }
         match verb {

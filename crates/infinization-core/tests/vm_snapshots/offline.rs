@@ -62,7 +62,7 @@ fn f15_when_one_disk_fails_the_others_are_as_they_were() {
 }
 
 /// What a process that was killed in the middle of a change leaves.
-async fn cut_short(host: &Host, vm_id: &str, unfinished: &Value) {
+fn cut_short(host: &Host, vm_id: &str, unfinished: &Value) {
     let directory = host.state_dir().join("vms").join(vm_id);
     let note = directory.join("snapshot-unfinished.json");
     let body = serde_json::to_vec(unfinished).unwrap();
@@ -75,7 +75,7 @@ fn is_settled(host: &Host, vm_id: &str) -> bool {
 }
 
 #[test]
-fn f9_a_snapshot_cut_short_is_undone_before_the_next_start() {
+fn f9_a_snapshot_cut_short_is_undone_before_the_next_start_and_by_a_new_process() {
     kit::in_private_network(|| async {
         let host = Host::new().await;
         let manager = host.manager().await;
@@ -83,17 +83,25 @@ fn f9_a_snapshot_cut_short_is_undone_before_the_next_start() {
         let second = SnapshotName::parse("second").unwrap();
         let disk0 = HostPath::parse(disks[0].as_str()).unwrap();
         create_snapshot(&disk0, &second).await.unwrap();
-        cut_short(
-            &host,
-            "snap-8",
-            &json!({ "delete": "second", "disks": disks }),
-        )
-        .await;
+        let unfinished = json!({ "delete": "second", "disks": disks });
+        cut_short(&host, "snap-8", &unfinished);
         let listed = manager.list_snapshots("snap-8".into()).await.unwrap();
         assert_eq!(listed[1]["complete"], false);
 
         start(&manager, "snap-8").await.unwrap();
         assert!(is_settled(&host, "snap-8"));
+        assert_eq!(names(&manager, "snap-8").await, ["first"]);
+        stop(&manager, "snap-8").await;
+
+        create_snapshot(&disk0, &second).await.unwrap();
+        cut_short(&host, "snap-8", &unfinished);
+        manager.shutdown().await.unwrap();
+        drop(manager);
+        let manager = host.manager().await;
+        assert!(
+            is_settled(&host, "snap-8"),
+            "a new process looks after it at once"
+        );
         assert_eq!(names(&manager, "snap-8").await, ["first"]);
         delete(&manager, "snap-8").await;
         host.is_clean().await;
@@ -123,7 +131,7 @@ fn f9_a_revert_cut_short_at_any_disk_is_undone() {
             let undo = json!({
                 "revert": before.as_str(), "delete": before.as_str(), "disks": disks,
             });
-            cut_short(&host, "snap-9", &undo).await;
+            cut_short(&host, "snap-9", &undo);
             // Any verb settles it first; this one has nothing to do.
             let deleted = manager
                 .delete_snapshot("snap-9".into(), "none".into())

@@ -70,9 +70,10 @@ async fn snapshot_disks(
     options: &SnapshotOptions,
     cancel: &CancellationToken,
 ) -> Result<Option<Vec<String>>, Failure> {
-    let frozen = match options.quiesce {
-        true => Some(freeze(qmp, config, options).await?),
-        false => None,
+    let frozen = if options.quiesce {
+        Some(freeze(qmp, config, options).await?)
+    } else {
+        None
     };
     let made = if cancel.is_cancelled() {
         let message = "the snapshot was aborted before it was made";

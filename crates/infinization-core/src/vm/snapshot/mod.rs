@@ -53,22 +53,18 @@ impl Machine {
         let config = context.disks_config(live.is_some()).await?;
         let hardware = match &live {
             Some(live) => live::create(live, &config, name, options, cancel).await?,
-            None if options.memory => {
-                let message = "a VM that does not run has no memory to save";
-                return Err(Failure::new(ErrorCode::InvalidState, message));
-            }
+            None if options.memory => return Err(no_memory()),
             None => {
                 offline::create(context, &disks::of(&config), name).await?;
                 None
             }
         };
-        context.note(name, options, hardware).await;
         if cancel.is_cancelled() {
-            self.delete_snapshot(name).await?;
-            let message = "the snapshot was aborted, and deleted again";
-            return Err(Failure::new(ErrorCode::Aborted, message));
+            context.remove(live.as_deref(), &config, name).await?;
+            return Err(aborted());
         }
-        self.told(name, "create", format!("snapshot {} made", name.as_str()))
+        context.note(name, options, hardware).await;
+        Ok(self.told(name, "create", "made"))
     }
 
     /// `revertSnapshot`.
@@ -80,11 +76,10 @@ impl Machine {
     ) -> Result<OperationResult, Failure> {
         let live = self.snapshots_allowed("put back to a snapshot").await?;
         let config = self.context.disks_config(live.is_some()).await?;
-        let done = format!("VM put back to snapshot {}", name.as_str());
         let Some(live) = live else {
             let disks = disks::of(&config);
             let had_memory = offline::revert(&self.context, &disks, name).await?;
-            let told = self.told(name, "revert", done)?;
+            let told = self.told(name, "revert", "reverted to");
             return Ok(told.warned(had_memory.then(memory_unused).into_iter().collect()));
         };
         let found = live::find(&live, &config, name).await?;
@@ -96,14 +91,9 @@ impl Machine {
             self.revert_between_runs(&disks::of(&config), name, interrupt)
                 .await?;
         } else {
-            let message = format!(
-                "the snapshot {} holds no memory, so a running VM cannot go on from it: \
-                 stop the VM, or pass {{ restart: true }}",
-                name.as_str()
-            );
-            return Err(Failure::new(ErrorCode::InvalidState, message));
+            return Err(needs_restart(name));
         }
-        self.told(name, "revert", done)
+        Ok(self.told(name, "revert", "reverted to"))
     }
 
     /// `deleteSnapshot`: one that does not exist is deleted already.
@@ -113,24 +103,27 @@ impl Machine {
     ) -> Result<OperationResult, Failure> {
         let live = self.snapshots_allowed("relieved of a snapshot").await?;
         let config = self.context.disks_config(live.is_some()).await?;
-        match &live {
-            Some(live) => live::delete(live, &config, name).await?,
-            None => offline::delete(&disks::of(&config), name).await?,
-        }
-        self.context.forget_note(name).await;
-        self.told(
-            name,
-            "delete",
-            format!("snapshot {} deleted", name.as_str()),
-        )
+        let context = &self.context;
+        context.remove(live.as_deref(), &config, name).await?;
+        context.forget_note(name).await;
+        Ok(self.told(name, "delete", "deleted"))
     }
 
-    /// Finishes or undoes what a killed process left half done on the disks of a VM that is off.
+    /// Undoes what a killed process left half done on the disks of a VM that is off.
     pub(super) async fn settle_snapshots(&self) -> Result<(), Failure> {
         if self.live.is_some() {
             return Ok(());
         }
         offline::settle(&self.context).await
+    }
+
+    /// The same for what must go on all the same; the next start tries again, and is refused if it
+    /// cannot be done.
+    pub(super) async fn try_to_settle_snapshots(&self) {
+        if let Err(failure) = self.settle_snapshots().await {
+            let vm = &self.context.vm_id;
+            tracing::warn!(%vm, %failure, "an interrupted change of snapshots was not undone");
+        }
     }
 
     async fn load_memory(
@@ -181,15 +174,11 @@ impl Machine {
             .refused(verb, &status, &[&LIVE[..], &OFFLINE].concat()))
     }
 
-    fn told(
-        &self,
-        name: &SnapshotName,
-        action: &str,
-        message: String,
-    ) -> Result<OperationResult, Failure> {
+    fn told(&self, name: &SnapshotName, action: &str, done: &str) -> OperationResult {
         let data = json!({ "type": "snapshot", "action": action, "name": name.as_str() });
         self.context.crud("update", data);
-        Ok(OperationResult::done(&self.context.vm_id, message))
+        let message = format!("snapshot {} {done}", name.as_str());
+        OperationResult::done(&self.context.vm_id, message)
     }
 }
 
@@ -207,6 +196,18 @@ impl VmContext {
         Ok(disks::gather(&listed, &self.notes().await))
     }
 
+    async fn remove(
+        &self,
+        live: Option<&LiveView>,
+        config: &VmConfig,
+        name: &SnapshotName,
+    ) -> Result<(), Failure> {
+        match live {
+            Some(live) => live::delete(live, config, name).await,
+            None => offline::delete(&disks::of(config), name).await,
+        }
+    }
+
     /// What the VM runs with now, or would be started with.
     async fn disks_config(&self, live: bool) -> Result<VmConfig, Failure> {
         if live && let Some(config) = spec::read(&self.directory)? {
@@ -216,6 +217,25 @@ impl VmContext {
         let record = database.find_machine_with_config(&self.vm_id).await?;
         spec::for_start(self, &record.ok_or_else(|| self.not_found())?)
     }
+}
+
+fn no_memory() -> Failure {
+    let message = "a VM that does not run has no memory to save";
+    Failure::new(ErrorCode::InvalidState, message)
+}
+
+fn aborted() -> Failure {
+    let message = "the snapshot was aborted, and deleted again";
+    Failure::new(ErrorCode::Aborted, message)
+}
+
+fn needs_restart(name: &SnapshotName) -> Failure {
+    let message = format!(
+        "the snapshot {} holds no memory, so a running VM cannot go on from it: stop the VM, or \
+         pass {{ restart: true }}",
+        name.as_str()
+    );
+    Failure::new(ErrorCode::InvalidState, message)
 }
 
 fn memory_unused() -> String {
