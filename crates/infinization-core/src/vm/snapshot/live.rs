@@ -1,16 +1,16 @@
 //! Snapshots of a running VM, through its monitor: QEMU holds the images, so only QEMU may change
 //! them.
 
-use std::path::Path;
-
 use tokio_util::sync::CancellationToken;
 
+use super::super::context::VmContext;
 use super::super::live::LiveView;
 use super::disks::{self, Disk, Listed};
+use super::quiet;
 use crate::config::{DiskFormat, SnapshotOptions, VmConfig};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{SnapshotInfo, SnapshotName};
-use crate::qmp::{AgentOptions, BlockNode, GuestAgent, QmpClient};
+use crate::qmp::{BlockNode, QmpClient, QmpError};
 
 /// A snapshot that every disk of a running VM has.
 #[derive(Debug)]
@@ -35,6 +35,7 @@ pub(super) async fn list(live: &LiveView, config: &VmConfig) -> Result<Vec<Liste
 /// Makes the snapshot on all disks, or on none. Answers what the machine is made of if its memory
 /// is in it.
 pub(super) async fn create(
+    context: &VmContext,
     live: &LiveView,
     config: &VmConfig,
     name: &SnapshotName,
@@ -51,7 +52,8 @@ pub(super) async fn create(
         let saved = qmp.snapshot_save(&nodes, name.as_str()).await;
         saved.map(|()| Some(hardware)).map_err(Failure::from)
     } else {
-        snapshot_disks(qmp, &nodes, config, name, options, cancel).await
+        let work = async || qmp.snapshot_disks(&nodes, name.as_str()).await;
+        quietly(context, qmp, config, options, cancel, work).await
     };
     if made.is_err() {
         // None had one of this name. QEMU has removed what it made; this makes sure.
@@ -62,71 +64,33 @@ pub(super) async fn create(
     made
 }
 
-async fn snapshot_disks(
+/// Does `work`, with the guest's file systems frozen if asked. Only a guest that is thawed again
+/// makes it a success.
+async fn quietly(
+    context: &VmContext,
     qmp: &QmpClient,
-    nodes: &[String],
     config: &VmConfig,
-    name: &SnapshotName,
     options: &SnapshotOptions,
     cancel: &CancellationToken,
+    work: impl AsyncFnOnce() -> Result<(), QmpError>,
 ) -> Result<Option<Vec<String>>, Failure> {
     let frozen = if options.quiesce {
-        Some(freeze(qmp, config, options).await?)
+        Some(quiet::freeze(context, qmp, config, options).await?)
     } else {
         None
     };
-    let made = if cancel.is_cancelled() {
+    let done = if cancel.is_cancelled() {
         let message = "the snapshot was aborted before it was made";
         Err(Failure::new(ErrorCode::Aborted, message))
     } else {
-        let made = qmp.snapshot_disks(nodes, name.as_str()).await;
-        made.map_err(Failure::from)
+        work().await.map_err(Failure::from)
     };
     let thawed = match frozen {
-        Some(agent) => thaw(agent).await,
+        Some(frozen) => frozen.thaw().await,
         None => Ok(()),
     };
-    made?;
+    done?;
     thawed.map(|()| None)
-}
-
-/// Freezes the guest's file systems. A guest that does not do it in time is thawed again.
-async fn freeze(
-    qmp: &QmpClient,
-    config: &VmConfig,
-    options: &SnapshotOptions,
-) -> Result<GuestAgent, Failure> {
-    let socket = config.channels.guest_agent.as_ref().ok_or_else(|| {
-        let message = "the VM has no guest agent channel, so its file systems cannot be frozen";
-        Failure::new(ErrorCode::InvalidState, message)
-    })?;
-    if !qmp.query_status().await?.running {
-        let message = "the guest does not run, so its agent cannot freeze its file systems";
-        return Err(Failure::new(ErrorCode::InvalidState, message));
-    }
-    let agent = connect(socket.as_path(), options).await?;
-    if let Err(error) = agent.fs_freeze(options.freeze_timeout).await {
-        agent.close().await;
-        return Err(error.into());
-    }
-    Ok(agent)
-}
-
-async fn connect(socket: &Path, options: &SnapshotOptions) -> Result<GuestAgent, Failure> {
-    let terms = AgentOptions {
-        connect_timeout: options.freeze_timeout,
-        ..AgentOptions::default()
-    };
-    Ok(GuestAgent::connect(socket, terms).await?)
-}
-
-async fn thaw(agent: GuestAgent) -> Result<(), Failure> {
-    let thawed = agent.fs_thaw().await;
-    agent.close().await;
-    thawed.map(drop).map_err(|error| {
-        let message = "the guest's file systems may still be frozen, so the snapshot was not kept";
-        Failure::caused_by(ErrorCode::QmpError, message, error)
-    })
 }
 
 /// The snapshot, if every disk has it.

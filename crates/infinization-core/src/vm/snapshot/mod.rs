@@ -6,6 +6,7 @@
 //! | `disks` | a VM's snapshots as one list, out of what each disk has (pure) |
 //! | `live` | through the monitor of a running VM |
 //! | `offline` | through `qemu-img`, with a note that lets a killed process be followed up |
+//! | `quiet` | freezing the guest's file systems, with a note that lets a killed process be followed up |
 //! | `notes` | what the images have no room for: descriptions, the hardware that saved memory fits |
 //!
 //! Invariants: a snapshot is on all disks or it is not made; what is refused has changed nothing;
@@ -16,6 +17,7 @@ mod disks;
 mod live;
 mod notes;
 mod offline;
+mod quiet;
 
 use std::sync::Arc;
 
@@ -52,7 +54,7 @@ impl Machine {
         let context = &self.context;
         let config = context.disks_config(live.is_some()).await?;
         let hardware = match &live {
-            Some(live) => live::create(live, &config, name, options, cancel).await?,
+            Some(live) => live::create(context, live, &config, name, options, cancel).await?,
             None if options.memory => return Err(no_memory()),
             None => {
                 offline::create(context, &disks::of(&config), name).await?;
@@ -117,9 +119,10 @@ impl Machine {
         offline::settle(&self.context).await
     }
 
-    /// The same for what must go on all the same; the next start tries again, and is refused if it
-    /// cannot be done.
+    /// The same for what must go on all the same: a guest that was left frozen is thawed. The disks'
+    /// next start tries again, and is refused if it cannot be done.
     pub(super) async fn try_to_settle_snapshots(&self) {
+        quiet::thaw_left_frozen(&self.context, self.live.is_some()).await;
         if let Err(failure) = self.settle_snapshots().await {
             let vm = &self.context.vm_id;
             tracing::warn!(%vm, %failure, "an interrupted change of snapshots was not undone");
