@@ -7,6 +7,7 @@ mod kit;
 
 mod memory;
 mod offline;
+mod quiet;
 mod refused;
 mod running;
 

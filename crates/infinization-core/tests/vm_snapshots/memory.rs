@@ -1,8 +1,5 @@
-use infinization_core::host::state_file::{self, Durability};
 use kit::faults::start;
 use kit::machine::{PATIENCE, consistent_status, next_event};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::UnixListener;
 use tokio::time::timeout;
 
 use super::*;
@@ -93,60 +90,4 @@ async fn other_hardware_is_refused(host: &Host, manager: &Manager, vm: &str) {
         .await
         .unwrap();
     assert_eq!(names(manager, vm).await, ["quiet"]);
-}
-
-/// Plays an agent, which is told to synchronise first, until it is told to thaw. Answers what it was
-/// told.
-async fn thawed(listener: UnixListener) -> Vec<String> {
-    let (stream, _) = listener.accept().await.unwrap();
-    let mut told = Vec::new();
-    let mut stream = BufReader::new(stream);
-    loop {
-        let mut line = Vec::new();
-        stream.read_until(b'\n', &mut line).await.unwrap();
-        let line = line.strip_prefix(b"\xff").unwrap_or(&line);
-        let request: Value = serde_json::from_slice(line).unwrap();
-        let command = request["execute"].as_str().unwrap().to_owned();
-        let answer = json!({ "return": request["arguments"]["id"].as_u64().unwrap_or(1) });
-        let delimiter: &[u8] = if told.is_empty() { b"\xff" } else { b"" };
-        let answer = [delimiter, answer.to_string().as_bytes(), b"\n"].concat();
-        stream.get_mut().write_all(&answer).await.unwrap();
-        told.push(command);
-        if told
-            .last()
-            .is_some_and(|last| last == "guest-fsfreeze-thaw")
-        {
-            return told;
-        }
-    }
-}
-
-#[test]
-fn f39_a_guest_left_frozen_by_a_killed_process_is_thawed_by_the_next() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let manager = host.manager().await;
-        let machine = host.machine("snap-14");
-        manager.create_vm(machine, never()).await.unwrap();
-        let socket = host.path().join("agent.sock");
-        let note = host.state_dir().join("vms/snap-14/guest-frozen");
-        let named = socket.to_str().unwrap().as_bytes();
-        state_file::write(&note, named, Durability::ProcessCrash).unwrap();
-        let listener = UnixListener::bind(&socket).unwrap();
-        manager.shutdown().await.unwrap();
-        drop(manager);
-
-        let agent = tokio::spawn(thawed(listener));
-        let manager = host.manager().await;
-        let told = timeout(PATIENCE, agent).await.unwrap().unwrap();
-        assert_eq!(told, ["guest-sync-delimited", "guest-fsfreeze-thaw"]);
-        assert!(!note.exists());
-        assert_eq!(
-            consistent_status(&manager, "snap-14").await["status"],
-            "running"
-        );
-        std::fs::remove_file(&socket).unwrap();
-        delete(&manager, "snap-14").await;
-        host.is_clean().await;
-    });
 }

@@ -47,50 +47,65 @@ pub(super) async fn create(
     disks::refuse_raw(listed.iter().map(|listed| &listed.disk))?;
     disks::refuse_taken(&listed, name)?;
     qmp.dismiss_old_jobs().await?;
-    let made = if options.memory {
+    let attempt = Attempt {
+        qmp,
+        nodes: &nodes,
+        name,
+    };
+    if options.memory {
         let hardware = qmp.hardware().await?;
         let saved = qmp.snapshot_save(&nodes, name.as_str()).await;
-        saved.map(|()| Some(hardware)).map_err(Failure::from)
-    } else {
-        let work = async || qmp.snapshot_disks(&nodes, name.as_str()).await;
-        quietly(context, qmp, config, options, cancel, work).await
-    };
-    if made.is_err() {
-        // None had one of this name. QEMU has removed what it made; this makes sure.
-        if let Err(error) = qmp.snapshot_delete(&nodes, name.as_str()).await {
-            tracing::warn!(%error, snapshot = name.as_str(), "a failed snapshot was not looked after");
-        }
+        attempt.all_or_none(saved).await?;
+        return Ok(Some(hardware));
     }
-    made
+    if options.quiesce {
+        let frozen = quiet::freeze(context, qmp, config, options).await?;
+        let made = attempt.of_disks(cancel).await;
+        if let Err(failure) = frozen.thaw().await {
+            if made.is_ok() {
+                attempt.take_back().await;
+            }
+            return Err(failure);
+        }
+        made?;
+    } else {
+        attempt.of_disks(cancel).await?;
+    }
+    Ok(None)
 }
 
-/// Does `work`, with the guest's file systems frozen if asked. Only a guest that is thawed again
-/// makes it a success.
-async fn quietly(
-    context: &VmContext,
-    qmp: &QmpClient,
-    config: &VmConfig,
-    options: &SnapshotOptions,
-    cancel: &CancellationToken,
-    work: impl AsyncFnOnce() -> Result<(), QmpError>,
-) -> Result<Option<Vec<String>>, Failure> {
-    let frozen = if options.quiesce {
-        Some(quiet::freeze(context, qmp, config, options).await?)
-    } else {
-        None
-    };
-    let done = if cancel.is_cancelled() {
-        let message = "the snapshot was aborted before it was made";
-        Err(Failure::new(ErrorCode::Aborted, message))
-    } else {
-        work().await.map_err(Failure::from)
-    };
-    let thawed = match frozen {
-        Some(frozen) => frozen.thaw().await,
-        None => Ok(()),
-    };
-    done?;
-    thawed.map(|()| None)
+/// One attempt to make a snapshot.
+struct Attempt<'a> {
+    qmp: &'a QmpClient,
+    nodes: &'a [String],
+    name: &'a SnapshotName,
+}
+
+impl Attempt<'_> {
+    async fn of_disks(&self, cancel: &CancellationToken) -> Result<(), Failure> {
+        if cancel.is_cancelled() {
+            let message = "the snapshot was aborted before it was made";
+            return Err(Failure::new(ErrorCode::Aborted, message));
+        }
+        let made = self.qmp.snapshot_disks(self.nodes, self.name.as_str());
+        self.all_or_none(made.await).await
+    }
+
+    /// What QEMU refuses it has undone itself, and a snapshot of this name is somebody else's. An
+    /// answer that did not come leaves open whether there is one of ours.
+    async fn all_or_none(&self, made: Result<(), QmpError>) -> Result<(), Failure> {
+        if let Err(QmpError::Timeout { .. } | QmpError::Disconnected { .. }) = &made {
+            self.take_back().await;
+        }
+        Ok(made?)
+    }
+
+    async fn take_back(&self) {
+        let name = self.name.as_str();
+        if let Err(error) = self.qmp.snapshot_delete(self.nodes, name).await {
+            tracing::warn!(%error, snapshot = name, "a failed snapshot may be left");
+        }
+    }
 }
 
 /// The snapshot, if every disk has it.
