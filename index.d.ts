@@ -267,8 +267,9 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * `memory` the guest can go on from there. While its memory is written the guest stands still, and
    * QEMU answers nothing (`getVMStatus` says `unresponsive`); its status stays `running`.
    *
-   * With `quiesce` the guest's agent freezes its file systems first and thaws them again in any case. An
-   * aborted snapshot is deleted again.
+   * With `quiesce` the guest's agent freezes its file systems first and thaws them again in any case, even
+   * in the next process should this one be killed; a snapshot whose guest cannot be thawed fails and is
+   * deleted. So is one that is aborted.
    * @throws StorageError `SNAPSHOT_ALREADY_EXISTS`, `INVALID_SNAPSHOT_NAME`, `INVALID_FORMAT` (a disk is
    * raw), `INSUFFICIENT_SPACE`, `IMAGE_IN_USE` (the VM is off and another process has a disk);
    * LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG`, `INVALID_STATE` (its status is not `running`,
