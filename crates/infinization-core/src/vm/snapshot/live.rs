@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::context::VmContext;
 use super::super::live::LiveView;
 use super::disks::{self, Disk, Listed};
-use super::quiet;
+use super::quiet::{self, Frozen};
 use crate::config::{DiskFormat, SnapshotOptions, VmConfig};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{SnapshotInfo, SnapshotName};
@@ -60,14 +60,7 @@ pub(super) async fn create(
     }
     if options.quiesce {
         let frozen = quiet::freeze(context, qmp, config, options).await?;
-        let made = attempt.of_disks(cancel).await;
-        if let Err(failure) = frozen.thaw().await {
-            if made.is_ok() {
-                attempt.take_back().await;
-            }
-            return Err(failure);
-        }
-        made?;
+        attempt.of_frozen_disks(frozen, cancel).await?;
     } else {
         attempt.of_disks(cancel).await?;
     }
@@ -89,6 +82,20 @@ impl Attempt<'_> {
         }
         let made = self.qmp.snapshot_disks(self.nodes, self.name.as_str());
         self.all_or_none(made.await).await
+    }
+
+    /// A guest that cannot be thawed hangs: that is no success, whatever became of the disks.
+    async fn of_frozen_disks(
+        &self,
+        frozen: Frozen,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let made = self.of_disks(cancel).await;
+        let thawed = frozen.thaw().await;
+        if made.is_ok() && thawed.is_err() {
+            self.take_back().await;
+        }
+        made.and(thawed)
     }
 
     /// What QEMU refuses it has undone itself, and a snapshot of this name is somebody else's. An

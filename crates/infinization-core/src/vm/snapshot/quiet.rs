@@ -55,9 +55,7 @@ pub(super) async fn freeze(
         Ok(_how_many) => Ok(frozen),
         Err(error) => {
             // It was asked to thaw; whether it has, only this answer tells.
-            if let Err(failure) = frozen.thaw().await {
-                tracing::warn!(vm = %context.vm_id, %failure, "a guest may still be frozen");
-            }
+            let _told = frozen.thaw().await;
             Err(error.into())
         }
     }
@@ -74,6 +72,7 @@ impl Frozen {
                 Ok(())
             }
             Err(error) => {
+                tracing::warn!(%error, "a guest may still be frozen");
                 let message = "the guest's file systems may still be frozen; nothing was kept";
                 Err(Failure::caused_by(ErrorCode::QmpError, message, error))
             }
