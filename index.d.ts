@@ -292,6 +292,47 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   setFirewallRules(vmId: string, rules: FirewallRuleInput[]): Promise<VMOperationResult>
 
+  /**
+   * Makes a snapshot of all disks of a VM that runs or is off, all at the same moment, or of none; with
+   * `memory` the guest can go on from there. While its memory is written the guest stands still, and
+   * QEMU answers nothing (`getVMStatus` says `unresponsive`); its status stays `running`.
+   *
+   * With `quiesce` the guest's agent freezes its file systems first and thaws them again in any case, even
+   * in the next process should this one be killed; a snapshot whose guest cannot be thawed fails and is
+   * deleted. So is one that is aborted.
+   * @throws StorageError `SNAPSHOT_ALREADY_EXISTS`, `INVALID_SNAPSHOT_NAME`, `INVALID_FORMAT` (a disk is
+   * raw), `INSUFFICIENT_SPACE`, `IMAGE_IN_USE` (the VM is off and another process has a disk);
+   * LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG`, `INVALID_STATE` (its status is not `running`,
+   * `suspended`, `paused` or `off`; `memory` of a VM that is off; `quiesce` without a guest agent
+   * channel or a running guest), `ABORTED`, `QMP_ERROR` (QEMU or, by its `cause`, the agent failed)
+   */
+  createSnapshot(vmId: string, options: VMSnapshotOptions): Promise<VMOperationResult>
+  /**
+   * The snapshots of a VM that runs or is off, oldest first; those made by others too. Does not wait for
+   * other operations.
+   * @throws LifecycleError `VM_NOT_FOUND`; StorageError `IMAGE_IN_USE`, `IMAGE_NOT_FOUND`; QMPError
+   */
+  listSnapshots(vmId: string): Promise<VMSnapshot[]>
+  /**
+   * Puts all disks of the VM back, or none; what was written since is lost, the snapshot stays. A running
+   * VM goes on from the snapshot's memory (a suspended one stays suspended); of a VM that is off only the
+   * disks are put back, and `warnings` says so if there was memory. Without memory a running VM has to be
+   * restarted (`restart`), without asking the guest.
+   *
+   * Saved memory fits only the machine it was taken of: with other devices, CPUs or memory it is refused
+   * before anything changes. Should QEMU fail at it all the same, the guest is left `suspended`.
+   * @throws StorageError `SNAPSHOT_NOT_FOUND` (or not on every disk), else as `createSnapshot`;
+   * LifecycleError `INVALID_STATE` also for a running VM without `restart` where it is needed and for
+   * memory of another machine, `STOP_FAILED`, `START_FAILED` of the restart, else as `createSnapshot`
+   */
+  revertSnapshot(vmId: string, name: string, options?: VMSnapshotRevertOptions): Promise<VMOperationResult>
+  /**
+   * Deletes a snapshot from every disk that has it, whether the VM runs or is off. Fine when there is no
+   * such snapshot.
+   * @throws as `createSnapshot`
+   */
+  deleteSnapshot(vmId: string, name: string): Promise<VMOperationResult>
+
   /** Emits what QEMU reports of the VMs. Always the same object. */
   getEventHandler(): EventHandler
   /** Emits crashes, and what the periodic checks find. Always the same object. */
@@ -717,6 +758,45 @@ export interface VMStopConfig {
 export interface VMDeleteOptions {
   /** Also remove the disks and the UEFI variables. Default false. */
   deleteDisks?: boolean
+}
+
+export interface VMSnapshotOptions extends Abortable {
+  /** 1 to 64 letters, digits, `-` and `_`; no number, and no `-` in front. */
+  name: string
+  /** A line for people, at most 4096 bytes. Kept in the state directory, until `destroyVM`. */
+  description?: string
+  /** Also the guest's memory; it goes into the first disk's image. Default false. */
+  memory?: boolean
+  /** Freezes the guest's file systems by its agent meanwhile; not with `memory`. Default false. */
+  quiesce?: boolean
+  /** How long connecting to the agent, and freezing, may each take, in milliseconds. Default 10,000. */
+  freezeTimeout?: number
+}
+
+export interface VMSnapshotRevertOptions {
+  /**
+   * Where a running VM cannot go on from the snapshot, because that has no memory: ends QEMU, puts the
+   * disks back and starts the VM again. Default false.
+   */
+  restart?: boolean
+}
+
+/** One snapshot of a VM. */
+export interface VMSnapshot {
+  name: string
+  description?: string
+  /** When it was made: ISO 8601, UTC. */
+  date: string
+  /** Whether the guest's memory is in it. */
+  memory: boolean
+  /** The size of that memory, in bytes; 0 without. */
+  vmSize: number
+  /** How long the machine had run: `HH:MM:SS.mmm`. */
+  vmClock: string
+  /** Whether every disk has it. One that is not complete cannot be reverted to. */
+  complete: boolean
+  /** The paths of the disks that have it. */
+  disks: string[]
 }
 
 export interface VMOperationResult {
@@ -1436,7 +1516,7 @@ export class QemuImgService {
   /** @throws StorageError as `createImage` */
   convertImage(options: ConvertImageOptions & Abortable): Promise<void>
   /** @throws StorageError `INVALID_FORMAT` for formats without tables (raw), `IMAGE_NOT_FOUND` */
-  checkImage(path: string, format?: ImageFormat): Promise<ImageCheckResult>
+  checkImage(path: string, format?: ImageFormat, options?: Abortable): Promise<ImageCheckResult>
 }
 
 export interface SnapshotCreateOptions {
@@ -1460,7 +1540,8 @@ export interface SnapshotInfo {
 }
 
 /**
- * Internal snapshots of qcow2 images that no machine runs on. Failures are {@link StorageError}s:
+ * Internal snapshots of qcow2 images that no machine runs on; those of a machine are
+ * `Infinization.createSnapshot` and its neighbours. Failures are {@link StorageError}s:
  * `IMAGE_IN_USE`, `IMAGE_NOT_FOUND`, `INVALID_SNAPSHOT_NAME`, `INVALID_FORMAT`, `IMAGE_CORRUPT`,
  * `COMMAND_FAILED`.
  */
@@ -1473,8 +1554,8 @@ export class SnapshotManager {
   listSnapshots(imagePath: string): Promise<SnapshotInfo[]>
   /** Puts the disk back; what was written since is lost. @throws StorageError also `SNAPSHOT_NOT_FOUND` */
   revertSnapshot(imagePath: string, name: string): Promise<void>
-  /** A copy (qcow2) of the disk as it was. @throws StorageError also `IMAGE_ALREADY_EXISTS` */
-  materializeSnapshot(sourcePath: string, name: string, destPath: string): Promise<void>
+  /** A copy (qcow2) of the disk as it was. @throws StorageError also `IMAGE_ALREADY_EXISTS`, `ABORTED` */
+  materializeSnapshot(sourcePath: string, name: string, destPath: string, options?: Abortable): Promise<void>
   /** Fine when there is no such snapshot. */
   deleteSnapshot(imagePath: string, name: string): Promise<void>
   /** False for an image that does not exist; any other trouble rejects. */

@@ -72,6 +72,10 @@ class Infinization extends Manager {
     return abortable(config, (rest, cancellation) => super.stopVM(vmId, rest, cancellation))
   }
 
+  async createSnapshot (vmId, options) {
+    return abortable(options, (rest, cancellation) => super.createSnapshot(vmId, rest, cancellation))
+  }
+
   getHealthMonitor () {
     native.requireOpen(this)
     return this.#healthMonitor

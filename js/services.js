@@ -13,7 +13,14 @@ const DepartmentNatService = traced(class DepartmentNatService extends native.De
 
 const MacAddressGenerator = traced(class MacAddressGenerator extends native.MacAddressGenerator {})
 
-const SnapshotManager = traced(class SnapshotManager extends native.SnapshotManager {})
+const Snapshots = traced(class extends native.SnapshotManager {})
+
+class SnapshotManager extends Snapshots {
+  async materializeSnapshot (source, name, target, options) {
+    return abortable(options, (rest, cancellation) =>
+      super.materializeSnapshot(source, name, target, rest, cancellation))
+  }
+}
 
 const TapDeviceManager = traced(class TapDeviceManager extends native.TapDeviceManager {})
 
@@ -26,6 +33,10 @@ class QemuImgService extends Images {
 
   async convertImage (options) {
     return abortable(options, (rest, cancellation) => super.convertImage(rest, cancellation))
+  }
+
+  async checkImage (path, format, options) {
+    return abortable(options, (rest, cancellation) => super.checkImage(path, format, rest, cancellation))
   }
 }
 

@@ -3,7 +3,6 @@
 // The server goes and comes back while machines run. What happens on the host goes on, and the rows
 // follow; what needs an answer is refused.
 
-const { once } = require('node:events')
 const { generateVMChainName } = require('../..')
 const { cleanUp, host, newBridge, next, rejection, warning } = require('../kit')
 const { application, created, defined, waysHere } = require('../kit/application')
@@ -23,7 +22,7 @@ afterAll(() => server.remove())
 
 const forced = { graceful: false, force: true }
 
-const restored = (instance) => once(instance.getHealthMonitor(), 'database-restored')
+const restored = (instance) => next(instance.getHealthMonitor(), 'database-restored')
 
 // The codes of an error and of what caused it.
 const codes = (error) => error ? [error.code, ...codes(error.cause)] : []
@@ -48,7 +47,7 @@ describe.each(waysHere().filter((way) => ['prisma7', 'databaseAdapter'].includes
     const app = await application(server, way)
     const { vmId, pid, tapDevice } = await created(app)
     await away(app)
-    const crash = once(app.instance.getHealthMonitor(), 'crash')
+    const crash = next(app.instance.getHealthMonitor(), 'crash')
     process.kill(pid, 'SIGKILL')
     await crash
     // The TAP is the machine's for life; what led to it is gone.
@@ -112,8 +111,8 @@ describe.each(waysHere().filter((way) => ['prisma7', 'databaseAdapter'].includes
     const app = await application(server, way)
     const { vmId, pid } = await created(app)
     const aside = await app.database.hide()
-    const outage = once(app.instance.getHealthMonitor(), 'database-outage')
-    const crash = once(app.instance.getHealthMonitor(), 'crash')
+    const outage = next(app.instance.getHealthMonitor(), 'database-outage')
+    const crash = next(app.instance.getHealthMonitor(), 'crash')
     process.kill(pid, 'SIGKILL')
     await Promise.all([outage, crash])
     await aside.sql('UPDATE "Machine" SET status = \'backing_up\'')
@@ -158,7 +157,7 @@ describe.each(waysHere().filter((way) => ['prisma7', 'databaseAdapter'].includes
     const again = await app.open({ stateDir: app.instance.stateDir })
     expect(again.getActiveVMs()).toEqual([vmId])
     expect(host.isAlive(pid)).toBe(true)
-    const crash = once(again.getHealthMonitor(), 'crash')
+    const crash = next(again.getHealthMonitor(), 'crash')
     process.kill(pid, 'SIGKILL')
     await crash
     const back = restored(again)

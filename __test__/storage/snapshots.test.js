@@ -49,6 +49,18 @@ test('a copy of what was', async () => {
   expect(files(path.dirname(image))).toEqual(['disk.qcow2', 'disk.qcow2.copy'])
 })
 
+test('F52: a signal ends a copy or a check before it begins, and nothing of it is left', async () => {
+  await take('before')
+  const signal = AbortSignal.abort()
+  for (const call of [
+    snapshots.materializeSnapshot(image, 'before', `${image}.copy`, { signal }),
+    new QemuImgService().checkImage(image, 'qcow2', { signal })
+  ]) {
+    expect(await rejection(call)).toMatchObject({ name: 'StorageError', code: 'ABORTED' })
+  }
+  expect(files(path.dirname(image))).toEqual(['disk.qcow2'])
+})
+
 test('B16: a name that is taken is refused', async () => {
   await take('before')
   const error = await rejection(take('before'))

@@ -55,7 +55,8 @@ import type {
   SnapshotInfo,
   VMConditionEvent,
   VMCreateConfig,
-  VMEventData
+  VMEventData,
+  VMSnapshot
 } from '@infinibay/infinization'
 
 // Verbs are passed around by their types, so they must be methods without overloads.
@@ -228,6 +229,16 @@ async function host(image: string): Promise<number> {
   return taken.reduce((latest, { date }) => Math.max(latest, new Date(date).getTime()), 0)
 }
 
+async function snapshot(instance: Infinization, vmId: string): Promise<string[]> {
+  await instance.createSnapshot(vmId, { name: 'before', memory: true, signal: AbortSignal.timeout(60_000) })
+  // @ts-expect-error a snapshot has a name
+  await instance.createSnapshot(vmId, { memory: true })
+  const taken: VMSnapshot[] = await instance.listSnapshots(vmId)
+  const { warnings = [] } = await instance.revertSnapshot(vmId, 'before', { restart: true })
+  await instance.deleteSnapshot(vmId, 'before')
+  return taken.filter(({ complete, memory }) => complete && memory).flatMap(({ disks }) => disks).concat(warnings)
+}
+
 function check(protocol: string): boolean {
   return (SUPPORTED_PROTOCOLS as readonly string[]).includes(protocol)
 }
@@ -272,7 +283,7 @@ void remote.startVM(5)
 // @ts-expect-error there is no such code
 const wrongCode: LifecycleErrorCode = 'NO_SUCH_CODE'
 
-export { answer, backUp, check, explain, host, run, seven, wrongCode, wrongDisplay }
+export { answer, backUp, check, explain, host, run, seven, snapshot, wrongCode, wrongDisplay }
 
 // The classes a program constructs itself, over eight methods of its own.
 async function ownClasses (db: DatabaseAdapter, infinization: Infinization): Promise<void> {

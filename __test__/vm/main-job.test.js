@@ -33,7 +33,7 @@ test('it runs, and everything agrees on that', async () => {
   })
   expect(await status()).toEqual({
     vmId: vm.vmId, status: 'running', qmpStatus: 'running', pid: vm.pid, uptime: expect.any(Number), processAlive: true, unresponsive: false,
-    consistent: true, tapDevice: vm.tapDevice, qmpSocketPath: vm.qmpSocketPath
+    consistent: true, condition: null, missedEvents: 0, tapDevice: vm.tapDevice, qmpSocketPath: vm.qmpSocketPath
   })
   expect(instance.getActiveVMs()).toEqual([vm.vmId])
   expect(host.isAlive(vm.pid)).toBe(true)

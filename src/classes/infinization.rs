@@ -209,6 +209,51 @@ impl Infinization {
     }
 
     #[napi]
+    pub async fn create_snapshot(
+        &self,
+        vm_id: Argument,
+        options: Argument,
+        cancel: Option<&Cancellation>,
+    ) -> Outcome {
+        let cancel = Cancellation::token(cancel);
+        data(async {
+            let (vm_id, options) = (vm_id.text("vmId")?, options.object("options")?);
+            let cancel = not_yet_fired(cancel, &vm_id)?;
+            self.manager.create_snapshot(vm_id, options, cancel).await
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn list_snapshots(&self, vm_id: Argument) -> Outcome {
+        data(async { self.manager.list_snapshots(vm_id.text("vmId")?).await }).await
+    }
+
+    #[napi]
+    pub async fn revert_snapshot(
+        &self,
+        vm_id: Argument,
+        name: Argument,
+        options: Argument,
+    ) -> Outcome {
+        data(async {
+            let (vm_id, name) = (vm_id.text("vmId")?, name.text("name")?);
+            let options = options.object("options")?;
+            self.manager.revert_snapshot(vm_id, name, options).await
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn delete_snapshot(&self, vm_id: Argument, name: Argument) -> Outcome {
+        data(async {
+            let (vm_id, name) = (vm_id.text("vmId")?, name.text("name")?);
+            self.manager.delete_snapshot(vm_id, name).await
+        })
+        .await
+    }
+
+    #[napi]
     pub async fn reconcile_startup_state(&self, statuses: Argument) -> Outcome {
         data(async {
             let statuses = statuses.texts("statuses")?;

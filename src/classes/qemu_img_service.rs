@@ -98,10 +98,19 @@ impl QemuImgService {
 
     /// Damage is a result, not an error.
     #[napi]
-    pub async fn check_image(&self, path: Argument, format: Argument) -> Outcome {
+    pub async fn check_image(
+        &self,
+        path: Argument,
+        format: Argument,
+        options: Argument,
+        cancel: Option<&Cancellation>,
+    ) -> Outcome {
+        let job = job(cancel);
         data(async {
+            // Their only member, `signal`, is what `cancel` was made of.
+            options.object("options")?;
             let (path, format) = (path.parsed("path")?, image_format(format)?);
-            let found = check(&path, format, &Job::default()).await?;
+            let found = check(&path, format, &job).await?;
             Ok(json!({
                 "errors": found.errors,
                 "leaks": found.leaks,
@@ -158,7 +167,7 @@ fn size(path: &HostPath, gib: f64) -> Result<ByteSize, Failure> {
     Ok(ByteSize::from_gib(gib).map_err(refused)?)
 }
 
-fn job(cancel: Option<&Cancellation>) -> Job {
+pub(super) fn job(cancel: Option<&Cancellation>) -> Job {
     Job {
         cancel: Cancellation::token(cancel),
         ..Job::default()

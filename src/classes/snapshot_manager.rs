@@ -1,13 +1,14 @@
 use infinization_core::Failure;
 use infinization_core::host::qemu_img::{
-    ConvertImage, ImageFormat, Job, Sharing, SnapshotName, convert, create_snapshot,
-    delete_snapshot, list_snapshots, revert_snapshot, snapshot_exists,
+    ConvertImage, ImageFormat, Sharing, SnapshotName, convert, create_snapshot, delete_snapshot,
+    list_snapshots, revert_snapshot, snapshot_exists,
 };
 use infinization_core::types::HostPath;
 use napi_derive::napi;
 use serde::Deserialize;
 
-use super::qemu_img_service::snapshot_facts;
+use super::Cancellation;
+use super::qemu_img_service::{job, snapshot_facts};
 use crate::argument::Argument;
 use crate::outcome::{Outcome, data, done};
 
@@ -70,8 +71,13 @@ impl SnapshotManager {
         source: Argument,
         name: Argument,
         target: Argument,
+        options: Argument,
+        cancel: Option<&Cancellation>,
     ) -> Outcome {
+        let job = job(cancel);
         done(async {
+            // Their only member, `signal`, is what `cancel` was made of.
+            options.object("options")?;
             let source = source.parsed("sourcePath")?;
             let name = snapshot(name)?;
             let target = target.parsed("destPath")?;
@@ -80,7 +86,7 @@ impl SnapshotManager {
                 snapshot: Some(name),
                 ..ConvertImage::new((source, qcow2), (target, qcow2))
             };
-            Ok(convert(&image, &Job::default()).await?)
+            Ok(convert(&image, &job).await?)
         })
         .await
     }

@@ -27,6 +27,7 @@ mod network;
 mod options;
 mod resolve;
 mod rules;
+mod snapshot;
 mod stored;
 mod vm;
 
@@ -52,6 +53,7 @@ pub use manager::{
 pub use network::{NetworkConfig, NetworkModel};
 pub use options::{DeleteOptions, GuestExecOptions, StartOptions, StopOptions};
 pub use rules::parse_rules;
+pub use snapshot::{RevertOptions, SnapshotOptions};
 pub use stored::StoredColumns;
 pub use vm::{ChannelsConfig, FirewallConfig, GpuConfig, MemoryConfig, VmConfig, VmPaths};
 

@@ -110,7 +110,8 @@ impl LineLog {
         let options = options.append(true).create(true).mode(0o600);
         match options.open(&self.newer) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(self.newer.parent().unwrap_or(Path::new("/")))?;
+                // Not what is above it: a directory that somebody removed whole stays removed.
+                fs::create_dir(self.newer.parent().unwrap_or(Path::new("/")))?;
                 options.open(&self.newer)
             }
             opened => opened,

@@ -11,6 +11,7 @@
 //! | `journal` | what was done with the VMs |
 //! | `status` | `getVMStatus`, `getActiveVMs` |
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
+//! | `snapshots` | snapshots of a VM's disks and memory |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
 //! | `repair` | what other programs take out of the firewall, put back |
@@ -26,6 +27,7 @@ mod journal;
 mod observe;
 mod outage;
 mod repair;
+mod snapshots;
 mod startup;
 mod status;
 mod store;

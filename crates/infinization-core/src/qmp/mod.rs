@@ -8,6 +8,7 @@
 //! | `dial`, `calls` | handshake; matching replies to calls |
 //! | `event_stream` | bounded fan-out of what the monitor reports |
 //! | `commands`, `replies` | typed helpers over `execute`, and what they answer |
+//! | `jobs`, `snapshots` | background jobs to their end; snapshots of a running machine |
 //! | `events` | typed view of the events a VM's life depends on |
 //! | `guest_agent/` | the agent inside the guest, over its own socket |
 //! | `wire`, `lines` | pure framing and JSON, shared by both protocols |
@@ -24,10 +25,12 @@ mod error;
 mod event_stream;
 mod events;
 mod guest_agent;
+mod jobs;
 mod lines;
 mod monitor;
 mod open_enum;
 mod replies;
+mod snapshots;
 mod socket;
 mod wire;
 
@@ -43,5 +46,6 @@ pub use replies::{
     BalloonInfo, BlockInfo, CpuInfo, CpuTopology, Greeting, InsertedMedium, IoStatus, QemuVersion,
     RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo, device_id,
 };
+pub use snapshots::{BlockNode, NodeImage};
 pub use socket::MonitorSocket;
 pub use wire::InvalidCommand;

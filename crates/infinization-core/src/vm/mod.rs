@@ -19,6 +19,7 @@
 //! | `boot` | waiting for the guest's agent |
 //! | `machine`, `launch`, `stop`, `guest`, `destroy`, `retry`, `recover`, `undo`, `reconcile` | what one VM does, verb by verb |
 //! | `heed`, `condition`, `found`, `ending` | what QEMU reports, what ails a living VM, what was found of one, why one ended |
+//! | `snapshot/` | internal snapshots of all disks of a VM, running or not |
 //! | `journal` | who did what, for people |
 //! | `request` | what can be asked of a VM |
 //! | `task` | the loop that owns one VM, and the handle to it |
@@ -55,6 +56,7 @@ mod retry;
 mod run;
 mod salvage;
 mod services;
+mod snapshot;
 mod spec;
 pub mod status;
 mod stop;
@@ -81,6 +83,7 @@ pub use recover::Recovered;
 pub use request::Verb;
 pub use run::{Desk, Effects, Run, Undone};
 pub use services::{DatabaseWrapper, EffectsWrapper, Services};
+pub use snapshot::Snapshot;
 pub use task::VmHandle;
 
 /// QEMU's standard error, in the VM's state directory.

@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 use super::outcome::{CreateResult, OperationResult};
 use super::reconcile::ReconcileResult;
 use super::recover::Recovered;
-use crate::config::{StartOptions, StopOptions, VmConfig, Warning};
+use crate::config::{RevertOptions, SnapshotOptions, StartOptions, StopOptions, VmConfig, Warning};
 use crate::error::{ErrorCode, Failure};
+use crate::host::qemu_img::SnapshotName;
 use crate::types::FirewallRuleInput;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Failure>>;
@@ -90,6 +91,27 @@ pub enum Verb {
     },
     /// `setFirewallRules`.
     SetFirewallRules(Vec<FirewallRuleInput>),
+    /// `createSnapshot`.
+    CreateSnapshot {
+        /// Its name.
+        name: SnapshotName,
+        /// As asked.
+        options: Box<SnapshotOptions>,
+        /// Deletes it again.
+        cancel: CancellationToken,
+    },
+    /// `revertSnapshot`.
+    RevertSnapshot {
+        /// Its name.
+        name: SnapshotName,
+        /// As asked.
+        options: RevertOptions,
+    },
+    /// `deleteSnapshot`.
+    DeleteSnapshot {
+        /// Its name.
+        name: SnapshotName,
+    },
 }
 
 impl Request {
@@ -157,6 +179,13 @@ impl Verb {
             Self::SetFirewallRules(rules) => {
                 ("set firewall rules", json!({ "rules": rules.len() }))
             }
+            Self::CreateSnapshot { name, .. } => {
+                ("create snapshot", json!({ "name": name.as_str() }))
+            }
+            Self::RevertSnapshot { name, .. } => {
+                ("revert snapshot", json!({ "name": name.as_str() }))
+            }
+            Self::DeleteSnapshot { name } => ("delete snapshot", json!({ "name": name.as_str() })),
         }
     }
 
@@ -175,6 +204,27 @@ impl Verb {
                 ErrorCode::FirewallError,
                 "the firewall rules could not be set",
             ),
+            Self::CreateSnapshot { .. } => (ErrorCode::QmpError, "the snapshot could not be made"),
+            Self::RevertSnapshot { .. } => (
+                ErrorCode::QmpError,
+                "the VM could not be put back to the snapshot",
+            ),
+            Self::DeleteSnapshot { .. } => {
+                (ErrorCode::QmpError, "the snapshot could not be deleted")
+            }
         }
+    }
+
+    /// Whether the disks must be whole for it.
+    pub(super) fn needs_disks(&self) -> bool {
+        matches!(self, Self::Start { .. } | Self::Restart) || self.is_about_images()
+    }
+
+    /// Whether it works on images: a `StorageError` is then told as it is.
+    pub(super) fn is_about_images(&self) -> bool {
+        matches!(
+            self,
+            Self::CreateSnapshot { .. } | Self::RevertSnapshot { .. } | Self::DeleteSnapshot { .. }
+        )
     }
 }

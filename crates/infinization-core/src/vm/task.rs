@@ -22,6 +22,7 @@ use super::outcome::{CreateResult, EndCause, OperationResult};
 use super::reconcile::ReconcileResult;
 use super::recover::Recovered;
 use super::request::{Asked, Reply, Request, Verb};
+use super::snapshot::Snapshot;
 use super::status::{MARKERS, STARTABLE, Status};
 use super::stop::Interrupt;
 use crate::config::{StartOptions, StopOptions, VmConfig, Warning};
@@ -123,6 +124,11 @@ impl VmHandle {
     /// Asks for one of the verbs.
     pub async fn verb(&self, verb: Verb) -> Result<OperationResult, Failure> {
         self.ask(|reply| Request::Verb { verb, reply }).await
+    }
+
+    /// The snapshots of the VM's disks. Does not wait for the VM's other operations.
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Failure> {
+        self.context.list_snapshots(self.view().live).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Failure> {
@@ -239,7 +245,9 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
             let context = Arc::clone(&machine.context);
             let work = async {
                 machine.is_open()?;
-                machine.recover().await
+                let recovered = machine.recover().await;
+                machine.try_to_settle_snapshots().await;
+                recovered
             };
             let found = within(&context, (Actor::Recovery, "recover"), work);
             send(found.await, reply, asker);
@@ -360,9 +368,14 @@ impl Machine {
         interrupt: &Interrupt,
     ) -> Result<OperationResult, Failure> {
         let (code, sentence) = verb.failed();
+        let about_images = verb.is_about_images();
         let performed = self.perform_known(verb, interrupt).await;
         performed.map_err(|failure| {
-            let foreign = failure.code().class() != ErrorClass::Lifecycle;
+            let foreign = match failure.code().class() {
+                ErrorClass::Lifecycle => false,
+                ErrorClass::Storage => !about_images,
+                _ => true,
+            };
             let failure = if foreign {
                 let message = format!("{sentence}: {failure}");
                 Failure::caused_by(code, message, failure)
@@ -394,8 +407,14 @@ impl Machine {
         interrupt: &Interrupt,
     ) -> Result<OperationResult, Failure> {
         self.is_open()?;
-        if !matches!(verb, Verb::Destroy | Verb::Delete { .. }) {
+        if matches!(verb, Verb::Destroy | Verb::Delete { .. }) {
+            // The disks may outlive the machine; the note of what is to be done to them will not.
+            self.try_to_settle_snapshots().await;
+        } else {
             self.look_again().await?;
+        }
+        if verb.needs_disks() {
+            self.settle_snapshots().await?;
         }
         match verb {
             Verb::Start { options, cancel } => self.start(&options, &cancel, interrupt).await,
@@ -407,6 +426,20 @@ impl Machine {
             Verb::Destroy => self.destroy().await,
             Verb::Delete { with_data } => self.delete(with_data).await,
             Verb::SetFirewallRules(rules) => self.set_firewall_rules(rules).await,
+            Verb::CreateSnapshot {
+                name,
+                options,
+                cancel,
+            } => {
+                let work = self.create_snapshot(&name, &options, &cancel);
+                interrupt.unless_forced(work).await
+            }
+            Verb::RevertSnapshot { name, options } => {
+                self.revert_snapshot(&name, options, interrupt).await
+            }
+            Verb::DeleteSnapshot { name } => {
+                interrupt.unless_forced(self.delete_snapshot(&name)).await
+            }
         }
     }
 

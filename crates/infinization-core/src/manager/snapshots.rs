@@ -1,0 +1,57 @@
+//! The verbs on a VM's snapshots.
+
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::{Manager, parse_id, to_value};
+use crate::config::{RevertOptions, SnapshotOptions};
+use crate::error::Failure;
+use crate::host::qemu_img::SnapshotName;
+use crate::vm::Verb;
+
+impl Manager {
+    /// `createSnapshot`.
+    pub async fn create_snapshot(
+        &self,
+        vm_id: String,
+        options: Value,
+        cancel: CancellationToken,
+    ) -> Result<Value, Failure> {
+        let options =
+            SnapshotOptions::parse(&options)?.warned("createSnapshot", &parse_id(&vm_id)?);
+        let name = SnapshotName::parse(options.name.as_str())?;
+        let verb = Verb::CreateSnapshot {
+            name,
+            options: Box::new(options),
+            cancel,
+        };
+        self.verb(&vm_id, verb).await
+    }
+
+    /// `listSnapshots`, oldest first. Does not wait for the VM's other operations.
+    pub async fn list_snapshots(&self, vm_id: String) -> Result<Value, Failure> {
+        let vm_id = parse_id(&vm_id)?;
+        let handle = self.open()?.known(&vm_id).await?;
+        let listed = handle.snapshots().await;
+        to_value(&listed.map_err(|failure| failure.of_vm(&vm_id))?)
+    }
+
+    /// `revertSnapshot`.
+    pub async fn revert_snapshot(
+        &self,
+        vm_id: String,
+        name: String,
+        options: Value,
+    ) -> Result<Value, Failure> {
+        let options = RevertOptions::parse(&options)?.warned("revertSnapshot", &parse_id(&vm_id)?);
+        let name = SnapshotName::parse(name)?;
+        self.verb(&vm_id, Verb::RevertSnapshot { name, options })
+            .await
+    }
+
+    /// `deleteSnapshot`: one that does not exist is deleted already.
+    pub async fn delete_snapshot(&self, vm_id: String, name: String) -> Result<Value, Failure> {
+        let name = SnapshotName::parse(name)?;
+        self.verb(&vm_id, Verb::DeleteSnapshot { name }).await
+    }
+}

@@ -1,0 +1,248 @@
+//! Internal snapshots of a VM: of all its disks together, and with its memory if it runs.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `mod` | the verbs, inside the VM's task |
+//! | `disks` | a VM's snapshots as one list, out of what each disk has (pure) |
+//! | `live` | through the monitor of a running VM |
+//! | `offline` | through `qemu-img`, with a note that lets a killed process be followed up |
+//! | `quiet` | freezing the guest's file systems, with a note that lets a killed process be followed up |
+//! | `notes` | what the images have no room for: descriptions, the hardware that saved memory fits |
+//!
+//! Invariants: a snapshot is on all disks or it is not made; what is refused has changed nothing;
+//! a guest that stands still while its memory is written is not told to listeners as suspended,
+//! since the events wait until the verb is over and QEMU runs by then.
+
+mod disks;
+mod live;
+mod notes;
+mod offline;
+mod quiet;
+
+use std::sync::Arc;
+
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+pub use disks::Snapshot;
+
+use self::disks::Disk;
+use super::context::VmContext;
+use super::live::LiveView;
+use super::machine::Machine;
+use super::outcome::OperationResult;
+use super::spec;
+use super::status::Status;
+use super::stop::Interrupt;
+use crate::config::{RevertOptions, SnapshotOptions, StartOptions, StopOptions, VmConfig};
+use crate::error::{ErrorCode, Failure};
+use crate::host::qemu_img::SnapshotName;
+
+/// The statuses of a running VM whose disks may be changed under it, and of one that does not run.
+const LIVE: [&str; 3] = ["running", "suspended", "paused"];
+const OFFLINE: [&str; 1] = ["off"];
+
+impl Machine {
+    /// `createSnapshot`.
+    pub(super) async fn create_snapshot(
+        &mut self,
+        name: &SnapshotName,
+        options: &SnapshotOptions,
+        cancel: &CancellationToken,
+    ) -> Result<OperationResult, Failure> {
+        let live = self.snapshots_allowed("snapshotted").await?;
+        let context = &self.context;
+        let config = context.disks_config(live.is_some()).await?;
+        let hardware = match &live {
+            Some(live) => live::create(context, live, &config, name, options, cancel).await?,
+            None if options.memory => return Err(no_memory()),
+            None => {
+                offline::create(context, &disks::of(&config), name).await?;
+                None
+            }
+        };
+        if cancel.is_cancelled() {
+            context.remove(live.as_deref(), &config, name).await?;
+            return Err(aborted());
+        }
+        context.note(name, options, hardware).await;
+        Ok(self.told(name, "create", "made"))
+    }
+
+    /// `revertSnapshot`.
+    pub(super) async fn revert_snapshot(
+        &mut self,
+        name: &SnapshotName,
+        options: RevertOptions,
+        interrupt: &Interrupt,
+    ) -> Result<OperationResult, Failure> {
+        let live = self.snapshots_allowed("put back to a snapshot").await?;
+        let config = self.context.disks_config(live.is_some()).await?;
+        let Some(live) = live else {
+            let disks = disks::of(&config);
+            let had_memory = offline::revert(&self.context, &disks, name).await?;
+            let told = self.told(name, "revert", "reverted to");
+            return Ok(told.warned(had_memory.then(memory_unused).into_iter().collect()));
+        };
+        let found = live::find(&live, &config, name).await?;
+        if found.memory_in.is_some() {
+            interrupt
+                .unless_forced(self.load_memory(&live, &found, name))
+                .await?;
+        } else if options.restart {
+            self.revert_between_runs(&disks::of(&config), name, interrupt)
+                .await?;
+        } else {
+            return Err(needs_restart(name));
+        }
+        Ok(self.told(name, "revert", "reverted to"))
+    }
+
+    /// `deleteSnapshot`: one that does not exist is deleted already.
+    pub(super) async fn delete_snapshot(
+        &mut self,
+        name: &SnapshotName,
+    ) -> Result<OperationResult, Failure> {
+        let live = self.snapshots_allowed("relieved of a snapshot").await?;
+        let config = self.context.disks_config(live.is_some()).await?;
+        let context = &self.context;
+        context.remove(live.as_deref(), &config, name).await?;
+        context.forget_note(name).await;
+        Ok(self.told(name, "delete", "deleted"))
+    }
+
+    /// Undoes what a killed process left half done on the disks of a VM that is off.
+    pub(super) async fn settle_snapshots(&self) -> Result<(), Failure> {
+        if self.live.is_some() {
+            return Ok(());
+        }
+        offline::settle(&self.context).await
+    }
+
+    /// The same for what must go on all the same: a guest that was left frozen is thawed. The disks'
+    /// next start tries again, and is refused if it cannot be done.
+    pub(super) async fn try_to_settle_snapshots(&self) {
+        quiet::thaw_left_frozen(&self.context, self.live.is_some()).await;
+        if let Err(failure) = self.settle_snapshots().await {
+            let vm = &self.context.vm_id;
+            tracing::warn!(%vm, %failure, "an interrupted change of snapshots was not undone");
+        }
+    }
+
+    async fn load_memory(
+        &mut self,
+        live: &LiveView,
+        found: &live::Found,
+        name: &SnapshotName,
+    ) -> Result<(), Failure> {
+        let note = self.context.note_of(name).await;
+        let loaded = live::load(live, found, name, note.map(|note| note.hardware)).await;
+        let still = live.qmp.query_status().await;
+        if loaded.is_err() && still.is_ok_and(|status| !status.running) {
+            self.becomes(Status::Suspended, "STOP", &serde_json::Value::Null)
+                .await;
+        }
+        loaded
+    }
+
+    /// Ends the guest, puts the disks back, starts it again.
+    async fn revert_between_runs(
+        &mut self,
+        disks: &[Disk],
+        name: &SnapshotName,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
+        let at_once = StopOptions {
+            graceful: false,
+            ..StopOptions::default()
+        };
+        self.stop(&at_once, interrupt).await?;
+        offline::revert(&self.context, disks, name).await?;
+        let never = CancellationToken::new();
+        self.start(&StartOptions::default(), &never, interrupt)
+            .await?;
+        Ok(())
+    }
+
+    /// The running QEMU, or none for a VM that is off. Claimed rows, and all between, are refused.
+    async fn snapshots_allowed(&self, verb: &str) -> Result<Option<Arc<LiveView>>, Failure> {
+        let status = self.context.status().await?;
+        let live = self.live.as_ref().map(|live| Arc::clone(&live.view));
+        let allowed: &[&str] = if live.is_some() { &LIVE } else { &OFFLINE };
+        if allowed.contains(&status.as_str()) {
+            return Ok(live);
+        }
+        Err(self
+            .context
+            .refused(verb, &status, &[&LIVE[..], &OFFLINE].concat()))
+    }
+
+    fn told(&self, name: &SnapshotName, action: &str, done: &str) -> OperationResult {
+        let data = json!({ "type": "snapshot", "action": action, "name": name.as_str() });
+        self.context.crud("update", data);
+        let message = format!("snapshot {} {done}", name.as_str());
+        OperationResult::done(&self.context.vm_id, message)
+    }
+}
+
+impl VmContext {
+    /// What `listSnapshots` answers.
+    pub(super) async fn list_snapshots(
+        &self,
+        live: Option<Arc<LiveView>>,
+    ) -> Result<Vec<Snapshot>, Failure> {
+        let config = self.disks_config(live.is_some()).await?;
+        let listed = match live {
+            Some(live) => live::list(&live, &config).await?,
+            None => offline::list(&disks::of(&config)).await?,
+        };
+        Ok(disks::gather(&listed, &self.notes().await))
+    }
+
+    async fn remove(
+        &self,
+        live: Option<&LiveView>,
+        config: &VmConfig,
+        name: &SnapshotName,
+    ) -> Result<(), Failure> {
+        match live {
+            Some(live) => live::delete(live, config, name).await,
+            None => offline::delete(&disks::of(config), name).await,
+        }
+    }
+
+    /// What the VM runs with now, or would be started with.
+    async fn disks_config(&self, live: bool) -> Result<VmConfig, Failure> {
+        if live && let Some(config) = spec::read(&self.directory)? {
+            return Ok(config);
+        }
+        let database = &self.services.database;
+        let record = database.find_machine_with_config(&self.vm_id).await?;
+        spec::for_start(self, &record.ok_or_else(|| self.not_found())?)
+    }
+}
+
+fn no_memory() -> Failure {
+    let message = "a VM that does not run has no memory to save";
+    Failure::new(ErrorCode::InvalidState, message)
+}
+
+fn aborted() -> Failure {
+    let message = "the snapshot was aborted, and deleted again";
+    Failure::new(ErrorCode::Aborted, message)
+}
+
+fn needs_restart(name: &SnapshotName) -> Failure {
+    let message = format!(
+        "the snapshot {} holds no memory, so a running VM cannot go on from it: stop the VM, or \
+         pass {{ restart: true }}",
+        name.as_str()
+    );
+    Failure::new(ErrorCode::InvalidState, message)
+}
+
+fn memory_unused() -> String {
+    "the VM was off, so only its disks were put back: its guest will boot from them as after a \
+     power cut; start the VM and revert again to go on with its memory"
+        .to_owned()
+}

@@ -1,0 +1,186 @@
+use std::path::Path;
+
+use infinization_core::host::qemu_img::{SnapshotName, create_snapshot, revert_snapshot};
+use infinization_core::host::state_file::{self, Durability};
+use infinization_core::types::HostPath;
+use kit::faults::start;
+use kit::small_disk::SmallDisk;
+
+use super::*;
+
+/// A machine with two disks that is off; both start with this pattern, and with another in the
+/// snapshot `first`.
+async fn prepared(host: &Host, manager: &Manager, vm_id: &str) -> Vec<String> {
+    let disks = with_two_disks(host, manager, vm_id).await;
+    write(manager, vm_id, 2, 0x11).await;
+    take(manager, vm_id, json!({ "name": "first" }))
+        .await
+        .unwrap();
+    write(manager, vm_id, 2, 0x22).await;
+    stop(manager, vm_id).await;
+    disks
+}
+
+/// Puts a disk on a file system without any space left.
+fn onto(disk: &SmallDisk, path: &str) {
+    let moved = disk.path().join("disk.qcow2");
+    std::fs::copy(path, &moved).unwrap();
+    std::fs::remove_file(path).unwrap();
+    std::os::unix::fs::symlink(&moved, path).unwrap();
+    disk.fill();
+}
+
+#[test]
+fn f15_when_one_disk_fails_the_others_are_as_they_were() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let disks = prepared(&host, &manager, "snap-7").await;
+        let small = SmallDisk::new(2048);
+        onto(&small, &disks[1]);
+
+        let failure = take(&manager, "snap-7", json!({ "name": "second" }))
+            .await
+            .unwrap_err();
+        assert_eq!(failure.code(), ErrorCode::InsufficientSpace, "{failure:?}");
+        assert_eq!(names(&manager, "snap-7").await, ["first"]);
+        let failure = revert(&manager, "snap-7", "first", Value::Null)
+            .await
+            .unwrap_err();
+        assert_eq!(failure.code(), ErrorCode::InsufficientSpace, "{failure:?}");
+        assert_eq!(names(&manager, "snap-7").await, ["first"]);
+        assert!(disks.iter().all(|disk| holds(disk, 0x22)));
+
+        small.relieve();
+        revert(&manager, "snap-7", "first", Value::Null)
+            .await
+            .unwrap();
+        assert!(disks.iter().all(|disk| holds(disk, 0x11)));
+        delete(&manager, "snap-7").await;
+        host.is_clean().await;
+    });
+}
+
+/// What a process that was killed in the middle of a change leaves.
+fn cut_short(host: &Host, vm_id: &str, unfinished: &Value) {
+    let directory = host.state_dir().join("vms").join(vm_id);
+    let note = directory.join("snapshot-unfinished.json");
+    let body = serde_json::to_vec(unfinished).unwrap();
+    state_file::write(&note, &body, Durability::ProcessCrash).unwrap();
+}
+
+fn is_settled(host: &Host, vm_id: &str) -> bool {
+    let directory = host.state_dir().join("vms").join(vm_id);
+    !Path::new(&directory.join("snapshot-unfinished.json")).exists()
+}
+
+#[test]
+fn f9_a_snapshot_cut_short_is_undone_before_the_next_start_and_by_a_new_process() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let disks = prepared(&host, &manager, "snap-8").await;
+        let second = SnapshotName::parse("second").unwrap();
+        let disk0 = HostPath::parse(disks[0].as_str()).unwrap();
+        create_snapshot(&disk0, &second).await.unwrap();
+        let unfinished = json!({ "delete": "second", "disks": disks });
+        cut_short(&host, "snap-8", &unfinished);
+        let listed = manager.list_snapshots("snap-8".into()).await.unwrap();
+        assert_eq!(listed[1]["complete"], false);
+
+        start(&manager, "snap-8").await.unwrap();
+        assert!(is_settled(&host, "snap-8"));
+        assert_eq!(names(&manager, "snap-8").await, ["first"]);
+        stop(&manager, "snap-8").await;
+
+        create_snapshot(&disk0, &second).await.unwrap();
+        cut_short(&host, "snap-8", &unfinished);
+        manager.shutdown().await.unwrap();
+        drop(manager);
+        let manager = host.manager().await;
+        assert!(
+            is_settled(&host, "snap-8"),
+            "a new process looks after it at once"
+        );
+        assert_eq!(names(&manager, "snap-8").await, ["first"]);
+        delete(&manager, "snap-8").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f9_a_revert_cut_short_at_any_disk_is_undone() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let disks = prepared(&host, &manager, "snap-9").await;
+        let (first, before) = ("first", "before-revert-x");
+        let [first, before] = [first, before].map(|name| SnapshotName::parse(name).unwrap());
+        let paths: Vec<_> = disks
+            .iter()
+            .map(|disk| HostPath::parse(disk.as_str()).unwrap())
+            .collect();
+        // Killed when so many disks had their way back, and so many of those were back.
+        for (kept, reverted) in [(0, 0), (1, 0), (2, 0), (2, 1), (2, 2)] {
+            for path in &paths[..kept] {
+                create_snapshot(path, &before).await.unwrap();
+            }
+            for path in &paths[..reverted] {
+                revert_snapshot(path, &first).await.unwrap();
+            }
+            let undo = json!({
+                "revert": before.as_str(), "delete": before.as_str(), "disks": disks,
+            });
+            cut_short(&host, "snap-9", &undo);
+            // Any verb settles it first; this one has nothing to do.
+            let deleted = manager
+                .delete_snapshot("snap-9".into(), "none".into())
+                .await;
+            assert_eq!(deleted.unwrap()["success"], true);
+            assert!(is_settled(&host, "snap-9"));
+            assert_eq!(names(&manager, "snap-9").await, ["first"]);
+            assert!(
+                disks.iter().all(|disk| holds(disk, 0x22)),
+                "{kept} {reverted}"
+            );
+        }
+        delete(&manager, "snap-9").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f20_the_disk_of_a_machine_that_is_off_may_still_be_in_use() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let disks = prepared(&host, &manager, "snap-10").await;
+        let mut holder = Command::new("qemu-io")
+            .args(["-f", "qcow2", &disks[1]])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let path = HostPath::parse(disks[1].as_str()).unwrap();
+        while infinization_core::host::qemu_img::ensure_unused(&path)
+            .await
+            .is_ok()
+        {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        for refused in [
+            take(&manager, "snap-10", json!({ "name": "second" })).await,
+            revert(&manager, "snap-10", "first", Value::Null).await,
+            manager.list_snapshots("snap-10".into()).await,
+        ] {
+            let refusal = refused.unwrap_err();
+            assert_eq!(refusal.code(), ErrorCode::ImageInUse);
+            assert_eq!(refusal.context()["holder"]["pid"], holder.id());
+        }
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert_eq!(names(&manager, "snap-10").await, ["first"]);
+        delete(&manager, "snap-10").await;
+        host.is_clean().await;
+    });
+}
