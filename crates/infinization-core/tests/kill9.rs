@@ -222,7 +222,9 @@ fn die_when_begun(orders: &Value, verb: &str, delay: Duration) {
 /// Kills ever later, until the verb is done first. Answers how often that took.
 async fn kill_ever_later(verb: &str) -> usize {
     let host = Host::new().await;
-    for round in 0..MOST_STEPS {
+    let mut rounds = 0;
+    for attempt in 0..MOST_STEPS {
+        let round = rounds;
         let killed = run_victim(&host, verb, &format!("{:?}", Deed::KillBefore), round);
         let at = format!("{verb} killed in round {round}");
         let manager = host.manager().await;
@@ -250,10 +252,13 @@ async fn kill_ever_later(verb: &str) -> usize {
             .unwrap();
         manager.shutdown().await.unwrap();
         host.is_clean().await;
-        if !killed {
-            assert!(round > 0, "{verb} was never killed");
+        // On a busy machine the first kill may come too late; then it is tried again.
+        if killed {
+            rounds += 1;
+        } else if round > 0 {
             return round;
         }
+        assert!(rounds > 0 || attempt < 20, "{verb} was never killed");
     }
     panic!("{verb} takes longer than {:?}", LATER * 60);
 }
