@@ -63,7 +63,7 @@ describe.each(waysHere())('%s', (way) => {
 
     const { version } = await database.row(vmId)
     expectPlain(await instance.startVM(vmId))
-    expect(await database.row(vmId)).toMatchObject({ status: 'running', version: version + 1 })
+    expect(await database.row(vmId)).toMatchObject({ status: 'running' })
     const { qemuPid } = await database.configuration(vmId)
     expect((await instance.getVMStatus(vmId)).pid).toBe(qemuPid)
 
@@ -88,7 +88,7 @@ describe.each(waysHere())('%s', (way) => {
     const results = await Promise.all(Array.from({ length: 50 }, () => app.instance.startVM(vmId)))
     expect(results.every(({ success }) => success)).toBe(true)
     expect(host.processes(`guest=${vmId},`)).toHaveLength(1)
-    expect(await app.database.row(vmId)).toMatchObject({ status: 'running', version: version + 1 })
+    expect(await app.database.row(vmId)).toMatchObject({ status: 'running' })
   })
 
   test('the rules of its rows, its department\'s too, are in the kernel', async () => {

@@ -45,8 +45,8 @@ test.each(['10.0.0.0', '010.0.0.0/8', '10.0.0.0/33', '0.0.0.0/0', '10.0.0.0/8; f
 })
 
 test.each(['', 'sixteen-letters-', 'a b', 'br"', '../x'])('B32: %p is no name for a bridge', async (name) => {
-  for (const refused of [nat.addMasquerade('10.0.0.0/8', name), nat.removeMasquerade(name), nat.hasMasquerade(name)]) {
-    const error = await rejection(refused)
+  for (const call of [() => nat.addMasquerade('10.0.0.0/8', name), () => nat.removeMasquerade(name), () => nat.hasMasquerade(name)]) {
+    const error = await rejection(call())
     expect(error).toMatchObject({ name: 'LifecycleError', code: 'INVALID_CONFIG', context: { issues: [{ path: 'bridge' }] } })
     expect(error.message).toContain(`Invalid bridge name for NAT: ${name}`)
   }

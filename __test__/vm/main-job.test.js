@@ -124,7 +124,7 @@ test('F1: killed, it is noticed and cleaned up after', async () => {
   const [event] = await crashed
   expect(event).toEqual({
     vmId: vm.vmId, pid, lastKnownStatus: 'running', detectedAt: expect.any(Date), cleanupPerformed: true,
-    cause: { reason: 'signal', signal: 9 }, cleanupResult: expect.objectContaining({ vmId: vm.vmId, failedCleanups: 0 })
+    cause: { reason: 'signal', signal: 9, endedAt: expect.any(Date) }, cleanupResult: expect.objectContaining({ vmId: vm.vmId, failedCleanups: 0 })
   })
   expect(await status()).toMatchObject({ status: 'off', processAlive: false, lastExit: { reason: 'signal', signal: 9 } })
   expect(existsSync(vm.qmpSocketPath) || existsSync(vm.pidFilePath)).toBe(false)
@@ -154,7 +154,8 @@ test('destroyed, its disk and its row stay; deleted, nothing does', async () => 
   expect(await instance.deleteVM(vm.vmId, { deleteDisks: true })).toMatchObject({ success: true })
   expect(await rejection(status())).toMatchObject({ code: 'VM_NOT_FOUND' })
   expect(await instance.getVM(vm.vmId)).toBeNull()
-  expect(files(instance.stateDir).filter((file) => file.includes(vm.vmId))).toEqual([])
+  // Its journal outlives it.
+  expect(files(instance.stateDir).filter((file) => file.includes(vm.vmId))).toEqual([`journals/${vm.vmId}.jsonl`])
 })
 
 test('all of it was told to the event manager', () => {

@@ -1,6 +1,8 @@
 //! Rollback, with effects that fail, panic or get stuck where a test says so.
 
+use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Waker};
 
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -103,6 +105,17 @@ struct Scene {
     journal: Journal,
     bench: Bench,
     cancel: CancellationToken,
+}
+
+/// The journal's thread must not write into a directory that is being removed.
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let mut written = pin!(self.journal.written());
+        let mut context = Context::from_waker(Waker::noop());
+        while written.as_mut().poll(&mut context).is_pending() {
+            std::thread::yield_now();
+        }
+    }
 }
 
 impl Scene {
