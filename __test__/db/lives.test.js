@@ -84,7 +84,6 @@ describe.each(waysHere())('%s', (way) => {
     const app = await application(server, way)
     const { vmId } = await created(app)
     await app.instance.stopVM(vmId, forced)
-    const { version } = await app.database.row(vmId)
     const results = await Promise.all(Array.from({ length: 50 }, () => app.instance.startVM(vmId)))
     expect(results.every(({ success }) => success)).toBe(true)
     expect(host.processes(`guest=${vmId},`)).toHaveLength(1)
