@@ -233,9 +233,10 @@ async function removeAll ({ shutdown, removeBridge, removeTables, infinization }
   await job.step('Shuts the library down', shutdown)
   await job.step('Removes the bridge', removeBridge)
   if (removeTables) await job.step('Removes the firewall\'s table', removeTables)
-  await job.step('No file of the machine is left', async () => {
-    const left = (await filesBelow(stateDir)).filter(file => dirname(file) !== stateDir)
-    assert.deepEqual(left, [], 'only the library\'s own store stays')
+  await job.step('Of the machine only its journal is left', async () => {
+    const own = [stateDir, join(stateDir, 'journals')]
+    const left = (await filesBelow(stateDir)).filter(file => !own.includes(dirname(file)))
+    assert.deepEqual(left, [], 'only the library\'s own store and its journals stay')
   })
 }
 
