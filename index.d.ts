@@ -188,7 +188,7 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   /**
    * Says which firewall rules a start of this machine would load now, its department's included, as text
    * and as JSON. The machine may run or not; nothing is changed. A `firewallDefaultAction` that was given
-   * to `startVM` is that run's alone and not shown; a bridge that does not exist has no addresses.
+   * to `startVM` is shown as long as that run lasts; a bridge that does not exist has no addresses.
    * @throws LifecycleError `VM_NOT_FOUND`; PrismaAdapterError; NetworkError when the bridge cannot be read
    */
   explainFirewall(vmId: string): Promise<FirewallPlan>
@@ -3329,8 +3329,8 @@ export const NFTABLES_COMMENT_PREFIX: 'infinization'
 export const MAX_CHAIN_NAME_LENGTH: 31
 /** The visible chains of machines are called so, then 24 hex digits. */
 export const VM_CHAIN_PREFIX: 'vm_'
-export const SUPPORTED_PROTOCOLS: readonly ['tcp', 'udp', 'icmp', 'all']
-export const CONNECTION_STATES: readonly ['established', 'new', 'related', 'invalid']
+export const SUPPORTED_PROTOCOLS: readonly string[]
+export const CONNECTION_STATES: readonly string[]
 /** QEMU's, in bytes. */
 export const DEFAULT_CLUSTER_SIZE: 65536
 export const MAX_SNAPSHOT_NAME_LENGTH: 64
