@@ -289,6 +289,19 @@ fn a_flushed_machine_stays_flushed() {
 }
 
 #[test]
+fn a_machine_flushed_while_its_table_is_gone_gets_no_old_rules_back() {
+    in_private_network(|| async {
+        let (nft, [a, _b]) = two_machines().await;
+        let names = ChainNames::of(&a.vm_id);
+        run("nft flush ruleset");
+        let drop = FirewallDefaultAction::Drop;
+        nft.flush_vm(&names, drop).await.unwrap();
+        nft.repair().await.unwrap();
+        assert!(!chain(&names.vm).contains("dport 22"));
+    });
+}
+
+#[test]
 fn two_processes_that_share_the_table_leave_each_other_alone() {
     in_private_network(|| async {
         let (nft, [a, _b]) = two_machines().await;

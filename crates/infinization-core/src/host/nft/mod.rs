@@ -193,11 +193,16 @@ impl Nft {
     ) -> Result<(), NftError> {
         let flush = Transaction::flush_vm(names, default_action);
         let names = names.clone();
-        let learn = move |known: &Known| known.flushed(&names, default_action);
-        match self.commit(flush, learn).await {
-            Err(error) if error.is_absent() => Ok(()),
-            outcome => outcome,
-        }
+        self.in_turn(move |nft| async move {
+            match nft.commit_now(&flush).await {
+                // Somebody has taken it: what is put back has no rules of the user's either.
+                Err(error) if error.is_absent() => {}
+                outcome => outcome?,
+            }
+            nft.journal.known.flushed(&names, default_action);
+            Ok(())
+        })
+        .await
     }
 
     /// The names of all chains in the table; none if there is no table.
