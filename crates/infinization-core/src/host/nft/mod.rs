@@ -257,7 +257,15 @@ impl Nft {
             // It may have been ended after it had committed.
             self.journal.doubt_all();
         }
-        confirmed(transaction, &committed?.rules)
+        let confirmed = confirmed(transaction, &committed?.rules);
+        if confirmed.is_err() {
+            // Whatever these chains hold now, it is not what is known of them.
+            for (chain, _) in transaction.added_rules() {
+                self.journal.known.touched(chain);
+            }
+            self.journal.doubt_all();
+        }
+        confirmed
     }
 
     /// Waits for its turn, then works; not waiting any longer does not stop what has begun.

@@ -121,6 +121,7 @@ impl Nft {
         if asked.iter().map(String::as_str).eq(found) {
             return Ok(());
         }
+        self.journal.doubt(OurTable::Nat);
         Err(NftError::Mismatch {
             chain: NAT_CHAIN.to_owned(),
             asked: format!("{asked:?}"),
