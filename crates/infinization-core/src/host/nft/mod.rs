@@ -226,9 +226,9 @@ impl Nft {
         self.in_turn(move |nft| async move {
             // Before it is closed: nobody is to open it again.
             nft.journal.known.forget_port(&tap);
-            nft.journal.catch_up(None);
+            let committing = nft.journal.begin_commit();
             let committed = nft.transport.delete_elements(ports).await;
-            nft.journal.catch_up(sender_of(&committed));
+            committing.ended(sender_of(&committed));
             committed.map(drop)
         })
         .await
@@ -250,9 +250,9 @@ impl Nft {
 
     /// In a turn: commits, and checks that the kernel has confirmed what was asked for.
     async fn commit_now(&self, transaction: &Transaction) -> Result<(), NftError> {
-        self.journal.catch_up(None);
+        let committing = self.journal.begin_commit();
         let committed = self.transport.commit(transaction).await;
-        self.journal.catch_up(sender_of(&committed));
+        committing.ended(sender_of(&committed));
         if let Err(NftError::Program(_)) = &committed {
             // It may have been ended after it had committed.
             self.journal.doubt_all();

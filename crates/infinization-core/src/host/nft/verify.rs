@@ -24,7 +24,7 @@ impl Nft {
     /// are loaded. Takes over a table of the earlier implementation. Costs nothing when it is done and
     /// nobody has meddled.
     pub async fn prepare(&self) -> Result<(), NftError> {
-        self.journal.catch_up(None);
+        self.journal.catch_up();
         let known = &self.journal.known;
         if self.journal.trusts(OurTable::Filter) && known.knows_hooks() {
             return Ok(());
@@ -33,7 +33,8 @@ impl Nft {
         let table = Transaction::table().without_forward();
         self.commit(table, Known::hooked).await?;
         if !known.knows_hooks() {
-            self.see_hooks(mark).await?;
+            self.in_turn(move |nft| async move { nft.see_hooks(mark).await })
+                .await?;
         }
         Ok(())
     }
@@ -41,7 +42,7 @@ impl Nft {
     /// Learns what the hooks look like to nft, unless somebody may have changed them since `mark`.
     async fn see_hooks(&self, mark: Mark) -> Result<(), NftError> {
         let reading = self.transport.read().await?;
-        self.journal.catch_up(None);
+        self.journal.catch_up();
         if self.journal.mark(OurTable::Filter) == mark {
             self.journal.known.saw_hooks(&reading);
             self.conclude(&reading, mark);
@@ -65,7 +66,7 @@ impl Nft {
     /// transaction. Costs nothing if nobody has meddled, and one program if it made no difference.
     pub async fn repair(&self) -> Result<Repair, NftError> {
         self.in_turn(|nft| async move {
-            nft.journal.catch_up(None);
+            nft.journal.catch_up();
             if nft.journal.trusts(OurTable::Filter) {
                 return Ok(Repair::default());
             }
@@ -109,7 +110,7 @@ impl Nft {
     pub(super) async fn is_in_force(&self, compiled: &Compiled) -> Result<bool, NftError> {
         let compiled = compiled.clone();
         self.in_turn(move |nft| async move {
-            nft.journal.catch_up(None);
+            nft.journal.catch_up();
             if nft.journal.trusts(OurTable::Filter) && nft.journal.known.has(&compiled) {
                 return Ok(true);
             }
