@@ -53,7 +53,9 @@ impl Open {
     /// After a repair, the next look finds everything sound, unless somebody was there again.
     async fn look_after_firewall(&self) -> Result<(), Failure> {
         let nft = &self.services.nft;
-        let Repair { damages, unknown } = nft.repair().await?;
+        let Repair {
+            damages, unknown, ..
+        } = nft.repair().await?;
         let bridges = nft.repair_nat().await?;
         if damages.is_empty() && bridges.is_empty() {
             return Ok(());

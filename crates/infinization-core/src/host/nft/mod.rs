@@ -128,7 +128,7 @@ impl Nft {
     pub async fn attach(&self, names: &ChainNames, tap: &LinkName) -> Result<(), NftError> {
         let attach = Transaction::attach(names, tap);
         let (names, tap) = (names.clone(), tap.clone());
-        self.commit(attach, move |known| known.adopted(&names, &tap))
+        self.commit(attach, move |known| known.attached(&names, &tap))
             .await
     }
 
