@@ -2156,11 +2156,16 @@ export interface FirewallDamage {
 
 /**
  * Another program changed the firewall (`nft flush ruleset`, a table or rule deleted), and what was
- * missing was put back: the rules that were in force, in one transaction.
+ * missing was put back: the rules that were in force, in one transaction. A machine that an earlier process
+ * started is closed in that transaction, as only the database knows its rules, and told by an event of its own
+ * when they are loaded; so is a bridge's masquerading.
  */
 export interface FirewallRepairedEvent {
   missing: FirewallDamage[]
-  /** Machines that are closed for now, as their rules could not be loaded, or not yet. */
+  /**
+   * Machines that are closed for now, as their rules could not be loaded, or not yet: told once. It is tried
+   * until it succeeds, and then `missing` names their parts again, with nothing in `failed`.
+   */
   failed: { vmId: string | null; error: string }[]
   timestamp: Date
 }

@@ -68,7 +68,7 @@ struct Trust {
 
 /// The doubts about a table that there were at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Mark(u64);
+pub struct Mark(u64);
 
 /// A commit of ours that is under way. Dropped, it has ended and nobody knows how.
 #[derive(Debug)]
@@ -143,7 +143,7 @@ impl Journal {
         }
         then(&mut state);
         if state.doubts() != before {
-            self.doubted.notify_one();
+            self.doubted.notify_waiters();
         }
     }
 
@@ -163,13 +163,13 @@ impl Journal {
     /// Something happened whose outcome is not known.
     pub(super) fn doubt_all(&self) {
         self.state().doubt_all();
-        self.doubted.notify_one();
+        self.doubted.notify_waiters();
     }
 
     /// Somebody wants to be sure of the table, for a reason of his own.
     pub(super) fn doubt(&self, table: OurTable) {
         self.state().trust_mut(table).doubts += 1;
-        self.doubted.notify_one();
+        self.doubted.notify_waiters();
     }
 
     /// Whether the table is as it was believed to be, at the last look.
@@ -189,14 +189,15 @@ impl Journal {
         trust.settled = trust.settled.max(mark.0);
     }
 
-    /// Resolves when a table that something is known of is in doubt. An error where the kernel cannot
-    /// be listened to.
-    pub(super) async fn in_doubt(&self) -> io::Result<()> {
+    /// Resolves when the table is in doubt and something is known of it; given a mark, when it came into
+    /// doubt again since. An error where the kernel cannot be listened to.
+    pub(super) async fn in_doubt(&self, table: OurTable, since: Option<Mark>) -> io::Result<()> {
         let listener = readable(Arc::new(self.listener()?))?;
         loop {
+            // Before the look, so that no doubt falls between the two.
+            let doubted = self.doubted.notified();
             self.catch_up();
-            let uses_nat = !self.known.all_masquerades().is_empty();
-            if !self.trusts(OurTable::Filter) || uses_nat && !self.trusts(OurTable::Nat) {
+            if self.is_in_doubt(table, since) {
                 return Ok(());
             }
             tokio::select! {
@@ -206,9 +207,14 @@ impl Journal {
                     self.catch_up();
                     ready.clear_ready();
                 }
-                () = self.doubted.notified() => {}
+                () = doubted => {}
             }
         }
+    }
+
+    fn is_in_doubt(&self, table: OurTable, since: Option<Mark>) -> bool {
+        let is_used = table == OurTable::Filter || !self.known.all_masquerades().is_empty();
+        is_used && !self.trusts(table) && since != Some(self.mark(table))
     }
 
     /// The same socket under a descriptor of its own, for whoever waits.

@@ -30,7 +30,9 @@ use nix::errno::Errno;
 use tokio::sync::Mutex;
 
 pub use error::NftError;
+pub use journal::Mark;
 pub use known::{Damage, Part};
+pub use notice::OurTable;
 pub use transport::{
     Committed, CommittedRule, Element, Listing, NftProgram, NftTransport, Reading,
 };

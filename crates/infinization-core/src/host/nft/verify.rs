@@ -63,10 +63,20 @@ impl Nft {
         self.journal.doubt(OurTable::Filter);
     }
 
-    /// Resolves when somebody may have meddled with what is ours; at once as long as that is not
-    /// found out. An error where the kernel cannot be listened to.
-    pub async fn meddled(&self) -> io::Result<()> {
-        self.journal.in_doubt().await
+    /// Resolves when somebody may have meddled with what is ours in the table; at once as long as that
+    /// is not found out. An error where the kernel cannot be listened to.
+    pub async fn meddled(&self, table: OurTable) -> io::Result<()> {
+        self.journal.in_doubt(table, None).await
+    }
+
+    /// As [`Nft::meddled`], but what was in doubt when `mark` was taken does not count.
+    pub async fn meddled_since(&self, table: OurTable, mark: Mark) -> io::Result<()> {
+        self.journal.in_doubt(table, Some(mark)).await
+    }
+
+    /// The doubts there are about the table now.
+    pub fn doubts(&self, table: OurTable) -> Mark {
+        self.journal.mark(table)
     }
 
     /// Finds out what of the filter is not as it was loaded, and loads all of it again in one
