@@ -188,7 +188,7 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   /**
    * Says which firewall rules a start of this machine would load now, its department's included, as text
    * and as JSON. The machine may run or not; nothing is changed. A `firewallDefaultAction` that was given
-   * to `startVM` is that run's alone and not shown; a bridge that does not exist has no addresses.
+   * to `startVM` is shown as long as that run lasts; a bridge that does not exist has no addresses.
    * @throws LifecycleError `VM_NOT_FOUND`; PrismaAdapterError; NetworkError when the bridge cannot be read
    */
   explainFirewall(vmId: string): Promise<FirewallPlan>
@@ -2156,11 +2156,16 @@ export interface FirewallDamage {
 
 /**
  * Another program changed the firewall (`nft flush ruleset`, a table or rule deleted), and what was
- * missing was put back: the rules that were in force, in one transaction.
+ * missing was put back: the rules that were in force, in one transaction. A machine that an earlier process
+ * started is closed in that transaction, as only the database knows its rules, and told by an event of its own
+ * when they are loaded; so is a bridge's masquerading.
  */
 export interface FirewallRepairedEvent {
   missing: FirewallDamage[]
-  /** Machines that are closed for now, as their rules could not be loaded, or not yet. */
+  /**
+   * Machines that are closed for now, as their rules could not be loaded, or not yet: told once. It is tried
+   * until it succeeds, and then `missing` names their parts again, with nothing in `failed`.
+   */
   failed: { vmId: string | null; error: string }[]
   timestamp: Date
 }
@@ -3329,8 +3334,8 @@ export const NFTABLES_COMMENT_PREFIX: 'infinization'
 export const MAX_CHAIN_NAME_LENGTH: 31
 /** The visible chains of machines are called so, then 24 hex digits. */
 export const VM_CHAIN_PREFIX: 'vm_'
-export const SUPPORTED_PROTOCOLS: readonly ['tcp', 'udp', 'icmp', 'all']
-export const CONNECTION_STATES: readonly ['established', 'new', 'related', 'invalid']
+export const SUPPORTED_PROTOCOLS: readonly string[]
+export const CONNECTION_STATES: readonly string[]
 /** QEMU's, in bytes. */
 export const DEFAULT_CLUSTER_SIZE: 65536
 export const MAX_SNAPSHOT_NAME_LENGTH: 64

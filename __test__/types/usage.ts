@@ -240,7 +240,7 @@ async function snapshot(instance: Infinization, vmId: string): Promise<string[]>
 }
 
 function check(protocol: string): boolean {
-  return (SUPPORTED_PROTOCOLS as readonly string[]).includes(protocol)
+  return SUPPORTED_PROTOCOLS.includes(protocol)
 }
 
 function explain(error: unknown): string {

@@ -8,7 +8,7 @@ mod kit;
 use std::fmt::Write as _;
 
 use infinization_core::firewall::{Compiled, Masquerade, Subnet};
-use infinization_core::host::nft::{Nft, Repair};
+use infinization_core::host::nft::{Nft, OurTable, Repair};
 use infinization_core::host::program::programs_started;
 use infinization_core::types::LinkName;
 
@@ -55,7 +55,7 @@ fn b28_unchanged_costs_no_program_whatever_others_do_elsewhere() {
 
         // A thousand foreign commits, heard as they come by somebody who waits for worse.
         let waits = nft.clone();
-        let waiting = tokio::spawn(async move { waits.meddled().await });
+        let waiting = tokio::spawn(async move { waits.meddled(OurTable::Filter).await });
         let mut script = String::new();
         for n in 0..1000 {
             writeln!(script, "add table inet other{n}").unwrap();

@@ -6,17 +6,26 @@ mod firewall;
 mod kit;
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
-use infinization_core::firewall::{ChainNames, Masquerade, Subnet, VmFirewall};
-use infinization_core::host::nft::{Nft, Part, Repair};
+use infinization_core::db::sqlite::SqliteDatabase;
+use infinization_core::events::Event;
+use infinization_core::firewall::{
+    ChainNames, Masquerade, Subnet, Transaction, VmFirewall, document,
+};
+use infinization_core::host::nft::{Nft, OurTable, Part, Repair};
 use infinization_core::types::{FirewallDefaultAction, LinkName, VmId};
 use serde_json::{Value, json};
+use tokio::sync::broadcast;
 use tokio::time::timeout;
 
 use firewall::{chain, compiled, rules, ruleset, run, vm};
 use kit::in_private_network;
-use kit::machine::{Host, delete, never, next_event};
+use kit::machine::{Host, delete, forced, never, next_event};
+use kit::switch::{Mode, Switch};
+
+type Events = broadcast::Receiver<Arc<Event>>;
 
 /// Long enough for a loaded machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -39,11 +48,14 @@ async fn two_machines() -> (Nft, [VmFirewall; 2]) {
 }
 
 async fn is_quiet(nft: &Nft) -> bool {
-    timeout(QUIET, nft.meddled()).await.is_err()
+    timeout(QUIET, nft.meddled(OurTable::Filter)).await.is_err()
 }
 
 async fn notices(nft: &Nft) {
-    timeout(SOON, nft.meddled()).await.unwrap().unwrap();
+    timeout(SOON, nft.meddled(OurTable::Filter))
+        .await
+        .unwrap()
+        .unwrap();
 }
 
 /// All of nftables, whatever the order in which it was made.
@@ -294,12 +306,7 @@ fn two_processes_that_share_the_table_leave_each_other_alone() {
         let (nft, [a, _b]) = two_machines().await;
         // As another process does: the same hooks anew, and a machine of its own.
         let other = vm("vm-of-another");
-        let document = infinization_core::firewall::document(
-            &infinization_core::firewall::Transaction::ensure_vm(&compiled(&other)),
-        );
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), document.to_string()).unwrap();
-        run(&format!("nft -j -f {}", file.path().display()));
+        loaded_by_another(&other);
         let both = run("nft -a list ruleset");
         notices(&nft).await;
         assert_eq!(nft.repair().await.unwrap(), Repair::default());
@@ -319,6 +326,259 @@ fn told(event: &Value) -> Vec<String> {
     let mut told: Vec<String> = missing.iter().map(words).collect();
     told.dedup();
     told
+}
+
+/// What so many parts were that were told to be there again, whatever the number of events.
+async fn all_told(events: &mut Events, parts: usize) -> Vec<String> {
+    let mut all = Vec::new();
+    while all.len() < parts {
+        let event = next_event(events, "firewall-repaired").await;
+        assert_eq!(event.data["failed"], json!([]));
+        all.extend(told(&event.data));
+    }
+    all.sort();
+    all
+}
+
+/// What was repaired is found sound, and then there is nothing to look at.
+async fn is_settled(nft: &Nft) {
+    assert_eq!(nft.repair().await.unwrap().damages, []);
+    assert!(is_quiet(nft).await);
+}
+
+/// Loads the machine's rules as another process would have.
+fn loaded_by_another(machine: &VmFirewall) {
+    let all = Transaction::ensure_vm(&compiled(machine));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), document(&all).to_string()).unwrap();
+    run(&format!("nft -j -f {}", file.path().display()));
+}
+
+#[test]
+fn f28_a_damaged_machine_whose_rules_are_not_known_is_closed_until_they_are_loaded() {
+    in_private_network(|| async {
+        let (nft, _others) = two_machines().await;
+        let machine = vm("vm-of-before");
+        let names = ChainNames::of(&machine.vm_id);
+        loaded_by_another(&machine);
+        let good = contents();
+        nft.adopt_vm(&names, &machine.tap);
+        notices(&nft).await;
+        let found = nft.repair().await.unwrap();
+        assert_eq!(
+            (found.damages.len(), &found.unconfirmed),
+            (0, &vec![names.clone()])
+        );
+        is_settled(&nft).await;
+
+        for command in [
+            format!("nft insert rule bridge infinization {} accept", names.vm),
+            format!(
+                "nft add element bridge infinization to_vm {{ {} : jump {} }}",
+                machine.tap, names.to
+            ),
+        ] {
+            run(&command);
+            notices(&nft).await;
+            let repair = nft.repair().await.unwrap();
+            assert_eq!(repair.unknown, std::slice::from_ref(&names), "{command}");
+            assert!(
+                !ruleset().contains(&format!("\"{}\" : jump", machine.tap)),
+                "{command}"
+            );
+            is_settled(&nft).await;
+        }
+        assert!(nft.ensure_vm_if_changed(&compiled(&machine)).await.unwrap());
+        assert_eq!(contents(), good);
+        assert!(!nft.is_closed(&names));
+        is_settled(&nft).await;
+    });
+}
+
+#[test]
+fn a_port_that_was_led_elsewhere_is_led_back() {
+    in_private_network(|| async {
+        let (nft, [a, b]) = two_machines().await;
+        let good = contents();
+        run(&format!(
+            "nft delete element bridge infinization to_vm {{ {} }}",
+            a.tap
+        ));
+        run(&format!(
+            "nft add element bridge infinization to_vm {{ {} : jump {} }}",
+            a.tap,
+            ChainNames::of(&b.vm_id).to
+        ));
+        notices(&nft).await;
+        let repair = nft.repair().await.unwrap();
+        assert_eq!(
+            parts(&repair),
+            [(Part::Dispatch, Some(ChainNames::of(&a.vm_id).vm.as_str()))]
+        );
+        assert_eq!(contents(), good);
+        is_settled(&nft).await;
+    });
+}
+
+#[test]
+fn who_waits_after_a_failure_is_woken_by_the_next_meddling_alone() {
+    in_private_network(|| async {
+        let (nft, _machines) = two_machines().await;
+        run("nft delete table bridge infinization");
+        notices(&nft).await;
+        let mark = nft.doubts(OurTable::Filter);
+        let again = || nft.meddled_since(OurTable::Filter, mark);
+        assert!(timeout(QUIET, again()).await.is_err());
+        run("nft add table bridge infinization");
+        timeout(SOON, again()).await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn one_machine_that_the_kernel_refuses_is_closed_and_the_others_are_put_back() {
+    in_private_network(|| async {
+        let (nft, [a, b]) = two_machines().await;
+        let names = [&a, &b].map(|vm| ChainNames::of(&vm.vm_id));
+        run("nft delete table bridge infinization");
+        run("nft add table bridge infinization");
+        // Nothing can jump to a base chain.
+        run(&format!(
+            "nft add chain bridge infinization {} {{ type filter hook output priority 0; }}",
+            names[0].from
+        ));
+        notices(&nft).await;
+        let repair = nft.repair().await.unwrap();
+        assert_eq!(repair.unknown, std::slice::from_ref(&names[0]));
+        let left = ruleset();
+        assert!(left.contains(&format!("\"{}\" : jump", b.tap)), "{left}");
+        assert!(!left.contains(&format!("\"{}\" : jump", a.tap)), "{left}");
+        assert!(left.contains("infinization-closed"), "{left}");
+        is_settled(&nft).await;
+    });
+}
+
+#[test]
+fn a_machine_flushed_while_its_table_is_gone_gets_no_old_rules_back() {
+    in_private_network(|| async {
+        let (nft, [a, _b]) = two_machines().await;
+        let names = ChainNames::of(&a.vm_id);
+        run("nft flush ruleset");
+        let drop = FirewallDefaultAction::Drop;
+        nft.flush_vm(&names, drop).await.unwrap();
+        nft.repair().await.unwrap();
+        assert!(!chain(&names.vm).contains("dport 22"));
+    });
+}
+
+/// What the manager's next process finds in the store.
+async fn stored_meanwhile(host: &Host, change: impl AsyncFnOnce(Arc<SqliteDatabase>)) {
+    let path = host.state_dir().join("infinization.db");
+    change(SqliteDatabase::open(&path).await.unwrap()).await;
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waits = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, waits)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+#[test]
+fn a_restart_loads_what_was_stored_meanwhile_and_keeps_what_the_run_was_started_with() {
+    in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        manager
+            .create_vm(host.machine("p4-1"), never())
+            .await
+            .unwrap();
+        manager
+            .stop_vm("p4-1".into(), forced(), never())
+            .await
+            .unwrap();
+        let options = json!({ "firewallDefaultAction": "accept" });
+        manager
+            .start_vm("p4-1".into(), options, never())
+            .await
+            .unwrap();
+        let vm_id = VmId::parse("p4-1").unwrap();
+        let names = ChainNames::of(&vm_id);
+        let open = || chain(&names.vm).contains("default-accept");
+        assert!(open());
+        manager
+            .set_firewall_rules("p4-1".into(), json!([]))
+            .await
+            .unwrap();
+        assert!(open(), "rules do not end what the run was started with");
+
+        manager.shutdown().await.unwrap();
+        drop(manager);
+        stored_meanwhile(&host, async |store| {
+            store
+                .set_firewall_rules(&vm_id, rules(&["ACCEPT IN tcp 2222"]))
+                .await
+                .unwrap();
+        })
+        .await;
+        let manager = host.manager().await;
+        until("the new rule", || chain(&names.vm).contains("2222")).await;
+        assert!(open());
+        let shown = manager.explain_firewall("p4-1".into()).await.unwrap();
+        assert_eq!(shown["defaultAction"], "accept");
+
+        manager
+            .stop_vm("p4-1".into(), forced(), never())
+            .await
+            .unwrap();
+        let shown = manager.explain_firewall("p4-1".into()).await.unwrap();
+        assert_eq!(shown["defaultAction"], "drop");
+        delete(&manager, "p4-1").await;
+        host.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn f28_a_machine_whose_rules_cannot_be_loaded_is_closed_and_told_once() {
+    in_private_network(|| async {
+        let host = Host::new().await;
+        let switch = Switch::new();
+        let manager = host.manager_over(&switch).await;
+        manager
+            .create_vm(host.machine("f28-2"), never())
+            .await
+            .unwrap();
+        manager.shutdown().await.unwrap();
+        drop(manager);
+        let good = contents();
+
+        switch.turn(Mode::Down);
+        let manager = host.manager_over(&switch).await;
+        let names = ChainNames::of(&VmId::parse("f28-2").unwrap());
+        let mut events = manager.subscribe();
+        run("nft flush ruleset");
+        while next_event(&mut events, "firewall-repaired").await.data["failed"] == json!([]) {}
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        while let Ok(event) = events.try_recv() {
+            assert_ne!(event.kind, "firewall-repaired", "{}", event.data);
+        }
+        assert!(ruleset().contains("infinization-closed"));
+        assert!(!ruleset().contains(&names.vm));
+
+        switch.turn(Mode::Up);
+        assert_eq!(
+            all_told(&mut events, 2).await,
+            ["chain f28-2", "dispatch f28-2"]
+        );
+        assert_eq!(contents(), good);
+        delete(&manager, "f28-2").await;
+        host.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
 }
 
 #[test]
@@ -341,13 +601,15 @@ fn f28_a_manager_puts_back_what_a_running_machine_needs() {
 
         for command in ["nft flush ruleset", "nft delete table bridge infinization"] {
             run(command);
-            let event = next_event(&mut events, "firewall-repaired").await;
-            let mut wanted = vec!["table -", "chain f28-1", "dispatch f28-1"];
+            let mut wanted = vec!["chain f28-1", "dispatch f28-1", "table -"];
             if command.contains("flush") {
-                wanted.push("masquerade -");
+                wanted.insert(2, "masquerade -");
             }
-            assert_eq!(told(&event.data), wanted, "{command}");
-            assert_eq!(event.data["failed"], json!([]));
+            assert_eq!(
+                all_told(&mut events, wanted.len()).await,
+                wanted,
+                "{command}"
+            );
             assert_eq!(contents(), good, "{command}");
         }
 
@@ -358,13 +620,8 @@ fn f28_a_manager_puts_back_what_a_running_machine_needs() {
         let manager = infinization_core::manager::Manager::new(host.settings());
         let mut events = manager.subscribe();
         manager.initialize().await.unwrap();
-        let event = next_event(&mut events, "firewall-repaired").await;
-        assert_eq!(event.data["failed"], json!([]));
-        assert!(
-            told(&event.data).contains(&"chain f28-1".to_owned()),
-            "{}",
-            event.data
-        );
+        let wanted = ["chain f28-1", "dispatch f28-1"];
+        assert_eq!(all_told(&mut events, wanted.len()).await, wanted);
         assert_eq!(contents(), good);
 
         delete(&manager, "f28-1").await;

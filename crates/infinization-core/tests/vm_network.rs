@@ -230,11 +230,13 @@ async fn is_off_as_before(host: &Host, manager: &Manager, vm_id: &str, before: &
 }
 
 /// Puts a chain at the wrong hook into the place of ours: the kernel takes no transaction that has
-/// the right one, and the machines' chains stay as they are.
+/// the right one, and the machines' chains stay as they are. In one commit, as the manager repairs what
+/// is missing between two.
 fn misplace_the_hook() {
-    run("nft flush chain bridge infinization prerouting");
-    run("nft delete chain bridge infinization prerouting");
-    run("nft add chain bridge infinization prerouting { type filter hook output priority 0 ; }");
+    let chain = "chain bridge infinization prerouting";
+    run(&format!(
+        "nft flush {chain} ; delete {chain} ; add {chain} {{ type filter hook output priority 0 ; }}"
+    ));
 }
 
 fn remove_the_misplaced_hook() {

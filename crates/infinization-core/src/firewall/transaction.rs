@@ -198,6 +198,20 @@ impl Transaction {
         all
     }
 
+    /// Everything these VMs need, after the elements that are `in_the_way` were deleted. Fails if one of
+    /// those is absent.
+    pub fn put_back<'a>(
+        in_the_way: &[(VerdictMap, LinkName)],
+        all_compiled: impl IntoIterator<Item = &'a Compiled>,
+    ) -> Self {
+        let mut all = Self::default();
+        for (map, tap) in in_the_way {
+            all.commands.extend(Self::detach(&[*map], tap).commands);
+        }
+        all.commands.extend(Self::ensure_vms(all_compiled).commands);
+        all
+    }
+
     /// The chains of a VM whose rules are not known yet: closed both ways, not dispatched. Fails
     /// if they exist.
     pub fn create_chains(names: &ChainNames) -> Self {

@@ -14,7 +14,7 @@
 //! | `snapshots` | snapshots of a VM's disks and memory |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
-//! | `repair` | what other programs take out of the firewall, put back |
+//! | `repair`, `reload` | what other programs take out of the firewall, put back |
 //! | `database` | which database, and the database itself |
 //! | `firewall` | what is below the verbs, for users who drive it themselves |
 //! | `guest_access` | block devices, CD-ROMs, raw QMP, the guest agent |
@@ -26,6 +26,7 @@ mod health;
 mod journal;
 mod observe;
 mod outage;
+mod reload;
 mod repair;
 mod snapshots;
 mod startup;
@@ -51,6 +52,7 @@ use crate::config::{Parsed, StartOptions, StopOptions, VmConfig};
 use crate::db::RunningVm;
 use crate::error::{ErrorCode, Failure};
 use crate::events::{Event, EventBus, Source};
+use crate::firewall::ChainNames;
 use crate::host::process::ProcessId;
 use crate::monitor::HealthMonitor;
 use crate::types::VmId;
@@ -105,6 +107,8 @@ struct Open {
     looking: tokio::sync::Mutex<()>,
     /// Held while rows are made true after an outage.
     restoring: tokio::sync::Mutex<()>,
+    /// Machines whose firewall is being loaded again.
+    reloading: Mutex<HashMap<ChainNames, reload::Pending>>,
     /// Ends what works for it in the background.
     _alive: DropGuard,
     _lock: crate::host::dir_lock::DirLock,

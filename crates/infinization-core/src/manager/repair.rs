@@ -2,13 +2,13 @@
 //!
 //! Nothing runs here until nftables tells of somebody else's commit to a table of ours. What one
 //! commit, or a storm of them, has damaged is then put back in one transaction, and told. The rules are
-//! those that were in force; those of an earlier process are loaded by the VM's own task from the
-//! database.
+//! those that were in force; a machine whose rules are an earlier process' is closed meanwhile. The two
+//! tables are looked after each by itself. Neighbour: [`super::reload`] has machines load their rules
+//! from the database.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -16,85 +16,114 @@ use super::Open;
 use crate::error::Failure;
 use crate::events::{Source, now_ms};
 use crate::firewall::ChainNames;
-use crate::host::nft::{Damage, Nft, Part, Repair};
+use crate::host::nft::{Damage, Nft, NftError, OurTable, Part, Repair};
 use crate::types::LinkName;
-use crate::vm::VmHandle;
 
 /// Between two looks, so that a storm of commits costs a few programs a second and not all of one's
 /// time.
-const BREATH: Duration = Duration::from_millis(200);
+pub(super) const BREATH: Duration = Duration::from_millis(200);
 /// After repairs that failed, the longest pause before the next try.
-const LONGEST: Duration = Duration::from_secs(60);
-/// A VM's task may be busy with another verb; what it has been asked, it does when it is free.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
 /// Looks after the firewall for as long as there is a manager.
 pub(super) async fn watch(open: Weak<Open>, nft: Nft) {
+    tokio::join!(
+        watch_table(&open, &nft, OurTable::Filter),
+        watch_table(&open, &nft, OurTable::Nat)
+    );
+}
+
+async fn watch_table(open: &Weak<Open>, nft: &Nft, table: OurTable) {
     let mut pause = BREATH;
     loop {
-        if let Err(error) = nft.meddled().await {
-            tracing::warn!(%error, "what others do to the firewall will not be noticed");
-            return;
-        }
+        let heard = nft.meddled(table).await;
         let Some(open) = open.upgrade() else { return };
-        pause = match open.look_after_firewall().await {
-            Ok(()) => BREATH,
-            Err(error) => {
-                open.tell_failed(&error);
-                (pause * 2).min(LONGEST)
-            }
+        let outcome = match heard {
+            Ok(()) => open.look_after(table).await,
+            Err(error) => Err(NftError::Netlink(error).into()),
         };
+        if let Err(error) = &outcome {
+            open.tell_failed(error);
+        }
         drop(open);
-        sleep(pause).await;
+        // A repair that fails may leave doubts of its own: those do not count.
+        let mark = nft.doubts(table);
+        sleep(BREATH).await;
+        pause = if outcome.is_ok() {
+            BREATH
+        } else {
+            tokio::select! {
+                () = sleep(pause) => {}
+                // Somebody meddles again. Who cannot listen waits.
+                Ok(()) = nft.meddled_since(table, mark) => {}
+            }
+            (pause * 2).min(LONGEST)
+        };
     }
 }
 
 impl Open {
     /// After a repair, the next look finds everything sound, unless somebody was there again.
-    async fn look_after_firewall(&self) -> Result<(), Failure> {
-        let nft = &self.services.nft;
-        let Repair { damages, unknown } = nft.repair().await?;
-        let bridges = nft.repair_nat().await?;
-        if damages.is_empty() && bridges.is_empty() {
-            return Ok(());
+    async fn look_after(self: &Arc<Self>, table: OurTable) -> Result<(), Failure> {
+        match table {
+            OurTable::Filter => self.look_after_filter().await,
+            OurTable::Nat => self.look_after_nat().await,
         }
-        let reloads = unknown.iter().map(|names| self.reload(names));
-        let failed: Vec<Value> = join_all(reloads).await.into_iter().flatten().collect();
-        self.tell_repaired(&damages, &bridges, &failed);
+    }
+
+    async fn look_after_nat(&self) -> Result<(), Failure> {
+        let bridges = self.services.nft.repair_nat().await?;
+        let missing =
+            |bridge: &LinkName| json!({ "vmId": null, "part": Part::Masquerade, "name": bridge });
+        self.tell_repaired(&bridges.iter().map(missing).collect::<Vec<_>>(), None);
         Ok(())
     }
 
-    /// Has the machine load its rules; answers what went wrong.
-    async fn reload(&self, names: &ChainNames) -> Option<Value> {
-        let failed = |error: &str| json!({ "vmId": self.id_of(names), "error": error });
-        let Some(handle) = self.owner_of(names) else {
-            // Its chains were made by hand, and are made again by hand.
-            self.services.nft.abandon_vm(names);
-            return Some(failed("its rules are not known"));
+    /// What concerns a machine that has yet to load its rules is told when it has tried.
+    async fn look_after_filter(self: &Arc<Self>) -> Result<(), Failure> {
+        let Repair {
+            damages,
+            unknown,
+            unconfirmed,
+        } = self.services.nft.repair().await?;
+        let waits = |damage: &Damage| {
+            damage
+                .machine
+                .as_ref()
+                .is_some_and(|it| unknown.contains(it))
         };
-        let reloading = tokio::spawn(async move { handle.reload_firewall().await });
-        match tokio::time::timeout(PATIENCE, reloading).await {
-            Ok(Ok(Ok(()))) => None,
-            Ok(Ok(Err(error))) => Some(failed(&error.to_string())),
-            Ok(Err(_)) => Some(failed("its task ended")),
-            Err(_) => Some(failed("it is busy; its rules follow")),
+        let (waiting, repaired): (Vec<_>, Vec<_>) = damages.iter().partition(|it| waits(it));
+        let missing = repaired.iter().map(|it| self.missing(it));
+        self.tell_repaired(&missing.collect::<Vec<_>>(), None);
+        for names in unknown {
+            let its = waiting
+                .iter()
+                .filter(|it| it.machine.as_ref() == Some(&names));
+            let missing = its.map(|it| self.missing(it)).collect();
+            self.load_again(names, missing);
         }
+        for names in unconfirmed {
+            self.load_again(names, Vec::new());
+        }
+        Ok(())
     }
 
-    fn tell_repaired(&self, damages: &[Damage], bridges: &[LinkName], failed: &[Value]) {
-        let of_filter = damages.iter().map(|damage| {
-            let vm_id = damage.machine.as_ref().and_then(|names| self.id_of(names));
-            json!({ "vmId": vm_id, "part": damage.part, "name": damage.name })
-        });
-        let of_nat = bridges
-            .iter()
-            .map(|bridge| json!({ "vmId": null, "part": Part::Masquerade, "name": bridge }));
-        let missing: Vec<Value> = of_filter.chain(of_nat).collect();
+    fn missing(&self, damage: &Damage) -> Value {
+        let vm_id = damage.machine.as_ref().and_then(|names| self.id_of(names));
+        json!({ "vmId": vm_id, "part": damage.part, "name": damage.name })
+    }
+
+    /// Tells what was missing and is there again, and what still is not.
+    pub(super) fn tell_repaired(&self, missing: &[Value], failed: Option<Value>) {
+        if missing.is_empty() && failed.is_none() {
+            return;
+        }
         tracing::warn!(
             missing = missing.len(),
-            failed = failed.len(),
+            failed = failed.is_some(),
             "another program changed the firewall; what it took was put back"
         );
+        let failed = Vec::from_iter(failed);
         let data = json!({ "missing": missing, "failed": failed, "timestamp": now_ms() });
         let events = &self.services.events;
         events.publish(Source::HealthMonitor, "firewall-repaired", None, data);
@@ -108,15 +137,7 @@ impl Open {
         events.publish(Source::HealthMonitor, "error", None, data);
     }
 
-    fn owner_of(&self, names: &ChainNames) -> Option<VmHandle> {
-        let vms = self.vms();
-        let found = vms
-            .iter()
-            .find(|(vm_id, _)| ChainNames::of(vm_id) == *names);
-        found.map(|(_, handle)| handle.clone())
-    }
-
-    fn id_of(&self, names: &ChainNames) -> Option<String> {
+    pub(super) fn id_of(&self, names: &ChainNames) -> Option<String> {
         Some(self.owner_of(names)?.context().vm_id.to_string())
     }
 }

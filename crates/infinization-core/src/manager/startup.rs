@@ -91,6 +91,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             services,
             vms: Mutex::new(HashMap::new()),
             strays: Mutex::default(),
+            reloading: Mutex::default(),
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             _alive: alive.drop_guard(),

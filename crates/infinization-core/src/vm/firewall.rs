@@ -6,10 +6,11 @@ use super::context::VmContext;
 use super::machine::Machine;
 use super::outcome::OperationResult;
 use super::spec;
+use crate::config::VmConfig;
 use crate::db::sqlite::SqliteDatabase;
 use crate::db::{RuleSplit, VmRecord};
 use crate::error::{ErrorCode, Failure};
-use crate::firewall::{Compiled, FailedRule, RuleError};
+use crate::firewall::{ChainNames, Compiled, FailedRule, RuleError};
 use crate::host::bridge;
 use crate::types::FirewallRuleInput;
 
@@ -39,23 +40,30 @@ impl Machine {
         Ok(OperationResult::done(&context.vm_id, "firewall rules set"))
     }
 
-    /// Loads what the database has for a VM that runs; for one that does not, its next start will.
+    /// Loads what the database has for a VM that runs, unless it is in force; for one that does not run,
+    /// its next start will.
     pub(super) async fn reload_firewall(&mut self) -> Result<(), Failure> {
+        let (context, nft) = (&self.context, &self.context.services.nft);
         if self.live.is_none() {
+            nft.abandon_vm(&ChainNames::of(&context.vm_id));
             return Ok(());
         }
-        let compiled = self.context.explain_firewall().await?;
-        Ok(self.context.services.nft.ensure_vm(&compiled).await?)
+        let compiled = context.explain_firewall().await?;
+        if nft.ensure_vm_if_changed(&compiled).await? {
+            tracing::info!(vm = %context.vm_id, "its firewall rules were loaded again");
+        }
+        Ok(())
     }
 }
 
 impl VmContext {
-    /// What a start would load now, as the database has it. A bridge that is not there has no addresses.
+    /// What a start would load now, as the database has it; while the VM runs, with what this run was
+    /// started with. A bridge that is not there has no addresses.
     pub async fn explain_firewall(&self) -> Result<Compiled, Failure> {
         let (database, links) = (&self.services.database, &self.services.links);
         let record = database.find_machine_with_config(&self.vm_id).await?;
         let record = record.ok_or_else(|| self.not_found())?;
-        let config = spec::for_start(self, &record)?;
+        let config = self.of_this_run(spec::for_start(self, &record)?);
         let rules = database.get_firewall_rules_split(&self.vm_id).await?;
         let policy = database.get_department_firewall_policy(&self.vm_id).await?;
         let bridge = &config.network.bridge;
@@ -68,12 +76,20 @@ impl VmContext {
         self.compile_firewall(&config, &rules, policy.as_deref(), addresses)
     }
 
+    /// The stored configuration with what was given to the start of the QEMU that runs, if one does.
+    fn of_this_run(&self, mut config: VmConfig) -> VmConfig {
+        let lived = self.ledger.contents().lived;
+        let given = lived.and_then(|lived| lived.firewall_default_action);
+        config.firewall.default_action = given.or(config.firewall.default_action);
+        config
+    }
+
     async fn compile_own_rules(
         &self,
         record: &VmRecord,
         rules: &[FirewallRuleInput],
     ) -> Result<Compiled, Failure> {
-        let config = spec::for_start(self, record)?;
+        let config = self.of_this_run(spec::for_start(self, record)?);
         let addresses = bridge::addresses(&self.services.links, &config.network.bridge).await?;
         let addresses = addresses.iter().map(|found| found.address).collect();
         let split = RuleSplit {

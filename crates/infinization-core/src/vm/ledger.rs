@@ -14,7 +14,7 @@ use super::outcome::EndCause;
 use super::plan::{Lifetime, Operation, Undo};
 use crate::host::process::ProcessId;
 use crate::host::state_file::{self, Durability, StateFileError};
-use crate::types::HostPath;
+use crate::types::{FirewallDefaultAction, HostPath};
 
 /// The file's name in the VM's state directory.
 const FILE: &str = "ledger.json";
@@ -46,6 +46,9 @@ pub struct Lived {
     pub qmp_socket: HostPath,
     /// The display port it listens on.
     pub display_port: u16,
+    /// What its run was started with in place of the department's policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firewall_default_action: Option<FirewallDefaultAction>,
 }
 
 /// What the file holds.

@@ -197,6 +197,7 @@ impl Machine {
             name_argument: name_argument(&spec.internal_name),
             qmp_socket: spec.paths.qmp_socket.clone(),
             display_port: spec.display.port,
+            firewall_default_action: spec.firewall.default_action,
         };
         context.ledger.live(lived.clone())?;
         Ok(lived)

@@ -51,6 +51,10 @@ pub(super) struct Journal {
 struct State {
     socket: Option<OwnedFd>,
     reader: Reader,
+    /// What was told and is not taken in yet.
+    gathered: Vec<Commit>,
+    /// A commit of ours is under way: until it has ended it cannot be told whose is whose.
+    committing: bool,
     filter: Trust,
     nat: Trust,
 }
@@ -62,9 +66,16 @@ struct Trust {
     settled: u64,
 }
 
-/// The doubts there were at one moment.
+/// The doubts about a table that there were at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Mark(u64);
+pub struct Mark(u64);
+
+/// A commit of ours that is under way. Dropped, it has ended and nobody knows how.
+#[derive(Debug)]
+pub(super) struct Committing<'a> {
+    journal: &'a Journal,
+    ended: bool,
+}
 
 impl Journal {
     /// The journal of the calling thread's network namespace.
@@ -88,49 +99,77 @@ impl Journal {
         })
     }
 
-    /// Takes in what was committed since the last look. `own` is the port a commit of ours came from.
-    pub(super) fn catch_up(&self, own: Option<u32>) {
+    /// Takes in what was committed since the last look; while a commit of ours is under way, it is only
+    /// gathered.
+    pub(super) fn catch_up(&self) {
+        self.look(|state| {
+            if !state.committing {
+                self.attribute(state, None);
+            }
+        });
+    }
+
+    /// A commit of ours begins: what was told until now is of others.
+    pub(super) fn begin_commit(&self) -> Committing<'_> {
+        self.look(|state| {
+            self.attribute(state, None);
+            state.committing = true;
+        });
+        Committing {
+            journal: self,
+            ended: false,
+        }
+    }
+
+    /// The commit of ours that came from the port `own` has ended.
+    fn end_commit(&self, own: Option<u32>) {
+        self.look(|state| {
+            state.committing = false;
+            self.attribute(state, own);
+        });
+    }
+
+    /// Gathers what was told, and has `then` make something of it.
+    fn look(&self, then: impl FnOnce(&mut State)) {
         if self.blind {
             return;
         }
         let mut state = self.state();
         let before = state.doubts();
-        match state.gather() {
-            Ok(commits) => {
-                for touched in foreign_among(commits, own) {
-                    self.take_in(&mut state, &touched);
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%error, "nftables cannot be listened to");
-                state.socket = None;
-                state.doubt_all();
-            }
+        if let Err(error) = state.gather() {
+            tracing::debug!(%error, "nftables cannot be listened to");
+            state.socket = None;
+            state.doubt_all();
         }
+        then(&mut state);
         if state.doubts() != before {
-            self.doubted.notify_one();
+            self.doubted.notify_waiters();
         }
     }
 
-    fn take_in(&self, state: &mut State, touched: &Touched) {
-        for table in &touched.tables {
-            state.trust_mut(*table).doubts += 1;
-        }
-        for chain in &touched.chains {
-            self.known.touched(chain);
+    /// Takes in what was gathered. `own` is the port a commit of ours came from.
+    fn attribute(&self, state: &mut State, own: Option<u32>) {
+        let commits = std::mem::take(&mut state.gathered);
+        for touched in foreign_among(commits, own) {
+            for table in &touched.tables {
+                state.trust_mut(*table).doubts += 1;
+            }
+            for chain in &touched.chains {
+                self.known.touched(chain);
+            }
         }
     }
 
     /// Something happened whose outcome is not known.
     pub(super) fn doubt_all(&self) {
         self.state().doubt_all();
-        self.doubted.notify_one();
+        self.doubted.notify_waiters();
     }
 
     /// Somebody wants to be sure of the table, for a reason of his own.
     pub(super) fn doubt(&self, table: OurTable) {
         self.state().trust_mut(table).doubts += 1;
-        self.doubted.notify_one();
+        self.doubted.notify_waiters();
     }
 
     /// Whether the table is as it was believed to be, at the last look.
@@ -150,26 +189,32 @@ impl Journal {
         trust.settled = trust.settled.max(mark.0);
     }
 
-    /// Resolves when a table that something is known of is in doubt. An error where the kernel cannot
-    /// be listened to.
-    pub(super) async fn in_doubt(&self) -> io::Result<()> {
+    /// Resolves when the table is in doubt and something is known of it; given a mark, when it came into
+    /// doubt again since. An error where the kernel cannot be listened to.
+    pub(super) async fn in_doubt(&self, table: OurTable, since: Option<Mark>) -> io::Result<()> {
         let listener = readable(Arc::new(self.listener()?))?;
         loop {
-            self.catch_up(None);
-            let uses_nat = !self.known.all_masquerades().is_empty();
-            if !self.trusts(OurTable::Filter) || uses_nat && !self.trusts(OurTable::Nat) {
+            // Before the look, so that no doubt falls between the two.
+            let doubted = self.doubted.notified();
+            self.catch_up();
+            if self.is_in_doubt(table, since) {
                 return Ok(());
             }
             tokio::select! {
                 ready = listener.readable() => {
                     let mut ready = ready?;
                     // Emptied first: what comes after that is readable again.
-                    self.catch_up(None);
+                    self.catch_up();
                     ready.clear_ready();
                 }
-                () = self.doubted.notified() => {}
+                () = doubted => {}
             }
         }
+    }
+
+    fn is_in_doubt(&self, table: OurTable, since: Option<Mark>) -> bool {
+        let is_used = table == OurTable::Filter || !self.known.all_masquerades().is_empty();
+        is_used && !self.trusts(table) && since != Some(self.mark(table))
     }
 
     /// The same socket under a descriptor of its own, for whoever waits.
@@ -183,19 +228,34 @@ impl Journal {
     }
 }
 
+impl Committing<'_> {
+    /// It has ended; `own` is the port it came from, if that is known.
+    pub(super) fn ended(mut self, own: Option<u32>) {
+        self.ended = true;
+        self.journal.end_commit(own);
+    }
+}
+
+impl Drop for Committing<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.journal.end_commit(None);
+        }
+    }
+}
+
 impl State {
-    /// The commits that were told since the last time.
-    fn gather(&mut self) -> io::Result<Vec<Commit>> {
-        let mut commits = Vec::new();
+    /// Gathers the commits that were told since the last time.
+    fn gather(&mut self) -> io::Result<()> {
         let mut datagram = vec![0; DATAGRAM];
         loop {
             let socket = self.listening()?.as_raw_fd();
             match recv(socket, &mut datagram, MsgFlags::MSG_DONTWAIT) {
                 Ok(length) => match self.reader.read(&datagram[..length]) {
-                    Ok(ended) => commits.extend(ended),
+                    Ok(ended) => self.gathered.extend(ended),
                     Err(_torn) => self.lost(),
                 },
-                Err(Errno::EAGAIN) => return Ok(commits),
+                Err(Errno::EAGAIN) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(Errno::ENOBUFS) => self.lost(),
                 Err(error) => return Err(error.into()),
@@ -299,6 +359,34 @@ mod tests {
         assert!(unsure.iter().all(|it| it.tables == [OurTable::Filter]));
         assert_eq!(chains(unsure), [[] as [&str; 0], []]);
         assert_eq!(foreign_among(Vec::new(), Some(1)), []);
+    }
+
+    #[test]
+    fn what_is_heard_while_a_commit_of_ours_is_under_way_is_attributed_when_it_has_ended() {
+        let journal = Journal::default();
+        let hear = |sender, chain| journal.state().gathered.push(commit(sender, chain));
+        let doubts = || journal.state().doubts();
+        journal.catch_up();
+        let before = doubts();
+        let committing = journal.begin_commit();
+        hear(7, "ours");
+        // Somebody who waits looks before the committer does.
+        journal.catch_up();
+        committing.ended(Some(7));
+        assert_eq!(doubts(), before);
+
+        let committing = journal.begin_commit();
+        hear(7, "ours");
+        hear(8, "theirs");
+        journal.catch_up();
+        assert_eq!(doubts(), before);
+        committing.ended(Some(7));
+        assert_eq!(doubts(), before + 1);
+
+        let committing = journal.begin_commit();
+        hear(7, "whose");
+        drop(committing);
+        assert_eq!(doubts(), before + 2, "nobody knows how it ended");
     }
 
     #[test]

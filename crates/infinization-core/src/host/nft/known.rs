@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::netlink::Port;
 use super::transport::{Element, Listing, Reading};
 use crate::firewall::{
     ChainNames, Command, Compiled, Hook, Masquerade, TABLE, Transaction, VerdictMap,
@@ -63,10 +64,23 @@ struct Beliefs {
 struct Loaded {
     names: ChainNames,
     tap: LinkName,
-    /// What was loaded; unknown when an earlier process did it.
-    compiled: Option<Arc<Compiled>>,
+    rules: Rules,
+    /// Whether they are those that should be in force has yet to be found out.
+    unconfirmed: bool,
     /// Those of its chains whose rules another has touched since.
     touched: BTreeSet<String>,
+}
+
+/// What is known of a machine's rules.
+#[derive(Debug, Clone)]
+enum Rules {
+    /// These were loaded.
+    Ours(Arc<Compiled>),
+    /// Whoever loaded them: those that are there.
+    Found,
+    /// None, as they were damaged and are not known: nothing may lead to the chains until they are
+    /// loaded.
+    Closed,
 }
 
 impl Known {
@@ -91,25 +105,76 @@ impl Known {
         let mut beliefs = self.beliefs();
         beliefs.hooked = true;
         let loaded = Loaded {
-            compiled: Some(Arc::clone(compiled)),
-            ..Loaded::nothing(&names, &compiled.ruleset.tap)
+            rules: Rules::Ours(Arc::clone(compiled)),
+            ..Loaded::found(&names, &compiled.ruleset.tap)
         };
         beliefs.machines.insert(names.vm, loaded);
     }
 
     /// The machine's chains are there, whatever is in them, and this port leads to them.
+    pub(super) fn attached(&self, names: &ChainNames, tap: &LinkName) {
+        self.found(names, tap, false);
+    }
+
+    /// As [`Known::attached`]; whether they hold what they should has yet to be found out.
     pub(super) fn adopted(&self, names: &ChainNames, tap: &LinkName) {
+        self.found(names, tap, true);
+    }
+
+    fn found(&self, names: &ChainNames, tap: &LinkName, unconfirmed: bool) {
         let mut beliefs = self.beliefs();
         let machine = beliefs.machines.entry(names.vm.clone());
-        let machine = machine.or_insert_with(|| Loaded::nothing(names, tap));
+        let machine = machine.or_insert_with(|| Loaded::found(names, tap));
         machine.tap = tap.clone();
+        machine.unconfirmed |= unconfirmed;
+        if matches!(machine.rules, Rules::Closed) {
+            machine.rules = Rules::Found;
+        }
+    }
+
+    /// Nothing leads to the machine's chains any more, until its rules are loaded.
+    pub(super) fn closed(&self, names: &ChainNames) {
+        if let Some(loaded) = self.beliefs().machines.get_mut(&names.vm) {
+            loaded.rules = Rules::Closed;
+        }
+    }
+
+    /// Whether the machine is closed until its rules are loaded.
+    pub(super) fn is_closed(&self, names: &ChainNames) -> bool {
+        let beliefs = self.beliefs();
+        let loaded = beliefs.machines.get(&names.vm);
+        loaded.is_some_and(|loaded| matches!(loaded.rules, Rules::Closed))
+    }
+
+    /// The machines whose chains may hold other rules than they should.
+    pub(super) fn unconfirmed(&self) -> Vec<ChainNames> {
+        let beliefs = self.beliefs();
+        let machines = beliefs.machines.values();
+        let unconfirmed = machines.filter(|loaded| loaded.unconfirmed);
+        unconfirmed.map(|loaded| loaded.names.clone()).collect()
+    }
+
+    /// Elements that must go before the machine's rules can be loaded, or all that lead to it.
+    pub(super) fn in_the_way(&self, names: &ChainNames, reading: &Reading) -> Vec<Port> {
+        let beliefs = self.beliefs();
+        let Some(loaded) = beliefs.machines.get(&names.vm) else {
+            return Vec::new();
+        };
+        let elements = reading.listing.elements.iter();
+        let out = elements.filter(|element| match loaded.rules {
+            Rules::Ours(_) => loaded.is_misled_by(element),
+            _ => loaded.is_reached_by(element),
+        });
+        out.filter_map(|element| Some((element.map, LinkName::parse(&*element.tap).ok()?)))
+            .collect()
     }
 
     /// The user's rules were taken out of the machine's visible chain.
     pub(super) fn flushed(&self, names: &ChainNames, action: FirewallDefaultAction) {
         if let Some(loaded) = self.beliefs().machines.get_mut(&names.vm) {
-            let compiled = loaded.compiled.take();
-            loaded.compiled = compiled.map(|compiled| Arc::new(compiled.flushed(action)));
+            if let Rules::Ours(compiled) = &mut loaded.rules {
+                *compiled = Arc::new(compiled.flushed(action));
+            }
             loaded.touched.remove(&names.vm);
         }
     }
@@ -137,7 +202,10 @@ impl Known {
 
     /// What was loaded for the machine, if it was by this process.
     pub(super) fn compiled(&self, names: &ChainNames) -> Option<Arc<Compiled>> {
-        self.beliefs().machines.get(&names.vm)?.compiled.clone()
+        match &self.beliefs().machines.get(&names.vm)?.rules {
+            Rules::Ours(compiled) => Some(Arc::clone(compiled)),
+            Rules::Found | Rules::Closed => None,
+        }
     }
 
     /// Whether exactly this was loaded.
@@ -206,11 +274,12 @@ impl Beliefs {
 }
 
 impl Loaded {
-    fn nothing(names: &ChainNames, tap: &LinkName) -> Self {
+    fn found(names: &ChainNames, tap: &LinkName) -> Self {
         Self {
             names: names.clone(),
             tap: tap.clone(),
-            compiled: None,
+            rules: Rules::Found,
+            unconfirmed: false,
             touched: BTreeSet::new(),
         }
     }
@@ -222,6 +291,12 @@ impl Loaded {
             name: name.to_owned(),
         };
         let mut found = Vec::new();
+        if matches!(self.rules, Rules::Closed) {
+            let mut elements = reading.listing.elements.iter();
+            let open = elements.any(|element| self.is_reached_by(element));
+            found.extend(open.then(|| damage(Part::Dispatch, self.tap.as_str())));
+            return found;
+        }
         for chain in self.names.all() {
             if !reading.chains.contains(chain) {
                 found.push(damage(Part::Chain, chain));
@@ -240,18 +315,32 @@ impl Loaded {
             return false;
         }
         let mut found = comments(&reading.listing).filter(|(name, _)| *name == chain);
-        match &self.compiled {
-            Some(compiled) => {
+        match &self.rules {
+            Rules::Ours(compiled) => {
                 let rules = compiled.ruleset.rules();
                 let wanted = rules.map(|(name, rule)| (name, rule.comment.as_str()));
                 wanted.filter(|(name, _)| *name == chain).eq(found)
             }
             // Whoever loaded it, it ends in a verdict.
-            None if chain == self.names.vm => found
+            _ if chain == self.names.vm => found
                 .last()
                 .is_some_and(|(_, comment)| comment.starts_with("infinization-default-")),
-            None => found.any(|(_, comment)| comment.starts_with("infinization-rules")),
+            _ => found.any(|(_, comment)| comment.starts_with("infinization-rules")),
         }
+    }
+
+    /// Whether the element is of the machine's port, or leads to its chains.
+    fn is_reached_by(&self, element: &Element) -> bool {
+        element.tap == self.tap.as_str() || element.leads_to(&self.names)
+    }
+
+    /// Whether the element leads the machine's port elsewhere.
+    fn is_misled_by(&self, element: &Element) -> bool {
+        let wanted = match element.map {
+            VerdictMap::FromVm => &self.names.from,
+            VerdictMap::ToVm => &self.names.to,
+        };
+        element.tap == self.tap.as_str() && element.chain != *wanted
     }
 
     fn is_dispatched(&self, listing: &Listing) -> bool {

@@ -30,7 +30,9 @@ use nix::errno::Errno;
 use tokio::sync::Mutex;
 
 pub use error::NftError;
+pub use journal::Mark;
 pub use known::{Damage, Part};
+pub use notice::OurTable;
 pub use transport::{
     Committed, CommittedRule, Element, Listing, NftProgram, NftTransport, Reading,
 };
@@ -128,7 +130,7 @@ impl Nft {
     pub async fn attach(&self, names: &ChainNames, tap: &LinkName) -> Result<(), NftError> {
         let attach = Transaction::attach(names, tap);
         let (names, tap) = (names.clone(), tap.clone());
-        self.commit(attach, move |known| known.adopted(&names, &tap))
+        self.commit(attach, move |known| known.attached(&names, &tap))
             .await
     }
 
@@ -193,11 +195,16 @@ impl Nft {
     ) -> Result<(), NftError> {
         let flush = Transaction::flush_vm(names, default_action);
         let names = names.clone();
-        let learn = move |known: &Known| known.flushed(&names, default_action);
-        match self.commit(flush, learn).await {
-            Err(error) if error.is_absent() => Ok(()),
-            outcome => outcome,
-        }
+        self.in_turn(move |nft| async move {
+            match nft.commit_now(&flush).await {
+                // Somebody has taken it: what is put back has no rules of the user's either.
+                Err(error) if error.is_absent() => {}
+                outcome => outcome?,
+            }
+            nft.journal.known.flushed(&names, default_action);
+            Ok(())
+        })
+        .await
     }
 
     /// The names of all chains in the table; none if there is no table.
@@ -221,9 +228,9 @@ impl Nft {
         self.in_turn(move |nft| async move {
             // Before it is closed: nobody is to open it again.
             nft.journal.known.forget_port(&tap);
-            nft.journal.catch_up(None);
+            let committing = nft.journal.begin_commit();
             let committed = nft.transport.delete_elements(ports).await;
-            nft.journal.catch_up(sender_of(&committed));
+            committing.ended(sender_of(&committed));
             committed.map(drop)
         })
         .await
@@ -245,14 +252,22 @@ impl Nft {
 
     /// In a turn: commits, and checks that the kernel has confirmed what was asked for.
     async fn commit_now(&self, transaction: &Transaction) -> Result<(), NftError> {
-        self.journal.catch_up(None);
+        let committing = self.journal.begin_commit();
         let committed = self.transport.commit(transaction).await;
-        self.journal.catch_up(sender_of(&committed));
+        committing.ended(sender_of(&committed));
         if let Err(NftError::Program(_)) = &committed {
             // It may have been ended after it had committed.
             self.journal.doubt_all();
         }
-        confirmed(transaction, &committed?.rules)
+        let confirmed = confirmed(transaction, &committed?.rules);
+        if confirmed.is_err() {
+            // Whatever these chains hold now, it is not what is known of them.
+            for (chain, _) in transaction.added_rules() {
+                self.journal.known.touched(chain);
+            }
+            self.journal.doubt_all();
+        }
+        confirmed
     }
 
     /// Waits for its turn, then works; not waiting any longer does not stop what has begun.

@@ -31,7 +31,7 @@ impl Nft {
         switch_forwarding_on().await?;
         self.in_turn(move |nft| async move {
             let known = &nft.journal.known;
-            nft.journal.catch_up(None);
+            nft.journal.catch_up();
             if nft.journal.trusts(OurTable::Nat) && known.all_masquerades().contains(&wanted) {
                 return Ok(());
             }
@@ -62,7 +62,7 @@ impl Nft {
     /// Puts back what somebody took of the masquerading this process has set up. Answers the bridges.
     pub async fn repair_nat(&self) -> Result<Vec<LinkName>, NftError> {
         self.in_turn(|nft| async move {
-            nft.journal.catch_up(None);
+            nft.journal.catch_up();
             let wanted = nft.journal.known.all_masquerades();
             if wanted.is_empty() || nft.journal.trusts(OurTable::Nat) {
                 return Ok(Vec::new());
@@ -87,7 +87,7 @@ impl Nft {
     ) -> Result<(), NftError> {
         let mut tries = 1..TRIES;
         loop {
-            self.journal.catch_up(None);
+            self.journal.catch_up();
             let mark = self.journal.mark(OurTable::Nat);
             let loaded = self.transport.read_nat().await?;
             let change = decide(&loaded);
@@ -97,7 +97,7 @@ impl Nft {
                 Err(error) if error.is_absent() && tries.next().is_some() => {}
                 Err(error) => return Err(error),
                 Ok(()) => {
-                    self.journal.catch_up(None);
+                    self.journal.catch_up();
                     let all = self.journal.known.all_masquerades();
                     let sound = |it: &Masquerade| {
                         loaded.holds(it) || added.contains(&Masquerade::comment(&it.bridge))
@@ -113,14 +113,16 @@ impl Nft {
 
     async fn commit_nat(&self, change: Option<NatTransaction>) -> Result<(), NftError> {
         let Some(change) = change else { return Ok(()) };
+        let committing = self.journal.begin_commit();
         let committed = self.transport.commit_nat(&change).await;
-        self.journal.catch_up(sender_of(&committed));
+        committing.ended(sender_of(&committed));
         let committed = committed?;
         let found = committed.rules.iter().map(|rule| rule.comment.as_str());
         let asked: Vec<String> = change.added().collect();
         if asked.iter().map(String::as_str).eq(found) {
             return Ok(());
         }
+        self.journal.doubt(OurTable::Nat);
         Err(NftError::Mismatch {
             chain: NAT_CHAIN.to_owned(),
             asked: format!("{asked:?}"),

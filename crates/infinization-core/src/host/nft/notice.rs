@@ -25,7 +25,7 @@ const CHAIN_OF_RULE: u16 = 2;
 
 /// The tables that are ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OurTable {
+pub enum OurTable {
     /// `bridge infinization`.
     Filter,
     /// `ip infinibay_nat`.

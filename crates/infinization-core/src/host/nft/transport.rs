@@ -113,7 +113,7 @@ impl Listing {
 }
 
 impl Element {
-    fn leads_to(&self, names: &ChainNames) -> bool {
+    pub(super) fn leads_to(&self, names: &ChainNames) -> bool {
         self.chain == names.from || self.chain == names.to
     }
 }

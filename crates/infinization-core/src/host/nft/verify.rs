@@ -1,6 +1,7 @@
 //! Finding out whether another program has meddled with what is ours.
 
 use std::io;
+use std::sync::Arc;
 
 use super::journal::Mark;
 use super::known::{Damage, Known, holds};
@@ -15,8 +16,11 @@ use crate::types::LinkName;
 pub struct Repair {
     /// All that was missing.
     pub damages: Vec<Damage>,
-    /// Machines of an earlier process: closed now, as their rules are not known here.
+    /// Machines that are closed now, as their rules are not known here or the kernel refused them.
     pub unknown: Vec<ChainNames>,
+    /// Machines of an earlier process that nobody has damaged. Whether their rules are those that
+    /// should be in force has yet to be found out.
+    pub unconfirmed: Vec<ChainNames>,
 }
 
 impl Nft {
@@ -24,7 +28,7 @@ impl Nft {
     /// are loaded. Takes over a table of the earlier implementation. Costs nothing when it is done and
     /// nobody has meddled.
     pub async fn prepare(&self) -> Result<(), NftError> {
-        self.journal.catch_up(None);
+        self.journal.catch_up();
         let known = &self.journal.known;
         if self.journal.trusts(OurTable::Filter) && known.knows_hooks() {
             return Ok(());
@@ -33,7 +37,8 @@ impl Nft {
         let table = Transaction::table().without_forward();
         self.commit(table, Known::hooked).await?;
         if !known.knows_hooks() {
-            self.see_hooks(mark).await?;
+            self.in_turn(move |nft| async move { nft.see_hooks(mark).await })
+                .await?;
         }
         Ok(())
     }
@@ -41,7 +46,7 @@ impl Nft {
     /// Learns what the hooks look like to nft, unless somebody may have changed them since `mark`.
     async fn see_hooks(&self, mark: Mark) -> Result<(), NftError> {
         let reading = self.transport.read().await?;
-        self.journal.catch_up(None);
+        self.journal.catch_up();
         if self.journal.mark(OurTable::Filter) == mark {
             self.journal.known.saw_hooks(&reading);
             self.conclude(&reading, mark);
@@ -49,55 +54,140 @@ impl Nft {
         Ok(())
     }
 
-    /// Another process has loaded the machine's rules; from here on they are looked after.
+    /// Another process has loaded the machine's rules; from here on they are looked after, and the next
+    /// repair names the machine as unconfirmed.
     pub fn adopt_vm(&self, names: &ChainNames, tap: &LinkName) {
+        // What was done to its chains until now, that process may have done.
+        self.journal.catch_up();
         self.journal.known.adopted(names, tap);
         self.journal.doubt(OurTable::Filter);
     }
 
-    /// Resolves when somebody may have meddled with what is ours; at once as long as that is not
-    /// found out. An error where the kernel cannot be listened to.
-    pub async fn meddled(&self) -> io::Result<()> {
-        self.journal.in_doubt().await
+    /// Resolves when somebody may have meddled with what is ours in the table; at once as long as that
+    /// is not found out. An error where the kernel cannot be listened to.
+    pub async fn meddled(&self, table: OurTable) -> io::Result<()> {
+        self.journal.in_doubt(table, None).await
+    }
+
+    /// As [`Nft::meddled`], but what was in doubt when `mark` was taken does not count.
+    pub async fn meddled_since(&self, table: OurTable, mark: Mark) -> io::Result<()> {
+        self.journal.in_doubt(table, Some(mark)).await
+    }
+
+    /// The doubts there are about the table now.
+    pub fn doubts(&self, table: OurTable) -> Mark {
+        self.journal.mark(table)
     }
 
     /// Finds out what of the filter is not as it was loaded, and loads all of it again in one
-    /// transaction. Costs nothing if nobody has meddled, and one program if it made no difference.
+    /// transaction; machines whose rules are not known it closes in the same. What the kernel refuses
+    /// as a whole is done machine by machine. Costs nothing if nobody has meddled, and one program if it
+    /// made no difference.
     pub async fn repair(&self) -> Result<Repair, NftError> {
         self.in_turn(|nft| async move {
-            nft.journal.catch_up(None);
+            nft.journal.catch_up();
             if nft.journal.trusts(OurTable::Filter) {
                 return Ok(Repair::default());
             }
             let mark = nft.journal.mark(OurTable::Filter);
             let reading = nft.transport.read().await?;
             let damages = nft.conclude(&reading, mark);
-            nft.put_back(damages).await
+            let unknown = nft.put_back(&damages, &reading).await?;
+            let mut unconfirmed = nft.journal.known.unconfirmed();
+            unconfirmed.retain(|names| !unknown.contains(names));
+            Ok(Repair {
+                damages,
+                unknown,
+                unconfirmed,
+            })
         })
         .await
     }
 
-    /// What is known now is what is wanted now: whoever changes it does so in a turn of his own.
-    async fn put_back(&self, damages: Vec<Damage>) -> Result<Repair, NftError> {
-        let known = &self.journal.known;
+    /// What is known now is what is wanted now: whoever changes it does so in a turn of his own. Answers
+    /// the machines that are closed now.
+    async fn put_back(
+        &self,
+        damages: &[Damage],
+        reading: &Reading,
+    ) -> Result<Vec<ChainNames>, NftError> {
+        if damages.is_empty() {
+            return Ok(Vec::new());
+        }
         // Machine by machine, so the same one follows itself.
-        let mut damaged: Vec<&ChainNames> = damages.iter().flat_map(|it| &it.machine).collect();
+        let mut damaged: Vec<ChainNames> =
+            damages.iter().filter_map(|it| it.machine.clone()).collect();
         damaged.dedup();
-        let (mut again, mut unknown) = (Vec::new(), Vec::new());
+        match self.load_again(&damaged, reading).await {
+            Err(NftError::Refused { stderr, .. }) => {
+                tracing::warn!(stderr, "the firewall is put back machine by machine");
+                self.put_back_one_by_one(&damaged).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// The hooks first, which close every port that nothing leads on from. One machine's failure leaves
+    /// the others alone; the first one is answered when all are done.
+    async fn put_back_one_by_one(
+        &self,
+        damaged: &[ChainNames],
+    ) -> Result<Vec<ChainNames>, NftError> {
+        self.commit_now(&Transaction::table()).await?;
+        let reading = self.transport.read().await?;
+        let (mut closed, mut failed) = (Vec::new(), None);
         for names in damaged {
+            let one = std::slice::from_ref(names);
+            let outcome = match self.load_again(one, &reading).await {
+                Err(NftError::Refused { stderr, .. }) => {
+                    tracing::error!(chain = names.vm, stderr, "a machine's rules were refused");
+                    self.journal.known.closed(names);
+                    self.load_again(one, &reading).await
+                }
+                outcome => outcome,
+            };
+            match outcome {
+                Ok(unknown) => closed.extend(unknown),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(closed), Err)
+    }
+
+    /// Loads what is known of these machines, and closes those of which nothing is: in one transaction,
+    /// with the hooks. Answers the latter.
+    async fn load_again(
+        &self,
+        machines: &[ChainNames],
+        reading: &Reading,
+    ) -> Result<Vec<ChainNames>, NftError> {
+        let known = &self.journal.known;
+        let (mut again, mut unknown, mut in_the_way) = (Vec::new(), Vec::new(), Vec::new());
+        for names in machines {
             match known.compiled(names) {
                 Some(compiled) => again.push(compiled),
                 None => unknown.push(names.clone()),
             }
-        }
-        if !damages.is_empty() {
-            let all = Transaction::ensure_vms(again.iter().map(AsRef::as_ref));
-            self.commit_now(&all).await?;
-            for again in &again {
-                known.loaded(again);
+            for port in known.in_the_way(names, reading) {
+                if !in_the_way.contains(&port) {
+                    in_the_way.push(port);
+                }
             }
         }
-        Ok(Repair { damages, unknown })
+        let all = Transaction::put_back(&in_the_way, again.iter().map(AsRef::as_ref));
+        self.commit_now(&all).await?;
+        for again in &again {
+            known.loaded(again);
+        }
+        for names in &unknown {
+            known.closed(names);
+        }
+        Ok(unknown)
+    }
+
+    /// Whether a repair has closed the machine and its rules were not loaded since.
+    pub fn is_closed(&self, names: &ChainNames) -> bool {
+        self.journal.known.is_closed(names)
     }
 
     /// Nobody looks after the machine's chains any more.
@@ -109,8 +199,10 @@ impl Nft {
     pub(super) async fn is_in_force(&self, compiled: &Compiled) -> Result<bool, NftError> {
         let compiled = compiled.clone();
         self.in_turn(move |nft| async move {
-            nft.journal.catch_up(None);
-            if nft.journal.trusts(OurTable::Filter) && nft.journal.known.has(&compiled) {
+            nft.journal.catch_up();
+            let known = &nft.journal.known;
+            if nft.journal.trusts(OurTable::Filter) && known.has(&compiled) {
+                known.loaded(&Arc::new(compiled));
                 return Ok(true);
             }
             let mark = nft.journal.mark(OurTable::Filter);
@@ -118,7 +210,11 @@ impl Nft {
             let names = compiled.ruleset.names.clone();
             let damages = nft.conclude(&reading, mark);
             let damaged = damages.iter().any(|damage| damage.concerns(&names));
-            Ok(!damaged && holds(&reading.listing.of_vm(&names), &compiled))
+            let holds = !damaged && holds(&reading.listing.of_vm(&names), &compiled);
+            if holds {
+                known.loaded(&Arc::new(compiled));
+            }
+            Ok(holds)
         })
         .await
     }

@@ -53,6 +53,7 @@ impl HostEffects {
             name_argument: name_argument(&config.internal_name),
             qmp_socket: config.paths.qmp_socket.clone(),
             display_port: bench.display_port(),
+            firewall_default_action: config.firewall.default_action,
         };
         if let Err(error) = self.ledger.live(lived) {
             // Nobody could find it again: it must not stay.

@@ -22,6 +22,7 @@ fn lived(pid: i32) -> Lived {
         name_argument: "guest=vm-1".to_owned(),
         qmp_socket: HostPath::parse("/run/vm-1.sock").unwrap(),
         display_port: 5901,
+        firewall_default_action: None,
     }
 }
 
