@@ -197,13 +197,39 @@ test('detaching', async () => {
   await handler.detachFromVM(vmId)
   expect([handler.getAttachedVMs(), client.isConnected()]).toEqual([[], true])
   await client.cont()
+  const settled = next(handler, 'vm:event')
   await handler.attachToVM(vmId, client)
+  await settled
   // What happened meanwhile was settled by the attach.
   expect(told.map(([name]) => name)).toEqual(['vm:resume', 'vm:running', 'vm:event'])
   await handler.detachAll()
   expect([handler.getAttachedVMs(), client.isConnected()]).toEqual([[], false])
   expect(await rejection(handler.attachToVM(vmId, client))).toMatchObject({ code: 'QMP_DISCONNECTED', vmId })
   await handler.detachFromVM('nobody', true)
+})
+
+test('a detach waits for the event under way; nothing is told of it', async () => {
+  const { vmId, client, handler, rows, told } = await attached()
+  let reached, goOn
+  const writing = new Promise((resolve) => { reached = resolve })
+  const gate = new Promise((resolve) => { goOn = resolve })
+  const write = rows.updateMachineStatus
+  rows.updateMachineStatus = async (...args) => {
+    reached()
+    await gate
+    return write.apply(rows, args)
+  }
+  await client.cont()
+  await writing
+  const detached = handler.detachFromVM(vmId)
+  goOn()
+  await detached
+  expect(rows.get(vmId).status).toBe('running')
+  await handler.attachToVM(vmId, client)
+  const over = next(handler, 'vm:event')
+  await client.stop()
+  await over
+  expect(told.map(([name]) => name)).toEqual(['vm:stop', 'vm:suspended', 'vm:event'])
 })
 
 test('emitCustomEvents: false', async () => {

@@ -16,6 +16,9 @@ use crate::events::{EventBus, GuestEvent, Source};
 use crate::qmp::{Link, QmpClient, QmpError};
 use crate::types::VmId;
 
+/// Not a listener's: a VM is followed no more.
+const DETACHED: &str = "detached";
+
 /// What `EventHandler` and `HealthMonitor` stand on.
 #[derive(Debug, Clone)]
 pub struct Watching {
@@ -39,9 +42,25 @@ pub(super) struct Shared {
     pub(super) watching: Watching,
     pub(super) host: Host,
     options: EventHandlerOptions,
-    /// What ends each follower: it belongs to one QEMU.
-    attached: Mutex<HashMap<VmId, CancellationToken>>,
+    attached: Mutex<HashMap<VmId, Attachment>>,
     installing: Mutex<HashSet<VmId>>,
+}
+
+/// The hold on one follower, which belongs to one QEMU.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Attachment {
+    /// Ends the follower.
+    pub(super) over: CancellationToken,
+    /// Held by the follower while it handles an event, up to the end of the machine.
+    pub(super) handling: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Attachment {
+    /// Resolves when the event under way is handled, and no other will be.
+    async fn ended(self) {
+        self.over.cancel();
+        drop(self.handling.lock().await);
+    }
 }
 
 impl EventHandler {
@@ -67,23 +86,29 @@ impl EventHandler {
             return Err(QmpError::NotConnected { why });
         }
         let events = qmp.subscribe();
-        let over = CancellationToken::new();
-        let before = self.shared.attached().insert(vm_id.clone(), over.clone());
+        let attachment = Attachment::default();
+        let before = self
+            .shared
+            .attached()
+            .insert(vm_id.clone(), attachment.clone());
         if let Some(before) = before {
-            before.cancel();
+            before.ended().await;
         }
         let (settled, now_settled) = oneshot::channel();
-        let watch = Watch::new(Arc::clone(&self.shared), vm_id.clone(), qmp, over);
+        let watch = Watch::new(Arc::clone(&self.shared), vm_id.clone(), qmp, attachment);
         tokio::spawn(watch.run(events, settled));
         // An error means that the follower was ended first, by a detach.
         let _over = now_settled.await;
         Ok(())
     }
 
-    /// Follows the VM no more. Fine when it is not attached.
-    pub fn detach(&self, vm_id: &VmId) {
-        if let Some(over) = self.shared.attached().remove(vm_id) {
-            over.cancel();
+    /// Follows the VM no more: when it returns, nothing is written or told of it, except by an end of
+    /// the machine that had begun. Fine when it is not attached.
+    pub async fn detach(&self, vm_id: &VmId) {
+        let attachment = self.shared.attached().remove(vm_id);
+        if let Some(attachment) = attachment {
+            attachment.ended().await;
+            self.shared.tell_detached(vm_id);
         }
     }
 
@@ -125,14 +150,26 @@ impl Shared {
         self.installing().contains(vm_id)
     }
 
-    /// The QEMU whose follower `over` ends is followed no more; a later one stays attached.
-    pub(super) fn let_go(&self, vm_id: &VmId, over: &CancellationToken) {
+    /// The QEMU whose follower `over` ends is followed no more; a later one stays attached. Whether it
+    /// was followed until now.
+    pub(super) fn let_go(&self, vm_id: &VmId, over: &CancellationToken) -> bool {
         let mut attached = self.attached();
         // Whoever attaches or detaches cancels what was there before, under the same lock.
-        if !over.is_cancelled() {
-            attached.remove(vm_id);
-        }
+        let followed = !over.is_cancelled();
         over.cancel();
+        if followed {
+            attached.remove(vm_id);
+            drop(attached);
+            self.tell_detached(vm_id);
+        }
+        followed
+    }
+
+    /// For who carries the events: what is told of the VM before this, and not yet heard, is of the
+    /// follower that was.
+    fn tell_detached(&self, vm_id: &VmId) {
+        let events = &self.watching.events;
+        events.publish(Source::EventHandler, DETACHED, Some(vm_id), Value::Null);
     }
 
     pub(super) fn tell_guest(&self, vm_id: &VmId, guest: GuestEvent<'_>) {
@@ -165,7 +202,7 @@ impl Shared {
         events.publish(Source::EventHandler, "error", Some(vm_id), data);
     }
 
-    fn attached(&self) -> MutexGuard<'_, HashMap<VmId, CancellationToken>> {
+    fn attached(&self) -> MutexGuard<'_, HashMap<VmId, Attachment>> {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::cleanup::{held_by, network_of};
-use super::handler::Shared;
+use super::handler::{Attachment, Shared};
 use super::processes::{identity, pid_of};
 use super::reaction::{self, Reaction, is_claimed};
 use crate::db::{Database, VmRecord};
@@ -36,6 +36,9 @@ pub(super) struct Watch {
     vm_id: VmId,
     qmp: QmpClient,
     over: CancellationToken,
+    /// Whoever detaches waits for it.
+    handling: Arc<Mutex<()>>,
+    at_work: Option<OwnedMutexGuard<()>>,
     /// The row's pid when it was attached.
     pid: Option<i32>,
     process: Option<ProcessHandle>,
@@ -46,13 +49,16 @@ impl Watch {
         shared: Arc<Shared>,
         vm_id: VmId,
         qmp: QmpClient,
-        over: CancellationToken,
+        attachment: Attachment,
     ) -> Self {
+        let Attachment { over, handling } = attachment;
         Self {
             shared,
             vm_id,
             qmp,
             over,
+            handling,
+            at_work: None,
             pid: None,
             process: None,
         }
@@ -62,6 +68,7 @@ impl Watch {
     /// machine that has begun is gone through even if the follower is ended meanwhile.
     pub(super) async fn run(mut self, mut events: EventReceiver, settled: oneshot::Sender<()>) {
         let over = self.over.clone();
+        self.begin().await;
         self.find_process().await;
         let reaction = self
             .asked()
@@ -70,15 +77,21 @@ impl Watch {
         if let Some(Reaction::Becomes(new)) = &reaction {
             self.becomes(new, None, &Value::Null).await;
         }
-        // The end waits for the VM's turn, which whoever attaches may have.
         let _unheard = settled.send(());
         if reaction == Some(Reaction::Ends) {
             self.shut_down(&Value::Null, false).await;
         }
+        self.at_work = None;
         while let Some(Some(event)) = over.run_until_cancelled(events.next()).await {
+            self.begin().await;
             self.notice(event).await;
+            self.at_work = None;
         }
         self.shared.let_go(&self.vm_id, &over);
+    }
+
+    async fn begin(&mut self) {
+        self.at_work = Some(Arc::clone(&self.handling).lock_owned().await);
     }
 
     fn database(&self) -> Arc<dyn Database> {
@@ -107,22 +120,32 @@ impl Watch {
             MonitorEvent::Disconnected { will_reconnect } => {
                 let data =
                     json!({ "vmId": vm_id, "timestamp": now_ms(), "transient": will_reconnect });
-                if !will_reconnect {
-                    self.shared.let_go(vm_id, &self.over);
+                if self.is_still_followed(will_reconnect) {
+                    self.shared.tell(vm_id, "vm:disconnect", data);
                 }
-                self.shared.tell(vm_id, "vm:disconnect", data);
             }
             MonitorEvent::Reconnected { status } => {
-                self.shared
-                    .tell(vm_id, "vm:reconnect", json!({ "vmId": vm_id }));
+                if self.is_still_followed(true) {
+                    self.shared
+                        .tell(vm_id, "vm:reconnect", json!({ "vmId": vm_id }));
+                }
                 self.follow(&status, None, &Value::Null).await;
             }
             MonitorEvent::GaveUp => {
-                self.shared.let_go(vm_id, &self.over);
-                let data = json!({ "vmId": vm_id, "reason": "qmp_reconnect_failed" });
-                self.shared.tell(vm_id, "vm:stale", data);
+                if self.is_still_followed(false) {
+                    let data = json!({ "vmId": vm_id, "reason": "qmp_reconnect_failed" });
+                    self.shared.tell(vm_id, "vm:stale", data);
+                }
             }
         }
+    }
+
+    /// Whether nobody has detached it meanwhile; unless it `goes_on`, it is let go of.
+    fn is_still_followed(&self, goes_on: bool) -> bool {
+        if goes_on {
+            return !self.over.is_cancelled();
+        }
+        self.shared.let_go(&self.vm_id, &self.over)
     }
 
     async fn on_guest_event(&mut self, event: &QmpEvent) {
@@ -154,7 +177,8 @@ impl Watch {
     }
 
     async fn asked(&self) -> Option<StatusInfo> {
-        match timeout(STATUS_DEADLINE, self.qmp.query_status()).await {
+        let status = timeout(STATUS_DEADLINE, self.qmp.query_status());
+        match self.over.run_until_cancelled(status).await? {
             Ok(Ok(status)) => return Some(status),
             Ok(Err(error)) => tracing::debug!(vm = %self.vm_id, %error, "no status"),
             Err(_elapsed) => tracing::debug!(vm = %self.vm_id, "no status in time"),
@@ -173,7 +197,7 @@ impl Watch {
     /// The status stays as it is.
     async fn stays(&self, event: &str, qmp: &Value) {
         if let Some(status) = self.status(event).await {
-            self.tell(event, &status, &status, qmp);
+            self.tell_if_followed(event, &status, &status, qmp);
         }
     }
 
@@ -185,11 +209,14 @@ impl Watch {
         let Some(previous) = self.status(name).await else {
             return;
         };
+        if self.over.is_cancelled() {
+            return;
+        }
         let Some(now) = self.written(&previous, new, name).await else {
             return;
         };
         if event.is_some() || previous != now {
-            self.tell(name, &previous, &now, qmp);
+            self.tell_if_followed(name, &previous, &now, qmp);
         }
     }
 
@@ -220,6 +247,12 @@ impl Watch {
         }
     }
 
+    fn tell_if_followed(&self, event: &str, previous: &str, new: &str, qmp: &Value) {
+        if !self.over.is_cancelled() {
+            self.tell(event, previous, new, qmp);
+        }
+    }
+
     fn tell(&self, event: &str, previous: &str, new: &str, qmp: &Value) {
         let guest = GuestEvent {
             event,
@@ -234,13 +267,18 @@ impl Watch {
     /// The machine ends. `quit`: whoever ended it gives back what it held.
     async fn shut_down(&mut self, data: &Value, quit: bool) {
         const EVENT: &str = "SHUTDOWN";
+        // The end waits for the VM's turn, which whoever attaches or detaches may have.
+        self.at_work = None;
         let turn = match self.shared.watching.turns.take(&self.vm_id).await {
             Ok(turn) => turn,
             Err(error) => return self.shared.tell_failure(&self.vm_id, EVENT, &error),
         };
         let row = match self.database().find_machine_with_config(&self.vm_id).await {
             Ok(Some(row)) => row,
-            Ok(None) => return self.shared.let_go(&self.vm_id, &self.over),
+            Ok(None) => {
+                self.shared.let_go(&self.vm_id, &self.over);
+                return;
+            }
             Err(error) => return self.shared.tell_failure(&self.vm_id, EVENT, &error),
         };
         if self.is_of_another_run(&row) {
