@@ -56,9 +56,8 @@ pub(super) struct Attachment {
 }
 
 impl Attachment {
-    /// Resolves when the event under way is handled, and no other will be.
+    /// Resolves when the event under way of a cancelled follower is handled.
     async fn ended(self) {
-        self.over.cancel();
         drop(self.handling.lock().await);
     }
 }
@@ -87,10 +86,7 @@ impl EventHandler {
         }
         let events = qmp.subscribe();
         let attachment = Attachment::default();
-        let before = self
-            .shared
-            .attached()
-            .insert(vm_id.clone(), attachment.clone());
+        let before = self.shared.replace(vm_id, Some(attachment.clone()));
         if let Some(before) = before {
             before.ended().await;
         }
@@ -105,7 +101,7 @@ impl EventHandler {
     /// Follows the VM no more: when it returns, nothing is written or told of it, except by an end of
     /// the machine that had begun. Fine when it is not attached.
     pub async fn detach(&self, vm_id: &VmId) {
-        let attachment = self.shared.attached().remove(vm_id);
+        let attachment = self.shared.replace(vm_id, None);
         if let Some(attachment) = attachment {
             attachment.ended().await;
             self.shared.tell_detached(vm_id);
@@ -148,6 +144,17 @@ impl EventHandler {
 impl Shared {
     pub(super) fn is_installing(&self, vm_id: &VmId) -> bool {
         self.installing().contains(vm_id)
+    }
+
+    /// What was there is cancelled under the lock: its end must not let go of what is there now.
+    fn replace(&self, vm_id: &VmId, with: Option<Attachment>) -> Option<Attachment> {
+        let mut attached = self.attached();
+        let before = match with {
+            Some(attachment) => attached.insert(vm_id.clone(), attachment),
+            None => attached.remove(vm_id),
+        }?;
+        before.over.cancel();
+        Some(before)
     }
 
     /// The QEMU whose follower `over` ends is followed no more; a later one stays attached. Whether it
