@@ -294,7 +294,7 @@ impl Watch {
         self.shared.let_go(&self.vm_id, &self.over);
         self.tell(EVENT, &row.status, &now, data);
         if !quit {
-            self.give_back(&row).await;
+            self.give_back(&row, &now).await;
         }
         drop(turn);
     }
@@ -305,8 +305,9 @@ impl Watch {
         self.over.is_cancelled() || replaced
     }
 
-    /// Waits for the process to be gone, never kills it, then gives its network back.
-    async fn give_back(&self, row: &VmRecord) {
+    /// Waits for the process to be gone, never kills it, then gives its network back, unless the row
+    /// is another run's by then: whoever starts a VM need not take turns.
+    async fn give_back(&self, row: &VmRecord, status: &str) {
         if let Some(process) = &self.process
             && timeout(EXIT_WAIT, process.exited()).await.is_err()
         {
@@ -314,8 +315,16 @@ impl Watch {
                 "QEMU is still there 30 s after its guest has shut down; nothing was given back";
             return self.shared.tell_failure(&self.vm_id, "SHUTDOWN", &words);
         }
-        let held = network_of(held_by(&self.vm_id, row.configuration.as_ref(), None));
         let database = self.database();
+        match database.find_machine_with_config(&self.vm_id).await {
+            Ok(now) if now.as_ref().is_some_and(|now| !is_same_run(row, status, now)) => {
+                tracing::info!(vm = %self.vm_id, "it was started again; nothing is given back");
+                return;
+            }
+            Ok(_same_or_gone) => {}
+            Err(error) => return self.shared.tell_failure(&self.vm_id, "SHUTDOWN", &error),
+        }
+        let held = network_of(held_by(&self.vm_id, row.configuration.as_ref(), None));
         let result = self
             .shared
             .host
@@ -331,4 +340,10 @@ impl Watch {
             );
         }
     }
+}
+
+/// Whether `now` is the row of the run that ended as `ended`, with `status` written since.
+fn is_same_run(ended: &VmRecord, status: &str, now: &VmRecord) -> bool {
+    let pid = |row: &VmRecord| pid_of(row.configuration.as_ref());
+    now.status == status && pid(now) == pid(ended)
 }
