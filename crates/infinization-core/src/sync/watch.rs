@@ -112,7 +112,20 @@ impl Watch {
         }
     }
 
+    /// Behind the same socket there may be another QEMU. While the row names none that lives it is not
+    /// up to date, and asked again.
+    async fn find_process_anew(&mut self) {
+        (self.pid, self.process) = (None, None);
+        self.find_process().await;
+        if self.process.is_none() {
+            self.pid = None;
+        }
+    }
+
     async fn notice(&mut self, event: MonitorEvent) {
+        if self.pid.is_none() {
+            self.find_process().await;
+        }
         let vm_id = &self.vm_id;
         match event {
             MonitorEvent::Event(event) => self.on_guest_event(&event).await,
@@ -125,9 +138,10 @@ impl Watch {
                 }
             }
             MonitorEvent::Reconnected { status } => {
+                self.find_process_anew().await;
                 if self.is_still_followed(true) {
                     self.shared
-                        .tell(vm_id, "vm:reconnect", json!({ "vmId": vm_id }));
+                        .tell(&self.vm_id, "vm:reconnect", json!({ "vmId": self.vm_id }));
                 }
                 self.follow(&status, None, &Value::Null).await;
             }
