@@ -9,7 +9,7 @@ const { LifecycleError } = require('./errors')
 const { EventHandler } = require('./event-handler')
 const { EventStream, route } = require('./events')
 const { HealthMonitor } = require('./health-monitor')
-const { remember } = require('./instances')
+const { forget, remember } = require('./instances')
 const { JournalChanges, JournalStream } = require('./journal')
 const native = require('./native')
 const { QMPClient } = require('./qmp-client')
@@ -38,7 +38,6 @@ class Infinization extends Manager {
     super(settings, (batch) => self.deref()?.#deliver(batch), ...portsTo(database))
     // Weak: the callback is the addon's for as long as it lives, the instance is not.
     self = new WeakRef(this)
-    remember(this)
     this.#eventManager = eventManager
     this.#database = database
     this.#settings = settings
@@ -48,7 +47,8 @@ class Infinization extends Manager {
 
   async initialize () {
     requireDatabase(this.#database)
-    return super.initialize()
+    await super.initialize()
+    if (!this.#closed) remember(this)
   }
 
   async shutdown () {
@@ -56,6 +56,7 @@ class Infinization extends Manager {
       return await super.shutdown()
     } finally {
       this.#closed = true
+      forget(this)
       for (const stream of [...this.#streams, ...this.#journals]) stream.end()
     }
   }
