@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::cleanup::Host;
 use super::turns::Turns;
@@ -30,10 +30,12 @@ pub struct Watching {
     pub events: EventBus,
 }
 
-/// Follows the QEMUs of attached VMs, until they end or are detached. Clones share it.
+/// Follows the QEMUs of attached VMs, until they end or are detached, or the last clone is dropped:
+/// a monitor has one connection, which whoever comes next needs. Clones share it.
 #[derive(Debug, Clone)]
 pub struct EventHandler {
     shared: Arc<Shared>,
+    _ends_followers: Arc<DropGuard>,
 }
 
 /// What the followers share.
@@ -43,6 +45,8 @@ pub(super) struct Shared {
     pub(super) host: Host,
     options: EventHandlerOptions,
     attached: Mutex<HashMap<VmId, Attachment>>,
+    /// Ends all followers.
+    dropped: CancellationToken,
     installing: Mutex<HashSet<VmId>>,
 }
 
@@ -70,9 +74,11 @@ impl EventHandler {
             host: Host::new(),
             options,
             attached: Mutex::default(),
+            dropped: CancellationToken::new(),
             installing: Mutex::default(),
         };
         Self {
+            _ends_followers: Arc::new(shared.dropped.clone().drop_guard()),
             shared: Arc::new(shared),
         }
     }
@@ -85,7 +91,10 @@ impl EventHandler {
             return Err(QmpError::NotConnected { why });
         }
         let events = qmp.subscribe();
-        let attachment = Attachment::default();
+        let attachment = Attachment {
+            over: self.shared.dropped.child_token(),
+            ..Attachment::default()
+        };
         let before = self.shared.replace(vm_id, Some(attachment.clone()));
         if let Some(before) = before {
             before.ended().await;
