@@ -101,14 +101,13 @@ class Infinization extends Manager {
 
   // One object per run of QEMU: listeners stay through a reconnect, and end with the run.
   getQMPClient (vmId) {
-    let monitor = this.#monitors.get(vmId)
-    if (!monitor?.isConnected() && !monitor?.isReconnecting()) {
-      this.#monitors.delete(vmId)
-      if (typeof vmId !== 'string' || !this.#eventHandler.isAttached(vmId)) return undefined
-      monitor = new QMPClient(vmId, {}, this)
-      this.#monitors.set(vmId, monitor)
-    }
-    return monitor.isConnected() ? monitor : undefined
+    const before = this.#monitors.get(vmId)
+    if (before?.isConnected()) return before
+    if (before?.isReconnecting() || typeof vmId !== 'string') return undefined
+    const monitor = new QMPClient(vmId, {}, this)
+    if (!monitor.isConnected()) return undefined
+    this.#monitors.set(vmId, monitor)
+    return monitor
   }
 
   events (options = {}) {

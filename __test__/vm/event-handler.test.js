@@ -315,6 +315,8 @@ describe('of an instance', () => {
     const told = []
     handler.on('vm:event', ({ event }) => told.push(event))
     await handler.detachFromVM(vmId, true)
+    // The monitor is the library's own, and goes on.
+    expect([instance.getQMPClient(vmId), handler.getQMPClient(vmId)]).toEqual([client, client])
     expect([handler.isAttached(vmId), handler.getAttachedVMs(), client.isConnected()]).toEqual([false, [], true])
     await instance.suspendVM(vmId)
     await handler.attachToVM(vmId, client)
