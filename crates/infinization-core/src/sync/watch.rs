@@ -4,9 +4,13 @@
 //! ends the machine is done in the VM's turn, and only for the QEMU it was meant for: after a
 //! restart the row has another pid, and a late SHUTDOWN is nobody's.
 
+use std::borrow::Cow;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 use tokio::time::timeout;
@@ -69,6 +73,18 @@ impl Watch {
     pub(super) async fn run(mut self, mut events: EventReceiver, settled: oneshot::Sender<()>) {
         let over = self.over.clone();
         self.begin().await;
+        let outcome = AssertUnwindSafe(self.settle(settled)).catch_unwind().await;
+        self.handled("attach", outcome);
+        while let Some(Some(event)) = over.run_until_cancelled(events.next()).await {
+            self.begin().await;
+            let name = name_of(&event);
+            let outcome = AssertUnwindSafe(self.notice(event)).catch_unwind().await;
+            self.handled(&name, outcome);
+        }
+        self.shared.let_go(&self.vm_id, &over);
+    }
+
+    async fn settle(&mut self, settled: oneshot::Sender<()>) {
         self.find_process().await;
         let reaction = self
             .asked()
@@ -81,13 +97,15 @@ impl Watch {
         if reaction == Some(Reaction::Ends) {
             self.shut_down(&Value::Null, false).await;
         }
+    }
+
+    /// A defect is told, and does not end the follower.
+    fn handled(&mut self, event: &str, outcome: thread::Result<()>) {
         self.at_work = None;
-        while let Some(Some(event)) = over.run_until_cancelled(events.next()).await {
-            self.begin().await;
-            self.notice(event).await;
-            self.at_work = None;
+        if outcome.is_err() {
+            let words = "a defect stopped the handling; please report it";
+            self.shared.tell_failure(&self.vm_id, event, &words);
         }
-        self.shared.let_go(&self.vm_id, &over);
     }
 
     async fn begin(&mut self) {
@@ -353,6 +371,16 @@ impl Watch {
                 alert,
             );
         }
+    }
+}
+
+fn name_of(event: &MonitorEvent) -> Cow<'static, str> {
+    match event {
+        MonitorEvent::Event(event) => event.event.clone().into(),
+        MonitorEvent::Missed { .. } => "missed".into(),
+        MonitorEvent::Disconnected { .. } => "disconnect".into(),
+        MonitorEvent::Reconnected { .. } => "reconnect".into(),
+        MonitorEvent::GaveUp => "stale".into(),
     }
 }
 
