@@ -104,7 +104,9 @@ class Infinization extends Manager {
     const before = this.#monitors.get(vmId)
     if (before?.isConnected()) return before
     if (before?.isReconnecting() || typeof vmId !== 'string') return undefined
-    const monitor = new QMPClient(vmId, {}, this)
+    const monitor = new QMPClient(vmId, {}, this, (ended) => {
+      if (this.#monitors.get(vmId) === ended) this.#monitors.delete(vmId)
+    })
     if (!monitor.isConnected()) return undefined
     this.#monitors.set(vmId, monitor)
     return monitor

@@ -18,17 +18,19 @@ const connected = new Set()
 const Client = traced(class extends native.QMPClient {})
 
 // A monitor. With `owner`, which is `getQMPClient()`'s business, it is the one of its VM of that id,
-// while one QEMU runs.
+// while one QEMU runs; `ended` is told when that is over.
 class QMPClient extends Client {
   #calls
   #last = 0
+  #ended
 
-  constructor (socketPath, options = {}, owner = undefined) {
+  constructor (socketPath, options = {}, owner = undefined, ended = () => {}) {
     let self
     const calls = new Map()
     super(socketPath, options, owner, (event) => self.deref()?.#deliver(JSON.parse(event)), (...answer) => settle(calls, ...answer))
     self = new WeakRef(this)
     this.#calls = calls
+    this.#ended = ended
   }
 
   async connect () {
@@ -66,8 +68,12 @@ class QMPClient extends Client {
   }
 
   #keep () {
-    if (this.isConnected() || this.isReconnecting()) connected.add(this)
-    else connected.delete(this)
+    if (this.isConnected() || this.isReconnecting()) {
+      connected.add(this)
+    } else {
+      connected.delete(this)
+      this.#ended(this)
+    }
   }
 }
 
