@@ -2350,8 +2350,8 @@ export class StateSync {
   mapQMPStatusToDBStatus(qmpStatus: QMPVMStatus): DBVMStatus
   /**
    * Asks QEMU its state (5 s at most) and writes what it means, unless the row says `error` or has a claim
-   * of yours. What goes wrong is in the result. The client must be a {@link QMPClient}.
-   * @throws LifecycleError `INVALID_CONFIG` for a vmId that cannot be one, and for nothing else
+   * of yours. What goes wrong is in the result, and so is what is wrong with the arguments: `VM_NOT_FOUND`
+   * for a vmId that cannot be one, `DB_ERROR` for no database. The client must be a {@link QMPClient}.
    */
   syncState(vmId: string, client: QMPClient): Promise<SyncResult>
   /** Writes the status as it is given. No row is no error. */
@@ -2364,7 +2364,10 @@ export class StateSync {
   getVMInfo(vmId: string): Promise<{ tapDeviceName: string | null; hasCpuPinning: boolean } | null>
   /** Clears pid and QMP socket in the row. */
   clearVolatileMachineConfiguration(vmId: string): Promise<void>
-  /** Writes the status as it is given, unless the row has it. What goes wrong is in the result. */
+  /**
+   * Writes the status as it is given, unless the row has it. What goes wrong is in the result, as with
+   * `syncState`; `INVALID_STATUS` is one that is none of the library's.
+   */
   updateStatusDirect(vmId: string, status: DBVMStatus): Promise<SyncResult>
 }
 
