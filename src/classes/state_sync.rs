@@ -100,8 +100,7 @@ impl StateSync {
     /// For methods that do not fail: which machine, and the questions to ask of it.
     fn addressed(&self, vm_id: Argument) -> Result<(VmId, &Core), SyncResult> {
         let given = vm_id.clone().text("vmId").unwrap_or_default();
-        let vm_id =
-            id(vm_id).map_err(|failure| Core::refused(&given, "VM_NOT_FOUND", &failure))?;
+        let vm_id = id(vm_id).map_err(|failure| Core::refused(&given, "VM_NOT_FOUND", &failure))?;
         let core = self.core();
         let core = core.map_err(|failure| Core::refused(&given, "DB_ERROR", &failure))?;
         Ok((vm_id, core))

@@ -56,7 +56,7 @@ impl Watched for Open {
                 }
                 Err(error) => {
                     let message = format!("VM {} could not be checked: {error}", row.id);
-                    self.tell_scan_failure(message);
+                    self.tell_scan_failure(&message);
                     summary.errors += 1;
                 }
             }
@@ -89,7 +89,7 @@ impl Watched for Open {
                 Err(error) => {
                     let name = &stray.name;
                     let message = format!("the QEMU of {name} could not be judged: {error}");
-                    self.tell_scan_failure(message);
+                    self.tell_scan_failure(&message);
                 }
             }
         }
@@ -114,7 +114,7 @@ struct PidFiles {
 
 impl Open {
     /// One machine or process could not be looked at; the next scan will.
-    fn tell_scan_failure(&self, message: String) {
+    fn tell_scan_failure(&self, message: &str) {
         tracing::warn!("{message}");
         let data = json!({ "message": message, "timestamp": now_ms() });
         let events = &self.services.events;

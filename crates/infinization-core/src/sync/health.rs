@@ -71,7 +71,7 @@ impl HealthMonitor {
         let rows = database.find_machines_by_statuses(&words).await?;
         let mut results = Vec::with_capacity(rows.len());
         for row in rows {
-            let settled = self.health.settle(&row).await;
+            let settled = Box::pin(self.health.settle(&row)).await;
             results.push(settled.unwrap_or_else(|failure| {
                 ReconcileResult::skipped(&row.id, &row.status, failure.to_string())
             }));

@@ -74,12 +74,12 @@ impl Watch {
         let over = self.over.clone();
         self.begin().await;
         let outcome = AssertUnwindSafe(self.settle(settled)).catch_unwind().await;
-        self.handled("attach", outcome);
+        self.handled("attach", &outcome);
         while let Some(Some(event)) = over.run_until_cancelled(events.next()).await {
             self.begin().await;
             let name = name_of(&event);
             let outcome = AssertUnwindSafe(self.notice(event)).catch_unwind().await;
-            self.handled(&name, outcome);
+            self.handled(&name, &outcome);
         }
         self.shared.let_go(&self.vm_id, &over);
     }
@@ -100,7 +100,7 @@ impl Watch {
     }
 
     /// A defect is told, and does not end the follower.
-    fn handled(&mut self, event: &str, outcome: thread::Result<()>) {
+    fn handled(&mut self, event: &str, outcome: &thread::Result<()>) {
         self.at_work = None;
         if outcome.is_err() {
             let words = "a defect stopped the handling; please report it";
@@ -349,7 +349,11 @@ impl Watch {
         }
         let database = self.database();
         match database.find_machine_with_config(&self.vm_id).await {
-            Ok(now) if now.as_ref().is_some_and(|now| !is_same_run(row, status, now)) => {
+            Ok(now)
+                if now
+                    .as_ref()
+                    .is_some_and(|now| !is_same_run(row, status, now)) =>
+            {
                 tracing::info!(vm = %self.vm_id, "it was started again; nothing is given back");
                 return;
             }

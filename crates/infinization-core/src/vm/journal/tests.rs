@@ -37,7 +37,8 @@ fn event(name: String) -> Note {
 #[tokio::test]
 async fn what_a_newer_version_wrote_is_neither_cut_off_nor_numbered_anew() {
     let directory = tempfile::tempdir().unwrap();
-    let newer = br#"{"vmId":"vm-1","seq":7,"timestamp":1,"actor":"oracle","operation":"run","kind":"omen"}
+    let newer =
+        br#"{"vmId":"vm-1","seq":7,"timestamp":1,"actor":"oracle","operation":"run","kind":"omen"}
 "#;
     fs::create_dir(directory.path().join("journals")).unwrap();
     let file = directory.path().join("journals/vm-1.jsonl");
