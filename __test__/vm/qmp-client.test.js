@@ -97,6 +97,8 @@ test('quit is no failure, and kills of QEMU are disconnects', async () => {
   const gone = once(other.client, 'disconnect')
   other.qemu.kill('SIGKILL')
   await gone
+  // Its listening socket may go after the connection.
+  await other.qemu.ended
   expect(other.client.isReconnecting()).toBe(false)
   expect(await rejection(other.client.connect())).toMatchObject({ code: 'QMP_CONNECT_FAILED', context: { errno: 111 } })
 })
