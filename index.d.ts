@@ -393,8 +393,9 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   attachToRunningVM(vmId: string, qmpSocketPath: string): Promise<void>
   /**
    * Runs a program in the guest through its agent, without a shell, over a connection of its own (5 s
-   * for it to answer). A program that outlives `timeout` is left running: the agent cannot end it.
-   * `vmId` is only named in errors. Resolves whatever the exit code is.
+   * for it to answer). A program that outlives `timeout` is ended through the guest's own `kill` or
+   * `taskkill`, and `AGENT_TIMEOUT` says in `context.ended` whether it was. `vmId` is only named in errors.
+   * Resolves whatever the exit code is.
    * @throws QMPError `AGENT_CONNECT_FAILED` (no such socket), `AGENT_TIMEOUT` (no agent runs in the
    * guest, or the program does not end), `AGENT_DISCONNECTED`, `AGENT_PROTOCOL`, `AGENT_COMMAND_FAILED`
    * (no such program); LifecycleError `INVALID_CONFIG`
@@ -482,7 +483,8 @@ export interface JournalEntry {
   actor: 'api' | 'guest' | 'monitor' | 'process' | 'recovery' | 'reconcile' | 'health'
   /**
    * What was under way: `create`, `start`, `stop`, `restart`, `suspend`, `resume`, `reset`, `destroy`,
-   * `delete`, `set firewall rules`, `recover`, `reconcile`, `check`; `run` between them.
+   * `delete`, `set firewall rules`, `create snapshot`, `revert snapshot`, `delete snapshot`, `retryCleanup`,
+   * `reloadFirewall`, `recover`, `reconcile`, `check`; `run` between them.
    */
   operation: string
   kind: JournalKind
@@ -903,14 +905,6 @@ export interface GuestExecOptions {
   timeout?: number
   /** Ignored: the guest agent has no such thing. */
   cwd?: string
-}
-
-export interface GuestExecOutput {
-  /** As UTF-8; what is none becomes U+FFFD. */
-  stdout: string
-  stderr: string
-  /** -1 when the agent gave none. */
-  exitCode: number
 }
 
 /** A machine of the embedded store. */
@@ -1985,7 +1979,7 @@ export interface EventHandlerEvents {
    * A status was not written: `event` is that status (or the operation, for a write of the configuration),
    * `error` why. The host is as it should be, the row is not: until the database is back
    * (`database-restored`), or, where the database refused it for good, until somebody writes it. Never
-   * thrown: without a listener it is dropped.
+   * thrown: without a listener it is a process warning.
    */
   error: [data: { vmId: string; event: string; error: string }]
 }
@@ -1997,6 +1991,8 @@ export interface EventHandlerConfig {
   /** Emit the `vm:*` events. Default true; `error` is always emitted. */
   emitCustomEvents: boolean
 }
+
+export type ConfigEventHandlerConfig = EventHandlerConfig
 
 /**
  * `vmLock` is the lock per VM that your own code uses, so that the end of a machine waits for what you do
@@ -2029,7 +2025,8 @@ export class EventHandler extends EventEmitter<EventHandlerEvents> {
    */
   attachToVM(vmId: string, client: QMPClient): Promise<void>
   /**
-   * Follows the VM no more, and with `disconnectClient` (default false) closes its client. With
+   * Follows the VM no more, and with `disconnectClient` (default false) closes its client. Once it resolves,
+   * nothing is written or told of the VM, except by an end of the machine that had begun. With
    * `getEventHandler()`: the VM's `vm:*` events are not emitted until it is attached again or started
    * anew; the library goes on watching it, over its own connection.
    */
@@ -2211,7 +2208,10 @@ export interface HealthMonitorEvents {
   'database-restored': [event: DatabaseRestoredEvent]
   /** At once, whether it monitors or not. */
   'firewall-repaired': [event: FirewallRepairedEvent]
-  /** A cycle or a repair failed; it is tried again. Never thrown: without a listener it is dropped. */
+  /**
+   * A cycle, the look at one machine, or a repair failed; it is tried again. Never thrown: without a listener
+   * it is a process warning.
+   */
   error: [event: { message: string; timestamp: Date }]
 }
 
@@ -2355,8 +2355,8 @@ export class StateSync {
   mapQMPStatusToDBStatus(qmpStatus: QMPVMStatus): DBVMStatus
   /**
    * Asks QEMU its state (5 s at most) and writes what it means, unless the row says `error` or has a claim
-   * of yours. What goes wrong is in the result. The client must be a {@link QMPClient}.
-   * @throws LifecycleError `INVALID_CONFIG` for a vmId that cannot be one, and for nothing else
+   * of yours. What goes wrong is in the result, and so is what is wrong with the arguments: `VM_NOT_FOUND`
+   * for a vmId that cannot be one, `DB_ERROR` for no database. The client must be a {@link QMPClient}.
    */
   syncState(vmId: string, client: QMPClient): Promise<SyncResult>
   /** Writes the status as it is given. No row is no error. */
@@ -2369,7 +2369,10 @@ export class StateSync {
   getVMInfo(vmId: string): Promise<{ tapDeviceName: string | null; hasCpuPinning: boolean } | null>
   /** Clears pid and QMP socket in the row. */
   clearVolatileMachineConfiguration(vmId: string): Promise<void>
-  /** Writes the status as it is given, unless the row has it. What goes wrong is in the result. */
+  /**
+   * Writes the status as it is given, unless the row has it. What goes wrong is in the result, as with
+   * `syncState`; `INVALID_STATUS` is one that is none of the library's.
+   */
   updateStatusDirect(vmId: string, status: DBVMStatus): Promise<SyncResult>
 }
 

@@ -16,6 +16,8 @@ const Handler = traced(class extends native.EventHandler {})
 class EventHandler extends Handler {
   #owner
   #clients = new Map()
+  // Those of which events may still be on their way.
+  #detached = new Set()
 
   constructor (db, config = {}, owner = undefined) {
     let self
@@ -40,6 +42,7 @@ class EventHandler extends Handler {
 
   async detachFromVM (vmId, disconnectClient = false) {
     const client = this.#clients.get(vmId)
+    if (!this.#owner && this.isAttached(vmId)) this.#detached.add(vmId)
     await super.detachFromVM(vmId)
     this.#clients.delete(vmId)
     this.#keep()
@@ -56,8 +59,15 @@ class EventHandler extends Handler {
   }
 
   #deliver (batch) {
-    deliver(this, batch)
+    deliver(this, batch, {}, (event) => this.#isHeard(event))
     this.#keep()
+  }
+
+  // 'detached' is told last of a VM, and not for listeners.
+  #isHeard ({ kind, vmId }) {
+    if (kind === 'detached') this.#detached.delete(vmId)
+    if (kind === 'lost') this.#detached.clear()
+    return kind !== 'detached' && !(kind.startsWith('vm:') && this.#detached.has(vmId))
   }
 
   #keep () {

@@ -46,9 +46,11 @@ function route (owner, batch) {
 }
 
 // Gives the events of a batch to one emitter of the user's own. `callbacks` are called before the events
-// of their names: { name: [what it is called, callback] }.
-function deliver (emitter, batch, callbacks = {}) {
-  for (const { kind, data } of revive(batch, true)) {
+// of their names: { name: [what it is called, callback] }. What `isHeard` says no to is left out.
+function deliver (emitter, batch, callbacks = {}, isHeard = () => true) {
+  for (const event of revive(batch, true)) {
+    const { kind, data } = event
+    if (!isHeard(event)) continue
     if (kind === 'lost') {
       warn(`${data.count} events were lost: their reader was too slow`)
       continue

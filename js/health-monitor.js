@@ -29,7 +29,11 @@ class HealthMonitor extends Monitor {
 
   async start () {
     if (!this.#owner) monitoring.add(this)
-    return super.start()
+    try {
+      await super.start()
+    } finally {
+      if (!this.isMonitoring()) monitoring.delete(this)
+    }
   }
 
   async stop () {

@@ -9,7 +9,7 @@ const { LifecycleError } = require('./errors')
 const { EventHandler } = require('./event-handler')
 const { EventStream, route } = require('./events')
 const { HealthMonitor } = require('./health-monitor')
-const { remember } = require('./instances')
+const { forget, remember } = require('./instances')
 const { JournalChanges, JournalStream } = require('./journal')
 const native = require('./native')
 const { QMPClient } = require('./qmp-client')
@@ -38,7 +38,6 @@ class Infinization extends Manager {
     super(settings, (batch) => self.deref()?.#deliver(batch), ...portsTo(database))
     // Weak: the callback is the addon's for as long as it lives, the instance is not.
     self = new WeakRef(this)
-    remember(this)
     this.#eventManager = eventManager
     this.#database = database
     this.#settings = settings
@@ -48,7 +47,8 @@ class Infinization extends Manager {
 
   async initialize () {
     requireDatabase(this.#database)
-    return super.initialize()
+    await super.initialize()
+    if (!this.#closed) remember(this)
   }
 
   async shutdown () {
@@ -56,6 +56,7 @@ class Infinization extends Manager {
       return await super.shutdown()
     } finally {
       this.#closed = true
+      forget(this)
       for (const stream of [...this.#streams, ...this.#journals]) stream.end()
     }
   }
@@ -100,14 +101,15 @@ class Infinization extends Manager {
 
   // One object per run of QEMU: listeners stay through a reconnect, and end with the run.
   getQMPClient (vmId) {
-    let monitor = this.#monitors.get(vmId)
-    if (!monitor?.isConnected() && !monitor?.isReconnecting()) {
-      this.#monitors.delete(vmId)
-      if (typeof vmId !== 'string' || !this.#eventHandler.isAttached(vmId)) return undefined
-      monitor = new QMPClient(vmId, {}, this)
-      this.#monitors.set(vmId, monitor)
-    }
-    return monitor.isConnected() ? monitor : undefined
+    const before = this.#monitors.get(vmId)
+    if (before?.isConnected()) return before
+    if (before?.isReconnecting() || typeof vmId !== 'string') return undefined
+    const monitor = new QMPClient(vmId, {}, this, (ended) => {
+      if (this.#monitors.get(vmId) === ended) this.#monitors.delete(vmId)
+    })
+    if (!monitor.isConnected()) return undefined
+    this.#monitors.set(vmId, monitor)
+    return monitor
   }
 
   events (options = {}) {

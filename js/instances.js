@@ -1,22 +1,14 @@
 'use strict'
 
-// The managers of this process, so that a backup finds the monitor of the machine it copies. They are
-// not kept alive by this.
+// The managers of this process from initialize() to shutdown(): they are needed even when nobody refers
+// to them, and a backup finds the monitor of the machine it copies.
 
 const instances = new Set()
 
-function remember (instance) {
-  instances.add(new WeakRef(instance))
-}
+const remember = (instance) => instances.add(instance)
 
-function openInstances () {
-  const open = []
-  for (const reference of instances) {
-    const instance = reference.deref()
-    if (instance?.isInitialized()) open.push(instance)
-    else if (instance === undefined) instances.delete(reference)
-  }
-  return open
-}
+const forget = (instance) => instances.delete(instance)
 
-module.exports = { openInstances, remember }
+const openInstances = () => [...instances].filter((instance) => instance.isInitialized())
+
+module.exports = { forget, openInstances, remember }

@@ -7,23 +7,25 @@ const native = require('./native')
 class JournalChanges {
   #owner
   #version = -1
-  #waiting = new Set()
+  // What wakes each stream that waits.
+  #waiting = new Map()
   #begun = false
 
   constructor (owner) {
     this.#owner = owner
   }
 
-  // Resolves when there may be more than a reader saw at `version`, or when `ended` does.
-  async beyond (version, ended) {
+  // Resolves when there may be more than `stream` saw at `version`, or when it is woken.
+  async beyond (version, stream) {
     this.#begin()
     if (this.#version > version) return
-    let changed
-    await Promise.race([ended, new Promise((resolve) => {
-      changed = resolve
-      this.#waiting.add(changed)
-    })])
-    this.#waiting.delete(changed)
+    await new Promise((resolve) => this.#waiting.set(stream, resolve))
+  }
+
+  wake (stream) {
+    const resolve = this.#waiting.get(stream)
+    this.#waiting.delete(stream)
+    resolve?.()
   }
 
   #begin () {
@@ -35,7 +37,7 @@ class JournalChanges {
 
   #came (version) {
     this.#version = version
-    for (const changed of this.#waiting) changed()
+    for (const stream of [...this.#waiting.keys()]) this.wake(stream)
   }
 }
 
@@ -50,8 +52,6 @@ class JournalStream {
   #begun = false
   #over = false
   #ended = false
-  #end
-  #ending = new Promise((resolve) => { this.#end = resolve })
   #turn = Promise.resolve()
 
   constructor (owner, options, changes, onEnd) {
@@ -80,7 +80,7 @@ class JournalStream {
       this.#begun = true
       this.#entries = entries
       this.#over = over || (entries.length === 0 && !this.#follow)
-      if (entries.length === 0 && !this.#over) await this.#changes.beyond(version, this.#ending)
+      if (entries.length === 0 && !this.#over && !this.#ended) await this.#changes.beyond(version, this)
     } catch (error) {
       const begun = this.#begun
       this.end()
@@ -91,7 +91,7 @@ class JournalStream {
 
   end () {
     this.#ended = true
-    this.#end()
+    this.#changes.wake(this)
     this.#onEnd(this)
   }
 

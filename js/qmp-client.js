@@ -12,18 +12,38 @@ let underWay = 0
 const begun = () => { if (underWay++ === 0) alive.ref() }
 const over = () => { if (--underWay === 0) alive.unref() }
 
+// Those that are connected, or will be again: their listeners are heard even when nobody refers to them.
+const connected = new Set()
+
+const Client = traced(class extends native.QMPClient {})
+
 // A monitor. With `owner`, which is `getQMPClient()`'s business, it is the one of its VM of that id,
-// while one QEMU runs.
-const QMPClient = traced(class QMPClient extends native.QMPClient {
+// while one QEMU runs; `ended` is told when that is over.
+class QMPClient extends Client {
   #calls
   #last = 0
+  #ended
 
-  constructor (socketPath, options = {}, owner = undefined) {
+  constructor (socketPath, options = {}, owner = undefined, ended = () => {}) {
     let self
     const calls = new Map()
     super(socketPath, options, owner, (event) => self.deref()?.#deliver(JSON.parse(event)), (...answer) => settle(calls, ...answer))
     self = new WeakRef(this)
     this.#calls = calls
+    this.#ended = ended
+  }
+
+  async connect () {
+    await super.connect()
+    this.#keep()
+  }
+
+  async disconnect () {
+    try {
+      await super.disconnect()
+    } finally {
+      this.#keep()
+    }
   }
 
   async execute (command, args) {
@@ -39,11 +59,23 @@ const QMPClient = traced(class QMPClient extends native.QMPClient {
   }
 
   #deliver ({ link, event, data, timestamp }) {
-    if (link) return emitGuarded(this, link)
+    if (link) {
+      this.#keep()
+      return emitGuarded(this, link)
+    }
     emitGuarded(this, event, data, timestamp)
     emitGuarded(this, 'event', { event, data, timestamp })
   }
-})
+
+  #keep () {
+    if (this.isConnected() || this.isReconnecting()) {
+      connected.add(this)
+    } else {
+      connected.delete(this)
+      this.#ended(this)
+    }
+  }
+}
 
 function settle (calls, call, succeeded, json) {
   const resolve = calls.get(call)

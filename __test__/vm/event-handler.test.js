@@ -4,7 +4,7 @@ const { EventEmitter, once } = require('node:events')
 const net = require('node:net')
 const path = require('node:path')
 const { EventHandler, KeyedMutex, QMPClient } = require('../..')
-const { cleanUp, finally_, newDirectory, next, openInstance, rejection, running, unique, warning } = require('../kit')
+const { cleanUp, finally_, newDirectory, next, openInstance, rejection, runNode, running, unique, warning } = require('../kit')
 const { newQemu } = require('../kit/qemu')
 const { Rows } = require('../kit/memory-adapter')
 
@@ -141,6 +141,22 @@ test('a monitor that comes back is asked what happened meanwhile', async () => {
   expect(handler.isAttached(vmId)).toBe(true)
 })
 
+test('a monitor that comes back to another QEMU hears that one\'s end', async () => {
+  const relay = await newRelay()
+  const { vmId, handler, rows } = await attached({ args: [], relay, row: { status: 'running' }, clientOptions: { reconnect: true, reconnectDelay: 20, maxReconnectAttempts: 100 } })
+  const second = await newQemu([])
+  rows.set(vmId, { pid: second.pid, socket: second.socket, internalName: second.name })
+  const back = next(handler, 'vm:reconnect')
+  relay.to = second.socket
+  relay.hangUp()
+  await back
+  const off = next(handler, 'vm:off')
+  second.kill('SIGTERM')
+  expect(await off).toMatchObject({ event: 'SHUTDOWN', previousStatus: 'running', newStatus: 'off' })
+  await second.ended
+  await cleared(rows, vmId)
+})
+
 // A socket in front of a monitor's, whose connections the test can break.
 async function newRelay () {
   const relay = { socket: path.join(newDirectory(), 'relay.sock'), hangUp: () => {} }
@@ -177,6 +193,45 @@ test('the end of an earlier QEMU is nobody\'s: the VM\'s lock was taken, and a n
   expect(handler.getQMPClient(vmId)).toBe(secondClient)
 })
 
+test('nothing is given back of a VM that was started again without its lock', async () => {
+  const vmLock = new KeyedMutex()
+  const { qemu, vmId, handler, rows } = await attached({ args: [], config: { vmLock }, row: { status: 'running' } })
+  const read = rows.findMachineWithConfig
+  rows.findMachineWithConfig = async (id) => {
+    if (rows.get(id).status === 'off') rows.set(id, { status: 'running', pid: 4194304 })
+    return read.call(rows, id)
+  }
+  const off = next(handler, 'vm:off')
+  qemu.kill('SIGTERM')
+  await off
+  await vmLock.runExclusive(vmId, async () => {})
+  expect(rows.get(vmId)).toMatchObject({ status: 'running', pid: 4194304, socket: qemu.socket })
+})
+
+test('F50: a terminated worker leaves its monitor to others', async () => {
+  const qemu = await newQemu([])
+  const { code, stdout } = await runNode(`
+    const { Worker } = require('node:worker_threads')
+    const { QMPClient } = require('./index.js')
+    const worker = new Worker(\`
+      const { parentPort } = require('node:worker_threads')
+      const { EventHandler, QMPClient } = require('./index.js')
+      const { Rows } = require('./__test__/kit/memory-adapter')
+      const client = new QMPClient('${qemu.socket}')
+      const rows = new Rows().add('vm-1', { internalName: '${qemu.name}', pid: ${qemu.pid} })
+      const handler = new EventHandler(rows)
+      client.connect().then(() => handler.attachToVM('vm-1', client)).then(() => parentPort.postMessage('attached'))
+    \`, { eval: true })
+    worker.once('message', async () => {
+      await worker.terminate()
+      const client = new QMPClient('${qemu.socket}')
+      await client.connect()
+      console.log((await client.queryStatus()).status)
+    })
+  `)
+  expect([code, stdout.trim()]).toEqual([0, 'running'])
+})
+
 test('a database that fails is an error event, and never thrown', async () => {
   const { vmId, client, handler, rows, told } = await attached()
   const unheard = warning(/an 'error' that nobody listens for/)
@@ -197,13 +252,39 @@ test('detaching', async () => {
   await handler.detachFromVM(vmId)
   expect([handler.getAttachedVMs(), client.isConnected()]).toEqual([[], true])
   await client.cont()
+  const settled = next(handler, 'vm:event')
   await handler.attachToVM(vmId, client)
+  await settled
   // What happened meanwhile was settled by the attach.
   expect(told.map(([name]) => name)).toEqual(['vm:resume', 'vm:running', 'vm:event'])
   await handler.detachAll()
   expect([handler.getAttachedVMs(), client.isConnected()]).toEqual([[], false])
   expect(await rejection(handler.attachToVM(vmId, client))).toMatchObject({ code: 'QMP_DISCONNECTED', vmId })
   await handler.detachFromVM('nobody', true)
+})
+
+test('a detach waits for the event under way; nothing is told of it', async () => {
+  const { vmId, client, handler, rows, told } = await attached()
+  let reached, goOn
+  const writing = new Promise((resolve) => { reached = resolve })
+  const gate = new Promise((resolve) => { goOn = resolve })
+  const write = rows.updateMachineStatus
+  rows.updateMachineStatus = async (...args) => {
+    reached()
+    await gate
+    return write.apply(rows, args)
+  }
+  await client.cont()
+  await writing
+  const detached = handler.detachFromVM(vmId)
+  goOn()
+  await detached
+  expect(rows.get(vmId).status).toBe('running')
+  await handler.attachToVM(vmId, client)
+  const over = next(handler, 'vm:event')
+  await client.stop()
+  await over
+  expect(told.map(([name]) => name)).toEqual(['vm:stop', 'vm:suspended', 'vm:event'])
 })
 
 test('emitCustomEvents: false', async () => {
@@ -234,6 +315,8 @@ describe('of an instance', () => {
     const told = []
     handler.on('vm:event', ({ event }) => told.push(event))
     await handler.detachFromVM(vmId, true)
+    // The monitor is the library's own, and goes on.
+    expect([instance.getQMPClient(vmId), handler.getQMPClient(vmId)]).toEqual([client, client])
     expect([handler.isAttached(vmId), handler.getAttachedVMs(), client.isConnected()]).toEqual([false, [], true])
     await instance.suspendVM(vmId)
     await handler.attachToVM(vmId, client)

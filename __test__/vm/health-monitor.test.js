@@ -184,6 +184,16 @@ test('reconciling', async () => {
   expect(await it.monitor.reconcileTransientStates(['deleting'])).toMatchObject({ totalChecked: 1, resetToOff: ['vm-other'] })
 })
 
+test('reconciling: a QEMU whose pid was not recorded is found by its pidfile', async () => {
+  const it = newMonitor()
+  for (const [vmId, pid] of [['vm-1', null], ['vm-2', 2 ** 22 - 1]]) {
+    const qemu = await withPidfile(it)
+    it.rows.add(vmId, { internalName: qemu.name, status: 'starting', pid })
+    expect(await it.monitor.reconcileTransientStates()).toMatchObject({ promotedToRunning: [vmId], results: [{ pid: qemu.pid, pidAlive: true }] })
+    expect([it.rows.get(vmId).status, existsSync(qemu.file)]).toEqual(['running', true])
+  }
+})
+
 test('what cannot be given back is told, and tried again when asked', async () => {
   const onCleanupAlert = jest.fn()
   const it = newMonitor({ onCleanupAlert })

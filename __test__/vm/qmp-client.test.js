@@ -97,6 +97,8 @@ test('quit is no failure, and kills of QEMU are disconnects', async () => {
   const gone = once(other.client, 'disconnect')
   other.qemu.kill('SIGKILL')
   await gone
+  // Its listening socket may go after the connection.
+  await other.qemu.ended
   expect(other.client.isReconnecting()).toBe(false)
   expect(await rejection(other.client.connect())).toMatchObject({ code: 'QMP_CONNECT_FAILED', context: { errno: 111 } })
 })
@@ -170,6 +172,30 @@ test.each([
   const client = new QMPClient(...args)
   expect(await rejection(client.connect())).toMatchObject({ name: 'LifecycleError', code: 'INVALID_CONFIG', message: expect.stringMatching(message) })
   expect(client.isConnected()).toBe(false)
+})
+
+test('a connected client hears even when nobody refers to it, until it is disconnected', async () => {
+  const { socket } = await newQemu(['-S'])
+  const { code, stdout } = await runNode(`
+    require('node:v8').setFlagsFromString('--expose-gc')
+    const gc = require('node:vm').runInNewContext('gc')
+    const { QMPClient } = require('./index.js')
+    const collected = async () => { for (let i = 0; i < 5; i++) { await new Promise(setImmediate); gc() } }
+    const connected = async () => {
+      const client = new QMPClient(${JSON.stringify(socket)})
+      client.on('RESUME', () => console.log('heard'))
+      await client.connect()
+      return new WeakRef(client)
+    }
+    connected().then(async (client) => {
+      await collected()
+      await client.deref().cont()
+      await client.deref().disconnect()
+      await collected()
+      console.log(client.deref())
+    })
+  `)
+  expect([code, stdout.trim().split('\n')]).toEqual([0, ['heard', 'undefined']])
 })
 
 test('F10: a connection keeps no process alive', async () => {

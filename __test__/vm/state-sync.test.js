@@ -58,6 +58,28 @@ test('one row, one question', async () => {
   expect(rows.get('vm-1')).toMatchObject({ pid: null, socket: null, tap: 'vnet-x' })
 })
 
+test('B20: what is wrong with arguments is in the result', async () => {
+  const state = new StateSync(new Rows().add('vm-1'))
+  const refused = (vmId, error) => ({ success: false, vmId, previousStatus: 'unknown', newStatus: 'unknown', timestamp: expect.any(Date), error: expect.stringMatching(error) })
+  for (const ask of [(...args) => state.syncState(...args), (...args) => state.updateStatusDirect(...args)]) {
+    expect(await ask('../x', 'off')).toEqual(refused('../x', /^VM_NOT_FOUND: vmId/))
+    expect(await ask(5, 'off')).toEqual(refused('', /^VM_NOT_FOUND: vmId/))
+  }
+  expect(await state.updateStatusDirect('vm-1', 5)).toEqual(refused('vm-1', /^INVALID_STATUS: status/))
+  expect(await new StateSync().updateStatusDirect('vm-1', 'off')).toEqual(refused('vm-1', /^DB_ERROR: db/))
+})
+
+test('a claim that comes before the write is what the row says', async () => {
+  const qemu = await newQemu()
+  const client = new QMPClient(qemu.socket)
+  finally_(() => client.disconnect())
+  await client.connect()
+  const rows = new Rows().add('vm-1', { status: 'running' })
+  const write = rows.updateMachineStatus
+  rows.updateMachineStatus = async (...args) => { rows.set('vm-1', { status: 'backing_up' }); await write.apply(rows, args) }
+  expect(await new StateSync(rows).syncState('vm-1', client)).toMatchObject({ success: true, previousStatus: 'running', newStatus: 'backing_up' })
+})
+
 test('B20: no database, and one without the methods', async () => {
   expect(await rejection(new StateSync().getVMStatus('vm-1'))).toMatchObject({ code: 'INVALID_CONFIG' })
   expect(await rejection(new StateSync({}).getVMStatus('vm-1'))).toMatchObject({ name: 'PrismaAdapterError', message: expect.stringContaining('findMachine') })

@@ -76,7 +76,7 @@ impl EventHandler {
             let vm_id: VmId = vm_id.parsed("vmId")?;
             match &self.of {
                 Of::User(alone) => {
-                    alone.as_ref()?.detach(&vm_id);
+                    alone.as_ref()?.detach(&vm_id).await;
                     Ok(())
                 }
                 Of::Manager(manager) => manager.hear_no_more(&vm_id),

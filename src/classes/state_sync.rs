@@ -1,5 +1,5 @@
 use infinization_core::Failure;
-use infinization_core::sync::StateSync as Core;
+use infinization_core::sync::{StateSync as Core, SyncResult};
 use infinization_core::types::VmId;
 use napi_derive::napi;
 
@@ -41,11 +41,13 @@ impl StateSync {
         let monitor = client.map(QmpClient::monitor);
         let monitor = monitor.unwrap_or_else(|| Err(wrong("client", "must be a QMPClient")));
         data(async {
-            let vm_id = id(vm_id)?;
-            let core = self.core()?;
+            let (vm_id, core) = match self.addressed(vm_id) {
+                Ok(addressed) => addressed,
+                Err(refused) => return Ok(refused),
+            };
             Ok(match monitor {
                 Ok(monitor) => core.sync_state(&vm_id, &monitor).await,
-                Err(failure) => Core::unavailable(&vm_id, &failure),
+                Err(failure) => Core::refused(vm_id.as_str(), "QMP_UNAVAILABLE", &failure),
             })
         })
         .await
@@ -63,8 +65,14 @@ impl StateSync {
     #[napi]
     pub async fn update_status_direct(&self, vm_id: Argument, status: Argument) -> Outcome {
         data(async {
-            let (vm_id, status) = (id(vm_id)?, status.text("status")?);
-            Ok(self.core()?.update_status_direct(&vm_id, &status).await)
+            let (vm_id, core) = match self.addressed(vm_id) {
+                Ok(addressed) => addressed,
+                Err(refused) => return Ok(refused),
+            };
+            Ok(match status.text("status") {
+                Ok(status) => core.update_status_direct(&vm_id, &status).await,
+                Err(failure) => Core::refused(vm_id.as_str(), "INVALID_STATUS", &failure),
+            })
         })
         .await
     }
@@ -87,6 +95,15 @@ impl StateSync {
     #[napi]
     pub async fn clear_volatile_machine_configuration(&self, vm_id: Argument) -> Outcome {
         done(async { self.core()?.clear_volatile(&id(vm_id)?).await }).await
+    }
+
+    /// For methods that do not fail: which machine, and the questions to ask of it.
+    fn addressed(&self, vm_id: Argument) -> Result<(VmId, &Core), SyncResult> {
+        let given = vm_id.clone().text("vmId").unwrap_or_default();
+        let vm_id = id(vm_id).map_err(|failure| Core::refused(&given, "VM_NOT_FOUND", &failure))?;
+        let core = self.core();
+        let core = core.map_err(|failure| Core::refused(&given, "DB_ERROR", &failure))?;
+        Ok((vm_id, core))
     }
 
     fn core(&self) -> Result<&Core, Failure> {

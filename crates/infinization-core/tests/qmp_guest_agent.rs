@@ -6,10 +6,11 @@ mod qmp_kit;
 
 use std::time::Duration;
 
-use infinization_core::qmp::{AgentError, AgentOptions, FreezeStatus, GuestAgent};
+use infinization_core::qmp::{AgentError, AgentOptions, AgentSocket, FreezeStatus, GuestAgent};
 use infinization_core::{Coded, ErrorCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
 
 use qmp_kit::{HUNG, Peer, Qemu, Stage, within};
 
@@ -158,6 +159,33 @@ async fn f41_a_connection_lost_mid_command_is_made_again_by_the_next() {
     let (outcome, _played) = tokio::join!(within(agent.ping()), play);
     outcome.unwrap();
     assert!(agent.is_connected());
+}
+
+#[tokio::test]
+async fn f41_connecting_after_a_loss_connects() {
+    let stage = Stage::new();
+    let socket = AgentSocket::new(stage.path(), AgentOptions::default());
+    let cancel = CancellationToken::new();
+    for _ in 0..2 {
+        let play = async {
+            let mut played = PlayedAgent(stage.accept().await);
+            played.synchronise().await;
+            played
+        };
+        let (connected, mut played) = tokio::join!(within(socket.connect(&cancel)), play);
+        connected.unwrap();
+        assert!(socket.is_connected());
+        // While it stands it is made no second time: nobody would answer.
+        within(socket.connect(&cancel)).await.unwrap();
+        let agent = socket.agent().unwrap();
+        let leave = async {
+            played.command("guest-ping").await;
+            drop(played);
+        };
+        let (outcome, ()) = tokio::join!(within(agent.ping()), leave);
+        assert_eq!(outcome.unwrap_err().code(), ErrorCode::AgentDisconnected);
+        assert!(!socket.is_connected());
+    }
 }
 
 #[tokio::test]

@@ -190,6 +190,6 @@ async fn exec(
     Ok(json!({
         "stdout": ExecOutput::text(&output.stdout),
         "stderr": ExecOutput::text(&output.stderr),
-        "exitCode": output.exit_code,
+        "exitCode": output.exit_code.unwrap_or(-1),
     }))
 }

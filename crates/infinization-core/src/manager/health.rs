@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::Open;
 use crate::db::RunningVm;
 use crate::error::{ErrorCode, Failure};
-use crate::events::now_ms;
+use crate::events::{Source, now_ms};
 use crate::host::blocking::{blocking, file_call};
 use crate::host::process::{ProcessHandle, ProcessId, find_by_names, is_alive};
 use crate::monitor::{HealthCheckResult, HealthCheckSummary, OrphanEvent, Watched};
@@ -54,7 +55,8 @@ impl Watched for Open {
                     summary.results.push(result(row, pid));
                 }
                 Err(error) => {
-                    tracing::warn!(vm = row.id, %error, "could not be checked");
+                    let message = format!("VM {} could not be checked: {error}", row.id);
+                    self.tell_scan_failure(&message);
                     summary.errors += 1;
                 }
             }
@@ -84,7 +86,11 @@ impl Watched for Open {
                     orphans.extend(orphan);
                 }
                 // What could not be judged was not seen unwanted.
-                Err(error) => tracing::warn!(name = %stray.name, %error, "not judged"),
+                Err(error) => {
+                    let name = &stray.name;
+                    let message = format!("the QEMU of {name} could not be judged: {error}");
+                    self.tell_scan_failure(&message);
+                }
             }
         }
         *self.strays() = seen;
@@ -107,6 +113,14 @@ struct PidFiles {
 }
 
 impl Open {
+    /// One machine or process could not be looked at; the next scan will.
+    fn tell_scan_failure(&self, message: &str) {
+        tracing::warn!("{message}");
+        let data = json!({ "message": message, "timestamp": now_ms() });
+        let events = &self.services.events;
+        events.publish(Source::HealthMonitor, "error", None, data);
+    }
+
     /// A machine that is being installed may be without a QEMU for a while.
     fn is_installing(&self, row: &RunningVm) -> bool {
         let vm_id = VmId::parse(row.id.as_str());

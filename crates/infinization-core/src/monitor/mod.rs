@@ -4,10 +4,12 @@
 //!
 //! A QEMU without an owner is told (`orphan-detected`); what is done about it, [`Watched`] decides.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
@@ -133,11 +135,11 @@ impl HealthMonitor {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             // The first tick is immediate, and that cycle was run above.
             ticks.tick().await;
-            loop {
-                tokio::select! {
-                    () = token.cancelled() => return,
-                    _tick = ticks.tick() => monitor.cycle().await,
+            while token.run_until_cancelled(ticks.tick()).await.is_some() {
+                if monitor.watched.strong_count() == 0 {
+                    return;
                 }
+                monitor.cycle().await;
             }
         });
     }
@@ -201,11 +203,52 @@ impl HealthMonitor {
         Ok((orphans, cleaned))
     }
 
+    /// What goes wrong in it, a defect too, is told and does not end the timer.
     async fn cycle(&self) {
-        if let Err(error) = self.check_all().await {
-            let data = json!({ "message": error.to_string(), "timestamp": now_ms() });
-            self.events
-                .publish(Source::HealthMonitor, "error", None, data);
+        let checked = AssertUnwindSafe(self.check_all()).catch_unwind().await;
+        let message = match checked {
+            Ok(Ok(_summary)) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_panic) => "a defect stopped the check; please report it".to_owned(),
+        };
+        let data = json!({ "message": message, "timestamp": now_ms() });
+        self.events
+            .publish(Source::HealthMonitor, "error", None, data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Its machines cannot be checked because of a defect.
+    struct Defective;
+
+    #[async_trait]
+    impl Watched for Defective {
+        async fn check_machines(&self) -> Result<HealthCheckSummary, Failure> {
+            panic!("a defect")
         }
+
+        async fn check_orphans(&self) -> Result<(Vec<OrphanEvent>, usize), Failure> {
+            Ok((Vec::new(), 0))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_defect_is_told_and_the_timer_goes_on_until_nothing_is_watched() {
+        let watched: Arc<dyn Watched> = Arc::new(Defective);
+        let events = EventBus::default();
+        let mut told = events.subscribe();
+        let every = Duration::from_secs(1);
+        HealthMonitor::new(Arc::downgrade(&watched), every, events)
+            .start()
+            .await;
+        for _ in 0..3 {
+            assert_eq!(told.recv().await.unwrap().kind, "error");
+        }
+        drop(watched);
+        // The bus goes with the timer.
+        assert!(told.recv().await.is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::cleanup::Host;
 use super::turns::Turns;
@@ -15,6 +15,9 @@ use crate::db::Database;
 use crate::events::{EventBus, GuestEvent, Source};
 use crate::qmp::{Link, QmpClient, QmpError};
 use crate::types::VmId;
+
+/// Not a listener's: a VM is followed no more.
+const DETACHED: &str = "detached";
 
 /// What `EventHandler` and `HealthMonitor` stand on.
 #[derive(Debug, Clone)]
@@ -27,10 +30,12 @@ pub struct Watching {
     pub events: EventBus,
 }
 
-/// Follows the QEMUs of attached VMs, until they end or are detached. Clones share it.
+/// Follows the QEMUs of attached VMs, until they end or are detached, or the last clone is dropped:
+/// a monitor has one connection, which whoever comes next needs. Clones share it.
 #[derive(Debug, Clone)]
 pub struct EventHandler {
     shared: Arc<Shared>,
+    _ends_followers: Arc<DropGuard>,
 }
 
 /// What the followers share.
@@ -39,9 +44,26 @@ pub(super) struct Shared {
     pub(super) watching: Watching,
     pub(super) host: Host,
     options: EventHandlerOptions,
-    /// What ends each follower: it belongs to one QEMU.
-    attached: Mutex<HashMap<VmId, CancellationToken>>,
+    attached: Mutex<HashMap<VmId, Attachment>>,
+    /// Ends all followers.
+    dropped: CancellationToken,
     installing: Mutex<HashSet<VmId>>,
+}
+
+/// The hold on one follower, which belongs to one QEMU.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Attachment {
+    /// Ends the follower.
+    pub(super) over: CancellationToken,
+    /// Held by the follower while it handles an event, up to the end of the machine.
+    pub(super) handling: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Attachment {
+    /// Resolves when the event under way of a cancelled follower is handled.
+    async fn ended(self) {
+        drop(self.handling.lock().await);
+    }
 }
 
 impl EventHandler {
@@ -52,9 +74,11 @@ impl EventHandler {
             host: Host::new(),
             options,
             attached: Mutex::default(),
+            dropped: CancellationToken::new(),
             installing: Mutex::default(),
         };
         Self {
+            _ends_followers: Arc::new(shared.dropped.clone().drop_guard()),
             shared: Arc::new(shared),
         }
     }
@@ -67,23 +91,29 @@ impl EventHandler {
             return Err(QmpError::NotConnected { why });
         }
         let events = qmp.subscribe();
-        let over = CancellationToken::new();
-        let before = self.shared.attached().insert(vm_id.clone(), over.clone());
+        let attachment = Attachment {
+            over: self.shared.dropped.child_token(),
+            ..Attachment::default()
+        };
+        let before = self.shared.replace(vm_id, Some(attachment.clone()));
         if let Some(before) = before {
-            before.cancel();
+            before.ended().await;
         }
         let (settled, now_settled) = oneshot::channel();
-        let watch = Watch::new(Arc::clone(&self.shared), vm_id.clone(), qmp, over);
+        let watch = Watch::new(Arc::clone(&self.shared), vm_id.clone(), qmp, attachment);
         tokio::spawn(watch.run(events, settled));
         // An error means that the follower was ended first, by a detach.
         let _over = now_settled.await;
         Ok(())
     }
 
-    /// Follows the VM no more. Fine when it is not attached.
-    pub fn detach(&self, vm_id: &VmId) {
-        if let Some(over) = self.shared.attached().remove(vm_id) {
-            over.cancel();
+    /// Follows the VM no more: when it returns, nothing is written or told of it, except by an end of
+    /// the machine that had begun. Fine when it is not attached.
+    pub async fn detach(&self, vm_id: &VmId) {
+        let attachment = self.shared.replace(vm_id, None);
+        if let Some(attachment) = attachment {
+            attachment.ended().await;
+            self.shared.tell_detached(vm_id);
         }
     }
 
@@ -125,14 +155,37 @@ impl Shared {
         self.installing().contains(vm_id)
     }
 
-    /// The QEMU whose follower `over` ends is followed no more; a later one stays attached.
-    pub(super) fn let_go(&self, vm_id: &VmId, over: &CancellationToken) {
+    /// What was there is cancelled under the lock: its end must not let go of what is there now.
+    fn replace(&self, vm_id: &VmId, with: Option<Attachment>) -> Option<Attachment> {
+        let mut attached = self.attached();
+        let before = match with {
+            Some(attachment) => attached.insert(vm_id.clone(), attachment),
+            None => attached.remove(vm_id),
+        }?;
+        before.over.cancel();
+        Some(before)
+    }
+
+    /// The QEMU whose follower `over` ends is followed no more; a later one stays attached. Whether it
+    /// was followed until now.
+    pub(super) fn let_go(&self, vm_id: &VmId, over: &CancellationToken) -> bool {
         let mut attached = self.attached();
         // Whoever attaches or detaches cancels what was there before, under the same lock.
-        if !over.is_cancelled() {
-            attached.remove(vm_id);
-        }
+        let followed = !over.is_cancelled();
         over.cancel();
+        if followed {
+            attached.remove(vm_id);
+            drop(attached);
+            self.tell_detached(vm_id);
+        }
+        followed
+    }
+
+    /// For who carries the events: what is told of the VM before this, and not yet heard, is of the
+    /// follower that was.
+    fn tell_detached(&self, vm_id: &VmId) {
+        let events = &self.watching.events;
+        events.publish(Source::EventHandler, DETACHED, Some(vm_id), Value::Null);
     }
 
     pub(super) fn tell_guest(&self, vm_id: &VmId, guest: GuestEvent<'_>) {
@@ -165,7 +218,7 @@ impl Shared {
         events.publish(Source::EventHandler, "error", Some(vm_id), data);
     }
 
-    fn attached(&self) -> MutexGuard<'_, HashMap<VmId, CancellationToken>> {
+    fn attached(&self) -> MutexGuard<'_, HashMap<VmId, Attachment>> {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

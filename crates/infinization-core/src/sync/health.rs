@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::cleanup::{CleanupResult, Host, held_by};
 use super::handler::Watching;
-use super::processes::{identity, pid_file, pid_of};
+use super::processes::{identity, pid_file, pid_in, pid_of};
 use super::reaction::guard_beside;
 use crate::config::HealthMonitorOptions;
 use crate::db::{MachineConfiguration, RunningVm};
@@ -71,7 +71,7 @@ impl HealthMonitor {
         let rows = database.find_machines_by_statuses(&words).await?;
         let mut results = Vec::with_capacity(rows.len());
         for row in rows {
-            let settled = self.health.settle(&row).await;
+            let settled = Box::pin(self.health.settle(&row)).await;
             results.push(settled.unwrap_or_else(|failure| {
                 ReconcileResult::skipped(&row.id, &row.status, failure.to_string())
             }));
@@ -216,16 +216,21 @@ impl Health {
         let vm_id = id_of(row)?;
         let turn = self.watching.turns.take(&vm_id).await;
         let turn = turn.map_err(|why| Failure::new(ErrorCode::Internal, why.to_string()))?;
-        let now = self.watching.database.find_machine(&vm_id).await?;
-        if now.is_none_or(|now| now.status != row.status) {
+        let database = &self.watching.database;
+        let now = database.find_machine_with_config(&vm_id).await?;
+        let Some(now) = now.filter(|now| now.status == row.status) else {
             return Ok(ReconcileResult::skipped(
                 &row.id,
                 &row.status,
                 "its status changed",
             ));
-        }
-        let pid = pid_of(row.configuration.as_ref());
-        let identity = self.identity(row).await;
+        };
+        let row = &RunningVm {
+            internal_name: now.internal_name,
+            configuration: now.configuration,
+            ..row.clone()
+        };
+        let (pid, identity) = self.find_process(row).await;
         let (new, action) = match (&identity, row.status.as_str()) {
             (Some(Identity::Unknown(why)), _) => {
                 return Ok(ReconcileResult::skipped(&row.id, &row.status, why.as_str()));
@@ -240,7 +245,6 @@ impl Health {
             self.alert(&vm_id, cleanup.as_ref());
         }
         let guard = guard_beside(&row.status);
-        let database = &self.watching.database;
         database.update_machine_status(&vm_id, new, &guard).await?;
         drop(turn);
         Ok(ReconcileResult {
@@ -292,6 +296,24 @@ impl Health {
     async fn is_dead(&self, row: &RunningVm) -> bool {
         let identity = self.identity(row).await;
         matches!(identity, Some(Identity::Gone | Identity::NotOurs))
+    }
+
+    /// The process of the row's pid; where there is none, or another's, that of its pidfile: QEMU has
+    /// written it before anybody could record the pid.
+    async fn find_process(&self, row: &RunningVm) -> (Option<i32>, Option<Identity>) {
+        let configuration = row.configuration.as_ref();
+        let recorded = (pid_of(configuration), self.identity(row).await);
+        if let (_, Some(Identity::Ours(_) | Identity::Unknown(_))) = recorded {
+            return recorded;
+        }
+        let path = self.pid_file(&row.internal_name);
+        match pid_in(path.clone()).await {
+            None => recorded,
+            Some(pid) => {
+                let identity = identity(pid, &row.internal_name, Some(&path), configuration);
+                (Some(pid), Some(identity.await))
+            }
+        }
     }
 
     /// `None` when the row names no process.

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::cleanup::CleanupResult;
 use super::health::{Health, id_of};
-use super::processes::{identity, pid_of};
+use super::processes::{identity, pid_of, pid_of_text};
 use super::reaction::{Orphan, of_pid_file};
 use crate::db::RunningVm;
 use crate::error::Failure;
@@ -161,7 +161,6 @@ fn pid_files(directory: &Path) -> Vec<PidFile> {
 fn pid_file(path: PathBuf) -> Option<PidFile> {
     let extension = path.extension()?.to_str()?;
     let name = InternalName::parse(path.file_stem()?.to_str()?).ok()?;
-    let pid = std::fs::read_to_string(&path).ok()?.trim().parse().ok();
-    let pid = pid.filter(|pid| *pid > 0);
+    let pid = pid_of_text(&std::fs::read_to_string(&path).ok()?);
     (extension == "pid").then_some(PidFile { path, name, pid })
 }

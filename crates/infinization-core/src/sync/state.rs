@@ -82,12 +82,18 @@ impl StateSync {
             }
             self.write(vm_id, &previous, new, &UNTOUCHABLE).await
         };
-        told(vm_id, synchronised.await)
+        told(vm_id.as_str(), synchronised.await)
     }
 
-    /// What `sync_state` answers when there is no monitor to ask.
-    pub fn unavailable(vm_id: &VmId, failure: &Failure) -> SyncResult {
-        told(vm_id, Err(no_monitor(failure.to_string())))
+    /// What the methods that do not fail answer to what they cannot even be asked; `code` is a word of
+    /// `SyncErrorCode`.
+    pub fn refused(vm_id: &str, code: &'static str, why: &Failure) -> SyncResult {
+        let unsynchronised = Unsynchronised {
+            code,
+            words: why.to_string(),
+            previous: None,
+        };
+        told(vm_id, Err(unsynchronised))
     }
 
     /// Writes the status as it was given, unless the row has it.
@@ -107,7 +113,7 @@ impl StateSync {
             }
             self.write(vm_id, &previous, status, &[]).await
         };
-        told(vm_id, updated.await)
+        told(vm_id.as_str(), updated.await)
     }
 
     /// Writes the status as it was given. No row is no error.
@@ -160,6 +166,7 @@ impl StateSync {
             })
     }
 
+    /// What the row said, and what it says now: somebody may have put a claim there in between.
     async fn write(
         &self,
         vm_id: &VmId,
@@ -173,7 +180,12 @@ impl StateSync {
             words: error.to_string(),
             previous: Some(previous.to_owned()),
         })?;
-        Ok((previous.to_owned(), new.to_owned()))
+        let now = self.status(vm_id).await;
+        let now = now.map_err(|unsynchronised| Unsynchronised {
+            previous: Some(previous.to_owned()),
+            ..unsynchronised
+        })?;
+        Ok((previous.to_owned(), now))
     }
 }
 
@@ -193,7 +205,7 @@ fn no_monitor(words: String) -> Unsynchronised {
     }
 }
 
-fn told(vm_id: &VmId, outcome: Result<(String, String), Unsynchronised>) -> SyncResult {
+fn told(vm_id: &str, outcome: Result<(String, String), Unsynchronised>) -> SyncResult {
     let (statuses, error) = match outcome {
         Ok(statuses) => (statuses, None),
         Err(Unsynchronised {
@@ -208,7 +220,7 @@ fn told(vm_id: &VmId, outcome: Result<(String, String), Unsynchronised>) -> Sync
     };
     SyncResult {
         success: error.is_none(),
-        vm_id: vm_id.to_string(),
+        vm_id: vm_id.to_owned(),
         previous_status: statuses.0,
         new_status: statuses.1,
         timestamp: now_ms(),

@@ -4,16 +4,20 @@
 //! ends the machine is done in the VM's turn, and only for the QEMU it was meant for: after a
 //! restart the row has another pid, and a late SHUTDOWN is nobody's.
 
+use std::borrow::Cow;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::cleanup::{held_by, network_of};
-use super::handler::Shared;
+use super::handler::{Attachment, Shared};
 use super::processes::{identity, pid_of};
 use super::reaction::{self, Reaction, is_claimed};
 use crate::db::{Database, VmRecord};
@@ -36,6 +40,9 @@ pub(super) struct Watch {
     vm_id: VmId,
     qmp: QmpClient,
     over: CancellationToken,
+    /// Whoever detaches waits for it.
+    handling: Arc<Mutex<()>>,
+    at_work: Option<OwnedMutexGuard<()>>,
     /// The row's pid when it was attached.
     pid: Option<i32>,
     process: Option<ProcessHandle>,
@@ -46,13 +53,16 @@ impl Watch {
         shared: Arc<Shared>,
         vm_id: VmId,
         qmp: QmpClient,
-        over: CancellationToken,
+        attachment: Attachment,
     ) -> Self {
+        let Attachment { over, handling } = attachment;
         Self {
             shared,
             vm_id,
             qmp,
             over,
+            handling,
+            at_work: None,
             pid: None,
             process: None,
         }
@@ -62,6 +72,19 @@ impl Watch {
     /// machine that has begun is gone through even if the follower is ended meanwhile.
     pub(super) async fn run(mut self, mut events: EventReceiver, settled: oneshot::Sender<()>) {
         let over = self.over.clone();
+        self.begin().await;
+        let outcome = AssertUnwindSafe(self.settle(settled)).catch_unwind().await;
+        self.handled("attach", &outcome);
+        while let Some(Some(event)) = over.run_until_cancelled(events.next()).await {
+            self.begin().await;
+            let name = name_of(&event);
+            let outcome = AssertUnwindSafe(self.notice(event)).catch_unwind().await;
+            self.handled(&name, &outcome);
+        }
+        self.shared.let_go(&self.vm_id, &over);
+    }
+
+    async fn settle(&mut self, settled: oneshot::Sender<()>) {
         self.find_process().await;
         let reaction = self
             .asked()
@@ -70,15 +93,23 @@ impl Watch {
         if let Some(Reaction::Becomes(new)) = &reaction {
             self.becomes(new, None, &Value::Null).await;
         }
-        // The end waits for the VM's turn, which whoever attaches may have.
         let _unheard = settled.send(());
         if reaction == Some(Reaction::Ends) {
             self.shut_down(&Value::Null, false).await;
         }
-        while let Some(Some(event)) = over.run_until_cancelled(events.next()).await {
-            self.notice(event).await;
+    }
+
+    /// A defect is told, and does not end the follower.
+    fn handled(&mut self, event: &str, outcome: &thread::Result<()>) {
+        self.at_work = None;
+        if outcome.is_err() {
+            let words = "a defect stopped the handling; please report it";
+            self.shared.tell_failure(&self.vm_id, event, &words);
         }
-        self.shared.let_go(&self.vm_id, &over);
+    }
+
+    async fn begin(&mut self) {
+        self.at_work = Some(Arc::clone(&self.handling).lock_owned().await);
     }
 
     fn database(&self) -> Arc<dyn Database> {
@@ -99,7 +130,20 @@ impl Watch {
         }
     }
 
+    /// Behind the same socket there may be another QEMU. While the row names none that lives it is not
+    /// up to date, and asked again.
+    async fn find_process_anew(&mut self) {
+        (self.pid, self.process) = (None, None);
+        self.find_process().await;
+        if self.process.is_none() {
+            self.pid = None;
+        }
+    }
+
     async fn notice(&mut self, event: MonitorEvent) {
+        if self.pid.is_none() {
+            self.find_process().await;
+        }
         let vm_id = &self.vm_id;
         match event {
             MonitorEvent::Event(event) => self.on_guest_event(&event).await,
@@ -107,22 +151,33 @@ impl Watch {
             MonitorEvent::Disconnected { will_reconnect } => {
                 let data =
                     json!({ "vmId": vm_id, "timestamp": now_ms(), "transient": will_reconnect });
-                if !will_reconnect {
-                    self.shared.let_go(vm_id, &self.over);
+                if self.is_still_followed(will_reconnect) {
+                    self.shared.tell(vm_id, "vm:disconnect", data);
                 }
-                self.shared.tell(vm_id, "vm:disconnect", data);
             }
             MonitorEvent::Reconnected { status } => {
-                self.shared
-                    .tell(vm_id, "vm:reconnect", json!({ "vmId": vm_id }));
+                self.find_process_anew().await;
+                if self.is_still_followed(true) {
+                    self.shared
+                        .tell(&self.vm_id, "vm:reconnect", json!({ "vmId": self.vm_id }));
+                }
                 self.follow(&status, None, &Value::Null).await;
             }
             MonitorEvent::GaveUp => {
-                self.shared.let_go(vm_id, &self.over);
-                let data = json!({ "vmId": vm_id, "reason": "qmp_reconnect_failed" });
-                self.shared.tell(vm_id, "vm:stale", data);
+                if self.is_still_followed(false) {
+                    let data = json!({ "vmId": vm_id, "reason": "qmp_reconnect_failed" });
+                    self.shared.tell(vm_id, "vm:stale", data);
+                }
             }
         }
+    }
+
+    /// Whether nobody has detached it meanwhile; unless it `goes_on`, it is let go of.
+    fn is_still_followed(&self, goes_on: bool) -> bool {
+        if goes_on {
+            return !self.over.is_cancelled();
+        }
+        self.shared.let_go(&self.vm_id, &self.over)
     }
 
     async fn on_guest_event(&mut self, event: &QmpEvent) {
@@ -154,7 +209,8 @@ impl Watch {
     }
 
     async fn asked(&self) -> Option<StatusInfo> {
-        match timeout(STATUS_DEADLINE, self.qmp.query_status()).await {
+        let status = timeout(STATUS_DEADLINE, self.qmp.query_status());
+        match self.over.run_until_cancelled(status).await? {
             Ok(Ok(status)) => return Some(status),
             Ok(Err(error)) => tracing::debug!(vm = %self.vm_id, %error, "no status"),
             Err(_elapsed) => tracing::debug!(vm = %self.vm_id, "no status in time"),
@@ -173,7 +229,7 @@ impl Watch {
     /// The status stays as it is.
     async fn stays(&self, event: &str, qmp: &Value) {
         if let Some(status) = self.status(event).await {
-            self.tell(event, &status, &status, qmp);
+            self.tell_if_followed(event, &status, &status, qmp);
         }
     }
 
@@ -185,11 +241,14 @@ impl Watch {
         let Some(previous) = self.status(name).await else {
             return;
         };
+        if self.over.is_cancelled() {
+            return;
+        }
         let Some(now) = self.written(&previous, new, name).await else {
             return;
         };
         if event.is_some() || previous != now {
-            self.tell(name, &previous, &now, qmp);
+            self.tell_if_followed(name, &previous, &now, qmp);
         }
     }
 
@@ -220,6 +279,12 @@ impl Watch {
         }
     }
 
+    fn tell_if_followed(&self, event: &str, previous: &str, new: &str, qmp: &Value) {
+        if !self.over.is_cancelled() {
+            self.tell(event, previous, new, qmp);
+        }
+    }
+
     fn tell(&self, event: &str, previous: &str, new: &str, qmp: &Value) {
         let guest = GuestEvent {
             event,
@@ -234,13 +299,18 @@ impl Watch {
     /// The machine ends. `quit`: whoever ended it gives back what it held.
     async fn shut_down(&mut self, data: &Value, quit: bool) {
         const EVENT: &str = "SHUTDOWN";
+        // The end waits for the VM's turn, which whoever attaches or detaches may have.
+        self.at_work = None;
         let turn = match self.shared.watching.turns.take(&self.vm_id).await {
             Ok(turn) => turn,
             Err(error) => return self.shared.tell_failure(&self.vm_id, EVENT, &error),
         };
         let row = match self.database().find_machine_with_config(&self.vm_id).await {
             Ok(Some(row)) => row,
-            Ok(None) => return self.shared.let_go(&self.vm_id, &self.over),
+            Ok(None) => {
+                self.shared.let_go(&self.vm_id, &self.over);
+                return;
+            }
             Err(error) => return self.shared.tell_failure(&self.vm_id, EVENT, &error),
         };
         if self.is_of_another_run(&row) {
@@ -256,7 +326,7 @@ impl Watch {
         self.shared.let_go(&self.vm_id, &self.over);
         self.tell(EVENT, &row.status, &now, data);
         if !quit {
-            self.give_back(&row).await;
+            self.give_back(&row, &now).await;
         }
         drop(turn);
     }
@@ -267,8 +337,9 @@ impl Watch {
         self.over.is_cancelled() || replaced
     }
 
-    /// Waits for the process to be gone, never kills it, then gives its network back.
-    async fn give_back(&self, row: &VmRecord) {
+    /// Waits for the process to be gone, never kills it, then gives its network back, unless the row
+    /// is another run's by then: whoever starts a VM need not take turns.
+    async fn give_back(&self, row: &VmRecord, status: &str) {
         if let Some(process) = &self.process
             && timeout(EXIT_WAIT, process.exited()).await.is_err()
         {
@@ -276,8 +347,20 @@ impl Watch {
                 "QEMU is still there 30 s after its guest has shut down; nothing was given back";
             return self.shared.tell_failure(&self.vm_id, "SHUTDOWN", &words);
         }
-        let held = network_of(held_by(&self.vm_id, row.configuration.as_ref(), None));
         let database = self.database();
+        match database.find_machine_with_config(&self.vm_id).await {
+            Ok(now)
+                if now
+                    .as_ref()
+                    .is_some_and(|now| !is_same_run(row, status, now)) =>
+            {
+                tracing::info!(vm = %self.vm_id, "it was started again; nothing is given back");
+                return;
+            }
+            Ok(_same_or_gone) => {}
+            Err(error) => return self.shared.tell_failure(&self.vm_id, "SHUTDOWN", &error),
+        }
+        let held = network_of(held_by(&self.vm_id, row.configuration.as_ref(), None));
         let result = self
             .shared
             .host
@@ -293,4 +376,20 @@ impl Watch {
             );
         }
     }
+}
+
+fn name_of(event: &MonitorEvent) -> Cow<'static, str> {
+    match event {
+        MonitorEvent::Event(event) => event.event.clone().into(),
+        MonitorEvent::Missed { .. } => "missed".into(),
+        MonitorEvent::Disconnected { .. } => "disconnect".into(),
+        MonitorEvent::Reconnected { .. } => "reconnect".into(),
+        MonitorEvent::GaveUp => "stale".into(),
+    }
+}
+
+/// Whether `now` is the row of the run that ended as `ended`, with `status` written since.
+fn is_same_run(ended: &VmRecord, status: &str, now: &VmRecord) -> bool {
+    let pid = |row: &VmRecord| pid_of(row.configuration.as_ref());
+    now.status == status && pid(now) == pid(ended)
 }

@@ -77,7 +77,6 @@ impl GuestAgent {
     /// Connects and makes sure that an agent answers. QEMU accepts the connection by itself, so a
     /// guest without a running agent shows as [`AgentError::Timeout`].
     pub async fn connect(path: &Path, options: AgentOptions) -> Result<Self, AgentError> {
-        let deadline = options.connect_timeout;
         let shared = Shared {
             path: path.to_owned(),
             options,
@@ -87,9 +86,21 @@ impl GuestAgent {
         let agent = Self {
             shared: Arc::new(shared),
         };
-        let ready = timeout(deadline, agent.synchronised()).await;
-        ready.unwrap_or_else(|_elapsed| Err(timed_out(SYNC, deadline)))?;
+        agent.connect_again().await?;
         Ok(agent)
+    }
+
+    /// Makes sure that an agent answers, by another connection if the one there was is lost. Nothing
+    /// happens while a command runs, which does as much.
+    async fn connect_again(&self) -> Result<(), AgentError> {
+        let Ok(mut slot) = self.shared.link.try_lock() else {
+            return Ok(());
+        };
+        let deadline = self.shared.options.connect_timeout;
+        let ready = timeout(deadline, self.ready(&mut slot)).await;
+        ready
+            .unwrap_or_else(|_elapsed| Err(timed_out(SYNC, deadline)))
+            .map(drop)
     }
 
     /// Runs a command. `arguments` must serialise to a JSON object, or `()` for none. A command
@@ -144,11 +155,6 @@ impl GuestAgent {
         // Only once the old connection is gone does the socket take another.
         self.shared.link.lock().await.take();
         Self::connect(&self.shared.path, self.shared.options.clone()).await
-    }
-
-    async fn synchronised(&self) -> Result<(), AgentError> {
-        let mut slot = self.shared.link.lock().await;
-        self.ready(&mut slot).await.map(drop)
     }
 
     async fn talk(&self, name: &str, command: &Command) -> Result<Box<RawValue>, AgentError> {

@@ -33,20 +33,24 @@ impl AgentSocket {
         }
     }
 
-    /// Connects and makes sure that an agent answers; nothing happens when one did already. `cancel`
-    /// gives the attempt up.
+    /// Connects and makes sure that an agent answers; nothing happens when one did already and the
+    /// connection to it stands. `cancel` gives the attempt up.
     pub async fn connect(&self, cancel: &CancellationToken) -> Result<(), AgentError> {
         let _one_at_a_time = self.connecting.lock().await;
-        if self.slot().is_some() {
-            return Ok(());
-        }
-        let connected = GuestAgent::connect(&self.path, self.options.clone());
-        let connected = cancel.run_until_cancelled(connected).await;
+        let connected = cancel.run_until_cancelled(self.connected()).await;
         let agent = connected.ok_or(AgentError::NotConnected {
             why: "disconnect() was called",
         })??;
         *self.slot() = Some(agent);
         Ok(())
+    }
+
+    async fn connected(&self) -> Result<GuestAgent, AgentError> {
+        let before = self.slot().clone();
+        match before {
+            Some(agent) => agent.connect_again().await.map(|()| agent),
+            None => GuestAgent::connect(&self.path, self.options.clone()).await,
+        }
     }
 
     /// Ends the connection; a command that runs fails at once. It may be made anew.

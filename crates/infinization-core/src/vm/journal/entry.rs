@@ -89,6 +89,17 @@ pub struct JournalEntry {
     pub detail: Option<Value>,
 }
 
+/// The number of the entry that a line is, whatever its other words are: a newer version has some
+/// that this one does not know.
+pub(super) fn number_of(line: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Numbered {
+        seq: u64,
+    }
+    let numbered: Numbered = serde_json::from_slice(line).ok()?;
+    Some(numbered.seq)
+}
+
 /// An entry in the making: what its author knows of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Note {

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 
-use super::entry::JournalEntry;
+use super::entry::{JournalEntry, number_of};
 use super::writer::machines_of;
 use crate::config::{JournalBound, JournalOptions};
 use crate::host::line_log::{LineLog, LineReader};
@@ -46,9 +46,7 @@ impl JournalReader {
             if next.is_empty() {
                 return Ok(range);
             }
-            let number =
-                |line: &Vec<u8>| Some(serde_json::from_slice::<JournalEntry>(line).ok()?.seq);
-            for seq in next.iter().filter_map(number) {
+            for seq in next.iter().filter_map(|line| number_of(line)) {
                 let (first, last) = range.unwrap_or((seq, seq));
                 range = Some((first, last.max(seq)));
             }
@@ -115,7 +113,7 @@ impl Cursor {
             if lines.is_empty() {
                 return Ok(());
             }
-            // A line that a host crash has damaged is passed over.
+            // A line that a host crash has damaged, or with words of a newer version, is passed over.
             let entries = lines
                 .iter()
                 .filter_map(|line| serde_json::from_slice(line).ok());

@@ -35,6 +35,27 @@ fn event(name: String) -> Note {
 }
 
 #[tokio::test]
+async fn what_a_newer_version_wrote_is_neither_cut_off_nor_numbered_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let newer =
+        br#"{"vmId":"vm-1","seq":7,"timestamp":1,"actor":"oracle","operation":"run","kind":"omen"}
+"#;
+    fs::create_dir(directory.path().join("journals")).unwrap();
+    let file = directory.path().join("journals/vm-1.jsonl");
+    fs::write(&file, newer).unwrap();
+    let journals = Journals::start(directory.path()).unwrap();
+    let journal = journals.of(&vm("vm-1"));
+    journal.note(event("after".to_owned()));
+    journal.written().await;
+    assert!(fs::read(&file).unwrap().starts_with(newer));
+    let numbers: Vec<u64> = read(&journals, of("vm-1"))
+        .iter()
+        .map(|entry| entry.seq)
+        .collect();
+    assert_eq!(numbers, [8]);
+}
+
+#[tokio::test]
 async fn entries_are_numbered_without_gaps_over_restarts() {
     let directory = tempfile::tempdir().unwrap();
     for run in 0..3 {

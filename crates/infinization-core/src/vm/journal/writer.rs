@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
 use super::KEPT;
-use super::entry::{Actor, JournalEntry, Note};
+use super::entry::{Actor, JournalEntry, Note, number_of};
 use crate::config::JournalKind as Kind;
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
@@ -223,9 +223,10 @@ impl Desk {
 
 /// Where a journal of an earlier process goes on.
 fn next_number(log: &LineLog) -> std::io::Result<u64> {
-    let number = |line: &[u8]| Some(serde_json::from_slice::<JournalEntry>(line).ok()?.seq);
-    let last = log.open(|line| number(line).is_some())?;
-    Ok(last.and_then(|line| number(&line)).map_or(0, |seq| seq + 1))
+    let last = log.open(|line| number_of(line).is_some())?;
+    Ok(last
+        .and_then(|line| number_of(&line))
+        .map_or(0, |seq| seq + 1))
 }
 
 fn loss(vm_id: &VmId, count: u64) -> Draft {
