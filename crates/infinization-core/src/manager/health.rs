@@ -1,8 +1,9 @@
 //! What the health monitor looks at: rows against processes, and pidfiles against rows.
 //!
 //! A QEMU that a pidfile names and no machine owns is ended only when nobody can want it: no row has
-//! its name, or the row says `off`, and it was there a whole interval before too. Every other is
-//! told. Where only one node's rows are seen, a row that is not found may be another node's.
+//! its name, or the row says `off`, and it was there a whole interval before too. One that a row
+//! claimed while it was a stray is never ended: whoever wrote `off` then took it for dead. Every other
+//! is told. Where only one node's rows are seen, a row that is not found may be another node's.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -77,10 +78,9 @@ impl Watched for Open {
         let mut seen = HashMap::new();
         for stray in found.strays {
             let id = stray.process.id().clone();
-            let first = self.strays().get(&id).copied();
             match self.judge(&stray).await {
-                Ok(orphan) => {
-                    seen.insert(id, first.unwrap_or_else(Instant::now));
+                Ok((sighting, orphan)) => {
+                    seen.insert(id, sighting);
                     orphans.extend(orphan);
                 }
                 // What could not be judged was not seen unwanted.
@@ -97,6 +97,14 @@ struct Stray {
     path: PathBuf,
     name: InternalName,
     process: ProcessHandle,
+}
+
+/// What scans have seen of a stray so far.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sighting {
+    first: Instant,
+    /// Whether a row has claimed it in one of them.
+    claimed: bool,
 }
 
 /// The pidfiles that belong to no VM of ours.
@@ -184,30 +192,26 @@ impl Open {
         Ok(found)
     }
 
-    /// Tells a stray, or ends it; `None` if it is only on its way to a machine or from one.
-    async fn judge(&self, stray: &Stray) -> Result<Option<OrphanEvent>, Failure> {
+    /// Tells a stray, or ends it; no event if it is only on its way to a machine or from one.
+    async fn judge(&self, stray: &Stray) -> Result<(Sighting, Option<OrphanEvent>), Failure> {
         let database = &self.services.database;
         let row = database.find_machine_by_internal_name(&stray.name).await?;
         let status = row.as_ref().map(|row| row.status.clone());
-        if status
-            .as_deref()
-            .is_some_and(|status| BETWEEN.contains(&status))
-        {
-            return Ok(None);
+        let sighting = self.sighting(stray, status.as_deref());
+        let between = |status: &str| BETWEEN.contains(&status);
+        // Somebody may have taken it back meanwhile.
+        if status.as_deref().is_some_and(between) || self.owns(stray.process.pid()) {
+            return Ok((sighting, None));
         }
         let unwanted = match status.as_deref() {
             None => self.services.sees_every_row,
             Some(status) => status == "off",
         };
-        // Somebody may have taken it back meanwhile.
-        if self.owns(stray.process.pid()) {
-            return Ok(None);
-        }
-        let first = self.strays().get(stray.process.id()).copied();
         let grace = self.services.config.health_monitor_interval;
-        let stays = first.is_some_and(|first| first.elapsed() >= grace);
-        let killed = unwanted && stays && stray.process.kill_now().await.is_ok();
-        Ok(Some(OrphanEvent {
+        let stays = sighting.first.elapsed() >= grace;
+        let ends = unwanted && stays && !sighting.claimed;
+        let killed = ends && stray.process.kill_now().await.is_ok();
+        let told = OrphanEvent {
             vm_id: row.map_or_else(|| stray.name.to_string(), |row| row.id),
             pid: stray.process.pid(),
             db_status: status,
@@ -216,7 +220,18 @@ impl Open {
             killed,
             cleanup_performed: killed && removed(&stray.path).await,
             cleanup_result: None,
-        }))
+        };
+        Ok((sighting, Some(told)))
+    }
+
+    /// What was seen of the stray before, and what its row says now.
+    fn sighting(&self, stray: &Stray, status: Option<&str>) -> Sighting {
+        let before = self.strays().get(stray.process.id()).copied();
+        let claimed = status.is_some_and(|status| CLAIMING.contains(&status));
+        Sighting {
+            first: before.map_or_else(Instant::now, |before| before.first),
+            claimed: claimed || before.is_some_and(|before| before.claimed),
+        }
     }
 
     fn owns(&self, pid: i32) -> bool {
@@ -225,7 +240,7 @@ impl Open {
         live.any(|live| live.process.pid() == pid)
     }
 
-    fn strays(&self) -> std::sync::MutexGuard<'_, HashMap<ProcessId, Instant>> {
+    fn strays(&self) -> std::sync::MutexGuard<'_, HashMap<ProcessId, Sighting>> {
         let lock = self.strays.lock();
         lock.unwrap_or_else(std::sync::PoisonError::into_inner)
     }

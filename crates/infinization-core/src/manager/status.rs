@@ -4,9 +4,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::Value;
 
-use super::{Manager, not_found, parse_id, to_value};
+use super::{Manager, Open, not_found, parse_id, to_value};
 use crate::error::{ErrorCode, Failure};
 use crate::host::process::is_alive;
+use crate::types::VmId;
 use crate::vm::status::Status;
 use crate::vm::{LiveView, Operation, StatusResult, VmHandle};
 
@@ -37,7 +38,12 @@ impl Manager {
             .filter(|contents| !contents.operation.is_some_and(Operation::is_launch))
             .and_then(|contents| Some(contents.lived?.process.pid))
             .filter(|pid| is_alive(*pid));
-        let pid = live.as_ref().map(|live| live.process.pid()).or(unproven);
+        let known = live.as_ref().map(|live| live.process.pid()).or(unproven);
+        let expected = Status::parse(&row.status).expects_process();
+        let pid = match known {
+            None if expected => open.unknown_to_ledgers(&vm_id).await?,
+            known => known,
+        };
         let columns = row.configuration.unwrap_or_default();
         to_value(&StatusResult {
             consistent: consistent(&Status::parse(&row.status), pid.is_some()),
@@ -66,6 +72,17 @@ impl Manager {
             .iter()
             .filter(|(_, handle)| handle.view().live.is_some());
         alive.map(|(vm_id, _)| vm_id.to_string()).collect()
+    }
+}
+
+impl Open {
+    /// The QEMU of a machine whose ledger was lost, or was another program's: whoever takes it for
+    /// dead writes so, and it is ended as nobody's.
+    async fn unknown_to_ledgers(&self, vm_id: &VmId) -> Result<Option<i32>, Failure> {
+        // A context of its own, never a task: asking leaves no trace.
+        let context = self.services.context_of(vm_id)?;
+        let process = context.process_of_its_name().await?;
+        Ok(process.map(|process| process.pid()))
     }
 }
 

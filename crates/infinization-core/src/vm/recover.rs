@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::action::Release;
 use super::condition::Health;
+use super::context::VmContext;
 use super::effects::{connect, keep_trying};
 use super::ledger::{Contents, Lived};
 use super::live::{Live, LiveView, memory_of};
@@ -126,33 +127,11 @@ impl Machine {
 
     /// No process of this machine's name runs, as far as a ledger knows nothing of one.
     pub(super) async fn nobody_has_its_name(&self) -> Result<(), Failure> {
-        let Some(name) = self.internal_name().await? else {
-            return Ok(());
-        };
-        // The plain form is how others name theirs.
-        let mut names = vec![name.clone()];
-        if let Ok(name) = InternalName::parse(name.as_str()) {
-            names.push(name_argument(&name));
-        }
-        match find_by_names(names).await?.first() {
+        match self.context.process_of_its_name().await? {
             None => Ok(()),
             Some(process) => Err(self
                 .unknown(&format!("process {} runs under its name", process.pid()))
                 .with("pid", process.pid())),
-        }
-    }
-
-    /// As the row says it; while the database is away, as the spec does.
-    async fn internal_name(&self) -> Result<Option<String>, Failure> {
-        let context = &self.context;
-        let database = &context.services.database;
-        let error = match database.get_machine_internal_name(&context.vm_id).await {
-            Err(error) => error,
-            name => return Ok(name?),
-        };
-        match spec::read(&context.directory) {
-            Ok(Some(spec)) => Ok(Some(spec.internal_name.to_string())),
-            Ok(None) | Err(_) => Err(error.into()),
         }
     }
 
@@ -345,6 +324,34 @@ impl Machine {
             _ => self.gone(&EndCause::of("unknown")).await,
         }
         Ok(Recovered::Off)
+    }
+}
+
+impl VmContext {
+    /// A QEMU that runs under this machine's name, whether a ledger knows it or not.
+    pub async fn process_of_its_name(&self) -> Result<Option<ProcessHandle>, Failure> {
+        let Some(name) = self.internal_name().await? else {
+            return Ok(None);
+        };
+        // The plain form is how others name theirs.
+        let mut names = vec![name.clone()];
+        if let Ok(name) = InternalName::parse(name.as_str()) {
+            names.push(name_argument(&name));
+        }
+        Ok(find_by_names(names).await?.into_iter().next())
+    }
+
+    /// As the row says it; while the database is away, as the spec does.
+    async fn internal_name(&self) -> Result<Option<String>, Failure> {
+        let database = &self.services.database;
+        let error = match database.get_machine_internal_name(&self.vm_id).await {
+            Err(error) => error,
+            name => return Ok(name?),
+        };
+        match spec::read(&self.directory) {
+            Ok(Some(spec)) => Ok(Some(spec.internal_name.to_string())),
+            Ok(None) | Err(_) => Err(error.into()),
+        }
     }
 }
 
