@@ -529,6 +529,35 @@ fn a_live_qemu_no_ledger_knows_is_alive_and_is_never_ended() {
 }
 
 #[test]
+fn a_row_that_denies_a_living_qemu_is_made_true() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let pid = create(&host, &manager, "deny-1").await;
+        let status = async || {
+            let status = manager.get_vm_status("deny-1".into()).await.unwrap();
+            (status["status"].clone(), status["pid"].clone())
+        };
+        for row in ["off", "starting"] {
+            host.claim("deny-1", row);
+            manager.check_all_vms().await.unwrap();
+            assert_eq!(status().await, (json!("running"), json!(pid)), "{row}");
+            host.claim("deny-1", row);
+            let started = manager.start_vm("deny-1".into(), json!({}), never());
+            assert_eq!(started.await.unwrap()["success"], true, "{row}");
+            assert_eq!(status().await, (json!("running"), json!(pid)), "{row}");
+        }
+        host.claim("deny-1", "backing_up");
+        manager.check_all_vms().await.unwrap();
+        assert_eq!(status().await.0, "backing_up");
+
+        host.claim("deny-1", "running");
+        delete(&manager, "deny-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
 fn a_suspended_machine_that_was_reset_is_taken_back_as_suspended() {
     kit::in_private_network(|| async {
         let host = Host::new().await;

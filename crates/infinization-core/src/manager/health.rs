@@ -21,6 +21,7 @@ use crate::host::process::{ProcessHandle, ProcessId, find_by_names, is_alive};
 use crate::monitor::{HealthCheckResult, HealthCheckSummary, OrphanEvent, Watched};
 use crate::qemu::name_argument;
 use crate::types::{InternalName, VmId};
+use crate::vm::VmHandle;
 
 /// Rows that claim a QEMU.
 const CLAIMING: [&str; 3] = ["running", "suspended", "paused"];
@@ -37,6 +38,7 @@ impl Watched for Open {
     async fn check_machines(&self) -> Result<HealthCheckSummary, Failure> {
         let database = &self.services.database;
         let mut rows = database.find_machines_by_statuses(&CLAIMING).await?;
+        self.correct_rows(&rows).await;
         rows.retain(|row| !self.is_installing(row));
         let mut summary = HealthCheckSummary {
             total_checked: rows.len(),
@@ -138,6 +140,33 @@ impl Open {
         };
         self.drop_if_empty(&handle);
         checked
+    }
+
+    /// VMs of ours that live and that none of the `claiming` rows knows: those that deny them are made
+    /// true.
+    async fn correct_rows(&self, claiming: &[RunningVm]) {
+        let denied = self.resting_but(claiming);
+        let checked = denied.iter().map(async |handle| {
+            if let Err(error) = handle.check().await {
+                let vm = &handle.context().vm_id;
+                tracing::warn!(%vm, %error, "its row could not be checked");
+            }
+        });
+        join_all(checked).await;
+    }
+
+    /// The living VMs without one of these rows; whoever is at work on one writes its row himself.
+    fn resting_but(&self, rows: &[RunningVm]) -> Vec<VmHandle> {
+        let known: HashSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+        let vms = self.vms();
+        let unknown = vms
+            .iter()
+            .filter(|(vm_id, _)| !known.contains(vm_id.as_str()));
+        let resting = unknown.filter(|(_, handle)| {
+            let live = handle.view().live;
+            live.is_some_and(|live| live.process.is_alive()) && handle.is_last_beside(0)
+        });
+        resting.map(|(_, handle)| handle.clone()).collect()
     }
 
     /// Settles rows of `ours` that claim a QEMU and have none.

@@ -19,7 +19,7 @@ use super::plan::{Operation, Plan};
 use super::planner::{RowClaim, plan_create, plan_start};
 use super::run::Run;
 use super::spec;
-use super::status::{STARTABLE, Status, UNTOUCHABLE};
+use super::status::{STARTABLE, Status};
 use super::stop::Interrupt;
 use crate::config::{StartOptions, VmConfig, Warning};
 use crate::db::{DbError, RuleSplit, VmRecord};
@@ -127,11 +127,12 @@ impl Machine {
     ) -> Result<OperationResult, Failure> {
         let vm_id = self.context.vm_id.clone();
         let record = self.record().await?;
-        let status = Status::parse(&record.status);
-        if self.live.is_some() && matches!(status, Status::Running | Status::Starting) {
-            if status == Status::Starting {
-                self.write_shown().await?;
-            }
+        let mut status = Status::parse(&record.status);
+        if self.live.is_some() && status.denies_process() {
+            self.write_shown().await?;
+            status = self.shown.clone();
+        }
+        if self.live.is_some() && status == Status::Running {
             return Ok(OperationResult::done(&vm_id, "VM is already running"));
         }
         let (record, status) = self.resolve_dead_claim(record).await?;
@@ -168,17 +169,6 @@ impl Machine {
                 .await?;
         }
         Ok(OperationResult::done(&vm_id, "VM started").warned(launched.warnings))
-    }
-
-    /// The row of a living VM says that it is starting: an old claim.
-    async fn write_shown(&self) -> Result<(), Failure> {
-        let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
-        let shown = self.shown.as_str();
-        database
-            .update_machine_status(vm_id, shown, &UNTOUCHABLE)
-            .await?;
-        self.context.journal.status(shown);
-        Ok(())
     }
 
     async fn record(&self) -> Result<VmRecord, Failure> {

@@ -8,7 +8,7 @@ use crate::db::{ConfigurationUpdate, CpuPinning, Database as _, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::vm::action::RowValues;
 use crate::vm::bench::Bench;
-use crate::vm::status::{ALL_BUT_STARTING, MARKERS, TAKEN};
+use crate::vm::status::{MARKERS, TAKEN, all_but};
 
 impl HostEffects {
     pub(super) async fn write_status(&self, status: &str) -> Result<(), Failure> {
@@ -80,7 +80,7 @@ impl HostEffects {
         if may_have_happened(&error) {
             let database = &self.services.database;
             let given_back = database
-                .update_machine_status(&self.vm_id, before, &ALL_BUT_STARTING)
+                .update_machine_status(&self.vm_id, before, &all_but(&["starting"]))
                 .await;
             if let Err(error) = given_back {
                 tracing::warn!(vm = %self.vm_id, %error, "the row may still be claimed");
