@@ -199,7 +199,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * @throws LifecycleError `INVALID_CONFIG`, `INVALID_STATE` (the machine is neither fresh, `off` nor
    * `error`), `RESOURCE_UNAVAILABLE` (a file, device, CPU or accelerator is not there; a QEMU of this
    * `internalName` runs), `DISK_ERROR` (a disk is there already; a backing file cannot be used),
-   * `ABORTED`, `CREATE_FAILED` for everything else: its `cause` says why
+   * `VM_NOT_FOUND` (your own database has no row of it), `CONCURRENT_MODIFICATION` (another writer was
+   * first), `ABORTED`, `CREATE_FAILED` for everything else: its `cause` says why
    */
   createVM(config: VMCreateConfig, options?: Abortable): Promise<VMCreateResult>
   /**

@@ -108,22 +108,6 @@ pub const UNTOUCHABLE: [&str; MARKERS.len() + 1] = {
     all
 };
 
-/// What a create does not write over: all but `off` and `error`.
-pub const TAKEN: [&str; MARKERS.len() + 6] = {
-    let mut all = ["starting"; MARKERS.len() + 6];
-    all[1] = "running";
-    all[2] = "suspended";
-    all[3] = "paused";
-    all[4] = "updating_hardware";
-    all[5] = "powering_off_update";
-    let mut at = 0;
-    while at < MARKERS.len() {
-        all[at + 6] = MARKERS[at];
-        at += 1;
-    }
-    all
-};
-
 /// Every known status but `these`: the guard of a write over those alone.
 pub fn all_but(these: &[&str]) -> Vec<&'static str> {
     let ours = [
@@ -176,23 +160,6 @@ mod tests {
         ];
         for (run_state, status) in table {
             assert_eq!(of_run_state(run_state).as_str(), status, "{run_state}");
-        }
-    }
-
-    #[test]
-    fn a_create_takes_every_status_for_taken_but_those_a_start_may_leave() {
-        let words = [
-            "off",
-            "starting",
-            "running",
-            "suspended",
-            "paused",
-            "updating_hardware",
-            "powering_off_update",
-            "error",
-        ];
-        for word in words.into_iter().chain(MARKERS) {
-            assert_ne!(TAKEN.contains(&word), STARTABLE.contains(&word), "{word}");
         }
     }
 
