@@ -238,9 +238,10 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   suspendVM(vmId: string): Promise<VMOperationResult>
   /**
-   * Lets the guest's CPUs run again; one that sleeps (S3) is woken. The status becomes `running`.
-   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it is `suspended` or `paused`,
-   * `QMP_ERROR` for everything else
+   * Lets the guest's CPUs run again; one that sleeps (S3) is woken, one that an error of its disk has
+   * stopped tries the write again. The status becomes `running`.
+   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it is `suspended` or `paused`, or
+   * `error` while QEMU says `io-error` or `paused`; `QMP_ERROR` for everything else
    */
   resumeVM(vmId: string): Promise<VMOperationResult>
   /**

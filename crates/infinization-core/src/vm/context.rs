@@ -11,7 +11,7 @@ use super::ledger::Ledger;
 use super::outcome::EndCause;
 use super::run::{Desk, Effects};
 use super::services::Services;
-use super::status::{STARTABLE, Status, UNTOUCHABLE};
+use super::status::{STARTABLE, Status};
 use crate::db::{ConfigurationUpdate, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::events::{GuestEvent, Source};
@@ -183,11 +183,11 @@ impl VmContext {
         }
     }
 
-    /// Writes what has become of the VM, but over nobody's claim.
-    pub(super) async fn write_status(&self, status: &str) {
+    /// Writes what has become of the VM, unless the row has one of `guard`.
+    pub(super) async fn write_status(&self, status: &str, guard: &[&str]) {
         let database = &self.services.database;
         let written = database
-            .update_machine_status(&self.vm_id, status, &UNTOUCHABLE)
+            .update_machine_status(&self.vm_id, status, guard)
             .await;
         self.status_was_written(status, written);
     }
