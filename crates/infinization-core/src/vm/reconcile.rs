@@ -9,7 +9,7 @@ use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
 use super::recover::Recovered;
-use super::status::{Status, UNTOUCHABLE, all_but};
+use super::status::{Status, all_but};
 use crate::db::VmRecord;
 use crate::error::{ErrorCode, Failure};
 use crate::host::process::Exit;
@@ -108,12 +108,9 @@ impl Machine {
         operation.is_some_and(Operation::is_launch)
     }
 
-    /// Writes `new` over `listed`, and over nothing else that somebody has a claim on.
+    /// Writes `new` over `listed`, and over no other status that came meanwhile.
     async fn rewrite(&self, listed: &str, new: &Status) -> Result<(), Failure> {
-        let guard: Vec<&str> = UNTOUCHABLE
-            .into_iter()
-            .filter(|status| *status != listed)
-            .collect();
+        let guard = all_but(&[listed]);
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
         let row = database.find_machine(vm_id).await?;
         if row.is_some_and(|row| row.status == listed) {
