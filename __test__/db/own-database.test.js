@@ -236,6 +236,31 @@ describe.each(ways)('with a %s', (_, way) => {
     expect(row().status).toBe('off')
   })
 
+  test('a machine that has moved to another node while nobody watched keeps its row', async () => {
+    const { client, config, instance, vmId, row } = await given(way)
+    const { pid } = await instance.createVM(config)
+    await instance.shutdown()
+    process.kill(pid, 'SIGKILL')
+    Object.assign(row(), { nodeId: 'node-b', status: 'running' })
+    Object.assign(client.configuration(vmId), { qemuPid: 4711, qmpSocketPath: '/run/there.sock' })
+    warning(/another node/)
+    const told = []
+    const eventManager = { emitCRUD: (_, action) => told.push(action) }
+    const second = newInstance({ ...way(client), stateDir: instance.stateDir, eventManager })
+    await second.initialize()
+    for (const refused of [() => second.startVM(vmId), () => second.stopVM(vmId, stopped)]) {
+      expect((await rejection(refused())).message).toMatch(/another node/)
+    }
+    expect(row().status).toBe('running')
+    expect(client.configuration(vmId)).toMatchObject({ qemuPid: 4711, qmpSocketPath: '/run/there.sock' })
+    expect([told, second.getActiveVMs()]).toEqual([[], []])
+    // It comes back, and there is no QEMU.
+    row().nodeId = 'node-a'
+    expect(await second.stopVM(vmId, stopped)).toMatchObject({ success: true })
+    expect(row().status).toBe('off')
+    await second.destroyVM(vmId)
+  })
+
   test('reconcileStartupState() looks at this node\'s machines', async () => {
     const { client, instance, vmId, row } = await given(way)
     client.add({ id: 'vm-elsewhere', internalName: 'vm-elsewhere', nodeId: 'node-b', status: 'starting' })

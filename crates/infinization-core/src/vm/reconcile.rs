@@ -150,8 +150,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Writes what a living VM is over a row that denies it, and over nothing else.
+    /// Writes what a living VM is over a row of this node that denies it, and over nothing else.
     pub(super) async fn write_shown(&self) -> Result<(), Failure> {
+        self.context.refuse_elsewhere().await?;
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
         let (shown, guard) = (self.shown.as_str(), all_but(&["off", "starting"]));
         database.update_machine_status(vm_id, shown, &guard).await?;
@@ -178,8 +179,9 @@ impl Machine {
     }
 
     /// A row that says `running` or `starting` while there is no QEMU is an old claim: it becomes
-    /// `off`. Refused while any process has the machine's name.
+    /// `off`. Refused while any process has the machine's name, and of another node's machine.
     pub(super) async fn drop_dead_claim(&mut self) -> Result<(), Failure> {
+        self.context.refuse_elsewhere().await?;
         self.nobody_has_its_name().await?;
         let cleanup = self.settle(&EndCause::of("unknown")).await;
         self.alert(&cleanup);

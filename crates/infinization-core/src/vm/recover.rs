@@ -3,7 +3,8 @@
 //! An operation that was under way is finished or undone, never both. A process is ours only with
 //! proof; what cannot be judged is left as it is and told. A QEMU that is ours but silent is watched
 //! all the same. No guest is harmed: QEMU is ended only where a create or start had not yet let the
-//! guest run, or where destroying had begun.
+//! guest run, or where destroying had begun. Of a machine that has become another node's, what it held
+//! here is released and its row let be.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -73,6 +74,9 @@ impl Machine {
             Found::Process(process) => Some(process),
             Found::None => None,
         };
+        if !is_settled(contents) {
+            self.context.look_whose_row().await;
+        }
         let launching = self.is_undecided(contents, process.is_none()).await?;
         match (contents.operation, process, contents.lived.clone()) {
             (
@@ -273,6 +277,9 @@ impl Machine {
 
     /// Brings the row up to what was found, but over nobody's claim.
     async fn write_found(&self, found: &Status) {
+        if !self.context.owns_row().await {
+            return;
+        }
         let written = self.try_write_found(found).await;
         self.context.status_was_written(found.as_str(), written);
     }
@@ -309,6 +316,12 @@ impl Machine {
         let rebooted = lived
             .as_ref()
             .is_some_and(|lived| boot_id().is_ok_and(|boot| boot != lived.process.boot_id));
+        if !self.context.owns_row().await {
+            // What became of the machine, the other node tells.
+            let cleanup = self.settle(&EndCause::of("unknown")).await;
+            self.alert(&cleanup);
+            return Ok(Recovered::Off);
+        }
         let stopping = contents.operation == Some(Operation::Stop);
         self.shown = match self.context.status().await {
             Ok(row) => row,
