@@ -388,9 +388,10 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   reconcileStartupState(statuses?: string[]): Promise<ReconcileSummary>
   /**
-   * Takes a running QEMU of this machine back. Does nothing when it is attached; `initialize()` has
-   * done it for all. It is found by its identity; `qmpSocketPath` is only named in the error.
-   * @throws LifecycleError `VM_NOT_FOUND`, `QMP_ERROR` when there is no such QEMU
+   * Takes a running QEMU of this machine back; `initialize()` has done it for all. When it is attached
+   * this only ends what `detachFromVM` began. It is found by its identity, and `qmpSocketPath` must be
+   * its monitor's.
+   * @throws LifecycleError `VM_NOT_FOUND`, `QMP_ERROR` when there is no such QEMU behind this socket
    */
   attachToRunningVM(vmId: string, qmpSocketPath: string): Promise<void>
   /**
@@ -822,8 +823,11 @@ export interface VMOperationResult {
 export interface VMStatusResult {
   vmId: string
   status: string
-  /** QEMU's own word, or null when there is no QEMU or it does not answer. */
-  qmpStatus: string | null
+  /**
+   * What QEMU says, or null when there is no QEMU, it does not answer or says what `QMPVMStatus` does
+   * not have. `save-vm` and `debug` are told as `paused`, `internal-error` as `io-error`.
+   */
+  qmpStatus: QMPVMStatus | null
   pid: number | null
   /** Seconds since QEMU started. */
   uptime: number | null
