@@ -456,7 +456,11 @@ fn an_orphan_is_told_first_and_ended_when_it_is_still_there() {
         // It is there a whole interval later.
         tokio::time::sleep(Duration::from_millis(600)).await;
         let mut events = manager.subscribe();
-        manager.check_all_vms().await.unwrap();
+        let last = manager.check_all_vms().await.unwrap();
+        assert_eq!(
+            (&last["orphansDetected"], &last["orphansCleaned"]),
+            (&json!(2), &json!(1))
+        );
         let mut killed = Vec::new();
         for _ in 0..2 {
             let orphan = next_event(&mut events, "orphan-detected").await;

@@ -83,6 +83,7 @@ impl Watched for Open {
             match self.judge(&stray).await {
                 Ok((sighting, orphan)) => {
                     seen.insert(id, sighting);
+                    cleaned += usize::from(orphan.as_ref().is_some_and(|orphan| orphan.killed));
                     orphans.extend(orphan);
                 }
                 // What could not be judged was not seen unwanted.
