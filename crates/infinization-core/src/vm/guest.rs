@@ -23,12 +23,14 @@ impl Machine {
     /// Lets the guest run again; wakes it if it sleeps (S3). One that stands still for an error of its
     /// disk goes on too, though the row says `error`.
     pub(super) async fn resume(&mut self) -> Result<OperationResult, Failure> {
-        let (qmp, guard) = match self.halted_in_error().await? {
-            Some(qmp) => (qmp, &MARKERS[..]),
-            None => {
-                let qmp = self.monitor_of("resumed", &["suspended", "paused"]).await?;
-                (qmp, &UNTOUCHABLE[..])
-            }
+        let halted = self.halted_in_error().await?;
+        let guard = match halted {
+            Some(_) => &MARKERS[..],
+            None => &UNTOUCHABLE[..],
+        };
+        let qmp = match halted {
+            Some(qmp) => qmp,
+            None => self.monitor_of("resumed", &["suspended", "paused"]).await?,
         };
         let resumed = match qmp.query_status().await {
             Ok(status) if status.status == RunState::Suspended => qmp.system_wakeup().await,
