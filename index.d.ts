@@ -199,7 +199,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * @throws LifecycleError `INVALID_CONFIG`, `INVALID_STATE` (the machine is neither fresh, `off` nor
    * `error`), `RESOURCE_UNAVAILABLE` (a file, device, CPU or accelerator is not there; a QEMU of this
    * `internalName` runs), `DISK_ERROR` (a disk is there already; a backing file cannot be used),
-   * `ABORTED`, `CREATE_FAILED` for everything else: its `cause` says why
+   * `VM_NOT_FOUND` (your own database has no row of it), `CONCURRENT_MODIFICATION` (another writer was
+   * first), `ABORTED`, `CREATE_FAILED` for everything else: its `cause` says why
    */
   createVM(config: VMCreateConfig, options?: Abortable): Promise<VMCreateResult>
   /**
@@ -237,9 +238,10 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   suspendVM(vmId: string): Promise<VMOperationResult>
   /**
-   * Lets the guest's CPUs run again; one that sleeps (S3) is woken. The status becomes `running`.
-   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it is `suspended` or `paused`,
-   * `QMP_ERROR` for everything else
+   * Lets the guest's CPUs run again; one that sleeps (S3) is woken, one that an error of its disk has
+   * stopped tries the write again. The status becomes `running`.
+   * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it is `suspended` or `paused`, or
+   * `error` while QEMU says `io-error` or `paused`; `QMP_ERROR` for everything else
    */
   resumeVM(vmId: string): Promise<VMOperationResult>
   /**
@@ -386,9 +388,10 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   reconcileStartupState(statuses?: string[]): Promise<ReconcileSummary>
   /**
-   * Takes a running QEMU of this machine back. Does nothing when it is attached; `initialize()` has
-   * done it for all. It is found by its identity; `qmpSocketPath` is only named in the error.
-   * @throws LifecycleError `VM_NOT_FOUND`, `QMP_ERROR` when there is no such QEMU
+   * Takes a running QEMU of this machine back; `initialize()` has done it for all. When it is attached
+   * this only ends what `detachFromVM` began. It is found by its identity, and `qmpSocketPath` must be
+   * its monitor's.
+   * @throws LifecycleError `VM_NOT_FOUND`, `QMP_ERROR` when there is no such QEMU behind this socket
    */
   attachToRunningVM(vmId: string, qmpSocketPath: string): Promise<void>
   /**
@@ -822,8 +825,11 @@ export interface VMOperationResult {
 export interface VMStatusResult {
   vmId: string
   status: string
-  /** QEMU's own word, or null when there is no QEMU or it does not answer. */
-  qmpStatus: string | null
+  /**
+   * What QEMU says, or null when there is no QEMU, it does not answer or says what `QMPVMStatus` does
+   * not have. `save-vm` and `debug` are told as `paused`, `internal-error` as `io-error`.
+   */
+  qmpStatus: QMPVMStatus | null
   pid: number | null
   /** Seconds since QEMU started. */
   uptime: number | null

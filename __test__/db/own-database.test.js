@@ -60,24 +60,24 @@ describe.each(ways)('with a %s', (_, way) => {
   test('a machine is created, stopped, started, suspended, resumed and destroyed', async () => {
     const { client, config, instance, vmId, row } = await given(way)
     const created = await instance.createVM({ ...config, displayPassword: 'hunter2', cpuCores: 2 })
-    expect(row()).toMatchObject({ status: 'running', version: 1 })
+    expect(row()).toMatchObject({ status: 'running', version: 2 })
     expect(client.configuration(vmId)).toMatchObject({
       qemuPid: created.pid, tapDeviceName: created.tapDevice, qmpSocketPath: created.qmpSocketPath, graphicPort: created.displayPort,
       graphicPassword: 'hunter2', diskPaths: created.diskPaths, bridge: config.bridge
     })
     expect(await instance.stopVM(vmId, stopped)).toMatchObject({ success: true })
-    expect(row()).toMatchObject({ status: 'off', version: 1 })
+    expect(row()).toMatchObject({ status: 'off', version: 2 })
     expect(client.configuration(vmId)).toMatchObject({ qemuPid: null, qmpSocketPath: null, tapDeviceName: created.tapDevice })
     // The consumer's hardware change: the row decides what is started.
     row().cpuCores = 1
     expect(await instance.startVM(vmId)).toMatchObject({ success: true })
-    expect(row()).toMatchObject({ status: 'running', version: 2 })
+    expect(row()).toMatchObject({ status: 'running', version: 3 })
     await instance.suspendVM(vmId)
     expect(row().status).toBe('suspended')
     await instance.resumeVM(vmId)
     expect(await instance.getVMStatus(vmId)).toMatchObject({ status: 'running', processAlive: true, consistent: true })
     expect(await instance.destroyVM(vmId)).toMatchObject({ success: true })
-    expect(row()).toMatchObject({ status: 'off', version: 2 })
+    expect(row()).toMatchObject({ status: 'off', version: 3 })
     expect(client.configuration(vmId)).toMatchObject({ qemuPid: null, qmpSocketPath: null, tapDeviceName: null })
     expect(client.tables.machine).toHaveLength(1)
   })
@@ -139,13 +139,18 @@ describe.each(ways)('with a %s', (_, way) => {
     expect(row().status).toBe('off')
   })
 
-  test('a claim that comes between the look and the launch is kept', async () => {
+  test.each([
+    ['a marker', { status: 'moving' }, 'INVALID_STATE'],
+    ['another process that creates it', { status: 'starting', version: 2 }, 'CONCURRENT_MODIFICATION']
+  ])('a claim that comes between the look and the launch is kept: %s', async (_, claim, code) => {
     const { client, config, instance, vmId, row } = await given(way)
-    client.tables.before = (name, operation, { data }) => {
-      if (operation === 'updateMany' && data?.status === 'starting') row().status = 'moving'
+    const { $transaction } = client
+    client.$transaction = function (run) {
+      Object.assign(row(), claim)
+      return $transaction.call(this, run)
     }
-    expect(await rejection(instance.createVM(config))).toMatchObject({ code: 'INVALID_STATE', context: { currentStatus: 'moving' } })
-    expect(row().status).toBe('moving')
+    expect(await rejection(instance.createVM(config))).toMatchObject({ code, vmId })
+    expect(row()).toMatchObject(claim)
     expect(await instance.getVMStatus(vmId)).toMatchObject({ processAlive: false })
   })
 
@@ -201,7 +206,7 @@ describe.each(ways)('with a %s', (_, way) => {
     await instance.stopVM(vmId, stopped)
     client.configuration(vmId).diskPaths = '/a'
     expect(await rejection(instance.startVM(vmId))).toMatchObject({ code: 'START_FAILED', cause: { code: 'QUERY_FAILED', vmId: undefined } })
-    expect(row()).toMatchObject({ status: 'off', version: 1 })
+    expect(row()).toMatchObject({ status: 'off', version: 2 })
   })
 
   test('a VM that runs is stopped while the database is away', async () => {
@@ -229,6 +234,31 @@ describe.each(ways)('with a %s', (_, way) => {
     expect(await second.getVMStatus(vmId)).toMatchObject({ status: 'running', processAlive: true })
     await second.destroyVM(vmId)
     expect(row().status).toBe('off')
+  })
+
+  test('a machine that has moved to another node while nobody watched keeps its row', async () => {
+    const { client, config, instance, vmId, row } = await given(way)
+    const { pid } = await instance.createVM(config)
+    await instance.shutdown()
+    process.kill(pid, 'SIGKILL')
+    Object.assign(row(), { nodeId: 'node-b', status: 'running' })
+    Object.assign(client.configuration(vmId), { qemuPid: 4711, qmpSocketPath: '/run/there.sock' })
+    warning(/another node/)
+    const told = []
+    const eventManager = { emitCRUD: (_, action) => told.push(action) }
+    const second = newInstance({ ...way(client), stateDir: instance.stateDir, eventManager })
+    await second.initialize()
+    for (const refused of [() => second.startVM(vmId), () => second.stopVM(vmId, stopped)]) {
+      expect((await rejection(refused())).message).toMatch(/another node/)
+    }
+    expect(row().status).toBe('running')
+    expect(client.configuration(vmId)).toMatchObject({ qemuPid: 4711, qmpSocketPath: '/run/there.sock' })
+    expect([told, second.getActiveVMs()]).toEqual([[], []])
+    // It comes back, and there is no QEMU.
+    row().nodeId = 'node-a'
+    expect(await second.stopVM(vmId, stopped)).toMatchObject({ success: true })
+    expect(row().status).toBe('off')
+    await second.destroyVM(vmId)
   })
 
   test('reconcileStartupState() looks at this node\'s machines', async () => {

@@ -29,14 +29,25 @@ test('the socket may be named by another path', async () => {
   await instance.attachToRunningVM(vmId, path.join(link, path.basename(qmpSocketPath)))
 })
 
+test('a machine that is attached stays so, whatever socket is named', async () => {
+  const instance = await openInstance()
+  const { vmId } = await running(instance)
+  const handler = instance.getEventHandler()
+  await handler.detachFromVM(vmId)
+  expect(handler.isAttached(vmId)).toBe(false)
+  await instance.attachToRunningVM(vmId, '/run/none.sock')
+  expect(handler.isAttached(vmId)).toBe(true)
+})
+
 test('a socket that is not the machine\'s own is refused', async () => {
   const instance = await openInstance()
   const { vmId } = await running(instance)
   const other = await running(instance)
+  await instance.stopVM(vmId, { graceful: false })
   for (const socket of [other.qmpSocketPath, '/run/none.sock', '']) {
     expect(await rejection(instance.attachToRunningVM(vmId, socket))).toMatchObject({ name: 'LifecycleError', code: 'QMP_ERROR', vmId })
   }
-  expect(instance.getActiveVMs().sort()).toEqual([vmId, other.vmId].sort())
+  expect(instance.getActiveVMs()).toEqual([other.vmId])
 })
 
 test('a machine that is off, or none, has nothing to attach to', async () => {

@@ -7,6 +7,7 @@ mod kit;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use infinization_core::Failure;
 use infinization_core::events::Event;
 use infinization_core::host::qemu_img::{ImageFormat, Job, check};
 use infinization_core::manager::Manager;
@@ -19,6 +20,8 @@ use kit::small_disk::SmallDisk;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::Receiver;
+
+type Writing = tokio::task::JoinHandle<Result<Value, Failure>>;
 
 async fn next_condition(events: &mut Receiver<Arc<Event>>) -> Value {
     next_event(events, "vm:condition").await.data["condition"].clone()
@@ -119,6 +122,26 @@ fn f03_one_qemu_that_hangs_holds_up_nobody_else() {
     });
 }
 
+/// The guest writes 2 MiB to its second disk, from the `seek`th 64 KiB on.
+fn writes(manager: &Manager, vm_id: &str, agent: &str, seek: u32) -> Writing {
+    let (manager, vm_id, agent) = (manager.clone(), vm_id.to_owned(), agent.to_owned());
+    let script = format!(
+        "dd if=/dev/urandom of=/dev/vdb bs=64k count=32 seek={seek} conv=fsync 2>&1 && echo written"
+    );
+    let arguments = vec!["-c".to_owned(), script];
+    let options = json!({ "timeout": 90_000 });
+    tokio::spawn(async move {
+        let written = manager.guest_exec(vm_id, agent, "/bin/sh".into(), arguments, options);
+        written.await
+    })
+}
+
+async fn has_written(writing: Writing) {
+    let written = tokio::time::timeout(PATIENCE, writing).await;
+    let written = written.unwrap().unwrap().unwrap();
+    assert!(text(&written["stdout"]).contains("written"), "{written}");
+}
+
 #[test]
 fn f15_a_full_disk_is_a_condition_until_the_guest_goes_on() {
     kit::in_private_network(|| async {
@@ -139,17 +162,7 @@ fn f15_a_full_disk_is_a_condition_until_the_guest_goes_on() {
         host.console_says("full-1", "INFZ-READY", 1).await;
         disk.fill();
 
-        let script =
-            "dd if=/dev/urandom of=/dev/vdb bs=64k count=32 conv=fsync 2>&1 && echo written";
-        let writing = (manager.clone(), agent.clone());
-        let writing = tokio::spawn(async move {
-            let (manager, agent) = writing;
-            let arguments = vec!["-c".to_owned(), script.to_owned()];
-            let options = json!({ "timeout": 90_000 });
-            manager
-                .guest_exec("full-1".into(), agent, "/bin/sh".into(), arguments, options)
-                .await
-        });
+        let writing = writes(&manager, "full-1", &agent, 0);
         let full = json!({ "kind": "io-error", "reason": "nospace", "device": "disk1" });
         let mut condition = next_condition(&mut events).await;
         let since = condition.as_object_mut().unwrap().remove("since");
@@ -157,7 +170,10 @@ fn f15_a_full_disk_is_a_condition_until_the_guest_goes_on() {
         let stopped = next_event(&mut events, "vm:event").await;
         assert_eq!(stopped.data["newStatus"], "error");
         let status = manager.get_vm_status("full-1".into()).await.unwrap();
-        assert_eq!(status["qmpStatus"], "io-error");
+        assert_eq!(
+            (&status["status"], &status["qmpStatus"]),
+            (&json!("error"), &json!("io-error"))
+        );
         assert_eq!(Some(&status["condition"]["since"]), since.as_ref());
 
         // The next process finds the same out by asking.
@@ -170,24 +186,39 @@ fn f15_a_full_disk_is_a_condition_until_the_guest_goes_on() {
         assert_eq!(status["condition"], full);
 
         disk.relieve();
+        manager.resume_vm("full-1".into()).await.unwrap();
+        assert_eq!(next_condition(&mut events).await, Value::Null);
+        let goes_on = async || {
+            let status = manager.get_vm_status("full-1".into()).await.unwrap();
+            assert_eq!(
+                (
+                    &status["condition"],
+                    &status["qmpStatus"],
+                    &status["status"]
+                ),
+                (&Value::Null, &json!("running"), &json!("running"))
+            );
+        };
+        goes_on().await;
+        has_written(writing).await;
+
+        // An error that this process wrote is over with the next RESUME, whoever asked for it.
+        disk.fill();
+        let writing = writes(&manager, "full-1", &agent, 128);
+        assert_eq!(next_condition(&mut events).await["kind"], "io-error");
+        while next_event(&mut events, "vm:event").await.data["newStatus"] != "error" {}
+        let status = manager.get_vm_status("full-1".into()).await.unwrap();
+        assert_eq!(status["status"], "error");
+        disk.relieve();
         manager.qmp_client("full-1").unwrap().cont().await.unwrap();
         assert_eq!(next_condition(&mut events).await, Value::Null);
-        let status = manager.get_vm_status("full-1".into()).await.unwrap();
-        assert_eq!(
-            (&status["condition"], &status["qmpStatus"]),
-            (&Value::Null, &json!("running"))
-        );
-        let written = tokio::time::timeout(PATIENCE, writing)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
-        assert!(text(&written["stdout"]).contains("written"), "{written}");
+        while next_event(&mut events, "vm:event").await.data["event"] != "RESUME" {}
+        goes_on().await;
+        has_written(writing).await;
+
         let told = told(&manager, "full-1").await;
-        assert_eq!(
-            told,
-            ["none -> io-error", "none -> io-error", "io-error -> none"]
-        );
+        let once = ["none -> io-error", "none -> io-error", "io-error -> none"];
+        assert_eq!(told, [&once[..], &once[1..]].concat());
         manager
             .stop_vm("full-1".into(), forced(), never())
             .await

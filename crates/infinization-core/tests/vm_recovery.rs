@@ -73,8 +73,12 @@ struct Foreign(Child);
 
 impl Foreign {
     async fn run(name: &str, pid_file: &Path) -> Self {
+        Self::named(&format!("guest={name},debug-threads=on"), pid_file).await
+    }
+
+    async fn named(argument: &str, pid_file: &Path) -> Self {
         let child = Command::new("qemu-system-x86_64")
-            .args(["-name", &format!("guest={name},debug-threads=on")])
+            .args(["-name", argument])
             .args(["-accel", "tcg", "-machine", "none", "-nodefaults", "-S"])
             .args(["-display", "none", "-pidfile"])
             .arg(pid_file)
@@ -452,7 +456,11 @@ fn an_orphan_is_told_first_and_ended_when_it_is_still_there() {
         // It is there a whole interval later.
         tokio::time::sleep(Duration::from_millis(600)).await;
         let mut events = manager.subscribe();
-        manager.check_all_vms().await.unwrap();
+        let last = manager.check_all_vms().await.unwrap();
+        assert_eq!(
+            (&last["orphansDetected"], &last["orphansCleaned"]),
+            (&json!(2), &json!(1))
+        );
         let mut killed = Vec::new();
         for _ in 0..2 {
             let orphan = next_event(&mut events, "orphan-detected").await;
@@ -475,6 +483,80 @@ fn an_orphan_is_told_first_and_ended_when_it_is_still_there() {
         host.claim("kept-1", "off");
         delete(&manager, "kept-1").await;
         delete(&manager, "own-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn a_live_qemu_no_ledger_knows_is_alive_and_is_never_ended() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let mut settings = host.settings();
+        settings["healthMonitorInterval"] = json!(500);
+        settings["autoStartHealthMonitor"] = json!(false);
+        let manager = Manager::new(settings);
+        manager.initialize().await.unwrap();
+        create(&host, &manager, "old-1").await;
+        manager
+            .stop_vm("old-1".into(), forced(), never())
+            .await
+            .unwrap();
+        let status = manager.get_vm_status("old-1".into()).await.unwrap();
+        assert_eq!(status["processAlive"], false);
+        // Another program's, with the plain name.
+        let pid_file = host.state_dir().join("pids/old-1.pid");
+        let old = Foreign::named("old-1", &pid_file).await;
+        host.claim("old-1", "running");
+
+        let status = manager.get_vm_status("old-1".into()).await.unwrap();
+        assert_eq!(
+            (&status["processAlive"], &status["qmpStatus"]),
+            (&json!(true), &Value::Null)
+        );
+        assert_eq!(status["pid"], old.pid());
+        manager.check_all_vms().await.unwrap();
+        // Somebody takes it for dead all the same.
+        host.claim("old-1", "off");
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        let orphans = manager.check_orphan_processes().await.unwrap();
+        assert_eq!(
+            (&orphans[0]["pid"], &orphans[0]["killed"]),
+            (&json!(old.pid()), &json!(false))
+        );
+        assert!(is_alive(old.pid()));
+
+        old.end();
+        assert_eq!(manager.check_orphan_processes().await.unwrap(), json!([]));
+        delete(&manager, "old-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn a_row_that_denies_a_living_qemu_is_made_true() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let pid = create(&host, &manager, "deny-1").await;
+        let status = async || {
+            let status = manager.get_vm_status("deny-1".into()).await.unwrap();
+            (status["status"].clone(), status["pid"].clone())
+        };
+        for row in ["off", "starting"] {
+            host.claim("deny-1", row);
+            manager.check_all_vms().await.unwrap();
+            assert_eq!(status().await, (json!("running"), json!(pid)), "{row}");
+            host.claim("deny-1", row);
+            let started = manager.start_vm("deny-1".into(), json!({}), never());
+            assert_eq!(started.await.unwrap()["success"], true, "{row}");
+            assert_eq!(status().await, (json!("running"), json!(pid)), "{row}");
+        }
+        host.claim("deny-1", "backing_up");
+        manager.check_all_vms().await.unwrap();
+        assert_eq!(status().await.0, "backing_up");
+
+        host.claim("deny-1", "running");
+        delete(&manager, "deny-1").await;
         host.is_clean().await;
     });
 }

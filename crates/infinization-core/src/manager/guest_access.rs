@@ -51,8 +51,8 @@ impl Manager {
         Ok(answer?)
     }
 
-    /// `attachToRunningVM`: takes a running QEMU of ours back; a no-op, at once, when it is ours
-    /// already. The monitor must be the VM's own: any other is somebody else's QEMU.
+    /// `attachToRunningVM`: takes a running QEMU of ours back; at once when it is ours already. Its
+    /// events are told from now on. A monitor that is not the VM's own is somebody else's QEMU.
     pub async fn attach_to_running_vm(
         &self,
         vm_id: String,
@@ -61,6 +61,10 @@ impl Manager {
         let open = self.open()?;
         let vm_id = parse_id(&vm_id)?;
         let handle = open.known(&vm_id).await?;
+        if handle.view().live.is_some_and(|live| is_attached(&live)) {
+            open.services.marks.unheard.remove(&vm_id);
+            return Ok(());
+        }
         let refused = |why: &str| {
             let message =
                 format!("VM {vm_id} has no running QEMU of ours behind {qmp_socket_path}");
@@ -70,11 +74,11 @@ impl Manager {
         if !is_own_socket(&open, &handle, &qmp_socket_path)? {
             return Err(refused("the monitor of another machine, or of none"));
         }
-        if handle.view().live.is_some_and(|live| is_attached(&live)) {
-            return Ok(());
-        }
         match handle.recover().await? {
-            Recovered::Alive if self.is_attached(vm_id.as_str()) => Ok(()),
+            Recovered::Alive if self.is_attached(vm_id.as_str()) => {
+                open.services.marks.unheard.remove(&vm_id);
+                Ok(())
+            }
             Recovered::Alive => Err(refused("a QEMU whose monitor does not answer")),
             found => Err(refused(&format!("{found:?}"))),
         }
@@ -190,6 +194,7 @@ async fn exec(
     Ok(json!({
         "stdout": ExecOutput::text(&output.stdout),
         "stderr": ExecOutput::text(&output.stderr),
+        // None of a program that a signal ended.
         "exitCode": output.exit_code.unwrap_or(-1),
     }))
 }

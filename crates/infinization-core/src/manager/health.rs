@@ -1,8 +1,9 @@
 //! What the health monitor looks at: rows against processes, and pidfiles against rows.
 //!
 //! A QEMU that a pidfile names and no machine owns is ended only when nobody can want it: no row has
-//! its name, or the row says `off`, and it was there a whole interval before too. Every other is
-//! told. Where only one node's rows are seen, a row that is not found may be another node's.
+//! its name, or the row says `off`, and it was there a whole interval before too. One that a row
+//! claimed while it was a stray is never ended: whoever wrote `off` then took it for dead. Every other
+//! is told. Where only one node's rows are seen, a row that is not found may be another node's.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::host::process::{ProcessHandle, ProcessId, find_by_names, is_alive};
 use crate::monitor::{HealthCheckResult, HealthCheckSummary, OrphanEvent, Watched};
 use crate::qemu::name_argument;
 use crate::types::{InternalName, VmId};
+use crate::vm::VmHandle;
 
 /// Rows that claim a QEMU.
 const CLAIMING: [&str; 3] = ["running", "suspended", "paused"];
@@ -37,6 +39,7 @@ impl Watched for Open {
     async fn check_machines(&self) -> Result<HealthCheckSummary, Failure> {
         let database = &self.services.database;
         let mut rows = database.find_machines_by_statuses(&CLAIMING).await?;
+        self.correct_rows(&rows).await;
         rows.retain(|row| !self.is_installing(row));
         let mut summary = HealthCheckSummary {
             total_checked: rows.len(),
@@ -79,10 +82,10 @@ impl Watched for Open {
         let mut seen = HashMap::new();
         for stray in found.strays {
             let id = stray.process.id().clone();
-            let first = self.strays().get(&id).copied();
             match self.judge(&stray).await {
-                Ok(orphan) => {
-                    seen.insert(id, first.unwrap_or_else(Instant::now));
+                Ok((sighting, orphan)) => {
+                    seen.insert(id, sighting);
+                    cleaned += usize::from(orphan.as_ref().is_some_and(|orphan| orphan.killed));
                     orphans.extend(orphan);
                 }
                 // What could not be judged was not seen unwanted.
@@ -103,6 +106,14 @@ struct Stray {
     path: PathBuf,
     name: InternalName,
     process: ProcessHandle,
+}
+
+/// What scans have seen of a stray so far.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sighting {
+    first: Instant,
+    /// Whether a row has claimed it in one of them.
+    claimed: bool,
 }
 
 /// The pidfiles that belong to no VM of ours.
@@ -144,6 +155,33 @@ impl Open {
         };
         self.drop_if_empty(&handle);
         checked
+    }
+
+    /// VMs of ours that live and that none of the `claiming` rows knows: those that deny them are made
+    /// true.
+    async fn correct_rows(&self, claiming: &[RunningVm]) {
+        let denied = self.resting_but(claiming);
+        let checked = denied.iter().map(async |handle| {
+            if let Err(error) = handle.check().await {
+                let vm = &handle.context().vm_id;
+                tracing::warn!(%vm, %error, "its row could not be checked");
+            }
+        });
+        join_all(checked).await;
+    }
+
+    /// The living VMs without one of these rows; whoever is at work on one writes its row himself.
+    fn resting_but(&self, rows: &[RunningVm]) -> Vec<VmHandle> {
+        let known: HashSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+        let vms = self.vms();
+        let unknown = vms
+            .iter()
+            .filter(|(vm_id, _)| !known.contains(vm_id.as_str()));
+        let resting = unknown.filter(|(_, handle)| {
+            let live = handle.view().live;
+            live.is_some_and(|live| live.process.is_alive()) && handle.is_last_beside(0)
+        });
+        resting.map(|(_, handle)| handle.clone()).collect()
     }
 
     /// Settles rows of `ours` that claim a QEMU and have none.
@@ -198,30 +236,26 @@ impl Open {
         Ok(found)
     }
 
-    /// Tells a stray, or ends it; `None` if it is only on its way to a machine or from one.
-    async fn judge(&self, stray: &Stray) -> Result<Option<OrphanEvent>, Failure> {
+    /// Tells a stray, or ends it; no event if it is only on its way to a machine or from one.
+    async fn judge(&self, stray: &Stray) -> Result<(Sighting, Option<OrphanEvent>), Failure> {
         let database = &self.services.database;
         let row = database.find_machine_by_internal_name(&stray.name).await?;
         let status = row.as_ref().map(|row| row.status.clone());
-        if status
-            .as_deref()
-            .is_some_and(|status| BETWEEN.contains(&status))
-        {
-            return Ok(None);
+        let sighting = self.sighting(stray, status.as_deref());
+        let between = |status: &str| BETWEEN.contains(&status);
+        // Somebody may have taken it back meanwhile.
+        if status.as_deref().is_some_and(between) || self.owns(stray.process.pid()) {
+            return Ok((sighting, None));
         }
         let unwanted = match status.as_deref() {
             None => self.services.sees_every_row,
             Some(status) => status == "off",
         };
-        // Somebody may have taken it back meanwhile.
-        if self.owns(stray.process.pid()) {
-            return Ok(None);
-        }
-        let first = self.strays().get(stray.process.id()).copied();
         let grace = self.services.config.health_monitor_interval;
-        let stays = first.is_some_and(|first| first.elapsed() >= grace);
-        let killed = unwanted && stays && stray.process.kill_now().await.is_ok();
-        Ok(Some(OrphanEvent {
+        let stays = sighting.first.elapsed() >= grace;
+        let ends = unwanted && stays && !sighting.claimed;
+        let killed = ends && stray.process.kill_now().await.is_ok();
+        let told = OrphanEvent {
             vm_id: row.map_or_else(|| stray.name.to_string(), |row| row.id),
             pid: stray.process.pid(),
             db_status: status,
@@ -230,7 +264,18 @@ impl Open {
             killed,
             cleanup_performed: killed && removed(&stray.path).await,
             cleanup_result: None,
-        }))
+        };
+        Ok((sighting, Some(told)))
+    }
+
+    /// What was seen of the stray before, and what its row says now.
+    fn sighting(&self, stray: &Stray, status: Option<&str>) -> Sighting {
+        let before = self.strays().get(stray.process.id()).copied();
+        let claimed = status.is_some_and(|status| CLAIMING.contains(&status));
+        Sighting {
+            first: before.map_or_else(Instant::now, |before| before.first),
+            claimed: claimed || before.is_some_and(|before| before.claimed),
+        }
     }
 
     fn owns(&self, pid: i32) -> bool {
@@ -239,7 +284,7 @@ impl Open {
         live.any(|live| live.process.pid() == pid)
     }
 
-    fn strays(&self) -> std::sync::MutexGuard<'_, HashMap<ProcessId, Instant>> {
+    fn strays(&self) -> std::sync::MutexGuard<'_, HashMap<ProcessId, Sighting>> {
         let lock = self.strays.lock();
         lock.unwrap_or_else(std::sync::PoisonError::into_inner)
     }

@@ -45,7 +45,7 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{Parsed, StartOptions, StopOptions, VmConfig};
@@ -101,8 +101,8 @@ struct Open {
     services: Arc<Services>,
     vms: Mutex<HashMap<VmId, VmHandle>>,
     monitor: HealthMonitor,
-    /// The processes the last orphan scan found without an owner, and since when.
-    strays: Mutex<HashMap<ProcessId, Instant>>,
+    /// The processes the last orphan scan found without an owner.
+    strays: Mutex<HashMap<ProcessId, health::Sighting>>,
     /// Held by an orphan scan.
     looking: tokio::sync::Mutex<()>,
     /// Held while rows are made true after an outage.

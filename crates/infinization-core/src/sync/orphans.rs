@@ -35,7 +35,7 @@ struct PidFile {
 }
 
 impl Health {
-    /// The orphans, with what was done about them, and how many stale files were removed.
+    /// The orphans, with what was done about them, and how many of them were ended and stale files removed.
     pub(super) async fn look_for_orphans(&self) -> (Vec<OrphanEvent>, usize) {
         let _one_at_a_time = self.looking.lock().await;
         let directory = self.options.pid_dir.as_path().to_owned();
@@ -49,7 +49,10 @@ impl Health {
                 continue;
             };
             match self.judge(&file, pid, &mut seen).await {
-                Ok(orphan) => orphans.extend(orphan),
+                Ok(orphan) => {
+                    cleaned += usize::from(orphan.as_ref().is_some_and(|orphan| orphan.killed));
+                    orphans.extend(orphan);
+                }
                 Err(failure) => self.tell_failure(file.name.as_str(), &failure),
             }
         }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Value, json};
 
@@ -11,12 +13,12 @@ use super::ledger::Ledger;
 use super::outcome::EndCause;
 use super::run::{Desk, Effects};
 use super::services::Services;
-use super::status::{STARTABLE, Status, UNTOUCHABLE};
+use super::status::{STARTABLE, Status};
 use crate::db::{ConfigurationUpdate, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::events::{GuestEvent, Source};
 use crate::host::blocking::file_call;
-use crate::types::{VmId, VmNames};
+use crate::types::{InternalName, VmId, VmNames};
 
 /// One VM's surroundings. Shared by its task and the operations the task runs.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub struct VmContext {
     pub effects: Arc<dyn Effects>,
     /// What all VMs share.
     pub services: Arc<Services>,
+    /// Whether recovery has found that the row is another node's by now.
+    pub(super) elsewhere: AtomicBool,
 }
 
 impl VmContext {
@@ -57,6 +61,51 @@ impl VmContext {
     pub(super) async fn row_status(&self) -> Result<Option<Status>, DbError> {
         let row = self.services.database.find_machine(&self.vm_id).await?;
         Ok(row.map(|row| Status::parse(&row.status)))
+    }
+
+    /// Whether the machine has a row, and it is another node's. Where only one node's rows are seen, that
+    /// there is no process here says nothing of such a machine.
+    pub(super) async fn is_elsewhere(&self) -> Result<bool, DbError> {
+        let Services {
+            database,
+            sees_every_row,
+            ..
+        } = self.services.as_ref();
+        if *sees_every_row {
+            return Ok(false);
+        }
+        let name = database.get_machine_internal_name(&self.vm_id).await?;
+        let Some(Ok(name)) = name.map(InternalName::parse) else {
+            return Ok(false);
+        };
+        let row = database.find_machine_by_internal_name(&name).await?;
+        Ok(row.is_none_or(|row| row.id != self.vm_id.as_str()))
+    }
+
+    /// The machine moved to another node while nobody watched: from here on its row is let be.
+    pub(super) async fn look_whose_row(&self) {
+        let elsewhere = matches!(self.is_elsewhere().await, Ok(true));
+        if elsewhere {
+            tracing::warn!(vm = %self.vm_id, "its row is another node's: only what is here is settled");
+        }
+        self.elsewhere.store(elsewhere, Relaxed);
+    }
+
+    /// Whether the row is this node's, as far as recovery knows; it may have come back.
+    pub(super) async fn owns_row(&self) -> bool {
+        if self.elsewhere.load(Relaxed) {
+            self.look_whose_row().await;
+        }
+        !self.elsewhere.load(Relaxed)
+    }
+
+    /// Refuses what must not be done with another node's row.
+    pub(super) async fn refuse_elsewhere(&self) -> Result<(), Failure> {
+        if !self.is_elsewhere().await? {
+            return Ok(());
+        }
+        let message = format!("VM {} is another node's", self.vm_id);
+        Err(Failure::new(ErrorCode::InvalidState, message).of_vm(&self.vm_id))
     }
 
     pub(super) fn not_found(&self) -> Failure {
@@ -90,6 +139,9 @@ impl VmContext {
 
     /// Clears what the row says of a run that is over.
     pub(super) async fn clear_run(&self) {
+        if !self.owns_row().await {
+            return;
+        }
         let database = &self.services.database;
         if let Err(error) = database
             .clear_volatile_machine_configuration(&self.vm_id)
@@ -183,11 +235,14 @@ impl VmContext {
         }
     }
 
-    /// Writes what has become of the VM, but over nobody's claim.
-    pub(super) async fn write_status(&self, status: &str) {
+    /// Writes what has become of the VM, unless the row has one of `guard`.
+    pub(super) async fn write_status(&self, status: &str, guard: &[&str]) {
+        if !self.owns_row().await {
+            return;
+        }
         let database = &self.services.database;
         let written = database
-            .update_machine_status(&self.vm_id, status, &UNTOUCHABLE)
+            .update_machine_status(&self.vm_id, status, guard)
             .await;
         self.status_was_written(status, written);
     }

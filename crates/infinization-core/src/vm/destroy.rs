@@ -77,7 +77,7 @@ impl Machine {
         }
         let until = self.intend_to_raze(operation, data);
         let cleanup = self.settle_up_to(&EndCause::of("host-kill"), until).await;
-        if process.is_some() {
+        if process.is_some() && self.context.owns_row().await {
             self.write_off().await;
             self.tell_off(&Value::Null);
             self.context.crud("power_off", json!({ "forced": true }));
@@ -126,6 +126,7 @@ impl Machine {
                 let deleted = self.store()?.delete_machine(&context.vm_id).await;
                 deleted.map(|_existed| context.services.outbox.forget(&context.vm_id))
             }
+            _ if !context.owns_row().await => Ok(()),
             _ => {
                 let database = &context.services.database;
                 database.clear_machine_configuration(&context.vm_id).await

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::machine::Machine;
 use super::outcome::OperationResult;
-use super::status::{Status, UNTOUCHABLE};
+use super::status::{MARKERS, Status, UNTOUCHABLE};
 use crate::error::{ErrorCode, Failure};
 use crate::qmp::{QmpClient, QmpError, RunState};
 
@@ -15,21 +15,30 @@ impl Machine {
         qmp.stop()
             .await
             .map_err(|error| self.monitor_failed(error))?;
-        self.shows(Status::Suspended, "STOP").await?;
+        self.shows(Status::Suspended, "STOP", &UNTOUCHABLE).await?;
         self.context.crud("suspend", Value::Null);
         Ok(OperationResult::done(&self.context.vm_id, "VM suspended"))
     }
 
-    /// Lets the guest run again; wakes it if it sleeps (S3).
+    /// Lets the guest run again; wakes it if it sleeps (S3). One that stands still for an error of its
+    /// disk goes on too, though the row says `error`.
     pub(super) async fn resume(&mut self) -> Result<OperationResult, Failure> {
-        let qmp = self.monitor_of("resumed", &["suspended", "paused"]).await?;
+        let halted = self.halted_in_error().await?;
+        let guard = match halted {
+            Some(_) => &MARKERS[..],
+            None => &UNTOUCHABLE[..],
+        };
+        let qmp = match halted {
+            Some(qmp) => qmp,
+            None => self.monitor_of("resumed", &["suspended", "paused"]).await?,
+        };
         let resumed = match qmp.query_status().await {
             Ok(status) if status.status == RunState::Suspended => qmp.system_wakeup().await,
             Ok(_) => qmp.cont().await,
             Err(error) => Err(error),
         };
         resumed.map_err(|error| self.monitor_failed(error))?;
-        self.shows(Status::Running, "RESUME").await?;
+        self.shows(Status::Running, "RESUME", guard).await?;
         self.context.crud("resume", Value::Null);
         Ok(OperationResult::done(&self.context.vm_id, "VM resumed"))
     }
@@ -42,6 +51,20 @@ impl Machine {
             .map_err(|error| self.monitor_failed(error))?;
         self.context.crud("update", json!({ "type": "hardware" }));
         Ok(OperationResult::done(&self.context.vm_id, "VM reset"))
+    }
+
+    /// The monitor of a guest that could go on and whose row says `error`.
+    async fn halted_in_error(&self) -> Result<Option<QmpClient>, Failure> {
+        let Some(live) = &self.live else {
+            return Ok(None);
+        };
+        if self.context.status().await? != Status::Error {
+            return Ok(None);
+        }
+        let status = self.context.ask_run_state(&live.view).await;
+        let halted = status
+            .is_some_and(|status| matches!(status.status, RunState::IoError | RunState::Paused));
+        Ok(halted.then(|| live.view.qmp.clone()))
     }
 
     /// The monitor, if the row has one of `allowed` and QEMU is there.
@@ -57,11 +80,11 @@ impl Machine {
             .ok_or_else(gone)
     }
 
-    /// QEMU has done it: the row, then the listeners.
-    async fn shows(&mut self, new: Status, event: &str) -> Result<(), Failure> {
+    /// QEMU has done it: the row, unless it has one of `guard`, then the listeners.
+    async fn shows(&mut self, new: Status, event: &str, guard: &[&str]) -> Result<(), Failure> {
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
         database
-            .update_machine_status(vm_id, new.as_str(), &UNTOUCHABLE)
+            .update_machine_status(vm_id, new.as_str(), guard)
             .await
             .map_err(|error| {
                 Failure::caused_by(
@@ -73,6 +96,7 @@ impl Machine {
             })?;
         self.context.status_was_written(new.as_str(), Ok(()));
         self.context.journal.status(new.as_str());
+        self.owns_error = false;
         let previous = std::mem::replace(&mut self.shown, new.clone());
         if previous != new {
             self.context

@@ -19,7 +19,7 @@ use super::plan::{Operation, Plan};
 use super::planner::{RowClaim, plan_create, plan_start};
 use super::run::Run;
 use super::spec;
-use super::status::{STARTABLE, Status, UNTOUCHABLE};
+use super::status::{STARTABLE, Status};
 use super::stop::Interrupt;
 use crate::config::{StartOptions, VmConfig, Warning};
 use crate::db::{DbError, RuleSplit, VmRecord};
@@ -127,11 +127,12 @@ impl Machine {
     ) -> Result<OperationResult, Failure> {
         let vm_id = self.context.vm_id.clone();
         let record = self.record().await?;
-        let status = Status::parse(&record.status);
-        if self.live.is_some() && matches!(status, Status::Running | Status::Starting) {
-            if status == Status::Starting {
-                self.write_shown().await?;
-            }
+        let mut status = Status::parse(&record.status);
+        if self.live.is_some() && status.denies_process() {
+            self.write_shown().await?;
+            status = self.shown.clone();
+        }
+        if self.live.is_some() && status == Status::Running {
             return Ok(OperationResult::done(&vm_id, "VM is already running"));
         }
         let (record, status) = self.resolve_dead_claim(record).await?;
@@ -160,7 +161,10 @@ impl Machine {
         let launched = interrupt
             .abort_if_forced(&abort, Box::pin(self.launch(launch)))
             .await
-            .map_err(|failure| start_failure(self, failure))?;
+            .map_err(|failure| {
+                let otherwise = (ErrorCode::StartFailed, "the VM could not be started");
+                launch_failure(self, failure, otherwise)
+            })?;
         let data = json!({ "pid": launched.pid, "tapDevice": self.context.names.tap });
         self.context.crud("power_on", data);
         if let Some(agent) = witness {
@@ -168,17 +172,6 @@ impl Machine {
                 .await?;
         }
         Ok(OperationResult::done(&vm_id, "VM started").warned(launched.warnings))
-    }
-
-    /// The row of a living VM says that it is starting: an old claim.
-    async fn write_shown(&self) -> Result<(), Failure> {
-        let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
-        let shown = self.shown.as_str();
-        database
-            .update_machine_status(vm_id, shown, &UNTOUCHABLE)
-            .await?;
-        self.context.journal.status(shown);
-        Ok(())
     }
 
     async fn record(&self) -> Result<VmRecord, Failure> {
@@ -345,8 +338,8 @@ impl Machine {
     }
 
     fn create_failure(&self, failure: Failure) -> Failure {
-        let sentence = "the VM could not be created";
-        wrap(ErrorCode::CreateFailed, sentence, failure).of_vm(&self.context.vm_id)
+        let otherwise = (ErrorCode::CreateFailed, "the VM could not be created");
+        launch_failure(self, failure, otherwise)
     }
 }
 
@@ -465,7 +458,7 @@ fn wrap(code: ErrorCode, sentence: &str, failure: Failure) -> Failure {
 }
 
 /// What became of the claim on the row decides; an error of another step is none of the kind.
-fn start_failure(machine: &Machine, failure: Failure) -> Failure {
+fn launch_failure(machine: &Machine, failure: Failure, otherwise: (ErrorCode, &str)) -> Failure {
     let claiming = step_of(&failure).is_some_and(Action::is_claim);
     let overrun = failure.context().get("prismaCode") == Some(&json!("P2034"));
     let (code, message) = match failure.code() {
@@ -479,7 +472,7 @@ fn start_failure(machine: &Machine, failure: Failure) -> Failure {
         ),
         ErrorCode::UpdateFailed if claiming => (
             ErrorCode::InvalidState,
-            "the machine's status changed before it could be started",
+            "the machine's status changed before it could be claimed",
         ),
         ErrorCode::MachineNotFound if claiming => {
             return Failure::caused_by(
@@ -490,11 +483,16 @@ fn start_failure(machine: &Machine, failure: Failure) -> Failure {
             .of_vm(&machine.context.vm_id);
         }
         _ => {
-            let sentence = "the VM could not be started";
-            return wrap(ErrorCode::StartFailed, sentence, failure).of_vm(&machine.context.vm_id);
+            let (code, sentence) = otherwise;
+            return wrap(code, sentence, failure).of_vm(&machine.context.vm_id);
         }
     };
-    Failure::caused_by(code, message, failure).of_vm(&machine.context.vm_id)
+    let found = failure.context().get("currentStatus").cloned();
+    let refused = Failure::caused_by(code, message, failure).of_vm(&machine.context.vm_id);
+    match found {
+        Some(status) => refused.with("currentStatus", status),
+        None => refused,
+    }
 }
 
 fn accelerator_word(accelerator: Accelerator) -> &'static str {

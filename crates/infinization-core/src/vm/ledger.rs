@@ -10,11 +10,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::action::Release;
 use super::outcome::EndCause;
 use super::plan::{Lifetime, Operation, Undo};
 use crate::host::process::ProcessId;
 use crate::host::state_file::{self, Durability, StateFileError};
-use crate::types::{FirewallDefaultAction, HostPath};
+use crate::types::{FirewallDefaultAction, HostPath, LinkName};
 
 /// The file's name in the VM's state directory.
 const FILE: &str = "ledger.json";
@@ -75,6 +76,17 @@ pub struct Contents {
     pub guest_may_run: bool,
     /// What is held, oldest first.
     pub entries: Vec<Entry>,
+}
+
+impl Contents {
+    /// The TAP the VM has.
+    pub fn tap(&self) -> Option<&LinkName> {
+        let mut entries = self.entries.iter();
+        entries.find_map(|entry| match &entry.undo.release {
+            Release::DeleteTap { tap } => Some(tap),
+            _ => None,
+        })
+    }
 }
 
 /// A VM's ledger, in memory and on disk.

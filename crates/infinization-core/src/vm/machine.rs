@@ -20,7 +20,7 @@ use super::live::{Ending, Live, LiveView};
 use super::outcome::EndCause;
 use super::plan::Lifetime;
 use super::run::{Order, release_up_to};
-use super::status::{Status, of_run_state};
+use super::status::{MARKERS, Status, UNTOUCHABLE, of_run_state};
 use crate::events::{Source, now_ms};
 use crate::host::process::Exit;
 use crate::qmp::{EventKind, MonitorEvent, QmpEvent, StatusInfo};
@@ -44,6 +44,8 @@ pub(super) struct Machine {
     pub(super) live: Option<Live>,
     /// The status listeners were last told of.
     pub(super) shown: Status,
+    /// Whether the row's `error` is what this process wrote of its living guest, and nobody else's.
+    pub(super) owns_error: bool,
     /// What the last QEMU said at its end, when that was a step of an installation.
     postponed: Option<Ending>,
     pub(super) view: watch::Sender<View>,
@@ -57,6 +59,7 @@ impl Machine {
             context,
             live: None,
             shown: Status::Off,
+            owns_error: false,
             postponed: None,
             view,
             found: None,
@@ -75,6 +78,7 @@ impl Machine {
             .send_modify(|view| view.live = Some(Arc::clone(&live.view)));
         self.live = Some(live);
         self.shown = shown;
+        self.owns_error = false;
     }
 
     /// The VM's QEMU is gone; its cause is kept for `getVMStatus`.
@@ -230,7 +234,7 @@ impl Machine {
 
     /// Writes `off`, but over nobody's claim.
     pub(super) async fn write_off(&self) {
-        self.context.write_status("off").await;
+        self.context.write_status("off", &UNTOUCHABLE).await;
         // Somebody's claim stays; without an answer it is what it should be.
         let told = self.told_instead_of(Status::Off).await;
         self.context.journal.status(told.as_str());
@@ -376,11 +380,30 @@ impl Machine {
         if new == self.shown {
             return;
         }
-        self.context.write_status(new.as_str()).await;
+        let fails = new == Status::Error && self.row_is_no_error().await;
+        // Of a guest that goes on, the error that said why it stood still is over.
+        let guard = self.guard();
+        self.context.write_status(new.as_str(), guard).await;
+        self.owns_error = fails;
         let previous = std::mem::replace(&mut self.shown, new.clone());
         let told = self.told_instead_of(new).await;
         self.context.journal.status(told.as_str());
         self.context.guest_event(event, &previous, &told, data);
+    }
+
+    /// What a status of a living guest is not written over.
+    fn guard(&self) -> &'static [&'static str] {
+        if self.owns_error {
+            &MARKERS
+        } else {
+            &UNTOUCHABLE
+        }
+    }
+
+    /// Without an answer it may be somebody's error already.
+    async fn row_is_no_error(&self) -> bool {
+        let row = self.context.row_status().await;
+        matches!(row, Ok(Some(row)) if row != Status::Error)
     }
 
     /// Somebody's claim, or an error, stays in the row; listeners hear what it says. A row that is not

@@ -9,7 +9,7 @@ use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
 use super::recover::Recovered;
-use super::status::{Status, UNTOUCHABLE};
+use super::status::{Status, all_but};
 use crate::db::VmRecord;
 use crate::error::{ErrorCode, Failure};
 use crate::host::process::Exit;
@@ -108,12 +108,9 @@ impl Machine {
         operation.is_some_and(Operation::is_launch)
     }
 
-    /// Writes `new` over `listed`, and over nothing else that somebody has a claim on.
+    /// Writes `new` over `listed`, and over no other status that came meanwhile.
     async fn rewrite(&self, listed: &str, new: &Status) -> Result<(), Failure> {
-        let guard: Vec<&str> = UNTOUCHABLE
-            .into_iter()
-            .filter(|status| *status != listed)
-            .collect();
+        let guard = all_but(&[listed]);
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
         let row = database.find_machine(vm_id).await?;
         if row.is_some_and(|row| row.status == listed) {
@@ -126,19 +123,41 @@ impl Machine {
         Ok(())
     }
 
-    /// The pid of the QEMU a row claims; `None` when there is none, which is a crash nobody saw.
+    /// The pid of the VM's QEMU, whose row is made true; `None` when there is none, which is a crash nobody saw.
     pub(super) async fn check(&mut self) -> Result<Option<i32>, Failure> {
         match self.recover().await? {
             Recovered::Skipped(why) => {
                 Err(Failure::new(ErrorCode::IdentityUnknown, why).of_vm(&self.context.vm_id))
             }
-            Recovered::Alive => Ok(self.process().map(|process| process.pid())),
+            Recovered::Alive => {
+                self.correct_row().await?;
+                Ok(self.process().map(|process| process.pid()))
+            }
             Recovered::Off | Recovered::Undone => Ok(None),
             Recovered::Nothing => {
                 self.bury_claim().await?;
                 Ok(None)
             }
         }
+    }
+
+    /// A row that somebody else wrote says nothing of a QEMU that lives.
+    async fn correct_row(&self) -> Result<(), Failure> {
+        let row = self.context.row_status().await?;
+        if row.is_some_and(|row| row.denies_process()) && !self.is_launching() {
+            self.write_shown().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes what a living VM is over a row of this node that denies it, and over nothing else.
+    pub(super) async fn write_shown(&self) -> Result<(), Failure> {
+        self.context.refuse_elsewhere().await?;
+        let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
+        let (shown, guard) = (self.shown.as_str(), all_but(&["off", "starting"]));
+        database.update_machine_status(vm_id, shown, &guard).await?;
+        self.context.journal.status(shown);
+        Ok(())
     }
 
     /// A row claims a QEMU that no ledger knows. It may have come off by itself meanwhile.
@@ -160,8 +179,9 @@ impl Machine {
     }
 
     /// A row that says `running` or `starting` while there is no QEMU is an old claim: it becomes
-    /// `off`. Refused while any process has the machine's name.
+    /// `off`. Refused while any process has the machine's name, and of another node's machine.
     pub(super) async fn drop_dead_claim(&mut self) -> Result<(), Failure> {
+        self.context.refuse_elsewhere().await?;
         self.nobody_has_its_name().await?;
         let cleanup = self.settle(&EndCause::of("unknown")).await;
         self.alert(&cleanup);

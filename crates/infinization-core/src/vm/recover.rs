@@ -3,7 +3,8 @@
 //! An operation that was under way is finished or undone, never both. A process is ours only with
 //! proof; what cannot be judged is left as it is and told. A QEMU that is ours but silent is watched
 //! all the same. No guest is harmed: QEMU is ended only where a create or start had not yet let the
-//! guest run, or where destroying had begun.
+//! guest run, or where destroying had begun. Of a machine that has become another node's, what it held
+//! here is released and its row let be.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use tokio::time::timeout;
 
 use super::action::Release;
 use super::condition::Health;
+use super::context::VmContext;
 use super::effects::{connect, keep_trying};
 use super::ledger::{Contents, Lived};
 use super::live::{Live, LiveView, memory_of};
@@ -72,6 +74,9 @@ impl Machine {
             Found::Process(process) => Some(process),
             Found::None => None,
         };
+        if !is_settled(contents) {
+            self.context.look_whose_row().await;
+        }
         let launching = self.is_undecided(contents, process.is_none()).await?;
         match (contents.operation, process, contents.lived.clone()) {
             (
@@ -126,33 +131,11 @@ impl Machine {
 
     /// No process of this machine's name runs, as far as a ledger knows nothing of one.
     pub(super) async fn nobody_has_its_name(&self) -> Result<(), Failure> {
-        let Some(name) = self.internal_name().await? else {
-            return Ok(());
-        };
-        // The plain form is how others name theirs.
-        let mut names = vec![name.clone()];
-        if let Ok(name) = InternalName::parse(name.as_str()) {
-            names.push(name_argument(&name));
-        }
-        match find_by_names(names).await?.first() {
+        match self.context.process_of_its_name().await? {
             None => Ok(()),
             Some(process) => Err(self
                 .unknown(&format!("process {} runs under its name", process.pid()))
                 .with("pid", process.pid())),
-        }
-    }
-
-    /// As the row says it; while the database is away, as the spec does.
-    async fn internal_name(&self) -> Result<Option<String>, Failure> {
-        let context = &self.context;
-        let database = &context.services.database;
-        let error = match database.get_machine_internal_name(&context.vm_id).await {
-            Err(error) => error,
-            name => return Ok(name?),
-        };
-        match spec::read(&context.directory) {
-            Ok(Some(spec)) => Ok(Some(spec.internal_name.to_string())),
-            Ok(None) | Err(_) => Err(error.into()),
         }
     }
 
@@ -295,6 +278,9 @@ impl Machine {
 
     /// Brings the row up to what was found, but over nobody's claim.
     async fn write_found(&self, found: &Status) {
+        if !self.context.owns_row().await {
+            return;
+        }
         let written = self.try_write_found(found).await;
         self.context.status_was_written(found.as_str(), written);
     }
@@ -331,6 +317,12 @@ impl Machine {
         let rebooted = lived
             .as_ref()
             .is_some_and(|lived| boot_id().is_ok_and(|boot| boot != lived.process.boot_id));
+        if !self.context.owns_row().await {
+            // What became of the machine, the other node tells.
+            let cleanup = self.settle(&EndCause::of("unknown")).await;
+            self.alert(&cleanup);
+            return Ok(Recovered::Off);
+        }
         let stopping = contents.operation == Some(Operation::Stop);
         self.shown = match self.context.status().await {
             Ok(row) => row,
@@ -346,6 +338,34 @@ impl Machine {
             _ => self.gone(&EndCause::of("unknown")).await,
         }
         Ok(Recovered::Off)
+    }
+}
+
+impl VmContext {
+    /// A QEMU that runs under this machine's name, whether a ledger knows it or not.
+    pub async fn process_of_its_name(&self) -> Result<Option<ProcessHandle>, Failure> {
+        let Some(name) = self.internal_name().await? else {
+            return Ok(None);
+        };
+        // The plain form is how others name theirs.
+        let mut names = vec![name.clone()];
+        if let Ok(name) = InternalName::parse(name.as_str()) {
+            names.push(name_argument(&name));
+        }
+        Ok(find_by_names(names).await?.into_iter().next())
+    }
+
+    /// As the row says it; while the database is away, as the spec does.
+    async fn internal_name(&self) -> Result<Option<String>, Failure> {
+        let database = &self.services.database;
+        let error = match database.get_machine_internal_name(&self.vm_id).await {
+            Err(error) => error,
+            name => return Ok(name?),
+        };
+        match spec::read(&self.directory) {
+            Ok(Some(spec)) => Ok(Some(spec.internal_name.to_string())),
+            Ok(None) | Err(_) => Err(error.into()),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio_util::sync::CancellationToken;
 
@@ -117,6 +118,7 @@ impl Services {
             journal,
             effects,
             services,
+            elsewhere: AtomicBool::default(),
         })
     }
 

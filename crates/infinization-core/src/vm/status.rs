@@ -67,6 +67,11 @@ impl Status {
     pub fn expects_process(&self) -> bool {
         matches!(self, Self::Running | Self::Suspended | Self::Paused)
     }
+
+    /// Whether the row of a living QEMU must not stay so: nobody claims it, and no start leaves it.
+    pub fn denies_process(&self) -> bool {
+        matches!(self, Self::Off | Self::Starting)
+    }
 }
 
 impl fmt::Display for Status {
@@ -103,44 +108,20 @@ pub const UNTOUCHABLE: [&str; MARKERS.len() + 1] = {
     all
 };
 
-/// What a create does not write over: all but `off` and `error`.
-pub const TAKEN: [&str; MARKERS.len() + 6] = {
-    let mut all = ["starting"; MARKERS.len() + 6];
-    all[1] = "running";
-    all[2] = "suspended";
-    all[3] = "paused";
-    all[4] = "updating_hardware";
-    all[5] = "powering_off_update";
-    let mut at = 0;
-    while at < MARKERS.len() {
-        all[at + 6] = MARKERS[at];
-        at += 1;
-    }
-    all
-};
-
-/// Every known status but `starting`: over these a claim that may have been made is not given back.
-pub const ALL_BUT_STARTING: [&str; UNTOUCHABLE.len() + 6] = {
-    let mut all = ["off"; UNTOUCHABLE.len() + 6];
-    let others = [
+/// Every known status but `these`: the guard of a write over those alone.
+pub fn all_but(these: &[&str]) -> Vec<&'static str> {
+    let ours = [
+        "off",
+        "starting",
         "running",
         "suspended",
         "paused",
         "updating_hardware",
         "powering_off_update",
     ];
-    let mut at = 0;
-    while at < UNTOUCHABLE.len() {
-        all[at] = UNTOUCHABLE[at];
-        at += 1;
-    }
-    let mut other = 0;
-    while other < others.len() {
-        all[at + other] = others[other];
-        other += 1;
-    }
-    all
-};
+    let known = ours.into_iter().chain(UNTOUCHABLE);
+    known.filter(|status| !these.contains(status)).collect()
+}
 
 /// What QEMU's run state (`query-status`) means for the column. Unknown states are errors.
 ///
@@ -183,9 +164,12 @@ mod tests {
     }
 
     #[test]
-    fn a_create_takes_every_status_for_taken_but_those_a_start_may_leave() {
+    fn a_guard_names_every_status_but_those_that_may_be_written_over() {
+        let guard = all_but(&["off", "rebuilding"]);
+        for word in ["off", "rebuilding"] {
+            assert!(!guard.contains(&word), "{word}");
+        }
         let words = [
-            "off",
             "starting",
             "running",
             "suspended",
@@ -193,29 +177,12 @@ mod tests {
             "updating_hardware",
             "powering_off_update",
             "error",
-        ];
-        for word in words.into_iter().chain(MARKERS) {
-            assert_ne!(TAKEN.contains(&word), STARTABLE.contains(&word), "{word}");
-        }
-    }
-
-    #[test]
-    fn only_a_start_is_given_back() {
-        let words = [
-            "off",
-            "running",
-            "suspended",
-            "paused",
-            "updating_hardware",
-            "powering_off_update",
-            "error",
             "backing_up",
-            "rebuilding",
         ];
         for word in words {
-            assert!(ALL_BUT_STARTING.contains(&word), "{word}");
+            assert!(guard.contains(&word), "{word}");
         }
-        assert!(!ALL_BUT_STARTING.contains(&"starting"));
+        assert_eq!(all_but(&[]).len(), guard.len() + 2);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::action::Release;
 use super::bench::Bench;
 use super::cleanup::Cleanup;
 use super::ledger::{Contents, Entry};
@@ -59,6 +60,9 @@ impl Machine {
         process: Option<ProcessHandle>,
     ) -> Result<Cleanup, Failure> {
         self.disown_strangers(contents)?;
+        if !self.context.owns_row().await {
+            self.disown_row(contents)?;
+        }
         let bench = Bench::of_process(process);
         let context = &self.context;
         let cleanup = undo_attempt(context.desk(&bench)).await;
@@ -81,6 +85,14 @@ impl Machine {
             return Ok(Some(self.undo_once(&contents, None).await?));
         }
         Ok(None)
+    }
+
+    /// Another node's row is not given back.
+    fn disown_row(&self, contents: &Contents) -> Result<(), Failure> {
+        let of_row = |entry: &&Entry| matches!(entry.undo.release, Release::RestoreStatus { .. });
+        let entries = contents.entries.iter().filter(of_row);
+        let numbers: Vec<u64> = entries.map(|entry| entry.number).collect();
+        Ok(self.context.ledger.forget(&numbers)?)
     }
 
     /// A file that was about to be made may be another's by now: only one that appeared after the

@@ -8,7 +8,7 @@ use crate::db::{ConfigurationUpdate, CpuPinning, Database as _, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::vm::action::RowValues;
 use crate::vm::bench::Bench;
-use crate::vm::status::{ALL_BUT_STARTING, MARKERS, TAKEN};
+use crate::vm::status::{MARKERS, STARTABLE, all_but};
 
 impl HostEffects {
     pub(super) async fn write_status(&self, status: &str) -> Result<(), Failure> {
@@ -37,25 +37,18 @@ impl HostEffects {
         Err(self.row_changed())
     }
 
-    /// A row of the user's own database. The guarded write does not say whether it found the row, so
-    /// the row is asked: whoever does not get it touches nothing.
+    /// A row of the user's own database: claimed as a start does, so that of two creates one gets it.
     async fn take_their_row(&self) -> Result<(), Failure> {
         let database = self.services.outbox.answering();
-        let claim = async {
-            database
-                .update_machine_status(&self.vm_id, "starting", &TAKEN)
-                .await?;
-            database.find_machine(&self.vm_id).await
-        };
-        match claim.await {
-            Ok(Some(row)) if row.status == "starting" => Ok(()),
-            Ok(Some(row)) => Err(self.row_changed().with("currentStatus", row.status)),
-            Ok(None) => {
-                let message = format!("VM {} not found", self.vm_id);
-                Err(Failure::new(ErrorCode::VmNotFound, message).of_vm(&self.vm_id))
-            }
-            Err(error) => Err(self.unclaim("error", error).await.into()),
+        let row = database.find_machine_with_config(&self.vm_id).await?;
+        let row = row.ok_or_else(|| {
+            let message = format!("VM {} not found", self.vm_id);
+            Failure::new(ErrorCode::VmNotFound, message).of_vm(&self.vm_id)
+        })?;
+        if !STARTABLE.contains(&row.status.as_str()) {
+            return Err(self.row_changed().with("currentStatus", row.status));
         }
+        Ok(self.claim(&row.status, "starting", row.version).await?)
     }
 
     fn row_changed(&self) -> Failure {
@@ -63,7 +56,7 @@ impl HostEffects {
         Failure::new(ErrorCode::InvalidState, message).of_vm(&self.vm_id)
     }
 
-    /// Moves the row to `to` for a start.
+    /// Moves the row to `to` for a launch.
     pub(super) async fn claim(&self, from: &str, to: &str, version: i64) -> Result<(), DbError> {
         let outbox = &self.services.outbox;
         let claimed = outbox
@@ -80,7 +73,7 @@ impl HostEffects {
         if may_have_happened(&error) {
             let database = &self.services.database;
             let given_back = database
-                .update_machine_status(&self.vm_id, before, &ALL_BUT_STARTING)
+                .update_machine_status(&self.vm_id, before, &all_but(&["starting"]))
                 .await;
             if let Err(error) = given_back {
                 tracing::warn!(vm = %self.vm_id, %error, "the row may still be claimed");
