@@ -414,6 +414,10 @@ impl Open {
             .database
             .find_machines_by_statuses(statuses)
             .await?;
+        Ok(self.reconcile_rows(&rows).await)
+    }
+
+    async fn reconcile_rows(&self, rows: &[RunningVm]) -> ReconcileSummary {
         let settled = join_all(rows.iter().map(|row| self.reconcile_row(row))).await;
         let summary = ReconcileSummary::of(settled);
         self.services.events.publish(
@@ -422,7 +426,7 @@ impl Open {
             None,
             summary.told(),
         );
-        Ok(summary)
+        summary
     }
 
     async fn reconcile_row(&self, row: &RunningVm) -> ReconcileResult {

@@ -6,13 +6,15 @@
 
 use std::sync::Weak;
 
+use futures_util::future::join_all;
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Open;
 use crate::db::outbox::Notice;
-use crate::error::Coded as _;
+use crate::error::{Coded as _, Failure};
 use crate::events::{EventBus, Source, now_ms};
+use crate::types::VmId;
 
 /// Follows the outbox for as long as it exists.
 pub(super) async fn follow(
@@ -54,12 +56,13 @@ pub(super) async fn follow(
 }
 
 impl Open {
-    /// Looks again at what could not be judged while the database was away.
+    /// Looks again at what could not be judged while the database was away, and at nothing that
+    /// goes on: neither at an installation nor at a row that the consumer holds.
     async fn catch_up(&self) {
         let closing = self.services.closing.clone();
         let work = async {
             let _one_at_a_time = self.restoring.lock().await;
-            if let Err(error) = self.find_out().await {
+            if let Err(error) = self.find_out_again().await {
                 tracing::warn!(%error, "not everything was looked at after the outage");
             }
         };
@@ -68,5 +71,23 @@ impl Open {
             () = closing.cancelled() => {}
             () = work => {}
         }
+    }
+
+    async fn find_out_again(&self) -> Result<(), Failure> {
+        let mut left = self.left_behind()?;
+        left.retain(|vm_id| !self.services.marks.installing.contains(vm_id));
+        join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
+        self.settle_starts_of(&left).await?;
+        self.check_claims(&left).await
+    }
+
+    /// Settles starts of `ours` that the outage has cut off. The other statuses between two are the
+    /// consumer's, who may be at work; they are settled at a start of this process, and when he asks.
+    async fn settle_starts_of(&self, ours: &[VmId]) -> Result<(), Failure> {
+        let database = &self.services.database;
+        let mut rows = database.find_machines_by_statuses(&["starting"]).await?;
+        rows.retain(|row| ours.iter().any(|vm_id| vm_id.as_str() == row.id));
+        self.reconcile_rows(&rows).await;
+        Ok(())
     }
 }

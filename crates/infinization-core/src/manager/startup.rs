@@ -166,7 +166,7 @@ impl Open {
     /// What became of each VM, and then the rows: those between two states, and those of VMs of this
     /// state directory that claim a QEMU. Whoever was killed while the database was away could not
     /// write that one had ended.
-    pub(super) async fn find_out(&self) -> Result<(), Failure> {
+    async fn find_out(&self) -> Result<(), Failure> {
         let left = self.left_behind()?;
         join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
         if let Err(error) = self.reconcile(&TRANSIENT).await {
@@ -192,7 +192,7 @@ impl Open {
         Ok(())
     }
 
-    async fn take_back(&self, vm_id: &VmId) {
+    pub(super) async fn take_back(&self, vm_id: &VmId) {
         let handle = match self.handle(vm_id) {
             Ok(handle) => handle,
             Err(error) => {
@@ -210,7 +210,7 @@ impl Open {
         self.drop_if_empty(&handle);
     }
 
-    fn left_behind(&self) -> Result<Vec<VmId>, Failure> {
+    pub(super) fn left_behind(&self) -> Result<Vec<VmId>, Failure> {
         let vms = self.services.config.state_dir.as_path().join("vms");
         let entries = std::fs::read_dir(&vms).map_err(|error| directory_failure(&vms, &error))?;
         let names = entries
