@@ -141,6 +141,28 @@ async fn prismas_own_code_and_facts_are_told() {
 }
 
 #[tokio::test]
+async fn the_servers_own_code_is_told_beside_the_clients() {
+    let behind = json!({ "driverAdapterError": { "cause": { "originalCode": "53100" } } });
+    let printed = "Error occurred during query execution:\nConnectorError(ConnectorError { user_facing_error: None, kind: QueryError(PostgresError { code: \"25006\", message: \"cannot execute UPDATE in a read-only transaction\" }) })";
+    let client = "PrismaClientUnknownRequestError";
+    for (thrown, code) in [
+        (
+            error("PrismaClientKnownRequestError", Some("P2010"), "no", behind),
+            "53100",
+        ),
+        (error(client, None, printed, Value::Null), "25006"),
+        (
+            error("DriverAdapterError", Some("57014"), "no", Value::Null),
+            "57014",
+        ),
+    ] {
+        for error in both(thrown).await {
+            assert_eq!(error.details["errorCode"], code);
+        }
+    }
+}
+
+#[tokio::test]
 async fn b23_what_a_client_does_not_know_is_listed() {
     let invalid = |last: &str| {
         let message =
