@@ -174,6 +174,27 @@ async fn f32_a_database_that_hangs_holds_nobody_up_for_long() {
 }
 
 #[tokio::test]
+async fn f32_a_database_that_is_slow_is_not_away() {
+    let mut bench = Bench::with(2).await;
+    bench.switch.turn(Mode::Slow(Duration::from_secs(4)));
+    let began = Instant::now();
+    bench.writes(0, "running").await;
+    assert!(began.elapsed() < Duration::from_secs(4), "nobody waits on");
+    assert!(bench.outbox.keeps(id(0)));
+    let row = bench.outbox.find_machine(id(0)).await.unwrap().unwrap();
+    assert_eq!(row.status, "running");
+    bench.told_nothing();
+
+    // Nor does it stay away when it is back and slow.
+    bench.switch.turn(Mode::Down);
+    bench.outbox.find_machine(id(1)).await.unwrap_err();
+    bench.is_away().await;
+    bench.switch.turn(Mode::Slow(Duration::from_secs(4)));
+    bench.outbox.find_machine(id(1)).await.unwrap();
+    assert_eq!(bench.is_back().await, (0, 0));
+}
+
+#[tokio::test]
 async fn b14_while_writes_are_kept_a_read_fails_and_is_never_stale() {
     let mut bench = Bench::with(2).await;
     bench.writes(0, "running").await;

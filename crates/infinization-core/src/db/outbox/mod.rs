@@ -28,7 +28,7 @@
 //! | `cause` | what a failure says of the next attempt (pure) |
 //! | `queue` | one VM's writes in order (pure) |
 //! | `lanes` | what is known of the database and kept of each VM |
-//! | `courier` | delivering, and looking for a database that is away |
+//! | `courier` | delivering; `courier/search`: looking for a database that is away |
 
 mod cause;
 mod courier;
@@ -53,8 +53,9 @@ use super::{
 use crate::error::ErrorCode;
 use crate::types::{FirewallRuleInput, InternalName, VmId};
 
-/// How long a caller waits for a write to be taken, or for what was kept before his read, before he
-/// goes on without. The attempt itself goes on.
+/// How long a caller waits for a write to be taken before he goes on without, and for any answer of
+/// a database that is away. The attempt itself goes on, up to the database's own deadline: only that,
+/// or a failure, says that nobody answers.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Unless told otherwise.
@@ -247,12 +248,12 @@ impl Database for Outbox {
 }
 
 /// Nobody answered in time.
-fn no_answer() -> DbError {
+fn no_answer(patience: Duration) -> DbError {
     DbError::new(
         ErrorCode::DbConnectionError,
         format!(
             "the database did not answer within {} s",
-            PATIENCE.as_secs()
+            patience.as_secs()
         ),
     )
 }
