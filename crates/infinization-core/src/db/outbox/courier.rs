@@ -6,6 +6,7 @@
 
 mod search;
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -29,6 +30,9 @@ const CONFLICT_ATTEMPTS: u32 = 3;
 
 /// A question that is under way.
 pub(super) type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, DbError>> + Send + 'a>>;
+
+/// The ids of VMs of which something is still kept, and why: what the database says of them is old.
+pub(super) type Behind = HashMap<String, DbError>;
 
 type Answer = oneshot::Receiver<Result<(), DbError>>;
 
@@ -109,13 +113,14 @@ impl Courier {
         self.read(read).await
     }
 
-    /// A read of many VMs, after all that is kept.
+    /// A read of many VMs, after all that is kept but of those that the database does not take.
     pub(super) async fn read_all<'a, T>(
         &'a self,
         read: impl FnOnce(&'a dyn Database) -> Asked<'a, T>,
-    ) -> Result<T, DbError> {
-        self.settle_all().await?;
-        self.read(read).await
+    ) -> Result<(T, Behind), DbError> {
+        let patience = self.lock().longest_answer();
+        let behind = self.settle_all(patience).await?;
+        Ok((self.read(read).await?, behind))
     }
 
     /// A read of what is never kept. A database that is away is not waited for to the end.
@@ -187,7 +192,7 @@ impl Courier {
     pub(super) async fn close(&self, patience: Duration) {
         self.lock().closed = true;
         self.wake.notify_one();
-        let tried = timeout(patience, self.settle_all()).await;
+        let tried = timeout(patience, self.settle_all(patience)).await;
         let state = self.lock();
         for (vm, lane) in &state.lanes {
             let (writes, tried) = (lane.queue.names(), tried.is_ok());
@@ -235,18 +240,31 @@ impl Courier {
         Some(answer)
     }
 
-    /// Delivers what is kept: of one VM, to see whether anybody answers, then of all others.
-    async fn settle_all(&self) -> Result<(), DbError> {
+    /// Delivers what is kept: of one VM, to see whether anybody answers, then of all others. An error
+    /// is that nobody does.
+    async fn settle_all(&self, patience: Duration) -> Result<Behind, DbError> {
         let kept = self.lock().oldest_first();
         let Some((oldest, others)) = kept.split_first() else {
-            return Ok(());
+            return Ok(Behind::new());
         };
-        let first = self.delivery(oldest).await;
+        let first = self.delivered_within(patience, oldest).await;
         if self.lock().is_down() {
-            return first.and_then(|()| Err(no_answer(PATIENCE)));
+            return Err(first.map_or_else(|| no_answer(patience), |(_, error)| error));
         }
-        let others = join_all(others.iter().map(|id| self.delivery(id))).await;
-        others.into_iter().fold(first, Result::and)
+        let others = others.iter().map(|id| self.delivered_within(patience, id));
+        let others = join_all(others).await.into_iter();
+        let behind: Behind = others.chain([first]).flatten().collect();
+        match behind.values().next() {
+            Some(error) if self.lock().is_down() => Err(error.clone()),
+            _ => Ok(behind),
+        }
+    }
+
+    /// Why what is kept of a VM was not delivered, if it was not.
+    async fn delivered_within(&self, patience: Duration, id: &VmId) -> Option<(String, DbError)> {
+        let delivered = timeout(patience, self.delivery(id)).await;
+        let delivered = delivered.unwrap_or_else(|_elapsed| Err(no_answer(patience)));
+        delivered.err().map(|error| (id.to_string(), error))
     }
 
     /// Works off the VM's lane. The lane has been marked as being worked on.

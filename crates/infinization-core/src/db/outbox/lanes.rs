@@ -154,10 +154,14 @@ impl State {
         !self.closed && !std::mem::replace(&mut self.looking, true)
     }
 
-    /// How long a caller waits for a database that is away, twice as long as it ever took at least;
-    /// `None` while it is there.
+    /// How long a caller waits for a database that is away; `None` while it is there.
     pub(super) fn patience(&self) -> Option<Duration> {
-        self.is_down().then(|| PATIENCE.max(self.slowest * 2))
+        self.is_down().then(|| self.longest_answer())
+    }
+
+    /// How long an answer may be expected to take: twice as long as one ever took.
+    pub(super) fn longest_answer(&self) -> Duration {
+        PATIENCE.max(self.slowest * 2)
     }
 
     /// Somebody has waited long enough for a write of the VM.

@@ -15,6 +15,7 @@
 //! - Writes of one VM reach the database one at a time and in the order in which they were made.
 //! - A read or a claim (`transition_vm_status`) of a VM follows its kept writes, or fails with
 //!   `DB_CONNECTION_ERROR`. It is never stale and never "not found" for want of a database.
+//! - A list follows all kept writes; machines whose writes the database does not take are not in it.
 //! - A claim is never kept: whoever claims needs the answer.
 //! - A write whose answer was lost is made again: each says what is, not what to change.
 //! - Guards are kept with their writes, so a claim that somebody made meanwhile survives.
@@ -44,7 +45,7 @@ use tokio::sync::mpsc;
 pub use lanes::Notice;
 
 use self::cause::Cause;
-use self::courier::Courier;
+use self::courier::{Behind, Courier};
 use self::queue::Write;
 use super::{
     ConfigurationUpdate, Database, DbError, MachineRecord, RuleSplit, RunningVm, Transition,
@@ -149,9 +150,12 @@ impl Database for Outbox {
         name: &InternalName,
     ) -> Result<Option<RunningVm>, DbError> {
         let courier = &self.courier;
-        courier
-            .read_all(|db| db.find_machine_by_internal_name(name))
-            .await
+        let read = courier.read_all(|db| db.find_machine_by_internal_name(name));
+        let (row, mut behind) = read.await?;
+        match row.as_ref().and_then(|row| behind.remove(&row.id)) {
+            Some(error) => Err(error),
+            None => Ok(row),
+        }
     }
 
     async fn find_machine_with_config(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
@@ -161,7 +165,8 @@ impl Database for Outbox {
     }
 
     async fn find_running_vms(&self) -> Result<Vec<RunningVm>, DbError> {
-        self.courier.read_all(|db| db.find_running_vms()).await
+        let read = self.courier.read_all(|db| db.find_running_vms());
+        read.await.map(without_old_rows)
     }
 
     async fn find_machines_by_statuses(
@@ -169,9 +174,8 @@ impl Database for Outbox {
         statuses: &[&str],
     ) -> Result<Vec<RunningVm>, DbError> {
         let courier = &self.courier;
-        courier
-            .read_all(|db| db.find_machines_by_statuses(statuses))
-            .await
+        let read = courier.read_all(|db| db.find_machines_by_statuses(statuses));
+        read.await.map(without_old_rows)
     }
 
     async fn update_machine_status(
@@ -245,6 +249,11 @@ impl Database for Outbox {
             .read(|db| db.get_firewall_rule_set_id(id))
             .await
     }
+}
+
+fn without_old_rows((mut rows, behind): (Vec<RunningVm>, Behind)) -> Vec<RunningVm> {
+    rows.retain(|row| !behind.contains_key(&row.id));
+    rows
 }
 
 /// Nobody answered in time.

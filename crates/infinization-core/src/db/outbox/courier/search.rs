@@ -8,7 +8,6 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::Courier;
-use crate::db::DbError;
 use crate::db::outbox::cause::Cause;
 
 /// Before the first attempt after a failure; doubled with each that fails.
@@ -22,21 +21,21 @@ impl Courier {
         tokio::spawn(look_for_it(me, wake));
     }
 
-    /// One attempt to find the database, or to deliver what it has not taken.
-    async fn look(&self) -> Result<(), DbError> {
+    /// One attempt to find the database, or to deliver what it has not taken; whether that is done.
+    async fn look(&self) -> bool {
         if !self.lock().lanes.is_empty() {
-            return self.settle_all().await;
+            let patience = self.lock().longest_answer();
+            let settled = self.settle_all(patience).await;
+            return settled.is_ok_and(|behind| behind.is_empty());
         }
         // To its own deadline: one that has become slow is found all the same.
         let began = Instant::now();
         match self.inner.find_machines_by_statuses(&["starting"]).await {
-            Err(error) if matches!(Cause::of(&error), Cause::Unreachable | Cause::Trouble) => {
-                Err(error)
-            }
+            Err(error) if matches!(Cause::of(&error), Cause::Unreachable | Cause::Trouble) => false,
             // Whatever it says, it answers.
             _ => {
                 self.lock().answered_since(began);
-                Ok(())
+                true
             }
         }
     }
@@ -62,9 +61,10 @@ async fn look_for_it(courier: Weak<Courier>, wake: Arc<Notify>) {
         if courier.has_found() {
             return;
         }
-        pause = match looked {
-            Ok(()) => FIRST_PAUSE,
-            Err(_) => LONGEST_PAUSE.min(pause * 2),
+        pause = if looked {
+            FIRST_PAUSE
+        } else {
+            LONGEST_PAUSE.min(pause * 2)
         };
     }
 }
