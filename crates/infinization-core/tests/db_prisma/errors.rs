@@ -245,6 +245,25 @@ async fn i43_no_secret_leaves_with_an_error() {
 }
 
 #[tokio::test]
+async fn i43_no_secret_leaves_as_json_prints_it() {
+    for secret in ["hun\"ter2", "hun\\ter2", "hun\nter2", "\"ter2\""] {
+        let update = ConfigurationUpdate {
+            graphic_password: Some(Some(Secret::new(secret))),
+            ..ConfigurationUpdate::default()
+        };
+        let printed = json!(secret).to_string();
+        let words = format!("{} graphicPassword: {printed}", "x".repeat(270));
+        let details = json!({ "target": secret });
+        let port = script([Throws(error("Error", Some("P2000"), &words, details))]);
+        let db = database(&port);
+        let written = db.update_machine_configuration(&vm("vm-1"), update).await;
+        let told = format!("{:?}", written.unwrap_err());
+        assert!(!told.contains("ter2"), "{told}");
+        assert!(told.contains("P2000"), "{told}");
+    }
+}
+
+#[tokio::test]
 async fn a_message_is_one_line_of_bounded_length() {
     for message in [
         "x".repeat(1 << 20),
