@@ -172,7 +172,13 @@ impl Open {
         if let Err(error) = self.reconcile(&TRANSIENT).await {
             tracing::warn!(%error, "rows between two states were not reconciled");
         }
-        if let Err(error) = self.check_claims(&left).await {
+        // What was taken back has told its row just now.
+        let is_live = |vm_id: &VmId| {
+            let vms = self.vms();
+            vms.get(vm_id).is_some_and(|vm| vm.view().live.is_some())
+        };
+        let dark: Vec<VmId> = left.into_iter().filter(|vm_id| !is_live(vm_id)).collect();
+        if let Err(error) = self.check_claims(&dark).await {
             tracing::warn!(%error, "rows that claim a QEMU were not checked");
         }
         self.services.journals.prune();
