@@ -37,6 +37,7 @@ pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, Firewall
 pub use journal::{JournalCursor, JournalPage};
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -105,6 +106,8 @@ struct Open {
     looking: tokio::sync::Mutex<()>,
     /// Held while rows are made true after an outage.
     restoring: tokio::sync::Mutex<()>,
+    /// A look after an outage waits for its turn.
+    will_catch_up: AtomicBool,
     /// Ends what works for it in the background.
     _alive: DropGuard,
     _lock: crate::host::dir_lock::DirLock,

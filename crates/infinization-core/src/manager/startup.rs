@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::future::join_all;
@@ -93,6 +94,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             strays: Mutex::default(),
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
+            will_catch_up: AtomicBool::new(false),
             _alive: alive.drop_guard(),
             _lock: lock,
         }
