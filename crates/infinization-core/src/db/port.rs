@@ -130,7 +130,7 @@ impl Line {
             Err(_elapsed) => Err(PortError::late(self.deadline)),
         };
         answer.map_err(|error| PortError {
-            message: scrubbed(&last_line(&error.message), &secrets),
+            message: last_line(&scrubbed(&error.message, &secrets)),
             details: told(&error.details, &secrets),
             ..error
         })
@@ -154,8 +154,14 @@ fn secrets_of(request: &Value) -> Vec<String> {
     }
 }
 
+/// Without the secrets, neither as they are nor as JSON and JavaScript print them.
 fn scrubbed(text: &str, secrets: &[String]) -> String {
-    let hide = |text: String, secret: &String| text.replace(secret.as_str(), "***");
+    let hide = |text: String, secret: &String| {
+        let printed = Value::from(secret.as_str()).to_string();
+        // Within its quotes.
+        let text = text.replace(&printed[1..printed.len() - 1], "***");
+        text.replace(secret.as_str(), "***")
+    };
     secrets.iter().fold(text.to_owned(), hide)
 }
 

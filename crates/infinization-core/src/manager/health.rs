@@ -189,11 +189,13 @@ impl Open {
         let database = &self.services.database;
         let rows = database.find_machines_by_statuses(&CLAIMING).await?;
         let is_ours = |row: &&RunningVm| ours.iter().any(|vm_id| vm_id.as_str() == row.id);
-        for row in rows.iter().filter(is_ours) {
+        // At once: one that hangs delays no other.
+        let checks = rows.iter().filter(is_ours).map(|row| async {
             if let Err(error) = self.check_row(row).await {
                 tracing::warn!(vm = row.id, %error, "could not be checked");
             }
-        }
+        });
+        join_all(checks).await;
         Ok(())
     }
 

@@ -38,6 +38,7 @@ pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, Firewall
 pub use journal::{JournalCursor, JournalPage};
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -109,6 +110,8 @@ struct Open {
     restoring: tokio::sync::Mutex<()>,
     /// Machines whose firewall is being loaded again.
     reloading: Mutex<HashMap<ChainNames, reload::Pending>>,
+    /// A look after an outage waits for its turn.
+    will_catch_up: AtomicBool,
     /// Ends what works for it in the background.
     _alive: DropGuard,
     _lock: crate::host::dir_lock::DirLock,
@@ -418,6 +421,10 @@ impl Open {
             .database
             .find_machines_by_statuses(statuses)
             .await?;
+        Ok(self.reconcile_rows(&rows).await)
+    }
+
+    async fn reconcile_rows(&self, rows: &[RunningVm]) -> ReconcileSummary {
         let settled = join_all(rows.iter().map(|row| self.reconcile_row(row))).await;
         let summary = ReconcileSummary::of(settled);
         self.services.events.publish(
@@ -426,7 +433,7 @@ impl Open {
             None,
             summary.told(),
         );
-        Ok(summary)
+        summary
     }
 
     async fn reconcile_row(&self, row: &RunningVm) -> ReconcileResult {

@@ -5,14 +5,17 @@
 //! delivered, and what could not be judged without it is looked at again.
 
 use std::sync::Weak;
+use std::sync::atomic::Ordering::SeqCst;
 
+use futures_util::future::join_all;
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Open;
 use crate::db::outbox::Notice;
-use crate::error::Coded as _;
+use crate::error::{Coded as _, Failure};
 use crate::events::{EventBus, Source, now_ms};
+use crate::types::VmId;
 
 /// Follows the outbox for as long as it exists.
 pub(super) async fn follow(
@@ -54,12 +57,18 @@ pub(super) async fn follow(
 }
 
 impl Open {
-    /// Looks again at what could not be judged while the database was away.
+    /// Looks again at what could not be judged while the database was away, and at nothing that
+    /// goes on: neither at an installation nor at a row that the consumer holds.
     async fn catch_up(&self) {
         let closing = self.services.closing.clone();
+        // One that waits sees all that this one would.
+        if self.will_catch_up.swap(true, SeqCst) {
+            return;
+        }
         let work = async {
             let _one_at_a_time = self.restoring.lock().await;
-            if let Err(error) = self.find_out().await {
+            self.will_catch_up.store(false, SeqCst);
+            if let Err(error) = self.find_out_again().await {
                 tracing::warn!(%error, "not everything was looked at after the outage");
             }
         };
@@ -68,5 +77,31 @@ impl Open {
             () = closing.cancelled() => {}
             () = work => {}
         }
+    }
+
+    async fn find_out_again(&self) -> Result<(), Failure> {
+        let mut left = self.left_behind()?;
+        left.retain(|vm_id| !self.services.marks.installing.contains(vm_id));
+        left.retain(|vm_id| !self.is_busy(vm_id));
+        join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
+        self.settle_starts_of(&left).await?;
+        self.check_claims(&left).await
+    }
+
+    /// Whether somebody asks something of the machine: what he asks for looks at it anyway.
+    fn is_busy(&self, vm_id: &VmId) -> bool {
+        let vms = self.vms();
+        // The handle in the map is no asker.
+        vms.get(vm_id).is_some_and(|vm| !vm.is_last_beside(0))
+    }
+
+    /// Settles starts of `ours` that the outage has cut off. The other statuses between two are the
+    /// consumer's, who may be at work; they are settled at a start of this process, and when he asks.
+    async fn settle_starts_of(&self, ours: &[VmId]) -> Result<(), Failure> {
+        let database = &self.services.database;
+        let mut rows = database.find_machines_by_statuses(&["starting"]).await?;
+        rows.retain(|row| ours.iter().any(|vm_id| vm_id.as_str() == row.id));
+        self.reconcile_rows(&rows).await;
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::future::join_all;
@@ -94,6 +95,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             reloading: Mutex::default(),
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
+            will_catch_up: AtomicBool::new(false),
             _alive: alive.drop_guard(),
             _lock: lock,
         }
@@ -167,13 +169,19 @@ impl Open {
     /// What became of each VM, and then the rows: those between two states, and those of VMs of this
     /// state directory that claim a QEMU. Whoever was killed while the database was away could not
     /// write that one had ended.
-    pub(super) async fn find_out(&self) -> Result<(), Failure> {
+    async fn find_out(&self) -> Result<(), Failure> {
         let left = self.left_behind()?;
         join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
         if let Err(error) = self.reconcile(&TRANSIENT).await {
             tracing::warn!(%error, "rows between two states were not reconciled");
         }
-        if let Err(error) = self.check_claims(&left).await {
+        // What was taken back has told its row just now.
+        let is_live = |vm_id: &VmId| {
+            let vms = self.vms();
+            vms.get(vm_id).is_some_and(|vm| vm.view().live.is_some())
+        };
+        let dark: Vec<VmId> = left.into_iter().filter(|vm_id| !is_live(vm_id)).collect();
+        if let Err(error) = self.check_claims(&dark).await {
             tracing::warn!(%error, "rows that claim a QEMU were not checked");
         }
         self.services.journals.prune();
@@ -193,7 +201,7 @@ impl Open {
         Ok(())
     }
 
-    async fn take_back(&self, vm_id: &VmId) {
+    pub(super) async fn take_back(&self, vm_id: &VmId) {
         let handle = match self.handle(vm_id) {
             Ok(handle) => handle,
             Err(error) => {
@@ -211,7 +219,7 @@ impl Open {
         self.drop_if_empty(&handle);
     }
 
-    fn left_behind(&self) -> Result<Vec<VmId>, Failure> {
+    pub(super) fn left_behind(&self) -> Result<Vec<VmId>, Failure> {
         let vms = self.services.config.state_dir.as_path().join("vms");
         let entries = std::fs::read_dir(&vms).map_err(|error| directory_failure(&vms, &error))?;
         let names = entries

@@ -19,6 +19,7 @@ use super::journal::{Actor, Kind, Note};
 use super::live::{Ending, Live, LiveView};
 use super::outcome::EndCause;
 use super::plan::Lifetime;
+use super::request::Request;
 use super::run::{Order, release_up_to};
 use super::status::{MARKERS, Status, UNTOUCHABLE, of_run_state};
 use crate::events::{Source, now_ms};
@@ -120,14 +121,8 @@ impl Machine {
     pub(super) async fn on_exit(&mut self, exit: Exit) {
         self.take_in_ending().await;
         let ending = self.live.as_ref().and_then(|live| live.ending.clone());
-        let installing = self
-            .context
-            .services
-            .marks
-            .installing
-            .contains(&self.context.vm_id);
         match (ending, exit) {
-            (Some(ending), _) if installing => self.postpone(ending).await,
+            (Some(ending), _) if self.is_being_installed() => self.postpone(ending).await,
             (Some(ending), _) => self.ended(&ending).await,
             // It ended of its own accord, before it could say why.
             (None, Exit::Code(0)) => self.gone(&self.unsaid()).await,
@@ -146,8 +141,31 @@ impl Machine {
         self.postponed = Some(ending);
     }
 
-    /// Goes through with an end that was postponed.
-    pub(super) async fn end_postponed(&mut self) {
+    fn is_being_installed(&self) -> bool {
+        let marks = &self.context.services.marks;
+        marks.installing.contains(&self.context.vm_id)
+    }
+
+    /// Whether it is without a QEMU only until the next step of its installation: then there is
+    /// nothing to be found out or given back.
+    pub(super) fn is_between_steps(&self) -> bool {
+        self.postponed.is_some()
+    }
+
+    /// Goes through with an end that was postponed, if `request` may: what somebody wants of the
+    /// machine always, what is only looked after when the installation is over.
+    pub(super) async fn end_postponed_for(&mut self, request: &Request) {
+        let may = match request {
+            Request::Create { .. } | Request::Verb { .. } => true,
+            Request::Rest { .. } => false,
+            _ => !self.is_being_installed(),
+        };
+        if may {
+            self.end_postponed().await;
+        }
+    }
+
+    async fn end_postponed(&mut self) {
         if let Some(ending) = self.postponed.take() {
             self.ended(&ending).await;
         }

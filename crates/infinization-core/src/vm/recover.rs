@@ -62,6 +62,10 @@ impl Machine {
         if self.live.is_some() {
             return Ok(Recovered::Alive);
         }
+        if self.is_between_steps() {
+            let why = "it is without a QEMU as a step of its installation";
+            return Ok(Recovered::Skipped(why.to_owned()));
+        }
         let contents = self.context.ledger.contents();
         let found = self.find_out(&contents).await;
         self.tell_found(&contents, &found);

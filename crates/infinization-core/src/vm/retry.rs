@@ -15,7 +15,7 @@ impl Machine {
     /// `CleanupResult` of what was left.
     pub(super) async fn retry_cleanup(&mut self) -> Result<Value, Failure> {
         let cleanup = match self.context.ledger.contents().operation {
-            _ if self.live.is_some() => Cleanup::default(),
+            _ if self.live.is_some() || self.is_between_steps() => Cleanup::default(),
             Some(operation @ (Operation::Destroy | Operation::Delete | Operation::DeleteData)) => {
                 let process = self.process_to_end().await?;
                 self.raze(operation, process).await?

@@ -207,9 +207,7 @@ async fn serve_one(
 
 async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
     let Asked { request, asker } = asked;
-    if !matches!(request, Request::Rest { .. }) {
-        machine.end_postponed().await;
-    }
+    machine.end_postponed_for(&request).await;
     match request {
         Request::Create {
             config,

@@ -141,6 +141,28 @@ async fn prismas_own_code_and_facts_are_told() {
 }
 
 #[tokio::test]
+async fn the_servers_own_code_is_told_beside_the_clients() {
+    let behind = json!({ "driverAdapterError": { "cause": { "originalCode": "53100" } } });
+    let printed = "Error occurred during query execution:\nConnectorError(ConnectorError { user_facing_error: None, kind: QueryError(PostgresError { code: \"25006\", message: \"cannot execute UPDATE in a read-only transaction\" }) })";
+    let client = "PrismaClientUnknownRequestError";
+    for (thrown, code) in [
+        (
+            error("PrismaClientKnownRequestError", Some("P2010"), "no", behind),
+            "53100",
+        ),
+        (error(client, None, printed, Value::Null), "25006"),
+        (
+            error("DriverAdapterError", Some("57014"), "no", Value::Null),
+            "57014",
+        ),
+    ] {
+        for error in both(thrown).await {
+            assert_eq!(error.details["errorCode"], code);
+        }
+    }
+}
+
+#[tokio::test]
 async fn b23_what_a_client_does_not_know_is_listed() {
     let invalid = |last: &str| {
         let message =
@@ -218,6 +240,25 @@ async fn i43_no_secret_leaves_with_an_error() {
             .await;
         let told = format!("{:?}", written.unwrap_err());
         assert!(!told.contains("hunter2"), "{told}");
+        assert!(told.contains("P2000"), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn i43_no_secret_leaves_as_json_prints_it() {
+    for secret in ["hun\"ter2", "hun\\ter2", "hun\nter2", "\"ter2\""] {
+        let update = ConfigurationUpdate {
+            graphic_password: Some(Some(Secret::new(secret))),
+            ..ConfigurationUpdate::default()
+        };
+        let printed = json!(secret).to_string();
+        let words = format!("{} graphicPassword: {printed}", "x".repeat(270));
+        let details = json!({ "target": secret });
+        let port = script([Throws(error("Error", Some("P2000"), &words, details))]);
+        let db = database(&port);
+        let written = db.update_machine_configuration(&vm("vm-1"), update).await;
+        let told = format!("{:?}", written.unwrap_err());
+        assert!(!told.contains("ter2"), "{told}");
         assert!(told.contains("P2000"), "{told}");
     }
 }

@@ -58,6 +58,26 @@ async fn a_configuration_is_made_or_changed_by_what_was_given() {
     assert_eq!(port.asked(), [wanted]);
 }
 
+#[tokio::test]
+async fn two_that_make_a_configuration_at_once_both_have_their_way() {
+    let update = || ConfigurationUpdate {
+        qemu_pid: Some(Some(17)),
+        ..ConfigurationUpdate::default()
+    };
+    let port = script([Throws(known("P2002")), Says(Value::Null)]);
+    let (db, id) = (database(&port), vm("vm-1"));
+    db.update_machine_configuration(&id, update())
+        .await
+        .unwrap();
+    assert_eq!(port.asked().len(), 2);
+    let port = script([Throws(known("P2002"))]);
+    let db = database(&port);
+    let refused = db.update_machine_configuration(&id, update()).await;
+    let error = refused.unwrap_err();
+    assert_eq!(error.code, ErrorCode::ConstraintViolation);
+    assert_eq!(port.asked().len(), 2, "once more and no more");
+}
+
 /// A client wants its own `DbNull` in a column of JSON, and may not be asked for it.
 #[tokio::test]
 async fn a_column_of_json_is_emptied_only_where_it_holds_something() {

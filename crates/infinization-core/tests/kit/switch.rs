@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use infinization_core::ErrorCode;
@@ -14,6 +15,10 @@ use infinization_core::db::{
 use infinization_core::types::{FirewallRuleInput, InternalName, VmId};
 use infinization_core::vm::DatabaseWrapper;
 use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// As long as a database that hangs is waited for: longer than any caller waits for a write.
+const DEADLINE: Duration = Duration::from_secs(4);
 
 /// How the database is.
 #[derive(Debug, Clone)]
@@ -21,8 +26,10 @@ pub enum Mode {
     Up,
     /// Nobody answers, and that shows at once.
     Down,
-    /// Nobody answers until the mode changes.
+    /// Nobody answers until the mode changes, or for so long that the way to it gives up.
     Hangs,
+    /// It answers, but not before so long.
+    Slow(Duration),
     /// It answers so many requests, and is down then.
     DownAfter(usize),
     /// It does what it is asked, and its answers are lost.
@@ -89,8 +96,15 @@ impl Switch {
     async fn passes(&self) -> Result<(), DbError> {
         self.asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         let mut mode = self.mode.subscribe();
-        let answers = mode.wait_for(|mode| !matches!(mode, Mode::Hangs)).await;
-        drop(answers);
+        let pause = match *self.mode.borrow() {
+            Mode::Slow(pause) => pause,
+            _ => Duration::ZERO,
+        };
+        tokio::time::sleep(pause).await;
+        let answers = mode.wait_for(|mode| !matches!(mode, Mode::Hangs));
+        if timeout(DEADLINE, answers).await.is_err() {
+            return Err(away());
+        }
         let mut down = false;
         self.mode.send_if_modified(|mode| {
             match mode {

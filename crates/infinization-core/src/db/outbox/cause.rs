@@ -1,7 +1,8 @@
 //! Why a database did not do what it was asked, as far as that decides what becomes of a write. Pure.
 //!
 //! The codes are the contract's (`error.rs`), what stands behind one of them is in its details:
-//! `prismaCode` of a Prisma client, `sqliteCode` of the embedded store.
+//! `errorCode` of a database (PostgreSQL's SQLSTATE), `prismaCode` of a Prisma client, `sqliteCode` of
+//! the embedded store.
 
 use serde_json::Value;
 
@@ -28,6 +29,16 @@ const PRISMA_UNREACHABLE: [&str; 10] = [
 ];
 /// A deadlock or a write conflict.
 const PRISMA_TROUBLE: [&str; 1] = ["P2034"];
+/// What is wrong with the write itself, or with the schema it meets.
+const PRISMA_FOR_GOOD: [&str; 28] = [
+    "P1012", "P2000", "P2001", "P2002", "P2003", "P2004", "P2005", "P2006", "P2007", "P2008",
+    "P2009", "P2011", "P2012", "P2013", "P2014", "P2015", "P2016", "P2017", "P2018", "P2019",
+    "P2020", "P2021", "P2022", "P2023", "P2025", "P2026", "P2029", "P2033",
+];
+/// SQLSTATEs: a read-only server (a standby after a failover), a lock that was not to be had, a
+/// cancelled statement; and the classes of want of resources (a full disk) and of system errors.
+const STATES_OF_TROUBLE: [&str; 3] = ["25006", "55P03", "57014"];
+const CLASSES_OF_TROUBLE: [&str; 2] = ["53", "58"];
 /// SQLite's primary result codes: BUSY, LOCKED, CANTOPEN, PROTOCOL.
 const SQLITE_UNREACHABLE: [i64; 4] = [5, 6, 14, 15];
 /// NOMEM, READONLY, INTERRUPT, IOERR, FULL.
@@ -52,20 +63,43 @@ impl Cause {
 }
 
 fn behind(error: &DbError) -> Cause {
-    if let Some(code) = error.details.get("prismaCode").and_then(Value::as_str) {
-        return among(&code, &PRISMA_UNREACHABLE, &PRISMA_TROUBLE);
+    let text = |name| error.details.get(name).and_then(Value::as_str);
+    // The database's own word is closer to the matter than its client's.
+    if text("errorCode").is_some_and(is_state_of_trouble) {
+        return Cause::Trouble;
+    }
+    if let Some(code) = text("prismaCode") {
+        return of_prisma(code);
     }
     if let Some(code) = error.details.get("sqliteCode").and_then(Value::as_i64) {
         // The primary code is the low byte of an extended one.
-        return among(&(code & 0xff), &SQLITE_UNREACHABLE, &SQLITE_TROUBLE);
+        return of_sqlite(code & 0xff);
     }
     Cause::Doubtful
 }
 
-fn among<T: PartialEq>(code: &T, unreachable: &[T], trouble: &[T]) -> Cause {
-    if unreachable.contains(code) {
+fn is_state_of_trouble(state: &str) -> bool {
+    let of_class = |class: &&str| state.starts_with(*class);
+    let is_one = STATES_OF_TROUBLE.contains(&state) || CLASSES_OF_TROUBLE.iter().any(of_class);
+    state.len() == 5 && is_one
+}
+
+fn of_prisma(code: &str) -> Cause {
+    if PRISMA_UNREACHABLE.contains(&code) {
         Cause::Unreachable
-    } else if trouble.contains(code) {
+    } else if PRISMA_TROUBLE.contains(&code) {
+        Cause::Trouble
+    } else if PRISMA_FOR_GOOD.contains(&code) {
+        Cause::ForGood
+    } else {
+        Cause::Doubtful
+    }
+}
+
+fn of_sqlite(code: i64) -> Cause {
+    if SQLITE_UNREACHABLE.contains(&code) {
+        Cause::Unreachable
+    } else if SQLITE_TROUBLE.contains(&code) {
         Cause::Trouble
     } else {
         Cause::ForGood
@@ -82,7 +116,7 @@ mod tests {
     fn what_may_pass_is_told_from_what_will_not() {
         use Cause::{Doubtful, ForGood, Trouble, Unreachable};
         use ErrorCode as Code;
-        let table: [(ErrorCode, Value, Cause); 22] = [
+        let table: [(ErrorCode, Value, Cause); 31] = [
             (Code::DbConnectionError, json!({}), Unreachable),
             (Code::UpdateFailed, json!({}), Doubtful),
             (Code::QueryFailed, json!({}), Doubtful),
@@ -137,6 +171,28 @@ mod tests {
                 json!({ "prismaCode": "P2002" }),
                 ForGood,
             ),
+            // A code that Prisma has not had yet, and one of the server behind a client's.
+            (
+                Code::UpdateFailed,
+                json!({ "prismaCode": "P2999" }),
+                Doubtful,
+            ),
+            (
+                Code::UpdateFailed,
+                json!({ "prismaCode": "P2010", "errorCode": "53100" }),
+                Trouble,
+            ),
+            (
+                Code::UpdateFailed,
+                json!({ "errorCode": "42501" }),
+                Doubtful,
+            ),
+            (Code::UpdateFailed, json!({ "errorCode": "25006" }), Trouble),
+            (Code::UpdateFailed, json!({ "errorCode": "53100" }), Trouble),
+            (Code::UpdateFailed, json!({ "errorCode": "53200" }), Trouble),
+            (Code::UpdateFailed, json!({ "errorCode": "55P03" }), Trouble),
+            (Code::UpdateFailed, json!({ "errorCode": "57014" }), Trouble),
+            (Code::UpdateFailed, json!({ "errorCode": "58030" }), Trouble),
             (Code::UpdateFailed, json!({ "sqliteCode": 5 }), Unreachable),
             // BUSY_SNAPSHOT and IOERR_WRITE are extended codes.
             (

@@ -1,10 +1,12 @@
-//! Delivers writes, VM by VM, and looks for a database that is away.
+//! Delivers writes, VM by VM.
 //!
 //! Every VM with something kept or under way has a lane. A lane is worked off by a task of its own,
 //! so that a caller who stops waiting stops nothing, and no write overtakes another even when the
-//! one before hangs. While the database is away one more task tries again, with growing pauses;
-//! whoever else hears from the database wakes it at once.
+//! one before hangs. A database that is away is looked for in `search`.
 
+mod search;
+
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -13,7 +15,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::cause::Cause;
 use super::lanes::{Notice, State, answer_all};
@@ -23,15 +25,14 @@ use crate::db::{Database, DbError};
 use crate::error::ErrorCode;
 use crate::types::VmId;
 
-/// Before the first attempt after a failure; doubled with each that fails.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// Between attempts at most.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How often a write is tried at once when it meets another (a deadlock).
 const CONFLICT_ATTEMPTS: u32 = 3;
 
 /// A question that is under way.
 pub(super) type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, DbError>> + Send + 'a>>;
+
+/// The ids of VMs of which something is still kept, and why: what the database says of them is old.
+pub(super) type Behind = HashMap<String, DbError>;
 
 type Answer = oneshot::Receiver<Result<(), DbError>>;
 
@@ -71,7 +72,7 @@ impl Courier {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_forgotten)) => Ok(()),
             Err(_elapsed) => {
-                self.nobody_answers(&no_answer());
+                self.lock().is_slow(id);
                 Ok(())
             }
         }
@@ -79,16 +80,26 @@ impl Courier {
 
     /// Delivers what is kept of a VM; the error is why it could not be.
     pub(super) async fn settle(&self, id: &VmId) -> Result<(), DbError> {
-        let Some(answer) = self.ask_for_delivery(id) else {
-            return Ok(());
-        };
-        match timeout(PATIENCE, answer).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_forgotten)) => Ok(()),
-            Err(_elapsed) => {
-                self.nobody_answers(&no_answer());
-                Err(no_answer())
-            }
+        self.bounded(self.delivery(id)).await?
+    }
+
+    /// As [`Courier::settle`], however long it takes.
+    async fn delivery(&self, id: &VmId) -> Result<(), DbError> {
+        match self.ask_for_delivery(id) {
+            Some(answer) => answer.await.unwrap_or(Ok(())),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the wait for a database that is away, but not sooner than it ever answered. One that is
+    /// there has its own deadline.
+    async fn bounded<T>(&self, work: impl Future<Output = T>) -> Result<T, DbError> {
+        let patience = self.lock().patience();
+        match patience {
+            Some(patience) => timeout(patience, work)
+                .await
+                .map_err(|_elapsed| no_answer(patience)),
+            None => Ok(work.await),
         }
     }
 
@@ -102,13 +113,14 @@ impl Courier {
         self.read(read).await
     }
 
-    /// A read of many VMs, after all that is kept.
+    /// A read of many VMs, after all that is kept but of those that the database does not take.
     pub(super) async fn read_all<'a, T>(
         &'a self,
         read: impl FnOnce(&'a dyn Database) -> Asked<'a, T>,
-    ) -> Result<T, DbError> {
-        self.settle_all().await?;
-        self.read(read).await
+    ) -> Result<(T, Behind), DbError> {
+        let patience = self.lock().longest_answer();
+        let behind = self.settle_all(patience).await?;
+        Ok((self.read(read).await?, behind))
     }
 
     /// A read of what is never kept. A database that is away is not waited for to the end.
@@ -117,13 +129,12 @@ impl Courier {
         read: impl FnOnce(&'a dyn Database) -> Asked<'a, T>,
     ) -> Result<T, DbError> {
         let asked = read(self.inner.as_ref());
-        let outcome = if self.lock().is_down() {
-            let answer = timeout(PATIENCE, asked).await;
-            answer.unwrap_or_else(|_elapsed| Err(no_answer()))
-        } else {
-            asked.await
+        let answer = async {
+            let began = Instant::now();
+            let outcome = asked.await;
+            self.heard(outcome, began)
         };
-        self.heard(outcome)
+        self.bounded(answer).await?
     }
 
     /// A write whose maker needs the answer, after what is kept of the VM.
@@ -133,13 +144,14 @@ impl Courier {
         claim: impl FnOnce(&'a dyn Database) -> Asked<'a, T>,
     ) -> Result<T, DbError> {
         self.settle(id).await?;
+        let began = Instant::now();
         let outcome = claim(self.inner.as_ref()).await;
-        self.heard(outcome)
+        self.heard(outcome, began)
     }
 
-    fn heard<T>(&self, outcome: Result<T, DbError>) -> Result<T, DbError> {
+    fn heard<T>(&self, outcome: Result<T, DbError>, began: Instant) -> Result<T, DbError> {
         match &outcome {
-            Ok(_) => self.lock().answered(),
+            Ok(_) => self.lock().answered_since(began),
             Err(error) if Cause::of(error) == Cause::Unreachable => {
                 self.nobody_answers(error);
             }
@@ -152,11 +164,6 @@ impl Courier {
         if self.lock().is_silent(error) {
             self.begin_to_look();
         }
-    }
-
-    fn begin_to_look(&self) {
-        let (me, wake) = (Weak::clone(&self.me), Arc::clone(&self.wake));
-        tokio::spawn(look_for_it(me, wake));
     }
 
     /// Drops what is kept of a VM, but for what is under way.
@@ -185,7 +192,7 @@ impl Courier {
     pub(super) async fn close(&self, patience: Duration) {
         self.lock().closed = true;
         self.wake.notify_one();
-        let tried = timeout(patience, self.settle_all()).await;
+        let tried = timeout(patience, self.settle_all(patience)).await;
         let state = self.lock();
         for (vm, lane) in &state.lanes {
             let (writes, tried) = (lane.queue.names(), tried.is_ok());
@@ -196,8 +203,10 @@ impl Courier {
     /// Keeps a write, and has it delivered unless nobody answers anyway.
     fn put(&self, id: &VmId, write: Write) -> Option<Answer> {
         let mut state = self.lock();
-        let asks = state.closed || !state.is_down();
+        let is_down = state.is_down();
+        let closed = state.closed;
         let lane = state.lane(id);
+        let asks = closed || !(is_down || lane.is_slow);
         let put = lane.queue.put(write);
         let dropped = match put {
             Put::Last => lane.queue.make_room(),
@@ -231,18 +240,31 @@ impl Courier {
         Some(answer)
     }
 
-    /// Delivers what is kept: of one VM, to see whether anybody answers, then of all others.
-    async fn settle_all(&self) -> Result<(), DbError> {
+    /// Delivers what is kept: of one VM, to see whether anybody answers, then of all others. An error
+    /// is that nobody does.
+    async fn settle_all(&self, patience: Duration) -> Result<Behind, DbError> {
         let kept = self.lock().oldest_first();
         let Some((oldest, others)) = kept.split_first() else {
-            return Ok(());
+            return Ok(Behind::new());
         };
-        let first = self.settle(oldest).await;
+        let first = self.delivered_within(patience, oldest).await;
         if self.lock().is_down() {
-            return first.and_then(|()| Err(no_answer()));
+            return Err(first.map_or_else(|| no_answer(patience), |(_, error)| error));
         }
-        let others = join_all(others.iter().map(|id| self.settle(id))).await;
-        others.into_iter().fold(first, Result::and)
+        let others = others.iter().map(|id| self.delivered_within(patience, id));
+        let others = join_all(others).await.into_iter();
+        let behind: Behind = others.chain([first]).flatten().collect();
+        match behind.values().next() {
+            Some(error) if self.lock().is_down() => Err(error.clone()),
+            _ => Ok(behind),
+        }
+    }
+
+    /// Why what is kept of a VM was not delivered, if it was not.
+    async fn delivered_within(&self, patience: Duration, id: &VmId) -> Option<(String, DbError)> {
+        let delivered = timeout(patience, self.delivery(id)).await;
+        let delivered = delivered.unwrap_or_else(|_elapsed| Err(no_answer(patience)));
+        delivered.err().map(|error| (id.to_string(), error))
     }
 
     /// Works off the VM's lane. The lane has been marked as being worked on.
@@ -300,11 +322,17 @@ impl Courier {
     }
 
     /// What came of a write. False when the lane is to rest.
-    fn conclude(&self, id: &VmId, write: &Write, outcome: Result<(), (Cause, DbError)>) -> bool {
+    fn conclude(
+        &self,
+        id: &VmId,
+        write: &Write,
+        outcome: Result<(), (Cause, DbError)>,
+        began: Instant,
+    ) -> bool {
         let mut state = self.lock();
         let Err((cause, error)) = outcome else {
             state.delivered(id);
-            state.answered();
+            state.answered_since(began);
             return true;
         };
         if state.may_try_again(id, cause, self.gives_up_after) {
@@ -321,33 +349,6 @@ impl Courier {
         state.refused(id, write, &error);
         state.answered();
         true
-    }
-
-    /// One attempt to find the database, or to deliver what it has not taken.
-    async fn look(&self) -> Result<(), DbError> {
-        if !self.lock().lanes.is_empty() {
-            return self.settle_all().await;
-        }
-        let asked = self.inner.find_machines_by_statuses(&["starting"]);
-        let answer = timeout(PATIENCE, asked).await;
-        match answer.unwrap_or_else(|_elapsed| Err(no_answer())) {
-            Err(error) if matches!(Cause::of(&error), Cause::Unreachable | Cause::Trouble) => {
-                Err(error)
-            }
-            // Whatever it says, it answers.
-            _ => {
-                self.lock().answered();
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether there is nothing to look for any more.
-    fn has_found(&self) -> bool {
-        let mut state = self.lock();
-        let found = state.away.is_none() || state.closed;
-        state.looking = !found;
-        found
     }
 }
 
@@ -372,28 +373,10 @@ impl Write {
 /// Works off one VM's lane until it is empty or the database does not take a write.
 async fn deliver(courier: Arc<Courier>, id: VmId) {
     while let Some(write) = courier.begin(&id) {
+        let began = Instant::now();
         let outcome = courier.attempt(&id, &write).await;
-        if !courier.conclude(&id, &write, outcome) {
+        if !courier.conclude(&id, &write, outcome, began) {
             return;
         }
-    }
-}
-
-/// Looks for the database until it has taken everything.
-async fn look_for_it(courier: Weak<Courier>, wake: Arc<Notify>) {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let _woken = timeout(pause, wake.notified()).await;
-        let Some(courier) = courier.upgrade() else {
-            return;
-        };
-        let looked = courier.look().await;
-        if courier.has_found() {
-            return;
-        }
-        pause = match looked {
-            Ok(()) => FIRST_PAUSE,
-            Err(_) => LONGEST_PAUSE.min(pause * 2),
-        };
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::PATIENCE;
 use super::cause::Cause;
 use super::queue::{Dropped, Queue, Write};
 use crate::db::DbError;
@@ -49,6 +50,8 @@ pub(super) struct State {
     pub(super) away: Option<Away>,
     /// Numbers the lanes, oldest first.
     next: u64,
+    /// The longest that a question has taken that was answered.
+    slowest: Duration,
     /// A task looks for the database.
     pub(super) looking: bool,
     /// Nothing is kept any more.
@@ -76,6 +79,8 @@ pub(super) struct Lane {
     /// Whoever waits for all of them.
     pub(super) waiting: Vec<Reply>,
     pub(super) at_work: bool,
+    /// Somebody has waited long enough for what is under way: nobody else does.
+    pub(super) is_slow: bool,
     /// Since when its first write is refused without a reason by a database that answers.
     refused_since: Option<Instant>,
 }
@@ -86,6 +91,7 @@ impl State {
             lanes: HashMap::new(),
             away: None,
             next: 0,
+            slowest: Duration::ZERO,
             looking: false,
             closed: false,
             wake,
@@ -102,6 +108,7 @@ impl State {
                 queue: Queue::new(),
                 waiting: Vec::new(),
                 at_work: false,
+                is_slow: false,
                 refused_since: None,
             }
         })
@@ -147,6 +154,29 @@ impl State {
         !self.closed && !std::mem::replace(&mut self.looking, true)
     }
 
+    /// How long a caller waits for a database that is away; `None` while it is there.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        self.is_down().then(|| self.longest_answer())
+    }
+
+    /// How long an answer may be expected to take: twice as long as one ever took.
+    pub(super) fn longest_answer(&self) -> Duration {
+        PATIENCE.max(self.slowest * 2)
+    }
+
+    /// Somebody has waited long enough for a write of the VM.
+    pub(super) fn is_slow(&mut self, id: &VmId) {
+        if let Some(lane) = self.lanes.get_mut(id) {
+            lane.is_slow = true;
+        }
+    }
+
+    /// The database has answered a question that was asked at `began`.
+    pub(super) fn answered_since(&mut self, began: Instant) {
+        self.slowest = self.slowest.max(began.elapsed());
+        self.answered();
+    }
+
     /// The database answers.
     pub(super) fn answered(&mut self) {
         if let Some(away) = &mut self.away
@@ -174,6 +204,7 @@ impl State {
             return;
         };
         lane.refused_since = None;
+        lane.is_slow = false;
         answer_all(lane.queue.done().unwrap_or_default(), &Ok(()));
         if let Some(away) = &mut self.away {
             away.delivered += 1;
@@ -203,6 +234,7 @@ impl State {
             return;
         };
         lane.at_work = false;
+        lane.is_slow = false;
         lane.queue.back();
         for replies in lane.queue.beside() {
             answer_all(std::mem::take(replies), &kept);
@@ -224,6 +256,7 @@ impl State {
             return;
         };
         lane.refused_since = None;
+        lane.is_slow = false;
         let waiting = lane.queue.done().unwrap_or_default();
         if answer_all(waiting, &Err(error.clone())) {
             return;

@@ -15,6 +15,7 @@
 //! - Writes of one VM reach the database one at a time and in the order in which they were made.
 //! - A read or a claim (`transition_vm_status`) of a VM follows its kept writes, or fails with
 //!   `DB_CONNECTION_ERROR`. It is never stale and never "not found" for want of a database.
+//! - A list follows all kept writes; machines whose writes the database does not take are not in it.
 //! - A claim is never kept: whoever claims needs the answer.
 //! - A write whose answer was lost is made again: each says what is, not what to change.
 //! - Guards are kept with their writes, so a claim that somebody made meanwhile survives.
@@ -28,7 +29,7 @@
 //! | `cause` | what a failure says of the next attempt (pure) |
 //! | `queue` | one VM's writes in order (pure) |
 //! | `lanes` | what is known of the database and kept of each VM |
-//! | `courier` | delivering, and looking for a database that is away |
+//! | `courier` | delivering; `courier/search`: looking for a database that is away |
 
 mod cause;
 mod courier;
@@ -44,7 +45,7 @@ use tokio::sync::mpsc;
 pub use lanes::Notice;
 
 use self::cause::Cause;
-use self::courier::Courier;
+use self::courier::{Behind, Courier};
 use self::queue::Write;
 use super::{
     ConfigurationUpdate, Database, DbError, MachineRecord, RuleSplit, RunningVm, Transition,
@@ -53,8 +54,9 @@ use super::{
 use crate::error::ErrorCode;
 use crate::types::{FirewallRuleInput, InternalName, VmId};
 
-/// How long a caller waits for a write to be taken, or for what was kept before his read, before he
-/// goes on without. The attempt itself goes on.
+/// How long a caller waits for a write to be taken before he goes on without, and for any answer of
+/// a database that is away. The attempt itself goes on, up to the database's own deadline: only that,
+/// or a failure, says that nobody answers.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Unless told otherwise.
@@ -148,9 +150,12 @@ impl Database for Outbox {
         name: &InternalName,
     ) -> Result<Option<RunningVm>, DbError> {
         let courier = &self.courier;
-        courier
-            .read_all(|db| db.find_machine_by_internal_name(name))
-            .await
+        let read = courier.read_all(|db| db.find_machine_by_internal_name(name));
+        let (row, mut behind) = read.await?;
+        match row.as_ref().and_then(|row| behind.remove(&row.id)) {
+            Some(error) => Err(error),
+            None => Ok(row),
+        }
     }
 
     async fn find_machine_with_config(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
@@ -160,7 +165,8 @@ impl Database for Outbox {
     }
 
     async fn find_running_vms(&self) -> Result<Vec<RunningVm>, DbError> {
-        self.courier.read_all(|db| db.find_running_vms()).await
+        let read = self.courier.read_all(|db| db.find_running_vms());
+        read.await.map(without_old_rows)
     }
 
     async fn find_machines_by_statuses(
@@ -168,9 +174,8 @@ impl Database for Outbox {
         statuses: &[&str],
     ) -> Result<Vec<RunningVm>, DbError> {
         let courier = &self.courier;
-        courier
-            .read_all(|db| db.find_machines_by_statuses(statuses))
-            .await
+        let read = courier.read_all(|db| db.find_machines_by_statuses(statuses));
+        read.await.map(without_old_rows)
     }
 
     async fn update_machine_status(
@@ -246,13 +251,18 @@ impl Database for Outbox {
     }
 }
 
+fn without_old_rows((mut rows, behind): (Vec<RunningVm>, Behind)) -> Vec<RunningVm> {
+    rows.retain(|row| !behind.contains_key(&row.id));
+    rows
+}
+
 /// Nobody answered in time.
-fn no_answer() -> DbError {
+fn no_answer(patience: Duration) -> DbError {
     DbError::new(
         ErrorCode::DbConnectionError,
         format!(
             "the database did not answer within {} s",
-            PATIENCE.as_secs()
+            patience.as_secs()
         ),
     )
 }

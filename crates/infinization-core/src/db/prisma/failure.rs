@@ -52,8 +52,18 @@ pub(super) fn is_write_conflict(error: &PortError) -> bool {
 
 /// The client's code, and the database's own behind it.
 fn codes(error: &PortError) -> impl Iterator<Item = &str> {
-    let state = driver(error)["originalCode"].as_str();
-    error.code.as_deref().into_iter().chain(state)
+    error.code.as_deref().into_iter().chain(state(error))
+}
+
+/// The SQLSTATE behind a client's error: of the driver, or as the query engine of Prisma 6 prints an
+/// error that it has no code for.
+fn state(error: &PortError) -> Option<&str> {
+    let of_driver = driver(error)["originalCode"].as_str();
+    let printed = || {
+        let (_, rest) = error.message.split_once("PostgresError { code: \"")?;
+        rest.split('"').next()
+    };
+    of_driver.or_else(printed)
 }
 
 /// What the driver told the client.
@@ -106,6 +116,9 @@ fn told(error: &PortError, otherwise: ErrorCode) -> DbError {
             "errorCode"
         };
         details.insert(name.to_owned(), json!(code));
+    }
+    if let Some(state) = state(error) {
+        details.insert("errorCode".to_owned(), json!(state));
     }
     DbError {
         details,

@@ -133,7 +133,14 @@ impl Database for PrismaDatabase {
         update: ConfigurationUpdate,
     ) -> Result<(), DbError> {
         let upsert = Upsert::of(&update);
-        let row = self.write(upsert.request(id.as_str())).await?;
+        let request = upsert.request(id.as_str());
+        let row = match self.write(request.clone()).await {
+            // Somebody has made the row in the same moment: this time it is there to be changed.
+            Err(error) if error.code == ErrorCode::ConstraintViolation => {
+                self.write(request).await?
+            }
+            answered => answered?,
+        };
         match upsert.rest(id.as_str(), &row) {
             Some(rest) => self.write(rest).await.map(drop),
             None => Ok(()),

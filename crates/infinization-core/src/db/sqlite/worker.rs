@@ -4,13 +4,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::schema;
 use crate::db::DbError;
 use crate::error::ErrorCode;
+
+/// How long a disk may take; what was asked may be done all the same.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
@@ -47,7 +52,10 @@ impl Worker {
             let _unheard = reply.send(job(db));
         });
         self.jobs.send(job).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        match timeout(DEADLINE, answer).await {
+            Ok(answer) => answer.map_err(|_| gone())?,
+            Err(_elapsed) => Err(gone()),
+        }
     }
 }
 
