@@ -39,9 +39,20 @@ async function inTransaction (client, steps) {
   if (!isMethod(client, ['$transaction'])) throw new MissingMethod('$transaction')
   return client.$transaction(async (within) => {
     const answers = []
-    for (const step of steps) answers.push(await query(within, step))
+    for (const step of steps) {
+      if (step.given && !holds(step.given, answers.at(-1))) break
+      answers.push(await query(within, step))
+    }
     return answers
   })
+}
+
+// Whether the last answer is what a step is for: `is` has members of it, and at the path `texts` there is a
+// list of texts, or nothing.
+function holds ({ is, texts }, row) {
+  const list = texts?.reduce((value, name) => value?.[name], row) ?? []
+  return Object.entries(is).every(([name, value]) => row?.[name] === value) &&
+    Array.isArray(list) && list.every((it) => typeof it === 'string')
 }
 
 function portTo (ask) {

@@ -54,12 +54,25 @@ test('what is asked has no undefined members', async () => {
 
 test('a transition writes inside $transaction, on what it hands over', async () => {
   const client = mocked()
-  const within = mocked({ updateMany: { count: 1 }, findUnique: { ...row, status: 'starting', version: 2 } })
+  const within = mocked({ updateMany: { count: 1 }, findUnique: row })
   client.$transaction = jest.fn(async (run) => run(within))
   const moved = await new PrismaAdapter(client).transitionVMStatus('vm-1', 'off', 'starting', 1)
   expect(moved).toMatchObject({ success: true, newVersion: 2, vmConfig: { id: 'vm-1', status: 'starting', version: 2 } })
   expect(client.machine.updateMany).not.toHaveBeenCalled()
+  expect(client.machine.findUnique).not.toHaveBeenCalled()
   expect(within.machine.findUnique).toHaveBeenCalledTimes(1)
+})
+
+test.each([
+  ['cannot be read', { configuration: { diskPaths: 'corrupt' } }, 'QUERY_FAILED'],
+  ['is of another version', { version: 2 }, 'VERSION_CONFLICT'],
+  ['has another status', { status: 'moving' }, 'UPDATE_FAILED']
+])('a row that %s is not written', async (_, differing, code) => {
+  const client = mocked()
+  const within = mocked({ updateMany: { count: 1 }, findUnique: { ...row, ...differing } })
+  client.$transaction = jest.fn(async (run) => run(within))
+  expect(await rejection(new PrismaAdapter(client).transitionVMStatus('vm-1', 'off', 'starting', 1))).toMatchObject({ code })
+  expect(within.machine.updateMany).not.toHaveBeenCalled()
 })
 
 test('F33: P2034 is tried three times in all', async () => {

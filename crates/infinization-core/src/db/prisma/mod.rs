@@ -3,7 +3,7 @@
 //! The queries are made here, as data; who has the client only makes the calls they name, over the
 //! [`port`](super::port). `queries` has their shapes, `failure` what the client's errors mean, `probe`
 //! what is looked at before the client is used. A status is written with its guard in the `where`, a
-//! transition is one conditional write and a read in one transaction.
+//! transition is a read and one conditional write in one transaction.
 //!
 //! Whether a rule set is active (`isActive`) decides nothing here: its rules apply, and a warning
 //! says so. To take them away, remove them or the set.
@@ -154,22 +154,23 @@ impl Database for PrismaDatabase {
         new: &str,
         version: i64,
     ) -> Result<Transition, DbError> {
-        // What cannot be read is refused before it is written; all else is the transaction's to judge.
-        if let Err(error) = self.find_machine_with_config(id).await
-            && error.code == ErrorCode::QueryFailed
-        {
-            return Err(error);
-        }
         let request = queries::transition(id.as_str(), expected, new, version);
         let answers = self.write(request).await?;
-        let changed = answers[0]["count"].as_i64().unwrap_or_default();
-        let vm = nullable(&answers[1], reading::vm_record)?.ok_or_else(|| no_machine(id))?;
+        // The row as it was, or as whoever came between has left it.
+        let row = answers.get(2).unwrap_or(&answers[0]);
+        let vm = nullable(row, reading::vm_record)?.ok_or_else(|| no_machine(id))?;
+        let changed = answers[1]["count"].as_i64().unwrap_or_default();
         if changed == 0 {
             return Err(conflict(&vm, expected, version));
         }
+        let new_version = version.saturating_add(1);
         Ok(Transition {
-            new_version: version.saturating_add(1),
-            vm,
+            new_version,
+            vm: VmRecord {
+                status: new.to_owned(),
+                version: new_version,
+                ..vm
+            },
         })
     }
 
@@ -253,7 +254,7 @@ fn no_machine(id: &VmId) -> DbError {
 }
 
 /// Why the conditional write found no row. The version speaks first, as in the contract. A row that
-/// looks as it was expected was another a moment ago.
+/// was read as it was expected is another now.
 fn conflict(vm: &VmRecord, expected: &str, version: i64) -> DbError {
     let (id, now) = (&vm.id, vm.version);
     let (code, message) = if now != version {

@@ -165,14 +165,23 @@ pub(super) fn write_status(id: &str, status: &str, only_if_not_in: &[&str]) -> V
     call("machine", "updateMany", &args)
 }
 
-/// The conditional write, then the row as it is now; both or neither.
+/// The row, then the conditional write; the write is left out where it would find nothing, and where
+/// the row cannot be read for its disks. One that finds nothing all the same is followed by the row as
+/// it is now.
 pub(super) fn transition(id: &str, expected: &str, new: &str, version: i64) -> Value {
     let write = json!({
         "where": { "id": id, "status": expected, "version": version },
         "data": { "status": new, "version": version.saturating_add(1) },
     });
-    let write = call("machine", "updateMany", &write);
-    json!({ "transaction": [write, machine(id, &everything())] })
+    let mut write = call("machine", "updateMany", &write);
+    write["given"] = json!({
+        "is": { "status": expected, "version": version },
+        "texts": ["configuration", "diskPaths"],
+    });
+    let read = machine(id, &everything());
+    let mut again = read.clone();
+    again["given"] = json!({ "is": { "count": 0 } });
+    json!({ "transaction": [read, write, again] })
 }
 
 pub(super) fn clear(id: &str, names: &[&str]) -> Value {
