@@ -65,6 +65,8 @@ fn tells_peers(guest: &Guest, port: u16) {
         std::thread::spawn(move || {
             use std::io::Write;
             let (mut stream, peer) = listener.accept().unwrap();
+            // Before the asker goes on: he may ask at this port again.
+            drop(listener);
             write!(stream, "{}", peer.ip()).unwrap();
         });
     });
