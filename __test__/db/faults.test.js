@@ -93,7 +93,8 @@ describe.each(clientVersions())('%s', (version) => {
       await database.someoneWaits()
       await other.query('UPDATE "Machine" SET name = \'renamed\' WHERE id = \'vm\'')
       await other.commit()
-      expect(await begun).toMatchObject({ success: true, newVersion: 2, vmConfig: { name: 'renamed' } })
+      expect(await begun).toMatchObject({ success: true, newVersion: 2, vmConfig: { id: 'vm' } })
+      expect(await database.row('vm')).toMatchObject({ name: 'renamed', status: 'starting', version: 2 })
     })
 
     test('a row that is deleted while it is written', async () => {

@@ -357,10 +357,10 @@ describe('B23: initialize() looks at what it was given', () => {
 
   test('an answer within databaseTimeout', async () => {
     const client = new Client()
-    const instance = await openInstance({ prismaClient: client, databaseTimeout: 100 })
+    const instance = await openInstance({ prismaClient: client, databaseTimeout: 1000 })
     client.machine.findUnique = () => new Promise(() => {})
     const error = await rejection(instance.getVMStatus('vm-1'))
-    expect(error).toMatchObject({ code: 'DATABASE_ERROR', cause: { code: 'DB_CONNECTION_ERROR', message: expect.stringContaining('100 ms') } })
+    expect(error).toMatchObject({ code: 'DATABASE_ERROR', cause: { code: 'DB_CONNECTION_ERROR', message: expect.stringContaining('1000 ms') } })
     expect(await rejection(instance.getPrismaAdapter().findMachine('vm-1'))).toMatchObject({ code: 'DB_CONNECTION_ERROR' })
   })
 })
