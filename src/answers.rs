@@ -5,12 +5,11 @@
 
 use infinization_core::Failure;
 use napi::Status;
-use napi::bindgen_prelude::{FnArgs, spawn};
+use napi::bindgen_prelude::FnArgs;
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use serde_json::value::RawValue;
 
 use crate::errors;
-use crate::panics::caught;
 
 /// `settle(call: number, succeeded: boolean, json: string)` of `js/qmp-client.js`. Weak: whoever has
 /// calls under way keeps the process alive.
@@ -23,20 +22,14 @@ pub type Settle = ThreadsafeFunction<
     true,
 >;
 
-/// Runs a call; its answer goes to JavaScript with the call's number.
-pub(crate) fn answer(
-    settle: std::sync::Arc<Settle>,
-    call: u32,
-    work: impl Future<Output = Result<Box<RawValue>, Failure>> + Send + 'static,
-) {
-    spawn(async move {
-        let told = match caught(work).await {
-            Ok(json) => (call, true, String::from(Box::<str>::from(json))),
-            Err(failure) => (call, false, described(&failure)),
-        };
-        // An environment that is going away wants no answers.
-        let _ended = settle.call(told.into(), ThreadsafeFunctionCallMode::NonBlocking);
-    });
+/// Sends the answer of a call to JavaScript, with the call's number. From any thread.
+pub(crate) fn answer(settle: &Settle, call: u32, answer: Result<Box<RawValue>, Failure>) {
+    let told = match answer {
+        Ok(json) => (call, true, String::from(Box::<str>::from(json))),
+        Err(failure) => (call, false, described(&failure)),
+    };
+    // An environment that is going away wants no answers.
+    let _ended = settle.call(told.into(), ThreadsafeFunctionCallMode::NonBlocking);
 }
 
 fn described(failure: &Failure) -> String {

@@ -68,6 +68,15 @@ impl QmpClient {
         Ok(self.monitor()?.execute(command, arguments).await?)
     }
 
+    fn submit(&self, number: u32, command: Argument, arguments: Argument) -> Result<(), Failure> {
+        let settle = Arc::clone(&self.settle);
+        let answered = move |reply: Result<_, QmpError>| {
+            answer(&settle, number, reply.map_err(Failure::from));
+        };
+        let (command, arguments) = (command.text("command")?, arguments.object("args")?);
+        Ok(self.monitor()?.submit(&command, arguments, answered)?)
+    }
+
     async fn ask(&self, command: &str) -> Outcome {
         verbatim(self.call(command, json!({}))).await
     }
@@ -294,9 +303,7 @@ pub fn submit_monitor_call(
     command: Argument,
     arguments: Argument,
 ) {
-    let monitor = client.monitor();
-    answer(Arc::clone(&client.settle), number, async move {
-        let (command, arguments) = (command.text("command")?, arguments.object("args")?);
-        Ok(monitor?.execute(&command, arguments).await?)
-    });
+    if let Err(refused) = client.submit(number, command, arguments) {
+        answer(&client.settle, number, Err(refused));
+    }
 }

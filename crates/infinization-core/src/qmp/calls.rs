@@ -1,29 +1,117 @@
 //! The calls one monitor has not answered yet.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::error::QmpError;
 use super::wire::{Command, Refusal, Reply};
 
 /// Abandoned calls stay until QEMU answers them, because it answers in order; but no more of them.
-const MAX_UNANSWERED: usize = 1024;
+pub(super) const MAX_UNANSWERED: usize = 1024;
 
 /// What one call comes to.
 pub(super) type Outcome = Result<Box<RawValue>, CallFailure>;
 
-/// A call on its way to the monitor's task.
+/// A call on its way to the monitor.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) command: Command,
-    pub(super) reply: oneshot::Sender<Outcome>,
+    pub(super) call: Call,
 }
 
-impl Request {
-    pub(super) fn fail(self, loss: Loss) {
-        let _abandoned = self.reply.send(Err(CallFailure::Lost(loss)));
+/// A call as its caller sees it.
+#[derive(Debug)]
+pub(super) struct Call {
+    caller: Caller,
+    deadline: Duration,
+    /// When the deadline is over; none where the clock does not go that far.
+    due: Option<Instant>,
+}
+
+/// Who is told what a call came to.
+pub(super) enum Caller {
+    /// A future, as long as it is not dropped.
+    Waits(oneshot::Sender<Outcome>),
+    /// A function, which returns at once.
+    Told(Box<dyn FnOnce(Outcome) + Send>),
+    /// Nobody any more.
+    Gone,
+}
+
+/// What one caller is to be told, once no lock is held.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Answered {
+    caller: Caller,
+    outcome: Outcome,
+}
+
+impl Call {
+    /// A call that begins now.
+    pub(super) fn new(caller: Caller, deadline: Duration) -> Self {
+        Self {
+            caller,
+            deadline,
+            due: Instant::now().checked_add(deadline),
+        }
+    }
+
+    /// When it has to be over, while somebody waits for it.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due.filter(|_| !self.is_abandoned())
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        match &self.caller {
+            Caller::Waits(answer) => answer.is_closed(),
+            Caller::Told(_) => false,
+            Caller::Gone => true,
+        }
+    }
+
+    pub(super) fn lose(self, loss: Loss) -> Answered {
+        self.answer(Err(CallFailure::Lost(loss)))
+    }
+
+    /// If its deadline is over: that it is late. It is abandoned then.
+    pub(super) fn expire(&mut self, now: Instant) -> Option<Answered> {
+        self.due().filter(|due| *due <= now)?;
+        Some(Answered {
+            caller: std::mem::replace(&mut self.caller, Caller::Gone),
+            outcome: Err(CallFailure::Late(self.deadline)),
+        })
+    }
+
+    fn answer(self, outcome: Outcome) -> Answered {
+        Answered {
+            caller: self.caller,
+            outcome,
+        }
+    }
+}
+
+impl Answered {
+    pub(super) fn tell(self) {
+        match self.caller {
+            Caller::Waits(answer) => drop(answer.send(self.outcome)),
+            Caller::Told(told) => told(self.outcome),
+            Caller::Gone => {}
+        }
+    }
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Waits(_) => "Waits",
+            Self::Told(_) => "Told",
+            Self::Gone => "Gone",
+        })
     }
 }
 
@@ -32,6 +120,8 @@ impl Request {
 pub(super) enum CallFailure {
     Refused(Refusal),
     Lost(Loss),
+    /// No answer came within this time.
+    Late(Duration),
 }
 
 /// How a connection ended.
@@ -55,6 +145,10 @@ impl CallFailure {
                 desc,
             },
             Self::Lost(loss) => loss.of(command),
+            Self::Late(deadline) => QmpError::Timeout {
+                what: command.to_owned(),
+                deadline,
+            },
         }
     }
 }
@@ -81,32 +175,31 @@ impl Loss {
 pub(super) struct Calls {
     last_id: u64,
     /// In the order they were sent, which is the order QEMU answers in.
-    unanswered: BTreeMap<u64, oneshot::Sender<Outcome>>,
+    unanswered: BTreeMap<u64, Call>,
     /// The one of them that was sent without its id.
     unnamed: Option<u64>,
 }
 
 impl Calls {
     /// Takes a call in and gives the line to send; nothing for a call already abandoned.
-    pub(super) fn admit(&mut self, request: Request) -> Vec<u8> {
-        let Request { command, reply } = request;
-        if reply.is_closed() {
+    pub(super) fn admit(&mut self, Request { command, call }: Request) -> Vec<u8> {
+        if call.is_abandoned() {
             return Vec::new();
         }
         if self.unanswered.len() >= MAX_UNANSWERED {
-            self.unanswered.retain(|_, reply| !reply.is_closed());
+            self.unanswered.retain(|_, call| !call.is_abandoned());
         }
         self.last_id += 1;
         let id = self.last_id;
         let alone = self.unanswered.is_empty() && self.unnamed.is_none();
-        self.unanswered.insert(id, reply);
+        self.unanswered.insert(id, call);
         self.unnamed = self.unnamed.or(alone.then_some(id));
         command.encode((!alone).then_some(id))
     }
 
-    /// Answers the call a reply belongs to; a reply to no call of ours, or to one already answered,
+    /// The call a reply belongs to, answered; a reply to no call of ours, or to one already answered,
     /// is dropped.
-    pub(super) fn answer(&mut self, reply: Reply) {
+    pub(super) fn answer(&mut self, reply: Reply) -> Option<Answered> {
         let id = match (reply.id, &reply.outcome) {
             (Some(id), _) if self.unnamed == Some(id) => None,
             (Some(id), _) => Some(id),
@@ -116,21 +209,28 @@ impl Calls {
         };
         let Some(call) = id.and_then(|id| self.unanswered.remove(&id)) else {
             tracing::debug!(id = reply.id, "a reply to no call was dropped");
-            return;
+            return None;
         };
-        let _abandoned = call.send(reply.outcome.map_err(CallFailure::Refused));
+        Some(call.answer(reply.outcome.map_err(CallFailure::Refused)))
     }
 
     fn oldest(&self) -> Option<u64> {
         self.unanswered.keys().next().copied()
     }
 
-    /// Fails every call, as its connection is lost.
-    pub(super) fn fail_all(&mut self, loss: Loss) {
+    /// Every call, failed, as its connection is lost.
+    pub(super) fn fail_all(&mut self, loss: Loss) -> Vec<Answered> {
         self.unnamed = None;
-        for call in std::mem::take(&mut self.unanswered).into_values() {
-            let _abandoned = call.send(Err(CallFailure::Lost(loss)));
-        }
+        let unanswered = std::mem::take(&mut self.unanswered);
+        unanswered
+            .into_values()
+            .map(|call| call.lose(loss))
+            .collect()
+    }
+
+    /// The calls not answered yet.
+    pub(super) fn unanswered(&mut self) -> impl Iterator<Item = &mut Call> {
+        self.unanswered.values_mut()
     }
 }
 
@@ -139,10 +239,20 @@ mod tests {
     use super::*;
 
     fn call(calls: &mut Calls) -> (String, oneshot::Receiver<Outcome>) {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::new("stop", ()).unwrap();
-        let line = calls.admit(Request { command, reply });
+        let (request, answer) = request();
+        let line = calls.admit(request);
         (String::from_utf8(line).unwrap(), answer)
+    }
+
+    fn request() -> (Request, oneshot::Receiver<Outcome>) {
+        let (waits, answer) = oneshot::channel();
+        let command = Command::new("stop", ()).unwrap();
+        let call = Call::new(Caller::Waits(waits), Duration::from_secs(1));
+        (Request { command, call }, answer)
+    }
+
+    fn answer(calls: &mut Calls, reply: Reply) {
+        calls.answer(reply).into_iter().for_each(Answered::tell);
     }
 
     fn no(desc: &str) -> Result<Box<RawValue>, Refusal> {
@@ -167,14 +277,20 @@ mod tests {
         let (line, mut second) = call(&mut calls);
         assert_eq!(line, "{\"execute\":\"stop\",\"id\":2}\n");
         for id in [0, 1, 99, 2, 2] {
-            calls.answer(Reply {
-                id: Some(id),
-                outcome: no("two"),
-            });
+            answer(
+                &mut calls,
+                Reply {
+                    id: Some(id),
+                    outcome: no("two"),
+                },
+            );
         }
         assert_eq!(outcome(&mut first), None);
         assert!(outcome(&mut second).unwrap().contains("two"));
-        calls.fail_all(Loss::Ended);
+        calls
+            .fail_all(Loss::Ended)
+            .into_iter()
+            .for_each(Answered::tell);
         assert!(outcome(&mut first).unwrap().contains("connection ended"));
     }
 
@@ -194,11 +310,14 @@ mod tests {
             assert!(line.contains("\"id\":"), "{line}");
             ids.push(line);
             for _ in 0..2 {
-                calls.answer(without_id());
+                answer(&mut calls, without_id());
             }
             assert_eq!(outcome(&mut alone).unwrap(), "7");
             assert_eq!(outcome(&mut other), None);
-            calls.fail_all(Loss::Ended);
+            calls
+                .fail_all(Loss::Ended)
+                .into_iter()
+                .for_each(Answered::tell);
         }
         assert_ne!(ids[0], ids[1]);
     }
@@ -212,10 +331,13 @@ mod tests {
         }
         let (line, mut waiting) = call(&mut calls);
         assert!(line.contains("\"id\":"), "{line}");
-        calls.answer(Reply {
-            id: None,
-            outcome: no("for the first"),
-        });
+        answer(
+            &mut calls,
+            Reply {
+                id: None,
+                outcome: no("for the first"),
+            },
+        );
         assert_eq!(outcome(&mut waiting), None);
     }
 
@@ -226,10 +348,13 @@ mod tests {
         let (_, mut waiting) = call(&mut calls);
         drop(abandoned);
         for desc in ["for the abandoned one", "for the waiting one", "for nobody"] {
-            calls.answer(Reply {
-                id: None,
-                outcome: no(desc),
-            });
+            answer(
+                &mut calls,
+                Reply {
+                    id: None,
+                    outcome: no(desc),
+                },
+            );
         }
         assert!(outcome(&mut waiting).unwrap().contains("for the waiting"));
     }
@@ -237,10 +362,9 @@ mod tests {
     #[test]
     fn an_abandoned_call_is_not_sent_and_old_ones_do_not_pile_up() {
         let mut calls = Calls::default();
-        let (reply, answer) = oneshot::channel();
+        let (request, answer) = request();
         drop(answer);
-        let command = Command::new("stop", ()).unwrap();
-        assert!(calls.admit(Request { command, reply }).is_empty());
+        assert!(calls.admit(request).is_empty());
         for _ in 0..3 * MAX_UNANSWERED {
             drop(call(&mut calls));
         }

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::calls::{CallFailure, Loss, Outcome, Request};
+use super::calls::{Call, CallFailure, Caller, Loss, Outcome, Request};
 use super::error::QmpError;
 use super::event_stream::{EventReceiver, Subscriptions};
 use super::monitor::{self, Session};
+use super::outgoing::Outgoing;
 use super::replies::Greeting;
 use super::wire::Command;
 use crate::config::QmpClientOptions;
@@ -97,12 +98,18 @@ pub struct QmpClient {
 
 #[derive(Debug)]
 struct Shared {
-    requests: mpsc::Sender<Request>,
+    outgoing: Arc<Outgoing>,
     subscriptions: Subscriptions,
     link: watch::Receiver<Link>,
     closing: CancellationToken,
     greeting: Option<Greeting>,
     command_timeout: Duration,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
 }
 
 impl QmpClient {
@@ -126,7 +133,7 @@ impl QmpClient {
 
     fn of(session: Session, command_timeout: Duration) -> Self {
         let shared = Shared {
-            requests: session.requests,
+            outgoing: session.outgoing,
             subscriptions: session.subscriptions,
             link: session.link,
             closing: session.closing,
@@ -161,25 +168,36 @@ impl QmpClient {
         arguments: impl Serialize,
         deadline: Duration,
     ) -> Result<Box<RawValue>, QmpError> {
+        let (waits, answer) = oneshot::channel();
         let request = Command::new(command, arguments)?;
-        match tokio::time::timeout(deadline, self.ask(request)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(failure)) => Err(failure.of(command)),
-            Err(_elapsed) => Err(QmpError::Timeout {
-                what: command.to_owned(),
-                deadline,
-            }),
-        }
+        self.begin(request, Caller::Waits(waits), deadline);
+        let outcome = answer.await;
+        // A caller is dropped untold only where the other end panicked.
+        outcome
+            .unwrap_or(Err(CallFailure::Lost(Loss::Closed)))
+            .map_err(|failure| failure.of(command))
     }
 
-    async fn ask(&self, command: Command) -> Outcome {
-        let (reply, answer) = oneshot::channel();
-        let request = Request { command, reply };
-        if self.shared.requests.send(request).await.is_err() {
-            return Err(CallFailure::Lost(Loss::Closed));
-        }
-        // The task drops the sender only when it ends.
-        answer.await.unwrap_or(Err(CallFailure::Lost(Loss::Closed)))
+    /// [`QmpClient::execute`] for who cannot wait: the command is on its way when this returns, and
+    /// `answered` is told what it came to. It must return at once itself, as other answers of the
+    /// monitor wait for it. A command that is refused here is never sent, and never told of.
+    pub fn submit(
+        &self,
+        command: &str,
+        arguments: impl Serialize,
+        answered: impl FnOnce(Result<Box<RawValue>, QmpError>) + Send + 'static,
+    ) -> Result<(), QmpError> {
+        let request = Command::new(command, arguments)?;
+        let name = command.to_owned();
+        let told = move |outcome: Outcome| answered(outcome.map_err(|failure| failure.of(&name)));
+        let caller = Caller::Told(Box::new(told));
+        self.begin(request, caller, self.shared.command_timeout);
+        Ok(())
+    }
+
+    fn begin(&self, command: Command, caller: Caller, deadline: Duration) {
+        let call = Call::new(caller, deadline);
+        self.shared.outgoing.send(Request { command, call });
     }
 
     /// What QEMU said of itself in [`QmpClient::connect`]; `None` after [`QmpClient::reach`].
@@ -189,10 +207,6 @@ impl QmpClient {
 
     /// Where the connection stands now.
     pub fn link(&self) -> Link {
-        // A task that ended without a word, with its runtime, is no link either.
-        if self.shared.requests.is_closed() {
-            return Link::Closed;
-        }
         *self.shared.link.borrow()
     }
 

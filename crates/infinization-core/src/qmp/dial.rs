@@ -33,15 +33,7 @@ pub(super) struct Dialer {
 #[derive(Debug)]
 pub(super) struct Wire {
     pub(super) inbox: Inbox,
-    pub(super) outbox: Outbox,
-}
-
-/// The writing half: bytes not yet taken by the other side.
-#[derive(Debug)]
-pub(super) struct Outbox {
-    writer: OwnedWriteHalf,
-    bytes: Vec<u8>,
-    broken: bool,
+    pub(super) writer: OwnedWriteHalf,
 }
 
 /// The reading half: events go to their subscribers, everything else to the caller.
@@ -106,12 +98,7 @@ impl Dialer {
             lines: Lines::new(reader, MAX_LINE),
             events: self.events.clone(),
         };
-        let outbox = Outbox {
-            writer,
-            bytes: Vec::new(),
-            broken: false,
-        };
-        Ok(Wire { inbox, outbox })
+        Ok(Wire { inbox, writer })
     }
 }
 
@@ -119,7 +106,7 @@ impl Wire {
     /// Runs one command while nothing else uses the connection.
     async fn call(&mut self, name: &'static str) -> Result<Box<RawValue>, QmpError> {
         let line = Command::new(name, ())?.encode(Some(0));
-        let sent = self.outbox.writer.write_all(&line).await;
+        let sent = self.writer.write_all(&line).await;
         sent.map_err(|_broken| Loss::Ended.of(name))?;
         loop {
             let message = self.inbox.next().await.map_err(|loss| loss.of(name))?;
@@ -128,34 +115,6 @@ impl Wire {
                 return reply.outcome.map_err(refused);
             }
             tracing::debug!("a line that is no reply was dropped");
-        }
-    }
-}
-
-impl Outbox {
-    /// Takes a line to be sent by [`Outbox::flush`].
-    pub(super) fn put(&mut self, line: Vec<u8>) {
-        self.bytes = line;
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    /// Whether the other side takes nothing more. Its last words (SHUTDOWN) may still be unread,
-    /// so this alone does not end the connection.
-    pub(super) fn is_broken(&self) -> bool {
-        self.broken
-    }
-
-    /// Sends some of what waits. Dropping the future loses nothing.
-    pub(super) async fn flush(&mut self) {
-        match self.writer.write(&self.bytes).await {
-            Ok(sent) if sent > 0 => drop(self.bytes.drain(..sent)),
-            Ok(_) | Err(_) => {
-                self.broken = true;
-                self.bytes.clear();
-            }
         }
     }
 }

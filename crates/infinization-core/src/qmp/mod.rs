@@ -5,6 +5,7 @@
 //! | [`client`](QmpClient) | the clonable handle, its options |
 //! | [`socket`](MonitorSocket) | a socket that is connected to later, or anew |
 //! | `monitor` | the one task that owns a monitor's socket, and when it reconnects |
+//! | `outgoing` | calls on their way, sent by whoever makes them |
 //! | `dial`, `calls` | handshake; matching replies to calls |
 //! | `event_stream` | bounded fan-out of what the monitor reports |
 //! | `commands`, `replies` | typed helpers over `execute`, and what they answer |
@@ -29,6 +30,7 @@ mod jobs;
 mod lines;
 mod monitor;
 mod open_enum;
+mod outgoing;
 mod replies;
 mod snapshots;
 mod socket;

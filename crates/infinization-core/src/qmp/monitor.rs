@@ -6,35 +6,37 @@
 //! reach ──────────────────────────────────────────> reconnect
 //! ```
 //!
-//! Every call gets one answer: its reply, or how its connection was lost. Neighbours:
-//! [`super::client`] sends requests here, [`super::dial`] makes the connections,
-//! [`super::event_stream`] takes the events away.
+//! Every call gets one answer: its reply, how its connection was lost, or that it is late. Neighbours:
+//! [`super::client`] starts it, [`super::outgoing`] holds the calls, [`super::dial`] makes the
+//! connections, [`super::event_stream`] takes the events away.
 
+use std::future::pending;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::calls::{Calls, Loss, Request};
+use super::calls::Loss;
 use super::client::{Link, QmpOptions, Reconnect};
 use super::dial::{Dialer, Inbox, Wire};
 use super::error::QmpError;
 use super::event_stream::{EventReceiver, MonitorEvent, Publisher, Subscriptions};
+use super::outgoing::{Chores, Outgoing, tell};
 use super::replies::{Greeting, StatusInfo};
 use super::wire::Message;
 
-/// Calls waiting to be sent; further callers wait in line, within their own deadlines.
-const QUEUE: usize = 64;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LAST_BACKOFF: Duration = Duration::from_secs(5);
 
 /// What a handle needs of a started monitor.
 #[derive(Debug)]
 pub(super) struct Session {
-    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) outgoing: Arc<Outgoing>,
     pub(super) subscriptions: Subscriptions,
     pub(super) link: watch::Receiver<Link>,
     pub(super) closing: CancellationToken,
@@ -71,13 +73,12 @@ fn dialer(path: &Path, options: &QmpOptions) -> (Dialer, EventReceiver) {
 }
 
 fn spawn(dialer: Dialer, policy: Reconnect, wire: Option<Wire>) -> Session {
-    let (request_sender, requests) = mpsc::channel(QUEUE);
     let (link_sender, link) = watch::channel(match wire {
         Some(_) => Link::Connected,
         None => Link::Reconnecting,
     });
     let session = Session {
-        requests: request_sender,
+        outgoing: Arc::default(),
         subscriptions: dialer.events.subscriptions(),
         link,
         closing: CancellationToken::new(),
@@ -85,32 +86,32 @@ fn spawn(dialer: Dialer, policy: Reconnect, wire: Option<Wire>) -> Session {
     };
     let monitor = Monitor {
         dialer,
-        requests,
+        outgoing: Arc::clone(&session.outgoing),
         link: link_sender,
         closing: session.closing.clone(),
         policy,
-        calls: Calls::default(),
     };
+    // Before anybody can call.
+    let wire = wire.map(|wire| monitor.connect(wire));
     tokio::spawn(monitor.run(wire).in_current_span());
     session
 }
 
 struct Monitor {
     dialer: Dialer,
-    requests: mpsc::Receiver<Request>,
+    outgoing: Arc<Outgoing>,
     link: watch::Sender<Link>,
     closing: CancellationToken,
     policy: Reconnect,
-    calls: Calls,
 }
 
 impl Monitor {
-    async fn run(mut self, mut wire: Option<Wire>) {
+    async fn run(self, mut connection: Option<Inbox>) {
         let mut backoff = FIRST_BACKOFF;
         loop {
-            if let Some(wire) = wire.take() {
+            if let Some(inbox) = connection.take() {
                 let connected = Instant::now();
-                let loss = self.serve(wire).await;
+                let loss = self.serve(inbox).await;
                 if !self.break_off(loss) {
                     return;
                 }
@@ -123,19 +124,22 @@ impl Monitor {
                 self.give_up();
                 return;
             };
+            connection = Some(self.connect(next));
             self.link.send_replace(Link::Connected);
             self.publish(MonitorEvent::Reconnected { status });
-            wire = Some(next);
         }
     }
 
+    /// From now on calls are sent; what is left is to read.
+    fn connect(&self, Wire { inbox, writer }: Wire) -> Inbox {
+        self.outgoing.connect(writer);
+        inbox
+    }
+
     /// Runs one connection to its end.
-    async fn serve(&mut self, wire: Wire) -> Loss {
-        let Wire {
-            mut inbox,
-            mut outbox,
-        } = wire;
+    async fn serve(&self, mut inbox: Inbox) -> Loss {
         loop {
+            let Chores { unsent, alarm } = self.outgoing.chores();
             tokio::select! {
                 () = self.closing.cancelled() => return Loss::Closed,
                 filled = inbox.fill() => {
@@ -143,34 +147,32 @@ impl Monitor {
                         return loss;
                     }
                 }
-                () = outbox.flush(), if !outbox.is_empty() => {}
-                request = self.requests.recv(), if outbox.is_empty() => match request {
-                    Some(request) if outbox.is_broken() => request.fail(Loss::Ended),
-                    Some(request) => outbox.put(self.calls.admit(request)),
-                    None => return Loss::Closed,
-                },
+                () = room(unsent) => self.outgoing.resume(),
+                () = ring(alarm) => self.outgoing.expire(),
+                () = self.outgoing.stirred() => {}
             }
         }
     }
 
-    fn take_replies(&mut self, inbox: &mut Inbox) -> Result<(), Loss> {
+    fn take_replies(&self, inbox: &mut Inbox) -> Result<(), Loss> {
         while let Some(message) = inbox.take()? {
             if let Message::Reply(reply) = message {
-                self.calls.answer(reply);
+                self.outgoing.answer(reply);
             }
         }
         Ok(())
     }
 
     /// Tells everybody that the connection is lost; whether another is to be tried.
-    fn break_off(&mut self, loss: Loss) -> bool {
+    fn break_off(&self, loss: Loss) -> bool {
         let reconnect = loss != Loss::Closed && self.policy.wants_another();
+        let lost = self.outgoing.disconnect(loss);
         self.link.send_replace(if reconnect {
             Link::Reconnecting
         } else {
             Link::Closed
         });
-        self.calls.fail_all(loss);
+        tell(lost);
         if loss != Loss::Closed {
             tracing::debug!(?loss, reconnect, "the monitor connection broke");
             self.publish(MonitorEvent::Disconnected {
@@ -180,17 +182,10 @@ impl Monitor {
         reconnect
     }
 
-    /// Tries to connect again, failing calls meanwhile; `None` when there is no point any more.
-    async fn reconnect(&mut self, backoff: &mut Duration) -> Option<(Wire, StatusInfo)> {
+    /// Tries to connect again; `None` when there is no point any more.
+    async fn reconnect(&self, backoff: &mut Duration) -> Option<(Wire, StatusInfo)> {
         let attempts = self.policy.attempts(&self.dialer, backoff);
-        tokio::pin!(attempts);
-        loop {
-            tokio::select! {
-                () = self.closing.cancelled() => return None,
-                connected = &mut attempts => return connected,
-                request = self.requests.recv() => request?.fail(Loss::Ended),
-            }
-        }
+        self.closing.run_until_cancelled(attempts).await.flatten()
     }
 
     fn give_up(&self) {
@@ -202,6 +197,31 @@ impl Monitor {
 
     fn publish(&self, event: MonitorEvent) {
         self.dialer.events.publish(event);
+    }
+}
+
+impl Drop for Monitor {
+    /// A task that is dropped with its runtime ends no other way than one that has run to its end.
+    fn drop(&mut self) {
+        let lost = self.outgoing.disconnect(Loss::Closed);
+        self.link.send_replace(Link::Closed);
+        tell(lost);
+    }
+}
+
+/// Resolves once `writer` may take more.
+async fn room(writer: Option<Arc<OwnedWriteHalf>>) {
+    match writer {
+        // A writer that is broken says so when it is written to.
+        Some(writer) => drop(writer.writable().await),
+        None => pending().await,
+    }
+}
+
+async fn ring(alarm: Option<Instant>) {
+    match alarm {
+        Some(alarm) => sleep_until(alarm).await,
+        None => pending().await,
     }
 }
 
