@@ -175,7 +175,40 @@ async fn a_transition_is_a_read_and_a_conditional_write_in_one_transaction() {
     assert_eq!(steps[1], write);
     assert_eq!(steps[2]["given"], json!({ "is": { "count": 0 } }));
     assert_eq!(steps[2]["args"], steps[0]["args"]);
-    assert_eq!(steps.as_array().unwrap().len(), 3);
+    assert_eq!(steps[3]["operation"], "findFirst");
+    assert_eq!(steps[3]["given"], json!({ "is": { "count": 1 } }));
+    assert_eq!(
+        steps[3]["args"]["where"],
+        json!({ "id": "vm-1", "version": 4 })
+    );
+    assert_eq!(steps[3]["args"]["select"], steps[0]["args"]["select"]);
+    assert_eq!(steps.as_array().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_transition_answers_the_row_as_it_is_after_it() {
+    let before = row("vm-1", "off", 3);
+    let mut after = row("vm-1", "starting", 4);
+    after["cpuCores"] = json!(7);
+    let moved = |answers| async { transition(answers).await.unwrap().vm };
+    // Somebody changed it between the read and the write.
+    let vm = moved(json!([before, { "count": 1 }, after])).await;
+    assert_eq!((vm.status.as_str(), vm.cpu_cores), ("starting", 7));
+    // A client that has no such call, or answers it with another row.
+    for answers in [
+        json!([before, { "count": 1 }]),
+        json!([before, { "count": 1 }, null]),
+        json!([before, { "count": 1 }, row("vm-1", "moving", 9)]),
+    ] {
+        let vm = moved(answers.clone()).await;
+        let told = (vm.status.as_str(), vm.version, vm.cpu_cores);
+        let wanted = (
+            "starting",
+            4,
+            before["cpuCores"].as_i64().unwrap_or_default(),
+        );
+        assert_eq!(told, wanted, "{answers}");
+    }
 }
 
 #[tokio::test]
