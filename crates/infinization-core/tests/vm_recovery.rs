@@ -555,7 +555,14 @@ fn a_row_that_denies_a_living_qemu_is_made_true() {
         manager.check_all_vms().await.unwrap();
         assert_eq!(status().await.0, "backing_up");
 
-        host.claim("deny-1", "running");
+        // A word that nobody knows is somebody's too, even when the guest ends by itself.
+        host.claim("deny-1", "quarantined");
+        let mut events = manager.subscribe();
+        send_signal(pid, Signal::SIGKILL);
+        next_event(&mut events, "crash").await;
+        assert_eq!(status().await, (json!("quarantined"), Value::Null));
+
+        host.claim("deny-1", "off");
         delete(&manager, "deny-1").await;
         host.is_clean().await;
     });

@@ -9,7 +9,7 @@ use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
 use super::recover::Recovered;
-use super::status::{Status, all_but};
+use super::status::Status;
 use crate::db::VmRecord;
 use crate::error::{ErrorCode, Failure};
 use crate::host::process::Exit;
@@ -110,12 +110,11 @@ impl Machine {
 
     /// Writes `new` over `listed`, and over no other status that came meanwhile.
     async fn rewrite(&self, listed: &str, new: &Status) -> Result<(), Failure> {
-        let guard = all_but(&[listed]);
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
         let row = database.find_machine(vm_id).await?;
         if row.is_some_and(|row| row.status == listed) {
             database
-                .update_machine_status(vm_id, new.as_str(), &guard)
+                .write_status_over(vm_id, new.as_str(), &[listed])
                 .await?;
             self.context.journal.found_status(listed);
             self.context.journal.status(new.as_str());
@@ -154,8 +153,8 @@ impl Machine {
     pub(super) async fn write_shown(&self) -> Result<(), Failure> {
         self.context.refuse_elsewhere().await?;
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
-        let (shown, guard) = (self.shown.as_str(), all_but(&["off", "starting"]));
-        database.update_machine_status(vm_id, shown, &guard).await?;
+        let (shown, over) = (self.shown.as_str(), ["off", "starting"]);
+        database.write_status_over(vm_id, shown, &over).await?;
         self.context.journal.status(shown);
         Ok(())
     }

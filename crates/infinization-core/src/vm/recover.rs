@@ -21,7 +21,7 @@ use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
 use super::spec;
-use super::status::{Status, of_run_state};
+use super::status::{FOLLOWED, Status, of_run_state};
 use crate::db::{DbError, MachineRecord};
 use crate::error::{ErrorCode, Failure};
 use crate::firewall::ChainNames;
@@ -305,7 +305,7 @@ impl Machine {
         let differs = |row: &MachineRecord| Status::parse(&row.status) != *found;
         if row.map_or(true, |row| row.as_ref().is_some_and(differs)) {
             database
-                .update_machine_status(vm_id, found.as_str(), &super::status::UNTOUCHABLE)
+                .write_status_over(vm_id, found.as_str(), &FOLLOWED)
                 .await?;
             self.context.journal.status(found.as_str());
         }

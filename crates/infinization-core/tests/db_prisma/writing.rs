@@ -33,6 +33,26 @@ async fn i39_a_status_is_written_with_its_guard_in_the_same_call() {
 }
 
 #[tokio::test]
+async fn the_librarys_own_writes_name_what_they_go_over_and_what_they_spare() {
+    let port = says(json!({ "count": 0 }));
+    let db = database(&port);
+    db.write_status_over(&vm("vm-1"), "off", &["running", "starting"])
+        .await
+        .unwrap();
+    let asked = port.asked();
+    assert_eq!(
+        (asked.len(), &asked[0]["operation"]),
+        (1, &json!("updateMany"))
+    );
+    let condition = &asked[0]["args"]["where"]["status"];
+    assert_eq!(condition["in"], json!(["running", "starting"]));
+    let spared = condition["notIn"].as_array().unwrap();
+    for (word, is_spared) in [("error", true), ("moving", true), ("running", false)] {
+        assert_eq!(spared.contains(&json!(word)), is_spared, "{word}");
+    }
+}
+
+#[tokio::test]
 async fn a_configuration_is_made_or_changed_by_what_was_given() {
     let port = says(Value::Null);
     let update = ConfigurationUpdate {

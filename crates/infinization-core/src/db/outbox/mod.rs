@@ -188,6 +188,15 @@ impl Database for Outbox {
         self.write(id, write).await
     }
 
+    async fn write_status_over(
+        &self,
+        id: &VmId,
+        status: &str,
+        over: &[&str],
+    ) -> Result<(), DbError> {
+        self.write(id, Write::status_over(status, over)).await
+    }
+
     async fn update_machine_configuration(
         &self,
         id: &VmId,

@@ -22,7 +22,7 @@ use super::port::{Line, Port};
 use super::wire::reading::{self, list, nullable};
 use super::{
     ConfigurationUpdate, Database, DbError, FirewallRuleSet, MachineRecord, RuleSplit, RunningVm,
-    Transition, VmRecord, legacy_disk_path,
+    Transition, VmRecord, known_but, legacy_disk_path,
 };
 use crate::error::ErrorCode;
 use crate::types::{FirewallRuleInput, InternalName, VmId};
@@ -124,6 +124,16 @@ impl Database for PrismaDatabase {
         only_if_not_in: &[&str],
     ) -> Result<(), DbError> {
         let write = queries::write_status(id.as_str(), status, only_if_not_in);
+        self.write(write).await.map(drop)
+    }
+
+    async fn write_status_over(
+        &self,
+        id: &VmId,
+        status: &str,
+        over: &[&str],
+    ) -> Result<(), DbError> {
+        let write = queries::write_status_over(id.as_str(), status, over, &known_but(over));
         self.write(write).await.map(drop)
     }
 

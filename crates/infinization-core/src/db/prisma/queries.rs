@@ -165,6 +165,15 @@ pub(super) fn write_status(id: &str, status: &str, only_if_not_in: &[&str]) -> V
     call("machine", "updateMany", &args)
 }
 
+/// The same over these words alone. What is known of the others is named too.
+pub(super) fn write_status_over(id: &str, status: &str, over: &[&str], others: &[&str]) -> Value {
+    let args = json!({
+        "where": { "id": id, "status": { "in": over, "notIn": others } },
+        "data": { "status": status },
+    });
+    call("machine", "updateMany", &args)
+}
+
 /// The row, then the conditional write; the write is left out where it would find nothing, and where
 /// the row cannot be read for its disks. What follows is the row as it is now: of a write that found
 /// nothing, to say why; of one that was made, because other columns may have changed between. The latter

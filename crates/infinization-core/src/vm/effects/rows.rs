@@ -8,13 +8,13 @@ use crate::db::{ConfigurationUpdate, CpuPinning, Database as _, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::vm::action::RowValues;
 use crate::vm::bench::Bench;
-use crate::vm::status::{MARKERS, STARTABLE, all_but};
+use crate::vm::status::{OURS, STARTABLE};
 
 impl HostEffects {
     pub(super) async fn write_status(&self, status: &str) -> Result<(), Failure> {
         let database = &self.services.database;
         Ok(database
-            .update_machine_status(&self.vm_id, status, &MARKERS)
+            .write_status_over(&self.vm_id, status, &OURS)
             .await?)
     }
 
@@ -73,7 +73,7 @@ impl HostEffects {
         if may_have_happened(&error) {
             let database = &self.services.database;
             let given_back = database
-                .update_machine_status(&self.vm_id, before, &all_but(&["starting"]))
+                .write_status_over(&self.vm_id, before, &["starting"])
                 .await;
             if let Err(error) = given_back {
                 tracing::warn!(vm = %self.vm_id, %error, "the row may still be claimed");
