@@ -21,8 +21,10 @@ use crate::host::blocking::{blocking, file_call};
 use crate::host::process::{ProcessHandle, ProcessId, find_by_names, is_alive};
 use crate::monitor::{HealthCheckResult, HealthCheckSummary, OrphanEvent, Watched};
 use crate::qemu::name_argument;
+use crate::qmp::StatusInfo;
 use crate::types::{InternalName, VmId};
-use crate::vm::VmHandle;
+use crate::vm::status::Status;
+use crate::vm::{LiveView, VmHandle, found_status};
 
 /// Rows that claim a QEMU.
 const CLAIMING: [&str; 3] = ["running", "suspended", "paused"];
@@ -40,6 +42,7 @@ impl Watched for Open {
         let database = &self.services.database;
         let mut rows = database.find_machines_by_statuses(&CLAIMING).await?;
         self.correct_rows(&rows).await;
+        self.settle_late_claims().await?;
         rows.retain(|row| !self.is_installing(row));
         let mut summary = HealthCheckSummary {
             total_checked: rows.len(),
@@ -148,8 +151,13 @@ impl Open {
         let alive = live.filter(|live| live.process.is_alive());
         let checked = match alive {
             Some(live) => {
-                handle.context().ask_run_state(&live).await;
-                Ok(Some(live.process.pid()))
+                let state = handle.context().ask_run_state(&live).await;
+                // The map has a handle, too. Whoever is at work on one writes its row himself.
+                if is_disputed(row, &live, state.as_ref()) && handle.is_last_beside(1) {
+                    handle.check().await
+                } else {
+                    Ok(Some(live.process.pid()))
+                }
             }
             None => handle.check().await,
         };
@@ -182,6 +190,24 @@ impl Open {
             live.is_some_and(|live| live.process.is_alive()) && handle.is_last_beside(0)
         });
         resting.map(|(_, handle)| handle.clone()).collect()
+    }
+
+    /// Rows that a claim of ours, whose answer was lost, has come to after all: nobody starts them.
+    async fn settle_late_claims(&self) -> Result<(), Failure> {
+        let claimed = &self.services.marks.claimed;
+        if claimed.is_empty() {
+            return Ok(());
+        }
+        let database = &self.services.database;
+        for row in database.find_machines_by_statuses(&["starting"]).await? {
+            let vm_id = VmId::parse(row.id.as_str()).ok();
+            let late = vm_id.filter(|vm_id| claimed.contains(vm_id) && !self.is_busy(vm_id));
+            if let Some(vm_id) = late {
+                tracing::warn!(%vm_id, "a claim that was given up has come to its row late");
+                self.reconcile_row(&row).await;
+            }
+        }
+        Ok(())
     }
 
     /// Settles rows of `ours` that claim a QEMU and have none.
@@ -295,6 +321,18 @@ impl Open {
 /// How a QEMU of that name calls itself: one of ours, and one of others'.
 fn names_of(name: &InternalName) -> [String; 2] {
     [name_argument(name), name.to_string()]
+}
+
+/// Whether a row says other than its living QEMU. Somebody else wrote it, or a write of ours that was
+/// given up was made late, after a newer one.
+fn is_disputed(row: &RunningVm, live: &LiveView, state: Option<&StatusInfo>) -> bool {
+    let pid = row.configuration.as_ref().and_then(|it| it.qemu_pid);
+    let said = Status::parse(&row.status);
+    let is_wrong = |state| {
+        let is = found_status(state);
+        is.expects_process() && !is.means(&said)
+    };
+    pid != Some(i64::from(live.process.pid())) || state.is_some_and(is_wrong)
 }
 
 fn result(row: &RunningVm, pid: Option<i32>) -> HealthCheckResult {

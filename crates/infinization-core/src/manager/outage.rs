@@ -89,7 +89,7 @@ impl Open {
     }
 
     /// Whether somebody asks something of the machine: what he asks for looks at it anyway.
-    fn is_busy(&self, vm_id: &VmId) -> bool {
+    pub(super) fn is_busy(&self, vm_id: &VmId) -> bool {
         let vms = self.vms();
         // The handle in the map is no asker.
         vms.get(vm_id).is_some_and(|vm| !vm.is_last_beside(0))

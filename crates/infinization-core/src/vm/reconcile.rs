@@ -140,21 +140,28 @@ impl Machine {
         }
     }
 
-    /// A row that somebody else wrote says nothing of a QEMU that lives.
+    /// What somebody else wrote, or a write of ours that was given up and made late all the same, says
+    /// nothing of a QEMU that lives.
     async fn correct_row(&self) -> Result<(), Failure> {
         let row = self.context.row_status().await?;
-        if row.is_some_and(|row| row.denies_process()) && !self.is_launching() {
-            self.write_shown().await?;
+        let Some(row) = row.filter(|row| row.expects_process() || row.denies_process()) else {
+            return Ok(());
+        };
+        if self.is_launching() {
+            return Ok(());
         }
-        Ok(())
+        if !row.means(&self.shown) {
+            self.write_shown(&[row.as_str()]).await?;
+        }
+        Ok(self.write_run().await?)
     }
 
-    /// Writes what a living VM is over a row of this node that denies it, and over nothing else.
-    pub(super) async fn write_shown(&self) -> Result<(), Failure> {
+    /// Writes what a living VM is over a row of this node that says one of `over`, and over nothing else.
+    pub(super) async fn write_shown(&self, over: &[&str]) -> Result<(), Failure> {
         self.context.refuse_elsewhere().await?;
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
-        let (shown, over) = (self.shown.as_str(), ["off", "starting"]);
-        database.write_status_over(vm_id, shown, &over).await?;
+        let shown = self.shown.as_str();
+        database.write_status_over(vm_id, shown, over).await?;
         self.context.journal.status(shown);
         Ok(())
     }

@@ -72,6 +72,15 @@ impl Status {
     pub fn denies_process(&self) -> bool {
         matches!(self, Self::Off | Self::Starting)
     }
+
+    /// Whether it says the same as `other`: there are two words for a guest that stands still.
+    pub fn means(&self, other: &Self) -> bool {
+        let one = |status: &Self| match status {
+            Self::Paused => Self::Suspended,
+            status => status.clone(),
+        };
+        one(self) == one(other)
+    }
 }
 
 impl fmt::Display for Status {

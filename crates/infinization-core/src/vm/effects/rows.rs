@@ -63,7 +63,11 @@ impl HostEffects {
             .transition_vm_status(&self.vm_id, from, to, version)
             .await;
         match claimed {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                // The version is another now: an earlier claim that comes late finds nothing.
+                self.services.marks.claimed.remove(&self.vm_id);
+                Ok(())
+            }
             Err(error) => Err(self.unclaim(from, error).await),
         }
     }
@@ -71,6 +75,7 @@ impl HostEffects {
     /// A claim whose answer was lost may have been made: the row is given back as soon as it can be.
     async fn unclaim(&self, before: &str, error: DbError) -> DbError {
         if may_have_happened(&error) {
+            self.services.marks.claimed.insert(&self.vm_id);
             let database = &self.services.database;
             let given_back = database
                 .write_status_over(&self.vm_id, before, &["starting"])
