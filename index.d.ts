@@ -2075,18 +2075,19 @@ export interface CrashEvent {
   cause: VMExitCause
 }
 
-/** A living QEMU that a pidfile in `pidfileDir` names and no machine owns. */
+/** A living QEMU that a pidfile in `pidfileDir` names and no machine owns, or whose machine's row was deleted. */
 export interface OrphanEvent {
-  /** The internal name where no row is known. */
+  /** The machine's id; the internal name where no machine is known. */
   vmId: string
   pid: number
   /** Null when there is no row. */
   dbStatus: string | null
+  /** Empty where the machine is not known to have one. */
   pidfilePath: string
   detectedAt: Date
   /**
-   * It was ended. That is done only when there is no row or the row says `off`; all others are told and
-   * left alone. See {@link HealthMonitor.checkOrphanProcesses}.
+   * It was ended. That is done only to a QEMU that no machine owns, when there is no row or the row says `off`;
+   * all others are told and left alone. See {@link HealthMonitor.checkOrphanProcesses}.
    */
   killed: boolean
   /** What it had on the host was released. */

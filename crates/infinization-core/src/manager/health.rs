@@ -3,7 +3,7 @@
 //! A QEMU that a pidfile names and no machine owns is ended only when nobody can want it: no row has
 //! its name, or the row says `off`, and it was there a whole interval before too. One that a row
 //! claimed while it was a stray is never ended: whoever wrote `off` then took it for dead. Every other
-//! is told. Where only one node's rows are seen, a row that is not found may be another node's.
+//! is told, and so is a machine of ours that lives without a row: it is never ended. Where only one node's rows are seen, a row that is not found may be another node's.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use crate::qemu::name_argument;
 use crate::qmp::StatusInfo;
 use crate::types::{InternalName, VmId};
 use crate::vm::status::Status;
-use crate::vm::{LiveView, VmHandle, found_status};
+use crate::vm::{LiveView, Release, VmHandle, found_status};
 
 /// Rows that claim a QEMU.
 const CLAIMING: [&str; 3] = ["running", "suspended", "paused"];
@@ -100,6 +100,7 @@ impl Watched for Open {
             }
         }
         *self.strays() = seen;
+        orphans.extend(self.without_row().await?);
         Ok((orphans, cleaned))
     }
 }
@@ -264,6 +265,27 @@ impl Open {
         Ok(found)
     }
 
+    /// Machines that live and whose row somebody has deleted. They are told and never ended: only a
+    /// destroy says that nobody wants the guest any more.
+    async fn without_row(&self) -> Result<Vec<OrphanEvent>, Failure> {
+        let database = &self.services.database;
+        let known = database.find_machines_by_statuses(&CLAIMING).await?;
+        let mut orphans = Vec::new();
+        for handle in self.resting_but(&known) {
+            let context = handle.context();
+            match database.find_machine(&context.vm_id).await {
+                Ok(None) => orphans.extend(rowless(&handle)),
+                Ok(Some(_)) => {}
+                Err(error) => {
+                    let vm_id = &context.vm_id;
+                    let message = format!("the row of VM {vm_id} could not be looked for: {error}");
+                    self.tell_scan_failure(&message);
+                }
+            }
+        }
+        Ok(orphans)
+    }
+
     /// Tells a stray, or ends it; no event if it is only on its way to a machine or from one.
     async fn judge(&self, stray: &Stray) -> Result<(Sighting, Option<OrphanEvent>), Failure> {
         let database = &self.services.database;
@@ -284,6 +306,9 @@ impl Open {
         let ends = unwanted && stays && !sighting.claimed;
         let killed = ends && stray.process.kill_now().await.is_ok();
         let told = OrphanEvent {
+            machine: row
+                .as_ref()
+                .and_then(|row| VmId::parse(row.id.as_str()).ok()),
             vm_id: row.map_or_else(|| stray.name.to_string(), |row| row.id),
             pid: stray.process.pid(),
             db_status: status,
@@ -321,6 +346,27 @@ impl Open {
 /// How a QEMU of that name calls itself: one of ours, and one of others'.
 fn names_of(name: &InternalName) -> [String; 2] {
     [name_argument(name), name.to_string()]
+}
+
+/// What is told of a machine that lives without a row.
+fn rowless(handle: &VmHandle) -> Option<OrphanEvent> {
+    let context = handle.context();
+    let held = context.ledger.contents().entries;
+    let pid_file = held.into_iter().find_map(|entry| match entry.undo.release {
+        Release::RemovePidFile { path } => Some(path.to_string()),
+        _ => None,
+    });
+    Some(OrphanEvent {
+        vm_id: context.vm_id.to_string(),
+        machine: Some(context.vm_id.clone()),
+        pid: handle.view().live?.process.pid(),
+        db_status: None,
+        pidfile_path: pid_file.unwrap_or_default(),
+        detected_at: now_ms(),
+        killed: false,
+        cleanup_performed: false,
+        cleanup_result: None,
+    })
 }
 
 /// Whether a row says other than its living QEMU. Somebody else wrote it, or a write of ours that was
