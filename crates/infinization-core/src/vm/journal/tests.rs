@@ -227,6 +227,39 @@ async fn a_reader_that_follows_goes_on_where_it_was() {
     assert_eq!(numbers, (0..200).collect::<Vec<_>>());
 }
 
+/// A pipe without a reader hangs whoever opens it, as a disk does that does not answer.
+#[tokio::test]
+async fn a_disk_that_hangs_holds_nobody_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let journals = Journals::start(directory.path()).unwrap();
+    let journal = journals.of(&vm("vm-1"));
+    journal.note(event("before".to_owned()));
+    journal.written().await;
+    let file = directory.path().join("journals/vm-1.jsonl");
+    fs::remove_file(&file).unwrap();
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut changes = journals.changes();
+    changes.mark_unchanged();
+    journal.note(event("meanwhile".to_owned()));
+    journal.written().await;
+    let again = Instant::now();
+    for _ in 0..10 {
+        journal.written().await;
+    }
+    assert!(again.elapsed() < Duration::from_secs(2), "once is enough");
+
+    // It goes on, and is waited for as before.
+    let drain = fs::File::open(&file).unwrap();
+    changes.changed().await.unwrap();
+    drop(drain);
+    fs::remove_file(&file).unwrap();
+    journal.note(event("after".to_owned()));
+    while read(&journals, of("vm-1")).is_empty() {
+        journal.written().await;
+        tokio::task::yield_now().await;
+    }
+}
+
 /// How many of the files under `directory` this process has open.
 fn open_under(directory: &Path) -> usize {
     let descriptors = fs::read_dir("/proc/self/fd").unwrap().flatten();
