@@ -80,7 +80,7 @@ impl Open {
     }
 
     async fn find_out_again(&self) -> Result<(), Failure> {
-        let mut left = self.left_behind()?;
+        let mut left = self.left_behind().await?;
         left.retain(|vm_id| !self.services.marks.installing.contains(vm_id));
         left.retain(|vm_id| !self.is_busy(vm_id));
         join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
