@@ -2075,18 +2075,19 @@ export interface CrashEvent {
   cause: VMExitCause
 }
 
-/** A living QEMU that a pidfile in `pidfileDir` names and no machine owns. */
+/** A living QEMU that a pidfile in `pidfileDir` names and no machine owns, or whose machine's row was deleted. */
 export interface OrphanEvent {
-  /** The internal name where no row is known. */
+  /** The machine's id; the internal name where no machine is known. */
   vmId: string
   pid: number
   /** Null when there is no row. */
   dbStatus: string | null
+  /** Empty where the machine is not known to have one. */
   pidfilePath: string
   detectedAt: Date
   /**
-   * It was ended. That is done only when there is no row or the row says `off`; all others are told and
-   * left alone. See {@link HealthMonitor.checkOrphanProcesses}.
+   * It was ended. That is done only to a QEMU that no machine owns, when there is no row or the row says `off`;
+   * all others are told and left alone. See {@link HealthMonitor.checkOrphanProcesses}.
    */
   killed: boolean
   /** What it had on the host was released. */
@@ -2491,7 +2492,7 @@ export interface QMPBlockJobCompletedEventData {
  * one waits without a greeting.
  *
  * Every event of QEMU is emitted under its own name with `(data, timestamp)`, and as `event` with the
- * whole; `disconnect`, `reconnect` and `reconnect_failed` have no payload. Listeners may be added before
+ * whole; `disconnect`, `reconnect` and `reconnect_failed` have no payload, and `lost` has `{ count }`. Listeners may be added before
  * `connect()`: they miss nothing. A listener that throws is warned about. Neither a connection nor a
  * pending reconnect keeps the process alive; a call under way does.
  *
@@ -2516,6 +2517,11 @@ export class QMPClient extends EventEmitter {
    * @throws LifecycleError `INVALID_STATE` for a connection of the library, which only the library closes
    */
   disconnect(): Promise<void>
+  /**
+   * How many events this client has missed in all: more than 64 waited for its listeners, the oldest of which
+   * go then, or one had more than 64 KiB. Each time a `lost` event tells `{ count }`.
+   */
+  get lost(): number
   isConnected(): boolean
   /** The connection broke and is being made again: one's own as its options say, the library's for as long as QEMU lives. */
   isReconnecting(): boolean

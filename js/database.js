@@ -48,9 +48,11 @@ const Operations = traced(class extends native.InfinizationDatabase {})
 // The embedded store of an instance.
 class EmbeddedDatabase extends Operations {}
 
+// With `owner`, which is `getPrismaAdapter()`'s business, it asks by way of that instance: what the
+// library could not write yet of a machine goes before what is asked of it here.
 class PrismaAdapter extends Operations {
-  constructor (prisma, nodeId, options) {
-    super(undefined, prismaPort(prisma), scopeOf(nodeId), timeoutOf(options))
+  constructor (prisma, nodeId, options, owner = undefined) {
+    super(...(owner ? [owner] : [undefined, prismaPort(prisma), scopeOf(nodeId), timeoutOf(options)]))
   }
 }
 

@@ -20,7 +20,6 @@ const Manager = traced(class extends native.Infinization {})
 
 class Infinization extends Manager {
   #eventManager
-  #settings
   #database
   #healthMonitor
   #eventHandler
@@ -40,7 +39,6 @@ class Infinization extends Manager {
     self = new WeakRef(this)
     this.#eventManager = eventManager
     this.#database = database
-    this.#settings = settings
     this.#healthMonitor = new HealthMonitor(undefined, {}, this)
     this.#eventHandler = new EventHandler(undefined, {}, this)
   }
@@ -128,8 +126,7 @@ class Infinization extends Manager {
     const { kind, value } = this.#database
     if (kind === 'embedded') return new EmbeddedDatabase(this)
     if (kind === 'databaseAdapter') return value
-    const { nodeId, databaseTimeout: timeout } = this.#settings
-    return new PrismaAdapter(value, nodeId, { timeout })
+    return new PrismaAdapter(value, undefined, {}, this)
   }
 
   journal (options) {

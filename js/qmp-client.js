@@ -22,6 +22,7 @@ const Client = traced(class extends native.QMPClient {})
 class QMPClient extends Client {
   #calls
   #last = 0
+  #lost = 0
   #ended
 
   constructor (socketPath, options = {}, owner = undefined, ended = () => {}) {
@@ -31,6 +32,11 @@ class QMPClient extends Client {
     self = new WeakRef(this)
     this.#calls = calls
     this.#ended = ended
+  }
+
+  // How many events were dropped in all, because they came faster than they were taken.
+  get lost () {
+    return this.#lost
   }
 
   async connect () {
@@ -58,7 +64,11 @@ class QMPClient extends Client {
     throw fail(answer.json)
   }
 
-  #deliver ({ link, event, data, timestamp }) {
+  #deliver ({ link, lost, event, data, timestamp }) {
+    if (lost) {
+      this.#lost += lost
+      return emitGuarded(this, 'lost', { count: lost })
+    }
     if (link) {
       this.#keep()
       return emitGuarded(this, link)

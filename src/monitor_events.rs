@@ -24,6 +24,8 @@ enum Crossing<'a> {
     },
     /// The connection's: `disconnect`, `reconnect`, `reconnect_failed`.
     Link { link: &'static str },
+    /// So many were dropped, because they came faster than they were taken.
+    Lost { lost: u64 },
 }
 
 #[derive(Serialize)]
@@ -33,16 +35,16 @@ struct Timestamp {
 }
 
 impl<'a> Crossing<'a> {
-    fn of(event: &'a MonitorEvent) -> Option<Self> {
-        let link = |link| Some(Self::Link { link });
+    fn of(event: &'a MonitorEvent) -> Self {
+        let link = |link| Self::Link { link };
         match event {
-            MonitorEvent::Event(event) => Some(Self::reported(event)),
+            MonitorEvent::Event(event) => Self::reported(event),
             MonitorEvent::Disconnected { .. } => link("disconnect"),
             MonitorEvent::Reconnected { .. } => link("reconnect"),
             MonitorEvent::GaveUp => link("reconnect_failed"),
             MonitorEvent::Missed { count } => {
                 tracing::warn!(count, "a slow reader of a monitor missed events");
-                None
+                Self::Lost { lost: *count }
             }
         }
     }
@@ -70,10 +72,7 @@ pub(crate) fn carry(mut events: EventReceiver, deliver: Arc<Deliver>) {
                 MonitorEvent::Reconnected { .. } => connected = true,
                 _ => {}
             }
-            let Some(crossing) = Crossing::of(&event) else {
-                continue;
-            };
-            if !send(&deliver, &crossing).await {
+            if !send(&deliver, &Crossing::of(&event)).await {
                 return;
             }
         }

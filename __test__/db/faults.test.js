@@ -67,6 +67,14 @@ describe.each(clientVersions())('%s', (version) => {
       expect(await database.row('vm')).toMatchObject({ status: 'moving', version: 1 })
     })
 
+    test('what another changed between the read and the write is in the answer', async () => {
+      const other = await another('UPDATE "Machine" SET name = \'renamed\' WHERE id = \'vm\'')
+      const begun = begin()
+      await database.someoneWaits()
+      await other.commit()
+      expect(await begun).toMatchObject({ success: true, newVersion: 2, vmConfig: { name: 'renamed', status: 'starting' } })
+    })
+
     test('a transaction that cannot be put in order is tried again', async () => {
       await database.sql(`ALTER DATABASE ${database.name} SET default_transaction_isolation = 'repeatable read'`)
       const other = await another('UPDATE "Machine" SET name = \'renamed\' WHERE id = \'vm\'')

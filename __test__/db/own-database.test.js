@@ -303,6 +303,23 @@ describe('getPrismaAdapter()', () => {
     expect((await adapter.findMachinesByStatuses(['off'])).map((row) => row.id)).toEqual([vmId])
   })
 
+  test('is never older than what the library has still to write', async () => {
+    const { client, config, instance, vmId } = await given(ways[0][1])
+    const { pid } = await instance.createVM(config)
+    warning(/database|row|status|could not be/)
+    client.tables.before = (_, operation) => {
+      if (/^up/.test(operation)) throw conflict('P1001', 'Cannot reach the database.')
+    }
+    const crash = next(instance.getHealthMonitor(), 'crash')
+    process.kill(pid, 'SIGKILL')
+    await crash
+    expect(await new PrismaAdapter(client).findMachine(vmId)).toMatchObject({ status: 'running' })
+    expect(await rejection(instance.getPrismaAdapter().findMachine(vmId))).toMatchObject({ code: 'DB_CONNECTION_ERROR' })
+    client.tables.before = undefined
+    await next(instance.getHealthMonitor(), 'database-restored')
+    expect(await instance.getPrismaAdapter().findMachine(vmId)).toMatchObject({ status: 'off' })
+  })
+
   test('is the object that was given', async () => {
     const databaseAdapter = new Remote(new Client(), 'node-a')
     const instance = await openInstance({ databaseAdapter })

@@ -63,6 +63,17 @@ test('a transition writes inside $transaction, on what it hands over', async () 
   expect(within.machine.findUnique).toHaveBeenCalledTimes(1)
 })
 
+test('a transition answers the row as it is after it, where the client can be asked again', async () => {
+  const after = { ...row, status: 'starting', version: 2, cpuCores: 7 }
+  const again = mocked({ updateMany: { count: 1 }, findUnique: row, findFirst: after })
+  expect(await new PrismaAdapter(again).transitionVMStatus('vm-1', 'off', 'starting', 1)).toMatchObject({ vmConfig: { cpuCores: 7 } })
+  const { findUnique, updateMany } = again.machine
+  const once = { machine: { findUnique, updateMany }, $transaction: async (run) => run(once) }
+  expect(await new PrismaAdapter(once).transitionVMStatus('vm-1', 'off', 'starting', 1)).toMatchObject({
+    newVersion: 2, vmConfig: { status: 'starting', version: 2, cpuCores: 2 }
+  })
+})
+
 test.each([
   ['cannot be read', { configuration: { diskPaths: 'corrupt' } }, 'QUERY_FAILED'],
   ['is of another version', { version: 2 }, 'VERSION_CONFLICT'],

@@ -5,7 +5,7 @@ const { rmSync } = require('node:fs')
 const net = require('node:net')
 const path = require('node:path')
 const { QMPClient, QMPError } = require('../..')
-const { cleanUp, finally_, newDirectory, openInstance, rejection, runNode, running } = require('../kit')
+const { cleanUp, finally_, newDirectory, openInstance, rejection, runNode, running, warning } = require('../kit')
 const { newQemu } = require('../kit/qemu')
 
 afterEach(cleanUp)
@@ -77,6 +77,36 @@ test('connects, asks, hears, and ends for good', async () => {
   expect(client.isConnected()).toBe(false)
   expect(await rejection(client.connect())).toMatchObject({ code: 'QMP_DISCONNECTED', message: expect.stringContaining('disconnect() was called') })
   await client.disconnect()
+})
+
+test('F8: events that come faster than they are taken are counted, and that is told', async () => {
+  const sent = 1000
+  const { socket } = await stage((connection) => {
+    polite(connection)
+    connection.on('data', (bytes) => {
+      if (!bytes.includes('query-name')) return
+      for (let number = 0; number < sent; number++) {
+        connection.write(`{"event":"STOP","data":{"number":${number}},"timestamp":{"seconds":1,"microseconds":0}}\r\n`)
+      }
+      connection.write('{"event":"RESUME","data":{},"timestamp":{"seconds":1,"microseconds":0}}\r\n')
+    })
+  })
+  warning(/missed events/)
+  const client = newClient(socket)
+  expect(client.lost).toBe(0)
+  let [heard, told] = [0, 0]
+  client.on('STOP', () => {
+    // A listener that takes its time.
+    if (heard++ === 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500)
+  })
+  client.on('lost', ({ count }) => { told += count })
+  await client.connect()
+  const last = once(client, 'RESUME')
+  await client.execute('query-name')
+  await last
+  expect(told).toBeGreaterThan(0)
+  expect(client.lost).toBe(told)
+  expect(heard + told).toBe(sent)
 })
 
 test('what QEMU refuses has its class and words', async () => {

@@ -262,3 +262,28 @@ async fn an_object_without_the_methods_is_told_so() {
     );
     assert_eq!(port.asked(), [json!({ "absent": METHODS })]);
 }
+
+/// It can only be told what not to write over, and not what it does not know.
+#[tokio::test]
+async fn an_object_is_asked_for_the_row_before_its_status_is_written() {
+    let row = |status: &str| json!({ "id": "vm-1", "status": status });
+    for (before, writes) in [
+        (row("running"), true),
+        (Value::Null, true),
+        (row("error"), false),
+        (row("quarantined"), false),
+    ] {
+        let port = says(before.clone());
+        let db = database(&port);
+        db.write_status_over(&vm("vm-1"), "off", &["running", "starting"])
+            .await
+            .unwrap();
+        let asked = port.asked();
+        assert_eq!(asked[0]["method"], "findMachine");
+        assert_eq!(asked.len(), 1 + usize::from(writes), "{before}");
+        if writes {
+            let spared = asked[1]["args"][2]["onlyIfNotIn"].as_array().unwrap();
+            assert!(spared.contains(&json!("error")) && !spared.contains(&json!("running")));
+        }
+    }
+}

@@ -256,6 +256,48 @@ fn f33_a_claim_whose_answer_was_lost_is_given_back() {
     });
 }
 
+/// A database may make a write long after whoever asked for it gave it up, and after newer ones. The
+/// health monitor's next look makes the row true.
+#[test]
+fn f31_a_write_that_is_made_late_stays_in_no_row() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let switch = Switch::new();
+        let manager = host.manager_over(&switch).await;
+        let pid = create(&host, &manager, "late-1").await;
+        let shown = async || {
+            manager.check_all_vms().await.unwrap();
+            let row = row(&manager, "late-1").await;
+            (row["status"].clone(), row["pid"].clone())
+        };
+        for late in ["off", "starting", "suspended"] {
+            host.claim("late-1", late);
+            assert_eq!(shown().await, (json!("running"), json!(pid)), "{late}");
+        }
+        manager.suspend_vm("late-1".into()).await.unwrap();
+        host.claim("late-1", "running");
+        host.claim_run("late-1", 1);
+        assert_eq!(shown().await, (json!("suspended"), json!(pid)));
+        host.claim("late-1", "paused");
+        assert_eq!(shown().await.0, "paused", "another word for the same");
+
+        stop(&manager, "late-1").await.unwrap();
+        host.claim("late-1", "running");
+        assert_eq!(shown().await, (json!("off"), Value::Null));
+
+        // A claim whose answer was lost is made once more, after it was given back.
+        switch.turn(Mode::Deaf);
+        start(&manager, "late-1").await.unwrap_err();
+        switch.turn(Mode::Up);
+        assert_eq!(consistent_status(&manager, "late-1").await["status"], "off");
+        host.claim("late-1", "starting");
+        assert_eq!(shown().await, (json!("off"), Value::Null));
+        start(&manager, "late-1").await.unwrap();
+        delete(&manager, "late-1").await;
+        host.is_clean().await;
+    });
+}
+
 #[test]
 fn f31_machines_are_taken_back_without_a_database_and_rows_follow_when_it_is_back() {
     kit::in_private_network(|| async {

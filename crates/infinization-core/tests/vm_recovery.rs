@@ -555,9 +555,58 @@ fn a_row_that_denies_a_living_qemu_is_made_true() {
         manager.check_all_vms().await.unwrap();
         assert_eq!(status().await.0, "backing_up");
 
-        host.claim("deny-1", "running");
+        // A word that nobody knows is somebody's too, even when the guest ends by itself.
+        host.claim("deny-1", "quarantined");
+        let mut events = manager.subscribe();
+        send_signal(pid, Signal::SIGKILL);
+        next_event(&mut events, "crash").await;
+        assert_eq!(status().await, (json!("quarantined"), Value::Null));
+
+        host.claim("deny-1", "off");
         delete(&manager, "deny-1").await;
         host.is_clean().await;
+    });
+}
+
+#[test]
+fn a_machine_that_lives_without_a_row_is_told_and_left_alone() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let pid = create(&host, &manager, "rowless-1").await;
+        let mut events = manager.subscribe();
+        assert_eq!(
+            manager.check_all_vms().await.unwrap()["orphansDetected"],
+            json!(0)
+        );
+        host.delete_row("rowless-1");
+        for _ in 0..2 {
+            let summary = manager.check_all_vms().await.unwrap();
+            assert_eq!(summary["orphansDetected"], json!(1));
+            let orphan = next_event(&mut events, "orphan-detected").await;
+            assert_eq!(
+                orphan.vm_id.as_ref().map(|id| id.as_str()),
+                Some("rowless-1")
+            );
+            let data = &orphan.data;
+            assert_eq!(
+                (&data["vmId"], &data["pid"]),
+                (&json!("rowless-1"), &json!(pid))
+            );
+            assert_eq!(
+                (&data["dbStatus"], &data["killed"]),
+                (&Value::Null, &json!(false))
+            );
+            assert!(Path::new(data["pidfilePath"].as_str().unwrap()).exists());
+        }
+        assert!(is_alive(pid));
+        let destroyed = manager.destroy_vm("rowless-1".into()).await.unwrap();
+        assert_eq!(destroyed["success"], true);
+        assert!(!is_alive(pid));
+        assert_eq!(
+            manager.check_all_vms().await.unwrap()["orphansDetected"],
+            json!(0)
+        );
     });
 }
 

@@ -30,6 +30,35 @@ pub fn legacy_disk_path(internal_name: &str) -> String {
     format!("{DEFAULT_DISK_PATH_PREFIX}/{internal_name}.qcow2")
 }
 
+/// The words of the status column that the public contract knows, for a database that can only be told
+/// what not to write over.
+pub const KNOWN_STATUSES: [&str; 17] = [
+    "off",
+    "starting",
+    "running",
+    "suspended",
+    "paused",
+    "updating_hardware",
+    "powering_off_update",
+    "rebuilding",
+    "deleting",
+    "moving",
+    "backing_up",
+    "restoring",
+    "snapshotting",
+    "capturing",
+    "archived",
+    "delete_failed",
+    "error",
+];
+
+/// The known words that are none of `these`.
+fn known_but(these: &[&str]) -> Vec<&'static str> {
+    let mut words = KNOWN_STATUSES.to_vec();
+    words.retain(|word| !these.contains(word));
+    words
+}
+
 /// Why a database operation failed. The codes are the public contract's.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
@@ -63,7 +92,8 @@ impl Coded for DbError {
     }
 }
 
-/// The 16 operations. Method names and meaning are the public `InfinizationDatabase`'s.
+/// The 16 operations. Method names and meaning are the public `InfinizationDatabase`'s, and there is
+/// one for the library's own writes of a status.
 #[async_trait]
 pub trait Database: Send + Sync + std::fmt::Debug {
     /// The machine's id and status, whichever node it is on.
@@ -92,6 +122,26 @@ pub trait Database: Send + Sync + std::fmt::Debug {
         status: &str,
         only_if_not_in: &[&str],
     ) -> Result<(), DbError>;
+
+    /// Writes the status over one of the words `over`. Over any other it does not, nor over one that
+    /// nobody here knows, which is somebody's claim. No row is no error.
+    ///
+    /// Unless a database can say so in the write itself, the row is read first, and the write spares the
+    /// words that are known.
+    async fn write_status_over(
+        &self,
+        id: &VmId,
+        status: &str,
+        over: &[&str],
+    ) -> Result<(), DbError> {
+        match self.find_machine(id).await? {
+            Some(row) if !over.contains(&row.status.as_str()) => Ok(()),
+            _ => {
+                self.update_machine_status(id, status, &known_but(over))
+                    .await
+            }
+        }
+    }
 
     /// Creates or changes the machine's configuration row; absent fields stay as they are.
     async fn update_machine_configuration(

@@ -7,7 +7,8 @@
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -87,6 +88,20 @@ fn take(job: &Queued) -> Option<Box<dyn FnOnce() + Send>> {
     job.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
+/// What `work` gives within `patience`, for a caller that is no task and must go on. `None` if it takes
+/// longer, and then it goes on unheard, or if the host gives no thread for it.
+pub(crate) fn promptly<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (report, outcome) = mpsc::channel();
+    let begun = std::thread::Builder::new().spawn(move || {
+        let _unheard = report.send(work());
+    });
+    begun.ok()?;
+    outcome.recv_timeout(patience).ok()
+}
+
 /// [`blocking`] for a call of the file system.
 pub(crate) async fn file_call<T: Send + 'static>(
     call: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -104,6 +119,15 @@ mod tests {
         let panicked = tokio::spawn(blocking(|| panic!("a defect"))).await;
         let panic = panicked.map(drop).unwrap_err().into_panic();
         assert_eq!(panic.downcast_ref::<&str>(), Some(&"a defect"));
+    }
+
+    #[test]
+    fn who_is_no_task_waits_no_longer_than_he_says() {
+        assert_eq!(promptly(Duration::from_secs(60), || 7), Some(7));
+        let (end, ended) = mpsc::channel::<()>();
+        let hangs = move || ended.recv().is_ok();
+        assert_eq!(promptly(Duration::from_millis(1), hangs), None);
+        drop(end);
     }
 
     #[test]

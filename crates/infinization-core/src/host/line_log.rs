@@ -100,6 +100,8 @@ impl LineLog {
     pub fn read(&self) -> LineReader {
         LineReader {
             log: self.clone(),
+            chunk: CHUNK,
+            place: None,
             file: None,
             rest: Vec::new(),
         }
@@ -134,20 +136,60 @@ fn last_whole(bytes: &[u8], is_whole: impl Fn(&[u8]) -> bool) -> (usize, Option<
     (0, None)
 }
 
+/// A file that was read from. A number alone may be another's by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    inode: u64,
+    made: Option<std::time::SystemTime>,
+}
+
+impl Identity {
+    fn of(found: &fs::Metadata) -> Self {
+        Self {
+            inode: found.ino(),
+            made: found.created().ok(),
+        }
+    }
+
+    fn is_at(self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|found| Self::of(&found) == self)
+    }
+}
+
 /// Reads a log's lines in order, also while it is written and turned over.
 #[derive(Debug)]
 pub struct LineReader {
     log: LineLog,
-    file: Option<(File, u64)>,
+    /// How much is read at once.
+    chunk: usize,
+    /// Which file is read, and up to where.
+    place: Option<(Identity, u64)>,
+    /// That file, unless [`LineReader::close`] gave it back.
+    file: Option<File>,
     rest: Vec<u8>,
 }
 
 impl LineReader {
+    /// Reads so much at once from here on: what [`LineReader::next_lines`] answers is not much more.
+    pub fn read_at_once(&mut self, bytes: usize) {
+        self.chunk = bytes.clamp(1, CHUNK);
+    }
+
+    /// Gives the file's descriptor back until more is read. Lines that the log drops meanwhile, because
+    /// it turned over twice, are not read.
+    pub fn close(&mut self) {
+        if let Some((_, place)) = &mut self.place {
+            *place -= self.rest.len() as u64;
+        }
+        self.rest.clear();
+        self.file = None;
+    }
+
     /// The next lines, as many as one read gives; none when all there is has been read. A line that
     /// is half written is given when it is whole.
     pub fn next_lines(&mut self) -> io::Result<Vec<Vec<u8>>> {
         loop {
-            if self.file.is_none() && !self.open_first()? {
+            if self.file.is_none() && !self.open_again()? && !self.open_first()? {
                 return Ok(Vec::new());
             }
             let lines = self.read_on()?;
@@ -158,6 +200,32 @@ impl LineReader {
                 return Ok(Vec::new());
             }
         }
+    }
+
+    /// The file that was read before, where it was left.
+    fn open_again(&mut self) -> io::Result<bool> {
+        let Some((identity, at)) = self.place else {
+            return Ok(false);
+        };
+        for path in [self.log.newer.clone(), self.log.older.clone()] {
+            if identity.is_at(&path) && self.open(&path)? && self.identity() == Some(identity) {
+                self.seek(at)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        self.place.map(|(identity, _)| identity)
+    }
+
+    fn seek(&mut self, at: u64) -> io::Result<()> {
+        if let (Some(file), Some((_, place))) = (&mut self.file, &mut self.place) {
+            file.seek(SeekFrom::Start(at))?;
+            *place = at;
+        }
+        Ok(())
     }
 
     fn open_first(&mut self) -> io::Result<bool> {
@@ -178,22 +246,24 @@ impl LineReader {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             file => file?,
         };
-        let inode = file.metadata()?.ino();
-        self.file = Some((file, inode));
+        let identity = Identity::of(&file.metadata()?);
+        self.place = Some((identity, 0));
+        self.file = Some(file);
         self.rest.clear();
         Ok(true)
     }
 
     fn read_on(&mut self) -> io::Result<Vec<Vec<u8>>> {
-        let Some((file, _)) = &mut self.file else {
+        let (Some(file), Some((_, place))) = (&mut self.file, &mut self.place) else {
             return Ok(Vec::new());
         };
-        let mut chunk = vec![0; CHUNK];
+        let mut chunk = vec![0; self.chunk];
         loop {
             let read = file.read(&mut chunk)?;
             if read == 0 {
                 return Ok(Vec::new());
             }
+            *place += read as u64;
             self.rest.extend_from_slice(&chunk[..read]);
             if let Some(newline) = self.rest.iter().rposition(|byte| *byte == b'\n') {
                 let rest = self.rest.split_off(newline + 1);
@@ -207,12 +277,11 @@ impl LineReader {
 
     /// At the end of a file that is not the newest any more: goes on with the next one.
     fn turn_over(&mut self) -> io::Result<bool> {
-        let Some((_, inode)) = &self.file else {
+        let Some(identity) = self.identity() else {
             return Ok(false);
         };
-        let (inode, older, newer) = (*inode, self.log.older.clone(), self.log.newer.clone());
-        let is = |path: &Path| fs::metadata(path).is_ok_and(|found| found.ino() == inode);
-        if is(&newer) {
+        let (older, newer) = (self.log.older.clone(), self.log.newer.clone());
+        if identity.is_at(&newer) {
             self.unread_torn_end(&newer)?;
             return Ok(false);
         }
@@ -220,28 +289,24 @@ impl LineReader {
         if self.has_more()? {
             return Ok(true);
         }
-        if is(&older) || !self.open(&older)? {
+        if identity.is_at(&older) || !self.open(&older)? {
             return self.open(&newer);
         }
         Ok(true)
     }
 
     fn has_more(&mut self) -> io::Result<bool> {
-        let Some((file, _)) = &mut self.file else {
+        let (Some(file), Some((_, here))) = (&self.file, self.place) else {
             return Ok(false);
         };
-        let here = file.stream_position()?;
         Ok(file.metadata()?.len() > here)
     }
 
     /// What was cut off under us is not the beginning of a line.
     fn unread_torn_end(&mut self, newer: &Path) -> io::Result<()> {
-        let Some((file, _)) = &mut self.file else {
-            return Ok(());
-        };
         let length = fs::metadata(newer)?.len();
-        if file.stream_position()? > length {
-            file.seek(SeekFrom::Start(length))?;
+        if self.place.is_some_and(|(_, here)| here > length) {
+            self.seek(length)?;
             self.rest.clear();
         }
         Ok(())
@@ -339,6 +404,37 @@ mod tests {
         read.extend(all(&mut reader));
         let expected: Vec<String> = (0..100).map(|number| format!("w{number:02}")).collect();
         assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn a_reader_that_gave_its_file_back_goes_on_where_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = LineLog::of(directory.path(), "vm");
+        let mut reader = log.read();
+        reader.read_at_once(4);
+        let mut read = Vec::new();
+        for number in 0..100 {
+            log.append(format!("w{number:02}\n").as_bytes(), 40)
+                .unwrap();
+            if number % 3 == 0 {
+                // In the middle of a line, too.
+                read.extend(text(reader.next_lines().unwrap()));
+                reader.close();
+                read.extend(all(&mut reader));
+                reader.close();
+            }
+        }
+        let expected: Vec<String> = (0..100).map(|number| format!("w{number:02}")).collect();
+        assert_eq!(read, expected);
+        // Both files are others by now: it goes on with the oldest line there is.
+        for number in 100..200 {
+            log.append(format!("w{number}\n").as_bytes(), 40).unwrap();
+        }
+        let late = all(&mut reader);
+        assert!(
+            late.len() < 100 && late.last().unwrap() == "w199",
+            "{late:?}"
+        );
     }
 
     #[test]

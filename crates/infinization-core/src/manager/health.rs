@@ -3,7 +3,7 @@
 //! A QEMU that a pidfile names and no machine owns is ended only when nobody can want it: no row has
 //! its name, or the row says `off`, and it was there a whole interval before too. One that a row
 //! claimed while it was a stray is never ended: whoever wrote `off` then took it for dead. Every other
-//! is told. Where only one node's rows are seen, a row that is not found may be another node's.
+//! is told, and so is a machine of ours that lives without a row: it is never ended. Where only one node's rows are seen, a row that is not found may be another node's.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,10 @@ use crate::host::blocking::{blocking, file_call};
 use crate::host::process::{ProcessHandle, ProcessId, find_by_names, is_alive};
 use crate::monitor::{HealthCheckResult, HealthCheckSummary, OrphanEvent, Watched};
 use crate::qemu::name_argument;
+use crate::qmp::StatusInfo;
 use crate::types::{InternalName, VmId};
-use crate::vm::VmHandle;
+use crate::vm::status::Status;
+use crate::vm::{LiveView, Release, VmHandle, found_status};
 
 /// Rows that claim a QEMU.
 const CLAIMING: [&str; 3] = ["running", "suspended", "paused"];
@@ -40,6 +42,7 @@ impl Watched for Open {
         let database = &self.services.database;
         let mut rows = database.find_machines_by_statuses(&CLAIMING).await?;
         self.correct_rows(&rows).await;
+        self.settle_late_claims().await?;
         rows.retain(|row| !self.is_installing(row));
         let mut summary = HealthCheckSummary {
             total_checked: rows.len(),
@@ -97,6 +100,7 @@ impl Watched for Open {
             }
         }
         *self.strays() = seen;
+        orphans.extend(self.without_row().await?);
         Ok((orphans, cleaned))
     }
 }
@@ -148,8 +152,13 @@ impl Open {
         let alive = live.filter(|live| live.process.is_alive());
         let checked = match alive {
             Some(live) => {
-                handle.context().ask_run_state(&live).await;
-                Ok(Some(live.process.pid()))
+                let state = handle.context().ask_run_state(&live).await;
+                // The map has a handle, too. Whoever is at work on one writes its row himself.
+                if is_disputed(row, &live, state.as_ref()) && handle.is_last_beside(1) {
+                    handle.check().await
+                } else {
+                    Ok(Some(live.process.pid()))
+                }
             }
             None => handle.check().await,
         };
@@ -182,6 +191,24 @@ impl Open {
             live.is_some_and(|live| live.process.is_alive()) && handle.is_last_beside(0)
         });
         resting.map(|(_, handle)| handle.clone()).collect()
+    }
+
+    /// Rows that a claim of ours, whose answer was lost, has come to after all: nobody starts them.
+    async fn settle_late_claims(&self) -> Result<(), Failure> {
+        let claimed = &self.services.marks.claimed;
+        if claimed.is_empty() {
+            return Ok(());
+        }
+        let database = &self.services.database;
+        for row in database.find_machines_by_statuses(&["starting"]).await? {
+            let vm_id = VmId::parse(row.id.as_str()).ok();
+            let late = vm_id.filter(|vm_id| claimed.contains(vm_id) && !self.is_busy(vm_id));
+            if let Some(vm_id) = late {
+                tracing::warn!(%vm_id, "a claim that was given up has come to its row late");
+                self.reconcile_row(&row).await;
+            }
+        }
+        Ok(())
     }
 
     /// Settles rows of `ours` that claim a QEMU and have none.
@@ -238,6 +265,27 @@ impl Open {
         Ok(found)
     }
 
+    /// Machines that live and whose row somebody has deleted. They are told and never ended: only a
+    /// destroy says that nobody wants the guest any more.
+    async fn without_row(&self) -> Result<Vec<OrphanEvent>, Failure> {
+        let database = &self.services.database;
+        let known = database.find_machines_by_statuses(&CLAIMING).await?;
+        let mut orphans = Vec::new();
+        for handle in self.resting_but(&known) {
+            let context = handle.context();
+            match database.find_machine(&context.vm_id).await {
+                Ok(None) => orphans.extend(rowless(&handle)),
+                Ok(Some(_)) => {}
+                Err(error) => {
+                    let vm_id = &context.vm_id;
+                    let message = format!("the row of VM {vm_id} could not be looked for: {error}");
+                    self.tell_scan_failure(&message);
+                }
+            }
+        }
+        Ok(orphans)
+    }
+
     /// Tells a stray, or ends it; no event if it is only on its way to a machine or from one.
     async fn judge(&self, stray: &Stray) -> Result<(Sighting, Option<OrphanEvent>), Failure> {
         let database = &self.services.database;
@@ -258,6 +306,9 @@ impl Open {
         let ends = unwanted && stays && !sighting.claimed;
         let killed = ends && stray.process.kill_now().await.is_ok();
         let told = OrphanEvent {
+            machine: row
+                .as_ref()
+                .and_then(|row| VmId::parse(row.id.as_str()).ok()),
             vm_id: row.map_or_else(|| stray.name.to_string(), |row| row.id),
             pid: stray.process.pid(),
             db_status: status,
@@ -295,6 +346,39 @@ impl Open {
 /// How a QEMU of that name calls itself: one of ours, and one of others'.
 fn names_of(name: &InternalName) -> [String; 2] {
     [name_argument(name), name.to_string()]
+}
+
+/// What is told of a machine that lives without a row.
+fn rowless(handle: &VmHandle) -> Option<OrphanEvent> {
+    let context = handle.context();
+    let held = context.ledger.contents().entries;
+    let pid_file = held.into_iter().find_map(|entry| match entry.undo.release {
+        Release::RemovePidFile { path } => Some(path.to_string()),
+        _ => None,
+    });
+    Some(OrphanEvent {
+        vm_id: context.vm_id.to_string(),
+        machine: Some(context.vm_id.clone()),
+        pid: handle.view().live?.process.pid(),
+        db_status: None,
+        pidfile_path: pid_file.unwrap_or_default(),
+        detected_at: now_ms(),
+        killed: false,
+        cleanup_performed: false,
+        cleanup_result: None,
+    })
+}
+
+/// Whether a row says other than its living QEMU. Somebody else wrote it, or a write of ours that was
+/// given up was made late, after a newer one.
+fn is_disputed(row: &RunningVm, live: &LiveView, state: Option<&StatusInfo>) -> bool {
+    let pid = row.configuration.as_ref().and_then(|it| it.qemu_pid);
+    let said = Status::parse(&row.status);
+    let is_wrong = |state| {
+        let is = found_status(state);
+        is.expects_process() && !is.means(&said)
+    };
+    pid != Some(i64::from(live.process.pid())) || state.is_some_and(is_wrong)
 }
 
 fn result(row: &RunningVm, pid: Option<i32>) -> HealthCheckResult {

@@ -80,7 +80,7 @@ impl Open {
     }
 
     async fn find_out_again(&self) -> Result<(), Failure> {
-        let mut left = self.left_behind()?;
+        let mut left = self.left_behind().await?;
         left.retain(|vm_id| !self.services.marks.installing.contains(vm_id));
         left.retain(|vm_id| !self.is_busy(vm_id));
         join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
@@ -89,7 +89,7 @@ impl Open {
     }
 
     /// Whether somebody asks something of the machine: what he asks for looks at it anyway.
-    fn is_busy(&self, vm_id: &VmId) -> bool {
+    pub(super) fn is_busy(&self, vm_id: &VmId) -> bool {
         let vms = self.vms();
         // The handle in the map is no asker.
         vms.get(vm_id).is_some_and(|vm| !vm.is_last_beside(0))

@@ -17,7 +17,7 @@ use crate::db::outbox::Outbox;
 use crate::db::sqlite::SqliteDatabase;
 use crate::error::{ErrorCode, Failure};
 use crate::host::accelerator;
-use crate::host::blocking::blocking;
+use crate::host::blocking::{blocking, file_call};
 use crate::host::cgroup::Cgroups;
 use crate::host::dir_lock::DirLock;
 use crate::host::display_port::DisplayPorts;
@@ -170,7 +170,7 @@ impl Open {
     /// state directory that claim a QEMU. Whoever was killed while the database was away could not
     /// write that one had ended.
     async fn find_out(&self) -> Result<(), Failure> {
-        let left = self.left_behind()?;
+        let left = self.left_behind().await?;
         join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
         if let Err(error) = self.reconcile(&TRANSIENT).await {
             tracing::warn!(%error, "rows between two states were not reconciled");
@@ -219,13 +219,19 @@ impl Open {
         self.drop_if_empty(&handle);
     }
 
-    pub(super) fn left_behind(&self) -> Result<Vec<VmId>, Failure> {
+    pub(super) async fn left_behind(&self) -> Result<Vec<VmId>, Failure> {
         let vms = self.services.config.state_dir.as_path().join("vms");
-        let entries = std::fs::read_dir(&vms).map_err(|error| directory_failure(&vms, &error))?;
-        let names = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok());
-        Ok(names.filter_map(|name| VmId::parse(name).ok()).collect())
+        let listed = vms.clone();
+        let names = file_call(move || {
+            let entries = std::fs::read_dir(listed)?.flatten();
+            let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+            Ok(names.collect::<Vec<String>>())
+        });
+        let names = names
+            .await
+            .map_err(|error| directory_failure(&vms, &error))?;
+        let ids = names.into_iter().map(VmId::parse);
+        Ok(ids.filter_map(Result::ok).collect())
     }
 
     pub(super) async fn start_monitor(self: &Arc<Self>) {

@@ -1,5 +1,6 @@
 //! `getVMStatus` and `getActiveVMs`: what a VM is now. Neither waits for an operation of the VM.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::Value;
@@ -7,11 +8,12 @@ use serde_json::Value;
 use super::{Manager, Open, not_found, parse_id, to_value};
 use crate::db::DbError;
 use crate::error::{ErrorCode, Failure};
+use crate::host::blocking::blocking;
 use crate::host::process::is_alive;
 use crate::qmp::RunState;
 use crate::types::VmId;
 use crate::vm::status::Status;
-use crate::vm::{Contents, LiveView, Operation, StatusResult, VmHandle};
+use crate::vm::{Contents, LiveView, Operation, StatusResult, VmContext, VmHandle};
 
 impl Manager {
     /// `getVMStatus`.
@@ -32,7 +34,7 @@ impl Manager {
         let answers = qmp_status.is_some();
         let contents = match &handle {
             Some(handle) => handle.context().ledger.contents(),
-            None => open.services.context_of(&vm_id)?.ledger.contents(),
+            None => open.context_of(&vm_id).await?.ledger.contents(),
         };
         let known = match &live {
             Some(live) => Some(live.process.pid()),
@@ -78,10 +80,15 @@ impl Open {
     /// The QEMU of a machine whose ledger was lost, or was another program's: whoever takes it for
     /// dead writes so, and it is ended as nobody's.
     async fn unknown_to_ledgers(&self, vm_id: &VmId) -> Result<Option<i32>, Failure> {
-        // A context of its own, never a task: asking leaves no trace.
-        let context = self.services.context_of(vm_id)?;
+        let context = self.context_of(vm_id).await?;
         let process = context.process_of_its_name().await?;
         Ok(process.map(|process| process.pid()))
+    }
+
+    /// A context of its own, never a task: asking leaves no trace. It reads the ledger.
+    async fn context_of(&self, vm_id: &VmId) -> Result<VmContext, Failure> {
+        let (services, vm_id) = (Arc::clone(&self.services), vm_id.clone());
+        blocking(move || services.context_of(&vm_id)).await?
     }
 
     /// The VM's TAP and its monitor: the row is asked only for a machine that has nothing here.

@@ -35,12 +35,15 @@ pub struct HealthCheckResult {
     pub timestamp: u64,
 }
 
-/// A process that runs under the name of a machine nobody has.
+/// A QEMU that no machine owns, or whose machine's row is gone.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OrphanEvent {
-    /// The name its pidfile has.
+    /// The machine's id, or the name its pidfile has.
     pub vm_id: String,
+    /// The machine, if it is known.
+    #[serde(skip)]
+    pub machine: Option<VmId>,
     /// The process.
     pub pid: i32,
     /// The status of the row of that name, if there is one.
@@ -194,11 +197,8 @@ impl HealthMonitor {
         let (orphans, cleaned) = watched.check_orphans().await?;
         for orphan in &orphans {
             let (source, kind) = (Source::HealthMonitor, "orphan-detected");
-            // Without a row it is the internal name, which is no VM's id.
-            let vm_id = orphan.db_status.as_ref();
-            let vm_id = vm_id.and_then(|_| VmId::parse(orphan.vm_id.as_str()).ok());
-            self.events
-                .publish(source, kind, vm_id.as_ref(), json!(orphan));
+            let vm_id = orphan.machine.as_ref();
+            self.events.publish(source, kind, vm_id, json!(orphan));
         }
         Ok((orphans, cleaned))
     }

@@ -108,6 +108,7 @@ impl Health {
         let killed = orphan == Orphan::Unwanted && process.terminate(GRACE).await.is_ok();
         let mut event = OrphanEvent {
             vm_id: row.map_or_else(|| file.name.to_string(), |row| row.id.clone()),
+            machine: row.and_then(|row| VmId::parse(row.id.as_str()).ok()),
             pid: process.pid(),
             db_status: status,
             pidfile_path: file.path.display().to_string(),

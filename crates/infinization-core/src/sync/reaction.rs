@@ -47,7 +47,7 @@ pub(super) fn of_status(status: &StatusInfo) -> Reaction {
 
 /// Whether a derived status may be written over this one.
 pub(super) fn is_claimed(status: &str) -> bool {
-    UNTOUCHABLE.contains(&status)
+    UNTOUCHABLE.contains(&status) || matches!(Status::parse(status), Status::Marker(_))
 }
 
 /// What a pidfile with a living process behind it means.

@@ -235,15 +235,13 @@ impl VmContext {
         }
     }
 
-    /// Writes what has become of the VM, unless the row has one of `guard`.
-    pub(super) async fn write_status(&self, status: &str, guard: &[&str]) {
+    /// Writes what has become of the VM, if the row has one of `over`.
+    pub(super) async fn write_status(&self, status: &str, over: &[&str]) {
         if !self.owns_row().await {
             return;
         }
         let database = &self.services.database;
-        let written = database
-            .update_machine_status(&self.vm_id, status, guard)
-            .await;
+        let written = database.write_status_over(&self.vm_id, status, over).await;
         self.status_was_written(status, written);
     }
 

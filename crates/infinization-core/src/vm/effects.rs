@@ -31,7 +31,7 @@ use super::ledger::Ledger;
 use super::run::Effects;
 use super::services::Services;
 use super::spec;
-use super::status::UNTOUCHABLE;
+use super::status::FOLLOWED;
 use crate::config::{DiskConfig, VmConfig};
 use crate::error::{ErrorCode, Failure};
 use crate::firewall::ChainNames;
@@ -207,7 +207,7 @@ impl Effects for HostEffects {
             Release::RestoreStatus { status } => {
                 let database = &self.services.database;
                 Ok(database
-                    .update_machine_status(&self.vm_id, status, &UNTOUCHABLE)
+                    .write_status_over(&self.vm_id, status, &FOLLOWED)
                     .await?)
             }
         }

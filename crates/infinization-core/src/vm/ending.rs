@@ -7,7 +7,7 @@ use super::live::Ending;
 use super::machine::Machine;
 use super::outcome::EndCause;
 use crate::events::now_ms;
-use crate::host::blocking::blocking;
+use crate::host::blocking::{blocking, file_call};
 use crate::host::oom;
 use crate::host::process::{Exit, ProcessId, StderrLog};
 
@@ -57,7 +57,7 @@ impl Machine {
             signal,
             exit_code,
             evidence,
-            stderr: self.last_words(),
+            stderr: self.last_words().await,
             ..EndCause::of(reason)
         }
     }
@@ -84,9 +84,10 @@ impl Machine {
         looked.await.ok().flatten()
     }
 
-    fn last_words(&self) -> Option<String> {
+    async fn last_words(&self) -> Option<String> {
         let log = StderrLog::at(self.context.directory.join(super::QEMU_LOG));
-        log.tail().ok().filter(|words| !words.is_empty())
+        let words = file_call(move || log.tail()).await;
+        words.ok().filter(|words| !words.is_empty())
     }
 }
 

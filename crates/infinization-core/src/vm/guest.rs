@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::machine::Machine;
 use super::outcome::OperationResult;
-use super::status::{MARKERS, Status, UNTOUCHABLE};
+use super::status::{FOLLOWED, OURS, Status};
 use crate::error::{ErrorCode, Failure};
 use crate::qmp::{QmpClient, QmpError, RunState};
 
@@ -15,7 +15,7 @@ impl Machine {
         qmp.stop()
             .await
             .map_err(|error| self.monitor_failed(error))?;
-        self.shows(Status::Suspended, "STOP", &UNTOUCHABLE).await?;
+        self.shows(Status::Suspended, "STOP", &FOLLOWED).await?;
         self.context.crud("suspend", Value::Null);
         Ok(OperationResult::done(&self.context.vm_id, "VM suspended"))
     }
@@ -24,9 +24,9 @@ impl Machine {
     /// disk goes on too, though the row says `error`.
     pub(super) async fn resume(&mut self) -> Result<OperationResult, Failure> {
         let halted = self.halted_in_error().await?;
-        let guard = match halted {
-            Some(_) => &MARKERS[..],
-            None => &UNTOUCHABLE[..],
+        let over = match halted {
+            Some(_) => &OURS[..],
+            None => &FOLLOWED[..],
         };
         let qmp = match halted {
             Some(qmp) => qmp,
@@ -38,7 +38,7 @@ impl Machine {
             Err(error) => Err(error),
         };
         resumed.map_err(|error| self.monitor_failed(error))?;
-        self.shows(Status::Running, "RESUME", guard).await?;
+        self.shows(Status::Running, "RESUME", over).await?;
         self.context.crud("resume", Value::Null);
         Ok(OperationResult::done(&self.context.vm_id, "VM resumed"))
     }
@@ -80,11 +80,11 @@ impl Machine {
             .ok_or_else(gone)
     }
 
-    /// QEMU has done it: the row, unless it has one of `guard`, then the listeners.
-    async fn shows(&mut self, new: Status, event: &str, guard: &[&str]) -> Result<(), Failure> {
+    /// QEMU has done it: the row, if it has one of `over`, then the listeners.
+    async fn shows(&mut self, new: Status, event: &str, over: &[&str]) -> Result<(), Failure> {
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
         database
-            .update_machine_status(vm_id, new.as_str(), guard)
+            .write_status_over(vm_id, new.as_str(), over)
             .await
             .map_err(|error| {
                 Failure::caused_by(

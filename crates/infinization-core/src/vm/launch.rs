@@ -129,7 +129,7 @@ impl Machine {
         let record = self.record().await?;
         let mut status = Status::parse(&record.status);
         if self.live.is_some() && status.denies_process() {
-            self.write_shown().await?;
+            self.write_shown(&["off", "starting"]).await?;
             status = self.shown.clone();
         }
         if self.live.is_some() && status == Status::Running {

@@ -21,7 +21,7 @@ use super::outcome::EndCause;
 use super::plan::Lifetime;
 use super::request::Request;
 use super::run::{Order, release_up_to};
-use super::status::{MARKERS, Status, UNTOUCHABLE, of_run_state};
+use super::status::{FOLLOWED, OURS, Status, of_run_state};
 use crate::events::{Source, now_ms};
 use crate::host::process::Exit;
 use crate::qmp::{EventKind, MonitorEvent, QmpEvent, StatusInfo};
@@ -252,7 +252,7 @@ impl Machine {
 
     /// Writes `off`, but over nobody's claim.
     pub(super) async fn write_off(&self) {
-        self.context.write_status("off", &UNTOUCHABLE).await;
+        self.context.write_status("off", &FOLLOWED).await;
         // Somebody's claim stays; without an answer it is what it should be.
         let told = self.told_instead_of(Status::Off).await;
         self.context.journal.status(told.as_str());
@@ -400,8 +400,8 @@ impl Machine {
         }
         let fails = new == Status::Error && self.row_is_no_error().await;
         // Of a guest that goes on, the error that said why it stood still is over.
-        let guard = self.guard();
-        self.context.write_status(new.as_str(), guard).await;
+        let over = self.overwritten();
+        self.context.write_status(new.as_str(), over).await;
         self.owns_error = fails;
         let previous = std::mem::replace(&mut self.shown, new.clone());
         let told = self.told_instead_of(new).await;
@@ -409,13 +409,9 @@ impl Machine {
         self.context.guest_event(event, &previous, &told, data);
     }
 
-    /// What a status of a living guest is not written over.
-    fn guard(&self) -> &'static [&'static str] {
-        if self.owns_error {
-            &MARKERS
-        } else {
-            &UNTOUCHABLE
-        }
+    /// What a status of a living guest is written over.
+    fn overwritten(&self) -> &'static [&'static str] {
+        if self.owns_error { &OURS } else { &FOLLOWED }
     }
 
     /// Without an answer it may be somebody's error already.

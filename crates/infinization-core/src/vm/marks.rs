@@ -1,5 +1,5 @@
-//! What the user said of machines that their tasks must know: which are being installed, and whose
-//! events he does not want.
+//! What is known of machines beside their tasks: which are being installed, whose events the user does
+//! not want, and whose row a claim of ours may come to late.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -26,6 +26,11 @@ impl Marked {
         self.with(|vms| vms.contains(vm_id))
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.with(|vms| vms.is_empty())
+    }
+
     fn with<T>(&self, look: impl FnOnce(&mut HashSet<VmId>) -> T) -> T {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -39,4 +44,6 @@ pub struct Marks {
     pub installing: Marked,
     /// Their `vm:*` events are not told.
     pub unheard: Marked,
+    /// A claim of their row whose answer was lost may still be made: `starting` may come to it late.
+    pub claimed: Marked,
 }

@@ -79,7 +79,7 @@ pub use outcome::{CreateResult, EndCause, OperationResult, ReconcileSummary, Sta
 pub use plan::{Lifetime, Operation, Plan, Step, Undo};
 pub use planner::{Facts, RowClaim, TapState};
 pub use reconcile::{ReconcileAction, ReconcileResult};
-pub use recover::Recovered;
+pub use recover::{Recovered, found_status};
 pub use request::Verb;
 pub use run::{Desk, Effects, Run, Undone};
 pub use services::{DatabaseWrapper, EffectsWrapper, Services};

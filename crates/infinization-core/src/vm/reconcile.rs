@@ -9,7 +9,7 @@ use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
 use super::recover::Recovered;
-use super::status::{Status, all_but};
+use super::status::Status;
 use crate::db::VmRecord;
 use crate::error::{ErrorCode, Failure};
 use crate::host::process::Exit;
@@ -110,12 +110,11 @@ impl Machine {
 
     /// Writes `new` over `listed`, and over no other status that came meanwhile.
     async fn rewrite(&self, listed: &str, new: &Status) -> Result<(), Failure> {
-        let guard = all_but(&[listed]);
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
         let row = database.find_machine(vm_id).await?;
         if row.is_some_and(|row| row.status == listed) {
             database
-                .update_machine_status(vm_id, new.as_str(), &guard)
+                .write_status_over(vm_id, new.as_str(), &[listed])
                 .await?;
             self.context.journal.found_status(listed);
             self.context.journal.status(new.as_str());
@@ -141,21 +140,28 @@ impl Machine {
         }
     }
 
-    /// A row that somebody else wrote says nothing of a QEMU that lives.
+    /// What somebody else wrote, or a write of ours that was given up and made late all the same, says
+    /// nothing of a QEMU that lives.
     async fn correct_row(&self) -> Result<(), Failure> {
         let row = self.context.row_status().await?;
-        if row.is_some_and(|row| row.denies_process()) && !self.is_launching() {
-            self.write_shown().await?;
+        let Some(row) = row.filter(|row| row.expects_process() || row.denies_process()) else {
+            return Ok(());
+        };
+        if self.is_launching() {
+            return Ok(());
         }
-        Ok(())
+        if !row.means(&self.shown) {
+            self.write_shown(&[row.as_str()]).await?;
+        }
+        Ok(self.write_run().await?)
     }
 
-    /// Writes what a living VM is over a row of this node that denies it, and over nothing else.
-    pub(super) async fn write_shown(&self) -> Result<(), Failure> {
+    /// Writes what a living VM is over a row of this node that says one of `over`, and over nothing else.
+    pub(super) async fn write_shown(&self, over: &[&str]) -> Result<(), Failure> {
         self.context.refuse_elsewhere().await?;
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
-        let (shown, guard) = (self.shown.as_str(), all_but(&["off", "starting"]));
-        database.update_machine_status(vm_id, shown, &guard).await?;
+        let shown = self.shown.as_str();
+        database.write_status_over(vm_id, shown, over).await?;
         self.context.journal.status(shown);
         Ok(())
     }

@@ -21,8 +21,8 @@ use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
 use super::spec;
-use super::status::{Status, of_run_state};
-use crate::db::{DbError, MachineRecord};
+use super::status::{FOLLOWED, Status, of_run_state};
+use crate::db::{ConfigurationUpdate, DbError, MachineRecord};
 use crate::error::{ErrorCode, Failure};
 use crate::firewall::ChainNames;
 use crate::host::blocking::blocking;
@@ -289,23 +289,30 @@ impl Machine {
         self.context.status_was_written(found.as_str(), written);
     }
 
+    /// Writes what the row shows of the QEMU that lives.
+    pub(super) async fn write_run(&self) -> Result<(), DbError> {
+        let Some(live) = &self.live else {
+            return Ok(());
+        };
+        let update = ConfigurationUpdate {
+            qemu_pid: Some(Some(i64::from(live.view.process.pid()))),
+            qmp_socket_path: Some(Some(live.view.qmp_socket.clone())),
+            tap_device_name: Some(Some(live.view.tap.clone())),
+            ..Default::default()
+        };
+        let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
+        database.update_machine_configuration(vm_id, update).await
+    }
+
     async fn try_write_found(&self, found: &Status) -> Result<(), DbError> {
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
-        if let Some(live) = &self.live {
-            let update = crate::db::ConfigurationUpdate {
-                qemu_pid: Some(Some(i64::from(live.view.process.pid()))),
-                qmp_socket_path: Some(Some(live.view.qmp_socket.clone())),
-                tap_device_name: Some(Some(live.view.tap.clone())),
-                ..Default::default()
-            };
-            database.update_machine_configuration(vm_id, update).await?;
-        }
+        self.write_run().await?;
         // A row that cannot be read is written all the same, as soon as that is possible.
         let row = database.find_machine(vm_id).await;
         let differs = |row: &MachineRecord| Status::parse(&row.status) != *found;
         if row.map_or(true, |row| row.as_ref().is_some_and(differs)) {
             database
-                .update_machine_status(vm_id, found.as_str(), &super::status::UNTOUCHABLE)
+                .write_status_over(vm_id, found.as_str(), &FOLLOWED)
                 .await?;
             self.context.journal.status(found.as_str());
         }
@@ -404,7 +411,8 @@ async fn reach(socket: &HostPath, process: &ProcessHandle) -> Reached {
     Reached::Silent { qmp, events }
 }
 
-fn found_status(status: &StatusInfo) -> Status {
+/// What the row of a QEMU in this state should say.
+pub fn found_status(status: &StatusInfo) -> Status {
     match status.status {
         _ if status.running => Status::Running,
         // The launch is over: it was suspended and then reset.

@@ -33,6 +33,26 @@ async fn i39_a_status_is_written_with_its_guard_in_the_same_call() {
 }
 
 #[tokio::test]
+async fn the_librarys_own_writes_name_what_they_go_over_and_what_they_spare() {
+    let port = says(json!({ "count": 0 }));
+    let db = database(&port);
+    db.write_status_over(&vm("vm-1"), "off", &["running", "starting"])
+        .await
+        .unwrap();
+    let asked = port.asked();
+    assert_eq!(
+        (asked.len(), &asked[0]["operation"]),
+        (1, &json!("updateMany"))
+    );
+    let condition = &asked[0]["args"]["where"]["status"];
+    assert_eq!(condition["in"], json!(["running", "starting"]));
+    let spared = condition["notIn"].as_array().unwrap();
+    for (word, is_spared) in [("error", true), ("moving", true), ("running", false)] {
+        assert_eq!(spared.contains(&json!(word)), is_spared, "{word}");
+    }
+}
+
+#[tokio::test]
 async fn a_configuration_is_made_or_changed_by_what_was_given() {
     let port = says(Value::Null);
     let update = ConfigurationUpdate {
@@ -175,7 +195,40 @@ async fn a_transition_is_a_read_and_a_conditional_write_in_one_transaction() {
     assert_eq!(steps[1], write);
     assert_eq!(steps[2]["given"], json!({ "is": { "count": 0 } }));
     assert_eq!(steps[2]["args"], steps[0]["args"]);
-    assert_eq!(steps.as_array().unwrap().len(), 3);
+    assert_eq!(steps[3]["operation"], "findFirst");
+    assert_eq!(steps[3]["given"], json!({ "is": { "count": 1 } }));
+    assert_eq!(
+        steps[3]["args"]["where"],
+        json!({ "id": "vm-1", "version": 4 })
+    );
+    assert_eq!(steps[3]["args"]["select"], steps[0]["args"]["select"]);
+    assert_eq!(steps.as_array().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_transition_answers_the_row_as_it_is_after_it() {
+    let before = row("vm-1", "off", 3);
+    let mut after = row("vm-1", "starting", 4);
+    after["cpuCores"] = json!(7);
+    let moved = |answers| async { transition(answers).await.unwrap().vm };
+    // Somebody changed it between the read and the write.
+    let vm = moved(json!([before, { "count": 1 }, after])).await;
+    assert_eq!((vm.status.as_str(), vm.cpu_cores), ("starting", 7));
+    // A client that has no such call, or answers it with another row.
+    for answers in [
+        json!([before, { "count": 1 }]),
+        json!([before, { "count": 1 }, null]),
+        json!([before, { "count": 1 }, row("vm-1", "moving", 9)]),
+    ] {
+        let vm = moved(answers.clone()).await;
+        let told = (vm.status.as_str(), vm.version, vm.cpu_cores);
+        let wanted = (
+            "starting",
+            4,
+            before["cpuCores"].as_i64().unwrap_or_default(),
+        );
+        assert_eq!(told, wanted, "{answers}");
+    }
 }
 
 #[tokio::test]

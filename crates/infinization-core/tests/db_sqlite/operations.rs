@@ -102,6 +102,23 @@ async fn machines_are_listed_by_status() {
 }
 
 #[tokio::test]
+async fn a_word_that_nobody_knows_is_not_written_over() {
+    let store = Store::with_machine().await;
+    let (db, id) = (&store.db, vm("vm-1"));
+    for (before, after) in [
+        ("quarantined", "quarantined"),
+        ("error", "error"),
+        ("running", "off"),
+    ] {
+        db.update_machine_status(&id, before, &[]).await.unwrap();
+        db.write_status_over(&id, "off", &["running", "starting"])
+            .await
+            .unwrap();
+        assert_eq!(status(&store).await, after);
+    }
+}
+
+#[tokio::test]
 async fn a_status_is_not_written_over_a_guarded_one() {
     let store = Store::with_machine().await;
     let (db, id) = (&store.db, vm("vm-1"));

@@ -182,6 +182,25 @@ impl Host {
         assert_eq!(changed.unwrap(), 1);
     }
 
+    /// Deletes a row, as [`Host::claim`] writes its status.
+    pub fn delete_row(&self, vm_id: &str) {
+        let path = self.state_dir().join("infinization.db");
+        let store = rusqlite::Connection::open(path).unwrap();
+        let changed = store.execute("DELETE FROM machine WHERE id = ?1", [vm_id]);
+        assert_eq!(changed.unwrap(), 1);
+    }
+
+    /// Writes the pid of a row's configuration, as [`Host::claim`] the status.
+    pub fn claim_run(&self, vm_id: &str, pid: i64) {
+        let path = self.state_dir().join("infinization.db");
+        let store = rusqlite::Connection::open(path).unwrap();
+        let changed = store.execute(
+            "UPDATE machine_configuration SET qemu_pid = ?1 WHERE machine_id = ?2",
+            rusqlite::params![pid, vm_id],
+        );
+        assert_eq!(changed.unwrap(), 1);
+    }
+
     /// Asserts that nothing of any machine is left.
     pub async fn is_clean(&self) {
         assert_eq!(self.links().await, Vec::<String>::new(), "links are left");

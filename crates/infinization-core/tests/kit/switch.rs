@@ -201,6 +201,16 @@ impl Database for Switched {
         self.switch.write(id, status.to_owned(), work).await
     }
 
+    async fn write_status_over(
+        &self,
+        id: &VmId,
+        status: &str,
+        over: &[&str],
+    ) -> Result<(), DbError> {
+        let work = self.inner.write_status_over(id, status, over);
+        self.switch.write(id, status.to_owned(), work).await
+    }
+
     async fn update_machine_configuration(
         &self,
         id: &VmId,

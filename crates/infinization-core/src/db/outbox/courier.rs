@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 
 use super::cause::Cause;
 use super::lanes::{Notice, State, answer_all};
-use super::queue::{Put, Write};
+use super::queue::{Guard, Put, Write};
 use super::{PATIENCE, no_answer};
 use crate::db::{Database, DbError};
 use crate::error::ErrorCode;
@@ -356,12 +356,18 @@ impl Write {
     /// Asks the database for it.
     pub(super) fn send<'a>(&'a self, db: &'a dyn Database, id: &'a VmId) -> Asked<'a, ()> {
         match self {
-            Self::Status {
-                status,
-                only_if_not_in,
-            } => Box::pin(async move {
-                let guard: Vec<&str> = only_if_not_in.iter().map(String::as_str).collect();
-                db.update_machine_status(id, status, &guard).await
+            Self::Status { status, guard } => Box::pin(async move {
+                let texts = |words: &'a [String]| words.iter().map(String::as_str).collect();
+                match guard {
+                    Guard::NotIn(words) => {
+                        let words: Vec<&str> = texts(words);
+                        db.update_machine_status(id, status, &words).await
+                    }
+                    Guard::Over(words) => {
+                        let words: Vec<&str> = texts(words);
+                        db.write_status_over(id, status, &words).await
+                    }
+                }
             }),
             Self::Configuration(update) => db.update_machine_configuration(id, (**update).clone()),
             Self::Clear => db.clear_machine_configuration(id),

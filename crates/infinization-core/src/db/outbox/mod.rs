@@ -18,6 +18,8 @@
 //! - A list follows all kept writes; machines whose writes the database does not take are not in it.
 //! - A claim is never kept: whoever claims needs the answer.
 //! - A write whose answer was lost is made again: each says what is, not what to change.
+//!   A database may make the one that was given up even after newer ones; nothing here can know. The
+//!   health monitor's next look makes such a row true (`manager/health`).
 //! - Guards are kept with their writes, so a claim that somebody made meanwhile survives.
 //! - What is lost (the database refused it for good, or a queue was full) is told ([`Notice::Lost`]).
 //!
@@ -186,6 +188,15 @@ impl Database for Outbox {
     ) -> Result<(), DbError> {
         let write = Write::status(status, only_if_not_in);
         self.write(id, write).await
+    }
+
+    async fn write_status_over(
+        &self,
+        id: &VmId,
+        status: &str,
+        over: &[&str],
+    ) -> Result<(), DbError> {
+        self.write(id, Write::status_over(status, over)).await
     }
 
     async fn update_machine_configuration(

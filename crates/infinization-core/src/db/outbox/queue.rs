@@ -11,14 +11,39 @@ use crate::db::ConfigurationUpdate;
 /// one stop.
 pub(super) const MOST_KEPT: usize = 64;
 
+/// Which words of the column a status is written over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Guard {
+    /// All but these.
+    NotIn(Vec<String>),
+    /// These alone.
+    Over(Vec<String>),
+}
+
+impl Guard {
+    fn stops(&self, word: &String) -> bool {
+        match self {
+            Self::NotIn(words) => words.contains(word),
+            Self::Over(words) => !words.contains(word),
+        }
+    }
+
+    /// Whether it stops every word that `other` stops.
+    fn stops_all_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (_, Self::NotIn(stopped)) => stopped.iter().all(|word| self.stops(word)),
+            // All words there are, but so many.
+            (Self::NotIn(_), Self::Over(_)) => false,
+            (Self::Over(let_by), Self::Over(_)) => let_by.iter().all(|word| !other.stops(word)),
+        }
+    }
+}
+
 /// A write that records what already happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Write {
-    /// `update_machine_status`.
-    Status {
-        status: String,
-        only_if_not_in: Vec<String>,
-    },
+    /// `update_machine_status`, `write_status_over`.
+    Status { status: String, guard: Guard },
     /// `update_machine_configuration`.
     Configuration(Box<ConfigurationUpdate>),
     /// `clear_machine_configuration`.
@@ -31,7 +56,14 @@ impl Write {
     pub(super) fn status(status: &str, only_if_not_in: &[&str]) -> Self {
         Self::Status {
             status: status.to_owned(),
-            only_if_not_in: only_if_not_in.iter().map(|it| (*it).to_owned()).collect(),
+            guard: Guard::NotIn(owned(only_if_not_in)),
+        }
+    }
+
+    pub(super) fn status_over(status: &str, over: &[&str]) -> Self {
+        Self::Status {
+            status: status.to_owned(),
+            guard: Guard::Over(owned(over)),
         }
     }
 
@@ -48,16 +80,9 @@ impl Write {
     /// Whether the row is the same after `self` and `later` as after `later` alone, whatever it was.
     fn is_covered_by(&self, later: &Self) -> bool {
         match (self, later) {
-            (
-                Self::Status {
-                    status,
-                    only_if_not_in: guard,
-                },
-                Self::Status {
-                    only_if_not_in: later,
-                    ..
-                },
-            ) => !later.contains(status) && later.iter().all(|word| guard.contains(word)),
+            (Self::Status { status, guard }, Self::Status { guard: later, .. }) => {
+                !later.stops(status) && guard.stops_all_of(later)
+            }
             (Self::ClearVolatile, Self::Clear) => true,
             (one, other) => one == other && !matches!(one, Self::Status { .. }),
         }
@@ -89,6 +114,10 @@ impl Write {
             Self::ClearVolatile => Some(volatile),
         }
     }
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 macro_rules! merge {

@@ -3,7 +3,7 @@
 //! The queries are made here, as data; who has the client only makes the calls they name, over the
 //! [`port`](super::port). `queries` has their shapes, `failure` what the client's errors mean, `probe`
 //! what is looked at before the client is used. A status is written with its guard in the `where`, a
-//! transition is a read and one conditional write in one transaction.
+//! transition is a read, one conditional write and a read of what came of it in one transaction.
 //!
 //! Whether a rule set is active (`isActive`) decides nothing here: its rules apply, and a warning
 //! says so. To take them away, remove them or the set.
@@ -22,7 +22,7 @@ use super::port::{Line, Port};
 use super::wire::reading::{self, list, nullable};
 use super::{
     ConfigurationUpdate, Database, DbError, FirewallRuleSet, MachineRecord, RuleSplit, RunningVm,
-    Transition, VmRecord, legacy_disk_path,
+    Transition, VmRecord, known_but, legacy_disk_path,
 };
 use crate::error::ErrorCode;
 use crate::types::{FirewallRuleInput, InternalName, VmId};
@@ -127,6 +127,16 @@ impl Database for PrismaDatabase {
         self.write(write).await.map(drop)
     }
 
+    async fn write_status_over(
+        &self,
+        id: &VmId,
+        status: &str,
+        over: &[&str],
+    ) -> Result<(), DbError> {
+        let write = queries::write_status_over(id.as_str(), status, over, &known_but(over));
+        self.write(write).await.map(drop)
+    }
+
     async fn update_machine_configuration(
         &self,
         id: &VmId,
@@ -156,16 +166,20 @@ impl Database for PrismaDatabase {
     ) -> Result<Transition, DbError> {
         let request = queries::transition(id.as_str(), expected, new, version);
         let answers = self.write(request).await?;
-        // The row as it was, or as whoever came between has left it.
-        let row = answers.get(2).unwrap_or(&answers[0]);
-        let vm = nullable(row, reading::vm_record)?.ok_or_else(|| no_machine(id))?;
         let changed = answers[1]["count"].as_i64().unwrap_or_default();
         if changed == 0 {
+            // The row as it was, or as whoever came between has left it.
+            let row = answers.get(2).unwrap_or(&answers[0]);
+            let vm = nullable(row, reading::vm_record)?.ok_or_else(|| no_machine(id))?;
             return Err(conflict(&vm, expected, version));
         }
         let new_version = version.saturating_add(1);
+        let is_it = |row: &&Value| row["status"] == new && row["version"] == new_version;
+        let row = answers.get(2).filter(is_it).unwrap_or(&answers[0]);
+        let vm = nullable(row, reading::vm_record)?.ok_or_else(|| no_machine(id))?;
         Ok(Transition {
             new_version,
+            // Of a client that does not read it again, the row as it was, with what was written.
             vm: VmRecord {
                 status: new.to_owned(),
                 version: new_version,

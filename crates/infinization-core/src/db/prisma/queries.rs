@@ -165,9 +165,20 @@ pub(super) fn write_status(id: &str, status: &str, only_if_not_in: &[&str]) -> V
     call("machine", "updateMany", &args)
 }
 
+/// The same over these words alone. What is known of the others is named too.
+pub(super) fn write_status_over(id: &str, status: &str, over: &[&str], others: &[&str]) -> Value {
+    let args = json!({
+        "where": { "id": id, "status": { "in": over, "notIn": others } },
+        "data": { "status": status },
+    });
+    call("machine", "updateMany", &args)
+}
+
 /// The row, then the conditional write; the write is left out where it would find nothing, and where
-/// the row cannot be read for its disks. One that finds nothing all the same is followed by the row as
-/// it is now.
+/// the row cannot be read for its disks. What follows is the row as it is now: of a write that found
+/// nothing, to say why; of one that was made, because other columns may have changed between. The latter
+/// is another call than the first, so that it takes no answer which was meant for that one, and may be
+/// left out by a client that has none.
 pub(super) fn transition(id: &str, expected: &str, new: &str, version: i64) -> Value {
     let write = json!({
         "where": { "id": id, "status": expected, "version": version },
@@ -181,7 +192,19 @@ pub(super) fn transition(id: &str, expected: &str, new: &str, version: i64) -> V
     let read = machine(id, &everything());
     let mut again = read.clone();
     again["given"] = json!({ "is": { "count": 0 } });
-    json!({ "transaction": [read, write, again] })
+    json!({ "transaction": [read, write, again, written(id, version)] })
+}
+
+/// The row after a write that was made.
+fn written(id: &str, version: i64) -> Value {
+    let args = json!({
+        "where": { "id": id, "version": version.saturating_add(1) },
+        "select": everything(),
+    });
+    let mut read = call("machine", "findFirst", &args);
+    read["given"] = json!({ "is": { "count": 1 } });
+    read["optional"] = json!(true);
+    read
 }
 
 pub(super) fn clear(id: &str, names: &[&str]) -> Value {

@@ -185,16 +185,37 @@ pub(super) fn update_status(
     status: &str,
     only_if_not_in: &[String],
 ) -> Result<(), DbError> {
+    let condition = "status NOT IN (SELECT value FROM json_each(:words))";
+    update_status_where(db, condition, id, status, only_if_not_in)
+}
+
+fn update_status_where(
+    db: &Connection,
+    condition: &str,
+    id: &VmId,
+    status: &str,
+    words: &[String],
+) -> Result<(), DbError> {
     let sql = format!(
-        "UPDATE machine SET status = :status, updated_at = {NOW} \
-         WHERE id = :id AND status NOT IN (SELECT value FROM json_each(:guard))"
+        "UPDATE machine SET status = :status, updated_at = {NOW} WHERE id = :id AND {condition}"
     );
-    let guard = json_list(only_if_not_in);
-    let params = named_params! { ":id": id.as_str(), ":status": status, ":guard": guard };
+    let words = json_list(words);
+    let params = named_params! { ":id": id.as_str(), ":status": status, ":words": words };
     db.prepare_cached(&sql)
         .and_then(|mut statement| statement.execute(params))
         .map_err(failure::write)?;
     Ok(())
+}
+
+/// The same over the words `over` alone.
+pub(super) fn write_status_over(
+    db: &Connection,
+    id: &VmId,
+    status: &str,
+    over: &[String],
+) -> Result<(), DbError> {
+    let condition = "status IN (SELECT value FROM json_each(:words))";
+    update_status_where(db, condition, id, status, over)
 }
 
 /// One conditional write, then the row as it is now; both or neither.

@@ -144,6 +144,18 @@ impl Database for SqliteDatabase {
             .await
     }
 
+    async fn write_status_over(
+        &self,
+        id: &VmId,
+        status: &str,
+        over: &[&str],
+    ) -> Result<(), DbError> {
+        let (id, status, over) = (id.clone(), status.to_owned(), owned(over));
+        self.worker
+            .run(move |db| machines::write_status_over(db, &id, &status, &over))
+            .await
+    }
+
     async fn update_machine_configuration(
         &self,
         id: &VmId,

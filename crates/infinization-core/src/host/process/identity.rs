@@ -11,10 +11,12 @@ use tokio::time::timeout;
 use super::pidfd::{self, Status};
 use super::proc_files::{QemuMarks, Stat, is_qemu, is_qemu_named};
 use super::{ProcessError, ProcessHandle};
-use crate::host::blocking::blocking;
+use crate::host::blocking::{blocking, promptly};
 
 /// Reading `/proc/<pid>/cmdline` waits for a process that hangs while it changes its memory map.
 const PROC_DEADLINE: Duration = Duration::from_secs(5);
+/// The same for a caller whom everything else waits for.
+const PROC_PATIENCE: Duration = Duration::from_millis(100);
 
 /// `/proc` counts in USER_HZ, which is 100 on every architecture we build for.
 const TICK_MILLIS: u64 = 10;
@@ -162,10 +164,11 @@ fn cmdline(pid: i32) -> io::Result<Vec<u8>> {
     Ok(cmdline)
 }
 
-/// Whether a process with this number runs that is a QEMU, or may be one. Proves nothing about
-/// whose it is.
+/// Whether a process with this number runs that is a QEMU, or may be one: `/proc` may not tell at once.
+/// Proves nothing about whose it is.
 pub fn is_qemu_alive(pid: i32) -> bool {
-    is_alive(pid) && cmdline(pid).map_or(true, |cmdline| is_qemu(&cmdline))
+    let cmdline = || promptly(PROC_PATIENCE, move || cmdline(pid))?.ok();
+    is_alive(pid) && cmdline().is_none_or(|cmdline| is_qemu(&cmdline))
 }
 
 /// Every QEMU on this host whose `-name` argument is exactly `name`: what a crash between the spawn

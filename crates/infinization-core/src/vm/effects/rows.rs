@@ -8,13 +8,13 @@ use crate::db::{ConfigurationUpdate, CpuPinning, Database as _, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::vm::action::RowValues;
 use crate::vm::bench::Bench;
-use crate::vm::status::{MARKERS, STARTABLE, all_but};
+use crate::vm::status::{OURS, STARTABLE};
 
 impl HostEffects {
     pub(super) async fn write_status(&self, status: &str) -> Result<(), Failure> {
         let database = &self.services.database;
         Ok(database
-            .update_machine_status(&self.vm_id, status, &MARKERS)
+            .write_status_over(&self.vm_id, status, &OURS)
             .await?)
     }
 
@@ -63,7 +63,11 @@ impl HostEffects {
             .transition_vm_status(&self.vm_id, from, to, version)
             .await;
         match claimed {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                // The version is another now: an earlier claim that comes late finds nothing.
+                self.services.marks.claimed.remove(&self.vm_id);
+                Ok(())
+            }
             Err(error) => Err(self.unclaim(from, error).await),
         }
     }
@@ -71,9 +75,10 @@ impl HostEffects {
     /// A claim whose answer was lost may have been made: the row is given back as soon as it can be.
     async fn unclaim(&self, before: &str, error: DbError) -> DbError {
         if may_have_happened(&error) {
+            self.services.marks.claimed.insert(&self.vm_id);
             let database = &self.services.database;
             let given_back = database
-                .update_machine_status(&self.vm_id, before, &all_but(&["starting"]))
+                .write_status_over(&self.vm_id, before, &["starting"])
                 .await;
             if let Err(error) = given_back {
                 tracing::warn!(vm = %self.vm_id, %error, "the row may still be claimed");

@@ -8,8 +8,8 @@
 //!
 //! Invariants: a machine's entries are numbered from 0 without gaps, over restarts of this process
 //! and `kill -9`; what [`Journal::written`] was awaited for before something is done is in the
-//! kernel when that can be seen. A journal that cannot be written stops nothing: what was lost is
-//! counted and told by the next entry. It outlives its machine, and the id goes on with it if it is
+//! kernel when that can be seen. A journal that cannot be written, and a disk that hangs, stop
+//! nothing: what was lost is counted and told by the next entry. It outlives its machine, and the id goes on with it if it is
 //! used again; of machines that are gone the newest [`KEPT`] journals stay.
 //!
 //! | file | what it holds |
@@ -231,7 +231,8 @@ impl Journal {
         self.scope().status = Some(status.to_owned());
     }
 
-    /// Returns when everything noted so far is the kernel's, or cannot be written.
+    /// Returns when everything noted so far is the kernel's, or cannot be written, or when the disk has
+    /// hung for two seconds.
     pub async fn written(&self) {
         self.writer.written().await;
     }

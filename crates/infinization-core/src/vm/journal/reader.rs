@@ -1,7 +1,8 @@
 //! Entries in order: one machine's by their numbers, all machines' by time. It reads the files, so
-//! it holds little whatever their size, and goes on where it was when there is more.
+//! it holds little whatever their size and their number, and goes on where it was when there is more.
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 
 use super::entry::{JournalEntry, number_of};
@@ -10,6 +11,12 @@ use crate::config::{JournalBound, JournalOptions};
 use crate::host::line_log::{LineLog, LineReader};
 use crate::types::VmId;
 
+/// How much of all journals is read ahead, and of each at least.
+const AHEAD: usize = 4 * 1024 * 1024;
+const LEAST_AHEAD: usize = 4 * 1024;
+/// How many journals are kept open between two reads.
+const MOST_OPEN: usize = 64;
+
 /// Reads what is asked for, page by page. Blocks.
 #[derive(Debug)]
 pub struct JournalReader {
@@ -17,13 +24,20 @@ pub struct JournalReader {
     options: JournalOptions,
     left: usize,
     machines: HashMap<VmId, Cursor>,
+    /// The entry that comes next of each machine that has one.
+    heads: BinaryHeap<Reverse<Head>>,
 }
+
+/// What entries of several machines are ordered by.
+type Head = (u64, VmId, u64);
 
 #[derive(Debug)]
 struct Cursor {
     lines: LineReader,
     ahead: VecDeque<JournalEntry>,
     over: bool,
+    /// There are too many to keep this one's file open.
+    frugal: bool,
 }
 
 impl JournalReader {
@@ -34,6 +48,7 @@ impl JournalReader {
             left: options.limit.unwrap_or(usize::MAX),
             options,
             machines: HashMap::new(),
+            heads: BinaryHeap::new(),
         }
     }
 
@@ -63,15 +78,31 @@ impl JournalReader {
     /// The next entries, at most so many; none when all there is now has been read.
     pub fn page(&mut self, most: usize) -> std::io::Result<Vec<JournalEntry>> {
         self.find_machines();
+        self.look_for_more()?;
         let mut page = Vec::new();
         while page.len() < most.min(self.left) {
-            match self.next()? {
+            match self.next() {
                 Some(entry) => page.push(entry),
                 None => break,
             }
         }
         self.left -= page.len();
         Ok(page)
+    }
+
+    /// Looks whether the machines that had no next entry have one now.
+    fn look_for_more(&mut self) -> std::io::Result<()> {
+        let frugal = self.machines.len() > MOST_OPEN;
+        let at_once = (AHEAD / self.machines.len().max(1)).max(LEAST_AHEAD);
+        for (vm_id, cursor) in &mut self.machines {
+            cursor.frugal = frugal;
+            cursor.lines.read_at_once(at_once);
+            if cursor.ahead.is_empty() {
+                cursor.look_ahead(&self.options)?;
+                self.heads.extend(cursor.head(vm_id));
+            }
+        }
+        Ok(())
     }
 
     fn find_machines(&mut self) {
@@ -86,28 +117,40 @@ impl JournalReader {
                 lines: log.read(),
                 ahead: VecDeque::new(),
                 over: false,
+                frugal: false,
             });
         }
     }
 
     /// The oldest entry of those that come next in each machine's journal.
-    fn next(&mut self) -> std::io::Result<Option<JournalEntry>> {
-        for cursor in self.machines.values_mut() {
-            cursor.look_ahead(&self.options)?;
+    fn next(&mut self) -> Option<JournalEntry> {
+        let Reverse((_, vm_id, _)) = self.heads.pop()?;
+        let cursor = self.machines.get_mut(&vm_id)?;
+        let entry = cursor.ahead.pop_front();
+        // One that cannot be read now is looked at again for the next page, which tells.
+        if cursor.look_ahead(&self.options).is_ok() {
+            self.heads.extend(cursor.head(&vm_id));
         }
-        let first = self.machines.values_mut().min_by_key(|cursor| {
-            let entry = cursor.ahead.front();
-            (
-                entry.is_none(),
-                entry.map(|entry| (entry.timestamp, entry.vm_id.clone(), entry.seq)),
-            )
-        });
-        Ok(first.and_then(|cursor| cursor.ahead.pop_front()))
+        entry
     }
 }
 
 impl Cursor {
+    fn head(&self, vm_id: &VmId) -> Option<Reverse<Head>> {
+        let entry = self.ahead.front()?;
+        Some(Reverse((entry.timestamp, vm_id.clone(), entry.seq)))
+    }
+
+    /// Reads until there is a next entry, or nothing more.
     fn look_ahead(&mut self, options: &JournalOptions) -> std::io::Result<()> {
+        let read = self.read_ahead(options);
+        if self.frugal {
+            self.lines.close();
+        }
+        read
+    }
+
+    fn read_ahead(&mut self, options: &JournalOptions) -> std::io::Result<()> {
         while self.ahead.is_empty() && !self.over {
             let lines = self.lines.next_lines()?;
             if lines.is_empty() {

@@ -227,6 +227,88 @@ async fn a_reader_that_follows_goes_on_where_it_was() {
     assert_eq!(numbers, (0..200).collect::<Vec<_>>());
 }
 
+/// A pipe without a reader hangs whoever opens it, as a disk does that does not answer.
+#[tokio::test]
+async fn a_disk_that_hangs_holds_nobody_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let journals = Journals::start(directory.path()).unwrap();
+    let journal = journals.of(&vm("vm-1"));
+    journal.note(event("before".to_owned()));
+    journal.written().await;
+    let file = directory.path().join("journals/vm-1.jsonl");
+    fs::remove_file(&file).unwrap();
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut changes = journals.changes();
+    changes.mark_unchanged();
+    journal.note(event("meanwhile".to_owned()));
+    journal.written().await;
+    let again = Instant::now();
+    for _ in 0..10 {
+        journal.written().await;
+    }
+    assert!(again.elapsed() < Duration::from_secs(2), "once is enough");
+
+    // It goes on, and is waited for as before.
+    let drain = fs::File::open(&file).unwrap();
+    changes.changed().await.unwrap();
+    drop(drain);
+    fs::remove_file(&file).unwrap();
+    journal.note(event("after".to_owned()));
+    while read(&journals, of("vm-1")).is_empty() {
+        journal.written().await;
+        tokio::task::yield_now().await;
+    }
+}
+
+/// How many of the files under `directory` this process has open.
+fn open_under(directory: &Path) -> usize {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let targets = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
+    targets.filter(|path| path.starts_with(directory)).count()
+}
+
+#[tokio::test]
+async fn of_many_machines_entries_come_in_order_and_few_files_are_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let journals = Journals::start(directory.path()).unwrap();
+    let folder = journals.directory().to_owned();
+    fs::create_dir(&folder).unwrap();
+    let (machines, each) = (300, 40);
+    for machine in 0..machines {
+        let entries = (0..each).map(|seq| {
+            // The machines take turns, with the same moment now and then.
+            let timestamp = (seq * machines + machine) / 2;
+            let entry = json!({
+                "vmId": format!("vm-{machine}"), "seq": seq, "timestamp": timestamp,
+                "actor": "api", "operation": "run", "kind": "event", "step": "x".repeat(200),
+            });
+            format!("{entry}\n")
+        });
+        fs::write(
+            folder.join(format!("vm-{machine}.jsonl")),
+            entries.collect::<String>(),
+        )
+        .unwrap();
+    }
+    let mut reader = JournalReader::new(folder.clone(), JournalOptions::default());
+    let mut read = Vec::new();
+    loop {
+        let page = reader.page(256).unwrap();
+        assert!(open_under(&folder) <= 64);
+        if page.is_empty() {
+            break;
+        }
+        read.extend(page);
+    }
+    assert_eq!(read.len(), machines * each);
+    assert!(read.is_sorted_by_key(|entry| (entry.timestamp, entry.vm_id.clone(), entry.seq)));
+    // One that comes later is found, too.
+    journals.of(&vm("vm-7")).note(event("late".to_owned()));
+    journals.written().await;
+    let more = reader.page(256).unwrap();
+    assert_eq!((more.len(), more[0].seq), (1, 40));
+}
+
 #[tokio::test]
 async fn of_machines_that_are_gone_the_newest_journals_are_kept() {
     let directory = tempfile::tempdir().unwrap();

@@ -2,16 +2,19 @@
 //! else. It takes what has come meanwhile together, one write per machine.
 //!
 //! Entries get their numbers here, when they are written: one that could not be written leaves no
-//! gap. What waits is bounded; what does not fit is counted and told.
+//! gap. What waits is bounded; what does not fit is counted and told. A disk that hangs holds up whoever
+//! waits once, and for [`PATIENCE`]: then nobody waits until the thread goes on.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
 
 use super::KEPT;
 use super::entry::{Actor, JournalEntry, Note, number_of};
@@ -25,6 +28,9 @@ use crate::types::VmId;
 const BACKLOG: usize = 4096;
 /// How many are taken together at most.
 const BATCH: usize = 256;
+
+/// How long whoever wants to know that his entries are written waits for a disk.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How many entries of each machine could not be written.
 type Losses = HashMap<VmId, u64>;
@@ -52,6 +58,8 @@ pub(super) struct Writer {
     jobs: mpsc::Sender<Job>,
     changes: watch::Receiver<u64>,
     waiting: Arc<AtomicUsize>,
+    /// Somebody has waited in vain, and the thread has not gone on since.
+    hangs: Arc<AtomicBool>,
     /// What did not fit, by machine.
     lost: Arc<Mutex<Losses>>,
 }
@@ -65,10 +73,12 @@ impl Writer {
         let (jobs, queue) = mpsc::channel();
         let (changed, changes) = watch::channel(0);
         let (waiting, lost) = <(Arc<AtomicUsize>, Arc<Mutex<Losses>>)>::default();
+        let hangs = Arc::new(AtomicBool::new(false));
         let writer = Self {
             jobs,
             changes,
             waiting: Arc::clone(&waiting),
+            hangs: Arc::clone(&hangs),
             lost: Arc::clone(&lost),
         };
         let desk = Desk {
@@ -76,6 +86,7 @@ impl Writer {
             machines,
             limit,
             waiting,
+            hangs,
             lost,
             next: HashMap::new(),
         };
@@ -98,10 +109,15 @@ impl Writer {
         let _ended = self.jobs.send(Job::Write(Box::new(draft)));
     }
 
+    /// Returns when everything that was put is written, or when the disk hangs.
     pub(super) async fn written(&self) {
+        if self.hangs.load(Ordering::Relaxed) {
+            return;
+        }
         let (tell, told) = oneshot::channel();
-        if self.jobs.send(Job::Tell(tell)).is_ok() {
-            let _ended = told.await;
+        if self.jobs.send(Job::Tell(tell)).is_ok() && timeout(PATIENCE, told).await.is_err() {
+            tracing::warn!("the journals' disk hangs: nobody waits for it");
+            self.hangs.store(true, Ordering::Relaxed);
         }
     }
 
@@ -124,6 +140,7 @@ struct Desk {
     machines: PathBuf,
     limit: u64,
     waiting: Arc<AtomicUsize>,
+    hangs: Arc<AtomicBool>,
     lost: Arc<Mutex<Losses>>,
     /// The number each machine's next entry gets.
     next: HashMap<VmId, u64>,
@@ -148,6 +165,9 @@ impl Desk {
             let some = !drafts.is_empty();
             for (vm_id, drafts) in drafts {
                 self.write(&vm_id, drafts);
+            }
+            if self.hangs.swap(false, Ordering::Relaxed) {
+                tracing::warn!("the journals' disk goes on");
             }
             if prune {
                 self.prune();

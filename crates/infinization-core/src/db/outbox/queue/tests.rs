@@ -42,11 +42,8 @@ fn row_after(writes: &[Write], status: &str) -> (String, ConfigurationUpdate) {
     let mut row = (status.to_owned(), ConfigurationUpdate::default());
     for write in writes {
         match write {
-            Write::Status {
-                status,
-                only_if_not_in,
-            } => {
-                if !only_if_not_in.contains(&row.0) {
+            Write::Status { status, guard } => {
+                if !guard.stops(&row.0) {
                     row.0.clone_from(status);
                 }
             }
@@ -94,6 +91,7 @@ fn what_is_under_way_is_not_added_to() {
 #[test]
 fn compacting_changes_no_row() {
     let error = || Write::status("error", &[]);
+    let over = |word| Write::status_over(word, &["off", "running", "suspended"]);
     let table = [
         vec![status("running"), status("suspended"), status("running")],
         // `off` is not written over `error`: the two are not one.
@@ -101,6 +99,11 @@ fn compacting_changes_no_row() {
         vec![error(), status("off"), status("running")],
         vec![Write::status("off", &["running"]), status("running")],
         vec![status("running"), Write::status("off", &["running"])],
+        vec![over("running"), over("suspended"), over("off")],
+        vec![over("running"), error(), over("off")],
+        vec![over("running"), status("off")],
+        vec![status("running"), over("off")],
+        vec![error(), Write::status_over("off", &["error"])],
         vec![pid(Some(7)), status("running"), port(5901)],
         vec![pid(Some(7)), Write::ClearVolatile, status("off")],
         vec![Write::Clear, pid(Some(7)), Write::ClearVolatile],
@@ -112,7 +115,14 @@ fn compacting_changes_no_row() {
         let mut compact = queue(kept.clone());
         compact.compact();
         assert!(compact.len() <= kept.len());
-        for before in ["off", "running", "error", "backing_up", "starting"] {
+        for before in [
+            "off",
+            "running",
+            "error",
+            "backing_up",
+            "starting",
+            "theirs",
+        ] {
             assert_eq!(
                 row_after(&writes(&compact), before),
                 row_after(&kept, before),
