@@ -9,17 +9,22 @@
 //! | --- | --- |
 //! | `transport`, `netlink` | how the kernel is talked to |
 //! | `journal`, `notice` | whether others have changed what is ours |
-//! | `known`, `verify` | what was loaded, comparing it with the kernel, putting it back |
+//! | `known`, `shared`, `verify` | what was loaded, comparing it with the kernel, putting it back |
+//! | `batch` | loading many machines at once |
+//! | `line` | one machine's changes in the order they were asked for |
 //! | `nat` | masquerading |
 //! | `probe` | what the kernel can do |
 
+mod batch;
 mod error;
 mod journal;
 mod known;
+mod line;
 mod nat;
 mod netlink;
 mod notice;
 mod probe;
+mod shared;
 mod transport;
 mod verify;
 
@@ -32,6 +37,7 @@ use tokio::sync::Mutex;
 pub use error::NftError;
 pub use journal::Mark;
 pub use known::{Damage, Part};
+pub use line::Place;
 pub use notice::OurTable;
 pub use transport::{
     Committed, CommittedRule, Element, Listing, NftProgram, NftTransport, Reading,
@@ -99,15 +105,6 @@ impl Nft {
         }
     }
 
-    /// Loads everything of a VM in one transaction: table, hooks, chains, rules, dispatch. On an
-    /// error the old rules are in force.
-    pub async fn ensure_vm(&self, compiled: &Compiled) -> Result<(), NftError> {
-        let compiled = Arc::new(compiled.clone());
-        let transaction = Transaction::ensure_vm(&compiled);
-        self.commit(transaction, move |known| known.loaded(&compiled))
-            .await
-    }
-
     /// Loads a VM's rules unless the kernel holds them already; says whether it had to. Costs nothing
     /// if this process has loaded them and nobody else has committed anything to the table since.
     pub async fn ensure_vm_if_changed(&self, compiled: &Compiled) -> Result<bool, NftError> {
@@ -151,20 +148,26 @@ impl Nft {
         Ok(())
     }
 
-    /// Removes the VM's chains and what leads to them, in one transaction. Fine if there is nothing.
+    /// Removes the VM's chains and what leads to them, in one transaction, with what only it has jumped
+    /// to. Fine if there is nothing.
     pub async fn remove_vm(&self, names: &ChainNames) -> Result<(), NftError> {
+        let is_known = self.journal.known.compiled(names).is_some();
         let taps = Vec::from_iter(names.default_tap());
         match self.remove(names, &taps).await {
             Err(error) if error.is_absent() => {
                 self.journal.known.forget(names);
-                Ok(())
+                return Ok(());
             }
             // Another port leads to its chains, or its usual port to another VM's.
             Err(error) if error.is(Errno::EBUSY) || error.is(Errno::EEXIST) => {
-                self.remove_dispatched_vm(names).await
+                self.remove_dispatched_vm(names).await?;
             }
-            outcome => outcome,
+            outcome => outcome?,
         }
+        if is_known {
+            return Ok(());
+        }
+        self.sweep().await
     }
 
     async fn remove_dispatched_vm(&self, names: &ChainNames) -> Result<(), NftError> {
@@ -177,7 +180,22 @@ impl Nft {
 
     async fn remove(&self, names: &ChainNames, taps: &[LinkName]) -> Result<(), NftError> {
         let (remove, names) = (Transaction::remove_vm(names, taps), names.clone());
-        self.commit(remove, move |known| known.forget(&names)).await
+        self.in_turn(move |nft| async move {
+            let known = &nft.journal.known;
+            let unused = known.unused_without([&names].into());
+            let mut thorough = remove.clone();
+            thorough.delete_shared(&unused);
+            match nft.commit_now(&thorough).await {
+                // Somebody else may jump there.
+                Err(error) if error.is(Errno::EBUSY) && !unused.is_empty() => {
+                    nft.commit_now(&remove).await?;
+                }
+                outcome => outcome?,
+            }
+            known.forget(&names);
+            Ok(())
+        })
+        .await
     }
 
     /// Removes the VM chain of this name, with its helpers and dispatch.
@@ -201,8 +219,10 @@ impl Nft {
                 Err(error) if error.is_absent() => {}
                 outcome => outcome?,
             }
-            nft.journal.known.flushed(&names, default_action);
-            Ok(())
+            let known = &nft.journal.known;
+            let unused = known.unused_without([&names].into());
+            known.flushed(&names, default_action);
+            nft.delete_unused(&unused).await
         })
         .await
     }
