@@ -18,7 +18,7 @@ use super::json;
 use super::merge::{Merged, merge};
 use super::names::ChainNames;
 use super::parse::parse_rule;
-use super::place::{Kernel, automatic_replies, place};
+use super::place::{Kernel, REJECT_REPLY, automatic_replies, place};
 use super::rule::{RuleError, Transport};
 use super::run::{Arranged, Arranging, SharedChain};
 use super::transaction::VmRuleset;
@@ -118,6 +118,24 @@ impl Compiled {
         flushed
     }
 
+    /// This machine with the user's rules that another compilation of it has.
+    #[must_use]
+    pub fn with_rules_of(&self, other: &Self) -> Self {
+        let mut both = other.clone();
+        let (mine, theirs) = (&self.ruleset, &other.ruleset);
+        let names = &theirs.names;
+        both.ruleset.from = guards(&mine.from, names)
+            .chain(rest(&theirs.from, names))
+            .collect();
+        let replies = guards(&theirs.to, names).filter(is_reject_reply);
+        let mine = guards(&mine.to, names).filter(|rule| !is_reject_reply(rule));
+        both.ruleset.to = mine.chain(replies).chain(rest(&theirs.to, names)).collect();
+        both.ruleset = with_hash(both.ruleset, "");
+        both.hash = content_hash(&both.ruleset);
+        both.ruleset = with_hash(both.ruleset, &both.hash);
+        both
+    }
+
     /// Whether the other is the same machine with exactly the same rules.
     pub fn says_the_same(&self, other: &Self) -> bool {
         self.hash == other.hash && self.ruleset.shared_names().eq(other.ruleset.shared_names())
@@ -212,7 +230,11 @@ fn arrange(vm: &VmFirewall, shares: bool, report: &mut Report) -> Arranged {
         reject: vm.reject,
     };
     let mut all = Arranging::of(&vm.tap, shares);
-    for Merged { rule, of_department } in merge(&vm.department_rules, &vm.vm_rules) {
+    for Merged {
+        rule,
+        of_department,
+    } in merge(&vm.department_rules, &vm.vm_rules)
+    {
         report.total += 1;
         match parse_rule(rule).and_then(|rule| place(&rule, kernel)) {
             Ok(placed) => {
@@ -314,10 +336,30 @@ fn refusals() -> [NftRule; 2] {
 fn with_hash(mut ruleset: VmRuleset, hash: &str) -> VmRuleset {
     for rule in &mut ruleset.from {
         if matches!(rule.verdict, Verdict::Jump(_)) {
-            rule.comment = format!("infinization-rules {hash}");
+            let comment = format!("infinization-rules {hash}");
+            comment.trim_end().clone_into(&mut rule.comment);
         }
     }
     ruleset
+}
+
+/// What stands in `from_x` or `to_x` before the jump to the user's rules.
+fn guards(chain: &[NftRule], names: &ChainNames) -> impl Iterator<Item = NftRule> {
+    chain[..jump_at(chain, names)].iter().cloned()
+}
+
+/// The jump, and what stands after it.
+fn rest(chain: &[NftRule], names: &ChainNames) -> impl Iterator<Item = NftRule> {
+    chain[jump_at(chain, names)..].iter().cloned()
+}
+
+fn jump_at(chain: &[NftRule], names: &ChainNames) -> usize {
+    let jumps = |rule: &NftRule| matches!(&rule.verdict, Verdict::Jump(to) if *to == names.vm);
+    chain.iter().position(jumps).unwrap_or(chain.len())
+}
+
+fn is_reject_reply(rule: &NftRule) -> bool {
+    rule.comment == REJECT_REPLY
 }
 
 fn content_hash(ruleset: &VmRuleset) -> String {

@@ -29,7 +29,12 @@ pub fn merge<'a>(
     let kept = department
         .iter()
         .filter(|rule| !overriding.iter().any(|by| overrides(by, rule)));
-    let of = |of_department| move |rule| Merged { rule, of_department };
+    let of = |of_department| {
+        move |rule| Merged {
+            rule,
+            of_department,
+        }
+    };
     let kept = kept.map(of(true));
     let mut rules: Vec<_> = kept.chain(vm.iter().map(of(false))).collect();
     rules.sort_by(|a, b| a.rule.priority.total_cmp(&b.rule.priority));

@@ -10,6 +10,9 @@ use super::rule::{
     Transport,
 };
 
+/// The comment of what lets an answer to a refused packet reach the VM.
+pub(super) const REJECT_REPLY: &str = "infinization-reject-reply";
+
 /// What may be asked of the kernel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernel {
@@ -227,7 +230,7 @@ impl Flow {
 
     /// What the kernel answers a refused packet with, on its way to the VM.
     fn reject_replies(&self) -> Vec<NftRule> {
-        let rule = || NftRule::new(Verdict::Accept, "infinization-reject-reply");
+        let rule = || NftRule::new(Verdict::Accept, REJECT_REPLY);
         let reset = self.tcp().map(|tcp| {
             let matches = self.answer(tcp.swapped()).headers();
             rule().when(matches).when([Match::is(Field::TcpRst, "rst")])

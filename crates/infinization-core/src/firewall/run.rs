@@ -57,13 +57,14 @@ impl SharedChain {
             hash.update(json::rule("", rule).to_string());
         }
         let digest = hash.finalize();
-        let head: [u8; 11] = std::array::from_fn(|octet| digest[octet]);
+        // As much as fits: names have up to 31 characters.
+        let mut head = [0; 16];
+        head[5..].copy_from_slice(&digest[..11]);
         let prefix = match way {
             Way::ToVm => Self::IN,
             Way::FromVm => Self::OUT,
         };
-        let digits: String = head.iter().map(|octet| format!("{octet:02x}")).collect();
-        let name = format!("{prefix}{digits}");
+        let name = format!("{prefix}{:022x}", u128::from_be_bytes(head));
         Self { name, rules }
     }
 }

@@ -67,7 +67,9 @@ impl Nft {
         let mut answers = Vec::new();
         for mut told in told {
             // All of them are served in one turn, unless there are more than fit.
-            if told.try_recv().is_err_and(|it| it == oneshot::error::TryRecvError::Empty)
+            if told
+                .try_recv()
+                .is_err_and(|it| it == oneshot::error::TryRecvError::Empty)
                 && let Err(error) = self.serve().await
             {
                 answers.push(Err(error));
@@ -208,7 +210,9 @@ impl Plan {
 /// The shared chains that these machines want, by name.
 fn wanted_chains(all: &[Arc<Compiled>]) -> BTreeMap<String, Arc<SharedChain>> {
     let chains = all.iter().flat_map(|it| &it.ruleset.shared);
-    chains.map(|chain| (chain.name.clone(), Arc::clone(chain))).collect()
+    chains
+        .map(|chain| (chain.name.clone(), Arc::clone(chain)))
+        .collect()
 }
 
 /// What each of the machine's shared chains, by name, is to be instead; none if more than that changes.
@@ -232,7 +236,9 @@ fn replacements(
         for (old, new) in changes(known, compiled).into_iter().flatten() {
             let users = movers.entry(old.clone()).or_default();
             users.insert(&compiled.ruleset.names);
-            let successor = successors.entry(old).or_insert_with(|| Some(Arc::clone(&new)));
+            let successor = successors
+                .entry(old)
+                .or_insert_with(|| Some(Arc::clone(&new)));
             if successor.as_ref().is_some_and(|it| it.name != new.name) {
                 *successor = None;
             }
@@ -260,10 +266,14 @@ fn follows(
         return false;
     };
     let is_replaced = |(old, new): &(String, Arc<SharedChain>)| {
-        replaced.get(old).is_some_and(|chain| chain.name == new.name)
+        replaced
+            .get(old)
+            .is_some_and(|chain| chain.name == new.name)
     };
     changes.iter().any(is_replaced)
-        && changes.iter().all(|change| is_replaced(change) || change.0 == change.1.name)
+        && changes
+            .iter()
+            .all(|change| is_replaced(change) || change.0 == change.1.name)
 }
 
 /// Shared chains that nothing known jumps to any more when all this is done.
@@ -274,7 +284,7 @@ fn unused_after(
     replaced: &BTreeMap<String, Arc<SharedChain>>,
 ) -> Vec<String> {
     let names = all.iter().map(|it| &it.ruleset.names);
-    let unused = known.unused_without(names.collect());
+    let unused = known.unused_without(&names.collect());
     let stays = |old: &String| wanted.contains_key(old) || replaced.contains_key(old);
     unused.into_iter().filter(|old| !stays(old)).collect()
 }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::line::Moment;
 use super::netlink::Port;
 use super::shared::Shared;
 use super::transport::{Element, Listing, Reading};
@@ -21,7 +22,7 @@ use crate::types::{FirewallDefaultAction, LinkName};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
-    /// The whole table.
+    /// The whole table, or it is asleep (`flags dormant`).
     Table,
     /// A base chain: absent, with other rules, or with another policy.
     Hook,
@@ -59,6 +60,8 @@ struct Beliefs {
     /// What they look like in nft's words, once that was seen.
     hooks: Option<BTreeMap<&'static str, String>>,
     shared: Shared,
+    /// How many loads there have been.
+    loads: u64,
     masquerades: BTreeMap<LinkName, Masquerade>,
 }
 
@@ -68,6 +71,10 @@ struct Loaded {
     names: ChainNames,
     tap: LinkName,
     rules: Rules,
+    /// Whether the port leads to its chains. If not, nobody looks after them.
+    attached: bool,
+    /// Which load its rules are of.
+    load: u64,
     /// Whether they are those that should be in force has yet to be found out.
     unconfirmed: bool,
     /// Those of its chains whose rules another has touched since.
@@ -104,15 +111,31 @@ impl Known {
 
     /// The machine's rules were loaded.
     pub(super) fn loaded(&self, compiled: &Arc<Compiled>) {
-        let names = compiled.ruleset.names.clone();
         let mut beliefs = self.beliefs();
-        beliefs.hooked = true;
-        let compiled = &beliefs.shared.with_one_copy(compiled);
-        let loaded = Loaded {
-            rules: Rules::Ours(Arc::clone(compiled)),
-            ..Loaded::found(&names, &compiled.ruleset.tap)
-        };
-        beliefs.machines.insert(names.vm, loaded);
+        beliefs.loads += 1;
+        let load = beliefs.loads;
+        beliefs.load(compiled, load);
+    }
+
+    /// What had been loaded for the machine was loaded again.
+    pub(super) fn put_back(&self, compiled: &Arc<Compiled>) {
+        let mut beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&compiled.ruleset.names.vm);
+        let load = machine.map_or(0, |machine| machine.load);
+        beliefs.load(compiled, load);
+    }
+
+    /// Between the loads so far and those to come.
+    pub(super) fn moment(&self) -> Moment {
+        Moment(self.beliefs().loads)
+    }
+
+    /// What was loaded for the machine since that moment.
+    pub(super) fn newer_than(&self, moment: Moment, names: &ChainNames) -> Option<Arc<Compiled>> {
+        let beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&names.vm)?;
+        let newer = machine.ours().filter(|_| machine.load > moment.0);
+        newer.map(Arc::clone)
     }
 
     /// The machine's chains are there, whatever is in them, and this port leads to them.
@@ -129,9 +152,12 @@ impl Known {
         let mut beliefs = self.beliefs();
         let machine = beliefs.machines.entry(names.vm.clone());
         let machine = machine.or_insert_with(|| Loaded::found(names, tap));
+        let other_port = machine.tap != *tap;
         machine.tap = tap.clone();
+        machine.attached = true;
         machine.unconfirmed |= unconfirmed;
-        if matches!(machine.rules, Rules::Closed) {
+        // Its rules name the port they are for.
+        if other_port || matches!(machine.rules, Rules::Closed) {
             machine.rules = Rules::Found;
         }
     }
@@ -202,19 +228,39 @@ impl Known {
         self.beliefs().machines.remove(&names.vm);
     }
 
-    /// The port is closed; what it led to is of no interest until it is loaded again.
-    pub(super) fn forget_port(&self, tap: &LinkName) {
-        self.beliefs()
+    /// The port is closed. What it led to is kept for the day it is opened again, as far as it is known.
+    pub(super) fn detached(&self, tap: &LinkName) {
+        let mut beliefs = self.beliefs();
+        for loaded in beliefs.machines.values_mut() {
+            loaded.attached &= loaded.tap != *tap;
+        }
+        beliefs
             .machines
-            .retain(|_, loaded| loaded.tap != *tap);
+            .retain(|_, loaded| loaded.attached || loaded.ours().is_some());
     }
 
-    /// What was loaded for the machine, if it was by this process.
+    /// What was loaded for the machine, if it was by this process and its port is open.
     pub(super) fn compiled(&self, names: &ChainNames) -> Option<Arc<Compiled>> {
-        match &self.beliefs().machines.get(&names.vm)?.rules {
-            Rules::Ours(compiled) => Some(Arc::clone(compiled)),
-            Rules::Found | Rules::Closed => None,
-        }
+        let beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&names.vm)?;
+        machine.ours().filter(|_| machine.attached).map(Arc::clone)
+    }
+
+    /// What was loaded for the machine, if it was by this process and for this port, open or not.
+    pub(super) fn compiled_for(&self, names: &ChainNames, tap: &LinkName) -> Option<Arc<Compiled>> {
+        let beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&names.vm)?;
+        machine
+            .ours()
+            .filter(|it| it.ruleset.tap == *tap)
+            .map(Arc::clone)
+    }
+
+    /// Whether this process has loaded the machine's rules.
+    pub(super) fn knows(&self, names: &ChainNames) -> bool {
+        let beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&names.vm);
+        machine.is_some_and(|machine| machine.ours().is_some())
     }
 
     /// Whether exactly this was loaded.
@@ -224,7 +270,7 @@ impl Known {
     }
 
     /// The shared chains that nobody would be known to jump to without these machines.
-    pub(super) fn unused_without(&self, machines: BTreeSet<&ChainNames>) -> Vec<String> {
+    pub(super) fn unused_without(&self, machines: &BTreeSet<&ChainNames>) -> Vec<String> {
         let beliefs = self.beliefs();
         let (going, staying): (Vec<_>, Vec<_>) = beliefs
             .ours()
@@ -287,8 +333,9 @@ impl Known {
         let mut beliefs = self.beliefs();
         let mut found = beliefs.damaged_hooks(reading);
         found.extend(beliefs.damaged_shared(reading));
+        beliefs.forget_gone(reading);
         let shared = &beliefs.shared;
-        let machines = beliefs.machines.values();
+        let machines = beliefs.machines.values().filter(|loaded| loaded.attached);
         found.extend(machines.flat_map(|loaded| loaded.damages(reading, shared)));
         found
     }
@@ -299,6 +346,32 @@ impl Known {
 }
 
 impl Beliefs {
+    fn load(&mut self, compiled: &Arc<Compiled>, load: u64) {
+        self.hooked = true;
+        let compiled = self.shared.with_one_copy(compiled);
+        let names = compiled.ruleset.names.clone();
+        let loaded = Loaded {
+            load,
+            ..Loaded::found(&names, &compiled.ruleset.tap)
+        };
+        let rules = Rules::Ours(compiled);
+        self.machines.insert(names.vm, Loaded { rules, ..loaded });
+    }
+
+    /// Machines whose port is closed, and whose chains are not what they were any more: nobody looks
+    /// after those.
+    fn forget_gone(&mut self, reading: &Reading) {
+        let shared = &self.shared;
+        let is_whole = |loaded: &Loaded| {
+            let mut chains = loaded.names.all().into_iter();
+            chains.all(|chain| {
+                reading.chains.contains(chain) && loaded.chain_is_sound(chain, reading, shared)
+            })
+        };
+        self.machines
+            .retain(|_, loaded| loaded.attached || is_whole(loaded));
+    }
+
     /// What this process has loaded.
     fn ours(&self) -> impl Iterator<Item = &Arc<Compiled>> {
         self.machines.values().filter_map(Loaded::ours)
@@ -311,11 +384,17 @@ impl Beliefs {
             .flat_map(|it| &it.ruleset.shared)
             .map(|chain| (chain.name.clone(), Arc::clone(chain)))
             .collect();
-        let is_ours = |chain: &str| self.machines.get(chain).is_some_and(|it| it.ours().is_some());
+        let is_ours = |chain: &str| {
+            self.machines
+                .get(chain)
+                .is_some_and(|it| it.ours().is_some())
+        };
         let others = reading.jumps.iter().filter(|(chain, _)| !is_ours(chain));
         let elsewhere = others.flat_map(|(_, targets)| targets).cloned().collect();
         self.shared.saw(reading, elsewhere);
-        let damaged = chains.values().filter_map(|chain| self.shared.damage(chain, reading));
+        let damaged = chains
+            .values()
+            .filter_map(|chain| self.shared.damage(chain, reading));
         damaged.collect()
     }
 
@@ -328,7 +407,7 @@ impl Beliefs {
         if !self.hooked {
             return Vec::new();
         }
-        if !reading.table {
+        if !reading.table || reading.dormant {
             return vec![damage(Part::Table, TABLE)];
         }
         let names = Hook::ALL.map(Hook::as_str).into_iter();
@@ -352,6 +431,8 @@ impl Loaded {
             names: names.clone(),
             tap: tap.clone(),
             rules: Rules::Found,
+            attached: true,
+            load: 0,
             unconfirmed: false,
             touched: BTreeSet::new(),
         }

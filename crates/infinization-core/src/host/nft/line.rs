@@ -1,20 +1,27 @@
 //! One machine's changes in the order they were asked for.
 //!
 //! Between asking and changing a ruleset is compiled, for which the host is asked questions; whoever is
-//! answered first must not overtake. A place is taken at once and kept until it is dropped.
+//! answered first must not overtake. A place is taken at once and kept until it is dropped. A start reads
+//! its rules long before it loads them; it holds no place meanwhile, but a [`Moment`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use super::Nft;
 use super::journal::Journal;
-use crate::firewall::ChainNames;
+use crate::firewall::{ChainNames, Compiled};
 
 /// Who waits, by visible chain. Whoever is first has been called.
 #[derive(Debug, Default)]
-pub(super) struct Lines(Mutex<HashMap<String, VecDeque<Arc<Notify>>>>);
+pub(super) struct Lines(Mutex<AllLines>);
+
+type AllLines = HashMap<String, VecDeque<Arc<Notify>>>;
+
+/// A moment between two loads: rules that are read now are older than those that are loaded later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moment(pub(super) u64);
 
 /// A place in a machine's line. Dropped, it is given up.
 #[derive(Debug)]
@@ -27,16 +34,47 @@ pub struct Place {
 impl Nft {
     /// Takes the last place in the machine's line.
     pub fn line_up(&self, names: &ChainNames) -> Place {
-        let place = Place {
+        let mut lines = self.journal.lines.all();
+        self.place_in(&mut lines, names)
+    }
+
+    /// Takes the last place in each machine's line. Nobody comes between, so that of two who want the
+    /// same machines one is first everywhere, and they cannot wait for each other.
+    pub fn line_up_all<'a>(&self, all: impl IntoIterator<Item = &'a ChainNames>) -> Vec<Place> {
+        let mut lines = self.journal.lines.all();
+        let all: BTreeSet<_> = all.into_iter().collect();
+        all.into_iter()
+            .map(|names| self.place_in(&mut lines, names))
+            .collect()
+    }
+
+    fn place_in(&self, lines: &mut AllLines, names: &ChainNames) -> Place {
+        let called = Arc::default();
+        let line = lines.entry(names.vm.clone()).or_default();
+        line.push_back(Arc::clone(&called));
+        Place {
             journal: Arc::clone(&self.journal),
             chain: names.vm.clone(),
-            called: Arc::default(),
-        };
-        let mut lines = self.journal.lines.all();
-        let line = lines.entry(place.chain.clone()).or_default();
-        line.push_back(Arc::clone(&place.called));
-        drop(lines);
-        place
+            called,
+        }
+    }
+
+    /// To be taken before rules are read.
+    pub fn moment(&self) -> Moment {
+        self.journal.known.moment()
+    }
+
+    /// The machine with the newest rules: these, which were read at `moment`, or others that were loaded
+    /// since. Nobody else may load it meanwhile, so the caller's place in its line is reached.
+    #[must_use]
+    pub fn with_newest_rules(&self, compiled: &Compiled, moment: Moment) -> Compiled {
+        let names = &compiled.ruleset.names;
+        match self.journal.known.newer_than(moment, names) {
+            Some(newer) if newer.ruleset.tap == compiled.ruleset.tap => {
+                compiled.with_rules_of(&newer)
+            }
+            _ => compiled.clone(),
+        }
     }
 }
 
@@ -70,7 +108,7 @@ impl Drop for Place {
 }
 
 impl Lines {
-    fn all(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Arc<Notify>>>> {
+    fn all(&self) -> MutexGuard<'_, AllLines> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -37,7 +37,7 @@ use tokio::sync::Mutex;
 pub use error::NftError;
 pub use journal::Mark;
 pub use known::{Damage, Part};
-pub use line::Place;
+pub use line::{Moment, Place};
 pub use notice::OurTable;
 pub use transport::{
     Committed, CommittedRule, Element, Listing, NftProgram, NftTransport, Reading,
@@ -123,8 +123,12 @@ impl Nft {
         }
     }
 
-    /// Sends the port's frames through the VM's chains, which must exist.
+    /// Sends the port's frames through the VM's chains, which must exist, unless this process has loaded
+    /// them for this port: then they are loaded as they were.
     pub async fn attach(&self, names: &ChainNames, tap: &LinkName) -> Result<(), NftError> {
+        if let Some(compiled) = self.journal.known.compiled_for(names, tap) {
+            return self.ensure_vm(&compiled).await;
+        }
         let attach = Transaction::attach(names, tap);
         let (names, tap) = (names.clone(), tap.clone());
         self.commit(attach, move |known| known.attached(&names, &tap))
@@ -151,7 +155,7 @@ impl Nft {
     /// Removes the VM's chains and what leads to them, in one transaction, with what only it has jumped
     /// to. Fine if there is nothing.
     pub async fn remove_vm(&self, names: &ChainNames) -> Result<(), NftError> {
-        let is_known = self.journal.known.compiled(names).is_some();
+        let is_known = self.journal.known.knows(names);
         let taps = Vec::from_iter(names.default_tap());
         match self.remove(names, &taps).await {
             Err(error) if error.is_absent() => {
@@ -182,7 +186,7 @@ impl Nft {
         let (remove, names) = (Transaction::remove_vm(names, taps), names.clone());
         self.in_turn(move |nft| async move {
             let known = &nft.journal.known;
-            let unused = known.unused_without([&names].into());
+            let unused = known.unused_without(&[&names].into());
             let mut thorough = remove.clone();
             thorough.delete_shared(&unused);
             match nft.commit_now(&thorough).await {
@@ -220,7 +224,7 @@ impl Nft {
                 outcome => outcome?,
             }
             let known = &nft.journal.known;
-            let unused = known.unused_without([&names].into());
+            let unused = known.unused_without(&[&names].into());
             known.flushed(&names, default_action);
             nft.delete_unused(&unused).await
         })
@@ -247,7 +251,7 @@ impl Nft {
         let tap = tap.clone();
         self.in_turn(move |nft| async move {
             // Before it is closed: nobody is to open it again.
-            nft.journal.known.forget_port(&tap);
+            nft.journal.known.detached(&tap);
             let committing = nft.journal.begin_commit();
             let committed = nft.transport.delete_elements(ports).await;
             committing.ended(sender_of(&committed));

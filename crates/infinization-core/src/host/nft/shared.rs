@@ -35,8 +35,10 @@ impl Shared {
     /// Takes in what there is, and what machines of others jump to.
     pub(super) fn saw(&mut self, reading: &Reading, elsewhere: BTreeSet<String>) {
         self.elsewhere = elsewhere;
-        self.touched.retain(|chain| reading.shared.contains_key(chain));
-        self.words.retain(|chain, _| reading.shared.contains_key(chain));
+        self.touched
+            .retain(|chain| reading.shared.contains_key(chain));
+        self.words
+            .retain(|chain, _| reading.shared.contains_key(chain));
     }
 
     pub(super) fn is_used_elsewhere(&self, chain: &str) -> bool {
@@ -79,12 +81,11 @@ impl Shared {
         self.copies.retain(|_, copy| copy.strong_count() > 0);
         let mut compiled = Compiled::clone(compiled);
         for chain in &mut compiled.ruleset.shared {
-            match self.copies.get(&chain.name).and_then(Weak::upgrade) {
-                Some(copy) => *chain = copy,
-                None => {
-                    let copy = Arc::downgrade(chain);
-                    self.copies.insert(chain.name.clone(), copy);
-                }
+            if let Some(copy) = self.copies.get(&chain.name).and_then(Weak::upgrade) {
+                *chain = copy;
+            } else {
+                let copy = Arc::downgrade(chain);
+                self.copies.insert(chain.name.clone(), copy);
             }
         }
         Arc::new(compiled)

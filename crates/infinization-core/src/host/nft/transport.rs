@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::error::NftError;
 use super::netlink::Elements;
 use crate::firewall::{
-    ChainNames, Hook, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, SharedChain, TABLE,
-    Transaction, VerdictMap, document,
+    ChainNames, Hook, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, SharedChain,
+    TABLE, Transaction, VerdictMap, document,
 };
 use crate::host::program::{Finished, Program};
 use crate::types::LinkName;
@@ -85,6 +85,8 @@ pub struct Reading {
     pub listing: Listing,
     /// Whether there is a table.
     pub table: bool,
+    /// Whether it sees no packets: it has flags, and we give it none.
+    pub dormant: bool,
     /// The chains there are.
     pub chains: BTreeSet<String>,
     /// Each hook's chain and all its rules, in nft's own words, without handles.
@@ -248,11 +250,16 @@ fn reading(objects: &[Value]) -> Reading {
             elements: elements_in(objects),
         },
         table: true,
+        // nft 1.0.6 garbles which flags they are.
+        dormant: of("table").any(|table| table.get("flags").is_some()),
         chains: of("chain")
             .filter_map(|chain| text(chain, "name"))
             .collect(),
         hooks: words_of(objects, |chain| {
-            Hook::ALL.into_iter().map(Hook::as_str).find(|hook| *hook == chain)
+            Hook::ALL
+                .into_iter()
+                .map(Hook::as_str)
+                .find(|hook| *hook == chain)
         }),
         shared: words_of(objects, |chain| {
             SharedChain::is_name(chain).then(|| chain.to_owned())
@@ -262,10 +269,7 @@ fn reading(objects: &[Value]) -> Reading {
 }
 
 /// Each of these chains with its rules, as text to compare.
-fn words_of<K: Ord>(
-    objects: &[Value],
-    key_of: impl Fn(&str) -> Option<K>,
-) -> BTreeMap<K, String> {
+fn words_of<K: Ord>(objects: &[Value], key_of: impl Fn(&str) -> Option<K>) -> BTreeMap<K, String> {
     let mut all = BTreeMap::new();
     for object in objects {
         let chain = object["chain"]["name"].as_str();
@@ -294,7 +298,9 @@ fn jumps_in(objects: &[Value]) -> BTreeMap<String, Vec<String>> {
     for rule in objects.iter().filter_map(|object| object.get("rule")) {
         let statements = rule["expr"].as_array().map_or(&[][..], Vec::as_slice);
         for word in ["jump", "goto"] {
-            let targets = statements.iter().filter_map(|it| it[word]["target"].as_str());
+            let targets = statements
+                .iter()
+                .filter_map(|it| it[word]["target"].as_str());
             for target in targets.filter(|target| SharedChain::is_name(target)) {
                 let chain = text(rule, "chain").unwrap_or_default();
                 jumps.entry(chain).or_default().push(target.to_owned());

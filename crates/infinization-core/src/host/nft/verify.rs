@@ -148,7 +148,8 @@ impl Nft {
         let known = &self.journal.known;
         let unused = reading.shared.keys().filter(|chain| !used.contains(chain));
         let unused = unused.filter(|chain| known.shared(chain).is_none());
-        self.delete_unused(&unused.cloned().collect::<Vec<_>>()).await
+        self.delete_unused(&unused.cloned().collect::<Vec<_>>())
+            .await
     }
 
     /// In a turn. Somebody may have begun to jump there meanwhile.
@@ -215,14 +216,18 @@ impl Nft {
                 }
             }
         }
-        let shared = shared.iter().chain(again.iter().flat_map(|it| &it.ruleset.shared));
-        let shared: BTreeMap<_, _> = shared.map(|chain| (chain.name.as_str(), &**chain)).collect();
+        let shared = shared
+            .iter()
+            .chain(again.iter().flat_map(|it| &it.ruleset.shared));
+        let shared: BTreeMap<_, _> = shared
+            .map(|chain| (chain.name.as_str(), &**chain))
+            .collect();
         let machines = again.iter().map(AsRef::as_ref);
         let all = Transaction::put_back(&in_the_way, shared.values().copied(), machines);
         self.commit_now(&all).await?;
         known.loaded_shared(shared.into_keys());
         for again in &again {
-            known.loaded(again);
+            known.put_back(again);
         }
         for names in &unknown {
             known.closed(names);
@@ -278,9 +283,10 @@ impl Damage {
     fn concerns(&self, compiled: &Compiled) -> bool {
         match &self.machine {
             Some(machine) => *machine == compiled.ruleset.names,
-            None if SharedChain::is_name(&self.name) => {
-                compiled.ruleset.shared_names().any(|name| name == self.name)
-            }
+            None if SharedChain::is_name(&self.name) => compiled
+                .ruleset
+                .shared_names()
+                .any(|name| name == self.name),
             None => true,
         }
     }
