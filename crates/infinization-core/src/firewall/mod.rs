@@ -59,6 +59,7 @@ pub use rule::{
 };
 pub use run::SharedChain;
 pub use text::{ChainText, chain_texts, table_text};
+pub(crate) use transaction::DISPATCH;
 pub use transaction::{Command, Hook, Transaction, VerdictMap, VmRuleset};
 pub use translator::{FirewallRuleTranslator, TranslationError};
 

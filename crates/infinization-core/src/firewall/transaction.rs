@@ -374,7 +374,7 @@ impl Transaction {
 }
 
 /// The comment of the rule that looks a port up.
-pub(super) const DISPATCH: &str = "infinization-dispatch";
+pub(crate) const DISPATCH: &str = "infinization-dispatch";
 
 /// All managed ports share this prefix, so a TAP is closed from the moment it exists.
 fn closed_unless_dispatched(hook: Hook) -> NftRule {

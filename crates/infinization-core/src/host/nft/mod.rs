@@ -1,13 +1,13 @@
 //! The kernel's nftables. Transactions come ready-made from [`crate::firewall`]; this module runs
 //! them, checks that the kernel confirmed them, and reads back.
 //!
-//! Invariants: a change is one kernel transaction, by one `nft` process or one netlink message; changes are made one after
+//! Invariants: a change is one kernel transaction, by one netlink batch or one `nft` process; changes are made one after
 //! the other in this process; one that has started is finished even if nobody waits for it any
 //! more, so that a later one cannot overtake it. Reads and probes need no turn.
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `transport`, `netlink` | how the kernel is talked to |
+//! | `transport`, `netlink`, `encode`, `wire` | how the kernel is talked to |
 //! | `journal`, `notice` | whether others have changed what is ours |
 //! | `known`, `shared`, `verify` | what was loaded, comparing it with the kernel, putting it back |
 //! | `batch` | loading many machines at once |
@@ -16,6 +16,7 @@
 //! | `probe` | what the kernel can do |
 
 mod batch;
+mod encode;
 mod error;
 mod journal;
 mod known;
@@ -27,6 +28,7 @@ mod probe;
 mod shared;
 mod transport;
 mod verify;
+mod wire;
 
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};

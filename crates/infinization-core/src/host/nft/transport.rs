@@ -8,8 +8,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
+use super::encode::{Encoded, encode};
 use super::error::NftError;
-use super::netlink::Elements;
+use super::netlink::Batches;
 use crate::firewall::{
     ChainNames, Hook, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, SharedChain,
     TABLE, Transaction, VerdictMap, document,
@@ -18,8 +19,6 @@ use crate::host::program::{Finished, Program};
 use crate::types::LinkName;
 
 /// How the kernel's nftables is talked to.
-///
-/// That is one `nft` process per call, but for closing ports, which is one netlink message.
 #[async_trait]
 pub trait NftTransport: std::fmt::Debug + Send + Sync {
     /// Commits the transaction.
@@ -131,10 +130,12 @@ impl Element {
     }
 }
 
-/// Runs `nft -j -f -`; closes ports by itself, over netlink.
+/// Sends messages to the kernel for changes, and runs `nft -j -f -` for everything else. What cannot be
+/// said in messages, and what the kernel refused, is left to `nft` as well: it finds the words for what is
+/// wrong.
 #[derive(Debug, Clone, Default)]
 pub struct NftProgram {
-    elements: Arc<Elements>,
+    batches: Arc<Batches>,
 }
 
 const MAPS: [VerdictMap; 2] = [VerdictMap::FromVm, VerdictMap::ToVm];
@@ -142,6 +143,12 @@ const MAPS: [VerdictMap; 2] = [VerdictMap::FromVm, VerdictMap::ToVm];
 #[async_trait]
 impl NftTransport for NftProgram {
     async fn commit(&self, transaction: &Transaction) -> Result<Committed, NftError> {
+        if let Some(encoded) = encode(transaction) {
+            match self.batches.commit(encoded).await {
+                Ok(committed) => return Ok(committed),
+                Err(error) => tracing::debug!(%error, "left to nft"),
+            }
+        }
         commit(&document(transaction)).await
     }
 
@@ -149,9 +156,7 @@ impl NftTransport for NftProgram {
         &self,
         ports: Vec<(VerdictMap, LinkName)>,
     ) -> Result<Committed, NftError> {
-        let sender = Some(self.elements.delete(ports).await?);
-        let rules = Vec::new();
-        Ok(Committed { sender, rules })
+        self.batches.commit(Encoded::deleting(&ports)).await
     }
 
     async fn check(&self, transaction: &Transaction) -> Result<(), NftError> {
