@@ -1,8 +1,11 @@
 use infinization_core::Failure;
 use infinization_core::db::RuleSplit;
-use infinization_core::manager::{Firewall, Wanted};
-use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, VmId};
+use infinization_core::manager::{Asked, Department, Firewall, Wanted};
+use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput};
+use napi::Env;
+use napi::bindgen_prelude::PromiseRaw;
 use napi_derive::napi;
+use serde::Serialize;
 use serde_json::Value;
 
 use super::Infinization;
@@ -37,69 +40,103 @@ impl NftablesService {
     }
 
     #[napi(js_name = "createVMChain")]
-    pub async fn create_vm_chain(&self, vm_id: Argument, tap: Argument) -> Outcome {
-        data(async {
+    pub fn create_vm_chain<'e>(
+        &self,
+        env: &'e Env,
+        vm_id: Argument,
+        tap: Argument,
+    ) -> napi::Result<PromiseRaw<'e, Outcome>> {
+        let asked = || {
             let (vm_id, tap) = (vm_id.parsed("vmId")?, tap.parsed("tapName")?);
-            self.firewall()?.create_chain(&vm_id, &tap).await
-        })
-        .await
+            Ok(self.firewall()?.create_chain(&vm_id, &tap))
+        };
+        answered(env, asked())
     }
 
     #[napi(js_name = "ensureVMChain")]
-    pub async fn ensure_vm_chain(&self, vm_id: Argument) -> Outcome {
-        data(async { self.firewall()?.ensure_chain(&vm_id.parsed("vmId")?).await }).await
+    pub fn ensure_vm_chain<'e>(
+        &self,
+        env: &'e Env,
+        vm_id: Argument,
+    ) -> napi::Result<PromiseRaw<'e, Outcome>> {
+        let asked = || Ok(self.firewall()?.ensure_chain(&vm_id.parsed("vmId")?));
+        answered(env, asked())
     }
 
     #[napi]
-    pub async fn attach_jump_rules(&self, vm_id: Argument, tap: Argument) -> Outcome {
-        done(async {
+    pub fn attach_jump_rules<'e>(
+        &self,
+        env: &'e Env,
+        vm_id: Argument,
+        tap: Argument,
+    ) -> napi::Result<PromiseRaw<'e, Outcome>> {
+        let asked = || {
             let (vm_id, tap) = (vm_id.parsed("vmId")?, tap.parsed("tapName")?);
-            self.firewall()?.attach(&vm_id, &tap).await
-        })
-        .await
+            Ok(self.firewall()?.attach(&vm_id, &tap))
+        };
+        env.spawn_future(finished(asked()))
     }
 
     /// Best effort: what fails is logged.
     #[napi]
-    pub async fn detach_jump_rules(&self, vm_id: Argument) -> Outcome {
-        done(async {
-            let vm_id: VmId = vm_id.parsed("vmId")?;
-            logged("detach", self.firewall()?.detach(&vm_id).await);
-            Ok(())
-        })
-        .await
+    pub fn detach_jump_rules<'e>(
+        &self,
+        env: &'e Env,
+        vm_id: Argument,
+    ) -> napi::Result<PromiseRaw<'e, Outcome>> {
+        let asked = || Ok(self.firewall()?.detach(&vm_id.parsed("vmId")?));
+        env.spawn_future(tried("detach", asked()))
     }
 
     #[napi]
-    pub async fn apply_rules(
+    pub fn apply_rules<'e>(
         &self,
+        env: &'e Env,
         vm_id: Argument,
         tap: Argument,
         department_rules: Argument,
         vm_rules: Argument,
         default_action: Argument,
-    ) -> Outcome {
-        data(async {
+    ) -> napi::Result<PromiseRaw<'e, Outcome>> {
+        let asked = || {
             let wanted = wanted(vm_id, tap, [department_rules, vm_rules], default_action)?;
-            self.firewall()?.apply(&wanted).await
-        })
-        .await
+            Ok(self.firewall()?.apply(wanted))
+        };
+        answered(env, asked())
     }
 
     #[napi]
-    pub async fn apply_rules_if_changed(
+    pub fn apply_rules_if_changed<'e>(
         &self,
+        env: &'e Env,
         vm_id: Argument,
         tap: Argument,
         department_rules: Argument,
         vm_rules: Argument,
         default_action: Argument,
-    ) -> Outcome {
-        data(async {
+    ) -> napi::Result<PromiseRaw<'e, Outcome>> {
+        let asked = || {
             let wanted = wanted(vm_id, tap, [department_rules, vm_rules], default_action)?;
-            self.firewall()?.apply_if_changed(&wanted).await
-        })
-        .await
+            Ok(self.firewall()?.apply_if_changed(wanted))
+        };
+        answered(env, asked())
+    }
+
+    #[napi]
+    pub fn apply_department_rules<'e>(
+        &self,
+        env: &'e Env,
+        department_rules: Argument,
+        machines: Argument,
+    ) -> napi::Result<PromiseRaw<'e, Outcome>> {
+        let asked = || {
+            let department = Department {
+                rules: department_rules.shaped("departmentRules")?,
+                machines: machines.shaped("machines")?,
+            };
+            Ok(self.firewall()?.apply_department(department))
+        };
+        answered(env, asked())
     }
 
     #[napi]
@@ -120,35 +157,35 @@ impl NftablesService {
 
     /// Best effort: what fails is logged.
     #[napi(js_name = "flushVMRules")]
-    pub async fn flush_vm_rules(&self, vm_id: Argument) -> Outcome {
-        done(async {
-            let vm_id: VmId = vm_id.parsed("vmId")?;
-            logged("flush", self.firewall()?.flush(&vm_id).await);
-            Ok(())
-        })
-        .await
+    pub fn flush_vm_rules<'e>(
+        &self,
+        env: &'e Env,
+        vm_id: Argument,
+    ) -> napi::Result<PromiseRaw<'e, Outcome>> {
+        let asked = || Ok(self.firewall()?.flush(&vm_id.parsed("vmId")?));
+        env.spawn_future(tried("flush", asked()))
     }
 
     /// Best effort: what fails is logged.
     #[napi(js_name = "removeVMChain")]
-    pub async fn remove_vm_chain(&self, vm_id: Argument) -> Outcome {
-        done(async {
-            let vm_id: VmId = vm_id.parsed("vmId")?;
-            logged("remove", self.firewall()?.remove(&vm_id).await);
-            Ok(())
-        })
-        .await
+    pub fn remove_vm_chain<'e>(
+        &self,
+        env: &'e Env,
+        vm_id: Argument,
+    ) -> napi::Result<PromiseRaw<'e, Outcome>> {
+        let asked = || Ok(self.firewall()?.remove(&vm_id.parsed("vmId")?));
+        env.spawn_future(tried("remove", asked()))
     }
 
     /// Best effort: what fails is logged.
     #[napi(js_name = "removeVMChainByName")]
-    pub async fn remove_vm_chain_by_name(&self, chain: Argument) -> Outcome {
-        done(async {
-            let chain = chain.text("chainName")?;
-            logged("remove", self.firewall()?.remove_by_name(&chain).await);
-            Ok(())
-        })
-        .await
+    pub fn remove_vm_chain_by_name<'e>(
+        &self,
+        env: &'e Env,
+        chain: Argument,
+    ) -> napi::Result<PromiseRaw<'e, Outcome>> {
+        let asked = || self.firewall()?.remove_by_name(&chain.text("chainName")?);
+        env.spawn_future(tried("remove", asked()))
     }
 
     #[napi]
@@ -198,8 +235,27 @@ fn wanted(
     })
 }
 
-fn logged(verb: &str, outcome: Result<(), Failure>) {
-    if let Err(error) = outcome {
-        tracing::error!(%error, "the firewall could not {verb} a machine's chain");
-    }
+/// Answers with data. That something was asked for is noted before this returns, so that the order of the
+/// calls is the order of what they ask for.
+fn answered<T: Serialize + Send + 'static>(
+    env: &Env,
+    asked: Result<impl Asked<T>, Failure>,
+) -> napi::Result<PromiseRaw<'_, Outcome>> {
+    env.spawn_future(async { Ok(data(async { asked?.await }).await) })
+}
+
+/// Answers with nothing.
+async fn finished(asked: Result<impl Asked<()>, Failure>) -> napi::Result<Outcome> {
+    Ok(done(async { asked?.await }).await)
+}
+
+/// Answers with nothing, whatever becomes of it.
+async fn tried(verb: &str, asked: Result<impl Asked<()>, Failure>) -> napi::Result<Outcome> {
+    let work = async {
+        if let Err(error) = async { asked?.await }.await {
+            tracing::error!(%error, "the firewall could not {verb} a machine's chain");
+        }
+        Ok(())
+    };
+    Ok(done(work).await)
 }

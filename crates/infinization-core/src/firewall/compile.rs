@@ -1,8 +1,10 @@
 //! Everything that decides one VM's rules goes in, its chains and a report come out.
 //!
 //! Invariant: `vm_x` ends in the terminal verdict whatever the rules are. [`super::guard`] and
-//! [`super::place`] make the rules, [`super::transaction`] loads them.
+//! [`super::place`] make the rules, [`super::run`] puts them in their places, and
+//! [`super::transaction`] loads them.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
@@ -13,11 +15,12 @@ use crate::types::{FirewallDefaultAction, FirewallRuleInput, LinkName, MacAddr, 
 use super::expr::{Field, Match, NftRule, Verdict};
 use super::guard;
 use super::json;
-use super::merge::merge;
+use super::merge::{Merged, merge};
 use super::names::ChainNames;
 use super::parse::parse_rule;
-use super::place::{Placed, Port, automatic_replies, place};
+use super::place::{Kernel, REJECT_REPLY, automatic_replies, place};
 use super::rule::{RuleError, Transport};
+use super::run::{Arranged, Arranging, SharedChain};
 use super::transaction::VmRuleset;
 
 /// More rules than this are refused: no packet should walk a longer list.
@@ -98,7 +101,8 @@ pub struct Compiled {
     pub failures: Vec<FailedRule>,
     /// Those that are in force in a weaker form.
     pub degraded: Vec<DegradedRule>,
-    /// Of the contents; it is also the comment of a rule, so that the kernel can be asked.
+    /// Of its own chains' contents; it is also the comment of a rule, so that the kernel can be asked.
+    /// What the department's chains hold is not in it: their names say that.
     pub hash: String,
 }
 
@@ -108,9 +112,33 @@ impl Compiled {
     pub fn flushed(&self, action: FirewallDefaultAction) -> Self {
         let mut flushed = self.clone();
         flushed.ruleset.vm = vec![terminal(action)];
+        flushed.ruleset.shared.clear();
         // The comment that names the contents stays what it was: only the visible chain is changed.
         flushed.hash = content_hash(&flushed.ruleset);
         flushed
+    }
+
+    /// This machine with the user's rules that another compilation of it has.
+    #[must_use]
+    pub fn with_rules_of(&self, other: &Self) -> Self {
+        let mut both = other.clone();
+        let (mine, theirs) = (&self.ruleset, &other.ruleset);
+        let names = &theirs.names;
+        both.ruleset.from = guards(&mine.from, names)
+            .chain(rest(&theirs.from, names))
+            .collect();
+        let replies = guards(&theirs.to, names).filter(is_reject_reply);
+        let mine = guards(&mine.to, names).filter(|rule| !is_reject_reply(rule));
+        both.ruleset.to = mine.chain(replies).chain(rest(&theirs.to, names)).collect();
+        both.ruleset = with_hash(both.ruleset, "");
+        both.hash = content_hash(&both.ruleset);
+        both.ruleset = with_hash(both.ruleset, &both.hash);
+        both
+    }
+
+    /// Whether the other is the same machine with exactly the same rules.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.ruleset.shared_names().eq(other.ruleset.shared_names())
     }
 }
 
@@ -166,13 +194,18 @@ impl Coded for TooManyRules {
 /// A rule that makes no sense is reported and left out; the others and the terminal verdict are
 /// always there.
 pub fn compile(vm: &VmFirewall) -> Result<Compiled, TooManyRules> {
+    compile_sharing(vm, true)
+}
+
+/// As [`compile`]; unless it `shares`, with the department's rules in the machine's own chain.
+fn compile_sharing(vm: &VmFirewall, shares: bool) -> Result<Compiled, TooManyRules> {
     let total = vm.department_rules.len() + vm.vm_rules.len();
     if total > MAX_RULES {
         return Err(TooManyRules(total));
     }
     let mut report = Report::default();
-    let placed = place_all(vm, &mut report);
-    let ruleset = assemble(vm, placed);
+    let arranged = arrange(vm, shares, &mut report);
+    let ruleset = assemble(vm, arranged);
     let hash = content_hash(&ruleset);
     Ok(Compiled {
         ruleset: with_hash(ruleset, &hash),
@@ -191,28 +224,33 @@ struct Report {
     degraded: Vec<DegradedRule>,
 }
 
-fn place_all(vm: &VmFirewall, report: &mut Report) -> Placed {
-    let port = Port {
-        tap: &vm.tap,
+fn arrange(vm: &VmFirewall, shares: bool, report: &mut Report) -> Arranged {
+    let kernel = Kernel {
         conntrack: vm.conntrack,
         reject: vm.reject,
     };
-    let mut all = Placed::default();
-    for input in merge(&vm.department_rules, &vm.vm_rules) {
+    let mut all = Arranging::of(&vm.tap, shares);
+    for Merged {
+        rule,
+        of_department,
+    } in merge(&vm.department_rules, &vm.vm_rules)
+    {
         report.total += 1;
-        match parse_rule(input).and_then(|rule| place(&rule, &port)) {
+        match parse_rule(rule).and_then(|rule| place(&rule, kernel)) {
             Ok(placed) => {
-                report.note(input, placed.degradation);
-                all.append(placed);
+                report.note(rule, placed.degradation);
+                for part in placed.parts {
+                    all.add(part, of_department);
+                }
             }
             Err(error) => report.failures.push(FailedRule {
-                rule_id: input.id.clone(),
-                rule_name: input.name.clone(),
+                rule_id: rule.id.clone(),
+                rule_name: rule.name.clone(),
                 error,
             }),
         }
     }
-    all
+    all.end()
 }
 
 impl Report {
@@ -226,13 +264,14 @@ impl Report {
     }
 }
 
-fn assemble(vm: &VmFirewall, placed: Placed) -> VmRuleset {
+fn assemble(vm: &VmFirewall, arranged: Arranged) -> VmRuleset {
     let names = ChainNames::of(&vm.vm_id);
-    let rejects = !placed.reject_replies.is_empty();
+    let rejects = !arranged.reject_replies.is_empty();
     VmRuleset {
         from: from_chain(vm, &names, rejects),
-        to: to_chain(vm, &names, placed.reject_replies),
-        vm: vm_chain(vm, placed.rules, placed.mirror),
+        to: to_chain(vm, &names, arranged.reject_replies),
+        vm: vm_chain(vm, arranged.rules, arranged.mirror),
+        shared: arranged.shared,
         tap: vm.tap.clone(),
         names,
     }
@@ -297,10 +336,30 @@ fn refusals() -> [NftRule; 2] {
 fn with_hash(mut ruleset: VmRuleset, hash: &str) -> VmRuleset {
     for rule in &mut ruleset.from {
         if matches!(rule.verdict, Verdict::Jump(_)) {
-            rule.comment = format!("infinization-rules {hash}");
+            let comment = format!("infinization-rules {hash}");
+            comment.trim_end().clone_into(&mut rule.comment);
         }
     }
     ruleset
+}
+
+/// What stands in `from_x` or `to_x` before the jump to the user's rules.
+fn guards(chain: &[NftRule], names: &ChainNames) -> impl Iterator<Item = NftRule> {
+    chain[..jump_at(chain, names)].iter().cloned()
+}
+
+/// The jump, and what stands after it.
+fn rest(chain: &[NftRule], names: &ChainNames) -> impl Iterator<Item = NftRule> {
+    chain[jump_at(chain, names)..].iter().cloned()
+}
+
+fn jump_at(chain: &[NftRule], names: &ChainNames) -> usize {
+    let jumps = |rule: &NftRule| matches!(&rule.verdict, Verdict::Jump(to) if *to == names.vm);
+    chain.iter().position(jumps).unwrap_or(chain.len())
+}
+
+fn is_reject_reply(rule: &NftRule) -> bool {
+    rule.comment == REJECT_REPLY
 }
 
 fn content_hash(ruleset: &VmRuleset) -> String {
@@ -308,11 +367,25 @@ fn content_hash(ruleset: &VmRuleset) -> String {
     hash.update(ruleset.tap.as_str());
     for (chain, rule) in ruleset.rules() {
         hash.update(chain);
-        hash.update(json::rule(chain, rule).to_string());
+        hash.update(json::rule(chain, &without_contents(rule)).to_string());
     }
     let digest = hash.finalize();
     let head: [u8; 16] = std::array::from_fn(|octet| digest[octet]);
     format!("{:032x}", u128::from_be_bytes(head))
+}
+
+/// The rule, with a jump to a department's rules saying no more than their direction.
+fn without_contents(rule: &NftRule) -> Cow<'_, NftRule> {
+    match &rule.verdict {
+        Verdict::Jump(chain) => match SharedChain::kind(chain) {
+            Some(kind) => Cow::Owned(NftRule {
+                verdict: Verdict::Jump(kind.to_owned()),
+                ..rule.clone()
+            }),
+            None => Cow::Borrowed(rule),
+        },
+        _ => Cow::Borrowed(rule),
+    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,9 @@ fn command(command: &Command) -> Value {
         Command::CreateChain(name) => json!({ "create": chain(name) }),
         Command::FlushChain(name) => json!({ "flush": chain(name) }),
         Command::DeleteChain(name) => json!({ "delete": chain(name) }),
+        Command::RenameChain { chain, to } => json!({ "rename": { "chain": {
+            "family": "bridge", "table": TABLE, "name": chain, "newname": to,
+        } } }),
         Command::AddRule { chain, rule: added } => json!({ "add": { "rule": rule(chain, added) } }),
         Command::AddElement { map, tap, chain } => {
             let verdict = verdict(&Verdict::Jump(chain.clone()));

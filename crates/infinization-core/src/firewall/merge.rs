@@ -4,6 +4,15 @@ use crate::types::FirewallRuleInput;
 
 use super::parse::parse_rule;
 
+/// A rule, and whose it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Merged<'a> {
+    /// The rule.
+    pub rule: &'a FirewallRuleInput,
+    /// The department's, not the VM's own.
+    pub of_department: bool,
+}
+
 /// The rules of a VM in the order they are tried: by ascending priority, the department's before
 /// the VM's own at the same priority, otherwise as given.
 ///
@@ -12,7 +21,7 @@ use super::parse::parse_rule;
 pub fn merge<'a>(
     department: &'a [FirewallRuleInput],
     vm: &'a [FirewallRuleInput],
-) -> Vec<&'a FirewallRuleInput> {
+) -> Vec<Merged<'a>> {
     let overriding: Vec<_> = vm
         .iter()
         .filter(|rule| rule.overrides_dept && parse_rule(rule).is_ok())
@@ -20,8 +29,15 @@ pub fn merge<'a>(
     let kept = department
         .iter()
         .filter(|rule| !overriding.iter().any(|by| overrides(by, rule)));
-    let mut rules: Vec<_> = kept.chain(vm).collect();
-    rules.sort_by(|a, b| a.priority.total_cmp(&b.priority));
+    let of = |of_department| {
+        move |rule| Merged {
+            rule,
+            of_department,
+        }
+    };
+    let kept = kept.map(of(true));
+    let mut rules: Vec<_> = kept.chain(vm.iter().map(of(false))).collect();
+    rules.sort_by(|a, b| a.rule.priority.total_cmp(&b.rule.priority));
     rules
 }
 
@@ -74,7 +90,7 @@ mod tests {
 
     fn names<'a>(department: &'a [FirewallRuleInput], vm: &'a [FirewallRuleInput]) -> Vec<&'a str> {
         let merged = merge(department, vm).into_iter();
-        merged.map(|rule| rule.name.as_str()).collect()
+        merged.map(|it| it.rule.name.as_str()).collect()
     }
 
     #[test]

@@ -10,9 +10,9 @@
 //!
 //! ```text
 //! prerouting:   iifname vmap @from_vm ─► from_x ─┐      from_x, to_x: anti-spoofing, allowances
-//!               iifname "vnet-*" drop            ├─► vm_x
+//!               iifname "vnet-*" drop            ├─► vm_x ─► dept_in_y, dept_out_z
 //! postrouting:  oifname vmap @to_vm ───► to_x ───┘      vm_x: user rules, replies, terminal verdict
-//!               oifname "vnet-*" drop
+//!               oifname "vnet-*" drop                   dept_*: department rules, shared by VMs
 //! ```
 //!
 //! A packet between two VMs passes the sender's chains in `prerouting` and the receiver's in
@@ -21,6 +21,7 @@
 //! then rejects (only that hook can), `to_x` drops.
 //!
 //! Everything a user wrote travels as a JSON string; nothing is spliced into a script.
+//! Where a department's rules stand, and how they stay in the order of priorities, is [`run`]'s.
 //! Beside it: [`nat`] is the table that masquerades, [`preset`] makes rules for services, and [`text`]
 //! shows a compiled machine in nft's syntax.
 //! Neighbours: [`crate::host::nft`] runs the transactions.
@@ -36,6 +37,7 @@ mod parse;
 mod place;
 mod preset;
 mod rule;
+mod run;
 mod text;
 mod transaction;
 mod translator;
@@ -46,7 +48,7 @@ pub use compile::{
 };
 pub use expr::{Field, Item, Match, NftRule, Op, Verdict};
 pub use json::document;
-pub use merge::merge;
+pub use merge::{Merged, merge};
 pub use names::{ChainNames, TABLE};
 pub use nat::{Masquerade, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, Subnet};
 pub use parse::parse_rule;
@@ -55,7 +57,9 @@ pub use rule::{
     Action, Direction, Network, PortRange, Ports, Protocol, Rule, RuleError, Side, States,
     Transport,
 };
+pub use run::SharedChain;
 pub use text::{ChainText, chain_texts, table_text};
+pub(crate) use transaction::DISPATCH;
 pub use transaction::{Command, Hook, Transaction, VerdictMap, VmRuleset};
 pub use translator::{FirewallRuleTranslator, TranslationError};
 

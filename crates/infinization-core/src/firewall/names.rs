@@ -9,7 +9,7 @@ pub const TABLE: &str = "infinization";
 ///
 /// Only `vm` starts with `vm_`: the library's users list the chains and remove, by name, every
 /// `vm_*` they do not know, so helpers must not look like one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChainNames {
     /// `vm_` and 24 hex digits: the user's rules and the terminal verdict.
     pub vm: String,

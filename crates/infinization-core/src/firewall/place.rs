@@ -1,4 +1,4 @@
-//! Where a user's rule stands in the chains, and what stands there for it on this kernel.
+//! What stands in the chains for a user's rule on this kernel. [`super::run`] says where.
 
 use crate::types::LinkName;
 
@@ -10,38 +10,39 @@ use super::rule::{
     Transport,
 };
 
-/// The VM's port, and what may be asked of the kernel about it.
-pub(super) struct Port<'a> {
-    pub(super) tap: &'a LinkName,
+/// The comment of what lets an answer to a refused packet reach the VM.
+pub(super) const REJECT_REPLY: &str = "infinization-reject-reply";
+
+/// What may be asked of the kernel.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernel {
     pub(super) conntrack: Conntrack,
     pub(super) reject: bool,
 }
 
-/// What became of one rule, or of all of them.
+/// What became of one rule.
 #[derive(Debug, Default)]
 pub(super) struct Placed {
-    /// For `vm_x`, in order.
-    pub(super) rules: Vec<NftRule>,
-    /// For `vm_x`, after the rules: replies, when connections are not tracked.
-    pub(super) mirror: Vec<NftRule>,
-    /// For `to_x`: lets the answer to a refused packet reach the VM.
-    pub(super) reject_replies: Vec<NftRule>,
-    /// Of a single rule.
+    /// For each way it looks at.
+    pub(super) parts: Vec<Part>,
     pub(super) degradation: Option<Degradation>,
 }
 
-impl Placed {
-    pub(super) fn append(&mut self, other: Self) {
-        self.rules.extend(other.rules);
-        self.mirror.extend(other.mirror);
-        self.reject_replies.extend(other.reject_replies);
-    }
+/// A rule, one way. Its port is not in it: that is said where it stands.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) way: Way,
+    pub(super) rule: NftRule,
+    /// For the other way, after all rules: replies, when connections are not tracked.
+    pub(super) mirror: Option<NftRule>,
+    /// For `to_x`: lets the answer to a refused packet reach the VM.
+    pub(super) reject_replies: Vec<NftRule>,
 }
 
 /// Places one rule.
-pub(super) fn place(rule: &Rule, port: &Port<'_>) -> Result<Placed, RuleError> {
+pub(super) fn place(rule: &Rule, kernel: Kernel) -> Result<Placed, RuleError> {
     let mut placed = Placed::default();
-    let states = match treatment(rule, port.conntrack)? {
+    let states = match treatment(rule, kernel.conntrack)? {
         Treatment::AsWritten => rule.states,
         Treatment::Stateless => {
             placed.degradation = Some(Degradation::StateIgnored);
@@ -53,7 +54,7 @@ pub(super) fn place(rule: &Rule, port: &Port<'_>) -> Result<Placed, RuleError> {
         }
     };
     for way in ways(rule.direction) {
-        placed.add(rule, *way, states, port);
+        placed.add(rule, *way, states, kernel);
     }
     Ok(placed)
 }
@@ -80,13 +81,22 @@ fn treatment(rule: &Rule, conntrack: Conntrack) -> Result<Treatment, RuleError> 
 
 /// One of the two ways a packet can go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     ToVm,
     FromVm,
 }
 
 impl Way {
-    fn opposite(self) -> Self {
+    /// Packets that go this way through the VM's port.
+    pub(super) fn at(self, tap: &LinkName) -> Match {
+        let field = match self {
+            Self::FromVm => Field::Iifname,
+            Self::ToVm => Field::Oifname,
+        };
+        Match::is(field, tap.as_str())
+    }
+
+    pub(super) fn opposite(self) -> Self {
         match self {
             Self::ToVm => Self::FromVm,
             Self::FromVm => Self::ToVm,
@@ -103,33 +113,35 @@ fn ways(direction: Direction) -> &'static [Way] {
 }
 
 impl Placed {
-    fn add(&mut self, rule: &Rule, way: Way, states: Option<States>, port: &Port<'_>) {
+    fn add(&mut self, rule: &Rule, way: Way, states: Option<States>, kernel: Kernel) {
         let flow = Flow::of(rule, way);
-        let verdict = match rule.action {
-            Action::Accept => Verdict::Accept,
-            Action::Drop => Verdict::Drop,
-            Action::Reject => self.reject(&flow, port),
+        let (verdict, reject_replies) = match rule.action {
+            Action::Accept => (Verdict::Accept, Vec::new()),
+            Action::Drop => (Verdict::Drop, Vec::new()),
+            Action::Reject => self.reject(&flow, kernel),
         };
-        if verdict == Verdict::Accept {
-            self.mirror.extend(flow.mirror(&rule.name, port.tap));
-        }
+        let accepted = verdict == Verdict::Accept;
         let state = states.map(|states| {
             let words = states.words().into_iter().map(Item::from);
             Match::among(Field::CtState, words)
         });
-        let rule = NftRule::new(verdict, rule.name.as_str()).when(flow.matches(port.tap));
-        self.rules.push(rule.when(state));
+        let placed = NftRule::new(verdict, rule.name.as_str()).when(flow.headers());
+        self.parts.push(Part {
+            way,
+            rule: placed.when(state),
+            mirror: accepted.then(|| flow.mirror(&rule.name)).flatten(),
+            reject_replies,
+        });
     }
 
     /// Only prerouting can reject, and `vm_x` is reached from postrouting too: the packet goes back
     /// to `from_x`, which refuses it.
-    fn reject(&mut self, flow: &Flow, port: &Port<'_>) -> Verdict {
-        if flow.way == Way::ToVm || !port.reject {
+    fn reject(&mut self, flow: &Flow, kernel: Kernel) -> (Verdict, Vec<NftRule>) {
+        if flow.way == Way::ToVm || !kernel.reject {
             self.degradation = Some(Degradation::RejectDrops);
-            return Verdict::Drop;
+            return (Verdict::Drop, Vec::new());
         }
-        self.reject_replies.extend(flow.reject_replies());
-        Verdict::Return
+        (Verdict::Return, flow.reject_replies())
     }
 }
 
@@ -160,16 +172,6 @@ impl Flow {
             source: self.destination,
             destination: self.source,
         }
-    }
-
-    fn matches(&self, tap: &LinkName) -> Vec<Match> {
-        let field = match self.way {
-            Way::FromVm => Field::Iifname,
-            Way::ToVm => Field::Oifname,
-        };
-        let mut matches = vec![Match::is(field, tap.as_str())];
-        matches.extend(self.headers());
-        matches
     }
 
     fn headers(&self) -> Vec<Match> {
@@ -220,15 +222,15 @@ impl Flow {
 
     /// Lets replies back when the kernel does not track connections: the flow turned round, and
     /// only segments that open nothing. UDP has no such mark, so it gets no mirror.
-    fn mirror(&self, name: &str, tap: &LinkName) -> Option<NftRule> {
+    fn mirror(&self, name: &str) -> Option<NftRule> {
         let answer = self.answer(self.tcp()?.swapped());
-        let rule = NftRule::new(Verdict::Accept, name).when(answer.matches(tap));
+        let rule = NftRule::new(Verdict::Accept, name).when(answer.headers());
         Some(rule.when([opens_nothing()]))
     }
 
     /// What the kernel answers a refused packet with, on its way to the VM.
     fn reject_replies(&self) -> Vec<NftRule> {
-        let rule = || NftRule::new(Verdict::Accept, "infinization-reject-reply");
+        let rule = || NftRule::new(Verdict::Accept, REJECT_REPLY);
         let reset = self.tcp().map(|tcp| {
             let matches = self.answer(tcp.swapped()).headers();
             rule().when(matches).when([Match::is(Field::TcpRst, "rst")])

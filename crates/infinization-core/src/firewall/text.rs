@@ -27,13 +27,20 @@ pub fn chain_texts(compiled: &Compiled) -> Vec<ChainText> {
     let hooks = Hook::ALL
         .iter()
         .map(|hook| (hook.as_str(), Some(hook.as_str())));
+    let mut shared: Vec<_> = compiled.ruleset.shared_names().collect();
+    shared.sort_unstable();
+    shared.dedup();
+    let shared = shared.into_iter().map(|name| (name, None));
     let chains = [&names.from, &names.to, &names.vm].map(|name| (name.as_str(), None));
     let loaded = Transaction::ensure_vm(compiled);
-    let texts = hooks.chain(chains).map(|(name, hook)| ChainText {
-        name: name.to_owned(),
-        hook,
-        rules: rules_of(&loaded, name).collect(),
-    });
+    let texts = hooks
+        .chain(shared)
+        .chain(chains)
+        .map(|(name, hook)| ChainText {
+            name: name.to_owned(),
+            hook,
+            rules: rules_of(&loaded, name).collect(),
+        });
     texts.collect()
 }
 

@@ -1,13 +1,18 @@
 //! What is asked of nftables in one piece: all of it happens, or none.
 //!
 //! Invariant: every transaction that touches a VM's chains leaves `vm_x` with a terminal verdict,
-//! and names no chain of another VM.
+//! and names no chain of another VM. A chain that VMs share is given the contents its name says, or
+//! another name with other contents.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::types::{FirewallDefaultAction, LinkName};
 
 use super::compile::{Compiled, terminal, to_users_rules};
 use super::expr::{Field, Match, NftRule, Verdict};
 use super::names::ChainNames;
+use super::run::SharedChain;
 
 /// One VM's chains.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,10 +27,17 @@ pub struct VmRuleset {
     pub from: Vec<NftRule>,
     /// `to_x`.
     pub to: Vec<NftRule>,
+    /// What `vm_x` jumps to, in order.
+    pub shared: Vec<Arc<SharedChain>>,
 }
 
 impl VmRuleset {
-    /// Every rule with its chain's name, in order.
+    /// The names of what `vm_x` jumps to, in order.
+    pub fn shared_names(&self) -> impl Iterator<Item = &str> {
+        self.shared.iter().map(|chain| chain.name.as_str())
+    }
+
+    /// Every rule of its own chains with the chain's name, in order.
     pub fn rules<'a>(&'a self) -> impl Iterator<Item = (&'a str, &'a NftRule)> {
         let names = &self.names;
         let chains = [
@@ -111,6 +123,11 @@ pub enum Command {
     CreateChain(String),
     FlushChain(String),
     DeleteChain(String),
+    /// What jumps to it stays.
+    RenameChain {
+        chain: String,
+        to: String,
+    },
     AddRule {
         chain: String,
         rule: NftRule,
@@ -183,32 +200,75 @@ impl Transaction {
         Self::ensure_vms([compiled])
     }
 
-    /// Everything these VMs need, which may be none.
+    /// Everything these VMs need, which may be none, and the chains they share.
     pub fn ensure_vms<'a>(all_compiled: impl IntoIterator<Item = &'a Compiled>) -> Self {
+        let all_compiled: Vec<_> = all_compiled.into_iter().collect();
+        let shared = all_compiled.iter().flat_map(|it| &it.ruleset.shared);
+        let shared: BTreeMap<_, _> = shared.map(|chain| (&chain.name, chain)).collect();
         let mut all = Self::table();
+        for chain in shared.into_values() {
+            all.load_shared(chain);
+        }
         for compiled in all_compiled {
-            let ruleset = &compiled.ruleset;
-            for chain in ruleset.names.all() {
-                all.commands.push(Command::AddChain(chain.to_owned()));
-                all.commands.push(Command::FlushChain(chain.to_owned()));
-            }
-            all.add_rules(ruleset);
-            all.dispatch(&ruleset.names, &ruleset.tap);
+            all.load_vm(&compiled.ruleset);
         }
         all
     }
 
-    /// Everything these VMs need, after the elements that are `in_the_way` were deleted. Fails if one of
-    /// those is absent.
+    /// Gives a chain its contents anew, or for the first time.
+    pub fn load_shared(&mut self, chain: &SharedChain) {
+        self.commands.push(Command::AddChain(chain.name.clone()));
+        self.commands.push(Command::FlushChain(chain.name.clone()));
+        self.add_all(&chain.name, &chain.rules);
+    }
+
+    /// Puts `chain` in the place of the one that was `old`, which exists, for all that jump there.
+    pub fn replace_shared(&mut self, old: &str, chain: &SharedChain) {
+        self.commands.push(Command::FlushChain(old.to_owned()));
+        self.add_all(old, &chain.rules);
+        self.commands.push(Command::RenameChain {
+            chain: old.to_owned(),
+            to: chain.name.clone(),
+        });
+    }
+
+    /// Deletes chains that nothing jumps to any more, whether or not they exist.
+    pub fn delete_shared<'a>(&mut self, names: impl IntoIterator<Item = &'a String>) {
+        for name in names {
+            self.commands.push(Command::AddChain(name.clone()));
+            self.commands.push(Command::FlushChain(name.clone()));
+            self.commands.push(Command::DeleteChain(name.clone()));
+        }
+    }
+
+    /// One VM's own chains and dispatch. The table and what it jumps to exist.
+    pub fn load_vm(&mut self, ruleset: &VmRuleset) {
+        for chain in ruleset.names.all() {
+            self.commands.push(Command::AddChain(chain.to_owned()));
+            self.commands.push(Command::FlushChain(chain.to_owned()));
+        }
+        self.add_rules(ruleset);
+        self.dispatch(&ruleset.names, &ruleset.tap);
+    }
+
+    /// Everything these VMs need and these chains, after the elements that are `in_the_way` were
+    /// deleted. Fails if one of those is absent.
     pub fn put_back<'a>(
         in_the_way: &[(VerdictMap, LinkName)],
+        shared: impl IntoIterator<Item = &'a SharedChain>,
         all_compiled: impl IntoIterator<Item = &'a Compiled>,
     ) -> Self {
         let mut all = Self::default();
         for (map, tap) in in_the_way {
             all.commands.extend(Self::detach(&[*map], tap).commands);
         }
-        all.commands.extend(Self::ensure_vms(all_compiled).commands);
+        all.commands.extend(Self::table().commands);
+        for chain in shared {
+            all.load_shared(chain);
+        }
+        for compiled in all_compiled {
+            all.load_vm(&compiled.ruleset);
+        }
         all
     }
 
@@ -282,6 +342,12 @@ impl Transaction {
         })
     }
 
+    fn add_all(&mut self, chain: &str, rules: &[NftRule]) {
+        for rule in rules {
+            self.add_rule(chain, rule.clone());
+        }
+    }
+
     fn add_rules(&mut self, ruleset: &VmRuleset) {
         for (chain, rule) in ruleset.rules() {
             self.add_rule(chain, rule.clone());
@@ -308,7 +374,7 @@ impl Transaction {
 }
 
 /// The comment of the rule that looks a port up.
-pub(super) const DISPATCH: &str = "infinization-dispatch";
+pub(crate) const DISPATCH: &str = "infinization-dispatch";
 
 /// All managed ports share this prefix, so a TAP is closed from the moment it exists.
 fn closed_unless_dispatched(hook: Hook) -> NftRule {

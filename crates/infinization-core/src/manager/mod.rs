@@ -34,7 +34,10 @@ mod status;
 mod store;
 
 pub use database::DatabaseChoice;
-pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, FirewallPlan, Wanted};
+pub use firewall::{
+    Applied, Asked, Change, DegradedRule, Department, DepartmentApplied, FailedRule, Firewall,
+    FirewallPlan, Member, Refused, Wanted,
+};
 pub use journal::{JournalCursor, JournalPage};
 
 use std::collections::HashMap;

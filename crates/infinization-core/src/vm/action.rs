@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::config::{DiskConfig, DisplayProtocol};
 use crate::firewall::{self, Compiled, Transaction};
+use crate::host::nft::Moment;
 use crate::types::{HostPath, LinkName};
 
 /// A descriptor that is made by one step and handed to QEMU by another.
@@ -85,6 +86,9 @@ pub enum Action {
         /// What is loaded.
         #[serde(serialize_with = "as_nft_document")]
         rules: Box<Compiled>,
+        /// When they were read: rules that were applied since go before.
+        #[serde(skip)]
+        as_of: Moment,
     },
     /// Binds and listens on a unix socket that QEMU gets as a descriptor.
     Listen {

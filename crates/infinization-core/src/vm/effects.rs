@@ -110,8 +110,11 @@ impl Effects for HostEffects {
                 self.services.links.set_master(tap, bridge).await?;
                 Ok(self.services.links.set_up(tap).await?)
             }
-            Action::LoadFirewall { rules } => {
-                Ok(self.services.nft.ensure_vm(rules).await.map(drop)?)
+            Action::LoadFirewall { rules, as_of } => {
+                let nft = &self.services.nft;
+                let place = nft.line_up(&rules.ruleset.names);
+                place.reached().await;
+                Ok(nft.ensure_vm(&nft.with_newest_rules(rules, *as_of)).await?)
             }
             Action::Listen { slot, path } => {
                 let owner = run_as(bench).await?.map(|user| (user.uid, user.gid));
@@ -175,9 +178,15 @@ impl Effects for HostEffects {
             }
             Release::DeleteTap { tap } => Ok(tap::delete(&self.services.links, tap).await?),
             Release::DetachTap { tap } => self.detach_tap(tap).await,
-            Release::DetachFirewall => Ok(self.services.nft.detach(tap).await?),
+            Release::DetachFirewall => {
+                let place = self.services.nft.line_up(&ChainNames::of(&self.vm_id));
+                place.reached().await;
+                Ok(self.services.nft.detach(tap).await?)
+            }
             Release::RemoveFirewall => {
                 let chains = ChainNames::of(&self.vm_id);
+                let place = self.services.nft.line_up(&chains);
+                place.reached().await;
                 Ok(self.services.nft.remove_vm(&chains).await?)
             }
             Release::EndQemu => match bench.process() {

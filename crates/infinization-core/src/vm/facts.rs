@@ -28,6 +28,7 @@ use self::macs::MacClaim;
 pub use self::macs::MacClaims;
 use super::context::VmContext;
 use super::firewall::sensible;
+use super::launch::ReadRules;
 use super::planner::{Facts, RowClaim, TapState};
 use crate::config::VmConfig;
 use crate::db::RuleSplit;
@@ -35,6 +36,7 @@ use crate::error::{ErrorCode, Failure};
 use crate::firewall::Compiled;
 use crate::host::bridge;
 use crate::host::display_port::ReservedPort;
+use crate::host::nft::Moment;
 use crate::host::process::find_by_name;
 use crate::qemu::name_argument;
 use crate::types::{FirewallDefaultAction, HostPath};
@@ -57,8 +59,7 @@ impl VmContext {
     pub(super) async fn gather(
         &self,
         config: &VmConfig,
-        rules: &RuleSplit,
-        policy: Option<&str>,
+        rules: &ReadRules,
         row: RowClaim,
         first_port: u16,
     ) -> Result<Gathered, Failure> {
@@ -71,12 +72,14 @@ impl VmContext {
         };
         let creating = host.creating;
         let seen = host.ask().await?;
-        let firewall =
-            self.compile_firewall(config, rules, policy, self.bridge_addresses(config).await?)?;
+        let addresses = self.bridge_addresses(config).await?;
+        let policy = rules.policy.as_deref();
+        let compiled = self.compile_firewall(config, &rules.split, policy, addresses)?;
         // In a database of the user's own, a rule that makes no sense is left out and told.
         if creating && self.services.embedded.is_some() {
-            sensible(&firewall, "firewallRules", &rules.vm_rules)?;
+            sensible(&compiled, "firewallRules", &rules.split.vm_rules)?;
         }
+        let firewall = (compiled, rules.as_of);
         let tap = self.tap_state(config).await?;
         self.together(seen, firewall, tap, row)
     }
@@ -84,7 +87,7 @@ impl VmContext {
     fn together(
         &self,
         seen: Seen,
-        firewall: Compiled,
+        (firewall, firewall_as_of): (Compiled, Moment),
         tap: TapState,
         row: RowClaim,
     ) -> Result<Gathered, Failure> {
@@ -97,6 +100,7 @@ impl VmContext {
             display_address: seen.display_address,
             tap,
             firewall,
+            firewall_as_of,
             vars_template: seen.vars_template,
             row,
             missing_directories: seen.missing_directories,

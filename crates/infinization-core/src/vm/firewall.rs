@@ -29,6 +29,8 @@ impl Machine {
         let record = database.find_machine_with_config(&context.vm_id).await?;
         let record = record.ok_or_else(|| context.not_found())?;
         let compiled = context.compile_own_rules(&record, &rules).await?;
+        let place = context.services.nft.line_up(&compiled.ruleset.names);
+        place.reached().await;
         // The store first: it can be put back, whatever the kernel says.
         store.set_firewall_rules(&context.vm_id, rules).await?;
         if self.live.is_some()
@@ -48,7 +50,11 @@ impl Machine {
             nft.abandon_vm(&ChainNames::of(&context.vm_id));
             return Ok(());
         }
+        let moment = nft.moment();
         let compiled = context.explain_firewall().await?;
+        let place = nft.line_up(&compiled.ruleset.names);
+        place.reached().await;
+        let compiled = nft.with_newest_rules(&compiled, moment);
         if nft.ensure_vm_if_changed(&compiled).await? {
             tracing::info!(vm = %context.vm_id, "its firewall rules were loaded again");
         }

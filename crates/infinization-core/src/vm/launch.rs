@@ -25,6 +25,7 @@ use crate::config::{StartOptions, VmConfig, Warning};
 use crate::db::{DbError, RuleSplit, VmRecord};
 use crate::error::{ErrorClass, ErrorCode, Failure};
 use crate::events::now_ms;
+use crate::host::nft::Moment;
 use crate::host::state_file::StateFileError;
 use crate::qemu::Accelerator;
 
@@ -47,8 +48,7 @@ struct Launch<'a> {
     /// What later runs are made of: without the options of this one.
     spec: VmConfig,
     row: RowClaim,
-    rules: RuleSplit,
-    policy: Option<String>,
+    rules: ReadRules,
     cancel: &'a CancellationToken,
 }
 
@@ -64,7 +64,7 @@ impl Machine {
         if self.live.is_some() {
             return Err(self.context.refused("created", &self.shown, &STARTABLE));
         }
-        let Stored { row, rules, policy } = self
+        let Stored { row, rules } = self
             .context
             .read_for_create(&config)
             .await
@@ -94,7 +94,6 @@ impl Machine {
             config,
             row,
             rules,
-            policy,
             cancel,
         };
         let launched = match self.launch(launch).await {
@@ -142,7 +141,7 @@ impl Machine {
         let config = spec::for_start(&self.context, &record)?;
         let this_run = spec::with_options(config.clone(), options);
         let witness = boot::witness(&config, options)?;
-        let (rules, policy) = self.context.stored_rules().await?;
+        let rules = self.context.stored_rules().await?;
         self.context.journal.found_status(&record.status);
         let row = RowClaim::Transition {
             from: record.status.clone(),
@@ -155,7 +154,6 @@ impl Machine {
             spec: config,
             row,
             rules,
-            policy,
             cancel: &abort,
         };
         let launched = interrupt
@@ -251,7 +249,6 @@ impl Machine {
             .gather(
                 &launch.config,
                 &launch.rules,
-                launch.policy.as_deref(),
                 launch.row.clone(),
                 first_port,
             )
@@ -346,11 +343,9 @@ impl Machine {
 impl VmContext {
     /// What `create` would do with this configuration, and what the caller should know of it.
     pub async fn plan_create(&self, config: &VmConfig) -> Result<(Plan, Vec<String>), Failure> {
-        let Stored { row, rules, policy } = self.read_for_create(config).await?;
+        let Stored { row, rules } = self.read_for_create(config).await?;
         let port = config.display.port;
-        let Gathered { facts, reserved } = self
-            .gather(config, &rules, policy.as_deref(), row, port)
-            .await?;
+        let Gathered { facts, reserved } = self.gather(config, &rules, row, port).await?;
         let plan = plan_create(config, &self.names, &facts)
             .map_err(|error| Failure::new(ErrorCode::InvalidConfig, error.to_string()))?;
         Ok((plan, reserved.warnings))
@@ -380,8 +375,8 @@ impl VmContext {
             return Err(Failure::new(ErrorCode::InvalidState, message).of_vm(&self.vm_id));
         }
         let row = self.claim_for_create().await?;
-        let (rules, policy) = self.rules_for_create(config).await?;
-        Ok(Stored { row, rules, policy })
+        let rules = self.rules_for_create(config).await?;
+        Ok(Stored { row, rules })
     }
 
     /// The row must be fresh, `off` or `error`.
@@ -394,36 +389,51 @@ impl VmContext {
         }
     }
 
-    async fn rules_for_create(
-        &self,
-        config: &VmConfig,
-    ) -> Result<(RuleSplit, Option<String>), Failure> {
+    async fn rules_for_create(&self, config: &VmConfig) -> Result<ReadRules, Failure> {
         if self.services.embedded.is_none() {
             return self.stored_rules().await;
         }
-        let own = RuleSplit {
+        let as_of = self.services.nft.moment();
+        let split = RuleSplit {
             vm_rules: config.firewall.rules.clone(),
             ..RuleSplit::default()
         };
-        Ok((own, None))
+        Ok(ReadRules {
+            split,
+            policy: None,
+            as_of,
+        })
     }
 
     /// The rules in the database, and the department's policy. A row that is gone has none, so that
     /// everything is dropped; any other failure ends the launch: a VM never runs with rules nobody
     /// read.
-    async fn stored_rules(&self) -> Result<(RuleSplit, Option<String>), Failure> {
+    async fn stored_rules(&self) -> Result<ReadRules, Failure> {
         let (database, vm_id) = (&self.services.database, &self.vm_id);
+        let as_of = self.services.nft.moment();
         let rules = present(database.get_firewall_rules_split(vm_id).await)?;
         let policy = present(database.get_department_firewall_policy(vm_id).await)?;
-        Ok((rules.unwrap_or_default(), policy.flatten()))
+        Ok(ReadRules {
+            split: rules.unwrap_or_default(),
+            policy: policy.flatten(),
+            as_of,
+        })
     }
 }
 
 /// What a create is told by the database.
 struct Stored {
     row: RowClaim,
-    rules: RuleSplit,
-    policy: Option<String>,
+    rules: ReadRules,
+}
+
+/// A machine's rules, as they were read.
+pub(super) struct ReadRules {
+    pub(super) split: RuleSplit,
+    /// The department's.
+    pub(super) policy: Option<String>,
+    /// Rules that are applied later are newer.
+    pub(super) as_of: Moment,
 }
 
 /// `None` when there is no row.

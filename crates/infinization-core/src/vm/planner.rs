@@ -13,6 +13,7 @@ use super::action::{Action, Release, RowValues, Slot, Spawn};
 use super::plan::{Lifetime, Operation, Plan, Step};
 use crate::config::{BindAddress, VmConfig};
 use crate::firewall::Compiled;
+use crate::host::nft::Moment;
 use crate::qemu::{
     Accelerator, Acquired, ChannelListeners, DisplayEndpoint, FirmwareFiles, QemuCommand,
     SerialConsole,
@@ -64,6 +65,8 @@ pub struct Facts {
     pub tap: TapState,
     /// The compiled ruleset.
     pub firewall: Compiled,
+    /// When its rules were read.
+    pub firewall_as_of: Moment,
     /// The template to copy firmware variables from; `None` when the VM has its own already.
     pub vars_template: Option<HostPath>,
     /// The row.
@@ -185,9 +188,11 @@ fn acquire_network(config: &VmConfig, names: &VmNames, facts: &Facts) -> Vec<Ste
 
 /// A start keeps the chain when it fails; a create leaves none.
 fn load_firewall(facts: &Facts, operation: Operation) -> Step {
-    let rules = Box::new(facts.firewall.clone());
-    let step =
-        Step::new(Action::LoadFirewall { rules }).undone_by(Lifetime::Run, Release::DetachFirewall);
+    let load = Action::LoadFirewall {
+        rules: Box::new(facts.firewall.clone()),
+        as_of: facts.firewall_as_of,
+    };
+    let step = Step::new(load).undone_by(Lifetime::Run, Release::DetachFirewall);
     match operation {
         Operation::Create => step.undone_by(Lifetime::Machine, Release::RemoveFirewall),
         _ => step,

@@ -56,6 +56,9 @@ pub enum NftError {
     /// The name is not one of a VM's chain.
     #[error("{0:?} is not the name of a machine's chain")]
     NotAVmChain(String),
+    /// What several had asked for together failed for all of them.
+    #[error(transparent)]
+    Together(std::sync::Arc<Self>),
     /// The runtime went away before `nft` ended.
     #[error("the transaction was interrupted by the end of the runtime")]
     Interrupted,
@@ -91,6 +94,7 @@ impl NftError {
         match self {
             Self::Refused { errno, .. } => *errno == Some(reason),
             Self::Rejected(errno) => *errno == reason,
+            Self::Together(error) => error.is(reason),
             _ => false,
         }
     }
@@ -117,6 +121,7 @@ impl Coded for NftError {
     fn code(&self) -> ErrorCode {
         match self {
             Self::Program(error) => error.code(),
+            Self::Together(error) => error.code(),
             Self::PermissionDenied => ErrorCode::NftPermissionDenied,
             Self::Refused { .. }
             | Self::Rejected(_)
@@ -133,6 +138,7 @@ impl Coded for NftError {
     fn context(&self) -> Map<String, Value> {
         match self {
             Self::Program(error) => error.context(),
+            Self::Together(error) => error.context(),
             Self::Refused {
                 stderr, exit_code, ..
             } => Map::from_iter([

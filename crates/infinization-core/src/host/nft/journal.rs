@@ -22,7 +22,9 @@ use nix::sys::socket::{
 };
 use tokio::sync::Notify;
 
+use super::batch::Waiting;
 use super::known::Known;
+use super::line::Lines;
 use super::notice::{Commit, OurTable, Reader, Touched};
 use crate::host::readable::readable;
 
@@ -45,6 +47,10 @@ pub(super) struct Journal {
     doubted: Notify,
     /// What was loaded, and is believed to be in force.
     pub(super) known: Known,
+    /// What is to be loaded next.
+    pub(super) waiting: Waiting,
+    /// Who is to change which machine next.
+    pub(super) lines: Lines,
 }
 
 #[derive(Debug, Default)]

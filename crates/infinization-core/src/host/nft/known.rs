@@ -3,15 +3,18 @@
 //! A machine's chains are nobody else's: one whose rules another has touched is not sound, whatever it
 //! looks like. Untouched ones are told by their comments, one of which is a hash of the contents. The
 //! hooks' chains are shared with other processes that load the same, so those are compared by what they
-//! say. Nothing here talks to the kernel.
+//! say; so are the chains that machines share ([`super::shared`]). Nothing here talks to the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::line::Moment;
 use super::netlink::Port;
+use super::shared::Shared;
 use super::transport::{Element, Listing, Reading};
 use crate::firewall::{
-    ChainNames, Command, Compiled, Hook, Masquerade, TABLE, Transaction, VerdictMap,
+    ChainNames, Command, Compiled, Hook, Masquerade, SharedChain, TABLE, Transaction, Verdict,
+    VerdictMap,
 };
 use crate::types::{FirewallDefaultAction, LinkName};
 
@@ -19,13 +22,13 @@ use crate::types::{FirewallDefaultAction, LinkName};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
-    /// The whole table.
+    /// The whole table, or it is asleep (`flags dormant`).
     Table,
     /// A base chain: absent, with other rules, or with another policy.
     Hook,
     /// A machine's chain.
     Chain,
-    /// A chain's rules.
+    /// A chain's rules. Without a machine it is a department's, which machines share.
     Rules,
     /// What leads from the hooks to a machine's chains.
     Dispatch,
@@ -56,6 +59,9 @@ struct Beliefs {
     hooked: bool,
     /// What they look like in nft's words, once that was seen.
     hooks: Option<BTreeMap<&'static str, String>>,
+    shared: Shared,
+    /// How many loads there have been.
+    loads: u64,
     masquerades: BTreeMap<LinkName, Masquerade>,
 }
 
@@ -65,6 +71,10 @@ struct Loaded {
     names: ChainNames,
     tap: LinkName,
     rules: Rules,
+    /// Whether the port leads to its chains. If not, nobody looks after them.
+    attached: bool,
+    /// Which load its rules are of.
+    load: u64,
     /// Whether they are those that should be in force has yet to be found out.
     unconfirmed: bool,
     /// Those of its chains whose rules another has touched since.
@@ -101,14 +111,31 @@ impl Known {
 
     /// The machine's rules were loaded.
     pub(super) fn loaded(&self, compiled: &Arc<Compiled>) {
-        let names = compiled.ruleset.names.clone();
         let mut beliefs = self.beliefs();
-        beliefs.hooked = true;
-        let loaded = Loaded {
-            rules: Rules::Ours(Arc::clone(compiled)),
-            ..Loaded::found(&names, &compiled.ruleset.tap)
-        };
-        beliefs.machines.insert(names.vm, loaded);
+        beliefs.loads += 1;
+        let load = beliefs.loads;
+        beliefs.load(compiled, load);
+    }
+
+    /// What had been loaded for the machine was loaded again.
+    pub(super) fn put_back(&self, compiled: &Arc<Compiled>) {
+        let mut beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&compiled.ruleset.names.vm);
+        let load = machine.map_or(0, |machine| machine.load);
+        beliefs.load(compiled, load);
+    }
+
+    /// Between the loads so far and those to come.
+    pub(super) fn moment(&self) -> Moment {
+        Moment(self.beliefs().loads)
+    }
+
+    /// What was loaded for the machine since that moment.
+    pub(super) fn newer_than(&self, moment: Moment, names: &ChainNames) -> Option<Arc<Compiled>> {
+        let beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&names.vm)?;
+        let newer = machine.ours().filter(|_| machine.load > moment.0);
+        newer.map(Arc::clone)
     }
 
     /// The machine's chains are there, whatever is in them, and this port leads to them.
@@ -125,9 +152,12 @@ impl Known {
         let mut beliefs = self.beliefs();
         let machine = beliefs.machines.entry(names.vm.clone());
         let machine = machine.or_insert_with(|| Loaded::found(names, tap));
+        let other_port = machine.tap != *tap;
         machine.tap = tap.clone();
+        machine.attached = true;
         machine.unconfirmed |= unconfirmed;
-        if matches!(machine.rules, Rules::Closed) {
+        // Its rules name the port they are for.
+        if other_port || matches!(machine.rules, Rules::Closed) {
             machine.rules = Rules::Found;
         }
     }
@@ -181,7 +211,12 @@ impl Known {
 
     /// Another has touched the rules of this chain.
     pub(super) fn touched(&self, chain: &str) {
-        for loaded in self.beliefs().machines.values_mut() {
+        let mut beliefs = self.beliefs();
+        if SharedChain::is_name(chain) {
+            beliefs.shared.touched(chain);
+            return;
+        }
+        for loaded in beliefs.machines.values_mut() {
             if loaded.names.all().contains(&chain) {
                 loaded.touched.insert(chain.to_owned());
             }
@@ -193,25 +228,87 @@ impl Known {
         self.beliefs().machines.remove(&names.vm);
     }
 
-    /// The port is closed; what it led to is of no interest until it is loaded again.
-    pub(super) fn forget_port(&self, tap: &LinkName) {
-        self.beliefs()
+    /// The port is closed. What it led to is kept for the day it is opened again, as far as it is known.
+    pub(super) fn detached(&self, tap: &LinkName) {
+        let mut beliefs = self.beliefs();
+        for loaded in beliefs.machines.values_mut() {
+            loaded.attached &= loaded.tap != *tap;
+        }
+        beliefs
             .machines
-            .retain(|_, loaded| loaded.tap != *tap);
+            .retain(|_, loaded| loaded.attached || loaded.ours().is_some());
     }
 
-    /// What was loaded for the machine, if it was by this process.
+    /// What was loaded for the machine, if it was by this process and its port is open.
     pub(super) fn compiled(&self, names: &ChainNames) -> Option<Arc<Compiled>> {
-        match &self.beliefs().machines.get(&names.vm)?.rules {
-            Rules::Ours(compiled) => Some(Arc::clone(compiled)),
-            Rules::Found | Rules::Closed => None,
-        }
+        let beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&names.vm)?;
+        machine.ours().filter(|_| machine.attached).map(Arc::clone)
+    }
+
+    /// What was loaded for the machine, if it was by this process and for this port, open or not.
+    pub(super) fn compiled_for(&self, names: &ChainNames, tap: &LinkName) -> Option<Arc<Compiled>> {
+        let beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&names.vm)?;
+        machine
+            .ours()
+            .filter(|it| it.ruleset.tap == *tap)
+            .map(Arc::clone)
+    }
+
+    /// Whether this process has loaded the machine's rules.
+    pub(super) fn knows(&self, names: &ChainNames) -> bool {
+        let beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&names.vm);
+        machine.is_some_and(|machine| machine.ours().is_some())
     }
 
     /// Whether exactly this was loaded.
     pub(super) fn has(&self, compiled: &Compiled) -> bool {
         let loaded = self.compiled(&compiled.ruleset.names);
-        loaded.is_some_and(|loaded| loaded.hash == compiled.hash)
+        loaded.is_some_and(|loaded| loaded.says_the_same(compiled))
+    }
+
+    /// The shared chains that nobody would be known to jump to without these machines.
+    pub(super) fn unused_without(&self, machines: &BTreeSet<&ChainNames>) -> Vec<String> {
+        let beliefs = self.beliefs();
+        let (going, staying): (Vec<_>, Vec<_>) = beliefs
+            .ours()
+            .partition(|it| machines.contains(&it.ruleset.names));
+        let staying = staying.iter().flat_map(|it| it.ruleset.shared_names());
+        let staying: BTreeSet<_> = staying.collect();
+        let going = going.iter().flat_map(|it| it.ruleset.shared_names());
+        let unused: BTreeSet<_> = going
+            .filter(|chain| !staying.contains(chain) && !beliefs.shared.is_used_elsewhere(chain))
+            .collect();
+        unused.into_iter().map(str::to_owned).collect()
+    }
+
+    /// The machines that jump to this chain, if all that do were loaded by this process, as far as was
+    /// read.
+    pub(super) fn only_users(&self, chain: &str) -> Option<Vec<ChainNames>> {
+        let beliefs = self.beliefs();
+        if beliefs.shared.is_used_elsewhere(chain) {
+            return None;
+        }
+        let jumps = |it: &&Arc<Compiled>| it.ruleset.shared_names().any(|name| name == chain);
+        let users = beliefs.ours().filter(jumps);
+        Some(users.map(|it| it.ruleset.names.clone()).collect())
+    }
+
+    /// The shared chain of this name, if a machine loaded by this process jumps to it.
+    pub(super) fn shared(&self, chain: &str) -> Option<Arc<SharedChain>> {
+        let beliefs = self.beliefs();
+        let mut all = beliefs.ours().flat_map(|it| &it.ruleset.shared);
+        all.find(|it| it.name == chain).map(Arc::clone)
+    }
+
+    /// These chains hold what their names say.
+    pub(super) fn loaded_shared<'a>(&self, chains: impl IntoIterator<Item = &'a str>) {
+        let mut beliefs = self.beliefs();
+        for chain in chains {
+            beliefs.shared.loaded(chain);
+        }
     }
 
     /// The bridge's masquerading was set up.
@@ -233,10 +330,13 @@ impl Known {
 
     /// What of all this the kernel does not hold.
     pub(super) fn compare(&self, reading: &Reading) -> Vec<Damage> {
-        let beliefs = self.beliefs();
-        let machines = beliefs.machines.values();
+        let mut beliefs = self.beliefs();
         let mut found = beliefs.damaged_hooks(reading);
-        found.extend(machines.flat_map(|loaded| loaded.damages(reading)));
+        found.extend(beliefs.damaged_shared(reading));
+        beliefs.forget_gone(reading);
+        let shared = &beliefs.shared;
+        let machines = beliefs.machines.values().filter(|loaded| loaded.attached);
+        found.extend(machines.flat_map(|loaded| loaded.damages(reading, shared)));
         found
     }
 
@@ -246,6 +346,58 @@ impl Known {
 }
 
 impl Beliefs {
+    fn load(&mut self, compiled: &Arc<Compiled>, load: u64) {
+        self.hooked = true;
+        let compiled = self.shared.with_one_copy(compiled);
+        let names = compiled.ruleset.names.clone();
+        let loaded = Loaded {
+            load,
+            ..Loaded::found(&names, &compiled.ruleset.tap)
+        };
+        let rules = Rules::Ours(compiled);
+        self.machines.insert(names.vm, Loaded { rules, ..loaded });
+    }
+
+    /// Machines whose port is closed, and whose chains are not what they were any more: nobody looks
+    /// after those.
+    fn forget_gone(&mut self, reading: &Reading) {
+        let shared = &self.shared;
+        let is_whole = |loaded: &Loaded| {
+            let mut chains = loaded.names.all().into_iter();
+            chains.all(|chain| {
+                reading.chains.contains(chain) && loaded.chain_is_sound(chain, reading, shared)
+            })
+        };
+        self.machines
+            .retain(|_, loaded| loaded.attached || is_whole(loaded));
+    }
+
+    /// What this process has loaded.
+    fn ours(&self) -> impl Iterator<Item = &Arc<Compiled>> {
+        self.machines.values().filter_map(Loaded::ours)
+    }
+
+    /// Also takes in who else jumps where.
+    fn damaged_shared(&mut self, reading: &Reading) -> Vec<Damage> {
+        let chains: BTreeMap<_, _> = self
+            .ours()
+            .flat_map(|it| &it.ruleset.shared)
+            .map(|chain| (chain.name.clone(), Arc::clone(chain)))
+            .collect();
+        let is_ours = |chain: &str| {
+            self.machines
+                .get(chain)
+                .is_some_and(|it| it.ours().is_some())
+        };
+        let others = reading.jumps.iter().filter(|(chain, _)| !is_ours(chain));
+        let elsewhere = others.flat_map(|(_, targets)| targets).cloned().collect();
+        self.shared.saw(reading, elsewhere);
+        let damaged = chains
+            .values()
+            .filter_map(|chain| self.shared.damage(chain, reading));
+        damaged.collect()
+    }
+
     fn damaged_hooks(&self, reading: &Reading) -> Vec<Damage> {
         let damage = |part, name: &str| Damage {
             machine: None,
@@ -255,7 +407,7 @@ impl Beliefs {
         if !self.hooked {
             return Vec::new();
         }
-        if !reading.table {
+        if !reading.table || reading.dormant {
             return vec![damage(Part::Table, TABLE)];
         }
         let names = Hook::ALL.map(Hook::as_str).into_iter();
@@ -279,12 +431,21 @@ impl Loaded {
             names: names.clone(),
             tap: tap.clone(),
             rules: Rules::Found,
+            attached: true,
+            load: 0,
             unconfirmed: false,
             touched: BTreeSet::new(),
         }
     }
 
-    fn damages(&self, reading: &Reading) -> Vec<Damage> {
+    fn ours(&self) -> Option<&Arc<Compiled>> {
+        match &self.rules {
+            Rules::Ours(compiled) => Some(compiled),
+            Rules::Found | Rules::Closed => None,
+        }
+    }
+
+    fn damages(&self, reading: &Reading, shared: &Shared) -> Vec<Damage> {
         let damage = |part, name: &str| Damage {
             machine: Some(self.names.clone()),
             part,
@@ -300,7 +461,7 @@ impl Loaded {
         for chain in self.names.all() {
             if !reading.chains.contains(chain) {
                 found.push(damage(Part::Chain, chain));
-            } else if !self.chain_is_sound(chain, reading) {
+            } else if !self.chain_is_sound(chain, reading, shared) {
                 found.push(damage(Part::Rules, chain));
             }
         }
@@ -310,21 +471,26 @@ impl Loaded {
         found
     }
 
-    fn chain_is_sound(&self, chain: &str, reading: &Reading) -> bool {
+    fn chain_is_sound(&self, chain: &str, reading: &Reading, shared: &Shared) -> bool {
         if self.touched.contains(chain) {
             return false;
         }
+        let jumps = reading.jumps.get(chain).map_or(&[][..], Vec::as_slice);
         let mut found = comments(&reading.listing).filter(|(name, _)| *name == chain);
         match &self.rules {
             Rules::Ours(compiled) => {
                 let rules = compiled.ruleset.rules();
                 let wanted = rules.map(|(name, rule)| (name, rule.comment.as_str()));
                 wanted.filter(|(name, _)| *name == chain).eq(found)
+                    && jumps_alike(compiled, chain, jumps)
             }
             // Whoever loaded it, it ends in a verdict.
-            _ if chain == self.names.vm => found
-                .last()
-                .is_some_and(|(_, comment)| comment.starts_with("infinization-default-")),
+            _ if chain == self.names.vm => {
+                found
+                    .last()
+                    .is_some_and(|(_, comment)| comment.starts_with("infinization-default-"))
+                    && !jumps.iter().any(|target| shared.is_suspect(target))
+            }
             _ => found.any(|(_, comment)| comment.starts_with("infinization-rules")),
         }
     }
@@ -358,12 +524,28 @@ impl Loaded {
 }
 
 /// Whether the kernel's chains and dispatch are what was compiled, as far as comments tell.
-pub(super) fn holds(loaded: &Listing, compiled: &Compiled) -> bool {
+pub(super) fn holds(reading: &Reading, compiled: &Compiled) -> bool {
+    let names = &compiled.ruleset.names;
+    let shared: Vec<_> = compiled.ruleset.shared_names().collect();
+    let loaded = reading.listing.clone().of_vm_with(names, &shared);
     let wanted = Transaction::ensure_vm(compiled);
-    by_chain(wanted.added_rules()) == by_chain(comments(loaded)) && dispatched(loaded, &wanted)
+    let jumps = reading.jumps.get(&names.vm).map_or(&[][..], Vec::as_slice);
+    by_chain(wanted.added_rules()) == by_chain(comments(&loaded))
+        && jumps_alike(compiled, &names.vm, jumps)
+        && dispatched(&loaded, &wanted)
 }
 
-fn comments(listing: &Listing) -> impl Iterator<Item = (&str, &str)> {
+/// Whether the machine's chain jumps where it should.
+fn jumps_alike(compiled: &Compiled, chain: &str, jumps: &[String]) -> bool {
+    let rules = compiled.ruleset.rules().filter(|(name, _)| *name == chain);
+    let targets = rules.filter_map(|(_, rule)| match &rule.verdict {
+        Verdict::Jump(target) if SharedChain::is_name(target) => Some(target),
+        _ => None,
+    });
+    targets.eq(jumps)
+}
+
+pub(super) fn comments(listing: &Listing) -> impl Iterator<Item = (&str, &str)> {
     let rules = listing.rules.iter();
     rules.map(|(chain, comment)| (&**chain, comment.as_deref().unwrap_or_default()))
 }

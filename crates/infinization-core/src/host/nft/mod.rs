@@ -1,27 +1,34 @@
 //! The kernel's nftables. Transactions come ready-made from [`crate::firewall`]; this module runs
 //! them, checks that the kernel confirmed them, and reads back.
 //!
-//! Invariants: a change is one kernel transaction, by one `nft` process or one netlink message; changes are made one after
+//! Invariants: a change is one kernel transaction, by one netlink batch or one `nft` process; changes are made one after
 //! the other in this process; one that has started is finished even if nobody waits for it any
 //! more, so that a later one cannot overtake it. Reads and probes need no turn.
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `transport`, `netlink` | how the kernel is talked to |
+//! | `transport`, `netlink`, `encode`, `wire` | how the kernel is talked to |
 //! | `journal`, `notice` | whether others have changed what is ours |
-//! | `known`, `verify` | what was loaded, comparing it with the kernel, putting it back |
+//! | `known`, `shared`, `verify` | what was loaded, comparing it with the kernel, putting it back |
+//! | `batch` | loading many machines at once |
+//! | `line` | one machine's changes in the order they were asked for |
 //! | `nat` | masquerading |
 //! | `probe` | what the kernel can do |
 
+mod batch;
+mod encode;
 mod error;
 mod journal;
 mod known;
+mod line;
 mod nat;
 mod netlink;
 mod notice;
 mod probe;
+mod shared;
 mod transport;
 mod verify;
+mod wire;
 
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
@@ -32,6 +39,7 @@ use tokio::sync::Mutex;
 pub use error::NftError;
 pub use journal::Mark;
 pub use known::{Damage, Part};
+pub use line::{Moment, Place};
 pub use notice::OurTable;
 pub use transport::{
     Committed, CommittedRule, Element, Listing, NftProgram, NftTransport, Reading,
@@ -99,15 +107,6 @@ impl Nft {
         }
     }
 
-    /// Loads everything of a VM in one transaction: table, hooks, chains, rules, dispatch. On an
-    /// error the old rules are in force.
-    pub async fn ensure_vm(&self, compiled: &Compiled) -> Result<(), NftError> {
-        let compiled = Arc::new(compiled.clone());
-        let transaction = Transaction::ensure_vm(&compiled);
-        self.commit(transaction, move |known| known.loaded(&compiled))
-            .await
-    }
-
     /// Loads a VM's rules unless the kernel holds them already; says whether it had to. Costs nothing
     /// if this process has loaded them and nobody else has committed anything to the table since.
     pub async fn ensure_vm_if_changed(&self, compiled: &Compiled) -> Result<bool, NftError> {
@@ -126,8 +125,12 @@ impl Nft {
         }
     }
 
-    /// Sends the port's frames through the VM's chains, which must exist.
+    /// Sends the port's frames through the VM's chains, which must exist, unless this process has loaded
+    /// them for this port: then they are loaded as they were.
     pub async fn attach(&self, names: &ChainNames, tap: &LinkName) -> Result<(), NftError> {
+        if let Some(compiled) = self.journal.known.compiled_for(names, tap) {
+            return self.ensure_vm(&compiled).await;
+        }
         let attach = Transaction::attach(names, tap);
         let (names, tap) = (names.clone(), tap.clone());
         self.commit(attach, move |known| known.attached(&names, &tap))
@@ -151,20 +154,26 @@ impl Nft {
         Ok(())
     }
 
-    /// Removes the VM's chains and what leads to them, in one transaction. Fine if there is nothing.
+    /// Removes the VM's chains and what leads to them, in one transaction, with what only it has jumped
+    /// to. Fine if there is nothing.
     pub async fn remove_vm(&self, names: &ChainNames) -> Result<(), NftError> {
+        let is_known = self.journal.known.knows(names);
         let taps = Vec::from_iter(names.default_tap());
         match self.remove(names, &taps).await {
             Err(error) if error.is_absent() => {
                 self.journal.known.forget(names);
-                Ok(())
+                return Ok(());
             }
             // Another port leads to its chains, or its usual port to another VM's.
             Err(error) if error.is(Errno::EBUSY) || error.is(Errno::EEXIST) => {
-                self.remove_dispatched_vm(names).await
+                self.remove_dispatched_vm(names).await?;
             }
-            outcome => outcome,
+            outcome => outcome?,
         }
+        if is_known {
+            return Ok(());
+        }
+        self.sweep().await
     }
 
     async fn remove_dispatched_vm(&self, names: &ChainNames) -> Result<(), NftError> {
@@ -177,7 +186,22 @@ impl Nft {
 
     async fn remove(&self, names: &ChainNames, taps: &[LinkName]) -> Result<(), NftError> {
         let (remove, names) = (Transaction::remove_vm(names, taps), names.clone());
-        self.commit(remove, move |known| known.forget(&names)).await
+        self.in_turn(move |nft| async move {
+            let known = &nft.journal.known;
+            let unused = known.unused_without(&[&names].into());
+            let mut thorough = remove.clone();
+            thorough.delete_shared(&unused);
+            match nft.commit_now(&thorough).await {
+                // Somebody else may jump there.
+                Err(error) if error.is(Errno::EBUSY) && !unused.is_empty() => {
+                    nft.commit_now(&remove).await?;
+                }
+                outcome => outcome?,
+            }
+            known.forget(&names);
+            Ok(())
+        })
+        .await
     }
 
     /// Removes the VM chain of this name, with its helpers and dispatch.
@@ -201,8 +225,10 @@ impl Nft {
                 Err(error) if error.is_absent() => {}
                 outcome => outcome?,
             }
-            nft.journal.known.flushed(&names, default_action);
-            Ok(())
+            let known = &nft.journal.known;
+            let unused = known.unused_without(&[&names].into());
+            known.flushed(&names, default_action);
+            nft.delete_unused(&unused).await
         })
         .await
     }
@@ -227,7 +253,7 @@ impl Nft {
         let tap = tap.clone();
         self.in_turn(move |nft| async move {
             // Before it is closed: nobody is to open it again.
-            nft.journal.known.forget_port(&tap);
+            nft.journal.known.detached(&tap);
             let committing = nft.journal.begin_commit();
             let committed = nft.transport.delete_elements(ports).await;
             committing.ended(sender_of(&committed));

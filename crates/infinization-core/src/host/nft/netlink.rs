@@ -1,12 +1,12 @@
-//! Taking ports out of the verdict maps by nfnetlink messages of our own, over a socket that stays
-//! open.
+//! Changing the table by nfnetlink messages of our own, over a socket that stays open.
 //!
 //! `nft` is not slow at this, its end is: a process that closes its nfnetlink socket waits until the
-//! kernel has freed what was deleted, an RCU grace period of 10 to 20 ms (`nft_rcv_nl_event`, Linux
-//! 6.18). A stop, a crash and a forced end of a VM need nothing but this.
+//! kernel has freed what was replaced, an RCU grace period of 10 to 20 ms (`nft_rcv_nl_event`, Linux
+//! 6.18).
 //!
-//! The bytes are those of `linux/netfilter/nfnetlink.h` and `nf_tables.h`. The kernel serves a batch
-//! while it is being sent, all or nothing, and its answers are there when `send` returns.
+//! The kernel serves a batch while it is being sent, all or nothing, and its answers are there when
+//! `send` returns: what rules it made, as the multicast group is told it, and errors or the last
+//! request's acknowledgement.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -15,63 +15,61 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
-    recv, send, socket,
+    recv, send, setsockopt, socket, sockopt,
 };
 
+use super::encode::{Encoded, get_chain, rename};
 use super::error::NftError;
-use crate::firewall::{TABLE, VerdictMap};
+use super::transport::{Committed, CommittedRule};
+use super::wire::{
+    GENERIC_HEADER, HEADER, NLMSG_ERROR, SUBSYS_NFTABLES, batch, find, find_text, kind, u16_at,
+    u32_at,
+};
+use crate::firewall::VerdictMap;
 use crate::host::blocking::blocking;
 use crate::types::LinkName;
 
-const NLMSG_ERROR: u16 = 2;
-const BATCH_BEGIN: u16 = 16;
-const BATCH_END: u16 = 17;
-const SUBSYS_NFTABLES: u16 = 10;
-/// `NFT_MSG_DELSETELEM`.
-const DELETE_ELEMENTS: u16 = (SUBSYS_NFTABLES << 8) + 14;
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const FAMILY_BRIDGE: u8 = 7;
-const NESTED: u16 = 1 << 15;
-/// `nlmsghdr`.
-const HEADER: usize = 16;
-/// `IFNAMSIZ`: the length of a map's key.
-const KEY: usize = 16;
-/// An answer has a header, an errno, and the request it is about.
-const ANSWERS: usize = 16 * 1024;
+const NEW_CHAIN: u16 = (SUBSYS_NFTABLES << 8) + kind::NEW_CHAIN;
+const NEW_RULE: u16 = (SUBSYS_NFTABLES << 8) + kind::NEW_RULE;
+/// No datagram is longer: the kernel fills a page or two (`NLMSG_GOODSIZE`).
+const DATAGRAM: usize = 64 * 1024;
+/// Room for answers to a batch that is not large.
+const ROOM: usize = 1024 * 1024;
 
 /// Which element of which map.
 pub(super) type Port = (VerdictMap, LinkName);
 
 /// A socket that is opened when it is needed first, and again after an error.
 #[derive(Debug, Default)]
-pub(super) struct Elements(Mutex<Option<OwnedFd>>);
+pub(super) struct Batches(Mutex<Option<OwnedFd>>);
 
-impl Elements {
-    /// Deletes the elements in one transaction; answers the port of the socket it came from.
-    pub(super) async fn delete(self: &Arc<Self>, ports: Vec<Port>) -> Result<u32, NftError> {
-        let elements = Arc::clone(self);
-        blocking(move || elements.delete_now(&ports))
+impl Batches {
+    /// Commits in one transaction.
+    pub(super) async fn commit(self: &Arc<Self>, encoded: Encoded) -> Result<Committed, NftError> {
+        let batches = Arc::clone(self);
+        blocking(move || batches.commit_now(encoded))
             .await
             .map_err(|error| NftError::Netlink(error.into()))?
     }
 
-    fn delete_now(&self, ports: &[Port]) -> Result<u32, NftError> {
+    /// Renames come last: until then everything is under its old name.
+    fn commit_now(&self, encoded: Encoded) -> Result<Committed, NftError> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let socket = match held.take() {
             Some(socket) => socket,
             None => open().map_err(NftError::Netlink)?,
         };
-        match exchange(&socket, &batch(ports), ports.len()).map_err(NftError::Netlink)? {
-            None => {
-                let address: NetlinkAddr = getsockname(socket.as_raw_fd())
-                    .map_err(|errno| NftError::Netlink(errno.into()))?;
-                // Only a socket with nothing left unread is used again.
-                *held = Some(socket);
-                Ok(address.pid())
-            }
-            Some(errno) => Err(NftError::rejected(errno)),
+        let Encoded {
+            mut requests,
+            renames,
+        } = encoded;
+        for (chain, to) in &renames {
+            requests.push(rename(&handle_of(&socket, chain)?, to));
         }
+        let committed = exchange(&socket, &batch(requests))?;
+        // Only a socket with nothing left unread is used again.
+        *held = Some(socket);
+        Ok(committed)
     }
 }
 
@@ -83,136 +81,105 @@ fn open() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Sends a batch and reads the answer to each of its `requests`, up to the first refusal: of one, or
-/// of the whole batch.
-fn exchange(socket: &OwnedFd, batch: &[u8], requests: usize) -> io::Result<Option<Errno>> {
-    send(socket.as_raw_fd(), batch, MsgFlags::empty())?;
-    let mut accepted = 0;
-    let mut buffer = vec![0; ANSWERS];
-    while accepted < requests {
-        let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        for errno in errnos_in(&buffer[..length])? {
-            if errno != 0 {
-                return Ok(Some(Errno::from_raw(errno)));
+/// The kernel's number for the chain.
+fn handle_of(socket: &OwnedFd, chain: &str) -> Result<Vec<u8>, NftError> {
+    let question = get_chain(chain).bytes();
+    send(socket.as_raw_fd(), &question, MsgFlags::empty()).map_err(lost)?;
+    let mut handle = None;
+    receive(socket, |kind, attributes| {
+        if kind == NEW_CHAIN {
+            handle = find(attributes, 2).map(<[u8]>::to_vec);
+        }
+    })?;
+    handle.ok_or(NftError::Rejected(Errno::ENOENT))
+}
+
+/// Sends a batch and reads what came of it.
+fn exchange(socket: &OwnedFd, batch: &[u8]) -> Result<Committed, NftError> {
+    // What is told of a rule is no longer than four times what makes it, with the kernel's own share.
+    let (sent, answered) = (batch.len() + ROOM, ROOM + 8 * batch.len());
+    setsockopt(socket, sockopt::SndBufForce, &sent).map_err(lost)?;
+    setsockopt(socket, sockopt::RcvBufForce, &answered).map_err(lost)?;
+    send(socket.as_raw_fd(), batch, MsgFlags::empty()).map_err(lost)?;
+    let mut rules = Vec::new();
+    receive(socket, |kind, attributes| {
+        if kind == NEW_RULE {
+            rules.extend(committed_rule(attributes));
+        }
+    })?;
+    let address: NetlinkAddr = getsockname(socket.as_raw_fd()).map_err(lost)?;
+    Ok(Committed {
+        sender: Some(address.pid()),
+        rules,
+    })
+}
+
+/// Reads messages up to an acknowledgement, or the first refusal.
+fn receive(socket: &OwnedFd, mut each: impl FnMut(u16, &[u8])) -> Result<(), NftError> {
+    let mut buffer = vec![0; DATAGRAM];
+    loop {
+        let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(lost)?;
+        let mut bytes = &buffer[..length];
+        while !bytes.is_empty() {
+            let (message, rest) = split(bytes).ok_or_else(torn)?;
+            bytes = rest;
+            let kind = u16_at(message, 4).ok_or_else(torn)?;
+            if kind != NLMSG_ERROR {
+                each(kind, message.get(GENERIC_HEADER..).ok_or_else(torn)?);
+                continue;
             }
-            accepted += 1;
+            let errno = message.get(HEADER..).and_then(|body| u32_at(body, 0));
+            return match -errno.ok_or_else(torn)?.cast_signed() {
+                0 => Ok(()),
+                errno => Err(NftError::rejected(Errno::from_raw(errno))),
+            };
         }
     }
-    Ok(None)
 }
 
-fn errnos_in(mut bytes: &[u8]) -> io::Result<Vec<i32>> {
-    let torn = || io::Error::from(io::ErrorKind::InvalidData);
-    let mut errnos = Vec::new();
-    while !bytes.is_empty() {
-        let (length, rest) = bytes.split_first_chunk::<4>().ok_or_else(torn)?;
-        let length = usize::try_from(u32::from_ne_bytes(*length)).map_err(|_| torn())?;
-        let kind = rest.first_chunk::<2>().ok_or_else(torn)?;
-        let body = bytes.get(HEADER..length).ok_or_else(torn)?;
-        if u16::from_ne_bytes(*kind) == NLMSG_ERROR {
-            let errno = body.first_chunk::<4>().ok_or_else(torn)?;
-            errnos.push(-i32::from_ne_bytes(*errno));
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(errnos)
+/// The first message, and what is behind it.
+fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
+    let message = bytes.get(..length).filter(|_| length >= HEADER)?;
+    let next = length.next_multiple_of(4);
+    Some((message, bytes.get(next..).unwrap_or_default()))
 }
 
-fn batch(ports: &[Port]) -> Vec<u8> {
-    let limit = |kind| message(kind, REQUEST, 0, SUBSYS_NFTABLES, &[]);
-    let deletes = ports.iter().flat_map(|(map, tap)| {
-        let attributes = element(*map, tap);
-        message(
-            DELETE_ELEMENTS,
-            REQUEST | ACK,
-            FAMILY_BRIDGE,
-            0,
-            &attributes,
-        )
-    });
-    let mut batch = limit(BATCH_BEGIN);
-    batch.extend(deletes);
-    batch.extend(limit(BATCH_END));
-    batch
+fn committed_rule(attributes: &[u8]) -> Option<CommittedRule> {
+    let handle = find(attributes, 3)?.first_chunk()?;
+    // `NFTNL_UDATA_RULE_COMMENT` is the first of the user's data, and we give no other.
+    let comment = find(attributes, 7)?.get(2..)?;
+    let comment = comment.strip_suffix(&[0]).unwrap_or(comment);
+    Some(CommittedRule {
+        chain: String::from_utf8_lossy(find_text(attributes, 2)?).into_owned(),
+        comment: String::from_utf8_lossy(comment).into_owned(),
+        handle: u64::from_be_bytes(*handle),
+    })
 }
 
-/// `nlmsghdr`, `nfgenmsg`, attributes.
-fn message(kind: u16, flags: u16, family: u8, resource: u16, attributes: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(HEADER + 4 + attributes.len()).unwrap_or(u32::MAX);
-    let mut bytes = length.to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    // Sequence number and port: answers come in order, and the kernel fills the port in.
-    bytes.extend([0; 8]);
-    bytes.extend([family, 0]);
-    bytes.extend(resource.to_be_bytes());
-    bytes.extend(attributes);
-    bytes
+fn lost(errno: Errno) -> NftError {
+    NftError::Netlink(errno.into())
 }
 
-/// `NFTA_SET_ELEM_LIST_*` of one element.
-fn element(map: VerdictMap, tap: &LinkName) -> Vec<u8> {
-    let mut key = [0; KEY];
-    key[..tap.as_str().len()].copy_from_slice(tap.as_str().as_bytes());
-    let key = nested(1, &attribute(1, &key));
-    let mut list = text(1, TABLE);
-    list.extend(text(2, map.as_str()));
-    list.extend(nested(3, &nested(1, &key)));
-    list
-}
-
-fn text(kind: u16, text: &str) -> Vec<u8> {
-    attribute(kind, &[text.as_bytes(), &[0]].concat())
-}
-
-fn nested(kind: u16, content: &[u8]) -> Vec<u8> {
-    attribute(kind | NESTED, content)
-}
-
-/// `nlattr`, padded to four bytes.
-fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
-    let length = 4 + content.len();
-    let mut bytes = u16::try_from(length)
-        .unwrap_or(u16::MAX)
-        .to_ne_bytes()
-        .to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(content);
-    bytes.resize(length.next_multiple_of(4), 0);
-    bytes
+fn torn() -> NftError {
+    NftError::Netlink(io::ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::wire::message;
     use super::*;
 
     #[test]
-    fn an_attribute_is_padded_and_its_length_is_not() {
-        assert_eq!(
-            attribute(2, b"abc"),
-            [&7u16.to_ne_bytes()[..], &2u16.to_ne_bytes(), b"abc\0"].concat()
-        );
-        assert_eq!(text(1, "abc").len(), 8);
-        assert_eq!(nested(3, &[])[2..], (3u16 | 0x8000).to_ne_bytes());
-    }
-
-    #[test]
     fn answers_are_told_apart_from_what_is_torn() {
-        let answer = |errno: i32| {
-            message(NLMSG_ERROR, 0, 0, 0, &[])[..HEADER]
-                .iter()
-                .copied()
-                .chain((-errno).to_ne_bytes())
-                .collect::<Vec<u8>>()
-        };
-        let mut two = answer(0);
-        two.extend(answer(2));
-        assert_eq!(errnos_in(&two).unwrap(), [0, 2]);
-        assert!(errnos_in(&[]).unwrap().is_empty());
+        let answer = message(NLMSG_ERROR, 0, 0, 0, &[]);
+        let two = [answer.clone(), answer].concat();
+        let (first, rest) = split(&two).unwrap();
+        assert_eq!((first.len(), rest.len()), (GENERIC_HEADER, GENERIC_HEADER));
         for cut in [1, 5, 17] {
-            assert!(errnos_in(&two[..cut]).is_err(), "{cut}");
+            assert!(split(&two[..cut]).is_none(), "{cut}");
         }
         let endless = [0; HEADER];
-        assert!(errnos_in(&endless).is_err());
+        assert!(split(&endless).is_none());
     }
 }

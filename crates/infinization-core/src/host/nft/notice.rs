@@ -7,15 +7,12 @@
 
 use std::collections::BTreeSet;
 
+use super::wire::{FAMILY_BRIDGE, GENERIC_HEADER, SUBSYS_NFTABLES, find_text, u16_at, u32_at};
 use crate::firewall::{NAT_TABLE, TABLE};
 
-const SUBSYS_NFTABLES: u16 = 10;
 /// `NFT_MSG_NEWGEN`: the end of a commit.
 const NEW_GENERATION: u16 = (SUBSYS_NFTABLES << 8) + 15;
-/// `nlmsghdr` and `nfgenmsg`.
-const HEADER: usize = 20;
 const FAMILY_IPV4: u8 = 2;
-const FAMILY_BRIDGE: u8 = 7;
 /// `NFT_MSG_NEWRULE`, which also is a replacement, and `NFT_MSG_DELRULE`.
 const RULES: [u16; 2] = [(SUBSYS_NFTABLES << 8) + 6, (SUBSYS_NFTABLES << 8) + 8];
 /// The attribute that names the table, in every message.
@@ -93,7 +90,7 @@ impl Reader {
     fn take_in(&mut self, message: &[u8]) -> Result<Option<Commit>, Torn> {
         let kind = u16_at(message, 4).ok_or(Torn)?;
         let sender = u32_at(message, 12).ok_or(Torn)?;
-        let attributes = message.get(HEADER..).ok_or(Torn)?;
+        let attributes = message.get(GENERIC_HEADER..).ok_or(Torn)?;
         if kind == NEW_GENERATION {
             let touched = std::mem::take(&mut self.touched);
             return Ok(Some(Commit { sender, touched }));
@@ -107,7 +104,7 @@ impl Reader {
 
 impl Touched {
     fn note(&mut self, kind: u16, family: u8, attributes: &[u8]) {
-        let name = name_in(attributes, NAME_OF_TABLE).unwrap_or_default();
+        let name = find_text(attributes, NAME_OF_TABLE).unwrap_or_default();
         let Some(table) = OurTable::of(family, name) else {
             return;
         };
@@ -115,32 +112,11 @@ impl Touched {
             self.tables.push(table);
         }
         if table == OurTable::Filter && RULES.contains(&kind) {
-            let chain = name_in(attributes, CHAIN_OF_RULE).unwrap_or_default();
+            let chain = find_text(attributes, CHAIN_OF_RULE).unwrap_or_default();
             self.chains
                 .insert(String::from_utf8_lossy(chain).into_owned());
         }
     }
-}
-
-/// The text that an attribute of this kind holds.
-fn name_in(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let length = usize::from(u16_at(attributes, 0)?);
-        let kind = u16_at(attributes, 2)?;
-        let name = attributes.get(4..length)?;
-        if kind == wanted {
-            return Some(name.strip_suffix(&[0]).unwrap_or(name));
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
 #[cfg(test)]
@@ -163,7 +139,7 @@ mod tests {
 
     fn message(kind: u16, sender: u32, family: u8, attributes: &[Vec<u8>]) -> Vec<u8> {
         let attributes = attributes.concat();
-        let length = u32::try_from(HEADER + attributes.len()).unwrap();
+        let length = u32::try_from(GENERIC_HEADER + attributes.len()).unwrap();
         let mut bytes = length.to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
         bytes.extend([0; 6]);

@@ -8,18 +8,17 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
+use super::encode::{Encoded, encode};
 use super::error::NftError;
-use super::netlink::Elements;
+use super::netlink::Batches;
 use crate::firewall::{
-    ChainNames, Hook, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, TABLE,
-    Transaction, VerdictMap, document,
+    ChainNames, Hook, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, SharedChain,
+    TABLE, Transaction, VerdictMap, document,
 };
 use crate::host::program::{Finished, Program};
 use crate::types::LinkName;
 
 /// How the kernel's nftables is talked to.
-///
-/// That is one `nft` process per call, but for closing ports, which is one netlink message.
 #[async_trait]
 pub trait NftTransport: std::fmt::Debug + Send + Sync {
     /// Commits the transaction.
@@ -85,10 +84,16 @@ pub struct Reading {
     pub listing: Listing,
     /// Whether there is a table.
     pub table: bool,
+    /// Whether it sees no packets: it has flags, and we give it none.
+    pub dormant: bool,
     /// The chains there are.
     pub chains: BTreeSet<String>,
     /// Each hook's chain and all its rules, in nft's own words, without handles.
     pub hooks: BTreeMap<&'static str, String>,
+    /// As much of each chain that machines share.
+    pub shared: BTreeMap<String, String>,
+    /// Who jumps to one of those: the chain, and what it jumps to, in order.
+    pub jumps: BTreeMap<String, Vec<String>>,
 }
 
 /// What the kernel holds.
@@ -103,9 +108,16 @@ pub struct Listing {
 impl Listing {
     /// The part that concerns one VM: its chains, the hooks, and what leads from them to it.
     #[must_use]
-    pub fn of_vm(mut self, names: &ChainNames) -> Self {
+    pub fn of_vm(self, names: &ChainNames) -> Self {
+        self.of_vm_with(names, &[])
+    }
+
+    /// As [`Listing::of_vm`], with these chains too.
+    #[must_use]
+    pub(super) fn of_vm_with(mut self, names: &ChainNames, others: &[&str]) -> Self {
         let mut chains = Vec::from(names.all());
         chains.extend(Hook::ALL.map(Hook::as_str));
+        chains.extend(others);
         self.rules.retain(|(chain, _)| chains.contains(&&**chain));
         self.elements.retain(|element| element.leads_to(names));
         self
@@ -118,10 +130,12 @@ impl Element {
     }
 }
 
-/// Runs `nft -j -f -`; closes ports by itself, over netlink.
+/// Sends messages to the kernel for changes, and runs `nft -j -f -` for everything else. What cannot be
+/// said in messages, and what the kernel refused, is left to `nft` as well: it finds the words for what is
+/// wrong.
 #[derive(Debug, Clone, Default)]
 pub struct NftProgram {
-    elements: Arc<Elements>,
+    batches: Arc<Batches>,
 }
 
 const MAPS: [VerdictMap; 2] = [VerdictMap::FromVm, VerdictMap::ToVm];
@@ -129,6 +143,12 @@ const MAPS: [VerdictMap; 2] = [VerdictMap::FromVm, VerdictMap::ToVm];
 #[async_trait]
 impl NftTransport for NftProgram {
     async fn commit(&self, transaction: &Transaction) -> Result<Committed, NftError> {
+        if let Some(encoded) = encode(transaction) {
+            match self.batches.commit(encoded).await {
+                Ok(committed) => return Ok(committed),
+                Err(error) => tracing::debug!(%error, "left to nft"),
+            }
+        }
         commit(&document(transaction)).await
     }
 
@@ -136,9 +156,7 @@ impl NftTransport for NftProgram {
         &self,
         ports: Vec<(VerdictMap, LinkName)>,
     ) -> Result<Committed, NftError> {
-        let sender = Some(self.elements.delete(ports).await?);
-        let rules = Vec::new();
-        Ok(Committed { sender, rules })
+        self.batches.commit(Encoded::deleting(&ports)).await
     }
 
     async fn check(&self, transaction: &Transaction) -> Result<(), NftError> {
@@ -237,31 +255,64 @@ fn reading(objects: &[Value]) -> Reading {
             elements: elements_in(objects),
         },
         table: true,
+        // nft 1.0.6 garbles which flags they are.
+        dormant: of("table").any(|table| table.get("flags").is_some()),
         chains: of("chain")
             .filter_map(|chain| text(chain, "name"))
             .collect(),
-        hooks: Hook::ALL
-            .iter()
-            .map(|hook| (hook.as_str(), hook_in(*hook, objects)))
-            .collect(),
+        hooks: words_of(objects, |chain| {
+            Hook::ALL
+                .into_iter()
+                .map(Hook::as_str)
+                .find(|hook| *hook == chain)
+        }),
+        shared: words_of(objects, |chain| {
+            SharedChain::is_name(chain).then(|| chain.to_owned())
+        }),
+        jumps: jumps_in(objects),
     }
 }
 
-/// The base chain and its rules, as text to compare.
-fn hook_in(hook: Hook, objects: &[Value]) -> String {
-    let ours = objects.iter().filter(|object| {
-        object["chain"]["name"] == hook.as_str() || object["rule"]["chain"] == hook.as_str()
-    });
-    let without_handle = |object: &Value| {
-        let mut object = object.clone();
-        for kind in ["chain", "rule"] {
-            if let Some(Value::Object(members)) = object.get_mut(kind) {
-                members.remove("handle");
+/// Each of these chains with its rules, as text to compare.
+fn words_of<K: Ord>(objects: &[Value], key_of: impl Fn(&str) -> Option<K>) -> BTreeMap<K, String> {
+    let mut all = BTreeMap::new();
+    for object in objects {
+        let chain = object["chain"]["name"].as_str();
+        let chain = chain.or_else(|| object["rule"]["chain"].as_str());
+        if let Some(key) = chain.and_then(&key_of) {
+            let words: &mut String = all.entry(key).or_default();
+            words.push_str(&without_handle(object));
+            words.push('\n');
+        }
+    }
+    all
+}
+
+fn without_handle(object: &Value) -> String {
+    let mut object = object.clone();
+    for kind in ["chain", "rule"] {
+        if let Some(Value::Object(members)) = object.get_mut(kind) {
+            members.remove("handle");
+        }
+    }
+    object.to_string()
+}
+
+fn jumps_in(objects: &[Value]) -> BTreeMap<String, Vec<String>> {
+    let mut jumps: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for rule in objects.iter().filter_map(|object| object.get("rule")) {
+        let statements = rule["expr"].as_array().map_or(&[][..], Vec::as_slice);
+        for word in ["jump", "goto"] {
+            let targets = statements
+                .iter()
+                .filter_map(|it| it[word]["target"].as_str());
+            for target in targets.filter(|target| SharedChain::is_name(target)) {
+                let chain = text(rule, "chain").unwrap_or_default();
+                jumps.entry(chain).or_default().push(target.to_owned());
             }
         }
-        object.to_string()
-    };
-    ours.map(without_handle).collect::<Vec<_>>().join("\n")
+    }
+    jumps
 }
 
 fn nat_listing(objects: Vec<Value>) -> NatListing {

@@ -1,14 +1,17 @@
 //! Finding out whether another program has meddled with what is ours.
 
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::Arc;
+
+use nix::errno::Errno;
 
 use super::journal::Mark;
 use super::known::{Damage, Known, holds};
 use super::notice::OurTable;
 use super::transport::Reading;
 use super::{Nft, NftError};
-use crate::firewall::{ChainNames, Compiled, Transaction};
+use crate::firewall::{ChainNames, Compiled, SharedChain, Transaction};
 use crate::types::LinkName;
 
 /// What was found, and put back.
@@ -93,6 +96,7 @@ impl Nft {
             let reading = nft.transport.read().await?;
             let damages = nft.conclude(&reading, mark);
             let unknown = nft.put_back(&damages, &reading).await?;
+            nft.sweep_after(&reading).await?;
             let mut unconfirmed = nft.journal.known.unconfirmed();
             unconfirmed.retain(|names| !unknown.contains(names));
             Ok(Repair {
@@ -118,11 +122,45 @@ impl Nft {
         let mut damaged: Vec<ChainNames> =
             damages.iter().filter_map(|it| it.machine.clone()).collect();
         damaged.dedup();
-        match self.load_again(&damaged, reading).await {
-            Err(NftError::Refused { stderr, .. }) => {
-                tracing::warn!(stderr, "the firewall is put back machine by machine");
-                self.put_back_one_by_one(&damaged).await
+        let shared = damages.iter().filter(|it| it.machine.is_none());
+        let shared = shared.filter_map(|it| self.journal.known.shared(&it.name));
+        let shared: Vec<_> = shared.collect();
+        match self.load_again(&damaged, &shared, reading).await {
+            Err(error @ (NftError::Refused { .. } | NftError::Rejected(_))) => {
+                tracing::warn!(%error, "the firewall is put back machine by machine");
+                self.put_back_one_by_one(&damaged, &shared).await
             }
+            outcome => outcome,
+        }
+    }
+
+    /// Deletes the shared chains that nothing jumps to: those of machines of an earlier process.
+    pub(super) async fn sweep(&self) -> Result<(), NftError> {
+        self.in_turn(|nft| async move {
+            let reading = nft.transport.read().await?;
+            nft.sweep_after(&reading).await
+        })
+        .await
+    }
+
+    async fn sweep_after(&self, reading: &Reading) -> Result<(), NftError> {
+        let used: HashSet<_> = reading.jumps.values().flatten().collect();
+        let known = &self.journal.known;
+        let unused = reading.shared.keys().filter(|chain| !used.contains(chain));
+        let unused = unused.filter(|chain| known.shared(chain).is_none());
+        self.delete_unused(&unused.cloned().collect::<Vec<_>>())
+            .await
+    }
+
+    /// In a turn. Somebody may have begun to jump there meanwhile.
+    pub(super) async fn delete_unused(&self, chains: &[String]) -> Result<(), NftError> {
+        if chains.is_empty() {
+            return Ok(());
+        }
+        let mut delete = Transaction::default();
+        delete.delete_shared(chains);
+        match self.commit_now(&delete).await {
+            Err(error) if error.is(Errno::EBUSY) || error.is_absent() => Ok(()),
             outcome => outcome,
         }
     }
@@ -132,17 +170,20 @@ impl Nft {
     async fn put_back_one_by_one(
         &self,
         damaged: &[ChainNames],
+        shared: &[Arc<SharedChain>],
     ) -> Result<Vec<ChainNames>, NftError> {
-        self.commit_now(&Transaction::table()).await?;
+        let shared = shared.iter().map(AsRef::as_ref);
+        let hooks = Transaction::put_back(&[], shared, []);
+        self.commit_now(&hooks).await?;
         let reading = self.transport.read().await?;
         let (mut closed, mut failed) = (Vec::new(), None);
         for names in damaged {
             let one = std::slice::from_ref(names);
-            let outcome = match self.load_again(one, &reading).await {
-                Err(NftError::Refused { stderr, .. }) => {
-                    tracing::error!(chain = names.vm, stderr, "a machine's rules were refused");
+            let outcome = match self.load_again(one, &[], &reading).await {
+                Err(error @ (NftError::Refused { .. } | NftError::Rejected(_))) => {
+                    tracing::error!(chain = names.vm, %error, "a machine's rules were refused");
                     self.journal.known.closed(names);
-                    self.load_again(one, &reading).await
+                    self.load_again(one, &[], &reading).await
                 }
                 outcome => outcome,
             };
@@ -159,6 +200,7 @@ impl Nft {
     async fn load_again(
         &self,
         machines: &[ChainNames],
+        shared: &[Arc<SharedChain>],
         reading: &Reading,
     ) -> Result<Vec<ChainNames>, NftError> {
         let known = &self.journal.known;
@@ -174,10 +216,18 @@ impl Nft {
                 }
             }
         }
-        let all = Transaction::put_back(&in_the_way, again.iter().map(AsRef::as_ref));
+        let shared = shared
+            .iter()
+            .chain(again.iter().flat_map(|it| &it.ruleset.shared));
+        let shared: BTreeMap<_, _> = shared
+            .map(|chain| (chain.name.as_str(), &**chain))
+            .collect();
+        let machines = again.iter().map(AsRef::as_ref);
+        let all = Transaction::put_back(&in_the_way, shared.values().copied(), machines);
         self.commit_now(&all).await?;
+        known.loaded_shared(shared.into_keys());
         for again in &again {
-            known.loaded(again);
+            known.put_back(again);
         }
         for names in &unknown {
             known.closed(names);
@@ -207,10 +257,9 @@ impl Nft {
             }
             let mark = nft.journal.mark(OurTable::Filter);
             let reading = nft.transport.read().await?;
-            let names = compiled.ruleset.names.clone();
             let damages = nft.conclude(&reading, mark);
-            let damaged = damages.iter().any(|damage| damage.concerns(&names));
-            let holds = !damaged && holds(&reading.listing.of_vm(&names), &compiled);
+            let damaged = damages.iter().any(|damage| damage.concerns(&compiled));
+            let holds = !damaged && holds(&reading, &compiled);
             if holds {
                 known.loaded(&Arc::new(compiled));
             }
@@ -230,8 +279,15 @@ impl Nft {
 }
 
 impl Damage {
-    /// Whether it is the machine's, or everybody's.
-    fn concerns(&self, names: &ChainNames) -> bool {
-        self.machine.as_ref().is_none_or(|machine| machine == names)
+    /// Whether it is the machine's, or of something the machine needs.
+    fn concerns(&self, compiled: &Compiled) -> bool {
+        match &self.machine {
+            Some(machine) => *machine == compiled.ruleset.names,
+            None if SharedChain::is_name(&self.name) => compiled
+                .ruleset
+                .shared_names()
+                .any(|name| name == self.name),
+            None => true,
+        }
     }
 }

@@ -81,6 +81,7 @@ fn facts(config: &VmConfig, tap: TapState, row: RowClaim) -> Facts {
         display_address: config.display.address.clone(),
         tap,
         firewall: firewall.unwrap(),
+        firewall_as_of: Moment::default(),
         vars_template: config
             .firmware
             .as_ref()

@@ -3,11 +3,18 @@
 //! It compiles rules exactly as the verbs do. What the rules must know of a machine, its MAC address
 //! and its bridge, is in its spec file; a machine without one has the MAC derived from its id.
 
+mod answers;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use serde::Serialize;
+use serde::Deserialize;
 use serde_json::Value;
+
+use answers::applied;
+pub use answers::{
+    Applied, Change, DegradedRule, DepartmentApplied, FailedRule, FirewallPlan, Refused,
+};
 
 use super::Manager;
 use crate::config::{
@@ -15,14 +22,12 @@ use crate::config::{
 };
 use crate::db::RuleSplit;
 use crate::error::Failure;
-use crate::firewall::{
-    self, ChainNames, ChainText, Compiled, HostService, Transaction, Verdict, VmFirewall,
-};
+use crate::firewall::{self, ChainNames, Compiled, HostService, VmFirewall};
 use crate::host::bridge;
 use crate::host::link::Links;
-use crate::host::nft::Nft;
+use crate::host::nft::{Nft, NftError};
 use crate::host::state_file;
-use crate::types::{FirewallDefaultAction, LinkName, VmId, VmNames};
+use crate::types::{FirewallDefaultAction, FirewallRuleInput, LinkName, VmId, VmNames};
 
 /// Where the firewall's settings come from.
 #[derive(Debug, Clone)]
@@ -41,93 +46,6 @@ pub struct Firewall {
     links: Links,
 }
 
-/// `FirewallApplyResult`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Applied {
-    /// Rules after merging; one for both directions counts once.
-    pub total_rules: usize,
-    /// Those in force.
-    pub applied_rules: usize,
-    /// Those that are not: the machine is not protected as asked.
-    pub failed_rules: usize,
-    /// The machine's visible chain.
-    pub chain_name: String,
-    /// Why each failed.
-    pub failures: Vec<FailedRule>,
-    /// Those in force in a weaker form, which the kernel forces on them.
-    pub degraded: Vec<DegradedRule>,
-}
-
-/// A rule that is not in force.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FailedRule {
-    /// Its name.
-    pub rule_name: String,
-    /// Why.
-    pub error: String,
-}
-
-/// A rule that does less than it says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct DegradedRule {
-    /// Its name.
-    pub rule_name: String,
-    /// In what way.
-    pub reason: String,
-}
-
-/// `FirewallPlan`: what would be loaded for a machine.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FirewallPlan {
-    /// The machine.
-    pub vm_id: VmId,
-    /// The port its frames pass.
-    pub tap_name: LinkName,
-    /// What happens to a packet no rule decides.
-    pub default_action: FirewallDefaultAction,
-    /// What would become of the rules.
-    #[serde(flatten)]
-    pub applied: Applied,
-    /// The chains its packets pass.
-    pub chains: Vec<ChainText>,
-    /// The table with this machine alone, in nft's syntax.
-    pub text: String,
-    /// The transaction, as `nft -j` would be given it.
-    pub json: Value,
-}
-
-impl FirewallPlan {
-    pub(super) fn of(vm_id: &VmId, compiled: &Compiled) -> Self {
-        let last = compiled.ruleset.vm.last();
-        Self {
-            vm_id: vm_id.clone(),
-            tap_name: compiled.ruleset.tap.clone(),
-            default_action: match last.map(|rule| &rule.verdict) {
-                Some(Verdict::Accept) => FirewallDefaultAction::Accept,
-                _ => FirewallDefaultAction::Drop,
-            },
-            applied: applied(compiled),
-            chains: firewall::chain_texts(compiled),
-            text: firewall::table_text(compiled),
-            json: firewall::document(&Transaction::ensure_vm(compiled)),
-        }
-    }
-}
-
-/// `applyRulesIfChanged`'s answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Change {
-    /// Whether the kernel did not hold the rules yet.
-    pub changed: bool,
-    /// What was loaded, if anything was.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub result: Option<Applied>,
-}
-
 /// What to filter, and where.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -140,6 +58,51 @@ pub struct Wanted {
     /// What happens to a packet no rule decides.
     pub default_action: FirewallDefaultAction,
 }
+
+/// A department's rules, and its machines.
+#[derive(Debug, Clone)]
+pub struct Department {
+    /// The department's.
+    pub rules: Vec<FirewallRuleInput>,
+    /// What else decides each machine's rules.
+    pub machines: Vec<Member>,
+}
+
+/// A machine of a department.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Member {
+    /// The machine.
+    pub vm_id: VmId,
+    /// The port its frames pass.
+    pub tap_name: LinkName,
+    /// Its own rules.
+    #[serde(default)]
+    pub vm_rules: Vec<FirewallRuleInput>,
+    /// What happens to a packet no rule decides.
+    #[serde(default)]
+    pub default_action: FirewallDefaultAction,
+}
+
+impl Member {
+    fn under(self, department: &[FirewallRuleInput]) -> Wanted {
+        Wanted {
+            vm_id: self.vm_id,
+            tap: self.tap_name,
+            rules: RuleSplit {
+                department_rules: department.to_vec(),
+                vm_rules: self.vm_rules,
+            },
+            default_action: self.default_action,
+        }
+    }
+}
+
+/// A change that was asked for: its place in the machine's line is taken, and it is made when it is
+/// waited for.
+pub trait Asked<T>: Future<Output = Result<T, Failure>> + Send + 'static {}
+
+impl<T, F: Future<Output = Result<T, Failure>> + Send + 'static> Asked<T> for F {}
 
 impl Manager {
     /// The firewall with this manager's settings; it works while the manager is open.
@@ -182,30 +145,50 @@ impl Firewall {
     }
 
     /// Makes the machine's chains, closed, unless it has some. Answers the visible one's name.
-    pub async fn ensure_chain(&self, vm_id: &VmId) -> Result<String, Failure> {
-        self.config()?;
+    pub fn ensure_chain(&self, vm_id: &VmId) -> impl Asked<String> + use<> {
         let names = ChainNames::of(vm_id);
+        self.in_line(&names.clone(), |its| async move {
+            its.ensure_chain_now(names).await
+        })
+    }
+
+    async fn ensure_chain_now(&self, names: ChainNames) -> Result<String, Failure> {
+        self.config()?;
         self.nft.create_chains(&names).await?;
         Ok(names.vm)
     }
 
     /// [`Firewall::ensure_chain`], then [`Firewall::attach`].
-    pub async fn create_chain(&self, vm_id: &VmId, tap: &LinkName) -> Result<String, Failure> {
-        let name = self.ensure_chain(vm_id).await?;
-        self.attach(vm_id, tap).await?;
-        Ok(name)
+    pub fn create_chain(&self, vm_id: &VmId, tap: &LinkName) -> impl Asked<String> + use<> {
+        let (names, tap) = (ChainNames::of(vm_id), tap.clone());
+        self.in_line(&names.clone(), move |its| async move {
+            let name = its.ensure_chain_now(names.clone()).await?;
+            its.nft.attach(&names, &tap).await?;
+            Ok(name)
+        })
     }
 
     /// Sends the port's frames through the machine's chains, which must exist.
-    pub async fn attach(&self, vm_id: &VmId, tap: &LinkName) -> Result<(), Failure> {
-        self.config()?;
-        Ok(self.nft.attach(&ChainNames::of(vm_id), tap).await?)
+    pub fn attach(&self, vm_id: &VmId, tap: &LinkName) -> impl Asked<()> + use<> {
+        let (names, tap) = (ChainNames::of(vm_id), tap.clone());
+        self.in_line(&names.clone(), move |its| async move {
+            its.config()?;
+            Ok(its.nft.attach(&names, &tap).await?)
+        })
     }
 
-    /// Closes every port that leads to the machine's chains; the chains stay.
-    pub async fn detach(&self, vm_id: &VmId) -> Result<(), Failure> {
-        self.config()?;
-        let loaded = self.nft.read_vm(&ChainNames::of(vm_id)).await?;
+    /// Closes every port that leads to the machine's chains; the chains stay, and so do their rules for
+    /// the day it is attached again.
+    pub fn detach(&self, vm_id: &VmId) -> impl Asked<()> + use<> {
+        let names = ChainNames::of(vm_id);
+        self.in_line(&names.clone(), move |its| async move {
+            its.config()?;
+            its.detach_now(&names).await
+        })
+    }
+
+    async fn detach_now(&self, names: &ChainNames) -> Result<(), Failure> {
+        let loaded = self.nft.read_vm(names).await?;
         let taps: BTreeSet<_> = loaded
             .elements
             .into_iter()
@@ -217,19 +200,69 @@ impl Firewall {
         Ok(())
     }
 
-    /// Loads everything of the machine in one transaction. On an error the old rules are in force.
-    pub async fn apply(&self, wanted: &Wanted) -> Result<Applied, Failure> {
-        let compiled = self.compile(wanted).await?;
-        self.nft.ensure_vm(&compiled).await?;
-        Ok(applied(&compiled))
+    /// Loads everything of the machine in one transaction, which machines that are loaded meanwhile
+    /// share. On an error the old rules are in force.
+    pub fn apply(&self, wanted: Wanted) -> impl Asked<Applied> + use<> {
+        let names = ChainNames::of(&wanted.vm_id);
+        self.in_line(&names, move |its| async move {
+            let compiled = its.compile(&wanted).await?;
+            its.nft.ensure_vm(&compiled).await?;
+            Ok(applied(&compiled))
+        })
     }
 
     /// [`Firewall::apply`], unless the kernel holds these rules already.
-    pub async fn apply_if_changed(&self, wanted: &Wanted) -> Result<Change, Failure> {
-        let compiled = self.compile(wanted).await?;
-        let changed = self.nft.ensure_vm_if_changed(&compiled).await?;
-        let result = changed.then(|| applied(&compiled));
-        Ok(Change { changed, result })
+    pub fn apply_if_changed(&self, wanted: Wanted) -> impl Asked<Change> + use<> {
+        let names = ChainNames::of(&wanted.vm_id);
+        self.in_line(&names, move |its| async move {
+            let compiled = its.compile(&wanted).await?;
+            let changed = its.nft.ensure_vm_if_changed(&compiled).await?;
+            let result = changed.then(|| applied(&compiled));
+            Ok(Change { changed, result })
+        })
+    }
+
+    /// [`Firewall::apply`] of a department's machines with the department's rules, in one transaction. If
+    /// the kernel refuses it, machine by machine. Answers in the order of the machines.
+    pub fn apply_department(
+        &self,
+        department: Department,
+    ) -> impl Asked<Vec<DepartmentApplied>> + use<> {
+        let names = department
+            .machines
+            .iter()
+            .map(|it| ChainNames::of(&it.vm_id));
+        let names: Vec<_> = names.collect();
+        let (its, places) = (self.clone(), self.nft.line_up_all(&names));
+        async move {
+            for place in &places {
+                place.reached().await;
+            }
+            its.apply_department_now(department).await
+        }
+    }
+
+    async fn apply_department_now(
+        &self,
+        department: Department,
+    ) -> Result<Vec<DepartmentApplied>, Failure> {
+        let Department { rules, machines } = department;
+        let mut all = Vec::new();
+        for machine in machines {
+            let wanted = machine.under(&rules);
+            all.push((self.compile(&wanted).await?, wanted.vm_id));
+        }
+        let compiled: Vec<_> = all.iter().map(|(compiled, _)| compiled.clone()).collect();
+        let outcomes = self.nft.ensure_vms(&compiled).await;
+        let answers = all.into_iter().zip(outcomes);
+        let answers = answers.map(|((compiled, vm_id), outcome)| DepartmentApplied {
+            vm_id,
+            result: outcome.is_ok().then(|| applied(&compiled)),
+            error: outcome
+                .err()
+                .map(|error| Refused::from(Failure::from(error))),
+        });
+        Ok(answers.collect())
     }
 
     /// What [`Firewall::apply`] would load.
@@ -239,25 +272,47 @@ impl Firewall {
     }
 
     /// Removes the user's rules; the machine is closed then, but for the allowances every one has.
-    pub async fn flush(&self, vm_id: &VmId) -> Result<(), Failure> {
-        self.config()?;
+    pub fn flush(&self, vm_id: &VmId) -> impl Asked<()> + use<> {
         let names = ChainNames::of(vm_id);
-        Ok(self
-            .nft
-            .flush_vm(&names, FirewallDefaultAction::Drop)
-            .await?)
+        self.in_line(&names.clone(), move |its| async move {
+            its.config()?;
+            let drop = FirewallDefaultAction::Drop;
+            Ok(its.nft.flush_vm(&names, drop).await?)
+        })
     }
 
     /// Removes the machine's chains and what leads to them; fine if there is nothing.
-    pub async fn remove(&self, vm_id: &VmId) -> Result<(), Failure> {
-        self.config()?;
-        Ok(self.nft.remove_vm(&ChainNames::of(vm_id)).await?)
+    pub fn remove(&self, vm_id: &VmId) -> impl Asked<()> + use<> {
+        self.remove_chains(ChainNames::of(vm_id))
     }
 
-    /// [`Firewall::remove`] by the visible chain's name.
-    pub async fn remove_by_name(&self, chain: &str) -> Result<(), Failure> {
-        self.config()?;
-        Ok(self.nft.remove_chain_by_name(chain).await?)
+    /// [`Firewall::remove`] by the visible chain's name. `CHAIN_NOT_FOUND` if no machine's chain is called
+    /// so.
+    pub fn remove_by_name(&self, chain: &str) -> Result<impl Asked<()> + use<>, Failure> {
+        let names = ChainNames::parse(chain);
+        let names = names.ok_or_else(|| NftError::NotAVmChain(chain.to_owned()))?;
+        Ok(self.remove_chains(names))
+    }
+
+    fn remove_chains(&self, names: ChainNames) -> impl Asked<()> + use<> {
+        self.in_line(&names.clone(), move |its| async move {
+            its.config()?;
+            Ok(its.nft.remove_vm(&names).await?)
+        })
+    }
+
+    /// Works when everybody who asked before for something of the machine is done. The place is taken
+    /// now, whenever the future is polled.
+    fn in_line<T: 'static, W: Asked<T>, F: FnOnce(Self) -> W + Send + 'static>(
+        &self,
+        names: &ChainNames,
+        work: F,
+    ) -> impl Asked<T> + use<T, W, F> {
+        let (its, place) = (self.clone(), self.nft.line_up(names));
+        async move {
+            place.reached().await;
+            work(its).await
+        }
     }
 
     /// The names of all chains in the table; none if there is no table.
@@ -351,34 +406,5 @@ fn host_service(service: crate::config::HostService) -> HostService {
             Transport::Udp => firewall::Transport::Udp,
         },
         port: service.port,
-    }
-}
-
-fn applied(compiled: &Compiled) -> Applied {
-    Applied {
-        total_rules: compiled.total,
-        applied_rules: compiled.applied,
-        failed_rules: compiled.failures.len(),
-        chain_name: compiled.ruleset.names.vm.clone(),
-        failures: compiled.failures.iter().map(FailedRule::from).collect(),
-        degraded: compiled.degraded.iter().map(DegradedRule::from).collect(),
-    }
-}
-
-impl From<&firewall::FailedRule> for FailedRule {
-    fn from(rule: &firewall::FailedRule) -> Self {
-        Self {
-            rule_name: rule.rule_name.clone(),
-            error: rule.error.to_string(),
-        }
-    }
-}
-
-impl From<&firewall::DegradedRule> for DegradedRule {
-    fn from(rule: &firewall::DegradedRule) -> Self {
-        Self {
-            rule_name: rule.rule_name.clone(),
-            reason: rule.degradation.to_string(),
-        }
     }
 }

@@ -1,0 +1,99 @@
+//! What is believed of the chains that machines share.
+//!
+//! Another process may load the same chain, and does no harm: its name says its contents. So one that
+//! was touched is sound if nft still says of it what it said before, and is loaded again otherwise.
+//! Neighbour: [`super::known`], which knows who jumps where.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
+
+use super::known::{Damage, Part, comments};
+use super::transport::Reading;
+use crate::firewall::{Compiled, SharedChain};
+
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    /// Another has touched their rules since they were loaded or found sound.
+    touched: BTreeSet<String>,
+    /// What nft said of them when nobody had touched them.
+    words: BTreeMap<String, String>,
+    /// Chains that others' machines jump to, as far as was read.
+    elsewhere: BTreeSet<String>,
+    /// One copy of each is enough for all machines.
+    copies: BTreeMap<String, Weak<SharedChain>>,
+}
+
+impl Shared {
+    pub(super) fn touched(&mut self, chain: &str) {
+        self.touched.insert(chain.to_owned());
+    }
+
+    pub(super) fn loaded(&mut self, chain: &str) {
+        self.touched.remove(chain);
+    }
+
+    /// Takes in what there is, and what machines of others jump to.
+    pub(super) fn saw(&mut self, reading: &Reading, elsewhere: BTreeSet<String>) {
+        self.elsewhere = elsewhere;
+        self.touched
+            .retain(|chain| reading.shared.contains_key(chain));
+        self.words
+            .retain(|chain, _| reading.shared.contains_key(chain));
+    }
+
+    pub(super) fn is_used_elsewhere(&self, chain: &str) -> bool {
+        self.elsewhere.contains(chain)
+    }
+
+    /// Whether it may hold anything: whose contents are not known are not compared.
+    pub(super) fn is_suspect(&self, chain: &str) -> bool {
+        self.touched.contains(chain)
+    }
+
+    /// What is wrong with the chain, which is to be there.
+    pub(super) fn damage(&mut self, chain: &SharedChain, reading: &Reading) -> Option<Damage> {
+        let damage = |part| Damage {
+            machine: None,
+            part,
+            name: chain.name.clone(),
+        };
+        let Some(words) = reading.shared.get(&chain.name) else {
+            return Some(damage(Part::Chain));
+        };
+        let sound = if self.touched.contains(&chain.name) {
+            self.words.get(&chain.name) == Some(words)
+        } else {
+            holds(chain, reading)
+        };
+        if !sound {
+            return Some(damage(Part::Rules));
+        }
+        self.touched.remove(&chain.name);
+        self.words.insert(chain.name.clone(), words.clone());
+        None
+    }
+
+    /// The same, with the chains it shares with others being the same in memory.
+    pub(super) fn with_one_copy(&mut self, compiled: &Arc<Compiled>) -> Arc<Compiled> {
+        if compiled.ruleset.shared.is_empty() {
+            return Arc::clone(compiled);
+        }
+        self.copies.retain(|_, copy| copy.strong_count() > 0);
+        let mut compiled = Compiled::clone(compiled);
+        for chain in &mut compiled.ruleset.shared {
+            if let Some(copy) = self.copies.get(&chain.name).and_then(Weak::upgrade) {
+                *chain = copy;
+            } else {
+                let copy = Arc::downgrade(chain);
+                self.copies.insert(chain.name.clone(), copy);
+            }
+        }
+        Arc::new(compiled)
+    }
+}
+
+fn holds(chain: &SharedChain, reading: &Reading) -> bool {
+    let found = comments(&reading.listing).filter(|(name, _)| *name == chain.name);
+    let wanted = chain.rules.iter().map(|rule| rule.comment.as_str());
+    wanted.eq(found.map(|(_, comment)| comment))
+}
