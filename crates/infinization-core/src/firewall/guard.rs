@@ -10,9 +10,9 @@ use std::net::IpAddr;
 
 use crate::types::MacAddr;
 
-use super::compile::VmFirewall;
+use super::compile::{Conntrack, VmFirewall};
 use super::expr::{Field, Item, Match, NftRule, Verdict};
-use super::rule::{Side, Transport};
+use super::rule::{Side, States, Transport};
 
 const DNS: u16 = 53;
 /// The client's port, the server's.
@@ -40,7 +40,7 @@ pub(super) fn to_vm(vm: &VmFirewall) -> Vec<NftRule> {
         dhcp_answer("infinization-dhcp-server-to-client", DHCP),
         dhcp_answer("infinization-dhcpv6-server-to-client", DHCPV6),
     ];
-    rules.extend(services(vm).map(Service::reply));
+    rules.extend(services(vm).map(|service| service.reply(vm.conntrack)));
     rules
 }
 
@@ -180,10 +180,14 @@ impl Service {
         accept("infinization-host-service", matches)
     }
 
-    fn reply(self) -> NftRule {
+    /// The bridge's address alone proves nothing where connections are tracked: what another
+    /// department sends here is masqueraded, so it comes from that address too, by any port.
+    fn reply(self, conntrack: Conntrack) -> NftRule {
         let mut matches = self.matches(Side::Source);
-        if self.transport == Transport::Tcp {
-            matches.push(opens_nothing());
+        match (conntrack, self.transport) {
+            (Conntrack::Stateful, _) => matches.push(is_reply()),
+            (Conntrack::Stateless, Transport::Tcp) => matches.push(opens_nothing()),
+            (Conntrack::Stateless, Transport::Udp) => {}
         }
         accept("infinization-host-service-reply", matches)
     }
@@ -229,6 +233,12 @@ fn service_ports(vm: &VmFirewall, transport: Transport) -> Vec<Item> {
     ports.sort_unstable();
     ports.dedup();
     ports.into_iter().map(Item::Number).collect()
+}
+
+/// Packets of a connection that the VM has opened, or errors about one.
+pub(super) fn is_reply() -> Match {
+    let words = States::REPLIES.words().into_iter().map(Item::from);
+    Match::among(Field::CtState, words)
 }
 
 /// TCP segments that cannot open a connection: anything but SYN without ACK.

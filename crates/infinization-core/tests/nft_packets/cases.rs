@@ -5,7 +5,6 @@ use std::fmt;
 use super::firewall::address;
 use super::model::Machine;
 use super::packet_kit::Place;
-use super::packet_kit::topology::GATEWAYS;
 use super::random::Random;
 use super::rule::{Action, Direction, Network, Ports, Protocol, Rule, State};
 
@@ -66,8 +65,7 @@ fn case(number: usize, machines: [Machine; 3]) -> Case {
     let mut places = [Place::A1, Place::A2, Place::B1].into_iter();
     let machines = machines.map(|machine| {
         let place = places.next().unwrap();
-        let gateway = if place == Place::B1 { [1, 4] } else { [0, 3] };
-        let gateway = gateway.map(|at| address(GATEWAYS[at]));
+        let gateway = [true, false].map(|v4| place.gateway(v4));
         (place, Machine { gateway, ..machine })
     });
     Case { number, machines }

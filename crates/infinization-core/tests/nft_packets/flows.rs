@@ -20,6 +20,19 @@ pub(crate) struct Flow {
     pub(crate) state: State,
 }
 
+impl Flow {
+    /// The packet as its receiver sees it. What a department sends beyond the host comes from the
+    /// host's address there; of IPv4, and if it may belong to a connection.
+    pub(crate) fn masqueraded(&self) -> Packet {
+        let leaves = self.from.link() != self.to.link() && self.from != Outside;
+        if leaves && self.first.is_v4() && self.state != State::Invalid {
+            let from = self.to.gateway(true);
+            return Packet { from, ..self.first };
+        }
+        self.first
+    }
+}
+
 /// On one link, to the host, through it, from outside: both ways.
 const PAIRS: [(Place, Place); 8] = [
     (A1, A2),

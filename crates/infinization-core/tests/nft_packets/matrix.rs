@@ -8,15 +8,12 @@ use infinization_core::manager::{Firewall, Wanted};
 use infinization_core::types::{FirewallDefaultAction, VmNames};
 
 use super::cases::Case;
-use super::firewall::address;
 use super::flows::{Flow, flows};
 use super::model::{Fate, Kernel, Machine, Ruling, Use, Way, use_of};
 use super::packet_kit::topology::Arrival;
 use super::packet_kit::{Mark, Packet, Place, Site};
 use super::rule::State;
 
-/// What the outside sees of department A.
-const MASQUERADE: &str = "198.51.100.1";
 /// As many are told; the rest is counted.
 const MOST_FAILURES: usize = 12;
 
@@ -30,14 +27,16 @@ pub(crate) struct Matrix {
     pub(crate) packets: usize,
 }
 
-/// Somebody sends a packet to somebody.
-struct Step<'a> {
+/// Somebody sends a packet to somebody. Masquerading may be in between.
+#[derive(Debug, Clone, Copy)]
+struct Step {
     from: Place,
     to: Place,
-    /// As the machines' rules see it.
-    packet: &'a Packet,
-    /// As it is sent: masquerading may be in between.
-    sent: &'a Packet,
+    sent: Packet,
+    /// As the sender's rules see it.
+    leaving: Packet,
+    /// As the receiver's rules see it.
+    arriving: Packet,
     state: State,
 }
 
@@ -100,7 +99,7 @@ impl Matrix {
             let failures = applied.failures;
             self.wrong(
                 case,
-                format!("{place:?}: {expected} rules fail, not {failures:?}"),
+                &format!("{place:?}: {expected} rules fail, not {failures:?}"),
             );
         }
     }
@@ -113,80 +112,68 @@ impl Matrix {
             first,
             state,
         } = flow;
-        let request = Step {
-            from,
-            to,
-            packet: &first,
-            sent: &first,
-            state,
-        };
-        let Some(arrival) = self.step(case, &request) else {
+        let expected = flow.masqueraded();
+        let Some(arrival) = self.step(case, flow.forth(first, expected, state)) else {
             return;
         };
-        // As the outside sees it.
-        let seen = match arrival.packet {
-            Some(packet) if to == Place::Outside => packet,
-            _ => first,
-        };
-        if to == Place::Outside && first.is_v4() && seen.from != address(MASQUERADE) {
-            self.wrong(case, format!("{first} is not masqueraded: {seen}"));
+        // Masquerading may have changed its port too; the host's sockets do not tell addresses.
+        let seen = arrival
+            .packet
+            .filter(|_| to != Place::Host)
+            .unwrap_or(first);
+        if to != Place::Host && seen.from != expected.from {
+            self.wrong(
+                case,
+                &format!("{first} should arrive as {expected}, not as {seen}"),
+            );
         }
         if state == State::New && first.to == to.address(first.is_v4()) {
-            self.answer(case, flow, &seen);
+            self.answer(case, flow, seen);
         }
     }
 
-    fn answer(&mut self, case: &Case, flow: Flow, seen: &Packet) {
-        let Flow {
-            from, to, first, ..
-        } = flow;
+    fn answer(&mut self, case: &Case, flow: Flow, seen: Packet) {
+        let Flow { first, .. } = flow;
         let (reply, error, next) = (self.site.mark(), self.site.mark(), self.site.mark());
-        if let (Some(packet), Some(sent)) = (&first.reply(reply), &seen.reply(reply)) {
+        if let (Some(sent), Some(arriving)) = (seen.reply(reply), first.reply(reply)) {
             let state = State::Established;
-            let back = Step {
-                from: to,
-                to: from,
-                packet,
-                sent,
-                state,
-            };
-            let answered = self.step(case, &back).is_some();
-            if let Some(packet) = first.follow_up(next).filter(|_| answered) {
-                let (packet, sent) = (&packet, &packet);
-                self.step(
-                    case,
-                    &Step {
-                        from,
-                        to,
-                        packet,
-                        sent,
-                        state,
-                    },
-                );
+            let answered = self.step(case, self.back(flow, sent, arriving, state));
+            let next = (first.follow_up(next), seen.follow_up(next));
+            if let (Some(_), (Some(sent), Some(arriving))) = (answered, next) {
+                self.step(case, flow.forth(sent, arriving, state));
             }
         }
-        if let (Some(packet), Some(sent)) = (&first.error(error), &seen.error(error)) {
-            let state = State::Related;
-            self.step(
-                case,
-                &Step {
-                    from: to,
-                    to: from,
-                    packet,
-                    sent,
-                    state,
-                },
-            );
+        if let (Some(sent), Some(arriving)) = (seen.error(error), first.error(error)) {
+            self.step(case, self.back(flow, sent, arriving, State::Related));
+        }
+    }
+
+    /// A step of the answering side. Where br_netfilter has the IP hooks called for bridged frames, the
+    /// masquerade is taken off before the sender's rules see the packet.
+    fn back(&self, flow: Flow, sent: Packet, arriving: Packet, state: State) -> Step {
+        let leaving = if self.kernel.calls_iptables {
+            arriving
+        } else {
+            sent
+        };
+        let (from, to) = (flow.to, flow.from);
+        Step {
+            from,
+            to,
+            sent,
+            leaving,
+            arriving,
+            state,
         }
     }
 
     /// Sends one packet and compares its fate with the model's ruling.
-    fn step(&mut self, case: &Case, step: &Step) -> Option<Arrival> {
+    fn step(&mut self, case: &Case, step: Step) -> Option<Arrival> {
         let ruling = ruling(case, step, self.kernel);
-        self.site.send(step.from, step.to, step.sent);
+        self.site.send(step.from, step.to, &step.sent);
         self.packets += 1;
-        let arrival = self.site.arrival(step.to, step.packet.mark);
-        let refused = self.site.is_refused(step.from, step.sent);
+        let arrival = self.site.arrival(step.to, step.sent.mark);
+        let refused = self.site.is_refused(step.from, &step.sent);
         let fate = match (&arrival, refused) {
             (Some(_), _) => Fate::Passes,
             (None, true) => Fate::IsRefused,
@@ -196,19 +183,19 @@ impl Matrix {
             let Step {
                 from,
                 to,
-                packet,
+                sent,
                 state,
                 ..
             } = step;
             let Ruling { fate: due, because } = &ruling;
-            let what = format!("{from:?} -> {to:?}, {packet} ({state:?})");
+            let what = format!("{from:?} -> {to:?}, {sent} ({state:?})");
             self.wrong(
                 case,
-                format!("{what}: {fate:?}, should be {due:?}: {because}"),
+                &format!("{what}: {fate:?}, should be {due:?}: {because}"),
             );
         }
         if !ruling.passes() {
-            self.forbidden.insert((step.to, step.packet.mark));
+            self.forbidden.insert((step.to, step.sent.mark));
         }
         arrival
     }
@@ -220,28 +207,42 @@ impl Matrix {
             if self.forbidden.remove(&(place, mark)) {
                 self.wrong(
                     case,
-                    format!("{place:?} was reached by {:?}", arrival.packet),
+                    &format!("{place:?} was reached by {:?}", arrival.packet),
                 );
             }
         }
     }
 
-    fn wrong(&mut self, case: &Case, what: String) {
+    fn wrong(&mut self, case: &Case, what: &str) {
         let number = case.number;
         self.failures.push(format!("case {number}: {what}\n{case}"));
     }
 }
 
+impl Flow {
+    fn forth(&self, sent: Packet, arriving: Packet, state: State) -> Step {
+        let Self { from, to, .. } = *self;
+        Step {
+            from,
+            to,
+            sent,
+            leaving: sent,
+            arriving,
+            state,
+        }
+    }
+}
+
 /// The sender's rules first, then the receiver's.
-fn ruling(case: &Case, step: &Step, kernel: Kernel) -> Ruling {
-    let judged = |place: Place, way| {
+fn ruling(case: &Case, step: Step, kernel: Kernel) -> Ruling {
+    let judged = |place: Place, way, packet| {
         let machine = case.machine(place)?;
-        let ruling = machine.judges(way, step.packet, step.state, kernel);
+        let ruling = machine.judges(way, &packet, step.state, kernel);
         let because = format!("{place:?}: {}", ruling.because);
         Some(Ruling { because, ..ruling })
     };
-    let sender = judged(step.from, Way::From).filter(|ruling| !ruling.passes());
-    let receiver = || judged(step.to, Way::To);
+    let sender = judged(step.from, Way::From, step.leaving).filter(|ruling| !ruling.passes());
+    let receiver = || judged(step.to, Way::To, step.arriving);
     sender
         .or_else(receiver)
         .unwrap_or_else(|| Ruling::new(Fate::Passes, "no rules"))

@@ -17,6 +17,8 @@ use super::rule::{Action, Direction, Network, Ports, Protocol, Rule, State};
 pub(crate) struct Kernel {
     pub(crate) tracks: bool,
     pub(crate) rejects: bool,
+    /// br_netfilter is there and has the IP hooks called for bridged frames.
+    pub(crate) calls_iptables: bool,
 }
 
 /// One machine's rules.
@@ -69,7 +71,7 @@ impl Machine {
     pub(crate) fn judges(&self, way: Way, packet: &Packet, state: State, kernel: Kernel) -> Ruling {
         let infrastructure = match way {
             Way::From => self.infrastructure_out(packet),
-            Way::To => self.infrastructure_in(packet),
+            Way::To => self.infrastructure_in(packet, state, kernel),
         };
         infrastructure
             .or_else(|| self.rules_decide(way, packet, state, kernel))
@@ -152,8 +154,11 @@ impl Machine {
         }
     }
 
-    fn infrastructure_in(&self, packet: &Packet) -> Option<Ruling> {
-        let host = self.gateway.contains(&packet.from);
+    /// What others send from the host's address and from the port of a service is its answer only if
+    /// it was asked, as far as that is known.
+    fn infrastructure_in(&self, packet: &Packet, state: State, kernel: Kernel) -> Option<Ruling> {
+        let asked = !kernel.tracks || state == State::Established;
+        let host = asked && self.gateway.contains(&packet.from);
         match packet.what {
             What::Arp => allowed("ARP"),
             What::Icmp {

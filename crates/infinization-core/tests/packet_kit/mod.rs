@@ -18,4 +18,4 @@ pub mod port;
 pub mod topology;
 
 pub use packet::{Mark, Packet, What};
-pub use topology::{Place, Site, VMS};
+pub use topology::{Place, Site};

@@ -40,14 +40,11 @@ use Place::{A1, A2, B1, Outside, Wire};
 pub const VMS: [Place; 3] = [A1, A2, B1];
 const PORTS: [Place; 5] = [A1, A2, B1, Wire, Outside];
 
-/// The host's address on the link where the machine is.
-pub const GATEWAYS: [&str; 6] = [
-    "10.1.0.1",
-    "10.2.0.1",
-    "198.51.100.1",
-    "fd01::1",
-    "fd02::1",
-    "fd98::1",
+/// The host's addresses on each link.
+const GATEWAYS: [[&str; 2]; 3] = [
+    ["10.1.0.1", "fd01::1"],
+    ["10.2.0.1", "fd02::1"],
+    ["198.51.100.1", "fd98::1"],
 ];
 
 impl Place {
@@ -67,6 +64,16 @@ impl Place {
             B1 => ("infinibr-b", [2, 0, 0, 0, 0, 0xb]),
             Outside => ("uplink0", [2, 0, 0, 0, 0, 0xf]),
         }
+    }
+
+    /// The host's address on its link.
+    pub fn gateway(self, v4: bool) -> IpAddr {
+        let link = match self {
+            A1 | A2 | Wire | Self::Host => 0,
+            B1 => 1,
+            Outside => 2,
+        };
+        address(GATEWAYS[link][usize::from(!v4)])
     }
 
     /// Its address.
@@ -282,16 +289,9 @@ async fn plug(place: Place) -> Port {
 fn up(place: Place, link: &str) {
     run(&format!("ip link set {link} addrgenmode none"));
     run(&format!("ip link set {link} up"));
-    let at = match place {
-        A1 => 0,
-        B1 => 1,
-        _ => 2,
-    };
-    run(&format!("ip addr add {}/24 dev {link}", GATEWAYS[at]));
-    run(&format!(
-        "ip addr add {}/64 dev {link} nodad",
-        GATEWAYS[at + 3]
-    ));
+    let [v4, v6] = [true, false].map(|v4| place.gateway(v4));
+    run(&format!("ip addr add {v4}/24 dev {link}"));
+    run(&format!("ip addr add {v6}/64 dev {link} nodad"));
 }
 
 async fn masquerade() {
