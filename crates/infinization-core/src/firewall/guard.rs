@@ -22,6 +22,7 @@ const DHCPV6: (u16, u16) = (546, 547);
 /// The rules for what the VM sends.
 pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
     let mut rules = Vec::from(own_mac(vm.mac));
+    rules.extend([hidden_transport(), fragmented_discovery()]);
     rules.extend(own_addresses(&vm.known_addresses));
     rules.extend(impersonation(&vm.bridge_addresses));
     rules.extend(rogue_services());
@@ -35,6 +36,7 @@ pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
 /// The rules for what is sent to the VM.
 pub(super) fn to_vm(vm: &VmFirewall) -> Vec<NftRule> {
     let mut rules = vec![
+        hidden_transport(),
         accept("infinization-arp", [protocol("arp")]),
         icmpv6(NEIGHBOUR_DISCOVERY_IN),
         dhcp_answer("infinization-dhcp-server-to-client", DHCP),
@@ -50,6 +52,31 @@ fn own_mac(mac: MacAddr) -> [NftRule; 2] {
     let ether = Match::is_not(Field::EtherSource, mac.as_str());
     let arp = Match::is_not(Field::ArpSenderEther, mac.as_str());
     [spoofed([ether]), spoofed([protocol("arp"), arp])]
+}
+
+/// IPv6's extension headers, by number: hop-by-hop, routing, fragment, authentication, destination
+/// options, mobility, HIP, Shim6.
+const EXTENSIONS: [u16; 8] = [0, 43, 44, 51, 60, 135, 139, 140];
+
+/// A first fragment that ends before the transport header begins has no ports to be judged by, and
+/// the later ones, which have them, look like any fragment. Nobody needs such (RFC 7112).
+fn hidden_transport() -> NftRule {
+    let next = Match::among(Field::FragmentNext, EXTENSIONS.map(Item::Number));
+    drop("infinization-evasion", [protocol("ip6"), next])
+}
+
+/// Neighbour discovery in fragments hides what it claims from these rules; hosts must ignore it
+/// (RFC 6980), and not all do.
+fn fragmented_discovery() -> NftRule {
+    let mut matches = icmpv6_type([
+        "nd-router-solicit",
+        "nd-router-advert",
+        "nd-neighbor-solicit",
+        "nd-neighbor-advert",
+        "nd-redirect",
+    ]);
+    matches.push(Match::is(Field::FragmentMore, Item::Number(1)));
+    drop("infinization-evasion", matches)
 }
 
 /// A VM whose addresses are known uses no other, in the families they are known of.
