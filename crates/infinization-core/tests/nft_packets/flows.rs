@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::firewall::address;
 use super::packet_kit::Place::{self, A1, A2, B1, Host, Outside, Wire};
 use super::packet_kit::packet::{
-    ACK, NEIGHBOUR_ADVERT, NEIGHBOUR_SOLICIT, REDIRECT, ROUTER_ADVERT, ROUTER_SOLICIT, SYN,
+    ACK, NEIGHBOUR_ADVERT, NEIGHBOUR_SOLICIT, REDIRECT, ROUTER_ADVERT, ROUTER_SOLICIT, RST, SYN,
 };
 use super::packet_kit::{Packet, Site, What};
 use super::rule::State;
@@ -56,7 +56,7 @@ pub(crate) fn flows(site: &mut Site, round: usize) -> Vec<Flow> {
         }
     }
     all.extend(strays());
-    all.extend(infrastructure());
+    all.extend(infrastructure(round));
     let numbered = all.into_iter().enumerate();
     let flow = |(n, (from, to, (source, destination), what, state))| {
         let mark = site.mark();
@@ -85,7 +85,7 @@ fn between(from: Place, to: Place, v4: bool) -> (IpAddr, IpAddr) {
 /// A port, or identifier, that this pair of addresses has not used for thousands of packets.
 fn source_port(round: usize, n: usize) -> u16 {
     let low = (round + n).is_multiple_of(2);
-    let number = u16::try_from((round * 97 + n) % 24_000).unwrap();
+    let number = u16::try_from((round * 200 + n) % 24_000).unwrap();
     if low { 2000 + number } else { 40_000 + number }
 }
 
@@ -125,7 +125,8 @@ fn strays() -> Vec<Draft> {
     for (from, to) in [(A2, A1), (A1, A2), (Host, A1), (Outside, A1), (B1, A1)] {
         for v4 in [true, false] {
             for port in [22, 4000] {
-                for (flags, state) in [(ACK, State::New), (SYN | ACK, State::Invalid)] {
+                let untracked = [SYN | ACK, RST].map(|flags| (flags, State::Invalid));
+                for (flags, state) in [(ACK, State::New)].into_iter().chain(untracked) {
                     let what = What::Tcp {
                         from: port,
                         to: 0,
@@ -140,7 +141,7 @@ fn strays() -> Vec<Draft> {
 }
 
 /// What machines say to find each other, routers and addresses.
-fn infrastructure() -> Vec<Draft> {
+fn infrastructure(round: usize) -> Vec<Draft> {
     let direct = |from: Place, to: Place, v4: bool, what| {
         (from, to, between(from, to, v4), what, State::New)
     };
@@ -156,6 +157,8 @@ fn infrastructure() -> Vec<Draft> {
     let discovery = |kind| What::Icmp { kind, id: 1 };
     let udp = |from, to| What::Udp { from, to };
     let everybody = "255.255.255.255";
+    // Another host each time: its ports cannot change, and a connection outlives its rules.
+    let far = format!("203.0.113.{}", 1 + round % 250);
     vec![
         direct(A1, A2, true, What::Arp),
         direct(A2, A1, true, What::Arp),
@@ -176,7 +179,7 @@ fn infrastructure() -> Vec<Draft> {
         group(A1, Host, "0.0.0.0", everybody, udp(68, 67)),
         group(A1, A2, "0.0.0.0", everybody, udp(68, 67)),
         direct(A1, Host, true, udp(68, 67)),
-        direct(A1, Outside, true, udp(68, 67)),
+        group(A1, Outside, "10.1.0.2", &far, udp(68, 67)),
         direct(Wire, A1, true, udp(67, 68)),
         direct(Host, A1, true, udp(67, 68)),
         direct(A2, A1, true, udp(67, 68)),

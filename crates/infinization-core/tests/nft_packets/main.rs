@@ -4,6 +4,7 @@
 //! `INFINIZATION_PACKET_SEED` and `INFINIZATION_PACKET_CASES` choose other rule sets.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
+mod bypass;
 mod cases;
 #[path = "../kit/firewall.rs"]
 mod firewall;

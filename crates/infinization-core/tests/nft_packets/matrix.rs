@@ -58,8 +58,8 @@ impl Matrix {
         }
         for flow in flows(&mut self.site, case.number) {
             self.converse(case, flow);
-            self.clear(case);
         }
+        self.clear(case);
     }
 
     /// Fails the test, telling all, if anything was not as the model says.
@@ -107,10 +107,7 @@ impl Matrix {
     /// A request, and what follows from it as far as it gets.
     fn converse(&mut self, case: &Case, flow: Flow) {
         let Flow {
-            from,
-            to,
-            first,
-            state,
+            to, first, state, ..
         } = flow;
         let expected = flow.masqueraded();
         let Some(arrival) = self.step(case, flow.forth(first, expected, state)) else {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::packet_kit::packet::{
-    ACK, NEIGHBOUR_ADVERT, NEIGHBOUR_SOLICIT, REDIRECT, ROUTER_ADVERT, ROUTER_SOLICIT, SYN,
+    ACK, NEIGHBOUR_ADVERT, NEIGHBOUR_SOLICIT, REDIRECT, ROUTER_ADVERT, ROUTER_SOLICIT, RST, SYN,
 };
 use super::packet_kit::{Packet, What};
 use super::rule::{Action, Direction, Network, Ports, Protocol, Rule, State};
@@ -71,7 +71,9 @@ impl Machine {
     pub(crate) fn judges(&self, way: Way, packet: &Packet, state: State, kernel: Kernel) -> Ruling {
         let infrastructure = match way {
             Way::From => self.infrastructure_out(packet),
-            Way::To => self.infrastructure_in(packet, state, kernel),
+            Way::To => self
+                .infrastructure_in(packet, state, kernel)
+                .or_else(|| self.answers_a_refusal(packet, kernel)),
         };
         infrastructure
             .or_else(|| self.rules_decide(way, packet, state, kernel))
@@ -99,7 +101,9 @@ impl Machine {
         let rule = self.merged().into_iter().find(matching)?;
         let fate = match rule.action {
             Action::Accept => Fate::Passes,
-            Action::Reject if way == Way::From && kernel.rejects => Fate::IsRefused,
+            Action::Reject if way == Way::From && kernel.rejects && may_be_answered(packet) => {
+                Fate::IsRefused
+            }
             Action::Drop | Action::Reject => Fate::Vanishes,
         };
         Some(Ruling::new(fate, rule))
@@ -175,6 +179,43 @@ impl Machine {
             _ => None,
         }
     }
+}
+
+impl Machine {
+    /// What refuses a packet must reach the machine whatever its rules for others' packets say.
+    fn answers_a_refusal(&self, packet: &Packet, kernel: Kernel) -> Option<Ruling> {
+        let error = |rule: &Rule| {
+            rule.direction != Direction::In
+                && rule.protocol != Protocol::Tcp
+                && within(rule.source, packet.to)
+                && within(rule.destination, packet.from)
+        };
+        let answers = |rule: &&Rule| {
+            let reset = is_reset(packet) && describes(rule, Way::From, &turned(packet));
+            rule.action == Action::Reject && (reset || is_error(packet) && error(rule))
+        };
+        let mut rules = self.merged().into_iter().filter(|_| kernel.rejects);
+        let rule = rules.find(answers)?;
+        Some(Ruling::new(
+            Fate::Passes,
+            format!("as if it answered {rule}"),
+        ))
+    }
+}
+
+/// An ICMP error.
+fn is_error(packet: &Packet) -> bool {
+    matches!(packet.what, What::Unreachable { .. })
+}
+
+/// A TCP reset.
+fn is_reset(packet: &Packet) -> bool {
+    matches!(packet.what, What::Tcp { flags, .. } if flags & RST != 0)
+}
+
+/// Neither errors nor resets are answered, or two machines would go on for ever.
+fn may_be_answered(packet: &Packet) -> bool {
+    !is_error(packet) && !is_reset(packet)
 }
 
 /// What is left of a rule on this kernel.

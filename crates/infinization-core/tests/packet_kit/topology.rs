@@ -145,6 +145,8 @@ impl Site {
         for place in PORTS {
             ports.insert(place, plug(place).await);
         }
+        // Somebody beyond the outside.
+        run("ip route add 203.0.113.0/24 via 198.51.100.2");
         masquerade().await;
         Self {
             ports,
@@ -176,50 +178,60 @@ impl Site {
         );
     }
 
-    /// Takes in whatever has arrived since.
-    pub fn collect(&mut self) {
-        for (place, port) in &self.ports {
-            while let Some(frame) = port.receive() {
-                let packet = frame::read(&frame);
-                let mark = Mark::in_octets(&frame);
-                let arrival = Arrival {
-                    frame,
-                    packet,
-                    mark,
-                };
-                self.arrived.push((*place, arrival));
-            }
-        }
-        for packet in self.host.receive() {
-            let arrival = Arrival {
-                frame: Vec::new(),
-                packet: Some(packet),
-                mark: Some(packet.mark),
-            };
-            self.arrived.push((Place::Host, arrival));
-        }
-    }
-
-    /// What has arrived, and forgets it.
+    /// What has arrived anywhere, and forgets it.
     pub fn take(&mut self) -> Vec<(Place, Arrival)> {
-        self.collect();
+        for place in PORTS {
+            self.collect(place);
+        }
+        self.collect(Place::Host);
         std::mem::take(&mut self.arrived)
     }
 
     /// The packet with this mark, if it has arrived at this place.
     pub fn arrival(&mut self, place: Place, mark: Mark) -> Option<Arrival> {
-        self.collect();
-        let mut all = self.arrived.iter();
+        self.collect(place);
+        let mut all = self.arrived.iter().rev();
         let found = all.find(|(at, arrival)| *at == place && arrival.mark == Some(mark));
         found.map(|(_, arrival)| arrival.clone())
     }
 
     /// Whether `place`, which sent this packet, was told that it is refused.
     pub fn is_refused(&mut self, place: Place, sent: &Packet) -> bool {
-        self.collect();
-        let here = self.arrived.iter().filter(|(at, _)| *at == place);
+        self.collect(place);
+        let here = self.arrived.iter().rev().filter(|(at, _)| *at == place);
         let mut packets = here.filter_map(|(_, arrival)| arrival.packet);
         packets.any(|packet| refuses(&packet, sent))
+    }
+
+    /// Takes in whatever has arrived there since.
+    fn collect(&mut self, place: Place) {
+        let Some(port) = self.ports.get(&place) else {
+            let packets = self.host.receive().into_iter();
+            self.arrived
+                .extend(packets.map(|packet| (place, Arrival::read(packet))));
+            return;
+        };
+        while let Some(frame) = port.receive() {
+            self.arrived.push((place, Arrival::of(frame)));
+        }
+    }
+}
+
+impl Arrival {
+    fn of(frame: Vec<u8>) -> Self {
+        Self {
+            packet: frame::read(&frame),
+            mark: Mark::in_octets(&frame),
+            frame,
+        }
+    }
+
+    fn read(packet: Packet) -> Self {
+        Self {
+            frame: Vec::new(),
+            packet: Some(packet),
+            mark: Some(packet.mark),
+        }
     }
 }
 
