@@ -1,8 +1,13 @@
 //! What becomes of real packets: a matrix of rule sets and traffic against an independent model, and
 //! the ways around a firewall.
 //!
-//! `INFINIZATION_PACKET_SEED` and `INFINIZATION_PACKET_CASES` choose other rule sets.
+//! `INFINIZATION_PACKET_SEED` and `INFINIZATION_PACKET_CASES` choose other rule sets. Where
+//! `INFINIZATION_FULL_KERNEL` is set, the kernel must be able to track connections and to reject.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
+#![expect(
+    clippy::print_stdout,
+    reason = "a failed run is repeated with what it printed"
+)]
 
 mod bypass;
 mod cases;
@@ -48,6 +53,8 @@ async fn service() -> (Firewall, Kernel) {
         rejects: capabilities.reject,
         calls_iptables: calls.trim() == "1",
     };
+    let promised = std::env::var_os("INFINIZATION_FULL_KERNEL").is_some();
+    assert!(!promised || kernel.tracks && kernel.rejects, "{kernel:?}");
     (firewall, kernel)
 }
 

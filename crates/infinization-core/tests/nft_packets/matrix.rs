@@ -12,7 +12,7 @@ use super::flows::{Flow, flows};
 use super::model::{Fate, Kernel, Machine, Ruling, Use, Way, use_of};
 use super::packet_kit::topology::Arrival;
 use super::packet_kit::{Mark, Packet, Place, Site};
-use super::rule::State;
+use super::rule::{Rule, State};
 
 /// As many are told; the rest is counted.
 const MOST_FAILURES: usize = 12;
@@ -77,7 +77,7 @@ impl Matrix {
 
     async fn load(&mut self, case: &Case, place: Place, machine: &Machine) {
         let vm_id = place.vm_id();
-        let inputs = |rules: &[super::rule::Rule]| rules.iter().map(|rule| rule.input()).collect();
+        let inputs = |rules: &[Rule]| rules.iter().map(Rule::input).collect();
         let wanted = Wanted {
             tap: VmNames::of(&vm_id).tap,
             vm_id,
@@ -85,9 +85,10 @@ impl Matrix {
                 department_rules: inputs(&machine.department),
                 vm_rules: inputs(&machine.own),
             },
-            default_action: match machine.open {
-                true => FirewallDefaultAction::Accept,
-                false => FirewallDefaultAction::Drop,
+            default_action: if machine.open {
+                FirewallDefaultAction::Accept
+            } else {
+                FirewallDefaultAction::Drop
             },
         };
         let change = self.firewall.apply_if_changed(&wanted).await.unwrap();

@@ -131,31 +131,27 @@ impl Machine {
     }
 
     fn infrastructure_out(&self, packet: &Packet) -> Option<Ruling> {
-        let host = self.gateway.contains(&packet.to);
-        let to_all = packet.to == everybody() || packet.to == all_dhcp_servers();
-        match packet.what {
-            What::Arp => allowed("ARP"),
+        let (v6, host) = (!packet.is_v4(), self.gateway.contains(&packet.to));
+        let to_servers = host || [everybody(), all_dhcp_servers()].contains(&packet.to);
+        let refusal = |why| Some(Ruling::new(Fate::Vanishes, why));
+        let allowance = match packet.what {
             What::Icmp {
                 kind: ROUTER_ADVERT | REDIRECT,
                 ..
-            } if !packet.is_v4() => Some(Ruling::new(Fate::Vanishes, "a guest is no router")),
-            What::Icmp { kind, .. } if !packet.is_v4() && is_discovery(kind) => {
-                allowed("neighbour discovery")
+            } if v6 => {
+                return refusal("a guest is no router");
             }
             What::Udp { from: 67, to: 68 } | What::Udp { from: 547, to: 546 } => {
-                Some(Ruling::new(Fate::Vanishes, "a guest is no DHCP server"))
+                return refusal("a guest is no DHCP server");
             }
-            What::Udp { from: 68, to: 67 } if packet.is_v4() && (host || to_all) => {
-                allowed("DHCP request")
-            }
-            What::Udp { from: 546, to: 547 } if !packet.is_v4() && (host || to_all) => {
-                allowed("DHCPv6 request")
-            }
-            What::Udp { to: 53, .. } | What::Tcp { to: 53 | 4000, .. } if host => {
-                allowed("service of the host")
-            }
-            _ => None,
-        }
+            What::Arp => "ARP",
+            What::Icmp { kind, .. } if v6 && is_discovery(kind) => "neighbour discovery",
+            What::Udp { from: 68, to: 67 } if !v6 && to_servers => "DHCP request",
+            What::Udp { from: 546, to: 547 } if v6 && to_servers => "DHCPv6 request",
+            What::Udp { to: 53, .. } | What::Tcp { to: 53 | 4000, .. } if host => "host's service",
+            _ => return None,
+        };
+        Some(Ruling::new(Fate::Passes, allowance))
     }
 
     /// What others send from the host's address and from the port of a service is its answer only if
@@ -163,21 +159,20 @@ impl Machine {
     fn infrastructure_in(&self, packet: &Packet, state: State, kernel: Kernel) -> Option<Ruling> {
         let asked = !kernel.tracks || state == State::Established;
         let host = asked && self.gateway.contains(&packet.from);
-        match packet.what {
-            What::Arp => allowed("ARP"),
+        let allowance = match packet.what {
+            What::Arp => "ARP",
             What::Icmp {
                 kind: NEIGHBOUR_SOLICIT | NEIGHBOUR_ADVERT | ROUTER_ADVERT,
                 ..
-            } if !packet.is_v4() => allowed("neighbour discovery"),
-            What::Udp { from: 67, to: 68 } | What::Udp { from: 547, to: 546 } => {
-                allowed("DHCP answer")
-            }
-            What::Udp { from: 53, .. } if host => allowed("answer of a service of the host"),
+            } if !packet.is_v4() => "neighbour discovery",
+            What::Udp { from: 67, to: 68 } | What::Udp { from: 547, to: 546 } => "DHCP answer",
+            What::Udp { from: 53, .. } if host => "answer of a host's service",
             What::Tcp {
                 from: 53 | 4000, ..
-            } if host && opens_nothing(packet) => allowed("answer of a service of the host"),
-            _ => None,
-        }
+            } if host && opens_nothing(packet) => "answer of a host's service",
+            _ => return None,
+        };
+        Some(Ruling::new(Fate::Passes, allowance))
     }
 }
 
@@ -250,13 +245,13 @@ fn describes(rule: &Rule, way: Way, packet: &Packet) -> bool {
         Direction::Out => way == Way::From,
         Direction::InOut => true,
     };
-    let protocol = match (rule.protocol, packet.what) {
-        (Protocol::All, _)
-        | (Protocol::Tcp, What::Tcp { .. })
-        | (Protocol::Udp, What::Udp { .. })
-        | (Protocol::Icmp, What::Icmp { .. } | What::Unreachable { .. }) => true,
-        _ => false,
+    let protocol = match packet.what {
+        What::Tcp { .. } => rule.protocol == Protocol::Tcp,
+        What::Udp { .. } => rule.protocol == Protocol::Udp,
+        What::Icmp { .. } | What::Unreachable { .. } => rule.protocol == Protocol::Icmp,
+        What::Arp => false,
     };
+    let protocol = protocol || rule.protocol == Protocol::All;
     let (source, destination) = ports(packet);
     ours && protocol
         && within(rule.source, packet.from)
@@ -348,8 +343,4 @@ fn all_dhcp_servers() -> IpAddr {
 
 fn passes_if(open: bool) -> Fate {
     if open { Fate::Passes } else { Fate::Vanishes }
-}
-
-fn allowed(infrastructure: &str) -> Option<Ruling> {
-    Some(Ruling::new(Fate::Passes, infrastructure))
 }

@@ -74,6 +74,6 @@ fn one(name: &'static str, frame: Vec<u8>) -> Disguise {
 }
 
 fn several(name: &'static str, frames: [Vec<u8>; 2]) -> Disguise {
-    let frames = frames.to_vec();
+    let frames = Vec::from(frames);
     Disguise { name, frames }
 }

@@ -167,15 +167,17 @@ impl Site {
         self.ports[&from].send(frame);
     }
 
-    /// Sends a packet as `from` would to reach `to`: directly on one link, else by the host.
+    /// Sends a packet as `from` would to reach `to`.
     pub fn send(&self, from: Place, to: Place, packet: &Packet) {
-        if from == Place::Host {
-            return self.host.send(packet);
+        match from {
+            Place::Host => self.host.send(packet),
+            _ => self.send_frame(from, &Self::frame(from, to, packet)),
         }
-        self.send_frame(
-            from,
-            &frame::of(packet, from.mac(), next_hop(from, to, packet)),
-        );
+    }
+
+    /// The frame `from` would send to reach `to`: directly on one link, else by the host.
+    pub fn frame(from: Place, to: Place, packet: &Packet) -> Vec<u8> {
+        frame::of(packet, from.mac(), next_hop(from, to, packet))
     }
 
     /// What has arrived anywhere, and forgets it.
