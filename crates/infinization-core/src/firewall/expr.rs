@@ -25,6 +25,10 @@ pub enum Field {
     Ip(Side),
     /// An IPv6 address.
     Ip6(Side),
+    /// What follows IPv6's fragment header.
+    FragmentNext,
+    /// Whether more fragments of an IPv6 packet follow.
+    FragmentMore,
     /// A port.
     Port(Transport, Side),
     /// TCP's flags, of which only SYN and ACK are kept.

@@ -10,9 +10,9 @@ use std::net::IpAddr;
 
 use crate::types::MacAddr;
 
-use super::compile::VmFirewall;
+use super::compile::{Conntrack, VmFirewall};
 use super::expr::{Field, Item, Match, NftRule, Verdict};
-use super::rule::{Side, Transport};
+use super::rule::{Side, States, Transport};
 
 const DNS: u16 = 53;
 /// The client's port, the server's.
@@ -22,6 +22,7 @@ const DHCPV6: (u16, u16) = (546, 547);
 /// The rules for what the VM sends.
 pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
     let mut rules = Vec::from(own_mac(vm.mac));
+    rules.extend([hidden_transport(), fragmented_discovery()]);
     rules.extend(own_addresses(&vm.known_addresses));
     rules.extend(impersonation(&vm.bridge_addresses));
     rules.extend(rogue_services());
@@ -35,12 +36,13 @@ pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
 /// The rules for what is sent to the VM.
 pub(super) fn to_vm(vm: &VmFirewall) -> Vec<NftRule> {
     let mut rules = vec![
+        hidden_transport(),
         accept("infinization-arp", [protocol("arp")]),
         icmpv6(NEIGHBOUR_DISCOVERY_IN),
         dhcp_answer("infinization-dhcp-server-to-client", DHCP),
         dhcp_answer("infinization-dhcpv6-server-to-client", DHCPV6),
     ];
-    rules.extend(services(vm).map(Service::reply));
+    rules.extend(services(vm).map(|service| service.reply(vm.conntrack)));
     rules
 }
 
@@ -50,6 +52,31 @@ fn own_mac(mac: MacAddr) -> [NftRule; 2] {
     let ether = Match::is_not(Field::EtherSource, mac.as_str());
     let arp = Match::is_not(Field::ArpSenderEther, mac.as_str());
     [spoofed([ether]), spoofed([protocol("arp"), arp])]
+}
+
+/// IPv6's extension headers, by number: hop-by-hop, routing, fragment, authentication, destination
+/// options, mobility, HIP, Shim6.
+const EXTENSIONS: [u16; 8] = [0, 43, 44, 51, 60, 135, 139, 140];
+
+/// A first fragment that ends before the transport header begins has no ports to be judged by, and
+/// the later ones, which have them, look like any fragment. Nobody needs such (RFC 7112).
+fn hidden_transport() -> NftRule {
+    let next = Match::among(Field::FragmentNext, EXTENSIONS.map(Item::Number));
+    drop("infinization-evasion", [protocol("ip6"), next])
+}
+
+/// Neighbour discovery in fragments hides what it claims from these rules; hosts must ignore it
+/// (RFC 6980), and not all do.
+fn fragmented_discovery() -> NftRule {
+    let mut matches = icmpv6_type([
+        "nd-router-solicit",
+        "nd-router-advert",
+        "nd-neighbor-solicit",
+        "nd-neighbor-advert",
+        "nd-redirect",
+    ]);
+    matches.push(Match::is(Field::FragmentMore, Item::Number(1)));
+    drop("infinization-evasion", matches)
 }
 
 /// A VM whose addresses are known uses no other, in the families they are known of.
@@ -180,10 +207,14 @@ impl Service {
         accept("infinization-host-service", matches)
     }
 
-    fn reply(self) -> NftRule {
+    /// The bridge's address alone proves nothing where connections are tracked: what another
+    /// department sends here is masqueraded, so it comes from that address too, by any port.
+    fn reply(self, conntrack: Conntrack) -> NftRule {
         let mut matches = self.matches(Side::Source);
-        if self.transport == Transport::Tcp {
-            matches.push(opens_nothing());
+        match (conntrack, self.transport) {
+            (Conntrack::Stateful, _) => matches.push(is_reply()),
+            (Conntrack::Stateless, Transport::Tcp) => matches.push(opens_nothing()),
+            (Conntrack::Stateless, Transport::Udp) => {}
         }
         accept("infinization-host-service-reply", matches)
     }
@@ -229,6 +260,12 @@ fn service_ports(vm: &VmFirewall, transport: Transport) -> Vec<Item> {
     ports.sort_unstable();
     ports.dedup();
     ports.into_iter().map(Item::Number).collect()
+}
+
+/// Packets of a connection that the VM has opened, or errors about one.
+pub(super) fn is_reply() -> Match {
+    let words = States::REPLIES.words().into_iter().map(Item::from);
+    Match::among(Field::CtState, words)
 }
 
 /// TCP segments that cannot open a connection: anything but SYN without ACK.

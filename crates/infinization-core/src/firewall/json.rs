@@ -106,6 +106,8 @@ fn field(field: Field) -> Value {
         Field::EtherSource => payload("ether", "saddr"),
         Field::Ip(side) => payload("ip", address(side)),
         Field::Ip6(side) => payload("ip6", address(side)),
+        Field::FragmentNext => fragment("nexthdr"),
+        Field::FragmentMore => fragment("more-fragments"),
         Field::Port(transport, Side::Source) => payload(transport.as_str(), "sport"),
         Field::Port(transport, Side::Destination) => payload(transport.as_str(), "dport"),
         Field::TcpSynAck => json!({ "&": [payload("tcp", "flags"), ["syn", "ack"]] }),
@@ -132,6 +134,10 @@ fn meta(key: &str) -> Value {
 
 fn payload(protocol: &str, field: &str) -> Value {
     json!({ "payload": { "protocol": protocol, "field": field } })
+}
+
+fn fragment(field: &str) -> Value {
+    json!({ "exthdr": { "name": "frag", "field": field } })
 }
 
 fn verdict(verdict: &Verdict) -> Value {

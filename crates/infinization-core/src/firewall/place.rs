@@ -4,7 +4,7 @@ use crate::types::LinkName;
 
 use super::compile::{Conntrack, Degradation};
 use super::expr::{Field, Item, Match, NftRule, Verdict};
-use super::guard::{opens_nothing, protocol};
+use super::guard::{is_reply, opens_nothing, protocol};
 use super::rule::{
     Action, Direction, Network, PortRange, Ports, Protocol, Rule, RuleError, Side, States,
     Transport,
@@ -300,7 +300,5 @@ fn range(range: Option<PortRange>, field: Field) -> Option<Match> {
 
 /// What tracked connections may always do, after the user's rules and before the terminal verdict.
 pub(super) fn automatic_replies() -> NftRule {
-    let words = States::REPLIES.words().into_iter().map(Item::from);
-    let replies = Match::among(Field::CtState, words);
-    NftRule::new(Verdict::Accept, "Allow Established/Related (Auto)").when([replies])
+    NftRule::new(Verdict::Accept, "Allow Established/Related (Auto)").when([is_reply()])
 }

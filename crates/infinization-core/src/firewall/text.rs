@@ -147,6 +147,8 @@ fn field(field: Field) -> String {
         Field::L4Proto => "meta l4proto".to_owned(),
         Field::Ip(side) => format!("ip {}", address(side)),
         Field::Ip6(side) => format!("ip6 {}", address(side)),
+        Field::FragmentNext => "frag nexthdr".to_owned(),
+        Field::FragmentMore => "frag more-fragments".to_owned(),
         Field::Port(transport, Side::Source) => format!("{} sport", transport.as_str()),
         Field::Port(transport, Side::Destination) => format!("{} dport", transport.as_str()),
         Field::TcpSynAck => "tcp flags & (syn | ack)".to_owned(),

@@ -344,6 +344,7 @@ fn every_header_match_follows_the_proof_that_the_header_is_there() {
                 Field::Ip(_) | Field::Ip6(_) | Field::ArpSenderEther | Field::ArpSenderIp => {
                     Some(Field::Protocol)
                 }
+                Field::FragmentNext | Field::FragmentMore => Some(Field::Protocol),
                 Field::Port(..) | Field::TcpSynAck | Field::TcpRst | Field::IcmpType => {
                     Some(Field::L4Proto)
                 }

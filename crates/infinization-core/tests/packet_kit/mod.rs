@@ -1,0 +1,23 @@
+//! What the packet tests share: a site of bridges and ports, and the frames that go over it.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `packet` | a packet in words: who, to whom, which protocol |
+//! | `frame` | its octets, and how to disguise them |
+//! | `disguise` | the same packet in ways a filter may not recognise |
+//! | `topology` | two departments, the host between them, the outside behind it |
+//! | `port` | one end of a cable: a TAP that is written and read as QEMU does |
+//! | `host` | what the host itself sends and receives |
+#![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
+#![allow(dead_code, reason = "each test binary uses a part of the kit")]
+#![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
+
+pub mod disguise;
+pub mod frame;
+pub mod host;
+pub mod packet;
+pub mod port;
+pub mod topology;
+
+pub use packet::{Mark, Packet, What};
+pub use topology::{Place, Site};
