@@ -50,8 +50,8 @@ fn main() {
 async fn flood_while_rules_change(changes: usize) {
     let site = Site::new().await;
     let firewall = service().await;
-    firewall.apply(&open(A2)).await.unwrap();
-    firewall.apply(&variant(0)).await.unwrap();
+    firewall.apply(open(A2)).await.unwrap();
+    firewall.apply(variant(0)).await.unwrap();
     let flood = Flood::start(site);
     let mut chaos = Chaos {
         firewall,
@@ -120,7 +120,7 @@ impl Chaos {
             11 => self.fail().await,
             13 => self.detach_and_return(n).await,
             17 => self.kill_one_at_work(n),
-            _ => drop(self.firewall.apply(&variant(n)).await.unwrap()),
+            _ => drop(self.firewall.apply(variant(n)).await.unwrap()),
         }
     }
 
@@ -129,7 +129,7 @@ impl Chaos {
         run("nft add chain bridge infinization foreign");
         let other = wanted(Place::B1, Vec::new(), FirewallDefaultAction::Accept);
         let tap = VmNames::of(&A1.vm_id()).tap;
-        let refused = self.firewall.apply(&Wanted { tap, ..other }).await;
+        let refused = self.firewall.apply(Wanted { tap, ..other }).await;
         assert!(refused.is_err(), "two machines share a port");
         run("nft delete chain bridge infinization foreign");
     }
@@ -140,7 +140,7 @@ impl Chaos {
         self.firewall.detach(&vm_id).await.unwrap();
         self.firewall.flush(&vm_id).await.unwrap();
         self.firewall.remove(&vm_id).await.unwrap();
-        self.firewall.apply(&variant(n)).await.unwrap();
+        self.firewall.apply(variant(n)).await.unwrap();
     }
 
     /// Another process of ours changes the same rules and is killed while it does.
@@ -159,7 +159,7 @@ impl Chaos {
 async fn change_until_killed() {
     let firewall = service().await;
     for n in 0.. {
-        firewall.apply(&variant(n)).await.unwrap();
+        firewall.apply(variant(n)).await.unwrap();
     }
 }
 

@@ -54,7 +54,7 @@ impl Scene {
                 Policy::Closed => FirewallDefaultAction::Drop,
             },
         };
-        self.firewall.apply(&wanted).await.unwrap();
+        self.firewall.apply(wanted).await.unwrap();
     }
 
     fn packet(&mut self, from: &str, to: &str, what: What) -> Packet {

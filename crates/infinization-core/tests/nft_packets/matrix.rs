@@ -91,7 +91,7 @@ impl Matrix {
                 FirewallDefaultAction::Drop
             },
         };
-        let change = self.firewall.apply_if_changed(&wanted).await.unwrap();
+        let change = self.firewall.apply_if_changed(wanted).await.unwrap();
         let Some(applied) = change.result else { return };
         let merged = machine.merged().into_iter();
         let fails = merged.filter(|rule| use_of(rule, self.kernel) == Use::Fails);

@@ -304,6 +304,8 @@ fn load(field: Field) -> Vec<u8> {
         Field::Ip6(side) => load_bytes(NETWORK, at(side, 8, 24), 16),
         Field::ArpSenderEther => load_bytes(NETWORK, 8, 6),
         Field::ArpSenderIp => load_bytes(NETWORK, 14, 4),
+        Field::FragmentNext => load_fragment(0),
+        Field::FragmentMore => [load_fragment(3), mask_with(&[0x01])].concat(),
         Field::Port(_, side) => load_bytes(TRANSPORT, at(side, 0, 2), 2),
         Field::TcpSynAck => [load_bytes(TRANSPORT, 13, 1), mask_with(&[0x12])].concat(),
         Field::TcpRst => [load_bytes(TRANSPORT, 13, 1), mask_with(&[0x04])].concat(),
@@ -331,6 +333,18 @@ fn load_bytes(base: u32, offset: u32, length: u32) -> Vec<u8> {
         number(4, length),
     ];
     expression("payload", &bytes.concat())
+}
+
+/// A byte of IPv6's fragment header (`NFTA_EXTHDR_*`).
+fn load_fragment(offset: u32) -> Vec<u8> {
+    const FRAGMENT_HEADER: u8 = 44;
+    let bytes = [
+        number(1, REGISTER),
+        attribute(2, &[FRAGMENT_HEADER]),
+        number(3, offset),
+        number(4, 1),
+    ];
+    expression("exthdr", &bytes.concat())
 }
 
 fn mask_with(mask: &[u8]) -> Vec<u8> {
@@ -394,14 +408,14 @@ fn data_type(field: Field) -> u32 {
         Field::Iifname | Field::Oifname => 41,
         Field::EtherSource | Field::ArpSenderEther => 9,
         Field::Protocol => 10,
-        Field::L4Proto => 12,
+        Field::L4Proto | Field::FragmentNext => 12,
         Field::Ip(_) | Field::ArpSenderIp => 7,
         Field::Ip6(_) => 8,
         Field::Port(Transport::Tcp | Transport::Udp, _) => 13,
         Field::TcpSynAck | Field::TcpRst => 15,
         Field::IcmpType => 14,
         Field::Icmpv6Type => 29,
-        Field::NdTarget => 4,
+        Field::NdTarget | Field::FragmentMore => 4,
         Field::CtState => 26,
     }
 }
@@ -409,10 +423,15 @@ fn data_type(field: Field) -> u32 {
 /// A single value, as the register holds the field.
 fn value(field: Field, item: &Item) -> Option<Vec<u8>> {
     match item {
+        Item::Number(number) if is_octet(field) => Some(vec![u8::try_from(*number).ok()?]),
         Item::Number(number) => Some(number.to_be_bytes().to_vec()),
         Item::Word(word) => word_value(field, word),
         Item::Range(..) | Item::Prefix(..) => None,
     }
+}
+
+fn is_octet(field: Field) -> bool {
+    matches!(field, Field::FragmentNext | Field::FragmentMore)
 }
 
 fn word_value(field: Field, word: &str) -> Option<Vec<u8>> {
@@ -457,7 +476,7 @@ fn word_value(field: Field, word: &str) -> Option<Vec<u8>> {
         Field::L4Proto | Field::TcpSynAck | Field::TcpRst => octet(word),
         Field::IcmpType => (word == "destination-unreachable").then(|| vec![3]),
         Field::Icmpv6Type => icmpv6_type(word),
-        Field::Port(..) => None,
+        Field::Port(..) | Field::FragmentNext | Field::FragmentMore => None,
     }
 }
 
