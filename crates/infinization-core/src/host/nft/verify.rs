@@ -48,7 +48,7 @@ impl Nft {
 
     /// Learns what the hooks look like to nft, unless somebody may have changed them since `mark`.
     async fn see_hooks(&self, mark: Mark) -> Result<(), NftError> {
-        let reading = self.transport.read().await?;
+        let reading = Arc::new(self.transport.read().await?);
         self.journal.catch_up();
         if self.journal.mark(OurTable::Filter) == mark {
             self.journal.known.saw_hooks(&reading);
@@ -92,9 +92,7 @@ impl Nft {
             if nft.journal.trusts(OurTable::Filter) {
                 return Ok(Repair::default());
             }
-            let mark = nft.journal.mark(OurTable::Filter);
-            let reading = nft.transport.read().await?;
-            let damages = nft.conclude(&reading, mark);
+            let (reading, damages) = nft.read_now().await?;
             let unknown = nft.put_back(&damages, &reading).await?;
             nft.sweep_after(&reading).await?;
             let mut unconfirmed = nft.journal.known.unconfirmed();
@@ -255,25 +253,41 @@ impl Nft {
                 known.loaded(&Arc::new(compiled));
                 return Ok(true);
             }
-            let mark = nft.journal.mark(OurTable::Filter);
-            let reading = nft.transport.read().await?;
-            let damages = nft.conclude(&reading, mark);
+            let (reading, damages) = nft.read_now().await?;
             let damaged = damages.iter().any(|damage| damage.concerns(&compiled));
             let holds = !damaged && holds(&reading, &compiled);
             if holds {
                 known.loaded(&Arc::new(compiled));
+            }
+            if known.unconfirmed().is_empty() {
+                nft.journal.keep_reading(None);
             }
             Ok(holds)
         })
         .await
     }
 
+    /// What the kernel holds, and what is missing of what it should. Whole hosts of machines ask one
+    /// after the other when their manager starts: as long as nobody commits anything, it is read once.
+    async fn read_now(&self) -> Result<(Arc<Reading>, Vec<Damage>), NftError> {
+        if let Some(reading) = self.journal.last_reading() {
+            return Ok((reading, Vec::new()));
+        }
+        let mark = self.journal.mark(OurTable::Filter);
+        let reading = Arc::new(self.transport.read().await?);
+        let damages = self.conclude(&reading, mark);
+        Ok((reading, damages))
+    }
+
     /// Compares; if nothing is missing, the doubts there were are settled.
-    fn conclude(&self, reading: &Reading, mark: Mark) -> Vec<Damage> {
-        let damages = self.journal.known.compare(reading);
+    fn conclude(&self, reading: &Arc<Reading>, mark: Mark) -> Vec<Damage> {
+        let known = &self.journal.known;
+        let damages = known.compare(reading);
         if damages.is_empty() {
             self.journal.settle(OurTable::Filter, mark);
         }
+        let is_asked_for = damages.is_empty() && !known.unconfirmed().is_empty();
+        self.journal.keep_reading(is_asked_for.then_some(reading));
         damages
     }
 }

@@ -283,7 +283,8 @@ async fn a_release_that_fails_is_tried_three_times_then_told_and_kept() {
     let plan = plan(&[&["/a"], &["/b"], &["/c"]]);
     let began = Instant::now();
     let failure = scene.execute(&fake, &plan).await.unwrap_err();
-    assert_eq!(began.elapsed().as_secs(), 3);
+    // The journal's thread is not on this clock, so waiting for it may pass time as well.
+    assert!(began.elapsed().as_secs() >= 3);
     // The rest is released all the same.
     assert_eq!(fake.released(), files(&["/b", "/b", "/b", "/a"]));
     assert_eq!(failure.code(), ErrorCode::StateFile);
