@@ -1112,6 +1112,25 @@ export const firewallPresets: Readonly<Record<'ssh' | 'http' | 'https' | 'rdp' |
  */
 export function defineFirewallPreset(service: FirewallService): FirewallPreset
 
+/** A machine of the department whose rules are applied. */
+export interface DepartmentMachine {
+  vmId: string
+  tapName: string
+  /** The machine's own rules; default none. */
+  vmRules?: FirewallRuleInput[]
+  /** What happens to a packet no rule decides; default `drop`. */
+  defaultAction?: FirewallDefaultAction
+}
+
+/** What became of one machine of a department: one of `result` and `error` is there. */
+export interface DepartmentApplyResult {
+  vmId: string
+  /** What is in force now. */
+  result?: FirewallApplyResult
+  /** Why the old rules still are. `code` is an NftablesError's or a ProcessError's. */
+  error?: { code: string; message: string }
+}
+
 /** What {@link NftablesService} is made with. */
 export interface NftablesServiceConfig {
   /** As in {@link InfinizationConfig}. */
@@ -1126,7 +1145,9 @@ export interface NftablesServiceConfig {
  * The firewall of one machine at a time. The verbs do all of this by themselves.
  *
  * Everything a machine sends or receives is filtered, whatever it talks to; a TAP called `vnet-*`
- * without rules is closed. Changes are atomic: on an error the old rules are in force. Failures are
+ * without rules is closed. Changes are atomic: on an error the old rules are in force. Changes of one machine
+ * take effect in the order of the calls, whichever instance they are made on; changes of several that are
+ * asked for at once share a transaction. Failures are
  * NftablesErrors `PERMISSION_DENIED` (not root), `COMMAND_FAILED` (nft refused) or `RULESET_MISMATCH`
  * (the kernel confirmed something else), ProcessErrors `PROGRAM_NOT_FOUND` (no `nft`), and
  * LifecycleErrors: `INVALID_CONFIG` for malformed arguments and settings, `INVALID_STATE` and `CLOSED`
@@ -1147,14 +1168,21 @@ export class NftablesService {
   createVMChain(vmId: string, tapName: string): Promise<string>
   /** As `createVMChain`, without attaching a port. */
   ensureVMChain(vmId: string): Promise<string>
-  /** Sends the port's frames through the machine's chains; without chains it is `COMMAND_FAILED`. */
+  /**
+   * Sends the port's frames through the machine's chains; without chains it is `COMMAND_FAILED`. Rules that
+   * this process has loaded for the port are loaded again with it.
+   */
   attachJumpRules(vmId: string, tapName: string): Promise<void>
-  /** Closes the machine's ports; the chains stay. What fails on the host is a warning, no rejection. */
+  /**
+   * Closes the machine's ports; the chains and their rules stay for the day it is attached again. Never
+   * rejects: what fails is a warning.
+   */
   detachJumpRules(vmId: string): Promise<void>
   /**
    * Loads everything of the machine in one transaction: chains, rules, dispatch. A rule that makes no
    * sense is reported in the result and the others are in force.
-   * @param departmentRules stand before the machine's own of the same priority
+   * @param departmentRules stand before the machine's own of the same priority. Machines with the same ones
+   * share the chains they stand in (`dept_in_…`, `dept_out_…`), unless own rules come between
    * @param defaultAction what happens to a packet no rule decides; default `drop`
    * @throws NftablesError `RULE_INVALID` (more than 20000 rules), `CONNTRACK_UNAVAILABLE`; NetworkError
    * when the bridge's addresses cannot be read
@@ -1178,6 +1206,16 @@ export class NftablesService {
     vmRules: FirewallRuleInput[],
     defaultAction?: FirewallDefaultAction
   ): Promise<{ changed: boolean; result?: FirewallApplyResult }>
+  /**
+   * `applyRules` for a department's machines, in one transaction. Where only the department's rules change,
+   * that is a small one however many machines there are. If the kernel refuses it, it is done machine by
+   * machine; what became of each is told in their order.
+   * @throws as `applyRules`, before anything is changed
+   */
+  applyDepartmentRules(
+    departmentRules: FirewallRuleInput[],
+    machines: DepartmentMachine[]
+  ): Promise<DepartmentApplyResult[]>
   /** What `applyRules` would load, with the same arguments and errors. Nothing is changed. */
   planRules(
     vmId: string,
@@ -1187,13 +1225,13 @@ export class NftablesService {
     defaultAction?: FirewallDefaultAction
   ): Promise<FirewallPlan>
   /**
-   * Removes the user's rules: the machine is closed then, but for what every one is allowed. What fails
-   * on the host is a warning, no rejection.
+   * Removes the user's rules: the machine is closed then, but for what every one is allowed. Never rejects:
+   * what fails is a warning.
    */
   flushVMRules(vmId: string): Promise<void>
   /**
-   * Removes the machine's chains and what leads to them; fine if there are none. What fails on the host
-   * is a warning, no rejection.
+   * Removes the machine's chains and what leads to them; fine if there are none. Never rejects: what fails
+   * is a warning.
    */
   removeVMChain(vmId: string): Promise<void>
   /** The same, by the visible chain's name (`vm_…`). Other names are left alone, with a warning. */

@@ -22,6 +22,10 @@ const rule = (more) => ({
 
 // The comments of a chain's rules, in order.
 const comments = (chain) => host.ruleset().flatMap(({ rule }) => rule?.chain === chain ? [rule.comment] : [])
+// The rules of each chain it jumps to.
+const departmentsOf = (chain) => host.ruleset()
+  .flatMap(({ rule }) => rule?.chain === chain ? rule.expr.flatMap(({ jump }) => jump ? [jump.target] : []) : [])
+  .map(comments)
 const ports = (tap) => host.dispatched().filter((element) => element.startsWith(tap))
 
 test('initialize() is idempotent, and with it the two hooks', async () => {
@@ -89,11 +93,56 @@ test('rules are merged, applied and reported', async () => {
     failures: [{ ruleName: 'typo', error: expect.stringContaining('allow') }],
     degraded: []
   })
-  // Without connection tracking each has a second one, for its replies.
-  const loaded = new Set(comments(chain).filter((comment) => !/^infinization-/.test(comment)))
-  expect([...loaded]).toEqual(['ssh', 'web'])
+  // Without connection tracking each has a second one, for its replies. The department's stand apart.
+  const loaded = new Set(comments(chain).filter((comment) => !/^infinization-default/.test(comment)))
+  expect([...loaded]).toEqual(['infinization-department', 'web'])
+  expect(departmentsOf(chain)).toEqual([['ssh'], ['ssh']])
   expect(comments(chain).at(-1)).toBe('infinization-default-drop')
   expect(ports(tap)).toHaveLength(2)
+})
+
+test('changes of one machine take effect in the order of the calls, on whichever instance', async () => {
+  const { vmId, chain, tap } = newMachine()
+  const other = new NftablesService({ bridgeConntrackMode: 'degrade' })
+  const names = Array.from({ length: 30 }, (_, n) => `rule ${n}`)
+  await Promise.all(names.map((name, n) => (n % 2 ? nftables : other).applyRules(vmId, tap, [], [rule({ name })])))
+  expect(comments(chain)).toContain('rule 29')
+  const applied = nftables.applyRules(vmId, tap, [], [rule()])
+  const removed = other.removeVMChain(vmId)
+  await Promise.all([applied, removed])
+  expect(await nftables.chainExists(chain)).toBe(false)
+})
+
+test('a department changes at once, and each machine is told of', async () => {
+  const machines = [newMachine(), newMachine(), newMachine()]
+  const members = machines.map(({ vmId, tap: tapName }, n) => ({ vmId, tapName, vmRules: n ? [rule({ name: `own ${n}` })] : undefined }))
+  for (const port of [22, 23]) {
+    const results = await nftables.applyDepartmentRules([rule({ name: `department ${port}`, dstPortStart: port, priority: 1 })], members)
+    expect(results.map(({ vmId, result }) => [vmId, result.appliedRules])).toEqual([[members[0].vmId, 1], [members[1].vmId, 2], [members[2].vmId, 2]])
+    for (const { chain } of machines) expect(departmentsOf(chain)).toContainEqual([`department ${port}`])
+  }
+  expect(await rejection(nftables.applyDepartmentRules([], [{ vmId: 'vm-1' }]))).toMatchObject({ code: 'INVALID_CONFIG', context: { issues: [{ path: 'machines' }] } })
+  await Promise.all(machines.map(({ vmId }) => nftables.removeVMChain(vmId)))
+  expect(host.chains().filter((name) => name.startsWith('dept_'))).toEqual([])
+})
+
+test('what is detached and attached again has its rules', async () => {
+  const { vmId, chain, tap } = newMachine()
+  await nftables.applyRules(vmId, tap, [], [rule()])
+  const before = comments(chain)
+  await nftables.detachJumpRules(vmId)
+  host.run('nft', 'flush', 'chain', 'bridge', 'infinization', chain)
+  await nftables.attachJumpRules(vmId, tap)
+  expect(comments(chain)).toEqual(before)
+  expect(ports(tap)).toHaveLength(2)
+})
+
+test.each(['detachJumpRules', 'flushVMRules', 'removeVMChain', 'removeVMChainByName'])('%s never rejects', async (method) => {
+  const broken = new NftablesService({ bridgeConntrackMode: 'maybe' })
+  for (const name of ['', 'a/b', 'x'.repeat(300), 5, null, undefined, {}, 'vm_nothing']) {
+    expect(await nftables[method](name)).toBeUndefined()
+    expect(await broken[method](name)).toBeUndefined()
+  }
 })
 
 test('the default action is the last word', async () => {

@@ -151,6 +151,7 @@ async function run(database: InfinizationDatabase, peers: OverlayPeer[]): Promis
 
   const nftables = infinization.getNftablesService()
   await nftables.initialize()
+  void (await nftables.applyDepartmentRules(rules, [{ vmId: created.vmId, tapName: created.tapDevice }]))[0].result?.appliedRules
   void (await nftables.planRules(created.vmId, created.tapDevice, [], rules)).defaultAction
   const applied: FirewallApplyResult = await nftables.applyRules(created.vmId, created.tapDevice, [], rules, 'drop')
   if (applied.failedRules > 0) for (const failure of applied.failures) void [failure.ruleName, failure.error]

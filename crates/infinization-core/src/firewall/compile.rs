@@ -198,7 +198,7 @@ pub fn compile(vm: &VmFirewall) -> Result<Compiled, TooManyRules> {
 }
 
 /// As [`compile`]; unless it `shares`, with the department's rules in the machine's own chain.
-fn compile_sharing(vm: &VmFirewall, shares: bool) -> Result<Compiled, TooManyRules> {
+pub(super) fn compile_sharing(vm: &VmFirewall, shares: bool) -> Result<Compiled, TooManyRules> {
     let total = vm.department_rules.len() + vm.vm_rules.len();
     if total > MAX_RULES {
         return Err(TooManyRules(total));

@@ -173,3 +173,6 @@ fn at(way: Way, tap: &LinkName, mut rule: NftRule) -> NftRule {
     rule.matches.insert(0, way.at(tap));
     rule
 }
+
+#[cfg(test)]
+mod tests;

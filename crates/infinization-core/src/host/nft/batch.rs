@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::known::Known;
 use super::notice::OurTable;
@@ -28,8 +28,11 @@ struct Request {
     answer: oneshot::Sender<Result<(), NftError>>,
 }
 
+/// What becomes of a request.
+type Told = oneshot::Receiver<Result<(), NftError>>;
+
 impl Waiting {
-    fn push(&self, compiled: Arc<Compiled>) -> oneshot::Receiver<Result<(), NftError>> {
+    fn push(&self, compiled: Arc<Compiled>) -> Told {
         let (answer, told) = oneshot::channel();
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.push(Request { compiled, answer });
@@ -56,8 +59,7 @@ impl Nft {
     /// other machines that are to be loaded meanwhile. On an error the old rules are in force.
     pub async fn ensure_vm(&self, compiled: &Compiled) -> Result<(), NftError> {
         let told = self.journal.waiting.push(Arc::new(compiled.clone()));
-        self.serve().await?;
-        told.await.unwrap_or(Err(NftError::Interrupted))
+        self.served(told).await
     }
 
     /// As [`Nft::ensure_vm`] of each, in one transaction; answers in the order of the machines.
@@ -65,19 +67,20 @@ impl Nft {
         let all = all.iter().map(|it| Arc::new(it.clone()));
         let told: Vec<_> = all.map(|it| self.journal.waiting.push(it)).collect();
         let mut answers = Vec::new();
-        for mut told in told {
-            // All of them are served in one turn, unless there are more than fit.
-            if told
-                .try_recv()
-                .is_err_and(|it| it == oneshot::error::TryRecvError::Empty)
-                && let Err(error) = self.serve().await
-            {
-                answers.push(Err(error));
-                continue;
-            }
-            answers.push(told.await.unwrap_or(Err(NftError::Interrupted)));
+        for told in told {
+            answers.push(self.served(told).await);
         }
         answers
+    }
+
+    /// Serves those who wait until this one is among them; another may have done it.
+    async fn served(&self, mut told: Told) -> Result<(), NftError> {
+        loop {
+            match told.try_recv() {
+                Err(TryRecvError::Empty) => self.serve().await?,
+                answered => return answered.unwrap_or(Err(NftError::Interrupted)),
+            }
+        }
     }
 
     /// When its turn has come, loads all who wait; they may have been loaded in another's turn.

@@ -1,0 +1,305 @@
+//! What a change of the firewall costs, over what nft's own program takes for the same batch and over
+//! one nft program per rule; and what a TAP costs over the kernel's own calls. `npm run bench` runs it in
+//! a network of its own.
+//!
+//! One JSON object per line goes to standard output: `{"name", "value", "unit", "goal"}`.
+#![allow(
+    clippy::print_stdout,
+    reason = "the figures are what this program is for"
+)]
+#![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
+
+#[path = "../tests/kit/firewall.rs"]
+mod firewall;
+#[path = "../tests/kit/mod.rs"]
+mod kit;
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use infinization_core::firewall::{Compiled, Transaction, VmFirewall, document, table_text};
+use infinization_core::host::link::Links;
+use infinization_core::host::nft::Nft;
+use infinization_core::host::program::programs_started;
+use infinization_core::host::tap::{self, Queues, TapOptions};
+use infinization_core::types::{FirewallRuleInput, LinkName};
+use serde_json::json;
+
+use firewall::{compiled, rule, run, vm};
+
+const ROUNDS: u32 = 21;
+
+fn main() {
+    kit::in_private_network(|| async {
+        let nft = Nft::new();
+        nft.prepare().await.unwrap();
+        rules(&nft).await;
+        crowd(&nft).await;
+        department(&nft).await;
+        taps().await;
+    });
+}
+
+fn figure(name: &str, value: f64, unit: &str, goal: &str) {
+    let value = (value * 100.0).round() / 100.0;
+    println!(
+        "{}",
+        json!({ "name": format!("firewall: {name}"), "value": value, "unit": unit, "goal": goal })
+    );
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1000.0
+}
+
+fn own(count: u32, round: u32) -> Vec<FirewallRuleInput> {
+    (0..count)
+        .map(|n| rule(&format!("ACCEPT IN udp {}", 1 + n + round * 20)))
+        .collect()
+}
+
+fn machine(id: &str, vm_rules: Vec<FirewallRuleInput>) -> VmFirewall {
+    VmFirewall { vm_rules, ..vm(id) }
+}
+
+/// Compiles and loads, as `applyRules` does.
+async fn apply(nft: &Nft, machine: &VmFirewall) -> Duration {
+    let began = Instant::now();
+    nft.ensure_vm(&compiled(machine)).await.unwrap();
+    began.elapsed()
+}
+
+/// `nft -f` of this text.
+fn by_nft(options: &[&str], script: &str) -> Duration {
+    fed("nft", &[options, &["-f", "-"]].concat(), script)
+}
+
+/// How long the program takes that is given this input.
+fn fed(program: &str, args: &[&str], input: &str) -> Duration {
+    let began = Instant::now();
+    let mut command = Command::new(program);
+    let command = command
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    began.elapsed()
+}
+
+async fn rules(nft: &Nft) {
+    for (count, goal) in [(10, "≤ 8"), (100, "≤ 12"), (1000, "≤ 40")] {
+        let (mut ours, mut json, mut text) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            let machine = machine("bench-1", own(count, round));
+            ours.push(apply(nft, &machine).await);
+            let batch = Transaction::ensure_vm(&compiled(&machine));
+            json.push(by_nft(&["-j", "-e", "-a"], &document(&batch).to_string()));
+            text.push(by_nft(&[], &flushed_first(&compiled(&machine))));
+        }
+        figure(&format!("apply {count} rules"), median(ours), "ms", goal);
+        figure(
+            &format!("apply {count} rules, by `nft -j -e -a`"),
+            median(json),
+            "ms",
+            "",
+        );
+        figure(
+            &format!("apply {count} rules, by `nft -f`"),
+            median(text),
+            "ms",
+            "",
+        );
+    }
+    one_of_a_thousand(nft).await;
+    one_program_per_rule();
+    removal(nft).await;
+}
+
+/// The table's text, loaded in place of what there is of it.
+fn flushed_first(compiled: &Compiled) -> String {
+    let table = "table bridge infinization";
+    format!("{table}\ndelete {table}\n{}", table_text(compiled))
+}
+
+async fn one_of_a_thousand(nft: &Nft) {
+    let mut rules = own(1000, 0);
+    apply(nft, &machine("bench-1", rules.clone())).await;
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        rules[500] = rule(&format!("DROP IN udp {}", 5000 + round));
+        times.push(apply(nft, &machine("bench-1", rules.clone())).await);
+    }
+    figure("one rule of 1000 changed", median(times), "ms", "≤ 8");
+
+    let unchanged = compiled(&machine("bench-1", rules));
+    nft.ensure_vm_if_changed(&unchanged).await.unwrap();
+    nft.ensure_vm_if_changed(&unchanged).await.unwrap();
+    let (before, began) = (programs_started(), Instant::now());
+    assert!(!nft.ensure_vm_if_changed(&unchanged).await.unwrap());
+    figure(
+        "unchanged 1000 rules",
+        began.elapsed().as_secs_f64() * 1000.0,
+        "ms",
+        "",
+    );
+    #[expect(clippy::cast_precision_loss, reason = "a handful")]
+    let programs = (programs_started() - before) as f64;
+    figure("programs run by unchanged rules", programs, "", "0");
+}
+
+fn one_program_per_rule() {
+    let began = Instant::now();
+    run("nft add table bridge each");
+    run("nft add chain bridge each vm");
+    for port in 1..=100 {
+        run(&format!(
+            "nft add rule bridge each vm udp dport {port} accept"
+        ));
+    }
+    figure(
+        "apply 100 rules, one nft each",
+        began.elapsed().as_secs_f64() * 1000.0,
+        "ms",
+        "",
+    );
+    run("nft delete table bridge each");
+}
+
+async fn removal(nft: &Nft) {
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        let machine = machine("bench-2", own(100, round));
+        let names = compiled(&machine).ruleset.names;
+        apply(nft, &machine).await;
+        let began = Instant::now();
+        nft.remove_vm(&names).await.unwrap();
+        times.push(began.elapsed());
+    }
+    figure("remove", median(times), "ms", "≤ 8");
+}
+
+/// Fifty machines at once, each asked for by itself.
+async fn crowd(nft: &Nft) {
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        let machines: Vec<_> = (0..50)
+            .map(|n| compiled(&machine(&format!("crowd-{n}"), own(20, round))))
+            .collect();
+        let began = Instant::now();
+        let loads = machines.into_iter().map(|machine| {
+            let nft = nft.clone();
+            tokio::spawn(async move { nft.ensure_vm(&machine).await.unwrap() })
+        });
+        for load in loads.collect::<Vec<_>>() {
+            load.await.unwrap();
+        }
+        times.push(began.elapsed());
+    }
+    figure(
+        "50 machines with 20 rules at once",
+        median(times),
+        "ms",
+        "≤ 150",
+    );
+}
+
+/// A department of 200 machines gets other rules.
+async fn department(nft: &Nft) {
+    let all = |round| -> Vec<Compiled> {
+        let department_rules = own(50, round);
+        let with = |n| VmFirewall {
+            department_rules: department_rules.clone(),
+            ..machine(&format!("dept-{n}"), own(5, 0))
+        };
+        (0..200).map(|n| compiled(&with(n))).collect()
+    };
+    load_all(nft, &all(0)).await;
+    nft.repair().await.unwrap();
+    let mut times = Vec::new();
+    for round in 1..ROUNDS {
+        let machines = all(round);
+        times.push(load_all(nft, &machines).await);
+    }
+    figure(
+        "200 machines, other department rules",
+        median(times),
+        "ms",
+        "one transaction",
+    );
+    let mut times = Vec::new();
+    for round in 1..4 {
+        let machines = all(round);
+        let batch = Transaction::ensure_vms(&machines);
+        times.push(by_nft(&["-j", "-e", "-a"], &document(&batch).to_string()));
+    }
+    figure(
+        "200 machines, all of it by `nft -j -e -a`",
+        median(times),
+        "ms",
+        "",
+    );
+}
+
+async fn load_all(nft: &Nft, machines: &[Compiled]) -> Duration {
+    let began = Instant::now();
+    for outcome in nft.ensure_vms(machines).await {
+        outcome.unwrap();
+    }
+    began.elapsed()
+}
+
+/// TAPs are made, put on a bridge and brought up: through the library, and by one `ip` for many, which
+/// comes near the kernel's own time.
+async fn taps() {
+    const BATCH: u32 = 50;
+    run("ip link add br-bench type bridge");
+    let links = Links::new();
+    let bridge = LinkName::parse("br-bench").unwrap();
+    let tap = LinkName::parse("vnet-bench").unwrap();
+    let options = TapOptions {
+        queues: Queues::ONE,
+        owner: None,
+    };
+    let (mut ours, mut raw) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        drop(tap::create(&tap, options).await.unwrap());
+        links.set_master(&tap, &bridge).await.unwrap();
+        links.set_up(&tap).await.unwrap();
+        ours.push(began.elapsed());
+        tap::delete(&links, &tap).await.unwrap();
+    }
+    for _ in 0..5 {
+        let of_each = |line: &str| -> String {
+            (0..BATCH)
+                .map(|n| line.replace('#', &n.to_string()))
+                .collect()
+        };
+        let made = of_each(
+            "tuntap add vnet-raw# mode tap\nlink set vnet-raw# master br-bench\nlink set vnet-raw# up\n",
+        );
+        raw.push(fed("ip", &["-batch", "-"], &made) / BATCH);
+        fed(
+            "ip",
+            &["-batch", "-"],
+            &of_each("tuntap del vnet-raw# mode tap\n"),
+        );
+    }
+    let (ours, raw) = (median(ours), median(raw));
+    figure("TAP create and configure", ours, "ms", "");
+    figure(
+        "TAP create and configure, over the kernel's time",
+        ours - raw,
+        "ms",
+        "≤ 1",
+    );
+}
