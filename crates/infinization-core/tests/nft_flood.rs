@@ -12,6 +12,7 @@ mod firewall;
 mod kit;
 mod packet_kit;
 
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,16 +45,19 @@ fn main() {
     }
     let changes = std::env::var("INFINIZATION_FLOOD_CHANGES");
     let changes = changes.map_or(CHANGES, |text| text.parse().unwrap());
-    kit::in_private_network(move || flood_while_rules_change(changes));
+    // Asked here, as the path may mean nothing to a thread with mounts of its own.
+    let myself = std::env::current_exe().unwrap();
+    kit::in_private_network(move || flood_while_rules_change(myself, changes));
 }
 
-async fn flood_while_rules_change(changes: usize) {
+async fn flood_while_rules_change(myself: PathBuf, changes: usize) {
     let site = Site::new().await;
     let firewall = service().await;
     firewall.apply(open(A2)).await.unwrap();
     firewall.apply(variant(0)).await.unwrap();
     let flood = Flood::start(site);
     let mut chaos = Chaos {
+        myself,
         firewall,
         victims: 0,
     };
@@ -109,6 +113,8 @@ fn wanted(place: Place, vm_rules: Vec<FirewallRuleInput>, policy: FirewallDefaul
 
 /// Everything that happens to the rules.
 struct Chaos {
+    /// This program.
+    myself: PathBuf,
     firewall: Firewall,
     victims: usize,
 }
@@ -145,8 +151,7 @@ impl Chaos {
 
     /// Another process of ours changes the same rules and is killed while it does.
     fn kill_one_at_work(&mut self, n: usize) {
-        let myself = std::env::current_exe().unwrap();
-        let mut victim: Child = Command::new(myself).env(VICTIM, "").spawn().unwrap();
+        let mut victim: Child = Command::new(&self.myself).env(VICTIM, "").spawn().unwrap();
         let step = u32::try_from(self.victims % 6 + 1).unwrap();
         std::thread::sleep(SHORT_LIFE * step / 6);
         victim.kill().unwrap();

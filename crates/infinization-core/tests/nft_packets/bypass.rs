@@ -9,6 +9,7 @@ use infinization_core::types::{FirewallDefaultAction, VmNames};
 
 use super::firewall::{address, rules};
 use super::kit::in_private_network;
+use super::model::Kernel;
 use super::packet_kit::Place::{self, A1, A2, Wire};
 use super::packet_kit::disguise;
 use super::packet_kit::frame::{self, EVERYBODY, EXPERIMENTAL, Mac, SERVICE_VLAN, VLAN};
@@ -22,6 +23,7 @@ const STRANGER: Mac = [0x52, 0x54, 0, 0x66, 0x66, 0x66];
 struct Scene {
     site: Site,
     firewall: Firewall,
+    kernel: Kernel,
 }
 
 /// What a machine's packets meet beside its rules.
@@ -34,9 +36,13 @@ enum Policy {
 impl Scene {
     async fn new() -> Self {
         call_iptables(false);
-        let (firewall, _) = service().await;
+        let (firewall, kernel) = service().await;
         let site = Site::new().await;
-        Self { site, firewall }
+        Self {
+            site,
+            firewall,
+            kernel,
+        }
     }
 
     /// Loads rules in the kit's words.
@@ -90,11 +96,20 @@ impl Scene {
             _ => receiver.mac(),
         };
         for disguise in disguise::all(packet, from, to) {
-            // Nobody sends these but to get past a filter (RFC 7112).
-            let passes = passes && disguise.name != "in a later fragment";
+            // Nobody sends these but to get past a filter (RFC 7112, RFC 6980).
+            let discovery = matches!(
+                packet.what,
+                What::Icmp {
+                    kind: 133..=137,
+                    ..
+                }
+            );
+            let hidden =
+                disguise.name == "in a later fragment" || discovery && disguise.frames.len() > 1;
+            let passes = passes && (self.kernel.tracks || !hidden);
             let arrived = self.arrive(sender, &disguise.frames, receiver);
-            // Fragments of what is let through by its ports may be lost: that is no way in.
-            let lost = passes && disguise.frames.len() > 1;
+            // Connection tracking puts fragments together before, and loses some: that is no way in.
+            let lost = passes && self.kernel.tracks && disguise.name != "plain";
             let name = disguise.name;
             assert!(
                 arrived == passes || lost,

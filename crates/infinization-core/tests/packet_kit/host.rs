@@ -14,9 +14,9 @@ use rustix::net::{
     sendto, socket_with,
 };
 
+use super::batch;
 use super::frame;
 use super::packet::Packet;
-use crate::firewall::run;
 
 const OURS: u32 = 0x1f2a;
 const LONGEST: usize = 4096;
@@ -30,13 +30,10 @@ pub struct Host {
 
 impl Host {
     pub fn new() -> Self {
-        for line in [
-            "add table inet quiet",
-            "add chain inet quiet output { type filter hook output priority -400 ; }",
-            &format!("add rule inet quiet output meta mark != {OURS} drop"),
-        ] {
-            run(&format!("nft {line}"));
-        }
+        let hook = "type filter hook output priority -400";
+        let quiet = format!("meta mark != {OURS} drop");
+        let chain = format!("table inet quiet {{ chain output {{ {hook}; {quiet}; }}; }}");
+        batch("nft", &[chain]);
         let receiver = |family, protocol: Protocol| {
             let number = u8::try_from(protocol.as_raw().get()).unwrap();
             (number, raw(family, protocol))

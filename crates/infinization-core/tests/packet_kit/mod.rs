@@ -12,6 +12,9 @@
 #![allow(dead_code, reason = "each test binary uses a part of the kit")]
 #![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 pub mod disguise;
 pub mod frame;
 pub mod host;
@@ -21,3 +24,22 @@ pub mod topology;
 
 pub use packet::{Mark, Packet, What};
 pub use topology::{Place, Site};
+
+/// Gives a program its orders in one piece: each start of one costs a slow machine a lot.
+fn batch(program: &str, lines: &[String]) {
+    let option = if program == "nft" { "-f" } else { "-batch" };
+    let mut command = Command::new(program);
+    let mut child = command
+        .args([option, "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let orders = lines.join("\n") + "\n";
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(orders.as_bytes())
+        .unwrap();
+    assert!(child.wait().unwrap().success(), "{program}: {orders}");
+}

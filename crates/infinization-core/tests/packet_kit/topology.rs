@@ -17,11 +17,12 @@ use infinization_core::firewall::{Masquerade, Subnet};
 use infinization_core::host::nft::Nft;
 use infinization_core::types::{LinkName, VmId, VmNames};
 
+use super::batch;
 use super::frame::{self, Mac};
 use super::host::Host;
 use super::packet::{Mark, Packet, RST, What};
 use super::port::Port;
-use crate::firewall::{address, run};
+use crate::firewall::address;
 
 /// Where packets come from and go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,19 +135,16 @@ pub struct Arrival {
 impl Site {
     /// Needs a network of its own. No rules are loaded: the managed ports are closed.
     pub async fn new() -> Self {
-        for key in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
-            run(&format!("sysctl -qw net.{key}=1"));
-        }
-        run("ip link set lo up");
-        for place in [A1, B1] {
-            bridge(place);
+        for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{switch}"), "1").unwrap();
         }
         let mut ports = BTreeMap::new();
         for place in PORTS {
-            ports.insert(place, plug(place).await);
+            let port = Port::new(&place.port_name(), place.mac()).await;
+            ports.insert(place, port);
         }
-        // Somebody beyond the outside.
-        run("ip route add 203.0.113.0/24 via 198.51.100.2");
+        batch("ip", &links());
+        batch("bridge", &learned());
         masquerade().await;
         Self {
             ports,
@@ -267,45 +265,63 @@ fn next_hop(from: Place, to: Place, packet: &Packet) -> Mac {
     }
 }
 
-fn bridge(place: Place) {
-    let (name, mac) = place.link();
-    run(&format!(
-        "ip link add {name} address {} type bridge mcast_snooping 0",
-        text(mac)
-    ));
-    up(place, name);
-}
-
-async fn plug(place: Place) -> Port {
-    let (link, mac) = place.link();
-    let port = Port::new(&place.port_name(), place.mac()).await;
-    if place == Outside {
-        run(&format!("ip link set {link} address {}", text(mac)));
-        up(place, link);
-    } else {
-        run(&format!("ip link set {} master {link}", port.name));
-        run(&format!("ip link set {} up", port.name));
-        // As if it had spoken before: nothing is flooded.
-        let learned = format!("{} dev {} master static", text(port.mac), port.name);
-        run(&format!("bridge fdb replace {learned}"));
-    }
-    for v4 in [true, false] {
-        let known = format!("{} lladdr {}", place.address(v4), text(port.mac));
-        run(&format!(
-            "ip neigh replace {known} dev {link} nud permanent"
+/// Lines for `ip` that make the links and give the host its addresses.
+fn links() -> Vec<String> {
+    let mut lines = vec!["link set lo up".to_owned()];
+    for place in [A1, B1] {
+        let (name, mac) = place.link();
+        let mac = text(mac);
+        lines.push(format!(
+            "link add {name} address {mac} type bridge mcast_snooping 0"
         ));
+        lines.extend(up(place));
     }
-    port
+    for place in [A1, A2, B1, Wire] {
+        let (name, (link, _)) = (place.port_name(), place.link());
+        lines.push(format!("link set {name} master {link}"));
+        lines.push(format!("link set {name} up"));
+    }
+    let (name, mac) = Outside.link();
+    lines.push(format!("link set {name} address {}", text(mac)));
+    lines.extend(up(Outside));
+    lines.extend(PORTS.into_iter().flat_map(neighbours));
+    // Somebody beyond the outside.
+    lines.push(format!(
+        "route add 203.0.113.0/24 via {}",
+        Outside.address(true)
+    ));
+    lines
 }
 
-/// Gives the host its addresses on a link. No address of the kernel's own choice, so that the rules
-/// do not depend on when it comes.
-fn up(place: Place, link: &str) {
-    run(&format!("ip link set {link} addrgenmode none"));
-    run(&format!("ip link set {link} up"));
+/// The host's side of a link. No address of the kernel's own choice, so that the rules do not depend
+/// on when it comes.
+fn up(place: Place) -> [String; 4] {
+    let (link, _) = place.link();
     let [v4, v6] = [true, false].map(|v4| place.gateway(v4));
-    run(&format!("ip addr add {v4}/24 dev {link}"));
-    run(&format!("ip addr add {v6}/64 dev {link} nodad"));
+    [
+        format!("link set {link} addrgenmode none"),
+        format!("link set {link} up"),
+        format!("addr add {v4}/24 dev {link}"),
+        format!("addr add {v6}/64 dev {link} nodad"),
+    ]
+}
+
+/// The host need not ask who has the machine's addresses.
+fn neighbours(place: Place) -> [String; 2] {
+    let ((link, _), mac) = (place.link(), text(place.mac()));
+    [true, false].map(|v4| {
+        let address = place.address(v4);
+        format!("neigh replace {address} lladdr {mac} dev {link} nud permanent")
+    })
+}
+
+/// Lines for `bridge`: as if the machines had spoken before, nothing is flooded.
+fn learned() -> Vec<String> {
+    let line = |place: Place| {
+        let (mac, port) = (text(place.mac()), place.port_name());
+        format!("fdb replace {mac} dev {port} master static")
+    };
+    [A1, A2, B1, Wire].map(line).to_vec()
 }
 
 async fn masquerade() {
