@@ -215,7 +215,9 @@ impl Open {
     pub(super) async fn check_claims(&self, ours: &[VmId]) -> Result<(), Failure> {
         let database = &self.services.database;
         let rows = database.find_machines_by_statuses(&CLAIMING).await?;
-        let is_ours = |row: &&RunningVm| ours.iter().any(|vm_id| vm_id.as_str() == row.id);
+        let is_ours = |row: &&RunningVm| {
+            ours.iter().any(|vm_id| vm_id.as_str() == row.id) && !self.is_installing(row)
+        };
         // At once: one that hangs delays no other.
         let checks = rows.iter().filter(is_ours).map(|row| async {
             if let Err(error) = self.check_row(row).await {

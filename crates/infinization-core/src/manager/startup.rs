@@ -26,7 +26,7 @@ use crate::host::nft::Nft;
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::types::VmId;
-use crate::vm::{Journals, MacClaims, Marks, Services};
+use crate::vm::{InstallationFiles, Journals, MacClaims, Marks, Services};
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
@@ -61,6 +61,8 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         None => rows.database,
     };
     let (outbox, notices) = Outbox::new(database);
+    let installation_files = InstallationFiles::under(config.state_dir.as_path());
+    let (marks, installation_files) = blocking(move || with_marks(installation_files)).await?;
     let parser = config.context(facts);
     let monitor_interval = config.health_monitor_interval;
     let services = Arc::new(Services {
@@ -78,7 +80,8 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         journals,
         parser,
         closing: CancellationToken::new(),
-        marks: Marks::default(),
+        marks,
+        installation_files,
         wrap_effects: inner.wrap_effects.clone(),
         config,
     });
@@ -104,6 +107,18 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     let watch = repair::watch(Arc::downgrade(&open), watched_nft);
     tokio::spawn(async move { until.run_until_cancelled(watch).await });
     Ok(open)
+}
+
+/// With the marks of installations that an earlier process has left.
+fn with_marks(files: InstallationFiles) -> (Marks, InstallationFiles) {
+    let marks = Marks::default();
+    match files.marked() {
+        Ok(marked) => marked
+            .iter()
+            .for_each(|vm_id| marks.installing.insert(vm_id)),
+        Err(error) => tracing::warn!(%error, "which machines are being installed was not found"),
+    }
+    (marks, files)
 }
 
 /// Where the rows are.
