@@ -2084,7 +2084,8 @@ export class EventHandler extends EventEmitter<EventHandlerEvents> {
   getQMPClient(vmId: string): QMPClient | undefined
   /**
    * From now on a SHUTDOWN of this VM is a step of its installation: it is emitted with the status
-   * unchanged; the row stays, nothing is given back, and the health monitor does not look.
+   * unchanged; the row stays, nothing is given back, and no health monitor of this process looks. With
+   * `getEventHandler()` it also holds for the next process, for a day at most, until the machine is destroyed.
    * @throws LifecycleError `INVALID_CONFIG`; of `getEventHandler()` also `INVALID_STATE`, `CLOSED`
    */
   markInstallInProgress(vmId: string): void

@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { monitorEventLoopDelay, performance } from 'node:perf_hooks'
 import { figure, median } from './lib/figures.mjs'
+import { slowDatabase } from './lib/slow-database.mjs'
 import { BridgeManager, Infinization } from '../index.js'
 
 const WATCHED = Number(process.env.INFINIZATION_BENCH_VMS ?? 100)
@@ -138,6 +139,27 @@ async function qmp (infinization) {
   figure('CPU time of the JavaScript thread per call, ours', ours.thread * 1000, 'µs', 'less')
 }
 
+// Nobody waits for another's row: all statuses together take about as long as one.
+async function statuses () {
+  const [machines, pause] = [200, 20]
+  const databaseAdapter = slowDatabase(pause)
+  const infinization = new Infinization({
+    stateDir: join(stateDir, 'slow'), bridgeConntrackMode: 'degrade', databaseAdapter, autoStartHealthMonitor: false
+  })
+  await infinization.initialize()
+  const ids = Array.from({ length: machines }, (_, number) => `slow-${number}`)
+  const lasts = async (work) => {
+    const began = performance.now()
+    await work()
+    return performance.now() - began
+  }
+  const one = await lasts(() => infinization.getVMStatus(ids[0]))
+  const all = await lasts(() => Promise.all(ids.map((vmId) => infinization.getVMStatus(vmId))))
+  await infinization.shutdown()
+  figure(`one status, a database that takes ${pause} ms`, one, 'ms')
+  figure(`${machines} statuses at once, a database that takes ${pause} ms`, all, 'ms', '≤ 250')
+}
+
 // Many machines that do nothing: their firmware has found no system and halts. One process makes
 // them, another watches, as after a restart.
 async function watching () {
@@ -163,6 +185,7 @@ async function main () {
   await next.initialize()
   await next.deleteVM('qmp-1', { deleteDisks: true })
   await next.shutdown()
+  await statuses()
   figure('RSS of a bare Node', bareNode(), 'MiB')
   await watching()
   await bridges.destroy('nbr0')

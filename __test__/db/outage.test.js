@@ -4,11 +4,17 @@
 // follow; what needs an answer is refused.
 
 const { generateVMChainName } = require('../..')
-const { cleanUp, host, newBridge, next, rejection, warning } = require('../kit')
+const net = require('node:net')
+const { performance } = require('node:perf_hooks')
+const { cleanUp, finally_, host, machine, newBridge, newInstance, next, rejection, warning } = require('../kit')
+const { clientVersions, connect, disconnect } = require('../kit/prisma')
 const { application, created, defined, waysHere } = require('../kit/application')
 const { Postgres } = require('../kit/postgres')
 
-jest.setTimeout(90_000)
+// How long the server is away while fifty operations are made: 60 by hand.
+const OUTAGE_SECONDS = Number(process.env.INFINIZATION_OUTAGE_SECONDS ?? 3)
+
+jest.setTimeout(90_000 + OUTAGE_SECONDS * 1000)
 
 let server
 beforeAll(async () => { server = await Postgres.start() })
@@ -82,6 +88,47 @@ describe.each(waysHere().filter((way) => ['prisma7', 'databaseAdapter'].includes
     expect(await app.database.configuration(vmId)).toMatchObject({ qemuPid: null })
     expect(await app.instance.startVM(vmId)).toMatchObject({ success: true })
     expect(await app.database.row(vmId)).toMatchObject({ status: 'running' })
+  })
+
+  test('F31: an outage during fifty operations loses nothing and keeps the order', async () => {
+    const app = await application(server, way, { autoStartHealthMonitor: false })
+    const statuses = await history(app)
+    const bridge = await newBridge()
+    const vms = await Promise.all([1, 2, 3, 4, 5].map(() => created(app, { bridge })))
+    const before = new Map()
+    for (const { vmId } of vms) before.set(vmId, (await statuses(vmId)).length)
+    const each = (work) => Promise.all(vms.map(({ vmId }) => work(vmId)))
+    const seen = (vmId, event) => next(app.instance.getEventHandler(), event, (told) => told.vmId === vmId)
+    await each(async (vmId) => {
+      for (const verb of ['suspendVM', 'resumeVM', 'suspendVM']) await app.instance[verb](vmId)
+    })
+    await away(app, 'immediate')
+    const since = Date.now()
+    // What the guest and its monitor do by themselves, and an end that asks for no row.
+    await each(async (vmId) => {
+      const qmp = app.instance.getQMPClient(vmId)
+      for (const [act, event] of [['cont', 'vm:resume'], ['stop', 'vm:stop'], ['cont', 'vm:resume']]) {
+        const told = seen(vmId, event)
+        await qmp[act]()
+        await told
+      }
+      expect(await app.instance.stopVM(vmId, forced)).toMatchObject({ success: true })
+    })
+    await new Promise((resolve) => setTimeout(resolve, OUTAGE_SECONDS * 1000 - (Date.now() - since)))
+    const back = restored(app.instance)
+    await server.start()
+    expect(await back).toMatchObject({ lost: 0 })
+    await each(async (vmId) => {
+      await app.instance.startVM(vmId)
+      await app.instance.suspendVM(vmId)
+      await app.instance.stopVM(vmId, forced)
+    })
+    for (const { vmId } of vms) {
+      expect((await statuses(vmId)).slice(before.get(vmId))).toEqual([
+        'suspended', 'running', 'suspended', 'running', 'suspended', 'running', 'off', 'starting', 'running', 'suspended', 'off'
+      ])
+      expect(await app.database.configuration(vmId)).toMatchObject({ qemuPid: null })
+    }
   })
 
   test('F31: what needs an answer is refused, and nothing has been touched', async () => {
@@ -166,4 +213,45 @@ describe.each(waysHere().filter((way) => ['prisma7', 'databaseAdapter'].includes
     expect(await app.database.row(vmId)).toMatchObject({ status: 'off' })
     await again.destroyVM(vmId)
   })
+})
+
+// It takes every connection, and says nothing on any.
+async function silentServer () {
+  const connections = new Set()
+  const silent = net.createServer((connection) => connections.add(connection.on('error', () => {})))
+  await new Promise((resolve) => silent.listen(0, '127.0.0.1', resolve))
+  finally_(async () => {
+    for (const connection of connections) connection.destroy()
+    await new Promise((resolve) => silent.close(resolve))
+  })
+  return { address: { host: '127.0.0.1', port: silent.address().port, user: 'nobody', database: 'none' } }
+}
+
+test.each(clientVersions())('F31: %s, a server that accepts and never answers: everything ends, and nothing is left', async (version) => {
+  const client = connect(version, await silentServer())
+  finally_(() => disconnect(client))
+  const databaseTimeout = 1000
+  const instance = newInstance({ prismaClient: client, databaseTimeout })
+  const lasts = async (call) => {
+    const began = performance.now()
+    const outcome = await call().catch((error) => error)
+    return [outcome, performance.now() - began]
+  }
+  // It is told and no failure: the machines of this host are watched all the same.
+  const told = instance.events()
+  const [initialized, atFirst] = await lasts(() => instance.initialize())
+  expect(initialized).toBeUndefined()
+  expect((await told.next()).value).toMatchObject({ type: 'database-outage', data: { error: { code: 'DB_CONNECTION_ERROR' } } })
+  expect(atFirst).toBeLessThan(databaseTimeout + 10_000)
+  const config = machine(await newBridge())
+  for (const call of [() => instance.startVM(config.vmId), () => instance.createVM(config), () => instance.getVMStatus(config.vmId)]) {
+    const [error, time] = await lasts(call)
+    expect(codes(error)).toContain('DB_CONNECTION_ERROR')
+    expect(time).toBeLessThan(databaseTimeout + 5_000)
+  }
+  const [closed, atLast] = await lasts(() => instance.shutdown())
+  expect(closed).toBeUndefined()
+  expect(atLast).toBeLessThan(databaseTimeout + 10_000)
+  expect(host.processes(`guest=${config.vmId},`)).toEqual([])
+  expect(host.links()).not.toContain(`vnet-${generateVMChainName(config.vmId).slice(3, 13)}`)
 })

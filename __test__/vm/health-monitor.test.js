@@ -4,7 +4,7 @@ const { spawn } = require('node:child_process')
 const { EventEmitter, once } = require('node:events')
 const { existsSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
-const { HealthMonitor, KeyedMutex, TapDeviceManager } = require('../..')
+const { EventHandler, HealthMonitor, KeyedMutex, TapDeviceManager } = require('../..')
 const { cleanUp, finally_, host, newBridge, newDirectory, openInstance, rejection, running, runNode, unique, warning } = require('../kit')
 const { newQemu } = require('../kit/qemu')
 const { Rows } = require('../kit/memory-adapter')
@@ -98,6 +98,18 @@ test('nothing is written over a claim, nor without clean-up touched', async () =
   expect((await crashed)[0]).not.toHaveProperty('cleanupResult')
   expect(it.rows.get('vm-1')).toMatchObject({ status: 'off', pid })
   expect([it.rows.get('vm-2').status, it.rows.get('vm-3').status]).toEqual(['backing_up', 'error'])
+})
+
+test('I33: a machine that an event handler takes for being installed is not looked at', async () => {
+  const it = newMonitor()
+  const [handler, vmId] = [new EventHandler(it.rows), unique('vm')]
+  it.rows.add(vmId, { pid: 4194303, status: 'running' })
+  handler.markInstallInProgress(vmId)
+  expect(await it.monitor.checkAllVMs()).toMatchObject({ totalChecked: 0, crashed: 0 })
+  expect(it.rows.get(vmId).status).toBe('running')
+  handler.clearInstallInProgress(vmId)
+  expect(await it.monitor.checkAllVMs()).toMatchObject({ totalChecked: 1, crashed: 1 })
+  expect(it.rows.get(vmId).status).toBe('off')
 })
 
 test('a machine whose lock is taken is left to whoever has it', async () => {

@@ -7,11 +7,13 @@ mod kit;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use infinization_core::Failure;
 use infinization_core::events::Event;
 use infinization_core::host::qemu_img::{ImageFormat, Job, check};
 use infinization_core::manager::Manager;
 use infinization_core::types::HostPath;
+use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, forced, has_no_gaps, journal_of, never, next_event,
     send_signal,
@@ -20,6 +22,7 @@ use kit::small_disk::SmallDisk;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::Receiver;
+use tokio_util::sync::CancellationToken;
 
 type Writing = tokio::task::JoinHandle<Result<Value, Failure>>;
 
@@ -276,6 +279,80 @@ fn a_panic_is_a_condition_until_the_guest_starts_over() {
             Value::Null
         );
         delete(&manager, "panic-1").await;
+        host.is_clean().await;
+    });
+}
+
+/// Gives QEMU a watchdog, for which the library has no setting.
+#[derive(Debug)]
+struct Watched(Arc<dyn Effects>);
+
+#[async_trait]
+impl Effects for Watched {
+    async fn perform(
+        &self,
+        action: &Action,
+        bench: &Bench,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let Action::SpawnQemu(spawn) = action else {
+            return self.0.perform(action, bench, cancel).await;
+        };
+        let mut spawn = spawn.clone();
+        let more = ["-device", "ib700", "-action", "watchdog=pause"];
+        spawn.args.extend(more.map(str::to_owned));
+        let action = Action::SpawnQemu(spawn);
+        self.0.perform(&action, bench, cancel).await
+    }
+
+    async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure> {
+        self.0.release(release, bench).await
+    }
+}
+
+#[test]
+fn a_watchdog_that_expires_is_a_condition_until_the_guest_goes_on() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let wrapper: EffectsWrapper = Arc::new(|host| Arc::new(Watched(host)));
+        let manager = host.manager_with(Some(wrapper)).await;
+        let mut events = manager.subscribe();
+        let machine = host.tiny_guest("dog-1");
+        let agent = text(&machine["guestAgentSocketPath"]).to_owned();
+        manager.create_vm(machine, never()).await.unwrap();
+        host.console_says("dog-1", "INFZ-READY", 1).await;
+
+        // Two seconds from now, and nobody will feed it: 14 to the port of an iBASE 700.
+        let script = r"printf '\016' | dd of=/dev/port bs=1 seek=1091 2>&1";
+        let arguments = vec!["-c".to_owned(), script.to_owned()];
+        let options = json!({ "timeout": 60_000 });
+        let output = manager
+            .guest_exec("dog-1".into(), agent, "/bin/sh".into(), arguments, options)
+            .await;
+        assert_eq!(output.unwrap()["exitCode"], 0);
+        let mut condition = next_condition(&mut events).await;
+        condition.as_object_mut().unwrap().remove("since");
+        assert_eq!(condition, json!({ "kind": "watchdog", "action": "pause" }));
+        while next_event(&mut events, "vm:event").await.data["newStatus"] != "error" {}
+        let status = manager.get_vm_status("dog-1".into()).await.unwrap();
+        assert_eq!(
+            (&status["status"], &status["qmpStatus"]),
+            (&json!("error"), &json!("watchdog"))
+        );
+
+        manager.qmp_client("dog-1").unwrap().cont().await.unwrap();
+        assert_eq!(next_condition(&mut events).await, Value::Null);
+        while next_event(&mut events, "vm:event").await.data["event"] != "RESUME" {}
+        let status = manager.get_vm_status("dog-1".into()).await.unwrap();
+        assert_eq!(
+            (&status["status"], &status["condition"]),
+            (&json!("running"), &Value::Null)
+        );
+        assert_eq!(
+            told(&manager, "dog-1").await,
+            ["none -> watchdog", "watchdog -> none"]
+        );
+        delete(&manager, "dog-1").await;
         host.is_clean().await;
     });
 }

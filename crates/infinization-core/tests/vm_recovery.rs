@@ -569,6 +569,66 @@ fn a_row_that_denies_a_living_qemu_is_made_true() {
 }
 
 #[test]
+fn i33_an_installation_goes_on_over_a_restart_of_ours() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let vm_id = infinization_core::types::VmId::parse("inst-1").unwrap();
+        for told_before in [false, true] {
+            let manager = host.manager().await;
+            let pid = create(&host, &manager, "inst-1").await;
+            manager.mark_installing(&vm_id).unwrap();
+            if told_before {
+                // It ends as a step of its installation while we are there, else while nobody is.
+                let mut events = manager.subscribe();
+                send_signal(pid, Signal::SIGTERM);
+                next_event(&mut events, "vm:shutdown").await;
+            }
+            manager.shutdown().await.unwrap();
+            drop(manager);
+            send_signal_if_alive(pid);
+
+            let (manager, mut events) = next_manager(&host).await;
+            assert!(manager.is_installing(&vm_id));
+            manager.check_all_vms().await.unwrap();
+            let status = manager.get_vm_status("inst-1".into()).await.unwrap();
+            let seen = (&status["status"], &status["processAlive"]);
+            assert_eq!(seen, (&json!("running"), &json!(false)));
+            assert_eq!(told(&mut events, "crash"), 0);
+
+            manager.clear_installing(&vm_id).unwrap();
+            manager.settle_installed(&vm_id).await.unwrap();
+            let status = manager.get_vm_status("inst-1".into()).await.unwrap();
+            assert_eq!(status["status"], "off");
+            assert_eq!(told(&mut events, "crash") == 0, told_before);
+
+            // Its next step, after one more of our restarts.
+            let started = manager.start_vm("inst-1".into(), json!({}), never());
+            started.await.unwrap();
+            manager.mark_installing(&vm_id).unwrap();
+            manager.shutdown().await.unwrap();
+            drop(manager);
+            for pid in qemus(host.path()) {
+                send_signal_if_alive(pid);
+            }
+            let (manager, _) = next_manager(&host).await;
+            let started = manager.start_vm("inst-1".into(), json!({}), never());
+            started.await.unwrap();
+            delete(&manager, "inst-1").await;
+            host.is_clean().await;
+            manager.shutdown().await.unwrap();
+        }
+    });
+}
+
+/// Ends a QEMU that may have ended, and returns when it has.
+fn send_signal_if_alive(pid: i32) {
+    let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
+    while is_alive(pid) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn a_machine_that_lives_without_a_row_is_told_and_left_alone() {
     kit::in_private_network(|| async {
         let host = Host::new().await;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::Manager;
 use crate::config::ManagerConfig;
-use crate::db::Database;
 use crate::db::injected::InjectedDatabase;
 use crate::db::port::Port;
 use crate::db::prisma::PrismaDatabase;
+use crate::db::{Database, DbError};
 use crate::error::{ErrorCode, Failure};
 
 /// Where the machines' rows are.
@@ -29,6 +29,8 @@ pub(super) struct Theirs {
     /// Whether a machine that is not found by its internal name has no row at all. Not so when only
     /// one node's machines are looked at.
     pub(super) is_whole: bool,
+    /// What showed that it cannot be reached now.
+    pub(super) away: Option<DbError>,
 }
 
 impl DatabaseChoice {
@@ -44,20 +46,23 @@ impl DatabaseChoice {
                 Ok(Some(Theirs {
                     database: Arc::new(database),
                     is_whole: false,
+                    away: None,
                 }))
             }
             Self::Prisma(port) => {
                 let database = PrismaDatabase::new(Arc::clone(port), config.node_id.clone())
                     .answering_within(deadline);
-                match database.probe().await {
+                let away = match database.probe().await {
                     Err(error) if error.code == ErrorCode::DbConnectionError => {
                         tracing::warn!(%error, "the database cannot be reached now");
+                        Some(error)
                     }
-                    probed => probed?,
-                }
+                    probed => probed.map(|()| None)?,
+                };
                 Ok(Some(Theirs {
                     database: Arc::new(database),
                     is_whole: config.node_id.is_none(),
+                    away,
                 }))
             }
         }

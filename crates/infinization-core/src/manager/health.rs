@@ -100,7 +100,7 @@ impl Watched for Open {
             }
         }
         *self.strays() = seen;
-        orphans.extend(self.without_row().await?);
+        orphans.extend(self.without_row().await);
         Ok((orphans, cleaned))
     }
 }
@@ -215,7 +215,9 @@ impl Open {
     pub(super) async fn check_claims(&self, ours: &[VmId]) -> Result<(), Failure> {
         let database = &self.services.database;
         let rows = database.find_machines_by_statuses(&CLAIMING).await?;
-        let is_ours = |row: &&RunningVm| ours.iter().any(|vm_id| vm_id.as_str() == row.id);
+        let is_ours = |row: &&RunningVm| {
+            ours.iter().any(|vm_id| vm_id.as_str() == row.id) && !self.is_installing(row)
+        };
         // At once: one that hangs delays no other.
         let checks = rows.iter().filter(is_ours).map(|row| async {
             if let Err(error) = self.check_row(row).await {
@@ -267,10 +269,19 @@ impl Open {
 
     /// Machines that live and whose row somebody has deleted. They are told and never ended: only a
     /// destroy says that nobody wants the guest any more.
-    async fn without_row(&self) -> Result<Vec<OrphanEvent>, Failure> {
-        let database = &self.services.database;
-        let known = database.find_machines_by_statuses(&CLAIMING).await?;
+    async fn without_row(&self) -> Vec<OrphanEvent> {
         let mut orphans = Vec::new();
+        if self.resting_but(&[]).is_empty() {
+            return orphans;
+        }
+        let database = &self.services.database;
+        let known = match database.find_machines_by_statuses(&CLAIMING).await {
+            Ok(known) => known,
+            Err(error) => {
+                self.tell_scan_failure(&format!("rows could not be looked for: {error}"));
+                return orphans;
+            }
+        };
         for handle in self.resting_but(&known) {
             let context = handle.context();
             match database.find_machine(&context.vm_id).await {
@@ -283,7 +294,7 @@ impl Open {
                 }
             }
         }
-        Ok(orphans)
+        orphans
     }
 
     /// Tells a stray, or ends it; no event if it is only on its way to a machine or from one.

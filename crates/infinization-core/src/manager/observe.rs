@@ -106,13 +106,17 @@ impl Manager {
 
     /// `markInstallInProgress`: the VM's SHUTDOWN is told; its row and what it holds stay.
     pub fn mark_installing(&self, vm_id: &VmId) -> Result<(), Failure> {
-        self.open()?.services.marks.installing.insert(vm_id);
+        let open = self.open()?;
+        open.services.marks.installing.insert(vm_id);
+        open.services.keep_installation_mark(vm_id);
         Ok(())
     }
 
     /// `clearInstallInProgress`: a SHUTDOWN of the VM is its end again.
     pub fn clear_installing(&self, vm_id: &VmId) -> Result<(), Failure> {
-        self.open()?.services.marks.installing.remove(vm_id);
+        let open = self.open()?;
+        open.services.marks.installing.remove(vm_id);
+        open.services.keep_installation_mark(vm_id);
         Ok(())
     }
 

@@ -12,9 +12,9 @@ use super::database::Theirs;
 use super::outage::follow;
 use super::{Inner, Open, TRANSIENT, repair};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
-use crate::db::Database;
 use crate::db::outbox::Outbox;
 use crate::db::sqlite::SqliteDatabase;
+use crate::db::{Database, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::host::accelerator;
 use crate::host::blocking::{blocking, file_call};
@@ -26,7 +26,7 @@ use crate::host::nft::Nft;
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::types::VmId;
-use crate::vm::{Journals, MacClaims, Marks, Services};
+use crate::vm::{InstallationFiles, Journals, MacClaims, Marks, Services};
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
@@ -61,6 +61,11 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         None => rows.database,
     };
     let (outbox, notices) = Outbox::new(database);
+    if let Some(error) = &rows.away {
+        outbox.nobody_answers(error);
+    }
+    let installation_files = InstallationFiles::under(config.state_dir.as_path());
+    let (marks, installation_files) = blocking(move || with_marks(installation_files)).await?;
     let parser = config.context(facts);
     let monitor_interval = config.health_monitor_interval;
     let services = Arc::new(Services {
@@ -78,7 +83,8 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         journals,
         parser,
         closing: CancellationToken::new(),
-        marks: Marks::default(),
+        marks,
+        installation_files,
         wrap_effects: inner.wrap_effects.clone(),
         config,
     });
@@ -106,17 +112,31 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     Ok(open)
 }
 
+/// With the marks of installations that an earlier process has left.
+fn with_marks(files: InstallationFiles) -> (Marks, InstallationFiles) {
+    let marks = Marks::default();
+    match files.marked() {
+        Ok(marked) => marked
+            .iter()
+            .for_each(|vm_id| marks.installing.insert(vm_id)),
+        Err(error) => tracing::warn!(%error, "which machines are being installed was not found"),
+    }
+    (marks, files)
+}
+
 /// Where the rows are.
 struct Rows {
     database: Arc<dyn Database>,
     embedded: Option<Arc<SqliteDatabase>>,
     every_one: bool,
+    away: Option<DbError>,
 }
 
 impl Rows {
     fn of(theirs: Theirs) -> Self {
         Self {
             database: theirs.database,
+            away: theirs.away,
             embedded: None,
             every_one: theirs.is_whole,
         }
@@ -128,6 +148,7 @@ impl Rows {
             database: Arc::<SqliteDatabase>::clone(&store),
             embedded: Some(store),
             every_one: true,
+            away: None,
         })
     }
 }
@@ -172,6 +193,15 @@ impl Open {
     async fn find_out(&self) -> Result<(), Failure> {
         let left = self.left_behind().await?;
         join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
+        // Without a database there is no row to settle; when it is back they are looked at again.
+        if !self.services.outbox.is_away() {
+            self.find_out_rows(left).await;
+        }
+        self.services.journals.prune();
+        Ok(())
+    }
+
+    async fn find_out_rows(&self, left: Vec<VmId>) {
         if let Err(error) = self.reconcile(&TRANSIENT).await {
             tracing::warn!(%error, "rows between two states were not reconciled");
         }
@@ -184,8 +214,6 @@ impl Open {
         if let Err(error) = self.check_claims(&dark).await {
             tracing::warn!(%error, "rows that claim a QEMU were not checked");
         }
-        self.services.journals.prune();
-        Ok(())
     }
 
     /// No create is under way yet, so what looks half made was left by a process that was killed.

@@ -1,6 +1,6 @@
 //! `EventHandler`: which VMs are attached, and what all their followers share.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ use crate::db::Database;
 use crate::events::{EventBus, GuestEvent, Source};
 use crate::qmp::{Link, QmpClient, QmpError};
 use crate::types::VmId;
+use crate::vm::Installing;
 
 /// Not a listener's: a VM is followed no more.
 const DETACHED: &str = "detached";
@@ -47,7 +48,7 @@ pub(super) struct Shared {
     attached: Mutex<HashMap<VmId, Attachment>>,
     /// Ends all followers.
     dropped: CancellationToken,
-    installing: Mutex<HashSet<VmId>>,
+    installing: Installing,
 }
 
 /// The hold on one follower, which belongs to one QEMU.
@@ -75,7 +76,7 @@ impl EventHandler {
             options,
             attached: Mutex::default(),
             dropped: CancellationToken::new(),
-            installing: Mutex::default(),
+            installing: Installing::default(),
         };
         Self {
             _ends_followers: Arc::new(shared.dropped.clone().drop_guard()),
@@ -136,12 +137,12 @@ impl EventHandler {
 
     /// From now on a SHUTDOWN of this VM is told, and nothing else.
     pub fn mark_installing(&self, vm_id: &VmId) {
-        self.shared.installing().insert(vm_id.clone());
+        self.shared.installing.insert(vm_id);
     }
 
     /// A SHUTDOWN of this VM is its end again.
     pub fn clear_installing(&self, vm_id: &VmId) {
-        self.shared.installing().remove(vm_id);
+        self.shared.installing.remove(vm_id);
     }
 
     /// Whether the VM is being installed.
@@ -152,7 +153,7 @@ impl EventHandler {
 
 impl Shared {
     pub(super) fn is_installing(&self, vm_id: &VmId) -> bool {
-        self.installing().contains(vm_id)
+        self.installing.contains(vm_id)
     }
 
     /// What was there is cancelled under the lock: its end must not let go of what is there now.
@@ -220,11 +221,5 @@ impl Shared {
 
     fn attached(&self) -> MutexGuard<'_, HashMap<VmId, Attachment>> {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn installing(&self) -> MutexGuard<'_, HashSet<VmId>> {
-        self.installing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }

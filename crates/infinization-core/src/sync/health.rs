@@ -19,7 +19,9 @@ use crate::host::process::{Identity, ProcessId};
 use crate::monitor::{HealthCheckResult, HealthCheckSummary, OrphanEvent, Watched};
 use crate::types::VmId;
 use crate::vm::status::UNTOUCHABLE;
-use crate::vm::{EndCause, ReconcileAction, ReconcileResult, ReconcileSummary};
+use crate::vm::{
+    EndCause, ReconcileAction, ReconcileResult, ReconcileSummary, is_installed_by_anybody,
+};
 
 /// Rows that claim a QEMU.
 const CLAIMING: [&str; 3] = ["running", "suspended", "paused"];
@@ -101,7 +103,8 @@ impl HealthMonitor {
 impl Watched for Health {
     async fn check_machines(&self) -> Result<HealthCheckSummary, Failure> {
         let database = &self.watching.database;
-        let rows = database.find_machines_by_statuses(&CLAIMING).await?;
+        let mut rows = database.find_machines_by_statuses(&CLAIMING).await?;
+        rows.retain(|row| !is_installing(row));
         let mut summary = HealthCheckSummary {
             total_checked: rows.len(),
             ..Default::default()
@@ -121,6 +124,11 @@ impl Watched for Health {
     async fn check_orphans(&self) -> Result<(Vec<OrphanEvent>, usize), Failure> {
         Ok(self.look_for_orphans().await)
     }
+}
+
+/// A machine that is being installed may be without a QEMU for a while.
+fn is_installing(row: &RunningVm) -> bool {
+    id_of(row).is_ok_and(|vm_id| is_installed_by_anybody(&vm_id))
 }
 
 impl HealthCheckSummary {

@@ -1,5 +1,7 @@
 //! `destroyVM` and `deleteVM`: nothing of the machine stays on the host.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::action::Release;
@@ -12,6 +14,7 @@ use crate::config::FirmwareConfig;
 use crate::db::sqlite::SqliteDatabase;
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
+use crate::host::blocking::file_call;
 use crate::host::process::ProcessHandle;
 use crate::types::{HostPath, InvalidValue};
 
@@ -137,6 +140,11 @@ impl Machine {
             Failure::caused_by(ErrorCode::DatabaseError, message, error).of_vm(&context.vm_id)
         })?;
         context.remove_directory().await?;
+        let (services, vm_id) = (Arc::clone(&context.services), context.vm_id.clone());
+        let unmarked = file_call(move || services.installation_files.remove(&vm_id)).await;
+        if let Err(error) = unmarked {
+            tracing::warn!(vm = %context.vm_id, %error, "its mark of an installation stays");
+        }
         self.shown = Status::Off;
         Ok(())
     }

@@ -71,6 +71,10 @@ pub struct Contents {
     /// Why the last one ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_exit: Option<EndCause>,
+    /// The process that runs has ended as a step of an installation, for this reason: what it held stays
+    /// until the installation is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postponed: Option<EndCause>,
     /// Whether its guest's CPUs may have run: a launch that got so far is never undone.
     #[serde(default)]
     pub guest_may_run: bool,
@@ -218,8 +222,14 @@ impl Ledger {
     pub fn ended(&self, cause: &EndCause) -> Result<(), StateFileError> {
         self.change(|contents| {
             contents.lived = None;
+            contents.postponed = None;
             contents.last_exit = Some(cause.clone());
         })
+    }
+
+    /// The process has ended as a step of an installation.
+    pub fn postpone(&self, cause: &EndCause) -> Result<(), StateFileError> {
+        self.change(|contents| contents.postponed = Some(cause.clone()))
     }
 
     /// Ends the operation well: what was for the attempt alone is forgotten.

@@ -135,13 +135,17 @@ impl Machine {
     async fn postpone(&mut self, ending: Ending) {
         self.context
             .guest_event("SHUTDOWN", &self.shown, &self.shown, &ending.data);
-        if let Some(live) = self.goes_dark(&EndCause::of(&ending.reason)) {
+        let cause = self.said(&ending).noticed_now();
+        if let Err(error) = self.context.ledger.postpone(&cause) {
+            tracing::warn!(vm = %self.context.vm_id, %error, "the ledger could not be written");
+        }
+        if let Some(live) = self.goes_dark(&cause) {
             live.view.qmp.close().await;
         }
         self.postponed = Some(ending);
     }
 
-    fn is_being_installed(&self) -> bool {
+    pub(super) fn is_being_installed(&self) -> bool {
         let marks = &self.context.services.marks;
         marks.installing.contains(&self.context.vm_id)
     }

@@ -74,7 +74,7 @@ pub use journal::{Actor, Journal, JournalEntry, JournalReader, Journals, Kind, N
 pub use ledger::{Contents, Entry, Ledger, Lived};
 pub use live::LiveView;
 pub use machine::View;
-pub use marks::{Marked, Marks};
+pub use marks::{InstallationFiles, Installing, Marked, Marks, is_installed_by_anybody};
 pub use outcome::{CreateResult, EndCause, OperationResult, ReconcileSummary, StatusResult};
 pub use plan::{Lifetime, Operation, Plan, Step, Undo};
 pub use planner::{Facts, RowClaim, TapState};

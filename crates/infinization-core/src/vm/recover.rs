@@ -58,13 +58,30 @@ pub(super) enum Found {
 }
 
 impl Machine {
+    /// A machine that is being installed may be without a QEMU between two steps: then there is nothing
+    /// to be found out or given back.
     pub(super) async fn recover(&mut self) -> Result<Recovered, Failure> {
-        if self.live.is_some() {
-            return Ok(Recovered::Alive);
-        }
-        if self.is_between_steps() {
+        if self.live.is_none() && (self.is_between_steps() || self.may_be_between_steps().await?) {
             let why = "it is without a QEMU as a step of its installation";
             return Ok(Recovered::Skipped(why.to_owned()));
+        }
+        self.take_stock().await
+    }
+
+    /// Whether it is being installed and an earlier process of ours has left it without a QEMU, and in
+    /// no operation.
+    async fn may_be_between_steps(&self) -> Result<bool, Failure> {
+        let contents = self.context.ledger.contents();
+        if !self.is_being_installed() || contents.lived.is_none() || contents.operation.is_some() {
+            return Ok(false);
+        }
+        let found = self.find_process(&contents).await?;
+        Ok(matches!(found, Found::None))
+    }
+
+    async fn take_stock(&mut self) -> Result<Recovered, Failure> {
+        if self.live.is_some() {
+            return Ok(Recovered::Alive);
         }
         let contents = self.context.ledger.contents();
         let found = self.find_out(&contents).await;
@@ -110,7 +127,7 @@ impl Machine {
         if self.live.is_some() || is_settled(&self.context.ledger.contents()) {
             return Ok(());
         }
-        match self.recover().await? {
+        match self.take_stock().await? {
             Recovered::Skipped(why) => Err(self.unknown(&why)),
             _ => Ok(()),
         }
@@ -339,6 +356,10 @@ impl Machine {
             Ok(row) => row,
             Err(_unread) => Status::Running,
         };
+        if let Some(cause) = &contents.postponed {
+            self.gone(cause).await;
+            return Ok(Recovered::Off);
+        }
         match (lived, rebooted) {
             (Some(lived), false) if !stopping => {
                 let cause = self.cause_of(Exit::Unknown, Some(lived.process.clone()));

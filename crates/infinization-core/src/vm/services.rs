@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +15,7 @@ use crate::db::{Database, RuleSplit};
 use crate::error::{ErrorCode, Failure};
 use crate::events::EventBus;
 use crate::firewall::{self, Capabilities, Compiled, Conntrack, HostService, VmFirewall};
+use crate::host::blocking::promptly;
 use crate::host::cgroup::Cgroups;
 use crate::host::display_port::DisplayPorts;
 use crate::host::link::Links;
@@ -24,9 +26,12 @@ use super::context::VmContext;
 use super::effects::HostEffects;
 use super::facts::MacClaims;
 use super::journal::Journals;
-use super::marks::Marks;
+use super::marks::{InstallationFiles, Marks};
 use super::run::Effects;
 use super::salvage::open_ledger;
+
+/// How long a caller who must go on waits for a small file.
+const DISK_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Puts something between the operations and the host: how a test fails or kills at step *n*.
 pub type EffectsWrapper = Arc<dyn Fn(Arc<dyn Effects>) -> Arc<dyn Effects> + Send + Sync>;
@@ -70,6 +75,8 @@ pub struct Services {
     pub closing: CancellationToken,
     /// What the user said of machines.
     pub marks: Marks,
+    /// Which of them are being installed, for the next process.
+    pub installation_files: InstallationFiles,
     /// Put around every VM's effects.
     pub wrap_effects: Option<EffectsWrapper>,
 }
@@ -91,6 +98,24 @@ impl Services {
     /// Where a VM's spec, ledger and logs are.
     pub fn directory_of(&self, vm_id: &VmId) -> PathBuf {
         self.machines_directory().join(vm_id.as_str())
+    }
+
+    /// Keeps for the next process whether the machine is being installed. A disk that hangs is not
+    /// waited for, and one that fails is told: the mark holds in this process.
+    pub fn keep_installation_mark(self: &Arc<Self>, vm_id: &VmId) {
+        let (services, id) = (Arc::clone(self), vm_id.clone());
+        let kept = promptly(DISK_PATIENCE, move || {
+            services
+                .installation_files
+                .follow(&services.marks.installing, &id)
+        });
+        match kept {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::warn!(vm = %vm_id, %error, "that it is being installed could not be noted");
+            }
+            None => tracing::warn!(vm = %vm_id, "that it is being installed is not noted yet"),
+        }
     }
 
     /// One VM's surroundings; reads its ledger.

@@ -160,7 +160,11 @@ impl Courier {
         outcome
     }
 
-    fn nobody_answers(&self, error: &DbError) {
+    pub(super) fn is_away(&self) -> bool {
+        self.lock().is_down()
+    }
+
+    pub(super) fn nobody_answers(&self, error: &DbError) {
         if self.lock().is_silent(error) {
             self.begin_to_look();
         }

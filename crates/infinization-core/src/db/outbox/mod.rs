@@ -109,6 +109,16 @@ impl Outbox {
         self.courier.claim(id, |db| write.send(db, id)).await
     }
 
+    /// Somebody has found that nobody answers: nobody else waits to the end to find the same.
+    pub fn nobody_answers(&self, error: &DbError) {
+        self.courier.nobody_answers(error);
+    }
+
+    /// Whether nobody answers, as far as is known.
+    pub fn is_away(&self) -> bool {
+        self.courier.is_away()
+    }
+
     /// Delivers what is kept of this VM, or fails with `DB_CONNECTION_ERROR`.
     pub async fn settle(&self, id: &VmId) -> Result<(), DbError> {
         self.courier.settle(id).await
