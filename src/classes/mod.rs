@@ -13,6 +13,7 @@ mod health_monitor;
 mod infinization;
 mod journal_reader;
 mod mac_address_generator;
+mod nftables_persistence;
 mod nftables_service;
 mod qemu_img_service;
 mod qmp_client;
@@ -30,6 +31,7 @@ use infinization_core::host::link::Links;
 
 use cancellation::Cancellation;
 use infinization::Infinization;
+use nftables_service::NftablesService;
 
 /// One netlink connection for all instances, opened by the first request.
 static LINKS: LazyLock<Links> = LazyLock::new(Links::new);

@@ -25,6 +25,7 @@ mod machine;
 mod manager;
 mod network;
 mod options;
+mod persistence;
 mod resolve;
 mod rules;
 mod snapshot;
@@ -52,6 +53,7 @@ pub use manager::{
 };
 pub use network::{NetworkConfig, NetworkModel};
 pub use options::{DeleteOptions, GuestExecOptions, StartOptions, StopOptions};
+pub use persistence::{BootUnitOptions, PersistenceOptions};
 pub use rules::parse_rules;
 pub use snapshot::{RevertOptions, SnapshotOptions};
 pub use stored::StoredColumns;

@@ -21,10 +21,12 @@
 //! then rejects (only that hook can), `to_x` drops.
 //!
 //! Everything a user wrote travels as a JSON string; nothing is spliced into a script.
-//! Beside it: [`nat`] is the table that masquerades, [`preset`] makes rules for services, and [`text`]
+//! Beside it: [`nat`] is the table that masquerades, [`saved`] and [`boot_unit`] are what a reboot is
+//! survived with, [`preset`] makes rules for services, and [`text`]
 //! shows a compiled machine in nft's syntax.
 //! Neighbours: [`crate::host::nft`] runs the transactions.
 
+mod boot_unit;
 mod compile;
 mod expr;
 mod guard;
@@ -36,10 +38,12 @@ mod parse;
 mod place;
 mod preset;
 mod rule;
+mod saved;
 mod text;
 mod transaction;
 mod translator;
 
+pub use boot_unit::{DEFAULT_DENY_FILE, SAVED_FILE, UNIT_NAME, UNIT_WANTED_BY, boot_unit};
 pub use compile::{
     Capabilities, Compiled, Conntrack, Degradation, DegradedRule, FailedRule, HostService,
     MAX_RULES, TooManyRules, VmFirewall, compile,
@@ -55,6 +59,7 @@ pub use rule::{
     Action, Direction, Network, PortRange, Ports, Protocol, Rule, RuleError, Side, States,
     Transport,
 };
+pub use saved::{default_deny, loadable, saved};
 pub use text::{ChainText, chain_texts, table_text};
 pub use transaction::{Command, Hook, Transaction, VerdictMap, VmRuleset};
 pub use translator::{FirewallRuleTranslator, TranslationError};

@@ -14,6 +14,7 @@ pub mod link;
 pub mod mac;
 pub mod named_file;
 pub mod nft;
+pub mod nft_file;
 pub mod oom;
 pub mod process;
 pub mod program;

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Manager;
+use super::{Manager, saved};
 use crate::config::{
     BridgeConntrackMode, Environment, ManagerConfig, Parsed, Transport, VmConfig, Warning,
 };
@@ -21,6 +22,7 @@ use crate::firewall::{
 use crate::host::bridge;
 use crate::host::link::Links;
 use crate::host::nft::Nft;
+use crate::host::nft_file::Keeper;
 use crate::host::state_file;
 use crate::types::{FirewallDefaultAction, LinkName, VmId, VmNames};
 
@@ -37,8 +39,10 @@ enum Owner {
 #[derive(Debug, Clone)]
 pub struct Firewall {
     owner: Owner,
-    nft: Nft,
+    pub(super) nft: Nft,
     links: Links,
+    /// Without a manager, whoever keeps the file.
+    keeper: Arc<OnceLock<Keeper>>,
 }
 
 /// `FirewallApplyResult`.
@@ -149,7 +153,8 @@ impl Manager {
 }
 
 impl Firewall {
-    /// A firewall without a manager. `settings` may hold `bridgeConntrackMode` and `hostServices`.
+    /// A firewall without a manager. `settings` may hold `bridgeConntrackMode`, `hostServices` and
+    /// `firewallPersistenceDir`.
     pub fn alone(settings: &Value) -> Result<Self, Failure> {
         let environment = Environment::read(|name| std::env::var(name).ok());
         let Parsed { config, warnings } = ManagerConfig::parse(settings, &environment)?;
@@ -159,18 +164,45 @@ impl Firewall {
         Ok(Self::of(Owner::Nobody(Box::new(config))))
     }
 
+    /// The same, which keeps no file whatever the environment says.
+    #[must_use]
+    pub fn unsaved(mut self) -> Self {
+        if let Owner::Nobody(config) = &mut self.owner {
+            config.firewall_persistence_dir = None;
+        }
+        self
+    }
+
     fn of(owner: Owner) -> Self {
         Self {
             owner,
             nft: Nft::new(),
             links: Links::new(),
+            keeper: Arc::default(),
         }
     }
 
+    /// The settings of whoever is to do something.
     fn config(&self) -> Result<ManagerConfig, Failure> {
+        let config = self.settings()?;
+        if self.manager().is_none() && config.firewall_persistence_dir.is_some() {
+            self.keeper
+                .get_or_init(|| Keeper::start(self.files(), Box::new(saved::log)));
+        }
+        Ok(config)
+    }
+
+    pub(super) fn settings(&self) -> Result<ManagerConfig, Failure> {
         match &self.owner {
             Owner::Manager(manager) => Ok(manager.open()?.services.config.clone()),
             Owner::Nobody(config) => Ok((**config).clone()),
+        }
+    }
+
+    pub(super) fn manager(&self) -> Option<&Manager> {
+        match &self.owner {
+            Owner::Manager(manager) => Some(manager),
+            Owner::Nobody(_) => None,
         }
     }
 

@@ -14,6 +14,7 @@
 //! | `snapshots` | snapshots of a VM's disks and memory |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
+//! | `saved` | the firewall's file, chains that are nobody's |
 //! | `repair`, `reload` | what other programs take out of the firewall, put back |
 //! | `database` | which database, and the database itself |
 //! | `firewall` | what is below the verbs, for users who drive it themselves |
@@ -28,6 +29,7 @@ mod observe;
 mod outage;
 mod reload;
 mod repair;
+mod saved;
 mod snapshots;
 mod startup;
 mod status;
@@ -54,6 +56,7 @@ use crate::db::RunningVm;
 use crate::error::{ErrorCode, Failure};
 use crate::events::{Event, EventBus, Source};
 use crate::firewall::ChainNames;
+use crate::host::nft_file::Keeper;
 use crate::host::process::ProcessId;
 use crate::monitor::HealthMonitor;
 use crate::types::VmId;
@@ -112,6 +115,8 @@ struct Open {
     reloading: Mutex<HashMap<ChainNames, reload::Pending>>,
     /// A look after an outage waits for its turn.
     will_catch_up: AtomicBool,
+    /// Keeps the firewall's file, where there is to be one.
+    keeper: Option<Keeper>,
     /// Ends what works for it in the background.
     _alive: DropGuard,
     _lock: crate::host::dir_lock::DirLock,
@@ -193,6 +198,7 @@ impl Manager {
         }
         let open = startup::open(&self.inner).await?;
         open.take_back_all().await?;
+        open.tell_orphaned_chains().await;
         open.start_monitor().await;
         *self.phase() = Phase::Open(open);
         Ok(())
@@ -210,6 +216,9 @@ impl Manager {
             join_all(handles.iter().map(Open::let_go)).await;
             open.services.outbox.close(LAST_WORDS).await;
             open.services.journals.written().await;
+            if let Some(keeper) = &open.keeper {
+                keeper.close().await;
+            }
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::database::Theirs;
 use super::outage::follow;
-use super::{Inner, Open, TRANSIENT, repair};
+use super::{Inner, Open, TRANSIENT, repair, saved};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
 use crate::db::Database;
 use crate::db::outbox::Outbox;
@@ -85,6 +85,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     let alive = services.closing.child_token();
     let until = alive.clone();
     let watched_nft = services.nft.clone();
+    let keeper = saved::keeper(&services);
     let open = Arc::new_cyclic(|open: &Weak<Open>| {
         let watched: Weak<dyn Watched> = Weak::<Open>::clone(open);
         Open {
@@ -96,6 +97,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             will_catch_up: AtomicBool::new(false),
+            keeper,
             _alive: alive.drop_guard(),
             _lock: lock,
         }

@@ -11,8 +11,11 @@
 //! | `journal`, `notice` | whether others have changed what is ours |
 //! | `known`, `verify` | what was loaded, comparing it with the kernel, putting it back |
 //! | `nat` | masquerading |
+//! | `commits` | hearing of every commit to one table |
+//! | `saved` | the filter's table as text |
 //! | `probe` | what the kernel can do |
 
+mod commits;
 mod error;
 mod journal;
 mod known;
@@ -20,6 +23,7 @@ mod nat;
 mod netlink;
 mod notice;
 mod probe;
+mod saved;
 mod transport;
 mod verify;
 
@@ -29,6 +33,7 @@ use std::sync::{Arc, LazyLock};
 use nix::errno::Errno;
 use tokio::sync::Mutex;
 
+pub use commits::Commits;
 pub use error::NftError;
 pub use journal::Mark;
 pub use known::{Damage, Part};

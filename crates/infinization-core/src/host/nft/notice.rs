@@ -15,7 +15,7 @@ const NEW_GENERATION: u16 = (SUBSYS_NFTABLES << 8) + 15;
 /// `nlmsghdr` and `nfgenmsg`.
 const HEADER: usize = 20;
 const FAMILY_IPV4: u8 = 2;
-const FAMILY_BRIDGE: u8 = 7;
+pub(super) const FAMILY_BRIDGE: u8 = 7;
 /// `NFT_MSG_NEWRULE`, which also is a replacement, and `NFT_MSG_DELRULE`.
 const RULES: [u16; 2] = [(SUBSYS_NFTABLES << 8) + 6, (SUBSYS_NFTABLES << 8) + 8];
 /// The attribute that names the table, in every message.
@@ -122,6 +122,29 @@ impl Touched {
     }
 }
 
+/// Whether a message of the datagram is about this table, or the datagram makes no sense.
+pub(super) fn names_table(mut bytes: &[u8], family: u8, table: &str) -> bool {
+    while !bytes.is_empty() {
+        let length = u32_at(bytes, 0).and_then(|length| usize::try_from(length).ok());
+        let Some(message) = length.and_then(|length| bytes.get(..length)) else {
+            return true;
+        };
+        let Some(attributes) = message.get(HEADER..) else {
+            return true;
+        };
+        let kind = u16_at(message, 4).unwrap_or_default();
+        let is_object = kind >> 8 == SUBSYS_NFTABLES && kind != NEW_GENERATION;
+        let name = name_in(attributes, NAME_OF_TABLE).unwrap_or_default();
+        if is_object && message[16] == family && name == table.as_bytes() {
+            return true;
+        }
+        bytes = bytes
+            .get(message.len().next_multiple_of(4)..)
+            .unwrap_or_default();
+    }
+    false
+}
+
 /// The text that an attribute of this kind holds.
 fn name_in(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
@@ -220,6 +243,21 @@ mod tests {
         };
         let rest = reader.read(&[end(5), end(6)].concat()).unwrap();
         assert_eq!(senders(rest), [(5, 1), (6, 0)]);
+    }
+
+    #[test]
+    fn a_table_is_told_by_family_and_name_wherever_it_is_in_the_datagram() {
+        let other = rule(7, "infinization2", "x");
+        let ours = rule(1, "guard", "forward");
+        for (bytes, heard) in [
+            ([other.clone(), ours.clone(), end(5)].concat(), true),
+            ([other.clone(), end(5)].concat(), false),
+            (rule(7, "guard", "forward"), false),
+            (ours[..ours.len() - 1].to_vec(), true),
+            (Vec::new(), false),
+        ] {
+            assert_eq!(names_table(&bytes, 1, "guard"), heard);
+        }
     }
 
     #[test]
