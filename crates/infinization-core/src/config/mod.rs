@@ -30,6 +30,7 @@ mod resolve;
 mod rules;
 mod snapshot;
 mod stored;
+mod virtual_network;
 mod vm;
 
 #[cfg(test)]
@@ -57,6 +58,9 @@ pub use persistence::{BootUnitOptions, PersistenceOptions};
 pub use rules::parse_rules;
 pub use snapshot::{RevertOptions, SnapshotOptions};
 pub use stored::StoredColumns;
+pub use virtual_network::{
+    Dhcp, DhcpHost, DnsName, NetworkDns, NetworkMode, NetworkName, VirtualNetwork,
+};
 pub use vm::{ChannelsConfig, FirewallConfig, GpuConfig, MemoryConfig, VmConfig, VmPaths};
 
 /// Gives an enum whose variants are words of the public API its reader, its word, and the serde form
