@@ -14,6 +14,7 @@
 //! | `snapshots` | snapshots of a VM's disks and memory |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
+//! | `networks` | virtual networks |
 //! | `saved` | the firewall's file, chains that are nobody's |
 //! | `repair`, `reload` | what other programs take out of the firewall, put back |
 //! | `database` | which database, and the database itself |
@@ -25,6 +26,7 @@ mod firewall;
 mod guest_access;
 mod health;
 mod journal;
+mod networks;
 mod observe;
 mod outage;
 mod reload;
@@ -38,6 +40,7 @@ mod store;
 pub use database::DatabaseChoice;
 pub use firewall::{Applied, Change, DegradedRule, FailedRule, Firewall, FirewallPlan, Wanted};
 pub use journal::{JournalCursor, JournalPage};
+use networks::Networks;
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
@@ -115,6 +118,8 @@ struct Open {
     reloading: Mutex<HashMap<ChainNames, reload::Pending>>,
     /// A look after an outage waits for its turn.
     will_catch_up: AtomicBool,
+    /// Virtual networks.
+    networks: Arc<Networks>,
     /// Keeps the firewall's file, where there is to be one.
     keeper: Option<Keeper>,
     /// Ends what works for it in the background.
@@ -197,6 +202,7 @@ impl Manager {
             Phase::New => {}
         }
         let open = startup::open(&self.inner).await?;
+        open.networks.take_back().await;
         open.take_back_all().await?;
         open.tell_orphaned_chains().await;
         open.start_monitor().await;

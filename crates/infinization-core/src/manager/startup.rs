@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::database::Theirs;
+use super::networks::Networks;
 use super::outage::follow;
 use super::{Inner, Open, TRANSIENT, repair, saved};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
@@ -86,6 +87,13 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     let until = alive.clone();
     let watched_nft = services.nft.clone();
     let keeper = saved::keeper(&services);
+    let networks = Networks::new(
+        services.config.state_dir.as_path().to_owned(),
+        services.links.clone(),
+        services.nft.clone(),
+        services.events.clone(),
+        alive.clone(),
+    );
     let open = Arc::new_cyclic(|open: &Weak<Open>| {
         let watched: Weak<dyn Watched> = Weak::<Open>::clone(open);
         Open {
@@ -97,6 +105,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             will_catch_up: AtomicBool::new(false),
+            networks,
             keeper,
             _alive: alive.drop_guard(),
             _lock: lock,

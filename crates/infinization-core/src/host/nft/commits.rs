@@ -24,7 +24,7 @@ const FAMILY_INET: u8 = 1;
 pub struct Commits {
     socket: AsyncFd<Arc<OwnedFd>>,
     family: u8,
-    table: &'static str,
+    table: String,
 }
 
 impl Commits {
@@ -34,16 +34,16 @@ impl Commits {
     }
 
     /// To a table of the `inet` family.
-    pub fn to_inet(table: &'static str) -> io::Result<Self> {
+    pub fn to_inet(table: &str) -> io::Result<Self> {
         Self::to(FAMILY_INET, table)
     }
 
-    fn to(family: u8, table: &'static str) -> io::Result<Self> {
+    fn to(family: u8, table: &str) -> io::Result<Self> {
         let socket = readable(Arc::new(listen()?))?;
         Ok(Self {
             socket,
             family,
-            table,
+            table: table.to_owned(),
         })
     }
 
@@ -51,7 +51,7 @@ impl Commits {
     pub async fn next(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.socket.readable().await?;
-            let heard = take_all(ready.get_inner(), self.family, self.table)?;
+            let heard = take_all(ready.get_inner(), self.family, &self.table)?;
             ready.clear_ready();
             if heard {
                 return Ok(());
