@@ -1360,7 +1360,7 @@ export interface DhcpConfig {
 
 /** Names for machines. */
 export interface NetworkDnsConfig {
-  /** Answer on the gateway's address: the names of the network's machines, and the host's own. Default true. */
+  /** Answer on the gateway's address: the names of the network's machines, and those others know. Default true. */
   enabled?: boolean
   /** Whom to ask for other names, in an order of dnsmasq's. Default: whom the host asks; nobody if isolated. */
   servers?: string[]
@@ -1397,7 +1397,10 @@ export interface VirtualNetworkConfig {
   pinAddresses?: boolean
 }
 
-/** How a network is. `failed`: `error` says why, and it is tried again if it is to run. */
+/**
+ * How a network is. `failed`: `error` says why. dnsmasq that has ended is started again by itself; what else has
+ * failed, by `start`.
+ */
 export type VirtualNetworkState = 'active' | 'inactive' | 'failed'
 
 /** A network, with what was chosen for it. */
@@ -2473,6 +2476,12 @@ export interface HealthMonitorEvents {
   'database-restored': [event: DatabaseRestoredEvent]
   /** At once, whether it monitors or not. */
   'firewall-repaired': [event: FirewallRepairedEvent]
+  /** By `initialize()`: chains of no machine this instance knows, which are left alone. */
+  'firewall-orphans': [event: { chains: string[]; timestamp: Date }]
+  /** A virtual network's dnsmasq has ended, or could not be started again; it is tried again. */
+  'network-failed': [event: { network: string; error: string; timestamp: Date }]
+  /** It runs again, with the leases there were. */
+  'network-restarted': [event: { network: string; restarts: number; pid: number; timestamp: Date }]
   /**
    * A cycle, the look at one machine, or a repair failed; it is tried again. Never thrown: without a listener
    * it is a process warning.

@@ -21,6 +21,7 @@ mod refused;
 mod snapshot_manager;
 mod state_sync;
 mod tap_device_manager;
+mod virtual_networks;
 mod watching;
 
 use std::sync::LazyLock;
