@@ -591,8 +591,10 @@ export interface VMCreateConfig {
   ramGB: number
   /** 1 to 32. Disk 0 is `<diskDir>/<internalName>.qcow2`, disk n `<internalName>-disk<n>.qcow2`. */
   disks: DiskConfig[]
-  /** An existing bridge: 1 to 15 letters, digits, `.`, `_`, `-`. */
-  bridge: string
+  /** An existing bridge: 1 to 15 letters, digits, `.`, `_`, `-`. Required, unless there is a `network`. */
+  bridge?: string
+  /** A virtual network of this instance's, by its name: the machine is put on its bridge. Not beside `bridge`. */
+  network?: string
   displayType: DisplayProtocol
   /**
    * Where to look for a free TCP port from, among 100; the result has the one that was taken. SPICE:
@@ -2412,9 +2414,10 @@ export interface FirewallDamage {
   /**
    * `table`: all of it. `hook`: a base chain has gone or says something else. `chain`, `rules`: a
    * machine's chain, or what is in it. `dispatch`: what leads from the hooks to a machine's chains.
-   * `masquerade`: a bridge's, set up by a {@link DepartmentNatService} of this process.
+   * `masquerade`: a bridge's, set up by a {@link DepartmentNatService} of this process. `guard`: the table that keeps
+   * virtual networks apart.
    */
-  part: 'table' | 'hook' | 'chain' | 'rules' | 'dispatch' | 'masquerade'
+  part: 'table' | 'hook' | 'chain' | 'rules' | 'dispatch' | 'masquerade' | 'guard'
   /** The table, chain, port or bridge. */
   name: string
 }
@@ -3444,12 +3447,17 @@ export type NetworkErrorCode =
   | 'BRIDGE_ALREADY_EXISTS'
   | 'BRIDGE_FULL'
   | 'INVALID_MAC_ADDRESS'
+  | 'NETWORK_NOT_FOUND'
+  | 'NETWORK_ALREADY_EXISTS'
+  | 'NETWORK_IN_USE'
+  | 'SUBNET_OVERLAPS'
+  | 'DHCP_START_FAILED'
   | 'COMMAND_FAILED'
   | 'TIMEOUT'
   | 'PERMISSION_DENIED'
 export const NetworkErrorCode: { readonly [K in NetworkErrorCode]: K }
 
-/** A TAP or bridge could not be made or changed; `context.errno` is the kernel's answer. */
+/** A TAP, bridge or virtual network could not be made or changed; `context.errno` is the kernel's answer. */
 export class NetworkError extends Error {
   constructor(code: NetworkErrorCode, message: string, context?: Record<string, unknown>, vmId?: string)
   readonly code: NetworkErrorCode

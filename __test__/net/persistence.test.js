@@ -6,7 +6,7 @@ const path = require('node:path')
 const {
   NftablesPersistence, NftablesService, firewallServiceUnit, installFirewallService
 } = require('../..')
-const { cleanUp, finally_, host, rejection, unique } = require('../kit')
+const { cleanUp, finally_, host, rejection, unique, warning } = require('../kit')
 
 afterEach(cleanUp)
 
@@ -30,6 +30,8 @@ const degrade = { bridgeConntrackMode: 'degrade' }
 test('what is loaded is kept where it was asked for, and comes back', async () => {
   const persistenceDir = newDir()
   const service = new NftablesService({ ...degrade, enablePersistence: true, persistenceDir })
+  // It writes behind the verbs, the last time half a second after the last of them.
+  finally_(() => new Promise((resolve) => setTimeout(resolve, 2000)))
   const id = await loaded(service)
   expect(await service.forcePersist()).toEqual({ success: true })
   const files = service.getPersistence()
@@ -66,6 +68,7 @@ test('nothing is kept where nobody has asked for it', async () => {
 
 test('none of the methods rejects', async () => {
   const files = new NftablesPersistence({ persistenceDir: 'relative' })
+  warning(/the firewall's files could not be used/)
   expect(await files.exportToDisk()).toMatchObject({ success: false, error: expect.stringContaining('persistenceDir must be an absolute path') })
   expect(await files.restoreFromDisk()).toMatchObject({ success: false })
   expect(await files.hasPersistenceFile()).toBe(false)

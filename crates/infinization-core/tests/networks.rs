@@ -412,23 +412,94 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
 }
 
 #[test]
-fn a_real_machine_on_the_network_s_bridge_gets_its_lease() {
+fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
     in_private_network(|| async {
         let lab = Lab::new().await;
         let manager = lab.0.manager().await;
-        let made = manager.create_network(json!({ "name": "vms", "subnet": "10.20.0.0/24" }));
-        let made = made.await.unwrap();
+        let network = json!({ "name": "vms", "subnet": "10.20.0.0/24", "pinAddresses": true });
+        manager.create_network(network).await.unwrap();
         let id = "net-lease";
         let mut machine = lab.0.tiny_guest(id);
-        machine["bridge"] = made["bridge"].clone();
+        machine["network"] = json!("vms");
+        for (key, value) in [
+            ("network", json!("none")),
+            ("network", json!(7)),
+            ("bridge", json!("testbr0")),
+        ] {
+            let mut wrong = machine.clone();
+            wrong[key] = value;
+            if key == "network" {
+                wrong["bridge"] = json!(null);
+            }
+            let refused = manager.create_vm(wrong, never()).await.unwrap_err();
+            assert_eq!(
+                refused.context()["issues"][0]["path"],
+                "network",
+                "{refused}"
+            );
+        }
+        machine["bridge"] = json!(null);
         manager.create_vm(machine, never()).await.unwrap();
         lab.0.console_says(id, "INFZ-DHCP eth0 10.20.0.", 1).await;
         let leases = manager.network_leases("vms").await.unwrap();
         assert_eq!(leases.as_array().map(Vec::len), Some(1), "{leases}");
+        // The guest has given itself another address, too: that one says nothing any more.
+        let address = leases[0]["ip"].as_str().unwrap().to_owned();
+        let pinned = format!("ip saddr != {{ 0.0.0.0, {address} }} drop");
+        eventually("its address is pinned", async || {
+            ruleset().contains(&pinned)
+        })
+        .await;
+        eventually("it answers at its address", async || {
+            let ping = Command::new("ping").args(["-c1", "-W1", &address]).output();
+            ping.unwrap().status.success()
+        })
+        .await;
+        manager.stop_vm(id.into(), forced(), never()).await.unwrap();
+        manager
+            .start_vm(id.into(), json!({}), never())
+            .await
+            .unwrap();
+        assert!(
+            ruleset().contains(&pinned),
+            "from the start, as the lease is known"
+        );
         manager.stop_vm(id.into(), forced(), never()).await.unwrap();
         delete(&manager, id).await;
         manager.remove_network("vms").await.unwrap();
         lab.is_clean().await;
         manager.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn p4_chains_of_no_machine_are_told_and_left_alone() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let id = "net-kept";
+        manager.create_vm(lab.0.machine(id), never()).await.unwrap();
+        let nft = infinization_core::host::nft::Nft::new();
+        let nobody = firewall::vm("net-nobody");
+        nft.ensure_vm(&firewall::compiled(&nobody)).await.unwrap();
+        assert_eq!(manager.firewall().orphaned_chains().await.unwrap().len(), 1);
+        manager.shutdown().await.unwrap();
+        drop(manager);
+
+        let next = Manager::new(lab.0.settings());
+        let mut events = next.subscribe();
+        next.initialize().await.unwrap();
+        let told = next_event(&mut events, "firewall-orphans").await;
+        let chain = infinization_core::firewall::ChainNames::of(&nobody.vm_id).vm;
+        assert_eq!(told.data["chains"], json!([chain]));
+        assert!(ruleset().contains(&chain));
+        next.firewall().remove_by_name(&chain).await.unwrap();
+        assert_eq!(
+            next.firewall().orphaned_chains().await.unwrap(),
+            Vec::<String>::new()
+        );
+        next.stop_vm(id.into(), forced(), never()).await.unwrap();
+        delete(&next, id).await;
+        next.shutdown().await.unwrap();
     });
 }

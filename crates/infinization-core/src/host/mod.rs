@@ -7,6 +7,7 @@ pub(crate) mod blocking;
 pub mod bridge;
 pub mod cgroup;
 pub mod dir_lock;
+pub mod dir_watch;
 pub mod display_port;
 pub mod dnsmasq;
 mod ethtool;

@@ -305,11 +305,12 @@ impl Firewall {
         let spec = spec(&config, &wanted.vm_id)?;
         let derived = VmNames::of(&wanted.vm_id).mac;
         let bridge_addresses = self.bridge_addresses(spec.as_ref(), &wanted.tap).await?;
+        let known_addresses = self.pinned(spec.as_ref());
         Ok(firewall::compile(&VmFirewall {
             vm_id: wanted.vm_id.clone(),
             tap: wanted.tap.clone(),
             mac: spec.map_or(derived, |spec| spec.network.mac),
-            known_addresses: Vec::new(),
+            known_addresses,
             bridge_addresses,
             host_services: config
                 .host_services
@@ -323,6 +324,17 @@ impl Firewall {
             conntrack,
             reject: capabilities.reject,
         })?)
+    }
+
+    /// The address a network of the manager's has given the machine.
+    fn pinned(&self, spec: Option<&VmConfig>) -> Vec<IpAddr> {
+        let open = self.manager().and_then(|manager| manager.open().ok());
+        let network = spec.map(|spec| &spec.network);
+        let pinned = open.zip(network).map(|(open, network)| {
+            let pins = &open.services.pins;
+            pins.of(&network.bridge, network.mac)
+        });
+        pinned.unwrap_or_default()
     }
 
     /// The addresses of the machine's bridge: the one it was made with, else the one its port is on.

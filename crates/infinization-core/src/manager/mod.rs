@@ -232,6 +232,7 @@ impl Manager {
     /// What `create_vm` would do, without touching anything.
     pub async fn plan_vm(&self, config: Value) -> Result<Value, Failure> {
         let open = self.open()?;
+        let config = self.on_network(config)?;
         let Parsed { config, warnings } = VmConfig::parse(&config, &open.services.parser)?;
         // A context of its own, never a task: planning leaves no trace.
         let context = open.services.context_of(&config.id)?;
@@ -264,6 +265,7 @@ impl Manager {
         cancel: CancellationToken,
     ) -> Result<Value, Failure> {
         let open = self.open()?;
+        let config = self.on_network(config)?;
         let Parsed { config, warnings } = VmConfig::parse(&config, &open.services.parser)?;
         let handle = open.handle(&config.id)?;
         let created = handle.create(config, warnings, cancel).await;

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::database::Theirs;
-use super::networks::Networks;
+use super::networks::{Networks, follow_pins};
 use super::outage::follow;
 use super::{Inner, Open, TRANSIENT, repair, saved};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
@@ -27,7 +27,7 @@ use crate::host::nft::Nft;
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::types::VmId;
-use crate::vm::{Journals, MacClaims, Marks, Services};
+use crate::vm::{Journals, MacClaims, Marks, Pins, Services};
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
@@ -75,6 +75,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         capabilities,
         display_ports: DisplayPorts::default(),
         macs: MacClaims::default(),
+        pins: Pins::default(),
         cgroups: Cgroups::host(),
         journals,
         parser,
@@ -87,13 +88,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     let until = alive.clone();
     let watched_nft = services.nft.clone();
     let keeper = saved::keeper(&services);
-    let networks = Networks::new(
-        services.config.state_dir.as_path().to_owned(),
-        services.links.clone(),
-        services.nft.clone(),
-        services.events.clone(),
-        alive.clone(),
-    );
+    let networks = Networks::new(&services, alive.clone());
     let open = Arc::new_cyclic(|open: &Weak<Open>| {
         let watched: Weak<dyn Watched> = Weak::<Open>::clone(open);
         Open {
@@ -113,7 +108,9 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     });
     tokio::spawn(follow(Arc::downgrade(&open), inner.events.clone(), notices));
     let watch = repair::watch(Arc::downgrade(&open), watched_nft);
-    tokio::spawn(async move { until.run_until_cancelled(watch).await });
+    let follow = follow_pins(Arc::downgrade(&open));
+    let both = async move { tokio::join!(watch, follow) };
+    tokio::spawn(async move { until.run_until_cancelled(both).await });
     Ok(open)
 }
 

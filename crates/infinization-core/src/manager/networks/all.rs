@@ -16,12 +16,14 @@ use crate::error::{ErrorCode, Failure};
 use crate::events::EventBus;
 use crate::host::blocking::file_call;
 use crate::host::bridge;
+use crate::host::cgroup::Cgroups;
 use crate::host::link::Links;
 use crate::host::net_guard::NetGuard;
 use crate::host::nft::{Nft, NftError};
 use crate::host::state_file::{self, Durability};
 use crate::network::{guard_removal, guard_table, guard_text, overlapping, overlapping_host};
 use crate::types::Ipv4Subnet;
+use crate::vm::{Pins, Services};
 
 const RECORD: &str = "network.json";
 
@@ -33,6 +35,8 @@ pub(in crate::manager) struct Networks {
     pub(super) nft: Nft,
     pub(super) events: EventBus,
     pub(super) guard: NetGuard,
+    pub(super) pins: Pins,
+    pub(super) cgroups: Cgroups,
     /// Cancelled when nobody looks after them any more.
     pub(super) closing: CancellationToken,
     /// Whether the guard is watched.
@@ -44,19 +48,16 @@ pub(in crate::manager) struct Networks {
 
 impl Networks {
     /// Touches nothing.
-    pub(in crate::manager) fn new(
-        state_dir: PathBuf,
-        links: Links,
-        nft: Nft,
-        events: EventBus,
-        closing: CancellationToken,
-    ) -> Arc<Self> {
+    pub(in crate::manager) fn new(services: &Services, closing: CancellationToken) -> Arc<Self> {
+        let state_dir = services.config.state_dir.as_path().to_owned();
         Arc::new(Self {
             guard: NetGuard::new(guard_table(&state_dir)),
             state_dir,
-            links,
-            nft,
-            events,
+            links: services.links.clone(),
+            nft: services.nft.clone(),
+            events: services.events.clone(),
+            pins: services.pins.clone(),
+            cgroups: services.cgroups.clone(),
             closing,
             is_watched: AtomicBool::new(false),
             all: Mutex::default(),

@@ -12,6 +12,7 @@ use crate::config::NetworkMode;
 use crate::error::Failure;
 use crate::firewall::{Masquerade, Subnet};
 use crate::host::bridge::{self, Ipv4Cidr};
+use crate::host::cgroup::{self, Placement};
 use crate::host::dnsmasq::Dnsmasq;
 use crate::host::link::Link;
 use crate::host::process::ProcessHandle;
@@ -47,6 +48,7 @@ impl Networks {
         }
         if network.is_served() {
             let process = self.serve(network).await?;
+            self.pin(network).await?;
             self.look_after(network, process);
         }
         Ok(())
@@ -87,7 +89,13 @@ impl Networks {
             }
             network.dnsmasq.end().await?;
         }
-        Ok(network.dnsmasq.start(conf).await?)
+        let process = network.dnsmasq.start(conf).await?;
+        // So that the end of our own service is not its end.
+        let scope = self.cgroups.scope_of_network(&network.config.name);
+        if let Placement::Unavailable(why) = self.cgroups.place_at(process.pid(), scope).await {
+            tracing::debug!(network = %network.config.name, why, "dnsmasq has no cgroup of its own");
+        }
+        Ok(process)
     }
 
     async fn undo(self: &Arc<Self>, network: &Network) {
@@ -100,8 +108,11 @@ impl Networks {
     pub(super) async fn take_down(&self, network: &Network) -> Result<(), Failure> {
         let config = &network.config;
         drop(network.status().watch.take());
+        self.pins.forget(&config.bridge);
         let mut outcomes: Vec<Result<(), Failure>> = Vec::new();
         outcomes.push(network.dnsmasq.end().await.map_err(Failure::from));
+        let scope = self.cgroups.scope_of_network(&config.name);
+        outcomes.push(cgroup::remove(&scope).await.map_err(Failure::from));
         if config.mode == NetworkMode::Nat {
             let stopped = self.nft.stop_masquerading(&config.bridge).await;
             outcomes.push(stopped.map_err(Failure::from));

@@ -7,6 +7,7 @@
 //! | `one` | [`Network`]: one of them, and how it is |
 //! | `furnish` | setting one up, taking it down |
 //! | `supervise` | looking after dnsmasq and the guard |
+//! | `pinning` | holding machines to their addresses |
 //! | `error` | why a verb fails |
 //!
 //! `{stateDir}/networks/<name>/network.json` is written before anything is made and removed after everything
@@ -19,6 +20,7 @@ mod all;
 mod error;
 mod furnish;
 mod one;
+mod pinning;
 mod supervise;
 
 use serde_json::{Value, json};
@@ -29,6 +31,7 @@ use crate::error::{ErrorCode, Failure};
 use crate::types::InvalidValue;
 
 pub(super) use all::Networks;
+pub(super) use pinning::follow_pins;
 
 impl Manager {
     /// `networks.create`.
@@ -77,6 +80,29 @@ impl Manager {
         to_value(&network.dnsmasq.leases().await?)
     }
 
+    /// A machine's configuration with the bridge of the network it names.
+    pub(super) fn on_network(&self, mut config: Value) -> Result<Value, Failure> {
+        let Some(network) = config
+            .get_mut("network")
+            .map(Value::take)
+            .filter(|it| !it.is_null())
+        else {
+            return Ok(config);
+        };
+        if config.get("bridge").is_some_and(|bridge| !bridge.is_null()) {
+            return Err(refused("network", "must not be given beside bridge"));
+        }
+        let name = network
+            .as_str()
+            .ok_or_else(|| refused("network", "must be a string"))?;
+        let name = NetworkName::parse(name).map_err(|why| refused("network", &why.to_string()))?;
+        let found = self.networks()?.find(&name);
+        let found =
+            found.map_err(|_| refused("network", &format!("is {name}, which there is not")))?;
+        config["bridge"] = json!(found.config.bridge);
+        Ok(config)
+    }
+
     fn networks(&self) -> Result<std::sync::Arc<Networks>, Failure> {
         Ok(std::sync::Arc::clone(&self.open()?.networks))
     }
@@ -99,8 +125,10 @@ fn invalid(why: InvalidValue) -> Failure {
 }
 
 fn parse_name(name: &str) -> Result<NetworkName, Failure> {
-    NetworkName::parse(name).map_err(|error| {
-        let issue = json!({ "path": "name", "message": error.to_string() });
-        Failure::new(ErrorCode::InvalidConfig, format!("name {error}")).with("issues", vec![issue])
-    })
+    NetworkName::parse(name).map_err(|why| refused("name", &why.to_string()))
+}
+
+fn refused(path: &str, message: &str) -> Failure {
+    let issue = json!({ "path": path, "message": message });
+    Failure::new(ErrorCode::InvalidConfig, format!("{path} {message}")).with("issues", vec![issue])
 }
