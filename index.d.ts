@@ -79,6 +79,14 @@ export interface InfinizationConfig {
    */
   hostServices?: HostService[]
   /**
+   * Keeps the firewall's table in this directory, so that it can be loaded again when the host boots
+   * ({@link installFirewallService}). Written behind the verbs, half a second after the last change; a
+   * failure fails nothing and is an `error` of `getHealthMonitor()`. Default: the environment's
+   * `INFINIZATION_FIREWALL_PERSISTENCE_DIR`, else nothing is kept. {@link NFTABLES_PERSISTENCE_DIR} is the usual
+   * one.
+   */
+  firewallPersistenceDir?: string
+  /**
    * `auto`: KVM where `/dev/kvm` opens and the CPU can, else emulation. Default: the environment's
    * `INFINIZATION_ACCEL`, else `auto`.
    */
@@ -351,6 +359,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   getPrismaAdapter(): InfinizationDatabase
   /** The firewall, with this instance's settings. */
   getNftablesService(): NftablesService
+  /** Networks of this instance's own. Always the same object. */
+  get networks(): VirtualNetworks
   /**
    * Every event of this instance in the order it happened, from now on; of one VM when `vmId` is
    * given. Ends at `shutdown()`. A reader that falls 4096 events behind gets one of type `lost`,
@@ -581,8 +591,10 @@ export interface VMCreateConfig {
   ramGB: number
   /** 1 to 32. Disk 0 is `<diskDir>/<internalName>.qcow2`, disk n `<internalName>-disk<n>.qcow2`. */
   disks: DiskConfig[]
-  /** An existing bridge: 1 to 15 letters, digits, `.`, `_`, `-`. */
-  bridge: string
+  /** An existing bridge: 1 to 15 letters, digits, `.`, `_`, `-`. Required, unless there is a `network`. */
+  bridge?: string
+  /** A virtual network of this instance's, by its name: the machine is put on its bridge. Not beside `bridge`. */
+  network?: string
   displayType: DisplayProtocol
   /**
    * Where to look for a free TCP port from, among 100; the result has the one that was taken. SPICE:
@@ -1137,8 +1149,13 @@ export interface NftablesServiceConfig {
   bridgeConntrackMode?: 'fail' | 'degrade'
   /** As in {@link InfinizationConfig}. */
   hostServices?: HostService[]
-  /** Accepted for compatibility. Nothing is persisted: machines get their rules when they start. */
+  /**
+   * `true`: what is loaded is kept in `persistenceDir`; `false`: it is not. Default: as the environment's
+   * `INFINIZATION_FIREWALL_PERSISTENCE_DIR` says, which is not, where it is not set.
+   */
   enablePersistence?: boolean
+  /** Where. Default: the environment's directory, else {@link NFTABLES_PERSISTENCE_DIR}. */
+  persistenceDir?: string
 }
 
 /**
@@ -1240,6 +1257,253 @@ export class NftablesService {
   listChains(): Promise<string[]>
   /** Whether the table has a chain of this name. */
   chainExists(chainName: string): Promise<boolean>
+  /**
+   * The visible chains (`vm_…`) of no machine that this instance knows: what `removeVMChainByName` is for.
+   * `initialize()` of {@link Infinization} tells them as the health monitor's `firewall-orphans`.
+   * @throws LifecycleError `INVALID_STATE` without an instance: nobody knows the machines then
+   */
+  listOrphanedChains(): Promise<string[]>
+  /**
+   * Forgets that the machine's rules are in force: the next `applyRulesIfChanged` asks the kernel.
+   * @throws LifecycleError `INVALID_CONFIG` for what is no id
+   */
+  clearRulesCache(vmId: string): void
+  /** The files of the firewall; of {@link NFTABLES_PERSISTENCE_DIR} where nothing is kept. */
+  getPersistence(): NftablesPersistence
+  /** Writes the table now. `success` is false where nothing is kept, or it failed. */
+  forcePersist(): Promise<{ success: boolean; error?: string }>
+}
+
+/** What {@link NftablesPersistence} is made with. */
+export interface PersistenceConfig {
+  /** An absolute path. Default {@link NFTABLES_PERSISTENCE_DIR}. It is made when it is first written to. */
+  persistenceDir?: string
+  /** Keep the file before the last as `infinization.nft.bak`. Default true. */
+  createBackup?: boolean
+  /** Exclude other writers by a lock on `.lock`, which is waited for up to 10 s. Default true. */
+  useLocking?: boolean
+}
+
+/** What became of a write. */
+export interface PersistenceResult {
+  success: boolean
+  filePath: string
+  timestamp: Date
+  /** Why not. */
+  error?: string
+}
+
+/** What became of a load. */
+export interface RestoreResult {
+  success: boolean
+  /** How many rules the table has now. */
+  rulesLoaded: number
+  timestamp: Date
+  /** Why not. */
+  error?: string
+}
+
+/** What is kept, and what is in force. */
+export interface PersistenceStatus {
+  persistenceDir: string
+  mainFileExists: boolean
+  backupFileExists: boolean
+  mainFileModified?: Date
+  /** Whether the kernel has the table. */
+  tableExists: boolean
+}
+
+/**
+ * The firewall's table as a file that `nft -f` loads (`infinization.nft`, mode 0644), replaced as a
+ * whole. Loading it any number of times gives the same: it takes the place of the table in one
+ * transaction. None of the methods rejects; arguments that make no sense are an `error` too.
+ */
+export class NftablesPersistence {
+  /** Touches nothing. */
+  constructor(config?: PersistenceConfig)
+  /** Writes what the kernel holds. Without a table, the file stays as it is and `success` is false. */
+  exportToDisk(): Promise<PersistenceResult>
+  /**
+   * Loads the file. One that cannot be loaded changes nothing, and leaves every `vnet-*` port without rules
+   * closed. An instance then sees to it that its running machines have their own rules.
+   */
+  restoreFromDisk(): Promise<RestoreResult>
+  hasPersistenceFile(): Promise<boolean>
+  /** Removes the file, not its backup; false if there was none. */
+  removePersistenceFile(): Promise<boolean>
+  /** Loads the backup; if that succeeds, it takes the file's place. */
+  rollbackToBackup(): Promise<RestoreResult>
+  getStatus(): Promise<PersistenceStatus>
+}
+
+/** What {@link installFirewallService} is given. */
+export interface FirewallServiceOptions {
+  /** Where the firewall is kept: as `firewallPersistenceDir`. Default {@link NFTABLES_PERSISTENCE_DIR}. */
+  persistenceDir?: string
+  /** Where systemd looks. Default `/etc/systemd/system`. */
+  unitDir?: string
+  /** Have it started at boot, as `systemctl enable` does. Default true. */
+  enable?: boolean
+}
+
+/** What was installed. */
+export interface FirewallServiceFiles {
+  /** `infinization-nftables.service`. */
+  unitFile: string
+  /** What the unit loads first: every `vnet-*` port without rules is closed. */
+  defaultDenyFile: string
+  /** What it loads then, if it is there. */
+  mainFile: string
+  /** The link that has it started at boot; none with `enable: false`. */
+  enabledBy?: string
+}
+
+/**
+ * Installs a systemd unit that loads the firewall when the host boots, before there is a network. It
+ * needs no Node. If the file is missing it does nothing; if it cannot be loaded, every `vnet-*` port is closed
+ * and the unit has failed. Files that are there already are replaced. systemd finds the unit at the next boot,
+ * or after `systemctl daemon-reload`.
+ * @throws LifecycleError `INVALID_CONFIG`; ProcessError `HOST_FILE`
+ */
+export function installFirewallService(options?: FirewallServiceOptions): Promise<FirewallServiceFiles>
+
+/** The unit's text, for installing it by other means. @throws LifecycleError `INVALID_CONFIG` */
+export function firewallServiceUnit(options?: Pick<FirewallServiceOptions, 'persistenceDir'>): string
+
+/** `/etc/infinization/nftables` */
+export const NFTABLES_PERSISTENCE_DIR: '/etc/infinization/nftables'
+
+/** How a virtual network reaches further than its bridge. */
+export type VirtualNetworkMode = 'nat' | 'routed' | 'isolated'
+
+/** A machine that always gets the same address. */
+export interface DhcpHost {
+  /** Its MAC address. */
+  mac: string
+  /** Its address: in the subnet, and not the gateway's. It may be outside `start` to `end`. */
+  ip: string
+  /** What it is called in the network's DNS, if it is: a host name of one label. */
+  name?: string
+}
+
+/** Addresses for machines. */
+export interface DhcpConfig {
+  /** The first address that is given away. Default: the first one that is free. */
+  start?: string
+  /** The last. Default: the subnet's last but the broadcast address. */
+  end?: string
+  /** Seconds, 120 to 31536000. Default 3600. */
+  leaseTime?: number
+  /** Machines with an address of their own. Each MAC address, each address and each name once. */
+  hosts?: DhcpHost[]
+}
+
+/** Names for machines. */
+export interface NetworkDnsConfig {
+  /** Answer on the gateway's address: the names of the network's machines, and those others know. Default true. */
+  enabled?: boolean
+  /** Whom to ask for other names, in an order of dnsmasq's. Default: whom the host asks; nobody if isolated. */
+  servers?: string[]
+  /** The machines' domain (`vms.example`). Default: none. */
+  domain?: string
+}
+
+/** What {@link VirtualNetworks.create} is given. */
+export interface VirtualNetworkConfig {
+  /** 1 to 32 letters, digits, `-` and `_`, beginning with a letter or digit. */
+  name: string
+  /** IPv4, `10.20.0.0/24`; 8 to 29 bits, no host bits, private or not. */
+  subnet: string
+  /** The bridge's name. Default: `infinet-` and 6 hex digits of the name's SHA-256. */
+  bridge?: string
+  /** The bridge's own address. Default: the subnet's first. */
+  gateway?: string
+  /**
+   * `nat` (default): out under the host's address; nobody comes in. `routed`: out and in under the machines'
+   * own addresses; whoever answers must know the way. `isolated`: only the network itself and the host; no router is
+   * announced.
+   */
+  mode?: VirtualNetworkMode
+  /** `false`: no DHCP. Default: `{}`. */
+  dhcp?: DhcpConfig | false
+  /** `false`: no DNS. Default: `{}`. */
+  dns?: NetworkDnsConfig | false
+  /** Have `initialize()` start it. Default true. */
+  autostart?: boolean
+  /**
+   * Machines may only use the address the network gave them, as soon as there is one: a static one from the
+   * start, else with the lease. For machines that are made by this instance, on the network's bridge. Default false.
+   */
+  pinAddresses?: boolean
+}
+
+/**
+ * How a network is. `failed`: `error` says why. dnsmasq that has ended is started again by itself; what else has
+ * failed, by `start`.
+ */
+export type VirtualNetworkState = 'active' | 'inactive' | 'failed'
+
+/** A network, with what was chosen for it. */
+export interface VirtualNetwork {
+  name: string
+  state: VirtualNetworkState
+  /** Why it is not active, though it is to be. */
+  error?: string
+  bridge: string
+  subnet: string
+  gateway: string
+  mode: VirtualNetworkMode
+  dhcp: Required<DhcpConfig> | false
+  dns: Required<Omit<NetworkDnsConfig, 'domain'>> & { domain?: string } | false
+  autostart: boolean
+  pinAddresses: boolean
+  /** dnsmasq's process, while there is one. */
+  pid?: number
+  /** How often dnsmasq has ended by itself since this process looks after it. */
+  restarts: number
+}
+
+/** An address that was given away. */
+export interface DhcpLease {
+  mac: string
+  ip: string
+  /** What the machine calls itself, if it does. */
+  hostname?: string
+  /** When it ends, unless it is renewed. */
+  expiresAt?: Date
+}
+
+/**
+ * Networks of this instance's own: a bridge, its address, DHCP and DNS by a dnsmasq that is looked after,
+ * NAT. Nothing of it runs unless it is asked for. Networks go on when your process ends or is killed; the next
+ * `initialize()` with the same `stateDir` looks after them again.
+ *
+ * Calls on one network are served in order. Each rejects with LifecycleError `INVALID_STATE` or `CLOSED` when the
+ * instance is not open, and `INVALID_CONFIG` for what is malformed.
+ */
+export interface VirtualNetworks {
+  /**
+   * Makes a network and starts it. If that fails, nothing of it is left.
+   * @throws NetworkError `NETWORK_ALREADY_EXISTS`, `SUBNET_OVERLAPS` (another network's, or one of the host's),
+   * `BRIDGE_ALREADY_EXISTS` (a link of the name is there and not ours), `DHCP_START_FAILED` (`context.stderr`);
+   * ProcessError `PROGRAM_NOT_FOUND` (no dnsmasq); NftablesError, as in {@link DepartmentNatService}
+   */
+  create(config: VirtualNetworkConfig): Promise<VirtualNetwork>
+  /** All of them, by name. */
+  list(): Promise<VirtualNetwork[]>
+  /** @throws NetworkError `NETWORK_NOT_FOUND` */
+  get(name: string): Promise<VirtualNetwork>
+  /** Starts a network that is not active. @throws as `create`, and `NETWORK_NOT_FOUND` */
+  start(name: string): Promise<VirtualNetwork>
+  /**
+   * Stops it: bridge, dnsmasq and NAT go, leases stay. Machines on it lose their network until it is started and
+   * they are plugged in again. @throws NetworkError `NETWORK_NOT_FOUND`, `NETWORK_IN_USE` (its bridge has ports)
+   */
+  stop(name: string): Promise<VirtualNetwork>
+  /** Stops it and forgets it; fine if there is none. @throws NetworkError `NETWORK_IN_USE` */
+  remove(name: string): Promise<void>
+  /** The leases that have not expired, by address. @throws NetworkError `NETWORK_NOT_FOUND` */
+  leases(name: string): Promise<DhcpLease[]>
 }
 
 /** `vm_` and the first 24 hex digits of the id's SHA-256. @throws LifecycleError `INVALID_CONFIG` */
@@ -2190,9 +2454,10 @@ export interface FirewallDamage {
   /**
    * `table`: all of it. `hook`: a base chain has gone or says something else. `chain`, `rules`: a
    * machine's chain, or what is in it. `dispatch`: what leads from the hooks to a machine's chains.
-   * `masquerade`: a bridge's, set up by a {@link DepartmentNatService} of this process.
+   * `masquerade`: a bridge's, set up by a {@link DepartmentNatService} of this process. `guard`: the table that keeps
+   * virtual networks apart.
    */
-  part: 'table' | 'hook' | 'chain' | 'rules' | 'dispatch' | 'masquerade'
+  part: 'table' | 'hook' | 'chain' | 'rules' | 'dispatch' | 'masquerade' | 'guard'
   /** The table, chain, port or bridge. */
   name: string
 }
@@ -2254,6 +2519,12 @@ export interface HealthMonitorEvents {
   'database-restored': [event: DatabaseRestoredEvent]
   /** At once, whether it monitors or not. */
   'firewall-repaired': [event: FirewallRepairedEvent]
+  /** By `initialize()`: chains of no machine this instance knows, which are left alone. */
+  'firewall-orphans': [event: { chains: string[]; timestamp: Date }]
+  /** A virtual network's dnsmasq has ended, or could not be started again; it is tried again. */
+  'network-failed': [event: { network: string; error: string; timestamp: Date }]
+  /** It runs again, with the leases there were. */
+  'network-restarted': [event: { network: string; restarts: number; pid: number; timestamp: Date }]
   /**
    * A cycle, the look at one machine, or a repair failed; it is tried again. Never thrown: without a listener
    * it is a process warning.
@@ -3221,12 +3492,17 @@ export type NetworkErrorCode =
   | 'BRIDGE_ALREADY_EXISTS'
   | 'BRIDGE_FULL'
   | 'INVALID_MAC_ADDRESS'
+  | 'NETWORK_NOT_FOUND'
+  | 'NETWORK_ALREADY_EXISTS'
+  | 'NETWORK_IN_USE'
+  | 'SUBNET_OVERLAPS'
+  | 'DHCP_START_FAILED'
   | 'COMMAND_FAILED'
   | 'TIMEOUT'
   | 'PERMISSION_DENIED'
 export const NetworkErrorCode: { readonly [K in NetworkErrorCode]: K }
 
-/** A TAP or bridge could not be made or changed; `context.errno` is the kernel's answer. */
+/** A TAP, bridge or virtual network could not be made or changed; `context.errno` is the kernel's answer. */
 export class NetworkError extends Error {
   constructor(code: NetworkErrorCode, message: string, context?: Record<string, unknown>, vmId?: string)
   readonly code: NetworkErrorCode

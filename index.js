@@ -57,6 +57,7 @@ const {
   MAX_SYNC_RETRIES,
   MAX_TAP_NAME_LENGTH,
   NFTABLES_COMMENT_PREFIX,
+  NFTABLES_PERSISTENCE_DIR,
   NetworkDeviceState,
   NftablesChainPolicy,
   NftablesFamily,
@@ -108,11 +109,14 @@ const {
   DepartmentNatService,
   FirewallRuleTranslator,
   MacAddressGenerator,
+  NftablesPersistence,
   NftablesService,
   QemuImgService,
   SnapshotManager,
   TapDeviceManager,
-  generateVMChainName
+  firewallServiceUnit,
+  generateVMChainName,
+  installFirewallService
 } = require('./js/services')
 
 module.exports = {
@@ -176,6 +180,7 @@ module.exports = {
   MAX_TAP_NAME_LENGTH,
   MacAddressGenerator,
   NFTABLES_COMMENT_PREFIX,
+  NFTABLES_PERSISTENCE_DIR,
   NetworkDeviceState,
   NetworkError,
   NetworkErrorCode,
@@ -184,6 +189,7 @@ module.exports = {
   NftablesErrorCode,
   NftablesFamily,
   NftablesHookType,
+  NftablesPersistence,
   NftablesService,
   PCI_ADDRESS_REGEX,
   PROCESS_EXIT_POLL_INTERVAL,
@@ -212,7 +218,9 @@ module.exports = {
   createLifecycleError,
   defineFirewallPreset,
   firewallPresets,
+  firewallServiceUnit,
   generateVMChainName,
+  installFirewallService,
   isBackupError,
   isLifecycleError,
   isPrismaAdapterError,

@@ -73,6 +73,7 @@ module.exports = {
   MAX_SYNC_RETRIES: 3,
   MAX_TAP_NAME_LENGTH: 15,
   NFTABLES_COMMENT_PREFIX: 'infinization',
+  NFTABLES_PERSISTENCE_DIR: '/etc/infinization/nftables',
   NetworkDeviceState: Object.freeze({ UP: 'up', DOWN: 'down', UNKNOWN: 'unknown' }),
   NftablesChainPolicy: Object.freeze({ ACCEPT: 'accept', DROP: 'drop' }),
   NftablesFamily,

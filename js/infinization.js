@@ -18,6 +18,8 @@ const { traced } = require('./traced')
 
 const Manager = traced(class extends native.Infinization {})
 
+const VirtualNetworks = traced(class VirtualNetworks extends native.VirtualNetworks {})
+
 class Infinization extends Manager {
   #eventManager
   #database
@@ -25,6 +27,7 @@ class Infinization extends Manager {
   #eventHandler
   #databaseObject
   #nftablesService
+  #networks
   #monitors = new Map()
   #streams = new Set()
   #journals = new Set()
@@ -95,6 +98,11 @@ class Infinization extends Manager {
     native.requireOpen(this)
     this.#nftablesService ??= new NftablesService({}, this)
     return this.#nftablesService
+  }
+
+  get networks () {
+    this.#networks ??= new VirtualNetworks(this)
+    return this.#networks
   }
 
   // One object per run of QEMU: listeners stay through a reconnect, and end with the run.

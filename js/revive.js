@@ -4,7 +4,7 @@
 // an ISO 8601 text there; QMP's own `timestamp` (an object) is left alone.
 const DATE_FIELDS = new Set([
   'timestamp', 'detectedAt', 'createdAt', 'updatedAt', 'startedAt', 'completedAt', 'lastAttemptAt',
-  'endedAt', 'since'
+  'endedAt', 'since', 'expiresAt', 'mainFileModified'
 ])
 
 const toDate = (key, value) =>

@@ -40,10 +40,24 @@ class QemuImgService extends Images {
   }
 }
 
+// `service` is whose files they are; that is `getPersistence()`'s business.
+const NftablesPersistence = traced(class NftablesPersistence extends native.NftablesPersistence {
+  constructor (config = {}, service = undefined) {
+    super(config, service)
+  }
+})
+
 // `owner` is an instance whose settings it uses; that is `getNftablesService()`'s business.
 const NftablesService = traced(class NftablesService extends native.NftablesService {
+  #persistence
+
   constructor (config = {}, owner = undefined) {
     super(config, owner)
+  }
+
+  getPersistence () {
+    this.#persistence ??= new NftablesPersistence({}, this)
+    return this.#persistence
   }
 })
 
@@ -57,14 +71,21 @@ const ruleCode = (code) => code === 'INVALID_CONFIG' ? 'RULE_INVALID' : code
 
 const generateVMChainName = tracedFunction(native, 'generateVMChainName')
 
+const installFirewallService = tracedFunction(native, 'installFirewallService')
+
+const firewallServiceUnit = tracedFunction(native, 'firewallServiceUnit')
+
 module.exports = {
   BridgeManager,
   DepartmentNatService,
   FirewallRuleTranslator,
   MacAddressGenerator,
+  NftablesPersistence,
   NftablesService,
   QemuImgService,
   SnapshotManager,
   TapDeviceManager,
-  generateVMChainName
+  firewallServiceUnit,
+  generateVMChainName,
+  installFirewallService
 }

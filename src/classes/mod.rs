@@ -13,6 +13,7 @@ mod health_monitor;
 mod infinization;
 mod journal_reader;
 mod mac_address_generator;
+mod nftables_persistence;
 mod nftables_service;
 mod qemu_img_service;
 mod qmp_client;
@@ -20,6 +21,7 @@ mod refused;
 mod snapshot_manager;
 mod state_sync;
 mod tap_device_manager;
+mod virtual_networks;
 mod watching;
 
 use std::sync::LazyLock;
@@ -30,6 +32,7 @@ use infinization_core::host::link::Links;
 
 use cancellation::Cancellation;
 use infinization::Infinization;
+use nftables_service::NftablesService;
 
 /// One netlink connection for all instances, opened by the first request.
 static LINKS: LazyLock<Links> = LazyLock::new(Links::new);

@@ -1,17 +1,20 @@
 use infinization_core::Failure;
 use infinization_core::db::RuleSplit;
+use infinization_core::host::nft_file::{NftFiles, PERSISTENCE_DIR};
 use infinization_core::manager::{Asked, Department, Firewall, Wanted};
-use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput};
+use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, VmId};
 use napi::Env;
 use napi::bindgen_prelude::PromiseRaw;
 use napi_derive::napi;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Infinization;
 use super::refused::Refused;
-use crate::argument::{Argument, Issue, refusal};
-use crate::outcome::{Outcome, data, done};
+use crate::argument::{Argument, Issue, refusal, wrong};
+use crate::outcome::{Outcome, checked, data, done};
+
+const DIR: &str = "firewallPersistenceDir";
 
 /// The firewall, one machine at a time.
 #[napi]
@@ -202,6 +205,37 @@ impl NftablesService {
         .await
     }
 
+    #[napi]
+    pub async fn list_orphaned_chains(&self) -> Outcome {
+        data(async { self.firewall()?.orphaned_chains().await }).await
+    }
+
+    #[napi]
+    pub fn clear_rules_cache(&self, vm_id: Argument) -> Outcome {
+        checked(vm_id.parsed("vmId").and_then(|_id: VmId| {
+            self.firewall()?.distrust();
+            Ok(())
+        }))
+    }
+
+    #[napi]
+    pub async fn force_persist(&self) -> Outcome {
+        let saved = async { self.firewall()?.save().await }.await;
+        data(async {
+            Ok(match saved {
+                Ok(()) => json!({ "success": true }),
+                Err(error) => json!({ "success": false, "error": error.to_string() }),
+            })
+        })
+        .await
+    }
+
+    /// Its files.
+    pub(super) fn files(&self) -> Result<NftFiles, Refused> {
+        let firewall = self.firewall().map_err(Refused::from)?;
+        Ok(firewall.files())
+    }
+
     fn firewall(&self) -> Result<&Firewall, Failure> {
         self.firewall.as_ref().map_err(Failure::from)
     }
@@ -210,8 +244,24 @@ impl NftablesService {
 fn alone(config: Result<Value, Vec<Issue>>) -> Result<Firewall, Failure> {
     let mut settings = config.map_err(|issues| refusal("config", issues))?;
     if let Value::Object(settings) = &mut settings {
-        // Nothing is persisted: a host that restarts has no rules until its machines start.
-        settings.remove("enablePersistence");
+        let enabled = settings.remove("enablePersistence").unwrap_or_default();
+        let dir = settings
+            .remove("persistenceDir")
+            .filter(|dir| !dir.is_null());
+        let usual = || json!(PERSISTENCE_DIR);
+        match (enabled, dir) {
+            (Value::Bool(false), _) => {
+                return Ok(Firewall::alone(&Value::Object(settings.clone()))?.unsaved());
+            }
+            (Value::Bool(true), dir) => {
+                settings.insert(DIR.to_owned(), dir.unwrap_or_else(usual));
+            }
+            (Value::Null, Some(dir)) => {
+                settings.insert(DIR.to_owned(), dir);
+            }
+            (Value::Null, None) => {}
+            _ => return Err(wrong("enablePersistence", "must be a boolean")),
+        }
     }
     Firewall::alone(&settings)
 }

@@ -9,7 +9,7 @@
 //! | 3 vm | `vm` |
 //! | 3 backup | [`backup`] |
 //! | 2 effects | [`host`], [`qmp`], [`db`], `events` |
-//! | 1 pure | [`config`], [`qemu`], [`firewall`] |
+//! | 1 pure | [`config`], [`qemu`], [`firewall`], [`network`] |
 //! | 0 words | [`types`], [`error`] |
 
 pub mod backup;
@@ -21,6 +21,7 @@ pub mod firewall;
 pub mod host;
 pub mod manager;
 pub mod monitor;
+pub mod network;
 pub mod qemu;
 pub mod qmp;
 pub mod sync;

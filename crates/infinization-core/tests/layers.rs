@@ -8,11 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// References to a module of the same layer that are wanted: (who, whom). An error names the VM it is
-/// about; a command line is made of a configuration; the manager runs the monitor, and so do its pieces
+/// about; a command line, and a network, are made of a configuration; the manager runs the monitor, and so do its pieces
 /// that work without it.
 const SIDEWAYS: &[(&str, &str)] = &[
     ("error", "types"),
     ("qemu", "config"),
+    ("network", "config"),
     ("manager", "monitor"),
     ("sync", "monitor"),
 ];

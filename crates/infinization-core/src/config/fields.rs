@@ -90,6 +90,11 @@ impl<'v> Fields<'v> {
         Self::open(&path, format!("{path}."), value, report)
     }
 
+    /// Reads `value` as the object that is the member `key`.
+    pub(super) fn member(key: &str, value: &'v Value, report: &'v Report) -> Option<Self> {
+        Self::open(key, format!("{key}."), value, report)
+    }
+
     fn open(what: &str, prefix: String, value: &'v Value, report: &'v Report) -> Option<Self> {
         let Value::Object(object) = value else {
             report.refuse(what, "must be an object");

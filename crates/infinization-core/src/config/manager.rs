@@ -42,6 +42,8 @@ pub struct ManagerConfig {
     pub bridge_conntrack_mode: BridgeConntrackMode,
     /// Ports of the host every VM may reach. Default 4000/tcp.
     pub host_services: Vec<HostService>,
+    /// Where the firewall's table is kept. Default: nowhere.
+    pub firewall_persistence_dir: Option<HostPath>,
 }
 
 /// The environment variables the library reads, as they are set.
@@ -55,6 +57,8 @@ pub struct Environment {
     pub bridge_conntrack_mode: Option<String>,
     /// `INFINIZATION_HOST_SERVICE_PORTS`, such as `4000/tcp,5353/udp`.
     pub host_service_ports: Option<String>,
+    /// `INFINIZATION_FIREWALL_PERSISTENCE_DIR`.
+    pub firewall_persistence_dir: Option<String>,
 }
 
 words! {
@@ -115,6 +119,7 @@ impl Environment {
             qemu_user: var("INFINIZATION_QEMU_USER"),
             bridge_conntrack_mode: var("INFINIZATION_BRIDGE_CONNTRACK_MODE"),
             host_service_ports: var("INFINIZATION_HOST_SERVICE_PORTS"),
+            firewall_persistence_dir: var("INFINIZATION_FIREWALL_PERSISTENCE_DIR"),
         }
     }
 
@@ -188,6 +193,13 @@ impl Source<'_> {
         let interval = fields.optional("healthMonitorInterval", interval);
         let auto_start_health_monitor = fields.flag("autoStartHealthMonitor", true);
         let host_services = self.host_services();
+        let firewall_persistence_dir = self.either(
+            "firewallPersistenceDir",
+            (
+                "INFINIZATION_FIREWALL_PERSISTENCE_DIR",
+                &self.environment.firewall_persistence_dir,
+            ),
+        );
         self.refuse_overlay();
         fields.skip(&["prismaClient", "databaseAdapter", "eventManager"]);
         fields.finish();
@@ -216,6 +228,7 @@ impl Source<'_> {
             bridge_conntrack_mode: bridge_conntrack_mode
                 .unwrap_or_else(|| self.environment.bridge_conntrack_mode()),
             host_services,
+            firewall_persistence_dir,
         })
     }
 

@@ -25,10 +25,12 @@ mod machine;
 mod manager;
 mod network;
 mod options;
+mod persistence;
 mod resolve;
 mod rules;
 mod snapshot;
 mod stored;
+mod virtual_network;
 mod vm;
 
 #[cfg(test)]
@@ -52,9 +54,13 @@ pub use manager::{
 };
 pub use network::{NetworkConfig, NetworkModel};
 pub use options::{DeleteOptions, GuestExecOptions, StartOptions, StopOptions};
+pub use persistence::{BootUnitOptions, PersistenceOptions};
 pub use rules::parse_rules;
 pub use snapshot::{RevertOptions, SnapshotOptions};
 pub use stored::StoredColumns;
+pub use virtual_network::{
+    Dhcp, DhcpHost, DnsName, NetworkDns, NetworkMode, NetworkName, VirtualNetwork,
+};
 pub use vm::{ChannelsConfig, FirewallConfig, GpuConfig, MemoryConfig, VmConfig, VmPaths};
 
 /// Gives an enum whose variants are words of the public API its reader, its word, and the serde form

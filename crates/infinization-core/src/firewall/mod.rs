@@ -22,10 +22,12 @@
 //!
 //! Everything a user wrote travels as a JSON string; nothing is spliced into a script.
 //! Where a department's rules stand, and how they stay in the order of priorities, is [`run`]'s.
-//! Beside it: [`nat`] is the table that masquerades, [`preset`] makes rules for services, and [`text`]
+//! Beside it: [`nat`] is the table that masquerades, [`saved`] and [`boot_unit`] are what a reboot is
+//! survived with, [`preset`] makes rules for services, and [`text`]
 //! shows a compiled machine in nft's syntax.
 //! Neighbours: [`crate::host::nft`] runs the transactions.
 
+mod boot_unit;
 mod compile;
 mod expr;
 mod guard;
@@ -38,10 +40,12 @@ mod place;
 mod preset;
 mod rule;
 mod run;
+mod saved;
 mod text;
 mod transaction;
 mod translator;
 
+pub use boot_unit::{DEFAULT_DENY_FILE, SAVED_FILE, UNIT_NAME, UNIT_WANTED_BY, boot_unit};
 pub use compile::{
     Capabilities, Compiled, Conntrack, Degradation, DegradedRule, FailedRule, HostService,
     MAX_RULES, TooManyRules, VmFirewall, compile,
@@ -58,6 +62,7 @@ pub use rule::{
     Transport,
 };
 pub use run::SharedChain;
+pub use saved::{default_deny, loadable, saved};
 pub use text::{ChainText, chain_texts, table_text};
 pub(crate) use transaction::DISPATCH;
 pub use transaction::{Command, Hook, Transaction, VerdictMap, VmRuleset};

@@ -62,6 +62,25 @@ pub fn table_text(compiled: &Compiled) -> String {
     format!("table bridge {TABLE} {{\n{}}}\n", blocks.join("\n"))
 }
 
+/// The table with nobody in it.
+pub(super) fn empty_table_text() -> String {
+    let loaded = Transaction::table();
+    let maps = [VerdictMap::FromVm, VerdictMap::ToVm];
+    let maps = maps.map(|map| {
+        format!(
+            "\tmap {} {{\n\t\ttype ifname : verdict\n\t}}\n",
+            map.as_str()
+        )
+    });
+    let chains = Hook::ALL.map(|hook| {
+        let rules = rules_of(&loaded, hook.as_str()).collect();
+        let (name, hook) = (hook.as_str().to_owned(), Some(hook.as_str()));
+        ChainText { name, hook, rules }.block()
+    });
+    let blocks: Vec<String> = maps.into_iter().chain(chains).collect();
+    format!("table bridge {TABLE} {{\n{}}}\n", blocks.join("\n"))
+}
+
 impl ChainText {
     fn block(&self) -> String {
         let head = self

@@ -11,6 +11,7 @@ use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::config::NetworkName;
 use crate::error::{Coded, ErrorCode};
 use crate::host::blocking::{blocking, file_call};
 use crate::types::VmId;
@@ -76,9 +77,19 @@ impl Cgroups {
         self.slice().join(format!("qemu-{vm}.scope"))
     }
 
+    /// Where the scope of a virtual network's dnsmasq is, or would be.
+    pub fn scope_of_network(&self, name: &NetworkName) -> PathBuf {
+        self.slice().join(format!("dnsmasq-{name}.scope"))
+    }
+
     /// Moves a process with all its threads into `vm`'s scope, which is created.
     pub async fn place(&self, pid: i32, vm: &VmId) -> Placement {
-        let (tree, scope) = (self.clone(), self.scope_of(vm));
+        self.place_at(pid, self.scope_of(vm)).await
+    }
+
+    /// Moves a process with all its threads into this scope of ours, which is created.
+    pub async fn place_at(&self, pid: i32, scope: PathBuf) -> Placement {
+        let tree = self.clone();
         let placed = blocking(move || tree.place_in(pid, &scope).map(|()| scope));
         match placed
             .await

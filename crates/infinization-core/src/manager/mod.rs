@@ -14,6 +14,8 @@
 //! | `snapshots` | snapshots of a VM's disks and memory |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
+//! | `networks` | virtual networks |
+//! | `saved` | the firewall's file, chains that are nobody's |
 //! | `repair`, `reload` | what other programs take out of the firewall, put back |
 //! | `database` | which database, and the database itself |
 //! | `firewall` | what is below the verbs, for users who drive it themselves |
@@ -24,10 +26,12 @@ mod firewall;
 mod guest_access;
 mod health;
 mod journal;
+mod networks;
 mod observe;
 mod outage;
 mod reload;
 mod repair;
+mod saved;
 mod snapshots;
 mod startup;
 mod status;
@@ -39,6 +43,7 @@ pub use firewall::{
     FirewallPlan, Member, Refused, Wanted,
 };
 pub use journal::{JournalCursor, JournalPage};
+use networks::Networks;
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
@@ -57,6 +62,7 @@ use crate::db::RunningVm;
 use crate::error::{ErrorCode, Failure};
 use crate::events::{Event, EventBus, Source};
 use crate::firewall::ChainNames;
+use crate::host::nft_file::Keeper;
 use crate::host::process::ProcessId;
 use crate::monitor::HealthMonitor;
 use crate::types::VmId;
@@ -115,6 +121,10 @@ struct Open {
     reloading: Mutex<HashMap<ChainNames, reload::Pending>>,
     /// A look after an outage waits for its turn.
     will_catch_up: AtomicBool,
+    /// Virtual networks.
+    networks: Arc<Networks>,
+    /// Keeps the firewall's file, where there is to be one.
+    keeper: Option<Keeper>,
     /// Ends what works for it in the background.
     _alive: DropGuard,
     _lock: crate::host::dir_lock::DirLock,
@@ -195,7 +205,9 @@ impl Manager {
             Phase::New => {}
         }
         let open = startup::open(&self.inner).await?;
+        open.networks.take_back().await;
         open.take_back_all().await?;
+        open.tell_orphaned_chains().await;
         open.start_monitor().await;
         *self.phase() = Phase::Open(open);
         Ok(())
@@ -213,6 +225,9 @@ impl Manager {
             join_all(handles.iter().map(Open::let_go)).await;
             open.services.outbox.close(LAST_WORDS).await;
             open.services.journals.written().await;
+            if let Some(keeper) = &open.keeper {
+                keeper.close().await;
+            }
         }
         Ok(())
     }
@@ -220,6 +235,7 @@ impl Manager {
     /// What `create_vm` would do, without touching anything.
     pub async fn plan_vm(&self, config: Value) -> Result<Value, Failure> {
         let open = self.open()?;
+        let config = self.on_network(config)?;
         let Parsed { config, warnings } = VmConfig::parse(&config, &open.services.parser)?;
         // A context of its own, never a task: planning leaves no trace.
         let context = open.services.context_of(&config.id)?;
@@ -252,6 +268,7 @@ impl Manager {
         cancel: CancellationToken,
     ) -> Result<Value, Failure> {
         let open = self.open()?;
+        let config = self.on_network(config)?;
         let Parsed { config, warnings } = VmConfig::parse(&config, &open.services.parser)?;
         let handle = open.handle(&config.id)?;
         let created = handle.create(config, warnings, cancel).await;

@@ -9,8 +9,9 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::database::Theirs;
+use super::networks::{Networks, follow_pins};
 use super::outage::follow;
-use super::{Inner, Open, TRANSIENT, repair};
+use super::{Inner, Open, TRANSIENT, repair, saved};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
 use crate::db::outbox::Outbox;
 use crate::db::sqlite::SqliteDatabase;
@@ -26,7 +27,7 @@ use crate::host::nft::Nft;
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::types::VmId;
-use crate::vm::{InstallationFiles, Journals, MacClaims, Marks, Services};
+use crate::vm::{InstallationFiles, Journals, MacClaims, Marks, Pins, Services};
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
@@ -79,6 +80,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         capabilities,
         display_ports: DisplayPorts::default(),
         macs: MacClaims::default(),
+        pins: Pins::default(),
         cgroups: Cgroups::host(),
         journals,
         parser,
@@ -91,6 +93,8 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     let alive = services.closing.child_token();
     let until = alive.clone();
     let watched_nft = services.nft.clone();
+    let keeper = saved::keeper(&services);
+    let networks = Networks::new(&services, alive.clone());
     let open = Arc::new_cyclic(|open: &Weak<Open>| {
         let watched: Weak<dyn Watched> = Weak::<Open>::clone(open);
         Open {
@@ -102,13 +106,17 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             will_catch_up: AtomicBool::new(false),
+            networks,
+            keeper,
             _alive: alive.drop_guard(),
             _lock: lock,
         }
     });
     tokio::spawn(follow(Arc::downgrade(&open), inner.events.clone(), notices));
     let watch = repair::watch(Arc::downgrade(&open), watched_nft);
-    tokio::spawn(async move { until.run_until_cancelled(watch).await });
+    let follow = follow_pins(Arc::downgrade(&open));
+    let both = async move { tokio::join!(watch, follow) };
+    tokio::spawn(async move { until.run_until_cancelled(both).await });
     Ok(open)
 }
 

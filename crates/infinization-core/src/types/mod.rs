@@ -5,6 +5,7 @@
 mod byte_size;
 mod firewall_rule;
 mod host_path;
+mod ipv4_subnet;
 mod iso_time;
 mod link_name;
 mod mac_addr;
@@ -16,6 +17,7 @@ mod vm_id;
 pub use byte_size::ByteSize;
 pub use firewall_rule::{FirewallDefaultAction, FirewallRuleInput};
 pub use host_path::HostPath;
+pub use ipv4_subnet::Ipv4Subnet;
 pub(crate) use iso_time::{clock, iso_date};
 pub use link_name::LinkName;
 pub use mac_addr::MacAddr;

@@ -156,7 +156,7 @@ impl VmContext {
         let default_action = config.firewall.default_action.unwrap_or(department);
         let compiled = self.services.compile_firewall(
             &self.vm_id,
-            config.network.mac,
+            &config.network,
             bridge_addresses,
             rules,
             default_action,

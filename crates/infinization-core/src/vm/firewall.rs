@@ -104,7 +104,7 @@ impl VmContext {
         };
         let compiled = self.services.compile_firewall(
             &self.vm_id,
-            config.network.mac,
+            &config.network,
             addresses,
             &split,
             config.firewall.default_action.unwrap_or_default(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Context, ManagerConfig, Transport};
+use crate::config::{Context, ManagerConfig, NetworkConfig, Transport};
 use crate::db::outbox::Outbox;
 use crate::db::sqlite::SqliteDatabase;
 use crate::db::{Database, RuleSplit};
@@ -20,13 +20,14 @@ use crate::host::cgroup::Cgroups;
 use crate::host::display_port::DisplayPorts;
 use crate::host::link::Links;
 use crate::host::nft::Nft;
-use crate::types::{FirewallDefaultAction, MacAddr, VmId, VmNames};
+use crate::types::{FirewallDefaultAction, VmId, VmNames};
 
 use super::context::VmContext;
 use super::effects::HostEffects;
 use super::facts::MacClaims;
 use super::journal::Journals;
 use super::marks::{InstallationFiles, Marks};
+use super::pins::Pins;
 use super::run::Effects;
 use super::salvage::open_ledger;
 
@@ -65,6 +66,8 @@ pub struct Services {
     pub display_ports: DisplayPorts,
     /// The MAC addresses of machines that are being created.
     pub macs: MacClaims,
+    /// The addresses machines were given and may not leave.
+    pub pins: Pins,
     /// What was done with each VM.
     pub journals: Journals,
     /// QEMU's own cgroups.
@@ -151,7 +154,7 @@ impl Services {
     pub(super) fn compile_firewall(
         &self,
         vm_id: &VmId,
-        mac: MacAddr,
+        network: &NetworkConfig,
         bridge_addresses: Vec<IpAddr>,
         rules: &RuleSplit,
         default_action: FirewallDefaultAction,
@@ -171,8 +174,8 @@ impl Services {
         Ok(firewall::compile(&VmFirewall {
             vm_id: vm_id.clone(),
             tap: VmNames::of(vm_id).tap,
-            mac,
-            known_addresses: Vec::new(),
+            mac: network.mac,
+            known_addresses: self.pins.of(&network.bridge, network.mac),
             bridge_addresses,
             host_services: host_services.collect(),
             department_rules: rules.department_rules.clone(),

@@ -145,19 +145,29 @@ pub async fn addresses(
     bridge: &LinkName,
 ) -> Result<Vec<InterfaceAddress>, BridgeError> {
     let index = links.find_bridge(bridge).await?.index;
+    let all = all_addresses(links).await?.into_iter();
+    Ok(all
+        .filter(|(at, _)| *at == index)
+        .map(|(_, found)| found)
+        .collect())
+}
+
+/// Every interface's addresses of both families, each with the interface's index.
+pub async fn all_addresses(links: &Links) -> Result<Vec<(u32, InterfaceAddress)>, BridgeError> {
     let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     let answers = links.request(question, NLM_F_DUMP).await;
     let answers = answers.map_err(|source| LinkError::List {
         what: "addresses",
         source,
     })?;
-    let of_bridge = answers.into_iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewAddress(message) if message.header.index == index => {
-            InterfaceAddress::from_message(&message)
+    let addresses = answers.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewAddress(message) => {
+            let address = InterfaceAddress::from_message(&message)?;
+            Some((message.header.index, address))
         }
         _ => None,
     });
-    Ok(of_bridge.collect())
+    Ok(addresses.collect())
 }
 
 #[cfg(test)]

@@ -11,24 +11,43 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use tokio::sync::oneshot;
 
-pub use address::{InterfaceAddress, Ipv4Cidr, addresses, assign_address, remove_address};
+pub use address::{
+    InterfaceAddress, Ipv4Cidr, addresses, all_addresses, assign_address, remove_address,
+};
 pub use error::BridgeError;
 
 use super::ethtool;
 use super::link::{LinkError, Links};
 use crate::host::blocking::file_call;
-use crate::types::LinkName;
+use crate::types::{LinkName, MacAddr};
 
 /// Makes a bridge, up and without transmit checksum offload.
 ///
 /// A link of that name is [`BridgeError::AlreadyExists`] and stays as it is. When the call fails
 /// half-way or is dropped, the bridge is removed.
 pub async fn create(links: &Links, name: &LinkName) -> Result<(), BridgeError> {
+    create_with(links, name, None).await
+}
+
+/// [`create`], with a hardware address of its own, which it keeps whatever is plugged in.
+pub async fn create_with_mac(
+    links: &Links,
+    name: &LinkName,
+    mac: MacAddr,
+) -> Result<(), BridgeError> {
+    create_with(links, name, Some(mac)).await
+}
+
+async fn create_with(
+    links: &Links,
+    name: &LinkName,
+    mac: Option<MacAddr>,
+) -> Result<(), BridgeError> {
     let (deliver, delivered) = oneshot::channel();
     let (links, new) = (links.clone(), name.clone());
     // A task of its own, so that a caller who goes away cannot stop it between making and undoing.
     tokio::spawn(async move {
-        let outcome = make(&links, &new).await;
+        let outcome = make(&links, &new, mac).await;
         let made = outcome.is_ok();
         if deliver.send(outcome).is_err() && made {
             undo(&links, &new).await;
@@ -39,9 +58,13 @@ pub async fn create(links: &Links, name: &LinkName) -> Result<(), BridgeError> {
         .unwrap_or_else(|_| Err(BridgeError::Interrupted { name: name.clone() }))
 }
 
-async fn make(links: &Links, name: &LinkName) -> Result<(), BridgeError> {
-    let bridge = rtnetlink::LinkBridge::new(name.as_str()).up().build();
-    let creation = RouteNetlinkMessage::NewLink(bridge);
+async fn make(links: &Links, name: &LinkName, mac: Option<MacAddr>) -> Result<(), BridgeError> {
+    let bridge = rtnetlink::LinkBridge::new(name.as_str()).up();
+    let bridge = match mac {
+        Some(mac) => bridge.address(mac.octets().to_vec()),
+        None => bridge,
+    };
+    let creation = RouteNetlinkMessage::NewLink(bridge.build());
     let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
     match links.request(creation, flags).await {
         Err(refusal) if refusal.errno() == Some(Errno::EEXIST) => {

@@ -65,7 +65,7 @@ pub enum NftError {
 }
 
 impl NftError {
-    pub(super) fn refused(finished: &Finished) -> Self {
+    pub(in crate::host) fn refused(finished: &Finished) -> Self {
         let stderr = finished.stderr_tail();
         match errno_in(&stderr) {
             Some(Errno::EPERM | Errno::EACCES) => Self::PermissionDenied,

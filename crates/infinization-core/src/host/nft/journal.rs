@@ -34,7 +34,7 @@ const GROUP: u32 = 1 << 6;
 /// Room for what is told between two looks: a commit of some thousand rules.
 const BACKLOG: usize = 1024 * 1024;
 /// No datagram is longer: the kernel fills a page or two (`NLMSG_GOODSIZE`).
-const DATAGRAM: usize = 32 * 1024;
+pub(super) const DATAGRAM: usize = 32 * 1024;
 
 /// One per network namespace, as commits are. A process has one, its tests have many.
 static JOURNALS: LazyLock<Mutex<HashMap<u64, Weak<Journal>>>> = LazyLock::new(Mutex::default);
@@ -350,7 +350,8 @@ impl Trust {
     }
 }
 
-fn listen() -> io::Result<OwnedFd> {
+/// A socket that is told of every commit from now on.
+pub(super) fn listen() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let protocol = SockProtocol::NetlinkNetFilter;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;

@@ -13,9 +13,12 @@
 //! | `batch` | loading many machines at once |
 //! | `line` | one machine's changes in the order they were asked for |
 //! | `nat` | masquerading |
+//! | `commits` | hearing of every commit to one table |
+//! | `saved` | the filter's table as text |
 //! | `probe` | what the kernel can do |
 
 mod batch;
+mod commits;
 mod encode;
 mod error;
 mod journal;
@@ -25,6 +28,7 @@ mod nat;
 mod netlink;
 mod notice;
 mod probe;
+mod saved;
 mod shared;
 mod transport;
 mod verify;
@@ -36,6 +40,7 @@ use std::sync::{Arc, LazyLock};
 use nix::errno::Errno;
 use tokio::sync::Mutex;
 
+pub use commits::Commits;
 pub use error::NftError;
 pub use journal::Mark;
 pub use known::{Damage, Part};

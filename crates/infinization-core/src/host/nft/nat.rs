@@ -26,6 +26,11 @@ impl Nft {
             .await
     }
 
+    /// Switches IPv4 forwarding on.
+    pub async fn forward(&self) -> Result<(), NftError> {
+        switch_forwarding_on().await
+    }
+
     /// Makes this the bridge's masquerading, in place of any other it had.
     pub async fn masquerade(&self, wanted: Masquerade) -> Result<(), NftError> {
         switch_forwarding_on().await?;

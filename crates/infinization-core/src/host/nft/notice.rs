@@ -119,6 +119,29 @@ impl Touched {
     }
 }
 
+/// Whether a message of the datagram is about this table, or the datagram makes no sense.
+pub(super) fn names_table(mut bytes: &[u8], family: u8, table: &str) -> bool {
+    while !bytes.is_empty() {
+        let length = u32_at(bytes, 0).and_then(|length| usize::try_from(length).ok());
+        let Some(message) = length.and_then(|length| bytes.get(..length)) else {
+            return true;
+        };
+        let Some(attributes) = message.get(GENERIC_HEADER..) else {
+            return true;
+        };
+        let kind = u16_at(message, 4).unwrap_or_default();
+        let is_object = kind >> 8 == SUBSYS_NFTABLES && kind != NEW_GENERATION;
+        let name = find_text(attributes, NAME_OF_TABLE).unwrap_or_default();
+        if is_object && message[16] == family && name == table.as_bytes() {
+            return true;
+        }
+        bytes = bytes
+            .get(message.len().next_multiple_of(4)..)
+            .unwrap_or_default();
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +219,21 @@ mod tests {
         };
         let rest = reader.read(&[end(5), end(6)].concat()).unwrap();
         assert_eq!(senders(rest), [(5, 1), (6, 0)]);
+    }
+
+    #[test]
+    fn a_table_is_told_by_family_and_name_wherever_it_is_in_the_datagram() {
+        let other = rule(7, "infinization2", "x");
+        let ours = rule(1, "guard", "forward");
+        for (bytes, heard) in [
+            ([other.clone(), ours.clone(), end(5)].concat(), true),
+            ([other.clone(), end(5)].concat(), false),
+            (rule(7, "guard", "forward"), false),
+            (ours[..ours.len() - 1].to_vec(), true),
+            (Vec::new(), false),
+        ] {
+            assert_eq!(names_table(&bytes, 1, "guard"), heard);
+        }
     }
 
     #[test]

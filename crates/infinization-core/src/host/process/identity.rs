@@ -107,6 +107,19 @@ pub async fn identify(pid: i32, marks: QemuMarks) -> Identity {
     .await
 }
 
+/// Whether the process that has this number now was started with exactly this argument, which is nobody
+/// else's. As careful as [`adopt`].
+pub async fn identify_by(pid: i32, argument: String) -> Identity {
+    judge(pid, move || {
+        let id = ProcessId::read(pid)?;
+        let cmdline = cmdline(pid)?;
+        let mut arguments = cmdline.split(|octet| *octet == 0).skip(1);
+        let is_there = arguments.any(|found| found == argument.as_bytes());
+        Ok(is_there.then_some(id))
+    })
+    .await
+}
+
 /// Opens the pidfd, then runs `proof`, which answers who the process was proven to be.
 async fn judge(
     pid: i32,

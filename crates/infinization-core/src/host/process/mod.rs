@@ -33,8 +33,8 @@ use serde_json::{Map, Value};
 
 pub use handle::{Exit, ProcessHandle};
 pub use identity::{
-    Identity, ProcessId, adopt, boot_id, find_by_name, find_by_names, identify, is_alive,
-    is_qemu_alive,
+    Identity, ProcessId, adopt, boot_id, find_by_name, find_by_names, identify, identify_by,
+    is_alive, is_qemu_alive,
 };
 pub use proc_files::QemuMarks;
 pub use rustix::process::Signal;

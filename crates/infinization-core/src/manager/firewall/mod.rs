@@ -7,6 +7,7 @@ mod answers;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,7 +17,7 @@ pub use answers::{
     Applied, Change, DegradedRule, DepartmentApplied, FailedRule, FirewallPlan, Refused,
 };
 
-use super::Manager;
+use super::{Manager, saved};
 use crate::config::{
     BridgeConntrackMode, Environment, ManagerConfig, Parsed, Transport, VmConfig, Warning,
 };
@@ -26,6 +27,7 @@ use crate::firewall::{self, ChainNames, Compiled, HostService, VmFirewall};
 use crate::host::bridge;
 use crate::host::link::Links;
 use crate::host::nft::{Nft, NftError};
+use crate::host::nft_file::Keeper;
 use crate::host::state_file;
 use crate::types::{FirewallDefaultAction, FirewallRuleInput, LinkName, VmId, VmNames};
 
@@ -42,8 +44,10 @@ enum Owner {
 #[derive(Debug, Clone)]
 pub struct Firewall {
     owner: Owner,
-    nft: Nft,
+    pub(super) nft: Nft,
     links: Links,
+    /// Without a manager, whoever keeps the file.
+    keeper: Arc<OnceLock<Keeper>>,
 }
 
 /// What to filter, and where.
@@ -112,7 +116,8 @@ impl Manager {
 }
 
 impl Firewall {
-    /// A firewall without a manager. `settings` may hold `bridgeConntrackMode` and `hostServices`.
+    /// A firewall without a manager. `settings` may hold `bridgeConntrackMode`, `hostServices` and
+    /// `firewallPersistenceDir`.
     pub fn alone(settings: &Value) -> Result<Self, Failure> {
         let environment = Environment::read(|name| std::env::var(name).ok());
         let Parsed { config, warnings } = ManagerConfig::parse(settings, &environment)?;
@@ -122,18 +127,45 @@ impl Firewall {
         Ok(Self::of(Owner::Nobody(Box::new(config))))
     }
 
+    /// The same, which keeps no file whatever the environment says.
+    #[must_use]
+    pub fn unsaved(mut self) -> Self {
+        if let Owner::Nobody(config) = &mut self.owner {
+            config.firewall_persistence_dir = None;
+        }
+        self
+    }
+
     fn of(owner: Owner) -> Self {
         Self {
             owner,
             nft: Nft::new(),
             links: Links::new(),
+            keeper: Arc::default(),
         }
     }
 
+    /// The settings of whoever is to do something.
     fn config(&self) -> Result<ManagerConfig, Failure> {
+        let config = self.settings()?;
+        if self.manager().is_none() && config.firewall_persistence_dir.is_some() {
+            self.keeper
+                .get_or_init(|| Keeper::start(self.files(), Box::new(saved::log)));
+        }
+        Ok(config)
+    }
+
+    pub(super) fn settings(&self) -> Result<ManagerConfig, Failure> {
         match &self.owner {
             Owner::Manager(manager) => Ok(manager.open()?.services.config.clone()),
             Owner::Nobody(config) => Ok((**config).clone()),
+        }
+    }
+
+    pub(super) fn manager(&self) -> Option<&Manager> {
+        match &self.owner {
+            Owner::Manager(manager) => Some(manager),
+            Owner::Nobody(_) => None,
         }
     }
 
@@ -328,11 +360,12 @@ impl Firewall {
         let spec = spec(&config, &wanted.vm_id)?;
         let derived = VmNames::of(&wanted.vm_id).mac;
         let bridge_addresses = self.bridge_addresses(spec.as_ref(), &wanted.tap).await?;
+        let known_addresses = self.pinned(spec.as_ref());
         Ok(firewall::compile(&VmFirewall {
             vm_id: wanted.vm_id.clone(),
             tap: wanted.tap.clone(),
             mac: spec.map_or(derived, |spec| spec.network.mac),
-            known_addresses: Vec::new(),
+            known_addresses,
             bridge_addresses,
             host_services: config
                 .host_services
@@ -346,6 +379,17 @@ impl Firewall {
             conntrack,
             reject: capabilities.reject,
         })?)
+    }
+
+    /// The address a network of the manager's has given the machine.
+    fn pinned(&self, spec: Option<&VmConfig>) -> Vec<IpAddr> {
+        let open = self.manager().and_then(|manager| manager.open().ok());
+        let network = spec.map(|spec| &spec.network);
+        let pinned = open.zip(network).map(|(open, network)| {
+            let pins = &open.services.pins;
+            pins.of(&network.bridge, network.mac)
+        });
+        pinned.unwrap_or_default()
     }
 
     /// The addresses of the machine's bridge: the one it was made with, else the one its port is on.

@@ -1,0 +1,151 @@
+//! Setting a network up, and taking it down. Both may be repeated: what is there already is left as it is.
+//!
+//! Up: guard, bridge, address, NAT, dnsmasq: nothing is forwarded unguarded, and dnsmasq finds all it
+//! needs. Down is the other way round. The caller holds the network's turn.
+
+use std::sync::Arc;
+
+use super::all::Networks;
+use super::error::NetworksError;
+use super::one::Network;
+use crate::config::NetworkMode;
+use crate::error::Failure;
+use crate::firewall::{Masquerade, Subnet};
+use crate::host::bridge::{self, Ipv4Cidr};
+use crate::host::cgroup::{self, Placement};
+use crate::host::dnsmasq::Dnsmasq;
+use crate::host::link::Link;
+use crate::host::process::ProcessHandle;
+use crate::network::{bridge_mac, dnsmasq_conf};
+
+impl Networks {
+    /// Sets up what is missing, and looks after it. Where that fails, what this attempt has made is undone, and
+    /// the network says why.
+    pub(super) async fn set_up(self: &Arc<Self>, network: &Arc<Network>) -> Result<(), Failure> {
+        let outcome = match self.our_bridge(network).await {
+            Err(not_ours) => Err(not_ours),
+            Ok(Some(_)) => self.furnish(network).await,
+            Ok(None) => {
+                let outcome = self.furnish(network).await;
+                if outcome.is_err() {
+                    self.undo(network).await;
+                }
+                outcome
+            }
+        };
+        network.status().error = outcome.as_ref().err().map(ToString::to_string);
+        outcome
+    }
+
+    async fn furnish(self: &Arc<Self>, network: &Arc<Network>) -> Result<(), Failure> {
+        let config = &network.config;
+        self.load_guard().await?;
+        self.ensure_bridge(network).await?;
+        match config.mode {
+            NetworkMode::Nat => self.nft.masquerade(masquerade(network)?).await?,
+            NetworkMode::Routed => self.nft.forward().await?,
+            NetworkMode::Isolated => {}
+        }
+        if network.is_served() {
+            let process = self.serve(network).await?;
+            self.pin(network).await?;
+            self.look_after(network, process);
+        }
+        Ok(())
+    }
+
+    async fn ensure_bridge(&self, network: &Network) -> Result<(), Failure> {
+        let config = &network.config;
+        if self.our_bridge(network).await?.is_none() {
+            self.check_host(config).await?;
+            let mac = bridge_mac(&self.state_dir, config);
+            bridge::create_with_mac(&self.links, &config.bridge, mac).await?;
+        }
+        let address = format!("{}/{}", config.gateway, config.subnet.prefix());
+        let address = Ipv4Cidr::parse(&address).map_err(super::invalid)?;
+        bridge::assign_address(&self.links, &config.bridge, address).await?;
+        Ok(self.links.set_up(&config.bridge).await?)
+    }
+
+    /// The network's bridge, if it is there. A link of its name that is not ours is an error.
+    pub(super) async fn our_bridge(&self, network: &Network) -> Result<Option<Link>, Failure> {
+        let config = &network.config;
+        let Some(link) = self.links.find(&config.bridge).await? else {
+            return Ok(None);
+        };
+        let mac = bridge_mac(&self.state_dir, config);
+        match link.is_bridge() && link.mac == Some(mac.octets()) {
+            true => Ok(Some(link)),
+            false => Err(NetworksError::NotOurs(config.bridge.clone()).into()),
+        }
+    }
+
+    /// The network's dnsmasq: the one that runs, unless it was told other things.
+    pub(super) async fn serve(&self, network: &Network) -> Result<ProcessHandle, Failure> {
+        let conf = dnsmasq_conf(&network.config, Dnsmasq::user());
+        if let Some(process) = network.dnsmasq.find().await? {
+            if network.dnsmasq.has_conf(&conf).await {
+                return Ok(process);
+            }
+            network.dnsmasq.end().await?;
+        }
+        let process = network.dnsmasq.start(conf).await?;
+        // So that the end of our own service is not its end.
+        let scope = self.cgroups.scope_of_network(&network.config.name);
+        if let Placement::Unavailable(why) = self.cgroups.place_at(process.pid(), scope).await {
+            tracing::debug!(network = %network.config.name, why, "dnsmasq has no cgroup of its own");
+        }
+        Ok(process)
+    }
+
+    async fn undo(self: &Arc<Self>, network: &Network) {
+        if let Err(error) = self.take_down(network).await {
+            tracing::error!(network = %network.config.name, %error, "it could not be undone");
+        }
+    }
+
+    /// Takes it down as far as it is there; what fails keeps nothing else from going, and is told then.
+    pub(super) async fn take_down(&self, network: &Network) -> Result<(), Failure> {
+        let config = &network.config;
+        drop(network.status().watch.take());
+        self.pins.forget(&config.bridge);
+        let mut outcomes: Vec<Result<(), Failure>> = Vec::new();
+        outcomes.push(network.dnsmasq.end().await.map_err(Failure::from));
+        let scope = self.cgroups.scope_of_network(&config.name);
+        outcomes.push(cgroup::remove(&scope).await.map_err(Failure::from));
+        if config.mode == NetworkMode::Nat {
+            let stopped = self.nft.stop_masquerading(&config.bridge).await;
+            outcomes.push(stopped.map_err(Failure::from));
+        }
+        if let Ok(Some(_)) = self.our_bridge(network).await {
+            let destroyed = bridge::destroy(&self.links, &config.bridge).await;
+            outcomes.push(destroyed.map_err(Failure::from));
+        }
+        {
+            let mut status = network.status();
+            (status.up, status.process, status.error) = (false, None, None);
+        }
+        outcomes.push(self.load_guard().await.map_err(Failure::from));
+        outcomes.into_iter().collect()
+    }
+
+    /// Machines on the bridge would be cut off without knowing.
+    pub(super) async fn refuse_ports(&self, network: &Network) -> Result<(), Failure> {
+        if !matches!(self.our_bridge(network).await, Ok(Some(_))) {
+            return Ok(());
+        }
+        let bridge = network.config.bridge.clone();
+        match bridge::ports(&self.links, &bridge).await? {
+            ports if ports.is_empty() => Ok(()),
+            ports => Err(NetworksError::InUse { bridge, ports }.into()),
+        }
+    }
+}
+
+fn masquerade(network: &Network) -> Result<Masquerade, Failure> {
+    let subnet = Subnet::parse(&network.config.subnet.to_string()).map_err(super::invalid)?;
+    Ok(Masquerade {
+        subnet,
+        bridge: network.config.bridge.clone(),
+    })
+}

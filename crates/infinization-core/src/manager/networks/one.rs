@@ -1,0 +1,88 @@
+//! One network, and how it is.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use tokio_util::sync::DropGuard;
+
+use crate::config::VirtualNetwork;
+use crate::host::dnsmasq::Dnsmasq;
+use crate::host::process::ProcessHandle;
+
+/// One network. Whoever changes it on the host holds its turn.
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) config: VirtualNetwork,
+    pub(super) dir: PathBuf,
+    pub(super) dnsmasq: Dnsmasq,
+    pub(super) turn: tokio::sync::Mutex<()>,
+    status: Mutex<Status>,
+}
+
+/// How it is.
+#[derive(Debug, Default)]
+pub(super) struct Status {
+    /// Whether it is to be there, and is or is being set up: what the guard goes by.
+    pub(super) up: bool,
+    /// What is wrong with it.
+    pub(super) error: Option<String>,
+    /// dnsmasq, while it runs.
+    pub(super) process: Option<ProcessHandle>,
+    /// How often that has ended by itself.
+    pub(super) restarts: u64,
+    /// Ends who looks after dnsmasq.
+    pub(super) watch: Option<DropGuard>,
+}
+
+/// `VirtualNetwork` of the public types.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NetworkInfo<'a> {
+    #[serde(flatten)]
+    config: &'a VirtualNetwork,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<i32>,
+    restarts: u64,
+}
+
+impl Network {
+    pub(super) fn new(config: VirtualNetwork, dir: PathBuf) -> Self {
+        Self {
+            dnsmasq: Dnsmasq::new(dir.clone()),
+            config,
+            dir,
+            turn: tokio::sync::Mutex::default(),
+            status: Mutex::default(),
+        }
+    }
+
+    pub(super) fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn info(&self) -> NetworkInfo<'_> {
+        let status = self.status();
+        let alive = status.process.as_ref().filter(|process| process.is_alive());
+        NetworkInfo {
+            config: &self.config,
+            state: match (&status.error, status.up) {
+                (Some(_), _) => "failed",
+                (None, true) => "active",
+                (None, false) => "inactive",
+            },
+            error: status.error.clone(),
+            pid: alive.map(ProcessHandle::pid),
+            restarts: status.restarts,
+        }
+    }
+
+    /// Whether it has a dnsmasq at all.
+    pub(super) fn is_served(&self) -> bool {
+        let answers = self.config.dns.as_ref().is_some_and(|dns| dns.enabled);
+        self.config.dhcp.is_some() || answers
+    }
+}

@@ -1,0 +1,101 @@
+//! Machines may only use the address their network gave them, where that was asked for.
+//!
+//! A static address counts from the start, another one with its lease. A machine whose address has changed
+//! has its firewall loaded again, by its own task.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::all::Networks;
+use super::one::Network;
+use crate::error::Failure;
+use crate::firewall::ChainNames;
+use crate::host::dir_watch::DirWatch;
+use crate::manager::{Open, firewall};
+use crate::types::MacAddr;
+
+/// dnsmasq writes its leases line by line, and says "written" for each.
+const WRITTEN: Duration = Duration::from_millis(20);
+
+impl Networks {
+    /// Pins what was given until now. Does nothing unless the network is to.
+    pub(super) async fn pin(&self, network: &Network) -> Result<(), Failure> {
+        let config = &network.config;
+        let Some(dhcp) = config.dhcp.as_ref().filter(|_| config.pin_addresses) else {
+            return Ok(());
+        };
+        let fixed: Vec<_> = dhcp.hosts.iter().map(|host| (host.mac, host.ip)).collect();
+        let leases = network.dnsmasq.leases().await?;
+        let is_fixed = |mac: MacAddr| fixed.iter().any(|(other, _)| *other == mac);
+        let leased = leases.into_iter().filter(|lease| !is_fixed(lease.mac));
+        let leased: Vec<_> = leased.map(|lease| (lease.mac, lease.ip)).collect();
+        self.pins
+            .learn(&config.bridge, leased.into_iter().chain(fixed));
+        Ok(())
+    }
+
+    /// Pins what will be given.
+    pub(super) async fn keep_pinning(networks: Weak<Self>, network: Arc<Network>) {
+        if !network.config.pin_addresses {
+            return;
+        }
+        let mut watch = match DirWatch::on(&network.dir) {
+            Ok(watch) => watch,
+            Err(error) => {
+                tracing::error!(network = %network.config.name, %error, "leases are not watched");
+                return;
+            }
+        };
+        loop {
+            // What was written before the watch was there, too.
+            let Some(of_all) = networks.upgrade() else {
+                return;
+            };
+            if let Err(error) = of_all.pin(&network).await {
+                tracing::error!(network = %network.config.name, %error, "leases cannot be read");
+            }
+            drop(of_all);
+            if watch.changed().await.is_err() {
+                return;
+            }
+            sleep(WRITTEN).await;
+        }
+    }
+}
+
+/// Has machines whose address has changed load their firewall again, for as long as there is a manager.
+pub(in crate::manager) async fn follow_pins(manager: Weak<Open>) {
+    let Some(pins) = manager.upgrade().map(|open| open.services.pins.clone()) else {
+        return;
+    };
+    loop {
+        let changed = pins.changed().await;
+        let Some(open) = manager.upgrade() else {
+            return;
+        };
+        open.reload_pinned(&changed);
+    }
+}
+
+impl Open {
+    /// A machine that does not run is compiled anew when it starts.
+    fn reload_pinned(self: &Arc<Self>, changed: &HashSet<MacAddr>) {
+        let running: Vec<_> = {
+            let vms = self.vms();
+            let running = vms
+                .iter()
+                .filter(|(_, handle)| handle.view().live.is_some());
+            running.map(|(vm_id, _)| vm_id.clone()).collect()
+        };
+        for vm_id in running {
+            let spec = firewall::spec(&self.services.config, &vm_id);
+            let mac = spec.ok().flatten().map(|spec| spec.network.mac);
+            if mac.is_some_and(|mac| changed.contains(&mac)) {
+                self.load_again(ChainNames::of(&vm_id), Vec::new());
+            }
+        }
+    }
+}

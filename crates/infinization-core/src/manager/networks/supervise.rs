@@ -1,0 +1,173 @@
+//! Looking after dnsmasq and the guard, for as long as there is a manager.
+//!
+//! dnsmasq's end is an event of its pidfd; it is started again after a pause that grows while it ends at once.
+//! Its leases are in its file, so they stay. Another program's change of the guard is heard of, and undone.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::all::Networks;
+use super::one::Network;
+use crate::error::Failure;
+use crate::events::{Source, now_ms};
+use crate::host::nft::Commits;
+use crate::host::process::ProcessHandle;
+
+/// Before the first try to start it again.
+const SOON: Duration = Duration::from_millis(200);
+/// Before a further one, at most.
+const LATEST: Duration = Duration::from_secs(30);
+/// One that ran for so long had started well.
+const WELL: Duration = Duration::from_secs(60);
+/// Between two looks at the guard, so that a storm of commits costs a few programs a second.
+const BREATH: Duration = Duration::from_millis(200);
+
+impl Networks {
+    /// Has dnsmasq started again when it ends. The caller holds the network's turn.
+    pub(super) fn look_after(self: &Arc<Self>, network: &Arc<Network>, process: ProcessHandle) {
+        let ending = self.closing.child_token();
+        let mut status = network.status();
+        status.process = Some(process.clone());
+        status.watch = Some(ending.clone().drop_guard());
+        drop(status);
+        let (networks, network) = (Arc::downgrade(self), Arc::clone(network));
+        let pinning = Self::keep_pinning(networks.clone(), Arc::clone(&network));
+        let until = ending.clone();
+        tokio::spawn(async move { until.run_until_cancelled_owned(pinning).await });
+        tokio::spawn(supervise(networks, network, process, ending));
+    }
+
+    /// Hears of what others do to the guard, from the first network on.
+    pub(super) fn watch_guard(self: &Arc<Self>) {
+        if self
+            .is_watched
+            .swap(true, std::sync::atomic::Ordering::Relaxed)
+        {
+            return;
+        }
+        let (networks, ending) = (Arc::downgrade(self), self.closing.clone());
+        let commits = Commits::to_inet(self.guard.table());
+        tokio::spawn(async move {
+            let watching = async {
+                match commits {
+                    Ok(commits) => watch(networks, commits).await,
+                    Err(error) => tracing::error!(%error, "virtual networks' guard is not watched"),
+                }
+            };
+            ending.run_until_cancelled(watching).await
+        });
+    }
+
+    fn tell(&self, kind: &str, network: &Network, more: &[(&str, Value)]) {
+        let mut data = json!({ "network": network.config.name, "timestamp": now_ms() });
+        for (key, value) in more {
+            data[*key] = value.clone();
+        }
+        self.events.publish(Source::HealthMonitor, kind, None, data);
+    }
+
+    /// Starts dnsmasq again, unless somebody takes the network down.
+    async fn serve_again(
+        &self,
+        network: &Network,
+        ending: &CancellationToken,
+    ) -> Option<Result<ProcessHandle, Failure>> {
+        let _turn = network.turn.lock().await;
+        if ending.is_cancelled() {
+            return None;
+        }
+        Some(self.serve(network).await)
+    }
+
+    fn is_back(&self, network: &Network, process: &ProcessHandle) {
+        let mut status = network.status();
+        (status.process, status.error) = (Some(process.clone()), None);
+        let restarts = status.restarts;
+        drop(status);
+        tracing::info!(network = %network.config.name, "dnsmasq runs again");
+        let more = [("restarts", json!(restarts)), ("pid", json!(process.pid()))];
+        self.tell("network-restarted", network, &more);
+    }
+
+    fn has_failed(&self, network: &Network, error: String) {
+        tracing::error!(network = %network.config.name, error, "dnsmasq does not run");
+        self.tell("network-failed", network, &[("error", json!(error))]);
+        network.status().error = Some(error);
+    }
+}
+
+async fn supervise(
+    networks: Weak<Networks>,
+    network: Arc<Network>,
+    mut process: ProcessHandle,
+    ending: CancellationToken,
+) {
+    let mut pause = SOON;
+    loop {
+        let since = Instant::now();
+        let Some(exit) = ending.run_until_cancelled(process.exited()).await else {
+            return;
+        };
+        let Some(of_all) = networks.upgrade() else {
+            return;
+        };
+        network.status().restarts += 1;
+        of_all.has_failed(&network, format!("dnsmasq ended by {exit}"));
+        drop(of_all);
+        if since.elapsed() > WELL {
+            pause = SOON;
+        }
+        process = loop {
+            if ending.run_until_cancelled(sleep(pause)).await.is_none() {
+                return;
+            }
+            pause = (pause * 2).min(LATEST);
+            let Some(of_all) = networks.upgrade() else {
+                return;
+            };
+            match of_all.serve_again(&network, &ending).await {
+                None => return,
+                Some(Ok(process)) => {
+                    of_all.is_back(&network, &process);
+                    break process;
+                }
+                Some(Err(error)) => of_all.has_failed(&network, error.to_string()),
+            }
+        };
+    }
+}
+
+async fn watch(networks: Weak<Networks>, mut commits: Commits) {
+    loop {
+        if let Err(error) = commits.next().await {
+            tracing::error!(%error, "virtual networks' guard is not watched any more");
+            return;
+        }
+        let Some(of_all) = networks.upgrade() else {
+            return;
+        };
+        if let Some(text) = of_all.guarding() {
+            match of_all.guard.repair(text).await {
+                Ok(false) => {}
+                Ok(true) => of_all.tell_guarded(),
+                Err(error) => tracing::error!(%error, "virtual networks are not guarded"),
+            }
+        }
+        drop(of_all);
+        sleep(BREATH).await;
+    }
+}
+
+impl Networks {
+    fn tell_guarded(&self) {
+        tracing::warn!("another program changed the guard of virtual networks; it was put back");
+        let missing = json!({ "vmId": null, "part": "guard", "name": self.guard.table() });
+        let data = json!({ "missing": [missing], "failed": [], "timestamp": now_ms() });
+        self.events
+            .publish(Source::HealthMonitor, "firewall-repaired", None, data);
+    }
+}

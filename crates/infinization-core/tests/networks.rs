@@ -1,0 +1,509 @@
+//! Virtual networks with a real dnsmasq and real clients, in private network namespaces.
+#![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
+
+#[path = "kit/firewall.rs"]
+mod firewall;
+#[path = "kit/guests.rs"]
+mod guests;
+mod kit;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use infinization_core::error::ErrorCode;
+use infinization_core::manager::Manager;
+use serde_json::{Value, json};
+
+use firewall::{ruleset, run};
+use guests::Guest;
+use kit::in_private_network;
+use kit::machine::{Host, PATIENCE, delete, forced, never, next_event};
+
+/// What a client was given.
+type Given = BTreeMap<String, String>;
+
+/// Asks for an address on the guest's `eth0` as a machine would, and configures it. None if nobody answers.
+fn lease(guest: &Guest, scratch: &Path) -> Option<Given> {
+    let script = scratch.join("udhcpc.sh");
+    fs::write(&script, "#!/bin/sh\n[ \"$1\" = bound ] && env\nexit 0\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    guest.sh("ip link set lo up");
+    guest.sh("ip link set eth0 up");
+    let script = script.display().to_string();
+    let output = guest.within(move || {
+        let options = [
+            "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "12", "-T", "1", "-s", &script,
+        ];
+        Command::new("busybox").args(options).output().unwrap()
+    });
+    fs::remove_file(scratch.join("udhcpc.sh")).unwrap();
+    if !output.status.success() {
+        return None;
+    }
+    let text = String::from_utf8(output.stdout).unwrap();
+    let words = text.lines().filter_map(|line| line.split_once('='));
+    let given: Given = words
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    guest.sh("ip addr flush dev eth0");
+    guest.sh(&format!(
+        "ip addr add {}/{} dev eth0",
+        given["ip"], given["mask"]
+    ));
+    if let Some(router) = given.get("router") {
+        guest.sh(&format!("ip route replace default via {router}"));
+    }
+    Some(given)
+}
+
+/// The world outside, which knows no way back into a network.
+fn outside() -> Guest {
+    let outside = Guest::apart("uplink0", "52:54:00:ff:ff:01");
+    run("ip addr add 198.51.100.1/24 dev uplink0");
+    outside.configure(&["198.51.100.2/24"]);
+    outside.serves_tcp(8000);
+    outside
+}
+
+const OUTSIDE: &str = "198.51.100.2";
+
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn dnsmasqs(directory: &Path) -> Vec<i32> {
+    let needle = format!("--conf-file={}", directory.display());
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&command).contains(&needle)
+        })
+        .collect()
+}
+
+fn kill(pid: i32) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
+}
+
+/// Whatever a test leaves, also one that fails.
+struct Lab(Host);
+
+impl Lab {
+    async fn new() -> Self {
+        Self(Host::new().await)
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.0.state_dir().join("networks")
+    }
+
+    async fn is_clean(&self) {
+        assert_eq!(dnsmasqs(self.0.path()), Vec::<i32>::new());
+        assert_eq!(self.0.links().await, Vec::<String>::new());
+        let left: Vec<_> = fs::read_dir(self.dir()).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+        let rules = ruleset();
+        assert!(!rules.contains("infinization_net_"), "{rules}");
+        assert!(!rules.contains("masquerade"), "{rules}");
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        dnsmasqs(self.0.path()).into_iter().for_each(kill);
+    }
+}
+
+async fn refused(manager: &Manager, config: Value) -> infinization_core::Failure {
+    manager.create_network(config).await.unwrap_err()
+}
+
+#[test]
+fn a_nat_network_gives_addresses_names_and_a_way_out_and_lets_nobody_in() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let outside = outside();
+        let made = manager.create_network(json!({
+            "name": "lab", "subnet": "10.20.0.0/24", "bridge": "br-lab",
+            "dhcp": { "start": "10.20.0.100", "end": "10.20.0.110", "hosts": [
+                { "mac": "52:54:00:20:00:02", "ip": "10.20.0.5", "name": "web" },
+            ] },
+            "dns": { "servers": [], "domain": "vms.example" },
+        }));
+        let made = made.await.unwrap();
+        assert_eq!(
+            (&made["state"], &made["gateway"]),
+            (&json!("active"), &json!("10.20.0.1"))
+        );
+        assert_eq!(manager.list_networks().await.unwrap(), json!([made]));
+
+        let any = Guest::plug("br-lab", "eth-any", "52:54:00:20:00:01", &[]);
+        let given = lease(&any, lab.0.path()).unwrap();
+        let last: u8 = given["ip"]
+            .strip_prefix("10.20.0.")
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert!((100..=110).contains(&last), "{given:?}");
+        for (key, value) in [
+            ("subnet", "255.255.255.0"),
+            ("router", "10.20.0.1"),
+            ("dns", "10.20.0.1"),
+            ("domain", "vms.example"),
+            ("lease", "3600"),
+        ] {
+            assert_eq!(given.get(key).map(String::as_str), Some(value), "{given:?}");
+        }
+        let web = Guest::plug("br-lab", "eth-web", "52:54:00:20:00:02", &[]);
+        assert_eq!(lease(&web, lab.0.path()).unwrap()["ip"], "10.20.0.5");
+        let leases = manager.network_leases("lab").await.unwrap();
+        let addresses: Vec<_> = leases
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| &it["ip"])
+            .collect();
+        assert_eq!(addresses, ["10.20.0.5", &given["ip"]]);
+        assert_eq!(leases[0]["hostname"], "web");
+        assert!(any.succeeds("busybox nslookup web.vms.example 10.20.0.1"));
+
+        assert!(
+            any.reaches(OUTSIDE, 8000),
+            "it goes out under the host's address"
+        );
+        any.serves_tcp(9000);
+        outside.sh("ip route add 10.20.0.0/24 via 198.51.100.1");
+        assert!(
+            outside.is_blocked_from(&given["ip"], 9000),
+            "nobody comes in"
+        );
+        assert!(web.reaches(&given["ip"], 9000), "but from the network");
+
+        // A listing of others' is not its business, one of its own is put back.
+        let before = ruleset();
+        let mut events = manager.subscribe();
+        run("nft flush ruleset");
+        let told = next_event(&mut events, "firewall-repaired").await;
+        assert!(
+            told.data["missing"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty())
+        );
+        eventually("everything is put back", async || {
+            let now = ruleset();
+            let sorted = |text: &str| {
+                let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+                lines.sort();
+                lines
+            };
+            sorted(&now) == sorted(&before)
+        })
+        .await;
+
+        let busy = manager.remove_network("lab").await.unwrap_err();
+        assert_eq!(busy.code(), ErrorCode::NetworkInUse);
+        assert_eq!(busy.context()["ports"], json!(["eth-any", "eth-web"]));
+        for port in ["eth-any", "eth-web", "uplink0"] {
+            run(&format!("ip link del {port}"));
+        }
+        manager.remove_network("lab").await.unwrap();
+        manager.remove_network("lab").await.unwrap();
+        assert_eq!(
+            manager.network("lab").await.unwrap_err().code(),
+            ErrorCode::NetworkNotFound
+        );
+        lab.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn an_isolated_network_reaches_itself_and_nobody_else() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let outside = outside();
+        run("sysctl -qw net.ipv4.ip_forward=1");
+        outside.sh("ip route add 10.21.0.0/24 via 198.51.100.1");
+        let network = |name: &str, subnet: &str, mode: &str| json!({ "name": name, "subnet": subnet, "mode": mode, "bridge": format!("br-{name}") });
+        manager
+            .create_network(network("quiet", "10.21.0.0/24", "isolated"))
+            .await
+            .unwrap();
+        manager
+            .create_network(network("open", "10.22.0.0/24", "routed"))
+            .await
+            .unwrap();
+        let guest = Guest::plug("br-quiet", "eth-a", "52:54:00:21:00:01", &[]);
+        let given = lease(&guest, lab.0.path()).unwrap();
+        assert_eq!(given.get("router"), None, "{given:?}");
+        // One that finds the way by itself.
+        guest.sh("ip route add default via 10.21.0.1");
+        assert!(guest.is_blocked_from(OUTSIDE, 8000));
+        guest.serves_tcp(9000);
+        assert!(outside.is_blocked_from(&given["ip"], 9000));
+        let open = Guest::plug("br-open", "eth-b", "52:54:00:22:00:01", &[]);
+        let routed = lease(&open, lab.0.path()).unwrap();
+        open.serves_tcp(9000);
+        assert!(
+            guest.is_blocked_from(&routed["ip"], 9000),
+            "nor another network"
+        );
+        outside.sh("ip route add 10.22.0.0/24 via 198.51.100.1");
+        assert!(
+            outside.reaches(&routed["ip"], 9000),
+            "a routed one is reached by who knows the way"
+        );
+        assert!(open.reaches(OUTSIDE, 8000));
+        for port in ["eth-a", "eth-b", "uplink0"] {
+            run(&format!("ip link del {port}"));
+        }
+        for name in ["quiet", "open"] {
+            manager.remove_network(name).await.unwrap();
+        }
+        lab.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn dnsmasq_that_is_killed_comes_back_with_its_leases_and_the_end_of_our_process_is_none_of_its() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let config = json!({ "name": "lab", "subnet": "10.20.0.0/24", "bridge": "br-lab", "autostart": false });
+        let made = manager.create_network(config.clone()).await.unwrap();
+        let pid = i32::try_from(made["pid"].as_i64().unwrap()).unwrap();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(!status.contains("\nUid:\t0\t"), "it is not root: {status}");
+        let guest = Guest::plug("br-lab", "eth-a", "52:54:00:20:00:01", &[]);
+        let first = lease(&guest, lab.0.path()).unwrap();
+
+        let mut events = manager.subscribe();
+        kill(pid);
+        assert_eq!(
+            next_event(&mut events, "network-failed").await.data["network"],
+            "lab"
+        );
+        let back = next_event(&mut events, "network-restarted").await;
+        assert_eq!(back.data["restarts"], 1);
+        let now = manager.network("lab").await.unwrap();
+        assert_eq!(
+            (&now["state"], &now["restarts"], &now["pid"]),
+            (&json!("active"), &json!(1), &back.data["pid"])
+        );
+        assert_eq!(
+            manager.network_leases("lab").await.unwrap()[0]["ip"],
+            first["ip"]
+        );
+        assert_eq!(lease(&guest, lab.0.path()).unwrap()["ip"], first["ip"]);
+
+        // Our process goes; the network stays, and is looked after by the next.
+        manager.shutdown().await.unwrap();
+        drop(manager);
+        assert_eq!(
+            lease(&guest, lab.0.path()).unwrap()["ip"],
+            first["ip"],
+            "nobody manages it"
+        );
+        let next = lab.0.manager().await;
+        let taken = next.network("lab").await.unwrap();
+        assert_eq!(
+            (&taken["state"], &taken["pid"]),
+            (&json!("active"), &now["pid"]),
+            "the same dnsmasq"
+        );
+        let mut events = next.subscribe();
+        kill(i32::try_from(taken["pid"].as_i64().unwrap()).unwrap());
+        next_event(&mut events, "network-restarted").await;
+
+        run("ip link del eth-a");
+        let stopped = next.stop_network("lab").await.unwrap();
+        assert_eq!(stopped["state"], "inactive");
+        assert_eq!(lab.0.links().await, Vec::<String>::new());
+        assert_eq!(dnsmasqs(lab.0.path()), Vec::<i32>::new());
+        next.shutdown().await.unwrap();
+        let third = lab.0.manager().await;
+        assert_eq!(
+            third.network("lab").await.unwrap()["state"],
+            "inactive",
+            "autostart is off"
+        );
+        assert_eq!(third.start_network("lab").await.unwrap()["state"], "active");
+        assert_eq!(
+            third.network_leases("lab").await.unwrap()[0]["ip"],
+            first["ip"]
+        );
+        third.remove_network("lab").await.unwrap();
+        lab.is_clean().await;
+        third.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_leaves_nothing() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let lab_net = json!({ "name": "lab", "subnet": "10.20.0.0/24", "bridge": "br-lab" });
+        let with = |key: &str, value: &str| {
+            let mut config =
+                json!({ "name": "other", "subnet": "10.30.0.0/24", "bridge": "br-other" });
+            config[key] = json!(value);
+            config
+        };
+        // Somebody takes the port dnsmasq needs, on every address.
+        let taken = std::net::UdpSocket::bind("0.0.0.0:67").unwrap();
+        let error = refused(&manager, with("mode", "nat")).await;
+        assert_eq!(error.code(), ErrorCode::DhcpStartFailed, "{error}");
+        let stderr = error.context()["stderr"].as_str();
+        assert!(
+            stderr.is_some_and(|said| said.contains("in use")),
+            "{stderr:?}"
+        );
+        drop(taken);
+        lab.is_clean().await;
+
+        manager.create_network(lab_net.clone()).await.unwrap();
+        let before = ruleset();
+        for (config, code) in [
+            (lab_net, ErrorCode::NetworkAlreadyExists),
+            (with("subnet", "10.20.0.128/25"), ErrorCode::SubnetOverlaps),
+            (with("subnet", "10.0.0.0/8"), ErrorCode::SubnetOverlaps),
+            // The host's own bridge is 10.177.200.1/16.
+            (with("subnet", "10.177.4.0/24"), ErrorCode::SubnetOverlaps),
+            (with("bridge", "br-lab"), ErrorCode::BridgeAlreadyExists),
+            (with("bridge", "testbr0"), ErrorCode::BridgeAlreadyExists),
+            (with("bridge", "lo"), ErrorCode::BridgeAlreadyExists),
+            (with("mode", "open"), ErrorCode::InvalidConfig),
+            (with("name", "../x"), ErrorCode::InvalidConfig),
+        ] {
+            let error = refused(&manager, config.clone()).await;
+            assert_eq!(error.code(), code, "{config}: {error}");
+        }
+        assert_eq!(ruleset(), before);
+        assert_eq!(fs::read_dir(lab.dir()).unwrap().count(), 1);
+        assert_eq!(lab.0.links().await, ["br-lab"]);
+
+        // The bridge is replaced by somebody else's: neither used nor removed.
+        manager.stop_network("lab").await.unwrap();
+        run("ip link add br-lab type bridge");
+        let error = manager.start_network("lab").await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::BridgeAlreadyExists);
+        assert_eq!(manager.network("lab").await.unwrap()["state"], "failed");
+        manager.remove_network("lab").await.unwrap();
+        assert_eq!(lab.0.links().await, ["br-lab"]);
+        run("ip link del br-lab");
+        lab.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let network = json!({ "name": "vms", "subnet": "10.20.0.0/24", "pinAddresses": true });
+        manager.create_network(network).await.unwrap();
+        let id = "net-lease";
+        let mut machine = lab.0.tiny_guest(id);
+        machine["network"] = json!("vms");
+        for (key, value) in [
+            ("network", json!("none")),
+            ("network", json!(7)),
+            ("bridge", json!("testbr0")),
+        ] {
+            let mut wrong = machine.clone();
+            wrong[key] = value;
+            if key == "network" {
+                wrong["bridge"] = json!(null);
+            }
+            let refused = manager.create_vm(wrong, never()).await.unwrap_err();
+            assert_eq!(
+                refused.context()["issues"][0]["path"],
+                "network",
+                "{refused}"
+            );
+        }
+        machine["bridge"] = json!(null);
+        manager.create_vm(machine, never()).await.unwrap();
+        lab.0.console_says(id, "INFZ-DHCP eth0 10.20.0.", 1).await;
+        let leases = manager.network_leases("vms").await.unwrap();
+        assert_eq!(leases.as_array().map(Vec::len), Some(1), "{leases}");
+        // The guest has given itself another address, too: that one says nothing any more.
+        let address = leases[0]["ip"].as_str().unwrap().to_owned();
+        let pinned = format!("ip saddr != {{ 0.0.0.0, {address} }} drop");
+        eventually("its address is pinned", async || {
+            ruleset().contains(&pinned)
+        })
+        .await;
+        eventually("it answers at its address", async || {
+            let ping = Command::new("ping").args(["-c1", "-W1", &address]).output();
+            ping.unwrap().status.success()
+        })
+        .await;
+        manager.stop_vm(id.into(), forced(), never()).await.unwrap();
+        manager
+            .start_vm(id.into(), json!({}), never())
+            .await
+            .unwrap();
+        assert!(
+            ruleset().contains(&pinned),
+            "from the start, as the lease is known"
+        );
+        manager.stop_vm(id.into(), forced(), never()).await.unwrap();
+        delete(&manager, id).await;
+        manager.remove_network("vms").await.unwrap();
+        lab.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn p4_chains_of_no_machine_are_told_and_left_alone() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let id = "net-kept";
+        manager.create_vm(lab.0.machine(id), never()).await.unwrap();
+        let nft = infinization_core::host::nft::Nft::new();
+        let nobody = firewall::vm("net-nobody");
+        nft.ensure_vm(&firewall::compiled(&nobody)).await.unwrap();
+        assert_eq!(manager.firewall().orphaned_chains().await.unwrap().len(), 1);
+        manager.shutdown().await.unwrap();
+        drop(manager);
+
+        let next = Manager::new(lab.0.settings());
+        let mut events = next.subscribe();
+        next.initialize().await.unwrap();
+        let told = next_event(&mut events, "firewall-orphans").await;
+        let chain = infinization_core::firewall::ChainNames::of(&nobody.vm_id).vm;
+        assert_eq!(told.data["chains"], json!([chain]));
+        assert!(ruleset().contains(&chain));
+        next.firewall()
+            .remove_by_name(&chain)
+            .unwrap()
+            .await
+            .unwrap();
+        assert_eq!(
+            next.firewall().orphaned_chains().await.unwrap(),
+            Vec::<String>::new()
+        );
+        next.stop_vm(id.into(), forced(), never()).await.unwrap();
+        delete(&next, id).await;
+        next.shutdown().await.unwrap();
+    });
+}
