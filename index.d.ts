@@ -2187,7 +2187,7 @@ export interface FirewallDamage {
   vmId: string | null
   /**
    * `table`: all of it. `hook`: a base chain has gone or says something else. `chain`, `rules`: a
-   * machine's chain, or what is in it. `dispatch`: what leads from the hooks to a machine's chains.
+   * machine's chain or one that machines share, or what is in it. `dispatch`: what leads from the hooks to a machine's chains.
    * `masquerade`: a bridge's, set up by a {@link DepartmentNatService} of this process.
    */
   part: 'table' | 'hook' | 'chain' | 'rules' | 'dispatch' | 'masquerade'
