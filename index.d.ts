@@ -1058,7 +1058,7 @@ export interface FirewallPlan extends FirewallApplyResult {
   defaultAction: FirewallDefaultAction
   /**
    * The chains its packets pass: both hooks, `from_…` and `to_…` (anti-spoofing, and what every machine is
-   * allowed), `vm_…` (the rules).
+   * allowed), `dept_…` (the department's rules, which machines share), `vm_…` (its own rules).
    */
   chains: { name: string; hook?: 'prerouting' | 'postrouting'; rules: string[] }[]
   /** The table with this machine alone in it, in nft's syntax: `nft -f` reads it. */
