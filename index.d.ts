@@ -1070,7 +1070,7 @@ export interface FirewallPlan extends FirewallApplyResult {
   defaultAction: FirewallDefaultAction
   /**
    * The chains its packets pass: both hooks, `from_…` and `to_…` (anti-spoofing, and what every machine is
-   * allowed), `vm_…` (the rules).
+   * allowed), `dept_…` (the department's rules, which machines share), `vm_…` (its own rules).
    */
   chains: { name: string; hook?: 'prerouting' | 'postrouting'; rules: string[] }[]
   /** The table with this machine alone in it, in nft's syntax: `nft -f` reads it. */
@@ -2453,9 +2453,9 @@ export interface FirewallDamage {
   vmId: string | null
   /**
    * `table`: all of it. `hook`: a base chain has gone or says something else. `chain`, `rules`: a
-   * machine's chain, or what is in it. `dispatch`: what leads from the hooks to a machine's chains.
-   * `masquerade`: a bridge's, set up by a {@link DepartmentNatService} of this process. `guard`: the table that keeps
-   * virtual networks apart.
+   * machine's chain or one that machines share, or what is in it. `dispatch`: what leads from the hooks to a
+   * machine's chains. `masquerade`: a bridge's, set up by a {@link DepartmentNatService} of this process. `guard`: the
+   * table that keeps virtual networks apart.
    */
   part: 'table' | 'hook' | 'chain' | 'rules' | 'dispatch' | 'masquerade' | 'guard'
   /** The table, chain, port or bridge. */

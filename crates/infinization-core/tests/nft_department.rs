@@ -472,3 +472,20 @@ fn f27_one_machine_that_is_refused_fails_alone() {
         assert_eq!(visible.count(), MACHINES - 1);
     });
 }
+
+#[test]
+fn a_machine_that_joins_while_its_department_changes_jumps_to_the_same_chain() {
+    in_private_network(|| async {
+        let nft = settled().await;
+        load(&nft, &all(&["DROP IN tcp 80"])).await;
+        nft.repair().await.unwrap();
+        let mut after = all(&["DROP IN tcp 443"]);
+        after.push(compiled(&member("joins", &["DROP IN tcp 443"], &[])));
+        load(&nft, &after).await;
+        for machine in &after {
+            assert!(!nft.ensure_vm_if_changed(machine).await.unwrap());
+        }
+        assert_eq!(shared(&nft).await.len(), 1);
+        assert_eq!(ruleset().matches("tcp dport 443 drop").count(), 1);
+    });
+}

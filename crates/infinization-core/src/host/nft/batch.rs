@@ -174,40 +174,55 @@ impl Plan {
         let replaced = if certain {
             replacements(all, known, &wanted)
         } else {
-            BTreeMap::new()
+            Replaced::new()
         };
-        let follow = |it: &&Arc<Compiled>| follows(it, known, &replaced);
-        let (following, reloaded): (Vec<_>, Vec<_>) = all.iter().partition(follow);
-        let new: BTreeSet<_> = replaced.values().map(|chain| &chain.name).collect();
-        let missing = wanted.values().filter(|chain| {
-            let is_there = certain && known.shared(&chain.name).is_some();
-            !is_there && !new.contains(&chain.name)
-        });
+        let follows = |it: &&Arc<Compiled>| follows(it, known, &replaced);
+        let (following, reloaded): (Vec<_>, Vec<_>) = all.iter().partition(follows);
+        let new: BTreeSet<_> = replaced.values().map(|chain| chain.name.as_str()).collect();
+        // A chain has its new name only when all is over: nobody who is loaded with it can jump there.
+        let mut names = reloaded.iter().flat_map(|it| it.ruleset.shared_names());
+        if names.any(|name| new.contains(name)) {
+            return Self::sparing(all, known, false);
+        }
+        let is_there = |name: &str| certain && known.shared(name).is_some();
+        let missing = wanted.values();
+        let missing = missing.filter(|it| !is_there(&it.name) && !new.contains(it.name.as_str()));
         let missing: Vec<_> = missing.collect();
         let unused = unused_after(all, known, &wanted, &replaced);
-
-        let mut transaction = if reloaded.is_empty() {
-            Transaction::default()
-        } else {
-            Transaction::table()
-        };
-        for (old, chain) in &replaced {
-            transaction.replace_shared(old, chain);
-        }
-        for chain in &missing {
-            transaction.load_shared(chain);
-        }
-        for compiled in reloaded {
-            transaction.load_vm(&compiled.ruleset);
-        }
-        transaction.delete_shared(&unused);
-        let given = missing.iter().map(|chain| &chain.name).chain(new);
+        let given = missing.iter().map(|chain| chain.name.as_str()).chain(new);
         Self {
             is_whole: following.is_empty() && unused.is_empty() && missing.len() == wanted.len(),
-            shared: given.cloned().collect(),
-            transaction,
+            shared: given.map(str::to_owned).collect(),
+            transaction: transaction(&replaced, &missing, &reloaded, &unused),
         }
     }
+}
+
+/// Chains, by their old names, and what is to be in their places.
+type Replaced = BTreeMap<String, Arc<SharedChain>>;
+
+fn transaction(
+    replaced: &Replaced,
+    missing: &[&Arc<SharedChain>],
+    reloaded: &[&Arc<Compiled>],
+    unused: &[String],
+) -> Transaction {
+    let mut all = if reloaded.is_empty() {
+        Transaction::default()
+    } else {
+        Transaction::table()
+    };
+    for (old, chain) in replaced {
+        all.replace_shared(old, chain);
+    }
+    for chain in missing {
+        all.load_shared(chain);
+    }
+    for compiled in reloaded {
+        all.load_vm(&compiled.ruleset);
+    }
+    all.delete_shared(unused);
+    all
 }
 
 /// The shared chains that these machines want, by name.
@@ -232,7 +247,7 @@ fn replacements(
     all: &[Arc<Compiled>],
     known: &Known,
     wanted: &BTreeMap<String, Arc<SharedChain>>,
-) -> BTreeMap<String, Arc<SharedChain>> {
+) -> Replaced {
     let mut successors: BTreeMap<String, Option<Arc<SharedChain>>> = BTreeMap::new();
     let mut movers: BTreeMap<String, BTreeSet<&ChainNames>> = BTreeMap::new();
     for compiled in all {
@@ -260,11 +275,7 @@ fn replacements(
 }
 
 /// Whether the machine has what it wants as soon as chains are replaced, and not before.
-fn follows(
-    compiled: &Compiled,
-    known: &Known,
-    replaced: &BTreeMap<String, Arc<SharedChain>>,
-) -> bool {
+fn follows(compiled: &Compiled, known: &Known, replaced: &Replaced) -> bool {
     let Some(changes) = changes(known, compiled) else {
         return false;
     };
@@ -284,7 +295,7 @@ fn unused_after(
     all: &[Arc<Compiled>],
     known: &Known,
     wanted: &BTreeMap<String, Arc<SharedChain>>,
-    replaced: &BTreeMap<String, Arc<SharedChain>>,
+    replaced: &Replaced,
 ) -> Vec<String> {
     let names = all.iter().map(|it| &it.ruleset.names);
     let unused = known.unused_without(&names.collect());

@@ -1,51 +1,19 @@
 //! What this process has loaded, and how to tell whether it is still there.
 //!
-//! A machine's chains are nobody else's: one whose rules another has touched is not sound, whatever it
-//! looks like. Untouched ones are told by their comments, one of which is a hash of the contents. The
-//! hooks' chains are shared with other processes that load the same, so those are compared by what they
-//! say; so are the chains that machines share ([`super::shared`]). Nothing here talks to the kernel.
+//! A machine's chains are nobody else's ([`super::machine`]). The hooks' are shared with other processes
+//! that load the same, so those are compared by what they say; so are the chains that machines share
+//! ([`super::shared`]). Nothing here talks to the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::line::Moment;
+use super::machine::{Damage, Loaded, Part, Rules, comments};
 use super::netlink::Port;
 use super::shared::Shared;
-use super::transport::{Element, Listing, Reading};
-use crate::firewall::{
-    ChainNames, Command, Compiled, Hook, Masquerade, SharedChain, TABLE, Transaction, Verdict,
-    VerdictMap,
-};
+use super::transport::Reading;
+use crate::firewall::{ChainNames, Compiled, Hook, Masquerade, SharedChain, TABLE, Transaction};
 use crate::types::{FirewallDefaultAction, LinkName};
-
-/// Which part of what was loaded is not there, or not as it was loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Part {
-    /// The whole table, or it is asleep (`flags dormant`).
-    Table,
-    /// A base chain: absent, with other rules, or with another policy.
-    Hook,
-    /// A machine's chain.
-    Chain,
-    /// A chain's rules. Without a machine it is a department's, which machines share.
-    Rules,
-    /// What leads from the hooks to a machine's chains.
-    Dispatch,
-    /// A bridge's masquerading.
-    Masquerade,
-}
-
-/// Something another program took away or changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Damage {
-    /// The machine it is about; none for what all share.
-    pub machine: Option<ChainNames>,
-    /// What of it.
-    pub part: Part,
-    /// The table, chain, port or bridge.
-    pub name: String,
-}
 
 /// Everything that is believed to be in force.
 #[derive(Debug, Default)]
@@ -63,34 +31,6 @@ struct Beliefs {
     /// How many loads there have been.
     loads: u64,
     masquerades: BTreeMap<LinkName, Masquerade>,
-}
-
-/// One machine's chains and dispatch.
-#[derive(Debug, Clone)]
-struct Loaded {
-    names: ChainNames,
-    tap: LinkName,
-    rules: Rules,
-    /// Whether the port leads to its chains. If not, nobody looks after them.
-    attached: bool,
-    /// Which load its rules are of.
-    load: u64,
-    /// Whether they are those that should be in force has yet to be found out.
-    unconfirmed: bool,
-    /// Those of its chains whose rules another has touched since.
-    touched: BTreeSet<String>,
-}
-
-/// What is known of a machine's rules.
-#[derive(Debug, Clone)]
-enum Rules {
-    /// These were loaded.
-    Ours(Arc<Compiled>),
-    /// Whoever loaded them: those that are there.
-    Found,
-    /// None, as they were damaged and are not known: nothing may lead to the chains until they are
-    /// loaded.
-    Closed,
 }
 
 impl Known {
@@ -423,148 +363,4 @@ impl Beliefs {
         let wanted = wanted.added_rules().filter(|(chain, _)| *chain == hook);
         wanted.eq(comments(&reading.listing).filter(|(chain, _)| *chain == hook))
     }
-}
-
-impl Loaded {
-    fn found(names: &ChainNames, tap: &LinkName) -> Self {
-        Self {
-            names: names.clone(),
-            tap: tap.clone(),
-            rules: Rules::Found,
-            attached: true,
-            load: 0,
-            unconfirmed: false,
-            touched: BTreeSet::new(),
-        }
-    }
-
-    fn ours(&self) -> Option<&Arc<Compiled>> {
-        match &self.rules {
-            Rules::Ours(compiled) => Some(compiled),
-            Rules::Found | Rules::Closed => None,
-        }
-    }
-
-    fn damages(&self, reading: &Reading, shared: &Shared) -> Vec<Damage> {
-        let damage = |part, name: &str| Damage {
-            machine: Some(self.names.clone()),
-            part,
-            name: name.to_owned(),
-        };
-        let mut found = Vec::new();
-        if matches!(self.rules, Rules::Closed) {
-            let mut elements = reading.listing.elements.iter();
-            let open = elements.any(|element| self.is_reached_by(element));
-            found.extend(open.then(|| damage(Part::Dispatch, self.tap.as_str())));
-            return found;
-        }
-        for chain in self.names.all() {
-            if !reading.chains.contains(chain) {
-                found.push(damage(Part::Chain, chain));
-            } else if !self.chain_is_sound(chain, reading, shared) {
-                found.push(damage(Part::Rules, chain));
-            }
-        }
-        if !self.is_dispatched(&reading.listing) {
-            found.push(damage(Part::Dispatch, self.tap.as_str()));
-        }
-        found
-    }
-
-    fn chain_is_sound(&self, chain: &str, reading: &Reading, shared: &Shared) -> bool {
-        if self.touched.contains(chain) {
-            return false;
-        }
-        let jumps = reading.jumps.get(chain).map_or(&[][..], Vec::as_slice);
-        let mut found = comments(&reading.listing).filter(|(name, _)| *name == chain);
-        match &self.rules {
-            Rules::Ours(compiled) => {
-                let rules = compiled.ruleset.rules();
-                let wanted = rules.map(|(name, rule)| (name, rule.comment.as_str()));
-                wanted.filter(|(name, _)| *name == chain).eq(found)
-                    && jumps_alike(compiled, chain, jumps)
-            }
-            // Whoever loaded it, it ends in a verdict.
-            _ if chain == self.names.vm => {
-                found
-                    .last()
-                    .is_some_and(|(_, comment)| comment.starts_with("infinization-default-"))
-                    && !jumps.iter().any(|target| shared.is_suspect(target))
-            }
-            _ => found.any(|(_, comment)| comment.starts_with("infinization-rules")),
-        }
-    }
-
-    /// Whether the element is of the machine's port, or leads to its chains.
-    fn is_reached_by(&self, element: &Element) -> bool {
-        element.tap == self.tap.as_str() || element.leads_to(&self.names)
-    }
-
-    /// Whether the element leads the machine's port elsewhere.
-    fn is_misled_by(&self, element: &Element) -> bool {
-        let wanted = match element.map {
-            VerdictMap::FromVm => &self.names.from,
-            VerdictMap::ToVm => &self.names.to,
-        };
-        element.tap == self.tap.as_str() && element.chain != *wanted
-    }
-
-    fn is_dispatched(&self, listing: &Listing) -> bool {
-        let wanted = [
-            (VerdictMap::FromVm, &self.names.from),
-            (VerdictMap::ToVm, &self.names.to),
-        ];
-        let leads = |element: &Element, (map, chain): (VerdictMap, &String)| {
-            element.map == map && element.tap == self.tap.as_str() && element.chain == *chain
-        };
-        wanted
-            .into_iter()
-            .all(|way| listing.elements.iter().any(|element| leads(element, way)))
-    }
-}
-
-/// Whether the kernel's chains and dispatch are what was compiled, as far as comments tell.
-pub(super) fn holds(reading: &Reading, compiled: &Compiled) -> bool {
-    let names = &compiled.ruleset.names;
-    let shared: Vec<_> = compiled.ruleset.shared_names().collect();
-    let loaded = reading.listing.clone().of_vm_with(names, &shared);
-    let wanted = Transaction::ensure_vm(compiled);
-    let jumps = reading.jumps.get(&names.vm).map_or(&[][..], Vec::as_slice);
-    by_chain(wanted.added_rules()) == by_chain(comments(&loaded))
-        && jumps_alike(compiled, &names.vm, jumps)
-        && dispatched(&loaded, &wanted)
-}
-
-/// Whether the machine's chain jumps where it should.
-fn jumps_alike(compiled: &Compiled, chain: &str, jumps: &[String]) -> bool {
-    let rules = compiled.ruleset.rules().filter(|(name, _)| *name == chain);
-    let targets = rules.filter_map(|(_, rule)| match &rule.verdict {
-        Verdict::Jump(target) if SharedChain::is_name(target) => Some(target),
-        _ => None,
-    });
-    targets.eq(jumps)
-}
-
-pub(super) fn comments(listing: &Listing) -> impl Iterator<Item = (&str, &str)> {
-    let rules = listing.rules.iter();
-    rules.map(|(chain, comment)| (&**chain, comment.as_deref().unwrap_or_default()))
-}
-
-fn by_chain<'a>(
-    rules: impl Iterator<Item = (&'a str, &'a str)>,
-) -> BTreeMap<&'a str, Vec<&'a str>> {
-    let mut chains: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (chain, comment) in rules {
-        chains.entry(chain).or_default().push(comment);
-    }
-    chains
-}
-
-fn dispatched(loaded: &Listing, wanted: &Transaction) -> bool {
-    let wanted = wanted.commands.iter().filter_map(|command| match command {
-        Command::AddElement { map, tap, chain } => Some((*map, tap.as_str(), chain.as_str())),
-        _ => None,
-    });
-    let found = loaded.elements.iter().map(|e| (e.map, &*e.tap, &*e.chain));
-    wanted.eq(found)
 }

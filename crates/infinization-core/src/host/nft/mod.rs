@@ -7,9 +7,9 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `transport`, `netlink`, `encode`, `wire` | how the kernel is talked to |
+//! | `transport`, `netlink`, `encode`, `value`, `wire` | how the kernel is talked to |
 //! | `journal`, `notice` | whether others have changed what is ours |
-//! | `known`, `shared`, `verify` | what was loaded, comparing it with the kernel, putting it back |
+//! | `known`, `machine`, `shared`, `verify` | what was loaded, comparing it with the kernel, putting it back |
 //! | `batch` | loading many machines at once |
 //! | `line` | one machine's changes in the order they were asked for |
 //! | `nat` | masquerading |
@@ -24,6 +24,7 @@ mod error;
 mod journal;
 mod known;
 mod line;
+mod machine;
 mod nat;
 mod netlink;
 mod notice;
@@ -31,6 +32,7 @@ mod probe;
 mod saved;
 mod shared;
 mod transport;
+mod value;
 mod verify;
 mod wire;
 
@@ -43,8 +45,8 @@ use tokio::sync::Mutex;
 pub use commits::Commits;
 pub use error::NftError;
 pub use journal::Mark;
-pub use known::{Damage, Part};
 pub use line::{Moment, Place};
+pub use machine::{Damage, Part};
 pub use notice::OurTable;
 pub use transport::{
     Committed, CommittedRule, Element, Listing, NftProgram, NftTransport, Reading,

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 
-use super::known::{Damage, Part, comments};
+use super::machine::{Damage, Part, comments};
 use super::transport::Reading;
 use crate::firewall::{Compiled, SharedChain};
 

@@ -15,7 +15,7 @@ use crate::firewall::{
     ChainNames, Hook, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, SharedChain,
     TABLE, Transaction, VerdictMap, document,
 };
-use crate::host::program::{Finished, Program};
+use crate::host::program::{Finished, Program, ProgramError};
 use crate::types::LinkName;
 
 /// How the kernel's nftables is talked to.
@@ -143,13 +143,18 @@ const MAPS: [VerdictMap; 2] = [VerdictMap::FromVm, VerdictMap::ToVm];
 #[async_trait]
 impl NftTransport for NftProgram {
     async fn commit(&self, transaction: &Transaction) -> Result<Committed, NftError> {
-        if let Some(encoded) = encode(transaction) {
-            match self.batches.commit(encoded).await {
-                Ok(committed) => return Ok(committed),
-                Err(error) => tracing::debug!(%error, "left to nft"),
-            }
+        let Some(encoded) = encode(transaction) else {
+            return commit(&document(transaction)).await;
+        };
+        let refused = match self.batches.commit(encoded).await {
+            Ok(committed) => return Ok(committed),
+            Err(refused) => refused,
+        };
+        tracing::debug!(%refused, "left to nft");
+        match commit(&document(transaction)).await {
+            Err(NftError::Program(ProgramError::NotFound { .. })) => Err(refused),
+            outcome => outcome,
         }
-        commit(&document(transaction)).await
     }
 
     async fn delete_elements(

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::journal::Mark;
-use super::known::{Damage, Known, holds};
+use super::known::Known;
+use super::machine::{Damage, holds};
 use super::notice::OurTable;
 use super::transport::Reading;
 use super::{Nft, NftError};
