@@ -213,6 +213,8 @@ fn f31_a_start_that_loses_the_database_at_any_request_is_done_or_undone() {
             let started = start(&manager, "f31-4").await;
             let lost_it = switch.is_down();
             switch.turn(Mode::Up);
+            // What looks at the machine after the outage asks, too.
+            switch.rests().await;
             let word = if started.is_ok() { "running" } else { "off" };
             let status = consistent_status(&manager, "f31-4").await;
             assert_eq!(status["status"], word, "after {requests} requests");

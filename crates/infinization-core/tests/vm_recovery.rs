@@ -13,6 +13,7 @@ use infinization_core::ErrorCode;
 use infinization_core::events::Event;
 use infinization_core::host::state_file::{self, Durability};
 use infinization_core::manager::Manager;
+use infinization_core::types::VmId;
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, forced, never, next_event, qemus, send_signal,
 };
@@ -572,7 +573,7 @@ fn a_row_that_denies_a_living_qemu_is_made_true() {
 fn i33_an_installation_goes_on_over_a_restart_of_ours() {
     kit::in_private_network(|| async {
         let host = Host::new().await;
-        let vm_id = infinization_core::types::VmId::parse("inst-1").unwrap();
+        let vm_id = VmId::parse("inst-1").unwrap();
         for told_before in [false, true] {
             let manager = host.manager().await;
             let pid = create(&host, &manager, "inst-1").await;
@@ -644,10 +645,7 @@ fn a_machine_that_lives_without_a_row_is_told_and_left_alone() {
             let summary = manager.check_all_vms().await.unwrap();
             assert_eq!(summary["orphansDetected"], json!(1));
             let orphan = next_event(&mut events, "orphan-detected").await;
-            assert_eq!(
-                orphan.vm_id.as_ref().map(|id| id.as_str()),
-                Some("rowless-1")
-            );
+            assert_eq!(orphan.vm_id.as_ref().map(VmId::as_str), Some("rowless-1"));
             let data = &orphan.data;
             assert_eq!(
                 (&data["vmId"], &data["pid"]),

@@ -78,6 +78,15 @@ impl Switch {
         self.made.lock().unwrap().clear();
     }
 
+    /// Returns when nobody has asked anything for a while.
+    pub async fn rests(&self) {
+        let mut asked = usize::MAX;
+        while self.asked() != asked {
+            asked = self.asked();
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+    }
+
     /// How many requests there were, answered or not.
     pub fn asked(&self) -> usize {
         self.asked.load(std::sync::atomic::Ordering::SeqCst)

@@ -32,7 +32,7 @@ use tokio::sync::watch;
 
 pub use self::entry::{Actor, JournalEntry, Note, Phase};
 pub use self::reader::JournalReader;
-use self::writer::{Draft, Writer};
+use self::writer::{Draft, PATIENCE, Writer};
 pub use crate::config::JournalKind as Kind;
 use crate::error::Failure;
 use crate::events::now_ms;
@@ -63,10 +63,24 @@ impl Journals {
     }
 
     fn with_limit(state_dir: &Path, limit: u64) -> Result<Self, Failure> {
+        Self::with(state_dir, limit, Some(PATIENCE))
+    }
+
+    /// Whose entries are waited for, however long it takes: for tests whose clock goes on by itself while
+    /// the writer's thread works.
+    #[cfg(test)]
+    pub(super) fn patient(state_dir: &Path) -> Result<Self, Failure> {
+        Self::with(state_dir, LIMIT, None)
+    }
+
+    fn with(state_dir: &Path, limit: u64, patience: Option<Duration>) -> Result<Self, Failure> {
         let directory = state_dir.join("journals");
         let machines = state_dir.join("vms");
-        let writer = Arc::new(Writer::start(directory.clone(), machines, limit)?);
-        Ok(Self { directory, writer })
+        let writer = Writer::start(directory.clone(), machines, limit, patience)?;
+        Ok(Self {
+            directory,
+            writer: Arc::new(writer),
+        })
     }
 
     /// One machine's.

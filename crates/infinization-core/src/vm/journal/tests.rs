@@ -277,7 +277,7 @@ async fn of_many_machines_entries_come_in_order_and_few_files_are_open() {
     for machine in 0..machines {
         let entries = (0..each).map(|seq| {
             // The machines take turns, with the same moment now and then.
-            let timestamp = (seq * machines + machine) / 2;
+            let timestamp = (seq * machines + machine) >> 1;
             let entry = json!({
                 "vmId": format!("vm-{machine}"), "seq": seq, "timestamp": timestamp,
                 "actor": "api", "operation": "run", "kind": "event", "step": "x".repeat(200),

@@ -30,7 +30,7 @@ const BACKLOG: usize = 4096;
 const BATCH: usize = 256;
 
 /// How long whoever wants to know that his entries are written waits for a disk.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How many entries of each machine could not be written.
 type Losses = HashMap<VmId, u64>;
@@ -58,6 +58,8 @@ pub(super) struct Writer {
     jobs: mpsc::Sender<Job>,
     changes: watch::Receiver<u64>,
     waiting: Arc<AtomicUsize>,
+    /// How long anybody waits for the disk; for ever without.
+    patience: Option<Duration>,
     /// Somebody has waited in vain, and the thread has not gone on since.
     hangs: Arc<AtomicBool>,
     /// What did not fit, by machine.
@@ -69,6 +71,7 @@ impl Writer {
         directory: PathBuf,
         machines: PathBuf,
         limit: u64,
+        patience: Option<Duration>,
     ) -> Result<Self, Failure> {
         let (jobs, queue) = mpsc::channel();
         let (changed, changes) = watch::channel(0);
@@ -78,6 +81,7 @@ impl Writer {
             jobs,
             changes,
             waiting: Arc::clone(&waiting),
+            patience,
             hangs: Arc::clone(&hangs),
             lost: Arc::clone(&lost),
         };
@@ -115,7 +119,14 @@ impl Writer {
             return;
         }
         let (tell, told) = oneshot::channel();
-        if self.jobs.send(Job::Tell(tell)).is_ok() && timeout(PATIENCE, told).await.is_err() {
+        if self.jobs.send(Job::Tell(tell)).is_err() {
+            return;
+        }
+        let Some(patience) = self.patience else {
+            let _ended = told.await;
+            return;
+        };
+        if timeout(patience, told).await.is_err() {
             tracing::warn!("the journals' disk hangs: nobody waits for it");
             self.hangs.store(true, Ordering::Relaxed);
         }

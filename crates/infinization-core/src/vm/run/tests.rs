@@ -127,7 +127,7 @@ impl Scene {
         let numbers = ledger.intend(&earlier).unwrap();
         ledger.hold(&numbers).unwrap();
         ledger.begin(Operation::Start, 1).unwrap();
-        let journals = Journals::start(directory.path()).unwrap();
+        let journals = Journals::patient(directory.path()).unwrap();
         Self {
             directory,
             ledger,
