@@ -47,6 +47,8 @@ pub enum Field {
     NdTarget,
     /// Connection tracking's verdict on the packet.
     CtState,
+    /// The bit of the packet's mark that says that a managed VM sent it; see [`Verdict::MarkAsGuests`].
+    GuestMark,
 }
 
 /// One value to compare with.
@@ -121,6 +123,9 @@ impl Match {
     }
 }
 
+/// Survives routing and masquerading on this host.
+pub(crate) const GUEST_MARK: u32 = 0x1000_0000;
+
 /// How a rule ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -128,6 +133,8 @@ pub enum Verdict {
     Accept,
     /// The packet vanishes.
     Drop,
+    /// The packet goes on, with a bit of its mark set that is ours.
+    MarkAsGuests,
     /// Back to the chain that jumped here.
     Return,
     /// On to another chain, and back if that one does not decide.

@@ -23,6 +23,9 @@ const DHCPV6: (u16, u16) = (546, 547);
 pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
     let mut rules = Vec::from(own_mac(vm.mac));
     rules.extend([hidden_transport(), fragmented_discovery()]);
+    if vm.conntrack == Conntrack::Stateless {
+        rules.push(NftRule::new(Verdict::MarkAsGuests, "infinization-guest"));
+    }
     rules.extend(own_addresses(&vm.known_addresses));
     rules.extend(impersonation(&vm.bridge_addresses));
     rules.extend(rogue_services());
@@ -207,14 +210,14 @@ impl Service {
         accept("infinization-host-service", matches)
     }
 
-    /// The bridge's address alone proves nothing where connections are tracked: what another
-    /// department sends here is masqueraded, so it comes from that address too, by any port.
+    /// The bridge's address alone proves nothing: what another department sends here is masqueraded,
+    /// so it comes from that address too, and from any port.
     fn reply(self, conntrack: Conntrack) -> NftRule {
         let mut matches = self.matches(Side::Source);
         match (conntrack, self.transport) {
             (Conntrack::Stateful, _) => matches.push(is_reply()),
-            (Conntrack::Stateless, Transport::Tcp) => matches.push(opens_nothing()),
-            (Conntrack::Stateless, Transport::Udp) => {}
+            (Conntrack::Stateless, Transport::Tcp) => matches.extend([no_guest(), opens_nothing()]),
+            (Conntrack::Stateless, Transport::Udp) => matches.push(no_guest()),
         }
         accept("infinization-host-service-reply", matches)
     }
@@ -260,6 +263,11 @@ fn service_ports(vm: &VmFirewall, transport: Transport) -> Vec<Item> {
     ports.sort_unstable();
     ports.dedup();
     ports.into_iter().map(Item::Number).collect()
+}
+
+/// Packets that no managed VM has sent.
+fn no_guest() -> Match {
+    Match::is(Field::GuestMark, "0x00000000")
 }
 
 /// Packets of a connection that the VM has opened, or errors about one.

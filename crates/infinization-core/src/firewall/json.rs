@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::expr::{Field, Item, Match, NftRule, Op, Verdict};
+use super::expr::{Field, GUEST_MARK, Item, Match, NftRule, Op, Verdict};
 use super::names::TABLE;
 use super::rule::Side;
 use super::transaction::{Command, DISPATCH, Hook, Transaction, VerdictMap};
@@ -117,6 +117,7 @@ fn field(field: Field) -> Value {
         Field::IcmpType => payload("icmp", "type"),
         Field::Icmpv6Type => payload("icmpv6", "type"),
         Field::NdTarget => json!({ "payload": { "base": "th", "offset": 64, "len": 128 } }),
+        Field::GuestMark => json!({ "&": [meta("mark"), GUEST_MARK] }),
         Field::CtState => json!({ "ct": { "key": "state" } }),
     }
 }
@@ -144,6 +145,10 @@ fn verdict(verdict: &Verdict) -> Value {
     match verdict {
         Verdict::Accept => json!({ "accept": null }),
         Verdict::Drop => json!({ "drop": null }),
+        Verdict::MarkAsGuests => {
+            let marked = json!({ "|": [meta("mark"), GUEST_MARK] });
+            json!({ "mangle": { "key": meta("mark"), "value": marked } })
+        }
         Verdict::Return => json!({ "return": null }),
         Verdict::Jump(chain) => json!({ "jump": { "target": chain } }),
         Verdict::RejectWithTcpReset => json!({ "reject": { "type": "tcp reset" } }),

@@ -50,6 +50,7 @@ pub use compile::{
     Capabilities, Compiled, Conntrack, Degradation, DegradedRule, FailedRule, HostService,
     MAX_RULES, TooManyRules, VmFirewall, compile,
 };
+pub(crate) use expr::GUEST_MARK;
 pub use expr::{Field, Item, Match, NftRule, Op, Verdict};
 pub use json::document;
 pub use merge::{Merged, merge};

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::compile::Compiled;
-use super::expr::{Field, Item, Match, NftRule, Op, Verdict};
+use super::expr::{Field, GUEST_MARK, Item, Match, NftRule, Op, Verdict};
 use super::names::TABLE;
 use super::rule::Side;
 use super::transaction::{Command, DISPATCH, Hook, Transaction, VerdictMap};
@@ -132,7 +132,10 @@ fn condition(condition: &Match) -> String {
         [one] => one.clone(),
         several => format!("{{ {} }}", several.join(", ")),
     };
-    let masked = matches!(condition.field, Field::TcpSynAck | Field::TcpRst);
+    let masked = matches!(
+        condition.field,
+        Field::TcpSynAck | Field::TcpRst | Field::GuestMark
+    );
     let op = match condition.op {
         Op::IsNot => "!= ",
         Op::Is if masked => "== ",
@@ -178,6 +181,7 @@ fn field(field: Field) -> String {
         Field::Icmpv6Type => "icmpv6 type".to_owned(),
         Field::NdTarget => "@th,64,128".to_owned(),
         Field::CtState => "ct state".to_owned(),
+        Field::GuestMark => format!("meta mark & {GUEST_MARK:#010x}"),
     }
 }
 
@@ -185,6 +189,7 @@ fn verdict(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Accept => "accept".to_owned(),
         Verdict::Drop => "drop".to_owned(),
+        Verdict::MarkAsGuests => format!("meta mark set meta mark | {GUEST_MARK:#010x}"),
         Verdict::Return => "return".to_owned(),
         Verdict::Jump(chain) => format!("jump {chain}"),
         Verdict::RejectWithTcpReset => "reject with tcp reset".to_owned(),

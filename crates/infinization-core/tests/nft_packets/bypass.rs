@@ -10,7 +10,7 @@ use infinization_core::types::{FirewallDefaultAction, VmNames};
 use super::firewall::{address, rules};
 use super::kit::in_private_network;
 use super::model::Kernel;
-use super::packet_kit::Place::{self, A1, A2, Wire};
+use super::packet_kit::Place::{self, A1, A2, B1, Wire};
 use super::packet_kit::disguise;
 use super::packet_kit::frame::{self, EVERYBODY, EXPERIMENTAL, Mac, SERVICE_VLAN, VLAN};
 use super::packet_kit::packet::{NEIGHBOUR_ADVERT, REDIRECT, ROUTER_ADVERT, SYN};
@@ -258,6 +258,37 @@ fn f2_nothing_gets_out_of_a_closed_machine_or_into_one() {
         for (name, frame) in oddities() {
             assert!(scene.arrive(A1, &[frame], A2), "{name}, open to open");
         }
+    });
+}
+
+#[test]
+fn f2_a_second_port_of_a_machine_is_as_closed_as_the_first() {
+    in_private_network(|| async {
+        let mut scene = Scene::new().await;
+        scene.load(A2, Policy::Open, &[]).await;
+        scene.load(A1, Policy::Closed, &["ACCEPT OUT tcp 80"]).await;
+        // The port of a machine that has no rules yet, on the other department's bridge.
+        let second = VmNames::of(&B1.vm_id()).tap;
+        scene.firewall.attach(&A1.vm_id(), &second).await.unwrap();
+        let by_host = B1.link().1;
+        for (mac, what) in [
+            (A1.mac(), udp(5000, 7000)),
+            (A1.mac(), tcp(22)),
+            (B1.mac(), udp(5000, 7000)),
+            (STRANGER, tcp(80)),
+        ] {
+            let packet = scene.packet("10.2.0.2", "10.1.0.3", what);
+            scene.site.send_frame(B1, &frame::of(&packet, mac, by_host));
+            let arrival = scene.site.arrival(A2, packet.mark);
+            assert!(arrival.is_none(), "{packet} from {mac:x?}");
+        }
+        let packet = scene.packet("10.1.0.3", "10.2.0.2", tcp(80));
+        scene.site.send(A2, B1, &packet);
+        assert!(scene.site.arrival(B1, packet.mark).is_none());
+        // It does not take the first port's way.
+        let packet = scene.packet("10.1.0.2", "10.1.0.3", tcp(80));
+        scene.site.send(A1, A2, &packet);
+        assert!(scene.site.arrival(A2, packet.mark).is_some());
     });
 }
 

@@ -102,6 +102,7 @@ fn with_port(what: What, port: u16) -> What {
             to: port,
             flags,
         },
+        What::Udp { from, to: 0 } => What::Udp { from, to: port },
         What::Udp { from: 0, to } => What::Udp { from: port, to },
         What::Icmp { kind, id: 0 } => What::Icmp { kind, id: port },
         chosen => chosen,
@@ -119,11 +120,13 @@ fn conversations(v4: bool) -> [What; 6] {
     [tcp(22), tcp(80), tcp(4000), udp(53), udp(7000), echo]
 }
 
-/// Segments that pretend to belong to a connection.
+/// Packets that pretend to answer something.
 fn strays() -> Vec<Draft> {
     let mut all = Vec::new();
     for (from, to) in [(A2, A1), (A1, A2), (Host, A1), (Outside, A1), (B1, A1)] {
         for v4 in [true, false] {
+            let ends = between(from, to, v4);
+            all.push((from, to, ends, What::Udp { from: 53, to: 0 }, State::New));
             for port in [22, 4000] {
                 let untracked = [SYN | ACK, RST].map(|flags| (flags, State::Invalid));
                 for (flags, state) in [(ACK, State::New)].into_iter().chain(untracked) {

@@ -9,7 +9,7 @@ use infinization_core::types::{FirewallDefaultAction, VmNames};
 
 use super::cases::Case;
 use super::flows::{Flow, flows};
-use super::model::{Fate, Kernel, Machine, Ruling, Use, Way, use_of};
+use super::model::{Fate, Kernel, Machine, Ruling, Seen, Use, Way, use_of};
 use super::packet_kit::topology::Arrival;
 use super::packet_kit::{Mark, Packet, Place, Site};
 use super::rule::{Rule, State};
@@ -235,7 +235,17 @@ impl Flow {
 fn ruling(case: &Case, step: Step, kernel: Kernel) -> Ruling {
     let judged = |place: Place, way, packet| {
         let machine = case.machine(place)?;
-        let ruling = machine.judges(way, &packet, step.state, kernel);
+        let by_host = step.from == Place::Host;
+        let state = step.state;
+        let ruling = machine.judges(
+            way,
+            Seen {
+                packet,
+                state,
+                by_host,
+            },
+            kernel,
+        );
         let because = format!("{place:?}: {}", ruling.because);
         Some(Ruling { because, ..ruling })
     };

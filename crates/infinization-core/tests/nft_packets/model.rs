@@ -59,6 +59,16 @@ impl Ruling {
     }
 }
 
+/// A packet where it is judged.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    pub(crate) packet: Packet,
+    /// What connection tracking makes of it.
+    pub(crate) state: State,
+    /// The host's own, whatever addresses others' packets get on their way.
+    pub(crate) by_host: bool,
+}
+
 /// Which way a packet goes, seen from the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -68,16 +78,17 @@ pub(crate) enum Way {
 
 impl Machine {
     /// What becomes of a packet that this machine sends, or that is sent to it.
-    pub(crate) fn judges(&self, way: Way, packet: &Packet, state: State, kernel: Kernel) -> Ruling {
+    pub(crate) fn judges(&self, way: Way, seen: Seen, kernel: Kernel) -> Ruling {
+        let Seen { packet, state, .. } = &seen;
         let infrastructure = match way {
             Way::From => self.infrastructure_out(packet),
             Way::To => self
-                .infrastructure_in(packet, state, kernel)
+                .infrastructure_in(seen, kernel)
                 .or_else(|| self.answers_a_refusal(packet, kernel)),
         };
         infrastructure
-            .or_else(|| self.rules_decide(way, packet, state, kernel))
-            .or_else(|| self.is_a_reply(way, packet, state, kernel))
+            .or_else(|| self.rules_decide(way, packet, *state, kernel))
+            .or_else(|| self.is_a_reply(way, packet, *state, kernel))
             .unwrap_or_else(|| Ruling::new(passes_if(self.open), "policy"))
     }
 
@@ -154,11 +165,12 @@ impl Machine {
         Some(Ruling::new(Fate::Passes, allowance))
     }
 
-    /// What others send from the host's address and from the port of a service is its answer only if
-    /// it was asked, as far as that is known.
-    fn infrastructure_in(&self, packet: &Packet, state: State, kernel: Kernel) -> Option<Ruling> {
-        let asked = !kernel.tracks || state == State::Established;
-        let host = asked && self.gateway.contains(&packet.from);
+    /// What others send from the host's address and from the port of a service is not its answer; what
+    /// the host sends is one if it was asked, as far as that is known.
+    fn infrastructure_in(&self, seen: Seen, kernel: Kernel) -> Option<Ruling> {
+        let packet = &seen.packet;
+        let asked = !kernel.tracks || seen.state == State::Established;
+        let host = seen.by_host && asked && self.gateway.contains(&packet.from);
         let allowance = match packet.what {
             What::Arp => "ARP",
             What::Icmp {

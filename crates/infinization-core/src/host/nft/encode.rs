@@ -6,8 +6,8 @@
 use super::value::{data_type, masked, port_name, value};
 use super::wire::{Request, attribute, flags, kind, nested, number, text};
 use crate::firewall::{
-    Command, DISPATCH, Field, Hook, Item, Match, NftRule, Op, Side, TABLE, Transaction, Verdict,
-    VerdictMap,
+    Command, DISPATCH, Field, GUEST_MARK, Hook, Item, Match, NftRule, Op, Side, TABLE, Transaction,
+    Verdict, VerdictMap,
 };
 use crate::types::LinkName;
 
@@ -16,6 +16,8 @@ const ANONYMOUS: &str = "__set%d";
 /// `NFT_REG_1`; `NFT_REG_VERDICT` is 0.
 const REGISTER: u32 = 1;
 const VERDICT_REGISTER: u32 = 0;
+/// `NFT_META_MARK`.
+const MARK: u32 = 3;
 
 /// The transaction as requests, in order.
 pub(super) fn encode(transaction: &Transaction) -> Option<Encoded> {
@@ -264,7 +266,7 @@ fn set(field: Field, length: usize, id: u32) -> Vec<u8> {
 /// network's.
 fn byte_order(field: Field) -> Vec<u8> {
     let order: u32 = match field {
-        Field::CtState | Field::Iifname | Field::Oifname => 1,
+        Field::CtState | Field::GuestMark | Field::Iifname | Field::Oifname => 1,
         _ => 2,
     };
     [&[0, 4], &order.to_ne_bytes()[..]].concat()
@@ -301,6 +303,7 @@ fn load(field: Field) -> Vec<u8> {
         Field::Ip6(side) => load_bytes(NETWORK, at(side, 8, 24), 16),
         Field::ArpSenderEther => load_bytes(NETWORK, 8, 6),
         Field::ArpSenderIp => load_bytes(NETWORK, 14, 4),
+        Field::GuestMark => [load_key("meta", MARK), mask_with(&bits(GUEST_MARK))].concat(),
         Field::FragmentNext => load_fragment(0),
         Field::FragmentMore => [load_fragment(3), mask_with(&[0x01])].concat(),
         Field::Port(_, side) => load_bytes(TRANSPORT, at(side, 0, 2), 2),
@@ -345,14 +348,33 @@ fn load_fragment(offset: u32) -> Vec<u8> {
 }
 
 fn mask_with(mask: &[u8]) -> Vec<u8> {
+    bitwise(mask, &vec![0; mask.len()])
+}
+
+fn bitwise(mask: &[u8], xor: &[u8]) -> Vec<u8> {
     let bitwise = [
         number(1, REGISTER),
         number(2, REGISTER),
         number(3, u32::try_from(mask.len()).unwrap_or(u32::MAX)),
         nested(4, &data(mask)),
-        nested(5, &data(&vec![0; mask.len()])),
+        nested(5, &data(xor)),
     ];
     expression("bitwise", &bitwise.concat())
+}
+
+/// A packet's mark is in the host's order.
+fn bits(mark: u32) -> [u8; 4] {
+    mark.to_ne_bytes()
+}
+
+fn set_mark(mark: u32) -> Vec<u8> {
+    let write = [number(2, MARK), number(3, REGISTER)].concat();
+    [
+        load_key("meta", MARK),
+        bitwise(&bits(!mark), &bits(mark)),
+        expression("meta", &write),
+    ]
+    .concat()
 }
 
 /// `NFT_CMP_*`.
@@ -379,6 +401,7 @@ fn statement(how: &Verdict) -> Option<Vec<u8>> {
         Verdict::RejectAsUnreachable => {
             expression("reject", &[number(1, 2), attribute(2, &[1])].concat())
         }
+        Verdict::MarkAsGuests => set_mark(GUEST_MARK),
         how => {
             let immediate = [number(1, VERDICT_REGISTER), nested(2, &verdict(how)?)];
             expression("immediate", &immediate.concat())
@@ -394,7 +417,9 @@ fn verdict(verdict: &Verdict) -> Option<Vec<u8>> {
         Verdict::Accept => code(1),
         Verdict::Return => code(-5),
         Verdict::Jump(chain) => [code(-3), text(2, chain)].concat(),
-        Verdict::RejectWithTcpReset | Verdict::RejectAsUnreachable => return None,
+        Verdict::RejectWithTcpReset | Verdict::RejectAsUnreachable | Verdict::MarkAsGuests => {
+            return None;
+        }
     };
     Some(nested(2, &content))
 }

@@ -23,6 +23,7 @@ pub(super) fn data_type(field: Field) -> u32 {
         Field::Icmpv6Type => 29,
         Field::NdTarget | Field::FragmentMore => 4,
         Field::CtState => 26,
+        Field::GuestMark => 19,
     }
 }
 
@@ -78,6 +79,10 @@ fn word_value(field: Field, word: &str) -> Option<Vec<u8>> {
                 _ => return None,
             };
             Some(state.to_ne_bytes().to_vec())
+        }
+        Field::GuestMark => {
+            let mark = u32::from_str_radix(word.strip_prefix("0x")?, 16).ok()?;
+            Some(mark.to_ne_bytes().to_vec())
         }
         Field::L4Proto | Field::TcpSynAck | Field::TcpRst => octet(word),
         Field::IcmpType => (word == "destination-unreachable").then(|| vec![3]),
