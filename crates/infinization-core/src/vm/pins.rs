@@ -108,9 +108,12 @@ mod tests {
         pins.learn(&bridge, [(mac(2), ip(1))]);
         assert_eq!((of(1), of(2)), (vec![], vec![IpAddr::V4(ip(1))]));
         assert_eq!(pins.changed().await, HashSet::from([mac(1), mac(2)]));
-        assert_eq!(pins.of(&LinkName::parse("br-b").unwrap(), mac(2)), []);
+        assert!(
+            pins.of(&LinkName::parse("br-b").unwrap(), mac(2))
+                .is_empty()
+        );
         pins.forget(&bridge);
         assert_eq!(pins.changed().await, HashSet::from([mac(2)]));
-        assert_eq!(of(2), []);
+        assert!(of(2).is_empty());
     }
 }
