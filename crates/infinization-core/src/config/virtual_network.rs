@@ -467,7 +467,7 @@ mod tests {
             network.bridge
         );
         let bare =
-            read(json!({ "name": "x", "subnet": "192.0.2.0/29", "dhcp": false, "dns": false }));
+            read(&json!({ "name": "x", "subnet": "192.0.2.0/29", "dhcp": false, "dns": false }));
         assert_eq!((&bare.dhcp, &bare.dns), (&None, &None));
         for network in [network, bare] {
             let stored = serde_json::to_value(&network).unwrap();
