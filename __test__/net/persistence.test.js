@@ -27,11 +27,17 @@ async function loaded (service) {
 
 const degrade = { bridgeConntrackMode: 'degrade' }
 
+// A service that keeps a file writes it after every change of the table, also those of later tests: the last
+// time half a second after the last of them.
+const kept = mkdtempSync(path.join(tmpdir(), 'nft-kept-'))
+afterAll(async () => {
+  await new Promise((resolve) => setTimeout(resolve, 2000))
+  rmSync(kept, { recursive: true })
+})
+
 test('what is loaded is kept where it was asked for, and comes back', async () => {
-  const persistenceDir = newDir()
+  const persistenceDir = kept
   const service = new NftablesService({ ...degrade, enablePersistence: true, persistenceDir })
-  // It writes behind the verbs, the last time half a second after the last of them.
-  finally_(() => new Promise((resolve) => setTimeout(resolve, 2000)))
   const id = await loaded(service)
   expect(await service.forcePersist()).toEqual({ success: true })
   const files = service.getPersistence()

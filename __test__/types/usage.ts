@@ -52,6 +52,7 @@ import type {
   JournalRange,
   OverlayPeer,
   PrismaClientLike,
+  RestoreResult,
   SnapshotInfo,
   VMConditionEvent,
   VMCreateConfig,
@@ -144,6 +145,14 @@ async function run(database: InfinizationDatabase, peers: OverlayPeer[]): Promis
   // @ts-expect-error a typo would open the service to everybody
   firewallPresets.ssh({ form: '10.0.0.0/8' })
   const explained: FirewallPlan = await infinization.explainFirewall(created.vmId)
+  const network = await infinization.networks.create({
+    name: 'lab', subnet: '10.20.0.0/24', mode: 'isolated', dhcp: { hosts: [{ mac: '52:54:00:00:00:01', ip: '10.20.0.5' }] }, dns: false
+  })
+  const until: Date | undefined = (await infinization.networks.leases(network.name))[0]?.expiresAt
+  const kept: RestoreResult = await infinization.getNftablesService().getPersistence().restoreFromDisk()
+  // @ts-expect-error a mode is one of three words
+  await infinization.networks.create({ name: 'lab', subnet: '10.20.0.0/24', mode: 'bridged' })
+  void [until, kept.rulesLoaded]
   void [explained.text, explained.json.nftables.length, explained.chains[0]?.rules]
   infinization.getHealthMonitor().on('firewall-repaired', ({ missing, failed, timestamp }) => {
     void [missing.map(({ vmId, part, name }) => `${vmId ?? part} ${name}`), failed[0]?.error, timestamp.getTime()]

@@ -233,7 +233,7 @@ impl NftablesService {
     /// Its files.
     pub(super) fn files(&self) -> Result<NftFiles, Refused> {
         let firewall = self.firewall().map_err(Refused::from)?;
-        Ok(firewall.files())
+        firewall.files().map_err(Refused::from)
     }
 
     fn firewall(&self) -> Result<&Firewall, Failure> {

@@ -29,12 +29,12 @@ impl VirtualNetworks {
 
     #[napi]
     pub async fn list(&self) -> Outcome {
-        data(async { self.manager.list_networks().await }).await
+        data(async { self.manager.list_networks() }).await
     }
 
     #[napi]
     pub async fn get(&self, name: Argument) -> Outcome {
-        data(async { self.manager.network(&name.text("name")?).await }).await
+        data(async { self.manager.network(&name.text("name")?) }).await
     }
 
     #[napi]

@@ -34,7 +34,7 @@ fn files(dir: &Path, nft: &Nft) -> NftFiles {
 /// Of everything a rule may say.
 async fn load_everything(nft: &Nft) {
     let mut odd = rule("ACCEPT IN tcp 8080");
-    odd.name = r"a 'b' {c}; flush ruleset # ü $x \ %n".to_owned();
+    odd.name = String::from(r"a 'b' {c}; flush ruleset # ü $x \ %n");
     odd.src_ip_addr = Some("10.0.0.0".to_owned());
     odd.src_ip_mask = Some("8".to_owned());
     odd.dst_port_end = Some(8090.0);

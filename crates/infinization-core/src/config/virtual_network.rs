@@ -137,6 +137,7 @@ mod or_false {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
     use serde_json::Value;
 
+    #[expect(clippy::ref_option, reason = "serde hands the field over so")]
     pub(super) fn serialize<T: Serialize, S: Serializer>(
         value: &Option<T>,
         serializer: S,
@@ -179,6 +180,21 @@ impl VirtualNetwork {
     }
 }
 
+/// An object of options that may be switched off.
+enum Part<T> {
+    On(T),
+    Off,
+}
+
+impl<T> Part<T> {
+    fn on(self) -> Option<T> {
+        match self {
+            Self::On(part) => Some(part),
+            Self::Off => None,
+        }
+    }
+}
+
 struct Source<'a> {
     fields: Fields<'a>,
     report: &'a Report,
@@ -199,7 +215,7 @@ impl Source<'_> {
         let dhcp = self.dhcp(place);
         fields.refuse_strangers();
         let (subnet, gateway) = place?;
-        if pin_addresses && matches!(dhcp, Some(None)) {
+        if pin_addresses && matches!(dhcp, Some(Part::Off)) {
             self.report
                 .refuse("pinAddresses", "needs dhcp, which gives the addresses");
         }
@@ -209,8 +225,8 @@ impl Source<'_> {
             subnet,
             gateway,
             mode,
-            dhcp: dhcp?,
-            dns: dns?,
+            dhcp: dhcp?.on(),
+            dns: dns?.on(),
             autostart,
             pin_addresses,
         })
@@ -238,9 +254,9 @@ impl Source<'_> {
     }
 
     /// None if it was refused.
-    fn dns(&self) -> Option<Option<NetworkDns>> {
-        let Some(fields) = self.part("dns")? else {
-            return Some(None);
+    fn dns(&self) -> Option<Part<NetworkDns>> {
+        let Part::On(fields) = self.part("dns")? else {
+            return Some(Part::Off);
         };
         let dns = NetworkDns {
             enabled: fields.flag("enabled", true),
@@ -248,13 +264,13 @@ impl Source<'_> {
             domain: fields.optional("domain", parsed),
         };
         fields.refuse_strangers();
-        Some(Some(dns))
+        Some(Part::On(dns))
     }
 
     /// None if it was refused, or the subnet was.
-    fn dhcp(&self, place: Option<(Ipv4Subnet, Ipv4Addr)>) -> Option<Option<Dhcp>> {
-        let Some(fields) = self.part("dhcp")? else {
-            return Some(None);
+    fn dhcp(&self, place: Option<(Ipv4Subnet, Ipv4Addr)>) -> Option<Part<Dhcp>> {
+        let Part::On(fields) = self.part("dhcp")? else {
+            return Some(Part::Off);
         };
         let given = [
             fields.optional("start", address),
@@ -271,7 +287,7 @@ impl Source<'_> {
         let (subnet, gateway) = place?;
         self.check_hosts(&hosts, subnet, gateway);
         let (start, end) = self.range(given, subnet, gateway)?;
-        Some(Some(Dhcp {
+        Some(Part::On(Dhcp {
             start,
             end,
             lease_time: lease_time.unwrap_or(LEASE_TIME),
@@ -279,16 +295,16 @@ impl Source<'_> {
         }))
     }
 
-    /// The object under `key`: an empty one if it is absent, none for `false`; none at all if refused.
-    fn part(&self, key: &'static str) -> Option<Option<Fields<'_>>> {
+    /// The object under `key`: an empty one if it is absent; none if it was refused.
+    fn part(&self, key: &'static str) -> Option<Part<Fields<'_>>> {
         static NOTHING: std::sync::LazyLock<Value> =
             std::sync::LazyLock::new(|| Value::Object(serde_json::Map::new()));
-        let given = self.fields.optional(key, |value| Ok(value));
+        let given = self.fields.optional(key, Ok);
         match given {
-            Some(Value::Bool(false)) => Some(None),
+            Some(Value::Bool(false)) => Some(Part::Off),
             given => {
                 let object = given.unwrap_or(&NOTHING);
-                Fields::member(key, object, self.report).map(Some)
+                Fields::member(key, object, self.report).map(Part::On)
             }
         }
     }
@@ -392,10 +408,10 @@ fn address(value: &Value) -> Result<Ipv4Addr, InvalidValue> {
 
 fn label(value: &Value) -> Result<DnsName, InvalidValue> {
     let name = DnsName::parse(string(value)?)?;
-    match name.as_str().contains('.') {
-        true => Err(InvalidValue::new("must be one label, without '.'")),
-        false => Ok(name),
+    if name.as_str().contains('.') {
+        return Err(InvalidValue::new("must be one label, without '.'"));
     }
+    Ok(name)
 }
 
 fn parsed_by<T>(
@@ -405,12 +421,11 @@ fn parsed_by<T>(
 }
 
 fn host_of(subnet: Ipv4Subnet, address: Ipv4Addr) -> Result<Ipv4Addr, InvalidValue> {
-    match subnet.is_host(address) {
-        true => Ok(address),
-        false => Err(InvalidValue::new(format!(
-            "must be a machine's address in {subnet}"
-        ))),
+    if subnet.is_host(address) {
+        return Ok(address);
     }
+    let why = format!("must be a machine's address in {subnet}");
+    Err(InvalidValue::new(why))
 }
 
 fn after(address: Ipv4Addr) -> Ipv4Addr {
@@ -432,13 +447,13 @@ mod tests {
 
     use super::*;
 
-    fn read(value: Value) -> VirtualNetwork {
-        VirtualNetwork::parse(&value).unwrap().config
+    fn read(value: &Value) -> VirtualNetwork {
+        VirtualNetwork::parse(value).unwrap().config
     }
 
     #[test]
     fn what_is_left_open_is_chosen() {
-        let network = read(json!({ "name": "lab", "subnet": "10.20.0.0/24" }));
+        let network = read(&json!({ "name": "lab", "subnet": "10.20.0.0/24" }));
         let chosen = json!({
             "name": "lab", "subnet": "10.20.0.0/24", "gateway": "10.20.0.1", "mode": "nat",
             "bridge": network.bridge, "autostart": true, "pinAddresses": false,
@@ -452,7 +467,7 @@ mod tests {
             network.bridge
         );
         let bare =
-            read(json!({ "name": "x", "subnet": "192.0.2.0/29", "dhcp": false, "dns": false }));
+            read(&json!({ "name": "x", "subnet": "192.0.2.0/29", "dhcp": false, "dns": false }));
         assert_eq!((&bare.dhcp, &bare.dns), (&None, &None));
         for network in [network, bare] {
             let stored = serde_json::to_value(&network).unwrap();

@@ -76,8 +76,8 @@ impl NetGuard {
 async fn nft(args: &[&str], stdin: String) -> Result<Finished, NftError> {
     let run = Program::new("nft").args(args).stdin(stdin.into_bytes());
     let finished = run.run().await?;
-    match finished.status.success() {
-        true => Ok(finished),
-        false => Err(NftError::refused(&finished)),
+    if !finished.status.success() {
+        return Err(NftError::refused(&finished));
     }
+    Ok(finished)
 }

@@ -53,14 +53,23 @@ pub(super) fn log(error: &NftFileError) {
     tracing::error!(%error, "the firewall could not be saved");
 }
 
+fn usual_dir() -> Result<HostPath, Failure> {
+    HostPath::parse(PERSISTENCE_DIR)
+        .map_err(|why| Failure::new(ErrorCode::Internal, format!("{PERSISTENCE_DIR} {why}")))
+}
+
 impl Firewall {
     /// The files: where they are kept, else where they usually are.
-    pub fn files(&self) -> NftFiles {
-        let dir = self.settings().ok();
-        let dir = dir.and_then(|config| config.firewall_persistence_dir);
-        let usual = || HostPath::parse(PERSISTENCE_DIR).ok();
-        let dir = dir.or_else(usual).expect("a path like any other");
-        NftFiles::new(NftFileOptions::new(dir), self.nft.clone())
+    pub fn files(&self) -> Result<NftFiles, Failure> {
+        let dir = match self
+            .settings()
+            .map(|config| config.firewall_persistence_dir)
+        {
+            Ok(Some(dir)) => dir,
+            // Of a manager that is not open, nothing is known.
+            Ok(None) | Err(_) => usual_dir()?,
+        };
+        Ok(NftFiles::new(NftFileOptions::new(dir), self.nft.clone()))
     }
 
     /// Writes the file now. `INVALID_STATE` where none is kept.
@@ -69,7 +78,7 @@ impl Firewall {
             let message = "the firewall is not kept: firewallPersistenceDir names no directory";
             return Err(Failure::new(ErrorCode::InvalidState, message));
         }
-        Ok(self.files().write().await?)
+        Ok(self.files()?.write().await?)
     }
 
     /// The next look at what is in force asks the kernel.

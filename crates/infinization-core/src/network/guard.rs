@@ -20,12 +20,8 @@ use crate::config::{NetworkMode, VirtualNetwork};
 /// The table's name, for the networks kept in this directory.
 pub fn guard_table(state_dir: &Path) -> String {
     let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
-    let hash: String = digest
-        .iter()
-        .take(4)
-        .map(|octet| format!("{octet:02x}"))
-        .collect();
-    format!("infinization_net_{hash}")
+    let [a, b, c, d] = std::array::from_fn(|octet| digest[octet]);
+    format!("infinization_net_{a:02x}{b:02x}{c:02x}{d:02x}")
 }
 
 /// The table for these networks, for `nft -f`.

@@ -32,9 +32,7 @@ pub fn bridge_mac(state_dir: &Path, network: &VirtualNetwork) -> MacAddr {
     hash.update([0]);
     hash.update(network.name.as_str());
     let digest = hash.finalize();
-    // Locally administered, and not the prefix of guests.
-    let octets = [0x0a, 0x69, digest[0], digest[1], digest[2], digest[3]];
-    MacAddr::new(octets).expect("a unicast address that is not all zero")
+    MacAddr::of_bridge([digest[0], digest[1], digest[2], digest[3]])
 }
 
 /// The first of these whose subnet has addresses of `network`'s.

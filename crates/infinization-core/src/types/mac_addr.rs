@@ -46,6 +46,11 @@ impl MacAddr {
         Self([0x52, 0x54, c, d, e, f])
     }
 
+    /// A bridge of ours: locally administered, unicast, and not the prefix of guests.
+    pub(crate) fn of_bridge([c, d, e, f]: [u8; 4]) -> Self {
+        Self([0x0a, 0x69, c, d, e, f])
+    }
+
     /// The six octets, in transmission order.
     pub fn octets(self) -> [u8; 6] {
         self.0

@@ -97,6 +97,22 @@ fn the_environment_knows_one_word_for_the_conntrack_mode() {
 }
 
 #[test]
+fn the_firewall_is_kept_where_somebody_says_and_nowhere_else() {
+    let named = Environment {
+        firewall_persistence_dir: Some("/etc/a".to_owned()),
+        ..Environment::default()
+    };
+    let dir = |value: Value, environment: &Environment| {
+        let dir = managed(&value, environment).firewall_persistence_dir;
+        dir.map(String::from)
+    };
+    assert_eq!(dir(json!({}), &Environment::default()), None);
+    assert_eq!(dir(json!({}), &named).as_deref(), Some("/etc/a"));
+    let given = json!({ "firewallPersistenceDir": "/etc/b" });
+    assert_eq!(dir(given, &named).as_deref(), Some("/etc/b"));
+}
+
+#[test]
 fn an_overlay_is_refused() {
     let parse = |value: &Value| ManagerConfig::parse(value, &Environment::default());
     let error = parse(&json!({ "overlay": { "vtepIp": "10.0.0.1" } })).unwrap_err();

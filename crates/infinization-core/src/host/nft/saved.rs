@@ -38,8 +38,8 @@ impl Nft {
 }
 
 fn succeeded(finished: Finished) -> Result<Finished, NftError> {
-    match finished.status.success() {
-        true => Ok(finished),
-        false => Err(NftError::refused(&finished)),
+    if !finished.status.success() {
+        return Err(NftError::refused(&finished));
     }
+    Ok(finished)
 }

@@ -152,12 +152,16 @@ impl NftFiles {
     }
 
     async fn write_and_keep(&self, backup: Option<PathBuf>) -> Result<(), NftFileError> {
-        let _lock = self.lock().await?;
+        let lock = self.lock().await?;
         let listing = self.nft.text().await?.ok_or(NftFileError::NoTable)?;
         let text = saved(&listing).ok_or(NftFileError::NotWhole)?;
         let path = self.path();
         let failed = NftFileError::of(&path);
-        let write = move || replace::replace(&path, backup.as_deref(), text.as_bytes());
+        let write = move || {
+            // Held until it is written, whoever waits.
+            let _lock = lock;
+            replace::replace(&path, backup.as_deref(), text.as_bytes())
+        };
         file_call(write).await.map_err(failed)
     }
 

@@ -60,6 +60,10 @@ pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
 /// Makes this the file's content, unless it is. What it was is linked as `backup` first. The caller holds
 /// the lock, so the temporary files are nobody else's. Blocks.
 pub(super) fn replace(path: &Path, backup: Option<&Path>, content: &[u8]) -> io::Result<()> {
+    // What a writer that was killed has left.
+    for left in std::iter::once(path).chain(backup) {
+        remove_if_there(&temporary_of(left))?;
+    }
     match fs::read(path) {
         Ok(before) if before == content => return Ok(()),
         Ok(_) => keep(path, backup)?,
@@ -80,20 +84,17 @@ pub(super) fn replace(path: &Path, backup: Option<&Path>, content: &[u8]) -> io:
 fn keep(path: &Path, backup: Option<&Path>) -> io::Result<()> {
     let Some(backup) = backup else { return Ok(()) };
     let temporary = temporary_of(backup);
-    remove_if_there(&temporary)?;
     fs::hard_link(path, &temporary)?;
     fs::rename(&temporary, backup)
 }
 
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
-    remove_if_there(path)?;
     let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
     file.set_permissions(Permissions::from_mode(0o644))?;
     file.write_all(content)?;
     file.sync_all()
 }
 
-/// What a writer that was killed has left.
 fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

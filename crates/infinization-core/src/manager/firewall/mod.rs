@@ -149,8 +149,9 @@ impl Firewall {
     fn config(&self) -> Result<ManagerConfig, Failure> {
         let config = self.settings()?;
         if self.manager().is_none() && config.firewall_persistence_dir.is_some() {
-            self.keeper
-                .get_or_init(|| Keeper::start(self.files(), Box::new(saved::log)));
+            let files = self.files()?;
+            let keeper = || Keeper::start(files, Box::new(saved::log));
+            self.keeper.get_or_init(keeper);
         }
         Ok(config)
     }

@@ -62,7 +62,7 @@ impl Networks {
             bridge::create_with_mac(&self.links, &config.bridge, mac).await?;
         }
         let address = format!("{}/{}", config.gateway, config.subnet.prefix());
-        let address = Ipv4Cidr::parse(&address).map_err(super::invalid)?;
+        let address = Ipv4Cidr::parse(&address).map_err(|why| super::invalid(&why))?;
         bridge::assign_address(&self.links, &config.bridge, address).await?;
         Ok(self.links.set_up(&config.bridge).await?)
     }
@@ -74,10 +74,10 @@ impl Networks {
             return Ok(None);
         };
         let mac = bridge_mac(&self.state_dir, config);
-        match link.is_bridge() && link.mac == Some(mac.octets()) {
-            true => Ok(Some(link)),
-            false => Err(NetworksError::NotOurs(config.bridge.clone()).into()),
+        if link.is_bridge() && link.mac == Some(mac.octets()) {
+            return Ok(Some(link));
         }
+        Err(NetworksError::NotOurs(config.bridge.clone()).into())
     }
 
     /// The network's dnsmasq: the one that runs, unless it was told other things.
@@ -143,7 +143,8 @@ impl Networks {
 }
 
 fn masquerade(network: &Network) -> Result<Masquerade, Failure> {
-    let subnet = Subnet::parse(&network.config.subnet.to_string()).map_err(super::invalid)?;
+    let subnet =
+        Subnet::parse(&network.config.subnet.to_string()).map_err(|why| super::invalid(&why))?;
     Ok(Masquerade {
         subnet,
         bridge: network.config.bridge.clone(),

@@ -43,14 +43,14 @@ impl Manager {
     }
 
     /// `networks.list`.
-    pub async fn list_networks(&self) -> Result<Value, Failure> {
+    pub fn list_networks(&self) -> Result<Value, Failure> {
         let all = self.networks()?.all();
         let infos: Vec<_> = all.iter().map(|network| network.info()).collect();
         to_value(&infos)
     }
 
     /// `networks.get`.
-    pub async fn network(&self, name: &str) -> Result<Value, Failure> {
+    pub fn network(&self, name: &str) -> Result<Value, Failure> {
         to_value(&self.networks()?.find(&parse_name(name)?)?.info())
     }
 
@@ -117,7 +117,7 @@ async fn finished<T: Send + 'static>(
 }
 
 /// What was checked does not fit another module's type.
-fn invalid(why: InvalidValue) -> Failure {
+fn invalid(why: &InvalidValue) -> Failure {
     Failure::new(
         ErrorCode::Internal,
         format!("an address that was checked {why}"),

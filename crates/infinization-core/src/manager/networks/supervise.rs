@@ -35,7 +35,7 @@ impl Networks {
         status.watch = Some(ending.clone().drop_guard());
         drop(status);
         let (networks, network) = (Arc::downgrade(self), Arc::clone(network));
-        let pinning = Self::keep_pinning(networks.clone(), Arc::clone(&network));
+        let pinning = Self::keep_pinning(Weak::clone(&networks), Arc::clone(&network));
         let until = ending.clone();
         tokio::spawn(async move { until.run_until_cancelled_owned(pinning).await });
         tokio::spawn(supervise(networks, network, process, ending));
