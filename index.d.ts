@@ -295,13 +295,14 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   setFirewallRules(vmId: string, rules: FirewallRuleInput[]): Promise<VMOperationResult>
 
   /**
-   * Makes a snapshot of all disks of a VM that runs or is off, all at the same moment, or of none; with
-   * `memory` the guest can go on from there. While its memory is written the guest stands still, and
+   * Makes a snapshot of all disks of a VM that runs or is off, all at the same moment, or of none: inside
+   * each image, or with `kind: 'external'` by an overlay (a new qcow2 file with the present one as its
+   * backing file) that takes what comes after; see docs/snapshots.md. With `memory` the guest can go on from there. While its memory is written the guest stands still, and
    * QEMU answers nothing (`getVMStatus` says `unresponsive`); its status stays `running`.
    *
    * With `quiesce` the guest's agent freezes its file systems first and thaws them again in any case, even
    * in the next process should this one be killed; a snapshot whose guest cannot be thawed fails and is
-   * deleted. So is one that is aborted.
+   * deleted. So is one that is aborted. (An external one whose guest cannot be thawed fails, too, and stays.)
    * @throws StorageError `SNAPSHOT_ALREADY_EXISTS`, `INVALID_SNAPSHOT_NAME`, `INVALID_FORMAT` (a disk is
    * raw), `INSUFFICIENT_SPACE`, `IMAGE_IN_USE` (the VM is off and another process has a disk);
    * LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG`, `INVALID_STATE` (its status is not `running`,
@@ -311,7 +312,7 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   createSnapshot(vmId: string, options: VMSnapshotOptions): Promise<VMOperationResult>
   /**
    * The snapshots of a VM that runs or is off, oldest first; those made by others too. Does not wait for
-   * other operations.
+   * other operations. Those of `kind: 'external'` are in `snapshotTree`.
    * @throws LifecycleError `VM_NOT_FOUND`; StorageError `IMAGE_IN_USE`, `IMAGE_NOT_FOUND`; QMPError
    */
   listSnapshots(vmId: string): Promise<VMSnapshot[]>
@@ -322,18 +323,45 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * restarted (`restart`), without asking the guest.
    *
    * Saved memory fits only the machine it was taken of: with other devices, CPUs or memory it is refused
-   * before anything changes. Should QEMU fail at it all the same, the guest is left `suspended`.
-   * @throws StorageError `SNAPSHOT_NOT_FOUND` (or not on every disk), else as `createSnapshot`;
-   * LifecycleError `INVALID_STATE` also for a running VM without `restart` where it is needed and for
+   * before anything changes. Should QEMU fail at it all the same, the guest is left `suspended`. Dirty
+   * bitmaps of incremental backups cannot follow: they are removed, and the next one compares. While a
+   * disk has dirty bitmaps of others, that is `INVALID_STATE`.
+   *
+   * Back to an external snapshot means a new overlay on it: the tree branches, and everything in it stays.
+   * What was written since the current snapshot becomes a snapshot too (`keep`) or is lost (`discard`);
+   * one of them must be said. A running VM has to be restarted (`restart`).
+   * @throws StorageError `SNAPSHOT_NOT_FOUND` (or not on every disk), `DATA_LOSS_REFUSED` (neither `keep` nor
+   * `discard`), else as `createSnapshot`; LifecycleError `INVALID_STATE` also for a running VM without `restart` where it is needed and for
    * memory of another machine, `STOP_FAILED`, `START_FAILED` of the restart, else as `createSnapshot`
    */
   revertSnapshot(vmId: string, name: string, options?: VMSnapshotRevertOptions): Promise<VMOperationResult>
   /**
    * Deletes a snapshot from every disk that has it, whether the VM runs or is off. Fine when there is no
-   * such snapshot.
-   * @throws as `createSnapshot`
+   * such snapshot. An external one that others build on, or the VM's disks as they are now, is refused
+   * unless `children: 'rebase'` is said: then each of them takes what it needs of it, or it takes what its
+   * only child holds, whichever is less to copy. What they hold stays the same.
+   * @throws StorageError `SNAPSHOT_HAS_CHILDREN` (`context.children` names them; `(active)` are the disks as
+   * they are now); else as `createSnapshot` and `commitSnapshot`
    */
-  deleteSnapshot(vmId: string, name: string): Promise<VMOperationResult>
+  deleteSnapshot(vmId: string, name: string, options?: VMSnapshotDeleteOptions): Promise<VMOperationResult>
+  /**
+   * Merges an external snapshot into its parent: the parent then is what this one was and keeps its name,
+   * and what was built on this one is built on the parent. Works while the VM runs.
+   *
+   * The disks as they are now stay the same at every moment, whatever fails. When it is aborted or fails
+   * on the way, this snapshot stays as it was; the parent may have been written into by then, is no longer
+   * `complete`, and committing again finishes it.
+   * @throws StorageError `SNAPSHOT_NOT_FOUND`, `SNAPSHOT_HAS_CHILDREN` (others build on the parent),
+   * `INSUFFICIENT_SPACE`, `IMAGE_IN_USE`; LifecycleError `INVALID_STATE` (it has no parent; a file has
+   * internal snapshots that would be lost), `ABORTED`, else as `createSnapshot`
+   */
+  commitSnapshot(vmId: string, name: string, options?: Abortable): Promise<VMOperationResult>
+  /**
+   * The VM's external snapshots. Does not wait for other operations; what an interrupted one has begun is
+   * not shown.
+   * @throws LifecycleError `VM_NOT_FOUND`; StorageError `IMAGE_NOT_FOUND`; ProcessError `STATE_FILE`
+   */
+  snapshotTree(vmId: string): Promise<VMSnapshotTree>
 
   /** Emits what QEMU reports of the VMs. Always the same object. */
   getEventHandler(): EventHandler
@@ -486,7 +514,7 @@ export interface JournalEntry {
   actor: 'api' | 'guest' | 'monitor' | 'process' | 'recovery' | 'reconcile' | 'health'
   /**
    * What was under way: `create`, `start`, `stop`, `restart`, `suspend`, `resume`, `reset`, `destroy`,
-   * `delete`, `set firewall rules`, `create snapshot`, `revert snapshot`, `delete snapshot`, `retryCleanup`,
+   * `delete`, `set firewall rules`, `create snapshot`, `revert snapshot`, `delete snapshot`, `commit snapshot`, `retryCleanup`,
    * `reloadFirewall`, `recover`, `reconcile`, `check`; `run` between them.
    */
   operation: string
@@ -768,9 +796,14 @@ export interface VMDeleteOptions {
 export interface VMSnapshotOptions extends Abortable {
   /** 1 to 64 letters, digits, `-` and `_`; no number, and no `-` in front. */
   name: string
+  /**
+   * `internal`: in each disk's image. `external`: the image is written no more and an overlay takes what
+   * comes after; the disks' paths change. Default `internal`.
+   */
+  kind?: 'internal' | 'external'
   /** A line for people, at most 4096 bytes. Kept in the state directory, until `destroyVM`. */
   description?: string
-  /** Also the guest's memory; it goes into the first disk's image. Default false. */
+  /** Also the guest's memory; it goes into the first disk's image; internal only. Default false. */
   memory?: boolean
   /** Freezes the guest's file systems by its agent meanwhile; not with `memory`. Default false. */
   quiesce?: boolean
@@ -784,6 +817,50 @@ export interface VMSnapshotRevertOptions {
    * disks back and starts the VM again. Default false.
    */
   restart?: boolean
+  /** External: what was written since the current snapshot becomes a snapshot of this name. */
+  keep?: string
+  /** External: what was written since the current snapshot is removed. Default false. */
+  discard?: boolean
+}
+
+export interface VMSnapshotDeleteOptions extends Abortable {
+  /** What becomes of what builds on an external snapshot. Default `refuse`: the snapshot is not deleted. */
+  children?: 'refuse' | 'rebase'
+}
+
+/** All external snapshots of a VM: a forest, as a VM may go on from none. */
+export interface VMSnapshotTree {
+  /** The snapshot the VM has gone on from; null if from none. */
+  current: string | null
+  /** What the VM writes into: one per disk. */
+  active: VMSnapshotLayer[]
+  /** Oldest first. */
+  snapshots: VMExternalSnapshot[]
+}
+
+/** One external snapshot of a VM. */
+export interface VMExternalSnapshot {
+  name: string
+  description?: string
+  /** When it was made: ISO 8601, UTC. */
+  date: string
+  /** The snapshot it builds on; null for none. */
+  parent: string | null
+  /** The snapshots that build on it, oldest first. */
+  children: string[]
+  /** Whether the VM has gone on from it. */
+  current: boolean
+  /** Whether it can be reverted to: not after committing to it was cut short. */
+  complete: boolean
+  /** One per disk. */
+  layers: VMSnapshotLayer[]
+}
+
+/** A file of a snapshot. */
+export interface VMSnapshotLayer {
+  path: string
+  /** What it takes on the host, in bytes. */
+  allocation: number
 }
 
 /** One snapshot of a VM. */
@@ -3060,6 +3137,7 @@ export type StorageErrorCode =
   | 'IMAGE_ALREADY_EXISTS'
   | 'SNAPSHOT_NOT_FOUND'
   | 'SNAPSHOT_ALREADY_EXISTS'
+  | 'SNAPSHOT_HAS_CHILDREN'
   | 'INVALID_SNAPSHOT_NAME'
   | 'INVALID_FORMAT'
   | 'INVALID_SIZE'

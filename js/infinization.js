@@ -77,6 +77,14 @@ class Infinization extends Manager {
     return abortable(options, (rest, cancellation) => super.createSnapshot(vmId, rest, cancellation))
   }
 
+  async deleteSnapshot (vmId, name, options) {
+    return abortable(options, (rest, cancellation) => super.deleteSnapshot(vmId, name, rest, cancellation))
+  }
+
+  async commitSnapshot (vmId, name, options) {
+    return abortable(options, (_rest, cancellation) => super.commitSnapshot(vmId, name, cancellation))
+  }
+
   getHealthMonitor () {
     native.requireOpen(this)
     return this.#healthMonitor

@@ -245,12 +245,42 @@ impl Infinization {
     }
 
     #[napi]
-    pub async fn delete_snapshot(&self, vm_id: Argument, name: Argument) -> Outcome {
+    pub async fn delete_snapshot(
+        &self,
+        vm_id: Argument,
+        name: Argument,
+        options: Argument,
+        cancel: Option<&Cancellation>,
+    ) -> Outcome {
+        let cancel = Cancellation::token(cancel);
         data(async {
             let (vm_id, name) = (vm_id.text("vmId")?, name.text("name")?);
-            self.manager.delete_snapshot(vm_id, name).await
+            let (options, cancel) = (options.object("options")?, not_yet_fired(cancel, &vm_id)?);
+            let deleted = self.manager.delete_snapshot(vm_id, name, options, cancel);
+            deleted.await
         })
         .await
+    }
+
+    #[napi]
+    pub async fn commit_snapshot(
+        &self,
+        vm_id: Argument,
+        name: Argument,
+        cancel: Option<&Cancellation>,
+    ) -> Outcome {
+        let cancel = Cancellation::token(cancel);
+        data(async {
+            let (vm_id, name) = (vm_id.text("vmId")?, name.text("name")?);
+            let cancel = not_yet_fired(cancel, &vm_id)?;
+            self.manager.commit_snapshot(vm_id, name, cancel).await
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn snapshot_tree(&self, vm_id: Argument) -> Outcome {
+        data(async { self.manager.snapshot_tree(vm_id.text("vmId")?).await }).await
     }
 
     #[napi]

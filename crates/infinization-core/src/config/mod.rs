@@ -53,7 +53,9 @@ pub use manager::{
 pub use network::{NetworkConfig, NetworkModel};
 pub use options::{DeleteOptions, GuestExecOptions, StartOptions, StopOptions};
 pub use rules::parse_rules;
-pub use snapshot::{RevertOptions, SnapshotOptions};
+pub use snapshot::{
+    Dependents, RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions,
+};
 pub use stored::StoredColumns;
 pub use vm::{ChannelsConfig, FirewallConfig, GpuConfig, MemoryConfig, VmConfig, VmPaths};
 

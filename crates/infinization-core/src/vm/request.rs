@@ -9,7 +9,10 @@ use tokio_util::sync::CancellationToken;
 use super::outcome::{CreateResult, OperationResult};
 use super::reconcile::ReconcileResult;
 use super::recover::Recovered;
-use crate::config::{RevertOptions, SnapshotOptions, StartOptions, StopOptions, VmConfig, Warning};
+use crate::config::{
+    RevertOptions, SnapshotDeleteOptions, SnapshotOptions, StartOptions, StopOptions, VmConfig,
+    Warning,
+};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::SnapshotName;
 use crate::types::FirewallRuleInput;
@@ -111,6 +114,17 @@ pub enum Verb {
     DeleteSnapshot {
         /// Its name.
         name: SnapshotName,
+        /// As asked.
+        options: SnapshotDeleteOptions,
+        /// Ends the merging that an external one may need.
+        cancel: CancellationToken,
+    },
+    /// `commitSnapshot`.
+    CommitSnapshot {
+        /// Its name.
+        name: SnapshotName,
+        /// Ends it, and leaves the snapshot.
+        cancel: CancellationToken,
     },
 }
 
@@ -185,7 +199,12 @@ impl Verb {
             Self::RevertSnapshot { name, .. } => {
                 ("revert snapshot", json!({ "name": name.as_str() }))
             }
-            Self::DeleteSnapshot { name } => ("delete snapshot", json!({ "name": name.as_str() })),
+            Self::DeleteSnapshot { name, .. } => {
+                ("delete snapshot", json!({ "name": name.as_str() }))
+            }
+            Self::CommitSnapshot { name, .. } => {
+                ("commit snapshot", json!({ "name": name.as_str() }))
+            }
         }
     }
 
@@ -212,6 +231,9 @@ impl Verb {
             Self::DeleteSnapshot { .. } => {
                 (ErrorCode::QmpError, "the snapshot could not be deleted")
             }
+            Self::CommitSnapshot { .. } => {
+                (ErrorCode::QmpError, "the snapshot could not be committed")
+            }
         }
     }
 
@@ -224,7 +246,10 @@ impl Verb {
     pub(super) fn is_about_images(&self) -> bool {
         matches!(
             self,
-            Self::CreateSnapshot { .. } | Self::RevertSnapshot { .. } | Self::DeleteSnapshot { .. }
+            Self::CreateSnapshot { .. }
+                | Self::RevertSnapshot { .. }
+                | Self::DeleteSnapshot { .. }
+                | Self::CommitSnapshot { .. }
         )
     }
 }
