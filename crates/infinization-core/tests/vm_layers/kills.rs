@@ -1,0 +1,254 @@
+//! Our process is killed ever later after it has begun to change a tree. The next one finds the change
+//! done or undone, no orphan, and every snapshot as it was.
+//!
+//! The test starts itself again as the victim, in the same private network.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::*;
+
+const VM: &str = "layers-killed";
+const ORDERS: &str = "INFINIZATION_TEST_VICTIM";
+/// How much later each kill comes.
+const LATER: Duration = Duration::from_millis(6);
+const MOST_ROUNDS: u32 = 60;
+
+/// Not a test of its own: what a test starts, and kills.
+#[test]
+fn victim() {
+    let Some(orders) = std::env::var_os(ORDERS) else {
+        return;
+    };
+    let orders: Value = serde_json::from_str(orders.to_str().unwrap()).unwrap();
+    kit::runtime().block_on(async {
+        let manager = Manager::new(orders["settings"].clone());
+        manager.initialize().await.unwrap();
+        die_later(&orders);
+        perform(&manager, orders["verb"].as_str().unwrap()).await.unwrap();
+    });
+}
+
+async fn perform(manager: &Manager, verb: &str) -> Result<Value, Failure> {
+    match verb {
+        "create" => take(manager, VM, "new").await,
+        "revert" => revert(manager, VM, "a", json!({ "keep": "tip" })).await,
+        "discard" => revert(manager, VM, "a", json!({ "discard": true })).await,
+        "commit" => commit(manager, VM, "b").await,
+        "delete" => remove(manager, VM, "c", Value::Null).await,
+        "commit active" => remove(manager, VM, "b", rebase()).await,
+        _ => remove(manager, VM, "a", rebase()).await,
+    }
+}
+
+/// Counts from the moment the file beside the spec says that something is being done.
+fn die_later(orders: &Value) {
+    let state = Path::new(orders["settings"]["stateDir"].as_str().unwrap());
+    let record = state.join("vms").join(VM).join("snapshot-tree.json");
+    let read = move || std::fs::read(&record).unwrap_or_default();
+    let before = read();
+    let round = u32::try_from(orders["round"].as_u64().unwrap()).unwrap();
+    std::thread::spawn(move || {
+        while read() == before {}
+        std::thread::sleep(LATER * round);
+        let me = nix::unistd::Pid::from_raw(i32::try_from(std::process::id()).unwrap());
+        nix::sys::signal::kill(me, Signal::SIGKILL).unwrap();
+    });
+}
+
+fn run_victim(host: &Host, verb: &str, round: u32) -> bool {
+    let orders = json!({ "verb": verb, "round": round, "settings": host.settings() });
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "kills::victim", "--quiet"])
+        .env(ORDERS, orders.to_string())
+        .stdout(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    match status.signal() {
+        Some(9) => true,
+        None if status.success() => false,
+        other => panic!("the victim of {verb} in round {round}: {status} {other:?}"),
+    }
+}
+
+/// `a` with the children `b` and `c`, which are leaves but for the active layer on `b`.
+async fn plant(manager: &Manager, live: bool, both: bool) {
+    let write = async |writes: &[(usize, u8)]| {
+        if live {
+            write_live(manager, VM, 0, writes).await;
+            write_live(manager, VM, 1, writes).await;
+        } else {
+            for path in paths(&tree(manager, VM).await["active"]) {
+                write_offline(&path, writes);
+            }
+        }
+    };
+    write(&[(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1)]).await;
+    take(manager, VM, "a").await.unwrap();
+    write(&[(1, 2), (2, 2), (6, 2), (7, 2), (8, 2)]).await;
+    if both {
+        revert(manager, VM, "a", json!({ "keep": "c" })).await.unwrap();
+        write(&[(2, 3), (3, 3)]).await;
+    }
+    take(manager, VM, "b").await.unwrap();
+    write(&[(3, 4)]).await;
+}
+
+/// What each snapshot holds, and the active layers.
+async fn contents(manager: &Manager) -> Vec<(String, Vec<Vec<u8>>)> {
+    let now = tree(manager, VM).await;
+    let of = |layers: &Value| paths(layers).iter().map(|path| patterns(path)).collect();
+    let nodes = now["snapshots"].as_array().unwrap().iter();
+    let mut found: Vec<(String, Vec<Vec<u8>>)> = nodes
+        .filter(|node| node["complete"] == true)
+        .map(|node| (node["name"].as_str().unwrap().to_owned(), of(&node["layers"])))
+        .collect();
+    found.push(("(active)".to_owned(), of(&now["active"])));
+    found
+}
+
+async fn restart(host: &Host) -> Manager {
+    host.manager().await
+}
+
+/// Kills ever later until the verb is done first.
+async fn kill_ever_later(verb: &'static str, both: bool) {
+    let host = Host::new().await;
+    let manager = host.manager().await;
+    stopped(&host, &manager, VM, 2).await;
+    manager.shutdown().await.unwrap();
+    drop(manager);
+    for round in 0..MOST_ROUNDS {
+        let manager = restart(&host).await;
+        plant(&manager, false, both).await;
+        let before = contents(&manager).await;
+        let old = shape(&tree(&manager, VM).await);
+        manager.shutdown().await.unwrap();
+        drop(manager);
+        let killed = run_victim(&host, verb, round);
+        let manager = restart(&host).await;
+        let at = format!("{verb} killed in round {round}");
+        let now = tree(&manager, VM).await;
+        let after = contents(&manager).await;
+        let undone = shape(&now) == old;
+        assert!(killed || !undone, "{at}");
+        for (name, content) in &after {
+            let was = before.iter().find(|(known, _)| known == name);
+            let expected = match (verb, name.as_str()) {
+                // These two end at `a`, those of the others where they were.
+                ("revert" | "discard", "(active)") if !undone => find(&before, "a"),
+                ("revert", "tip") | ("create", "new") => find(&before, "(active)"),
+                ("commit", "a") if !undone => find(&before, "b"),
+                _ => &was.unwrap_or_else(|| panic!("{at}: {name} is new")).1,
+            };
+            assert_eq!(content, expected, "{at}: {name}");
+        }
+        sound(&no_orphans(&host, &[now]));
+        if undone {
+            perform(&manager, verb).await.unwrap();
+        }
+        start(&manager, VM).await;
+        stop(&manager, VM).await;
+        clear(&manager).await;
+        sound(&no_orphans(&host, &[tree(&manager, VM).await]));
+        if !killed && round > 0 {
+            delete(&manager, VM).await;
+            manager.shutdown().await.unwrap();
+            host.is_clean().await;
+            return;
+        }
+        manager.shutdown().await.unwrap();
+    }
+    panic!("{verb} takes longer than {:?}", LATER * MOST_ROUNDS);
+}
+
+fn find<'c>(contents: &'c [(String, Vec<Vec<u8>>)], name: &str) -> &'c Vec<Vec<u8>> {
+    let mut contents = contents.iter();
+    &contents.find(|(known, _)| known == name).unwrap().1
+}
+
+/// No snapshot is left, and the disks are zeros again where the tests write.
+async fn clear(manager: &Manager) {
+    loop {
+        let now = tree(manager, VM).await;
+        let Some(first) = now["snapshots"].as_array().unwrap().first() else {
+            break;
+        };
+        let name = first["name"].as_str().unwrap().to_owned();
+        remove(manager, VM, &name, rebase()).await.unwrap();
+    }
+    for path in paths(&tree(manager, VM).await["active"]) {
+        let zeros: Vec<_> = (0..chain::CLUSTERS).map(|at| (at, 0)).collect();
+        write_offline(&path, &zeros);
+    }
+}
+
+#[test]
+fn f9_a_change_of_a_stopped_machines_tree_is_done_or_undone() {
+    for (verb, both) in [
+        ("create", false),
+        ("revert", false),
+        ("discard", false),
+        ("delete", true),
+        ("commit", false),
+        ("rebase", true),
+    ] {
+        kit::in_private_network(move || async move { kill_ever_later(verb, both).await });
+    }
+}
+
+#[test]
+fn f9_a_change_of_a_running_machines_tree_is_done_or_undone() {
+    for verb in ["create", "commit", "rebase", "commit active"] {
+        kit::in_private_network(move || async move { kill_running(verb).await });
+    }
+}
+
+async fn kill_running(verb: &'static str) {
+    let host = Host::new().await;
+    let manager = host.manager().await;
+    running(&host, &manager, VM, 2).await;
+    manager.shutdown().await.unwrap();
+    drop(manager);
+    for round in 0..MOST_ROUNDS {
+        let manager = restart(&host).await;
+        plant(&manager, true, false).await;
+        let old = shape(&tree(&manager, VM).await);
+        manager.shutdown().await.unwrap();
+        drop(manager);
+        let killed = run_victim(&host, verb, round);
+        let at = format!("{verb} killed in round {round} under a running machine");
+        let manager = restart(&host).await;
+        let status = manager.get_vm_status(VM.into()).await.unwrap();
+        assert_eq!(status["status"], "running", "{at}: {status}");
+        assert_eq!(status["qmpStatus"], "running", "{at}: {status}");
+        // The guest goes on, and the next verb finishes what is left.
+        write_live(&manager, VM, 0, &[(9, 9)]).await;
+        write_live(&manager, VM, 1, &[(9, 9)]).await;
+        let _none = remove(&manager, VM, "none", Value::Null).await.unwrap();
+        let undone = shape(&tree(&manager, VM).await) == old;
+        assert!(killed || !undone, "{at}");
+        if undone {
+            perform(&manager, verb).await.unwrap();
+        }
+        stop(&manager, VM).await;
+        let now = tree(&manager, VM).await;
+        for path in paths(&now["active"]) {
+            let expected = [1, 2, 2, 4, 1, 1, 2, 2, 2, 9, 0, 0];
+            assert_eq!(patterns(&path), expected, "{at}: {now}");
+        }
+        sound(&no_orphans(&host, &[now]));
+        clear(&manager).await;
+        start(&manager, VM).await;
+        if !killed && round > 0 {
+            delete(&manager, VM).await;
+            manager.shutdown().await.unwrap();
+            host.is_clean().await;
+            return;
+        }
+        manager.shutdown().await.unwrap();
+    }
+    panic!("{verb} takes longer than {:?}", LATER * MOST_ROUNDS);
+}
