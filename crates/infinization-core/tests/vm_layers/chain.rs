@@ -5,13 +5,13 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 /// How many clusters of a disk the tests write into.
-pub const CLUSTERS: usize = 12;
+pub(crate) const CLUSTERS: usize = 12;
 const CLUSTER: u64 = 64 << 10;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const READS_AS_ZEROS: u64 = 1;
 
 /// The byte each of the first clusters is filled with, as a guest would read it.
-pub fn patterns(image: &Path) -> Vec<u8> {
+pub(crate) fn patterns(image: &Path) -> Vec<u8> {
     let mut found: Vec<Option<u8>> = vec![None; CLUSTERS];
     let mut next = Some(image.to_owned());
     while let Some(path) = next {

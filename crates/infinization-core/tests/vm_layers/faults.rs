@@ -4,16 +4,6 @@ use nix::sys::signal::Signal;
 
 use super::*;
 
-/// A machine that is off, whose disk is on a small file system.
-async fn on_small_disk(host: &Host, manager: &Manager, vm: &str, small: &SmallDisk) -> PathBuf {
-    let mut machine = host.machine(vm);
-    let path = small.path().join("disk.qcow2");
-    machine["disks"] = json!([{ "sizeGB": 1, "path": path }]);
-    manager.create_vm(machine, never()).await.unwrap();
-    stop(manager, vm).await;
-    path
-}
-
 async fn active(manager: &Manager, vm: &str) -> PathBuf {
     paths(&tree(manager, vm).await["active"]).remove(0)
 }
@@ -29,10 +19,13 @@ fn images_in(directory: &Path) -> usize {
 fn f15_on_a_full_disk_nothing_is_lost_and_it_is_finished_when_there_is_space() {
     kit::in_private_network(|| async {
         let host = Host::new().await;
-        let manager = host.manager().await;
         let vm = "layers-20";
         let small = SmallDisk::new(6 << 10);
-        on_small_disk(&host, &manager, vm, &small).await;
+        let mut settings = host.settings();
+        settings["diskDir"] = json!(small.path());
+        let manager = Manager::new(settings);
+        manager.initialize().await.unwrap();
+        stopped(&host, &manager, vm, 1).await;
         write_offline(&active(&manager, vm).await, &[(0, 1), (1, 1), (2, 1)]);
         take(&manager, vm, "a").await.unwrap();
         write_offline(&active(&manager, vm).await, &[(2, 2), (3, 2)]);

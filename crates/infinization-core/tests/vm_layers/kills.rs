@@ -6,14 +6,14 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
+use kit::machine::PATIENCE;
 use nix::sys::signal::Signal;
 
 use super::*;
 
-const VM: &str = "layers-killed";
 const ORDERS: &str = "INFINIZATION_TEST_VICTIM";
 /// How much later each kill comes.
-const LATER: Duration = Duration::from_millis(6);
+const LATER: Duration = Duration::from_millis(12);
 const MOST_ROUNDS: u32 = 60;
 
 /// Not a test of its own: what a test starts, and kills.
@@ -27,26 +27,27 @@ fn victim() {
         let manager = Manager::new(orders["settings"].clone());
         manager.initialize().await.unwrap();
         die_later(&orders);
-        perform(&manager, orders["verb"].as_str().unwrap()).await.unwrap();
+        let text = |key: &str| orders[key].as_str().unwrap();
+        perform(&manager, text("vm"), text("verb")).await.unwrap();
     });
 }
 
-async fn perform(manager: &Manager, verb: &str) -> Result<Value, Failure> {
+async fn perform(manager: &Manager, vm: &str, verb: &str) -> Result<Value, Failure> {
     match verb {
-        "create" => take(manager, VM, "new").await,
-        "revert" => revert(manager, VM, "a", json!({ "keep": "tip" })).await,
-        "discard" => revert(manager, VM, "a", json!({ "discard": true })).await,
-        "commit" => commit(manager, VM, "b").await,
-        "delete" => remove(manager, VM, "c", Value::Null).await,
-        "commit active" => remove(manager, VM, "b", rebase()).await,
-        _ => remove(manager, VM, "a", rebase()).await,
+        "create" => take(manager, vm, "new").await,
+        "revert" => revert(manager, vm, "a", json!({ "keep": "tip" })).await,
+        "discard" => revert(manager, vm, "a", json!({ "discard": true })).await,
+        "commit" => commit(manager, vm, "b").await,
+        "delete" => remove(manager, vm, "c", Value::Null).await,
+        "commit active" => remove(manager, vm, "b", rebase()).await,
+        _ => remove(manager, vm, "a", rebase()).await,
     }
 }
 
 /// Counts from the moment the file beside the spec says that something is being done.
 fn die_later(orders: &Value) {
     let state = Path::new(orders["settings"]["stateDir"].as_str().unwrap());
-    let record = state.join("vms").join(VM).join("snapshot-tree.json");
+    let record = state.join("vms").join(orders["vm"].as_str().unwrap()).join("snapshot-tree.json");
     let read = move || std::fs::read(&record).unwrap_or_default();
     let before = read();
     let round = u32::try_from(orders["round"].as_u64().unwrap()).unwrap();
@@ -58,8 +59,8 @@ fn die_later(orders: &Value) {
     });
 }
 
-fn run_victim(host: &Host, verb: &str, round: u32) -> bool {
-    let orders = json!({ "verb": verb, "round": round, "settings": host.settings() });
+fn run_victim(host: &Host, vm: &str, verb: &str, round: u32) -> bool {
+    let orders = json!({ "vm": vm, "verb": verb, "round": round, "settings": host.settings() });
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "kills::victim", "--quiet"])
         .env(ORDERS, orders.to_string())
@@ -74,31 +75,31 @@ fn run_victim(host: &Host, verb: &str, round: u32) -> bool {
 }
 
 /// `a` with the children `b` and `c`, which are leaves but for the active layer on `b`.
-async fn plant(manager: &Manager, live: bool, both: bool) {
+async fn plant(manager: &Manager, vm: &str, live: bool, both: bool) {
     let write = async |writes: &[(usize, u8)]| {
         if live {
-            write_live(manager, VM, 0, writes).await;
-            write_live(manager, VM, 1, writes).await;
+            write_live(manager, vm, 0, writes).await;
+            write_live(manager, vm, 1, writes).await;
         } else {
-            for path in paths(&tree(manager, VM).await["active"]) {
+            for path in paths(&tree(manager, vm).await["active"]) {
                 write_offline(&path, writes);
             }
         }
     };
     write(&[(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1)]).await;
-    take(manager, VM, "a").await.unwrap();
+    take(manager, vm, "a").await.unwrap();
     write(&[(1, 2), (2, 2), (6, 2), (7, 2), (8, 2)]).await;
     if both {
-        revert(manager, VM, "a", json!({ "keep": "c" })).await.unwrap();
+        revert(manager, vm, "a", json!({ "keep": "c" })).await.unwrap();
         write(&[(2, 3), (3, 3)]).await;
     }
-    take(manager, VM, "b").await.unwrap();
+    take(manager, vm, "b").await.unwrap();
     write(&[(3, 4)]).await;
 }
 
 /// What each snapshot holds, and the active layers.
-async fn contents(manager: &Manager) -> Vec<(String, Vec<Vec<u8>>)> {
-    let now = tree(manager, VM).await;
+async fn contents(manager: &Manager, vm: &str) -> Vec<(String, Vec<Vec<u8>>)> {
+    let now = tree(manager, vm).await;
     let of = |layers: &Value| paths(layers).iter().map(|path| patterns(path)).collect();
     let nodes = now["snapshots"].as_array().unwrap().iter();
     let mut found: Vec<(String, Vec<Vec<u8>>)> = nodes
@@ -115,23 +116,24 @@ async fn restart(host: &Host) -> Manager {
 
 /// Kills ever later until the verb is done first.
 async fn kill_ever_later(verb: &'static str, both: bool) {
+    let vm = "layers-killed-off";
     let host = Host::new().await;
     let manager = host.manager().await;
-    stopped(&host, &manager, VM, 2).await;
+    stopped(&host, &manager, vm, 2).await;
     manager.shutdown().await.unwrap();
     drop(manager);
     for round in 0..MOST_ROUNDS {
         let manager = restart(&host).await;
-        plant(&manager, false, both).await;
-        let before = contents(&manager).await;
-        let old = shape(&tree(&manager, VM).await);
+        plant(&manager, vm, false, both).await;
+        let before = contents(&manager, vm).await;
+        let old = shape(&tree(&manager, vm).await);
         manager.shutdown().await.unwrap();
         drop(manager);
-        let killed = run_victim(&host, verb, round);
+        let killed = run_victim(&host, vm, verb, round);
         let manager = restart(&host).await;
         let at = format!("{verb} killed in round {round}");
-        let now = tree(&manager, VM).await;
-        let after = contents(&manager).await;
+        let now = tree(&manager, vm).await;
+        let after = contents(&manager, vm).await;
         let undone = shape(&now) == old;
         assert!(killed || !undone, "{at}");
         for (name, content) in &after {
@@ -147,14 +149,14 @@ async fn kill_ever_later(verb: &'static str, both: bool) {
         }
         sound(&no_orphans(&host, &[now]));
         if undone {
-            perform(&manager, verb).await.unwrap();
+            perform(&manager, vm, verb).await.unwrap();
         }
-        start(&manager, VM).await;
-        stop(&manager, VM).await;
-        clear(&manager).await;
-        sound(&no_orphans(&host, &[tree(&manager, VM).await]));
+        start(&manager, vm).await;
+        stop(&manager, vm).await;
+        clear(&manager, vm).await;
+        sound(&no_orphans(&host, &[tree(&manager, vm).await]));
         if !killed && round > 0 {
-            delete(&manager, VM).await;
+            delete(&manager, vm).await;
             manager.shutdown().await.unwrap();
             host.is_clean().await;
             return;
@@ -170,16 +172,16 @@ fn find<'c>(contents: &'c [(String, Vec<Vec<u8>>)], name: &str) -> &'c Vec<Vec<u
 }
 
 /// No snapshot is left, and the disks are zeros again where the tests write.
-async fn clear(manager: &Manager) {
+async fn clear(manager: &Manager, vm: &str) {
     loop {
-        let now = tree(manager, VM).await;
+        let now = tree(manager, vm).await;
         let Some(first) = now["snapshots"].as_array().unwrap().first() else {
             break;
         };
         let name = first["name"].as_str().unwrap().to_owned();
-        remove(manager, VM, &name, rebase()).await.unwrap();
+        remove(manager, vm, &name, rebase()).await.unwrap();
     }
-    for path in paths(&tree(manager, VM).await["active"]) {
+    for path in paths(&tree(manager, vm).await["active"]) {
         let zeros: Vec<_> = (0..chain::CLUSTERS).map(|at| (at, 0)).collect();
         write_offline(&path, &zeros);
     }
@@ -206,44 +208,57 @@ fn f9_a_change_of_a_running_machines_tree_is_done_or_undone() {
     }
 }
 
+/// Whether or not it stood still when we died, it runs, and that is what is told.
+async fn goes_on(manager: &Manager, vm: &str, at: &str) {
+    let told = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let status = manager.get_vm_status(vm.into()).await.unwrap();
+            if status["status"] == "running" && status["qmpStatus"] == "running" {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert!(told.await.is_ok(), "{at}: the guest stands still");
+}
+
 async fn kill_running(verb: &'static str) {
+    let vm = "layers-killed-on";
     let host = Host::new().await;
     let manager = host.manager().await;
-    running(&host, &manager, VM, 2).await;
+    running(&host, &manager, vm, 2).await;
     manager.shutdown().await.unwrap();
     drop(manager);
     for round in 0..MOST_ROUNDS {
         let manager = restart(&host).await;
-        plant(&manager, true, false).await;
-        let old = shape(&tree(&manager, VM).await);
+        plant(&manager, vm, true, false).await;
+        let old = shape(&tree(&manager, vm).await);
         manager.shutdown().await.unwrap();
         drop(manager);
-        let killed = run_victim(&host, verb, round);
+        let killed = run_victim(&host, vm, verb, round);
         let at = format!("{verb} killed in round {round} under a running machine");
         let manager = restart(&host).await;
-        let status = manager.get_vm_status(VM.into()).await.unwrap();
-        assert_eq!(status["status"], "running", "{at}: {status}");
-        assert_eq!(status["qmpStatus"], "running", "{at}: {status}");
+        goes_on(&manager, vm, &at).await;
         // The guest goes on, and the next verb finishes what is left.
-        write_live(&manager, VM, 0, &[(9, 9)]).await;
-        write_live(&manager, VM, 1, &[(9, 9)]).await;
-        let _none = remove(&manager, VM, "none", Value::Null).await.unwrap();
-        let undone = shape(&tree(&manager, VM).await) == old;
+        write_live(&manager, vm, 0, &[(9, 9)]).await;
+        write_live(&manager, vm, 1, &[(9, 9)]).await;
+        let _none = remove(&manager, vm, "none", Value::Null).await.unwrap();
+        let undone = shape(&tree(&manager, vm).await) == old;
         assert!(killed || !undone, "{at}");
         if undone {
-            perform(&manager, verb).await.unwrap();
+            perform(&manager, vm, verb).await.unwrap();
         }
-        stop(&manager, VM).await;
-        let now = tree(&manager, VM).await;
+        stop(&manager, vm).await;
+        let now = tree(&manager, vm).await;
         for path in paths(&now["active"]) {
             let expected = [1, 2, 2, 4, 1, 1, 2, 2, 2, 9, 0, 0];
             assert_eq!(patterns(&path), expected, "{at}: {now}");
         }
         sound(&no_orphans(&host, &[now]));
-        clear(&manager).await;
-        start(&manager, VM).await;
+        clear(&manager, vm).await;
+        start(&manager, vm).await;
         if !killed && round > 0 {
-            delete(&manager, VM).await;
+            delete(&manager, vm).await;
             manager.shutdown().await.unwrap();
             host.is_clean().await;
             return;

@@ -114,14 +114,15 @@ fn k4_an_overlay_or_a_loaded_snapshot_takes_the_bitmaps_of_backups_with_it() {
         };
         let bitmaps = async || {
             let blocks = manager.qmp_execute(vm, "query-block", Value::Null).await;
-            blocks.unwrap().get().contains("infz-")
+            let blocks = blocks.unwrap().get().to_owned();
+            blocks.contains("\"infz-").then_some(blocks)
         };
         let options = json!({ "name": "mem", "memory": true });
         let taken = manager.create_snapshot(vm.into(), options, never());
         taken.await.unwrap();
         bitmap("infz-1").await;
         revert(&manager, vm, "mem", Value::Null).await.unwrap();
-        assert!(!bitmaps().await);
+        assert_eq!(bitmaps().await, None);
         bitmap("theirs").await;
         let refusal = revert(&manager, vm, "mem", Value::Null).await.unwrap_err();
         assert_eq!(refusal.code(), ErrorCode::InvalidState);
@@ -129,14 +130,14 @@ fn k4_an_overlay_or_a_loaded_snapshot_takes_the_bitmaps_of_backups_with_it() {
 
         bitmap("infz-2").await;
         take(&manager, vm, "a").await.unwrap();
-        assert!(!bitmaps().await);
+        assert_eq!(bitmaps().await, None);
         stop(&manager, vm).await;
         let now = tree(&manager, vm).await;
         let mut info = Command::new("qemu-img");
         let base = &paths(&node(&now, "a")["layers"])[0];
         let told = info.args(["info", "-f", "qcow2"]).arg(base).output().unwrap();
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
-        assert!(told.contains("theirs") && !told.contains("infz-"), "{told}");
+        assert!(told.contains("theirs") && !told.contains("infz-2"), "{told}");
         delete(&manager, vm).await;
         host.is_clean().await;
     });

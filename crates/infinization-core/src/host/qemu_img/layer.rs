@@ -4,15 +4,19 @@
 //! None of these changes what a chain's uppermost image holds, however far they get: data is copied
 //! before a link is changed. What a killed `qemu-img` leaves are clusters nobody uses ([`reclaim`]).
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::bitmap::drop_bitmaps;
 use super::command::QemuImg;
+use super::create::check_size;
 use super::in_use::{self, Access};
 use super::info::{Sharing, info_locked};
 use super::inspect::{self, header_of};
 use super::job::{blocking, supervised, to_its_end};
+use super::overlay::EmptyOverlay;
 use super::partial::Partial;
 use super::{ImageError, ImageFormat, Job, lock};
 use crate::types::{ByteSize, HostPath};
@@ -76,24 +80,22 @@ pub async fn make_overlay(
     size: ByteSize,
 ) -> Result<(), ImageError> {
     let (path, backing) = (path.clone(), backing.clone());
-    supervised(&Job::short(), &path.clone(), move |job| async move {
-        let (target, below) = (path.clone(), backing.clone());
-        let (partial, owner) = blocking(&path, move || {
-            let file = std::fs::metadata(below.as_path());
-            let file = file.map_err(|error| ImageError::io(&below, error))?;
-            Ok((Partial::beside(&target)?, (file.uid(), file.gid())))
-        })
-        .await?;
-        QemuImg::new("create", &path)
-            .args(["-q", "-u", "-f", "qcow2", "-F", "qcow2"])
-            .path_option("-b", &backing)
-            .files([partial.path()])
-            .args([size.as_bytes().to_string()])
-            .run_as(&job)
-            .await?;
-        blocking(&path, move || partial.publish(Some(owner))).await
+    check_size(&path, ImageFormat::Qcow2, size, None)?;
+    blocking(&path.clone(), move || {
+        let overlay = EmptyOverlay::new(&path, size.as_bytes(), &backing)?;
+        let file = std::fs::metadata(backing.as_path());
+        let below = file.map_err(|error| ImageError::io(&backing, error))?;
+        let partial = Partial::beside(&path)?;
+        fill(partial.path(), &overlay).map_err(|error| ImageError::io(&path, error))?;
+        partial.publish(Some((below.uid(), below.gid())))
     })
     .await
+}
+
+fn fill(path: &Path, overlay: &EmptyOverlay) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.write_all(&overlay.bytes)?;
+    file.set_len(overlay.length)
 }
 
 /// Writes what `top` holds into the file right below it, which must be `base`. `top` stays as it is, and

@@ -29,6 +29,7 @@ mod inspect;
 mod job;
 mod layer;
 mod lock;
+mod overlay;
 mod partial;
 mod resize;
 mod snapshot;
@@ -47,7 +48,7 @@ pub use job::Job;
 pub use layer::{
     Layer, Rebase, allocated, commit_layer, freeze_layer, layer, make_overlay, rebase, reclaim,
 };
-pub use partial::sweep_partials;
+pub use partial::{sweep_partials, sweep_partials_of};
 pub use resize::{Resize, resize};
 pub use snapshot::{
     SnapshotInfo, SnapshotName, create_snapshot, delete_snapshot, list_snapshots, revert_snapshot,

@@ -15,7 +15,7 @@ use crate::db::ConfigurationUpdate;
 use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::{blocking, file_call};
 use crate::host::qemu_img::{
-    ImageError, ImageFormat, Job, ensure_unused, freeze_layer, inspect, layer, make_overlay,
+    ImageError, ImageFormat, Job, ensure_unused, freeze_layer, inspect, layer, make_overlay, sweep_partials_of,
 };
 use crate::host::state_file::StateFileError;
 use crate::types::HostPath;
@@ -193,6 +193,9 @@ impl<'a> Layers<'a> {
 
     /// Nothing was changed: what was made goes.
     pub(super) async fn abandon(&mut self, made: &[HostPath]) -> Result<(), Failure> {
+        for path in made {
+            sweep_partials_of(path).await?;
+        }
         remove_files(made).await?;
         self.record.pending = None;
         self.save().await
@@ -220,6 +223,10 @@ impl<'a> Layers<'a> {
             return Ok(());
         };
         self.publish().await?;
+        if self.live.is_some() {
+            // A node that nothing uses any more would hold its file, and what lies below it.
+            self.close_nodes(&remove).await?;
+        }
         remove_files(&remove).await?;
         self.record.pending = None;
         self.save().await

@@ -83,7 +83,7 @@ impl Layers<'_> {
             self.turn(overlay.after, overlay.remove).await?;
             return switched.and_then(|thawed| thawed);
         }
-        self.close_overlays(&made).await?;
+        self.close_nodes(&made).await?;
         self.abandon(&made).await?;
         switched.and_then(|thawed| thawed)
     }
@@ -119,11 +119,11 @@ impl Layers<'_> {
         switched.map(|()| thawed)
     }
 
-    /// Closes overlays that QEMU may have opened but does not use.
-    pub(super) async fn close_overlays(&self, made: &[HostPath]) -> Result<(), Failure> {
+    /// Closes the nodes of files that QEMU does not use. What was opened by name stays until then.
+    pub(super) async fn close_nodes(&self, files: &[HostPath]) -> Result<(), Failure> {
         let qmp = self.qmp()?;
         for node in qmp.query_layers().await? {
-            if made.iter().any(|path| path.as_str() == node.file) {
+            if files.iter().any(|path| path.as_str() == node.file) {
                 qmp.blockdev_del(&node.name).await?;
             }
         }
@@ -219,9 +219,11 @@ impl Layers<'_> {
         for job in jobs {
             completed = completed.and(job.complete().await);
         }
-        self.note_pivots(lowers, false).await?;
+        // On disk before the guest writes on, and until then it has to be known that it waits.
+        self.note_pivots(lowers, runs).await?;
         if runs {
             self.qmp()?.cont().await?;
+            self.note_pivots(lowers, false).await?;
         }
         Ok(completed?)
     }
@@ -254,8 +256,9 @@ impl Layers<'_> {
         };
         let lower = Dependent::Node(merge.lower);
         let lowers = self.record.tree.layers(&lower).to_vec();
-        self.note_pivots(&lowers, false).await?;
-        Ok(self.qmp()?.cont().await?)
+        self.note_pivots(&lowers, true).await?;
+        self.qmp()?.cont().await?;
+        self.note_pivots(&lowers, false).await
     }
 }
 

@@ -61,7 +61,7 @@ impl Layers<'_> {
                 if self.stands_on(&made).await? {
                     return self.turn(after, remove).await;
                 }
-                self.close_overlays(&made).await?;
+                self.close_nodes(&made).await?;
                 self.abandon(&made).await
             }
             Some(Pending::Merge { .. }) => {
