@@ -363,6 +363,52 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   snapshotTree(vmId: string): Promise<VMSnapshotTree>
 
+  /**
+   * Makes a directory a storage pool, whose volumes are its files `*.qcow2`, `*.raw` and `*.img`. What is in
+   * it stays. Pools are kept in the state directory.
+   * @param name 1 to 64 letters, digits, `-` and `_`, and no `-` in front
+   * @throws StorageError `POOL_ALREADY_EXISTS` (the name, or another pool has the directory),
+   * `PERMISSION_DENIED` (no directory, reached through a symbolic link, or outside `allowedPaths`),
+   * `IMAGE_NOT_FOUND` (there is none); LifecycleError `INVALID_CONFIG`; ProcessError `STATE_FILE`
+   */
+  definePool(name: string, options: StoragePoolOptions): Promise<StoragePool>
+  /** All pools, by name; one whose directory is not there is left out. @throws ProcessError `STATE_FILE` */
+  listPools(): Promise<StoragePool[]>
+  /** @throws StorageError `POOL_NOT_FOUND`, `IMAGE_NOT_FOUND` (its directory is gone), `PERMISSION_DENIED` */
+  getPool(name: string): Promise<StoragePool>
+  /** Forgets a pool; its directory and volumes stay. @throws StorageError `POOL_NOT_FOUND` */
+  undefinePool(name: string): Promise<null>
+  /** A pool's volumes as they are now, by name. Symbolic links are none. @throws as `getPool` */
+  listVolumes(pool: string): Promise<StorageVolume[]>
+  /**
+   * Makes an empty volume; what fails or is aborted leaves nothing.
+   * @throws StorageError `IMAGE_ALREADY_EXISTS`, `INVALID_SIZE`, `INVALID_FORMAT` (`metadata` of a raw
+   * volume), `INSUFFICIENT_SPACE`, `ABORTED`, else as `getPool`; LifecycleError `INVALID_CONFIG`
+   */
+  createVolume(pool: string, options: StorageVolumeOptions): Promise<StorageVolume>
+  /**
+   * Copies a volume, also into the other format, or makes a thin overlay on it (`linked`). A machine's disk
+   * is not linked to, since it changes; nor is a volume copied while a machine that runs writes to it.
+   * @throws StorageError `IMAGE_NOT_FOUND`, `IMAGE_IN_USE`, `INVALID_FORMAT` (linked to or as raw), else as
+   * `createVolume`
+   */
+  cloneVolume(pool: string, options: StorageVolumeCloneOptions): Promise<StorageVolume>
+  /**
+   * Changes a volume's size; one that is the disk of a running machine grows under it (`block_resize`). The
+   * guest's partitions stay as they are.
+   * @throws StorageError `DATA_LOSS_REFUSED` (smaller, without `shrink`), `IMAGE_IN_USE` (`context.overlays` lie
+   * on it), `IMAGE_NOT_FOUND`, `INVALID_SIZE`; LifecycleError `INVALID_STATE` (a running machine has it, but
+   * not as a disk), `QMP_ERROR`
+   */
+  resizeVolume(pool: string, name: string, options: StorageVolumeResizeOptions): Promise<StorageVolume>
+  /**
+   * Deletes a volume that nobody needs.
+   * @throws StorageError `IMAGE_IN_USE` (`context.users` are the machines that have it, `context.overlays` the
+   * images that lie on it, as far as this state directory and its pools know; or another process has it
+   * open), `IMAGE_NOT_FOUND`, else as `getPool`
+   */
+  deleteVolume(pool: string, name: string): Promise<null>
+
   /** Emits what QEMU reports of the VMs. Always the same object. */
   getEventHandler(): EventHandler
   /** Emits crashes, and what the periodic checks find. Always the same object. */
@@ -514,7 +560,7 @@ export interface JournalEntry {
   actor: 'api' | 'guest' | 'monitor' | 'process' | 'recovery' | 'reconcile' | 'health'
   /**
    * What was under way: `create`, `start`, `stop`, `restart`, `suspend`, `resume`, `reset`, `destroy`,
-   * `delete`, `set firewall rules`, `create snapshot`, `revert snapshot`, `delete snapshot`, `commit snapshot`, `retryCleanup`,
+   * `delete`, `set firewall rules`, `create snapshot`, `revert snapshot`, `delete snapshot`, `commit snapshot`, `resize disk`, `retryCleanup`,
    * `reloadFirewall`, `recover`, `reconcile`, `check`; `run` between them.
    */
   operation: string
@@ -821,6 +867,67 @@ export interface VMSnapshotRevertOptions {
   keep?: string
   /** External: what was written since the current snapshot is removed. Default false. */
   discard?: boolean
+}
+
+export interface StoragePoolOptions {
+  /** The directory: absolute, and reached through no symbolic link. */
+  path: string
+  /** Make the directory (not its parents) if it is not there. Default false. */
+  create?: boolean
+}
+
+/** A directory of volumes. */
+export interface StoragePool {
+  name: string
+  path: string
+  /** The size of the directory's file system, in bytes. */
+  capacity: number
+  /** What of that is taken, by whomever, in bytes. */
+  allocation: number
+  /** What of that may still be taken, in bytes. */
+  available: number
+}
+
+export interface StorageVolumeOptions extends Abortable {
+  /** A file name of letters, digits, `-`, `_` and `.` whose ending says the format: `.qcow2`, `.raw` or `.img`. */
+  name: string
+  /** The disk's size in bytes, a multiple of 512. */
+  capacity: number
+  /** What is given its space at once: nothing, the tables (qcow2), or everything. Default `off`. */
+  preallocation?: 'off' | 'metadata' | 'falloc' | 'full'
+}
+
+export interface StorageVolumeCloneOptions extends Abortable {
+  /** The volume that is cloned. */
+  source: string
+  /** The clone; as in {@link StorageVolumeOptions}. */
+  name: string
+  /** An overlay on the source instead of a copy; both qcow2. Default false. */
+  linked?: boolean
+}
+
+export interface StorageVolumeResizeOptions {
+  /** The new size in bytes, a multiple of 512. */
+  capacity: number
+  /** What lies beyond it may be lost. Default false. */
+  shrink?: boolean
+}
+
+/** A disk image in a pool. */
+export interface StorageVolume {
+  name: string
+  path: string
+  format: 'qcow2' | 'raw'
+  /** The disk's size as a guest sees it, in bytes. */
+  capacity: number
+  /** What its file takes on the host, in bytes. */
+  allocation: number
+  /** The file it is an overlay on; null for none. */
+  backing: string | null
+  /** The machines that have it, as a disk or as a layer of a snapshot. */
+  usedBy: string[]
+  /** The images that are overlays on it. */
+  overlays: string[]
 }
 
 export interface VMSnapshotDeleteOptions extends Abortable {
@@ -3133,6 +3240,8 @@ export class PrismaAdapterError extends Error {
 export function isPrismaAdapterError(error: unknown): error is PrismaAdapterError
 
 export type StorageErrorCode =
+  | 'POOL_NOT_FOUND'
+  | 'POOL_ALREADY_EXISTS'
   | 'IMAGE_NOT_FOUND'
   | 'IMAGE_ALREADY_EXISTS'
   | 'SNAPSHOT_NOT_FOUND'

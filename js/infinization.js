@@ -85,6 +85,14 @@ class Infinization extends Manager {
     return abortable(options, (_rest, cancellation) => super.commitSnapshot(vmId, name, cancellation))
   }
 
+  async createVolume (pool, options) {
+    return abortable(options, (rest, cancellation) => super.createVolume(pool, rest, cancellation))
+  }
+
+  async cloneVolume (pool, options) {
+    return abortable(options, (rest, cancellation) => super.cloneVolume(pool, rest, cancellation))
+  }
+
   getHealthMonitor () {
     native.requireOpen(this)
     return this.#healthMonitor

@@ -110,6 +110,8 @@ error_codes! {
     VersionConflict Database "VERSION_CONFLICT" "The row's version is not the expected one."
     SchemaMismatch Database "SCHEMA_MISMATCH" "The database lacks a table, column or client method that is needed; `details.missing` lists them."
 
+    PoolNotFound Storage "POOL_NOT_FOUND" "There is no storage pool of this name."
+    PoolAlreadyExists Storage "POOL_ALREADY_EXISTS" "There is a storage pool of this name, or in this directory."
     ImageNotFound Storage "IMAGE_NOT_FOUND" "The image does not exist."
     ImageAlreadyExists Storage "IMAGE_ALREADY_EXISTS" "A file of this name exists; it was left alone."
     SnapshotNotFound Storage "SNAPSHOT_NOT_FOUND" "The image has no snapshot of this name."

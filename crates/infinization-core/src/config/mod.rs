@@ -28,6 +28,7 @@ mod options;
 mod resolve;
 mod rules;
 mod snapshot;
+mod storage;
 mod stored;
 mod vm;
 
@@ -55,6 +56,10 @@ pub use options::{DeleteOptions, GuestExecOptions, StartOptions, StopOptions};
 pub use rules::parse_rules;
 pub use snapshot::{
     Dependents, RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions,
+};
+pub use storage::{
+    CloneOptions, PoolName, PoolOptions, VolumeName, VolumeOptions, VolumePreallocation,
+    VolumeResizeOptions,
 };
 pub use stored::StoredColumns;
 pub use vm::{ChannelsConfig, FirewallConfig, GpuConfig, MemoryConfig, VmConfig, VmPaths};

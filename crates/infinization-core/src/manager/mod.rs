@@ -11,6 +11,7 @@
 //! | `journal` | what was done with the VMs |
 //! | `status` | `getVMStatus`, `getActiveVMs` |
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
+//! | `storage` | pools and volumes |
 //! | `snapshots` | snapshots of a VM's disks and memory |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
@@ -31,6 +32,7 @@ mod repair;
 mod snapshots;
 mod startup;
 mod status;
+mod storage;
 mod store;
 
 pub use database::DatabaseChoice;
@@ -56,6 +58,7 @@ use crate::events::{Event, EventBus, Source};
 use crate::firewall::ChainNames;
 use crate::host::process::ProcessId;
 use crate::monitor::HealthMonitor;
+use crate::storage::Pools;
 use crate::types::VmId;
 use crate::vm::{
     DatabaseWrapper, EffectsWrapper, ReconcileResult, ReconcileSummary, Services, Verb, VmHandle,
@@ -114,6 +117,8 @@ struct Open {
     will_catch_up: AtomicBool,
     /// Ends what works for it in the background.
     _alive: DropGuard,
+    /// Storage pools and their volumes.
+    pools: Pools,
     _lock: crate::host::dir_lock::DirLock,
 }
 

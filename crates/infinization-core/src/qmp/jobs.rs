@@ -219,7 +219,9 @@ impl Job {
     /// too busy with the job to answer.
     async fn reaches(&mut self, statuses: &[&str]) -> Result<JobInfo, QmpError> {
         loop {
-            if self.look_first && let Some(job) = self.look(statuses).await? {
+            if self.look_first
+                && let Some(job) = self.look(statuses).await?
+            {
                 return Ok(job);
             }
             self.look_first = match self.events.next().await {

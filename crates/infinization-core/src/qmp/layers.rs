@@ -19,6 +19,8 @@ pub const BITMAP_PREFIX: &str = "infz-";
 pub struct LayerNode {
     /// Its name.
     pub name: String,
+    /// The driver (`qcow2`, `raw`).
+    pub format: String,
     /// The file it holds, as QEMU was told its path.
     pub file: String,
     /// The disk's size in bytes.
@@ -53,20 +55,34 @@ struct Bitmap {
 impl QmpClient {
     /// Every qcow2 node.
     pub async fn query_layers(&self) -> Result<Vec<LayerNode>, QmpError> {
+        let mut layers = self.query_images().await?;
+        layers.retain(|node| node.format == "qcow2");
+        Ok(layers)
+    }
+
+    /// Every node, of any driver.
+    pub async fn query_images(&self) -> Result<Vec<LayerNode>, QmpError> {
         let command = "query-named-block-nodes";
         let answer = self.execute(command, json!({ "flat": true })).await?;
         let nodes: Vec<Node> = decode(command, &answer)?;
-        let layers = nodes.into_iter().filter(|node| node.drv == "qcow2");
-        Ok(layers
+        let nodes = nodes.into_iter();
+        Ok(nodes
             .filter_map(|node| {
                 Some(LayerNode {
                     name: node.node_name?,
+                    format: node.drv,
                     file: file_name(&node.image.filename),
                     size: node.image.virtual_size,
                     bitmaps: node.dirty_bitmaps.into_iter().map(|one| one.name).collect(),
                 })
             })
             .collect())
+    }
+
+    /// Changes the size of the disk a node holds, in bytes.
+    pub async fn block_resize(&self, node: &str, size: u64) -> Result<(), QmpError> {
+        let arguments = json!({ "node-name": node, "size": size });
+        self.execute("block_resize", arguments).await.map(drop)
     }
 
     /// Opens a node.

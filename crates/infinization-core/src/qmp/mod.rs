@@ -40,11 +40,11 @@ pub use commands::{DisplayProtocol, EjectTarget};
 pub use error::QmpError;
 pub use event_stream::{EventReceiver, MonitorEvent};
 pub use events::{BlockIoError, EventKind, QmpEvent, QmpTimestamp, ShutdownCause};
-pub use jobs::Job;
-pub use layers::{BITMAP_PREFIX, LayerNode};
 pub use guest_agent::{
     AgentError, AgentOptions, AgentSocket, ExecOutput, FreezeStatus, GuestAgent,
 };
+pub use jobs::Job;
+pub use layers::{BITMAP_PREFIX, LayerNode};
 pub use replies::{
     BalloonInfo, BlockInfo, CpuInfo, CpuTopology, Greeting, InsertedMedium, IoStatus, QemuVersion,
     RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo, device_id,

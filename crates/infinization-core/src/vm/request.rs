@@ -15,7 +15,7 @@ use crate::config::{
 };
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::SnapshotName;
-use crate::types::FirewallRuleInput;
+use crate::types::{ByteSize, FirewallRuleInput, HostPath};
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Failure>>;
 
@@ -119,6 +119,15 @@ pub enum Verb {
         /// Ends the merging that an external one may need.
         cancel: CancellationToken,
     },
+    /// `resizeVolume` of a disk that QEMU has.
+    ResizeDisk {
+        /// The active file.
+        path: HostPath,
+        /// The disk's new size.
+        size: ByteSize,
+        /// It may be less than before.
+        shrink: bool,
+    },
     /// `commitSnapshot`.
     CommitSnapshot {
         /// Its name.
@@ -202,6 +211,10 @@ impl Verb {
             Self::DeleteSnapshot { name, .. } => {
                 ("delete snapshot", json!({ "name": name.as_str() }))
             }
+            Self::ResizeDisk { path, size, .. } => (
+                "resize disk",
+                json!({ "path": path, "size": size.as_bytes() }),
+            ),
             Self::CommitSnapshot { name, .. } => {
                 ("commit snapshot", json!({ "name": name.as_str() }))
             }
@@ -231,6 +244,7 @@ impl Verb {
             Self::DeleteSnapshot { .. } => {
                 (ErrorCode::QmpError, "the snapshot could not be deleted")
             }
+            Self::ResizeDisk { .. } => (ErrorCode::QmpError, "the disk could not be resized"),
             Self::CommitSnapshot { .. } => {
                 (ErrorCode::QmpError, "the snapshot could not be committed")
             }
@@ -250,6 +264,7 @@ impl Verb {
                 | Self::RevertSnapshot { .. }
                 | Self::DeleteSnapshot { .. }
                 | Self::CommitSnapshot { .. }
+                | Self::ResizeDisk { .. }
         )
     }
 }

@@ -448,6 +448,10 @@ impl Machine {
                 let work = self.delete_snapshot(&name, options, &cancel);
                 interrupt.unless_forced(work).await
             }
+            Verb::ResizeDisk { path, size, shrink } => {
+                let work = self.resize_disk(&path, size, shrink);
+                interrupt.unless_forced(work).await
+            }
             Verb::CommitSnapshot { name, cancel } => {
                 let work = self.commit_snapshot(&name, &cancel);
                 interrupt.unless_forced(work).await

@@ -38,7 +38,10 @@ fn f15_on_a_full_disk_nothing_is_lost_and_it_is_finished_when_there_is_space() {
         let images = images_in(small.path());
         assert_eq!(take(&manager, vm, "c").await.unwrap_err().code(), full);
         let discard = json!({ "discard": true });
-        assert_eq!(revert(&manager, vm, "a", discard).await.unwrap_err().code(), full);
+        assert_eq!(
+            revert(&manager, vm, "a", discard).await.unwrap_err().code(),
+            full
+        );
         assert_eq!(tree(&manager, vm).await, before);
         let failure = commit(&manager, vm, "b").await.unwrap_err();
         assert_eq!(failure.code(), full, "{failure:?}");
@@ -91,9 +94,8 @@ fn f16_a_qemu_that_dies_while_it_commits_leaves_all_data_readable() {
             }
             // What was told to be on disk stays there.
             for disk in 0..2 {
-                let line = format!(
-                    "qemu-io -d /machine/peripheral/disk{disk}/virtio-backend \"flush\""
-                );
+                let line =
+                    format!("qemu-io -d /machine/peripheral/disk{disk}/virtio-backend \"flush\"");
                 let arguments = json!({ "command-line": line });
                 let flushed = manager.qmp_execute(vm, "human-monitor-command", arguments);
                 flushed.await.unwrap();
@@ -133,9 +135,14 @@ fn f20_a_layer_that_somebody_else_has_is_not_written_nor_removed() {
         let manager = host.manager().await;
         let vm = "layers-22";
         stopped(&host, &manager, vm, 1).await;
-        write_offline(&active(&manager, vm).await, &[(0, 1), (1, 1), (2, 1), (3, 1)]);
+        write_offline(
+            &active(&manager, vm).await,
+            &[(0, 1), (1, 1), (2, 1), (3, 1)],
+        );
         take(&manager, vm, "a").await.unwrap();
-        revert(&manager, vm, "a", json!({ "keep": "leaf" })).await.unwrap();
+        revert(&manager, vm, "a", json!({ "keep": "leaf" }))
+            .await
+            .unwrap();
         let now = tree(&manager, vm).await;
         let leaf = paths(&node(&now, "leaf")["layers"]).remove(0);
         let mut holder = Command::new("qemu-io")
@@ -146,7 +153,10 @@ fn f20_a_layer_that_somebody_else_has_is_not_written_nor_removed() {
             .spawn()
             .unwrap();
         let path = infinization_core::types::HostPath::parse(leaf.to_str().unwrap()).unwrap();
-        while infinization_core::host::qemu_img::ensure_unused(&path).await.is_ok() {
+        while infinization_core::host::qemu_img::ensure_unused(&path)
+            .await
+            .is_ok()
+        {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         let refusal = remove(&manager, vm, "leaf", Value::Null).await.unwrap_err();

@@ -47,7 +47,10 @@ async fn perform(manager: &Manager, vm: &str, verb: &str) -> Result<Value, Failu
 /// Counts from the moment the file beside the spec says that something is being done.
 fn die_later(orders: &Value) {
     let state = Path::new(orders["settings"]["stateDir"].as_str().unwrap());
-    let record = state.join("vms").join(orders["vm"].as_str().unwrap()).join("snapshot-tree.json");
+    let record = state
+        .join("vms")
+        .join(orders["vm"].as_str().unwrap())
+        .join("snapshot-tree.json");
     let read = move || std::fs::read(&record).unwrap_or_default();
     let before = read();
     let round = u32::try_from(orders["round"].as_u64().unwrap()).unwrap();
@@ -90,7 +93,9 @@ async fn plant(manager: &Manager, vm: &str, live: bool, both: bool) {
     take(manager, vm, "a").await.unwrap();
     write(&[(1, 2), (2, 2), (6, 2), (7, 2), (8, 2)]).await;
     if both {
-        revert(manager, vm, "a", json!({ "keep": "c" })).await.unwrap();
+        revert(manager, vm, "a", json!({ "keep": "c" }))
+            .await
+            .unwrap();
         write(&[(2, 3), (3, 3)]).await;
     }
     take(manager, vm, "b").await.unwrap();
@@ -104,7 +109,12 @@ async fn contents(manager: &Manager, vm: &str) -> Vec<(String, Vec<Vec<u8>>)> {
     let nodes = now["snapshots"].as_array().unwrap().iter();
     let mut found: Vec<(String, Vec<Vec<u8>>)> = nodes
         .filter(|node| node["complete"] == true)
-        .map(|node| (node["name"].as_str().unwrap().to_owned(), of(&node["layers"])))
+        .map(|node| {
+            (
+                node["name"].as_str().unwrap().to_owned(),
+                of(&node["layers"]),
+            )
+        })
         .collect();
     found.push(("(active)".to_owned(), of(&now["active"])));
     found

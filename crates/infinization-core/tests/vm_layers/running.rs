@@ -90,7 +90,10 @@ fn a_running_machine_branches_by_a_restart() {
         remove(&manager, vm, "a", rebase()).await.unwrap();
         let now = tree(&manager, vm).await;
         assert_eq!(shape(&now), (vec!["tip<".into()], None));
-        assert_eq!(patterns(&paths(&node(&now, "tip")["layers"])[0])[..2], [0x22, 0]);
+        assert_eq!(
+            patterns(&paths(&node(&now, "tip")["layers"])[0])[..2],
+            [0x22, 0]
+        );
         stop(&manager, vm).await;
         holds(&manager, vm, 0x11).await;
         let images = no_orphans(&host, &[tree(&manager, vm).await]);
@@ -135,9 +138,16 @@ fn k4_an_overlay_or_a_loaded_snapshot_takes_the_bitmaps_of_backups_with_it() {
         let now = tree(&manager, vm).await;
         let mut info = Command::new("qemu-img");
         let base = &paths(&node(&now, "a")["layers"])[0];
-        let told = info.args(["info", "-f", "qcow2"]).arg(base).output().unwrap();
+        let told = info
+            .args(["info", "-f", "qcow2"])
+            .arg(base)
+            .output()
+            .unwrap();
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
-        assert!(told.contains("theirs") && !told.contains("infz-2"), "{told}");
+        assert!(
+            told.contains("theirs") && !told.contains("infz-2"),
+            "{told}"
+        );
         delete(&manager, vm).await;
         host.is_clean().await;
     });

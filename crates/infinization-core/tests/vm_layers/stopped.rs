@@ -24,10 +24,15 @@ fn a_machine_that_is_off_branches_and_comes_together() {
 
         let refusal = revert(&manager, vm, "a", Value::Null).await.unwrap_err();
         assert_eq!(refusal.code(), ErrorCode::DataLossRefused);
-        revert(&manager, vm, "a", json!({ "keep": "c" })).await.unwrap();
+        revert(&manager, vm, "a", json!({ "keep": "c" }))
+            .await
+            .unwrap();
         assert!(reads(0x11).await);
         let now = tree(&manager, vm).await;
-        let shape_now = (vec!["a<".into(), "b<a".into(), "c<b".into()], Some("a".into()));
+        let shape_now = (
+            vec!["a<".into(), "b<a".into(), "c<b".into()],
+            Some("a".into()),
+        );
         assert_eq!(shape(&now), shape_now);
         assert_eq!(node(&now, "a")["children"], json!(["b"]));
         no_orphans(&host, &[now]);
@@ -38,7 +43,9 @@ fn a_machine_that_is_off_branches_and_comes_together() {
         start(&manager, vm).await;
         stop(&manager, vm).await;
 
-        revert(&manager, vm, "c", json!({ "discard": true })).await.unwrap();
+        revert(&manager, vm, "c", json!({ "discard": true }))
+            .await
+            .unwrap();
         assert!(reads(0x33).await);
         let refusal = remove(&manager, vm, "b", Value::Null).await.unwrap_err();
         assert_eq!(refusal.code(), ErrorCode::SnapshotHasChildren);

@@ -38,7 +38,12 @@ impl Dice {
 
     fn writes(&mut self) -> Vec<(usize, u8)> {
         let some = 1 + self.below(3);
-        let mut write = || (self.below(CLUSTERS), u8::try_from(1 + self.below(255)).unwrap());
+        let mut write = || {
+            (
+                self.below(CLUSTERS),
+                u8::try_from(1 + self.below(255)).unwrap(),
+            )
+        };
         (0..some).map(|_| write()).collect()
     }
 }
@@ -232,7 +237,9 @@ fn a_thousand_steps_over_trees_change_no_content() {
     kit::in_private_network(|| async {
         let host = Host::new().await;
         let manager = host.manager().await;
-        let names: Vec<_> = (0..MACHINES).map(|at| format!("layers-walk-{at}")).collect();
+        let names: Vec<_> = (0..MACHINES)
+            .map(|at| format!("layers-walk-{at}"))
+            .collect();
         for vm in &names {
             stopped(&host, &manager, vm, 1).await;
         }

@@ -51,7 +51,9 @@ fn a_claimed_row_is_left_alone() {
             for refused in [
                 take(&manager, "snap-4", json!({ "name": "a" })).await,
                 revert(&manager, "snap-4", "a", Value::Null).await,
-                manager.delete_snapshot("snap-4".into(), "a".into(), Value::Null, never()).await,
+                manager
+                    .delete_snapshot("snap-4".into(), "a".into(), Value::Null, never())
+                    .await,
             ] {
                 let refusal = refused.unwrap_err();
                 assert_eq!(refusal.code(), ErrorCode::InvalidState);

@@ -8,6 +8,9 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::bitmap::drop_bitmaps;
 use super::command::QemuImg;
@@ -19,6 +22,7 @@ use super::job::{blocking, supervised, to_its_end};
 use super::overlay::EmptyOverlay;
 use super::partial::Partial;
 use super::{ImageError, ImageFormat, Job, lock};
+use crate::host::process::ended;
 use crate::types::{ByteSize, HostPath};
 
 /// What an image says of itself; nothing else is opened.
@@ -109,7 +113,9 @@ pub async fn commit_layer(
     let (top, base, allowed) = (top.clone(), base.clone(), allowed.to_vec());
     supervised(job, &top.clone(), move |job| async move {
         let _top = job.unless_cancelled(&top, lock::exclusive(&top)).await??;
-        let _base = job.unless_cancelled(&base, lock::exclusive(&base)).await??;
+        let _base = job
+            .unless_cancelled(&base, lock::exclusive(&base))
+            .await??;
         in_use::refuse(&top, Access::Write).await?;
         in_use::refuse(&base, Access::Write).await?;
         inspect::vet(&top, ImageFormat::Qcow2, &allowed).await?;
@@ -145,7 +151,9 @@ pub async fn rebase(
 ) -> Result<(), ImageError> {
     let (image, onto, allowed) = (image.clone(), onto.cloned(), allowed.to_vec());
     supervised(job, &image.clone(), move |job| async move {
-        let _alone = job.unless_cancelled(&image, lock::exclusive(&image)).await??;
+        let _alone = job
+            .unless_cancelled(&image, lock::exclusive(&image))
+            .await??;
         in_use::refuse(&image, Access::Write).await?;
         inspect::vet(&image, ImageFormat::Qcow2, &allowed).await?;
         let mut command = QemuImg::new("rebase", &image).args(["-q", "-f", "qcow2"]);
@@ -171,6 +179,26 @@ pub async fn freeze_layer(path: &HostPath) -> Result<(), ImageError> {
         forget_bitmaps(&image).await
     })
     .await
+}
+
+/// Waits for a `qemu-img` that has outlived the process it worked for and still has the image. After
+/// `deadline`, and where somebody else has it, whoever comes next is refused.
+pub async fn outwait_orphan(path: &HostPath, deadline: Duration) {
+    let gone = async {
+        while let Err(ImageError::InUse {
+            holder: Some(holder),
+            ..
+        }) = in_use::refuse(path, Access::Write).await
+        {
+            let pid = i32::try_from(holder.pid).unwrap_or_default();
+            if holder.name != "qemu-img" || ended(pid).await.is_err() {
+                return;
+            }
+        }
+    };
+    if timeout(deadline, gone).await.is_err() {
+        tracing::warn!(%path, "an earlier qemu-img still works on the image");
+    }
 }
 
 /// Frees the clusters that an interrupted command left unused. An image that somebody has open is left.

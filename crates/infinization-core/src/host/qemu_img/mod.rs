@@ -46,7 +46,8 @@ pub use info::{ImageInfo, Sharing, info};
 pub use inspect::{Inspection, inspect, inspect_now};
 pub use job::Job;
 pub use layer::{
-    Layer, Rebase, allocated, commit_layer, freeze_layer, layer, make_overlay, rebase, reclaim,
+    Layer, Rebase, allocated, commit_layer, freeze_layer, layer, make_overlay, outwait_orphan,
+    rebase, reclaim,
 };
 pub use partial::{sweep_partials, sweep_partials_of};
 pub use resize::{Resize, resize};

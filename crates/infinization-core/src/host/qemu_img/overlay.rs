@@ -32,7 +32,10 @@ impl EmptyOverlay {
         let l1_entries = u32::try_from(entries).map_err(too_large)?;
         let name = backing.as_str().as_bytes();
         if name.len() > 1023 {
-            return Err(ImageError::format(path, "would lie on a file of too long a name"));
+            return Err(ImageError::format(
+                path,
+                "would lie on a file of too long a name",
+            ));
         }
         let mut bytes = header(size, l1_entries, name);
         bytes.resize(2 * usize_of(CLUSTER), 0);

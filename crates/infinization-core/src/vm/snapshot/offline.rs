@@ -56,7 +56,11 @@ pub(super) async fn list_quick(disks: &[Disk]) -> Result<Vec<Listed>, ImageError
         let qcow2 = disk.format == crate::config::DiskFormat::Qcow2;
         none &= !qcow2 || layer(&disk.path).await?.snapshots == 0;
     }
-    if none { Ok(Vec::new()) } else { list(disks).await }
+    if none {
+        Ok(Vec::new())
+    } else {
+        list(disks).await
+    }
 }
 
 /// Makes the snapshot on all disks, or on none.

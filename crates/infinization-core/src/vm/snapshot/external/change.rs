@@ -290,7 +290,13 @@ mod tests {
     fn parents(tree: &Tree) -> Vec<(&str, Option<&str>, &str)> {
         let nodes = tree.nodes.iter();
         nodes
-            .map(|node| (node.name.as_str(), node.parent.as_deref(), node.layers[0].as_str()))
+            .map(|node| {
+                (
+                    node.name.as_str(),
+                    node.parent.as_deref(),
+                    node.layers[0].as_str(),
+                )
+            })
             .collect()
     }
 
@@ -303,7 +309,10 @@ mod tests {
             ("b", Some("a"), "/d/2"),
         ];
         assert_eq!(parents(&tree), expected);
-        assert_eq!((tree.current.as_deref(), &tree.active), (Some("b"), &file("3")));
+        assert_eq!(
+            (tree.current.as_deref(), &tree.active),
+            (Some("b"), &file("3"))
+        );
         assert_eq!(tree.line().len(), 2);
         let discarded = tree.revert("kept", Tip::Discard, file("4")).unwrap();
         assert_eq!((&discarded.on, &discarded.remove), (&file("1"), &file("3")));
@@ -315,7 +324,10 @@ mod tests {
     fn b17_a_name_is_given_once() {
         let tree = tree();
         let taken = ErrorCode::SnapshotAlreadyExists;
-        assert_eq!(tree.create(label("a"), file("4")).unwrap_err().code(), taken);
+        assert_eq!(
+            tree.create(label("a"), file("4")).unwrap_err().code(),
+            taken
+        );
         let tip = Tip::Keep(label("b"));
         assert_eq!(tree.revert("a", tip, file("4")).unwrap_err().code(), taken);
     }
@@ -324,12 +336,18 @@ mod tests {
     fn children_are_refused_or_merged() {
         let tree = tree();
         let refused = tree.delete("a", Dependents::Refuse).unwrap_err();
-        assert_eq!(refused.context()["children"], serde_json::json!(["kept", "b"]));
+        assert_eq!(
+            refused.context()["children"],
+            serde_json::json!(["kept", "b"])
+        );
         let Deletion::Merge(merge) = tree.delete("a", Dependents::Rebase).unwrap() else {
             panic!("a has children")
         };
         let (after, remove) = tree.merged(&merge, Method::Pull).unwrap();
-        assert_eq!(parents(&after), [("kept", None, "/d/1"), ("b", None, "/d/2")]);
+        assert_eq!(
+            parents(&after),
+            [("kept", None, "/d/1"), ("b", None, "/d/2")]
+        );
         assert_eq!(remove, file("base"));
         let refused = tree.delete("b", Dependents::Refuse).unwrap_err();
         assert_eq!(refused.context()["children"], serde_json::json!([ACTIVE]));
@@ -352,12 +370,18 @@ mod tests {
         let (after, remove) = tree.merged(&merge, Method::Pull).unwrap();
         assert_eq!(parents(&after), [("a", None, "/d/2")]);
         assert_eq!(remove, file("base"));
-        assert_eq!(after.commit("a").unwrap_err().code(), ErrorCode::InvalidState);
+        assert_eq!(
+            after.commit("a").unwrap_err().code(),
+            ErrorCode::InvalidState
+        );
     }
 
     #[test]
     fn the_active_layer_may_be_committed_too() {
-        let tree = Tree::of(file("base")).create(label("a"), file("1")).unwrap().after;
+        let tree = Tree::of(file("base"))
+            .create(label("a"), file("1"))
+            .unwrap()
+            .after;
         let Ok(Deletion::Merge(merge)) = tree.delete("a", Dependents::Rebase) else {
             panic!("the active layer builds on it")
         };

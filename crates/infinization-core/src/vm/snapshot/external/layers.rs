@@ -15,7 +15,8 @@ use crate::db::ConfigurationUpdate;
 use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::{blocking, file_call};
 use crate::host::qemu_img::{
-    ImageError, ImageFormat, Job, ensure_unused, freeze_layer, inspect, layer, make_overlay, sweep_partials_of,
+    ImageError, ImageFormat, Job, ensure_unused, freeze_layer, inspect, layer, make_overlay,
+    sweep_partials_of,
 };
 use crate::host::state_file::StateFileError;
 use crate::types::HostPath;
@@ -93,7 +94,10 @@ impl<'a> Layers<'a> {
         }
         let message = "the VM's disks are not the ones its external snapshots were made of";
         Err(Failure::new(ErrorCode::InvalidState, message)
-            .with("disks", disks.iter().map(ToString::to_string).collect::<Vec<_>>())
+            .with(
+                "disks",
+                disks.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            )
             .of_vm(&self.context.vm_id))
     }
 
@@ -202,11 +206,7 @@ impl<'a> Layers<'a> {
     }
 
     /// The tree is `after` from now on, whatever happens next.
-    pub(super) async fn turn(
-        &mut self,
-        after: Tree,
-        remove: Vec<HostPath>,
-    ) -> Result<(), Failure> {
+    pub(super) async fn turn(&mut self, after: Tree, remove: Vec<HostPath>) -> Result<(), Failure> {
         self.record.turns(after, remove);
         self.save().await?;
         if let Err(failure) = self.tidy().await {

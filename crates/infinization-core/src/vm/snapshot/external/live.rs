@@ -147,7 +147,9 @@ impl Layers<'_> {
             Some(path) => Some((self.node_of(path).await?, path)),
             None => None,
         };
-        let base = base.as_ref().map(|(name, path)| (name.as_str(), path.as_str()));
+        let base = base
+            .as_ref()
+            .map(|(name, path)| (name.as_str(), path.as_str()));
         Ok(self.qmp()?.stream(&node, base, DEADLINE, cancel).await?)
     }
 
@@ -271,7 +273,11 @@ async fn switch_at_once(
     cancel: &CancellationToken,
 ) -> Result<(), Failure> {
     for node in nodes {
-        for bitmap in node.bitmaps.iter().filter(|name| name.starts_with(BITMAP_PREFIX)) {
+        for bitmap in node
+            .bitmaps
+            .iter()
+            .filter(|name| name.starts_with(BITMAP_PREFIX))
+        {
             qmp.remove_bitmap(&node.name, bitmap).await?;
         }
     }

@@ -4,6 +4,8 @@
 //! as spoiled before its first byte changes. A disk that is done is recognised by its header, so that
 //! doing it all again finishes what was cut short.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 
 use super::change::{Merge, Method, method};
@@ -12,9 +14,12 @@ use super::record::Pending;
 use super::tree::Dependent;
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{
-    ImageError, Rebase, commit_layer, layer, rebase, reclaim,
+    ImageError, Rebase, commit_layer, layer, outwait_orphan, rebase, reclaim,
 };
 use crate::types::HostPath;
+
+/// For a program that a killed process has left at work.
+const ORPHAN: Duration = Duration::from_secs(60);
 
 impl Layers<'_> {
     /// Merges, or leaves all snapshots but a spoiled one as they were.
@@ -36,9 +41,11 @@ impl Layers<'_> {
             self.give_up_merging().await?;
         }
         match done {
-            Err(failure) if cancel.is_cancelled() => {
-                Err(Failure::caused_by(ErrorCode::Aborted, super::aborted().to_string(), failure))
-            }
+            Err(failure) if cancel.is_cancelled() => Err(Failure::caused_by(
+                ErrorCode::Aborted,
+                super::aborted().to_string(),
+                failure,
+            )),
             done => done,
         }
     }
@@ -59,7 +66,10 @@ impl Layers<'_> {
     }
 
     /// Does what is left of the pending merge.
-    pub(super) async fn go_on_merging(&mut self, cancel: &CancellationToken) -> Result<(), Failure> {
+    pub(super) async fn go_on_merging(
+        &mut self,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
         let Some(Pending::Merge { merge, method, .. }) = self.record.pending.clone() else {
             return Ok(());
         };
@@ -95,6 +105,7 @@ impl Layers<'_> {
         let lower = Dependent::Node(merge.lower.clone());
         let all = merge.uppers.iter().chain([&lower]);
         for path in all.flat_map(|one| tree.layers(one)) {
+            outwait_orphan(path, ORPHAN).await;
             if let Err(error) = reclaim(path).await {
                 tracing::warn!(%path, %error, "unused clusters were not freed");
             }
@@ -113,8 +124,8 @@ impl Layers<'_> {
                 let over = layer(&tree.layers(upper)[disk]).await?;
                 *sum += over.allocated.as_bytes();
                 // A smaller disk would become as large as the one it is written into.
-                may_commit &= over.backing.as_ref() == Some(lower)
-                    && over.virtual_size >= under.virtual_size;
+                may_commit &=
+                    over.backing.as_ref() == Some(lower) && over.virtual_size >= under.virtual_size;
             }
         }
         Ok(match method(below, &above) {
@@ -128,7 +139,12 @@ impl Layers<'_> {
         let tree = &self.record.tree;
         let lower = Dependent::Node(merge.lower.clone());
         let ending = (method == Method::Pull).then_some(&lower);
-        for path in merge.uppers.iter().chain(ending).flat_map(|one| tree.layers(one)) {
+        for path in merge
+            .uppers
+            .iter()
+            .chain(ending)
+            .flat_map(|one| tree.layers(one))
+        {
             if layer(path).await?.snapshots > 0 {
                 let message = format!("{path} has internal snapshots, which would be lost");
                 return Err(Failure::new(ErrorCode::InvalidState, message)

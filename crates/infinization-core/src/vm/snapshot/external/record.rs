@@ -113,7 +113,10 @@ impl Record {
     pub(super) fn turns(&mut self, after: Tree, remove: Vec<HostPath>) {
         let before = std::mem::replace(&mut self.tree, after);
         let active = &self.tree.active;
-        let gone = before.active.into_iter().filter(|path| !active.contains(path));
+        let gone = before
+            .active
+            .into_iter()
+            .filter(|path| !active.contains(path));
         self.retired.extend(gone);
         self.pending = Some(Pending::Tidy { remove });
     }

@@ -66,7 +66,11 @@ impl Layers<'_> {
             }
             Some(Pending::Merge { .. }) => {
                 self.resume_after_pivot().await?;
-                if all { self.finish_or_give_up().await } else { Ok(()) }
+                if all {
+                    self.finish_or_give_up().await
+                } else {
+                    Ok(())
+                }
             }
         }
     }
