@@ -71,9 +71,10 @@ impl Manager {
         let Parsed { config, .. } = CloneOptions::parse(&options)?;
         let (owner, job) = (open.image_owner().await?, job(cancel));
         // A copy needs nobody once it is begun, and takes its time.
-        let _turn = match config.linked {
-            true => Some(open.pools.turn().await),
-            false => None,
+        let _turn = if config.linked {
+            Some(open.pools.turn().await)
+        } else {
+            None
         };
         let uses = open.uses().await?;
         let cloned = open.pools.clone_volume(&pool, &config, &uses, owner, &job);

@@ -238,13 +238,11 @@ impl Job {
 
     async fn look(&self, statuses: &[&str]) -> Result<Option<JobInfo>, QmpError> {
         let jobs = self.qmp.query_jobs().await?;
-        match jobs.into_iter().find(|job| job.id == self.id) {
-            Some(job) => Ok(statuses.contains(&job.status.as_str()).then_some(job)),
-            None => {
-                let why = format!("the job of {} is gone", self.command);
-                Err(QmpError::Protocol { why })
-            }
+        if let Some(job) = jobs.into_iter().find(|job| job.id == self.id) {
+            return Ok(statuses.contains(&job.status.as_str()).then_some(job));
         }
+        let why = format!("the job of {} is gone", self.command);
+        Err(QmpError::Protocol { why })
     }
 
     async fn dismiss(&self, job: JobInfo) -> Result<(), QmpError> {

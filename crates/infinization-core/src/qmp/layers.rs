@@ -31,7 +31,7 @@ pub struct LayerNode {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Node {
+struct Told {
     node_name: Option<String>,
     drv: String,
     image: Image,
@@ -64,7 +64,7 @@ impl QmpClient {
     pub async fn query_images(&self) -> Result<Vec<LayerNode>, QmpError> {
         let command = "query-named-block-nodes";
         let answer = self.execute(command, json!({ "flat": true })).await?;
-        let nodes: Vec<Node> = decode(command, &answer)?;
+        let nodes: Vec<Told> = decode(command, &answer)?;
         let nodes = nodes.into_iter();
         Ok(nodes
             .filter_map(|node| {

@@ -44,6 +44,6 @@ async fn root_of(qmp: &QmpClient, path: &HostPath) -> Result<Option<(String, u64
         .filter_map(|drive| drive.inserted?.node_name);
     Ok(roots.find_map(|root| {
         let image = images.iter().find(|image| image.name == root)?;
-        (image.file == path.as_str()).then(|| (root, image.size))
+        (image.file == path.as_str()).then_some((root, image.size))
     }))
 }

@@ -116,7 +116,7 @@ fn f16_a_qemu_that_dies_while_it_commits_leaves_all_data_readable() {
                 assert_eq!(patterns(&path), content, "round {round}: {now}");
                 qemu_reads(&path, &content);
             }
-            sound(&no_orphans(&host, &[now.clone()]));
+            sound(&no_orphans(&host, std::slice::from_ref(&now)));
             start(&manager, vm).await;
             if !now["snapshots"].as_array().unwrap().is_empty() {
                 remove(&manager, vm, "a", rebase()).await.unwrap();

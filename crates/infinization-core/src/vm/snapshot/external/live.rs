@@ -107,9 +107,10 @@ impl Layers<'_> {
             qmp.blockdev_add(overlay_options(&name, &config)).await?;
             pairs.push((node.name.clone(), name));
         }
-        let frozen = match options.quiesce {
-            true => Some(quiet::freeze(self.context, qmp, &self.config, options).await?),
-            false => None,
+        let frozen = if options.quiesce {
+            Some(quiet::freeze(self.context, qmp, &self.config, options).await?)
+        } else {
+            None
         };
         let switched = switch_at_once(qmp, nodes, &pairs, cancel).await;
         let thawed = match frozen {
