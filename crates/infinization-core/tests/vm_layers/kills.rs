@@ -12,9 +12,14 @@ use nix::sys::signal::Signal;
 use super::*;
 
 const ORDERS: &str = "INFINIZATION_TEST_VICTIM";
-/// How much later each kill comes.
-const LATER: Duration = Duration::from_millis(12);
-const MOST_ROUNDS: u32 = 60;
+/// How much later the second kill comes than the first; every further one comes later still, so that a
+/// busy machine needs few more.
+const LATER: Duration = Duration::from_millis(4);
+const MOST_ROUNDS: u32 = 40;
+
+fn delay(round: u32) -> Duration {
+    LATER * (round * (round + 1) / 2)
+}
 
 /// Not a test of its own: what a test starts, and kills.
 #[test]
@@ -56,7 +61,7 @@ fn die_later(orders: &Value) {
     let round = u32::try_from(orders["round"].as_u64().unwrap()).unwrap();
     std::thread::spawn(move || {
         while read() == before {}
-        std::thread::sleep(LATER * round);
+        std::thread::sleep(delay(round));
         let me = nix::unistd::Pid::from_raw(i32::try_from(std::process::id()).unwrap());
         nix::sys::signal::kill(me, Signal::SIGKILL).unwrap();
     });
@@ -173,7 +178,7 @@ async fn kill_ever_later(verb: &'static str, both: bool) {
         }
         manager.shutdown().await.unwrap();
     }
-    panic!("{verb} takes longer than {:?}", LATER * MOST_ROUNDS);
+    panic!("{verb} takes longer than {:?}", delay(MOST_ROUNDS));
 }
 
 fn find<'c>(contents: &'c [(String, Vec<Vec<u8>>)], name: &str) -> &'c Vec<Vec<u8>> {
@@ -275,5 +280,5 @@ async fn kill_running(verb: &'static str) {
         }
         manager.shutdown().await.unwrap();
     }
-    panic!("{verb} takes longer than {:?}", LATER * MOST_ROUNDS);
+    panic!("{verb} takes longer than {:?}", delay(MOST_ROUNDS));
 }

@@ -93,7 +93,7 @@ mod tests {
             let made = EmptyOverlay::new(&path("new"), size, &path("base")).unwrap();
             let header = Qcow2Header::parse(&made.bytes).unwrap();
             assert_eq!(header.virtual_size, size);
-            assert!(header.fits(made.length) && !header.fits(made.length - 1));
+            assert!(header.fits(made.length) && !header.fits(made.length - CLUSTER));
             let backing = header.backing.unwrap();
             assert_eq!(backing.name, "/d/base");
             assert_eq!(backing.format.as_deref(), Some("qcow2"));

@@ -19,7 +19,7 @@ use crate::host::qemu_img::{
     sweep_partials_of,
 };
 use crate::host::state_file::StateFileError;
-use crate::types::HostPath;
+use crate::types::{ByteSize, HostPath};
 use crate::vm::context::VmContext;
 use crate::vm::live::LiveView;
 use crate::vm::snapshot::disks;
@@ -144,12 +144,27 @@ impl<'a> Layers<'a> {
         overlay: Overlay,
         cancel: &CancellationToken,
     ) -> Result<(), Failure> {
+        self.refuse_busy(&self.record.tree.active).await?;
+        let sizes = self.vet(&overlay.on).await?;
+        let active = self.record.tree.active.iter();
+        for frozen in active.filter(|path| !overlay.remove.contains(path)) {
+            freeze_layer(frozen).await?;
+        }
+        self.begin_overlay(&overlay, false).await?;
+        match make_all(&overlay, sizes, cancel).await {
+            Ok(()) => self.turn(overlay.after, overlay.remove).await,
+            Err(failure) => {
+                self.abandon(&overlay.after.active).await?;
+                Err(failure)
+            }
+        }
+    }
+
+    /// The sizes of disks that an overlay may be put on.
+    async fn vet(&self, disks: &[HostPath]) -> Result<Vec<ByteSize>, Failure> {
         let allowed = self.allowed();
         let mut sizes = Vec::new();
-        for path in &self.record.tree.active {
-            ensure_unused(path).await?;
-        }
-        for path in &overlay.on {
+        for path in disks {
             let found = inspect(path, ImageFormat::Qcow2, &allowed).await?;
             let unknown = || ImageError::Format {
                 path: path.clone(),
@@ -157,28 +172,7 @@ impl<'a> Layers<'a> {
             };
             sizes.push(found.virtual_size.ok_or_else(unknown)?);
         }
-        let kept = self.record.tree.active.iter();
-        for path in kept.filter(|path| !overlay.remove.contains(path)) {
-            freeze_layer(path).await?;
-        }
-        let made = overlay.after.active.clone();
-        self.begin_overlay(&overlay, false).await?;
-        let work = async {
-            for ((path, on), size) in made.iter().zip(&overlay.on).zip(sizes) {
-                if cancel.is_cancelled() {
-                    return Err(super::aborted());
-                }
-                make_overlay(path, on, size).await?;
-            }
-            Ok(())
-        };
-        match work.await {
-            Ok(()) => self.turn(overlay.after, overlay.remove).await,
-            Err(failure) => {
-                self.abandon(&made).await?;
-                Err(failure)
-            }
-        }
+        Ok(sizes)
     }
 
     pub(super) async fn begin_overlay(
@@ -290,6 +284,21 @@ impl<'a> Layers<'a> {
             ..Job::default()
         }
     }
+}
+
+async fn make_all(
+    overlay: &Overlay,
+    sizes: Vec<ByteSize>,
+    cancel: &CancellationToken,
+) -> Result<(), Failure> {
+    let made = overlay.after.active.iter().zip(&overlay.on);
+    for ((path, on), size) in made.zip(sizes) {
+        if cancel.is_cancelled() {
+            return Err(super::aborted());
+        }
+        make_overlay(path, on, size).await?;
+    }
+    Ok(())
 }
 
 /// Whether overlays stand where they were about to be made, whole.
