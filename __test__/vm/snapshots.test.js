@@ -68,7 +68,7 @@ test('a tree of overlays: taken, branched, committed and deleted', async () => {
     const error = await rejection(call())
     expect(error).toBeInstanceOf(StorageError)
     expect([String(call), error.code]).toEqual([String(call), code])
-    expect(error.context).toMatchObject(context)
+    expect(error.context ?? {}).toMatchObject(context)
   }
   for (const [call, code] of [
     [() => instance.createSnapshot(vmId, { name: 'c', kind: 'external', memory: true }), 'INVALID_CONFIG'],
