@@ -303,13 +303,14 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   setFirewallRules(vmId: string, rules: FirewallRuleInput[]): Promise<VMOperationResult>
 
   /**
-   * Makes a snapshot of all disks of a VM that runs or is off, all at the same moment, or of none; with
-   * `memory` the guest can go on from there. While its memory is written the guest stands still, and
+   * Makes a snapshot of all disks of a VM that runs or is off, all at the same moment, or of none: inside
+   * each image, or with `kind: 'external'` by an overlay (a new qcow2 file with the present one as its
+   * backing file) that takes what comes after; see docs/snapshots.md. With `memory` the guest can go on from there. While its memory is written the guest stands still, and
    * QEMU answers nothing (`getVMStatus` says `unresponsive`); its status stays `running`.
    *
    * With `quiesce` the guest's agent freezes its file systems first and thaws them again in any case, even
    * in the next process should this one be killed; a snapshot whose guest cannot be thawed fails and is
-   * deleted. So is one that is aborted.
+   * deleted. So is one that is aborted. (An external one whose guest cannot be thawed fails, too, and stays.)
    * @throws StorageError `SNAPSHOT_ALREADY_EXISTS`, `INVALID_SNAPSHOT_NAME`, `INVALID_FORMAT` (a disk is
    * raw), `INSUFFICIENT_SPACE`, `IMAGE_IN_USE` (the VM is off and another process has a disk);
    * LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG`, `INVALID_STATE` (its status is not `running`,
@@ -319,7 +320,7 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   createSnapshot(vmId: string, options: VMSnapshotOptions): Promise<VMOperationResult>
   /**
    * The snapshots of a VM that runs or is off, oldest first; those made by others too. Does not wait for
-   * other operations.
+   * other operations. Those of `kind: 'external'` are in `snapshotTree`.
    * @throws LifecycleError `VM_NOT_FOUND`; StorageError `IMAGE_IN_USE`, `IMAGE_NOT_FOUND`; QMPError
    */
   listSnapshots(vmId: string): Promise<VMSnapshot[]>
@@ -330,18 +331,91 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * restarted (`restart`), without asking the guest.
    *
    * Saved memory fits only the machine it was taken of: with other devices, CPUs or memory it is refused
-   * before anything changes. Should QEMU fail at it all the same, the guest is left `suspended`.
-   * @throws StorageError `SNAPSHOT_NOT_FOUND` (or not on every disk), else as `createSnapshot`;
-   * LifecycleError `INVALID_STATE` also for a running VM without `restart` where it is needed and for
+   * before anything changes. Should QEMU fail at it all the same, the guest is left `suspended`. Dirty
+   * bitmaps of incremental backups cannot follow: they are removed, and the next one compares. While a
+   * disk has dirty bitmaps of others, that is `INVALID_STATE`.
+   *
+   * Back to an external snapshot means a new overlay on it: the tree branches, and everything in it stays.
+   * What was written since the current snapshot becomes a snapshot too (`keep`) or is lost (`discard`);
+   * one of them must be said. A running VM has to be restarted (`restart`).
+   * @throws StorageError `SNAPSHOT_NOT_FOUND` (or not on every disk), `DATA_LOSS_REFUSED` (neither `keep` nor
+   * `discard`), else as `createSnapshot`; LifecycleError `INVALID_STATE` also for a running VM without `restart` where it is needed and for
    * memory of another machine, `STOP_FAILED`, `START_FAILED` of the restart, else as `createSnapshot`
    */
   revertSnapshot(vmId: string, name: string, options?: VMSnapshotRevertOptions): Promise<VMOperationResult>
   /**
    * Deletes a snapshot from every disk that has it, whether the VM runs or is off. Fine when there is no
-   * such snapshot.
-   * @throws as `createSnapshot`
+   * such snapshot. An external one that others build on, or the VM's disks as they are now, is refused
+   * unless `children: 'rebase'` is said: then each of them takes what it needs of it, or it takes what its
+   * only child holds, whichever is less to copy. What they hold stays the same.
+   * @throws StorageError `SNAPSHOT_HAS_CHILDREN` (`context.children` names them; `(active)` are the disks as
+   * they are now); else as `createSnapshot` and `commitSnapshot`
    */
-  deleteSnapshot(vmId: string, name: string): Promise<VMOperationResult>
+  deleteSnapshot(vmId: string, name: string, options?: VMSnapshotDeleteOptions): Promise<VMOperationResult>
+  /**
+   * Merges an external snapshot into its parent: the parent then is what this one was and keeps its name,
+   * and what was built on this one is built on the parent. Works while the VM runs.
+   *
+   * The disks as they are now stay the same at every moment, whatever fails. When it is aborted or fails
+   * on the way, this snapshot stays as it was; the parent may have been written into by then, is no longer
+   * `complete`, and committing again finishes it.
+   * @throws StorageError `SNAPSHOT_NOT_FOUND`, `SNAPSHOT_HAS_CHILDREN` (others build on the parent),
+   * `INSUFFICIENT_SPACE`, `IMAGE_IN_USE`; LifecycleError `INVALID_STATE` (it has no parent; a file has
+   * internal snapshots that would be lost), `ABORTED`, else as `createSnapshot`
+   */
+  commitSnapshot(vmId: string, name: string, options?: Abortable): Promise<VMOperationResult>
+  /**
+   * The VM's external snapshots. Does not wait for other operations; what an interrupted one has begun is
+   * not shown.
+   * @throws LifecycleError `VM_NOT_FOUND`; StorageError `IMAGE_NOT_FOUND`; ProcessError `STATE_FILE`
+   */
+  snapshotTree(vmId: string): Promise<VMSnapshotTree>
+
+  /**
+   * Makes a directory a storage pool, whose volumes are its files `*.qcow2`, `*.raw` and `*.img`. What is in
+   * it stays. Pools are kept in the state directory.
+   * @param name 1 to 64 letters, digits, `-` and `_`, and no `-` in front
+   * @throws StorageError `POOL_ALREADY_EXISTS` (the name, or another pool has the directory),
+   * `PERMISSION_DENIED` (no directory, reached through a symbolic link, or outside `allowedPaths`),
+   * `IMAGE_NOT_FOUND` (there is none); LifecycleError `INVALID_CONFIG`; ProcessError `STATE_FILE`
+   */
+  definePool(name: string, options: StoragePoolOptions): Promise<StoragePool>
+  /** All pools, by name; one whose directory is not there is left out. @throws ProcessError `STATE_FILE` */
+  listPools(): Promise<StoragePool[]>
+  /** @throws StorageError `POOL_NOT_FOUND`, `IMAGE_NOT_FOUND` (its directory is gone), `PERMISSION_DENIED` */
+  getPool(name: string): Promise<StoragePool>
+  /** Forgets a pool; its directory and volumes stay. @throws StorageError `POOL_NOT_FOUND` */
+  undefinePool(name: string): Promise<null>
+  /** A pool's volumes as they are now, by name. Symbolic links are none. @throws as `getPool` */
+  listVolumes(pool: string): Promise<StorageVolume[]>
+  /**
+   * Makes an empty volume; what fails or is aborted leaves nothing.
+   * @throws StorageError `IMAGE_ALREADY_EXISTS`, `INVALID_SIZE`, `INVALID_FORMAT` (`metadata` of a raw
+   * volume), `INSUFFICIENT_SPACE`, `ABORTED`, else as `getPool`; LifecycleError `INVALID_CONFIG`
+   */
+  createVolume(pool: string, options: StorageVolumeOptions): Promise<StorageVolume>
+  /**
+   * Copies a volume, also into the other format, or makes a thin overlay on it (`linked`). A machine's disk
+   * is not linked to, since it changes; nor is a volume copied while a machine that runs writes to it.
+   * @throws StorageError `IMAGE_NOT_FOUND`, `IMAGE_IN_USE`, `INVALID_FORMAT` (linked to or as raw), else as
+   * `createVolume`
+   */
+  cloneVolume(pool: string, options: StorageVolumeCloneOptions): Promise<StorageVolume>
+  /**
+   * Changes a volume's size; one that is the disk of a running machine grows under it (`block_resize`). The
+   * guest's partitions stay as they are.
+   * @throws StorageError `DATA_LOSS_REFUSED` (smaller, without `shrink`), `IMAGE_IN_USE` (`context.overlays` lie
+   * on it), `IMAGE_NOT_FOUND`, `INVALID_SIZE`; LifecycleError `INVALID_STATE` (a running machine has it, but
+   * not as a disk), `QMP_ERROR`
+   */
+  resizeVolume(pool: string, name: string, options: StorageVolumeResizeOptions): Promise<StorageVolume>
+  /**
+   * Deletes a volume that nobody needs.
+   * @throws StorageError `IMAGE_IN_USE` (`context.users` are the machines that have it, `context.overlays` the
+   * images that lie on it, as far as this state directory and its pools know; or another process has it
+   * open), `IMAGE_NOT_FOUND`, else as `getPool`
+   */
+  deleteVolume(pool: string, name: string): Promise<null>
 
   /** Emits what QEMU reports of the VMs. Always the same object. */
   getEventHandler(): EventHandler
@@ -496,7 +570,7 @@ export interface JournalEntry {
   actor: 'api' | 'guest' | 'monitor' | 'process' | 'recovery' | 'reconcile' | 'health'
   /**
    * What was under way: `create`, `start`, `stop`, `restart`, `suspend`, `resume`, `reset`, `destroy`,
-   * `delete`, `set firewall rules`, `create snapshot`, `revert snapshot`, `delete snapshot`, `retryCleanup`,
+   * `delete`, `set firewall rules`, `create snapshot`, `revert snapshot`, `delete snapshot`, `commit snapshot`, `resize disk`, `retryCleanup`,
    * `reloadFirewall`, `recover`, `reconcile`, `check`; `run` between them.
    */
   operation: string
@@ -780,9 +854,14 @@ export interface VMDeleteOptions {
 export interface VMSnapshotOptions extends Abortable {
   /** 1 to 64 letters, digits, `-` and `_`; no number, and no `-` in front. */
   name: string
+  /**
+   * `internal`: in each disk's image. `external`: the image is written no more and an overlay takes what
+   * comes after; the disks' paths change. Default `internal`.
+   */
+  kind?: 'internal' | 'external'
   /** A line for people, at most 4096 bytes. Kept in the state directory, until `destroyVM`. */
   description?: string
-  /** Also the guest's memory; it goes into the first disk's image. Default false. */
+  /** Also the guest's memory; it goes into the first disk's image; internal only. Default false. */
   memory?: boolean
   /** Freezes the guest's file systems by its agent meanwhile; not with `memory`. Default false. */
   quiesce?: boolean
@@ -796,6 +875,111 @@ export interface VMSnapshotRevertOptions {
    * disks back and starts the VM again. Default false.
    */
   restart?: boolean
+  /** External: what was written since the current snapshot becomes a snapshot of this name. */
+  keep?: string
+  /** External: what was written since the current snapshot is removed. Default false. */
+  discard?: boolean
+}
+
+export interface StoragePoolOptions {
+  /** The directory: absolute, and reached through no symbolic link. */
+  path: string
+  /** Make the directory (not its parents) if it is not there. Default false. */
+  create?: boolean
+}
+
+/** A directory of volumes. */
+export interface StoragePool {
+  name: string
+  path: string
+  /** The size of the directory's file system, in bytes. */
+  capacity: number
+  /** What of that is taken, by whomever, in bytes. */
+  allocation: number
+  /** What of that may still be taken, in bytes. */
+  available: number
+}
+
+export interface StorageVolumeOptions extends Abortable {
+  /** A file name of letters, digits, `-`, `_` and `.` whose ending says the format: `.qcow2`, `.raw` or `.img`. */
+  name: string
+  /** The disk's size in bytes, a multiple of 512. */
+  capacity: number
+  /** What is given its space at once: nothing, the tables (qcow2), or everything. Default `off`. */
+  preallocation?: 'off' | 'metadata' | 'falloc' | 'full'
+}
+
+export interface StorageVolumeCloneOptions extends Abortable {
+  /** The volume that is cloned. */
+  source: string
+  /** The clone; as in {@link StorageVolumeOptions}. */
+  name: string
+  /** An overlay on the source instead of a copy; both qcow2. Default false. */
+  linked?: boolean
+}
+
+export interface StorageVolumeResizeOptions {
+  /** The new size in bytes, a multiple of 512. */
+  capacity: number
+  /** What lies beyond it may be lost. Default false. */
+  shrink?: boolean
+}
+
+/** A disk image in a pool. */
+export interface StorageVolume {
+  name: string
+  path: string
+  format: 'qcow2' | 'raw'
+  /** The disk's size as a guest sees it, in bytes. */
+  capacity: number
+  /** What its file takes on the host, in bytes. */
+  allocation: number
+  /** The file it is an overlay on; null for none. */
+  backing: string | null
+  /** The machines that have it, as a disk or as a layer of a snapshot. */
+  usedBy: string[]
+  /** The images that are overlays on it. */
+  overlays: string[]
+}
+
+export interface VMSnapshotDeleteOptions extends Abortable {
+  /** What becomes of what builds on an external snapshot. Default `refuse`: the snapshot is not deleted. */
+  children?: 'refuse' | 'rebase'
+}
+
+/** All external snapshots of a VM: a forest, as a VM may go on from none. */
+export interface VMSnapshotTree {
+  /** The snapshot the VM has gone on from; null if from none. */
+  current: string | null
+  /** What the VM writes into: one per disk. */
+  active: VMSnapshotLayer[]
+  /** Oldest first. */
+  snapshots: VMExternalSnapshot[]
+}
+
+/** One external snapshot of a VM. */
+export interface VMExternalSnapshot {
+  name: string
+  description?: string
+  /** When it was made: ISO 8601, UTC. */
+  date: string
+  /** The snapshot it builds on; null for none. */
+  parent: string | null
+  /** The snapshots that build on it, oldest first. */
+  children: string[]
+  /** Whether the VM has gone on from it. */
+  current: boolean
+  /** Whether it can be reverted to: not after committing to it was cut short. */
+  complete: boolean
+  /** One per disk. */
+  layers: VMSnapshotLayer[]
+}
+
+/** A file of a snapshot. */
+export interface VMSnapshotLayer {
+  path: string
+  /** What it takes on the host, in bytes. */
+  allocation: number
 }
 
 /** One snapshot of a VM. */
@@ -3372,10 +3556,13 @@ export class PrismaAdapterError extends Error {
 export function isPrismaAdapterError(error: unknown): error is PrismaAdapterError
 
 export type StorageErrorCode =
+  | 'POOL_NOT_FOUND'
+  | 'POOL_ALREADY_EXISTS'
   | 'IMAGE_NOT_FOUND'
   | 'IMAGE_ALREADY_EXISTS'
   | 'SNAPSHOT_NOT_FOUND'
   | 'SNAPSHOT_ALREADY_EXISTS'
+  | 'SNAPSHOT_HAS_CHILDREN'
   | 'INVALID_SNAPSHOT_NAME'
   | 'INVALID_FORMAT'
   | 'INVALID_SIZE'

@@ -78,6 +78,22 @@ class Infinization extends Manager {
     return abortable(options, (rest, cancellation) => super.createSnapshot(vmId, rest, cancellation))
   }
 
+  async deleteSnapshot (vmId, name, options) {
+    return abortable(options, (rest, cancellation) => super.deleteSnapshot(vmId, name, rest, cancellation))
+  }
+
+  async commitSnapshot (vmId, name, options) {
+    return abortable(options, (_rest, cancellation) => super.commitSnapshot(vmId, name, cancellation))
+  }
+
+  async createVolume (pool, options) {
+    return abortable(options, (rest, cancellation) => super.createVolume(pool, rest, cancellation))
+  }
+
+  async cloneVolume (pool, options) {
+    return abortable(options, (rest, cancellation) => super.cloneVolume(pool, rest, cancellation))
+  }
+
   getHealthMonitor () {
     native.requireOpen(this)
     return this.#healthMonitor

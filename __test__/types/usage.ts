@@ -57,7 +57,8 @@ import type {
   VMConditionEvent,
   VMCreateConfig,
   VMEventData,
-  VMSnapshot
+  VMSnapshot,
+  VMSnapshotTree
 } from '@infinibay/infinization'
 
 // Verbs are passed around by their types, so they must be methods without overloads.
@@ -246,6 +247,12 @@ async function snapshot(instance: Infinization, vmId: string): Promise<string[]>
   const taken: VMSnapshot[] = await instance.listSnapshots(vmId)
   const { warnings = [] } = await instance.revertSnapshot(vmId, 'before', { restart: true })
   await instance.deleteSnapshot(vmId, 'before')
+  await instance.createSnapshot(vmId, { name: 'outside', kind: 'external' })
+  const tree: VMSnapshotTree = await instance.snapshotTree(vmId)
+  const files: string[] = tree.snapshots.flatMap((snapshot) => snapshot.layers.map((layer) => layer.path))
+  await instance.revertSnapshot(vmId, tree.current ?? 'outside', { keep: 'tip' })
+  await instance.commitSnapshot(vmId, 'tip', { signal: AbortSignal.timeout(60_000) })
+  await instance.deleteSnapshot(vmId, 'outside', { children: 'rebase' })
   return taken.filter(({ complete, memory }) => complete && memory).flatMap(({ disks }) => disks).concat(warnings)
 }
 

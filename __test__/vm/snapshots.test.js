@@ -38,6 +38,60 @@ test('taken, listed, reverted and deleted, while the machine runs and while it i
   expect(told).toEqual(['create disks', 'create all', 'revert all', 'revert all', 'delete all', 'delete disks'])
 })
 
+test('a tree of overlays: taken, branched, committed and deleted', async () => {
+  const crud = []
+  const instance = await openInstance({ eventManager: { emitCRUD: (...args) => crud.push(args) } })
+  const { vmId, diskPaths } = await running(instance)
+  const done = { success: true, vmId, timestamp: expect.any(Date) }
+  expect(await instance.snapshotTree(vmId)).toMatchObject({ current: null, snapshots: [], active: diskPaths.map((path) => ({ path })) })
+  expect(await instance.createSnapshot(vmId, { name: 'a', kind: 'external', description: 'first' })).toMatchObject(done)
+  expect(await instance.createSnapshot(vmId, { name: 'b', kind: 'external' })).toMatchObject(done)
+  const layer = { path: expect.any(String), allocation: expect.any(Number) }
+  const tree = await instance.snapshotTree(vmId)
+  const node = { date: expect.any(String), complete: true, layers: [layer] }
+  expect(tree).toEqual({
+    current: 'b',
+    active: [layer],
+    snapshots: [
+      { ...node, name: 'a', description: 'first', parent: null, children: ['b'], current: false },
+      { ...node, name: 'b', parent: 'a', children: [], current: true }
+    ]
+  })
+  expect(tree.snapshots[0].layers[0].path).toBe(diskPaths[0])
+  for (const [call, code, context] of [
+    [() => instance.revertSnapshot(vmId, 'a'), 'DATA_LOSS_REFUSED', {}],
+    [() => instance.revertSnapshot(vmId, 'a', { keep: '7', restart: true }), 'INVALID_SNAPSHOT_NAME', {}],
+    [() => instance.deleteSnapshot(vmId, 'a'), 'SNAPSHOT_HAS_CHILDREN', { children: ['b'] }],
+    [() => instance.deleteSnapshot(vmId, 'b'), 'SNAPSHOT_HAS_CHILDREN', { children: ['(active)'] }],
+    [() => instance.commitSnapshot(vmId, 'none'), 'SNAPSHOT_NOT_FOUND', {}]
+  ]) {
+    const error = await rejection(call())
+    expect(error).toBeInstanceOf(StorageError)
+    expect([String(call), error.code]).toEqual([String(call), code])
+    expect(error.context ?? {}).toMatchObject(context)
+  }
+  for (const [call, code] of [
+    [() => instance.createSnapshot(vmId, { name: 'c', kind: 'external', memory: true }), 'INVALID_CONFIG'],
+    [() => instance.createSnapshot(vmId, { name: 'c', kind: 'outer' }), 'INVALID_CONFIG'],
+    [() => instance.deleteSnapshot(vmId, 'a', { children: 'both' }), 'INVALID_CONFIG'],
+    [() => instance.commitSnapshot(vmId, 'a'), 'INVALID_STATE'],
+    [() => instance.commitSnapshot(vmId, 'b', { signal: AbortSignal.abort() }), 'ABORTED']
+  ]) {
+    const error = await rejection(call())
+    expect(error).toBeInstanceOf(LifecycleError)
+    expect([String(call), error.code]).toEqual([String(call), code])
+  }
+  expect(await instance.commitSnapshot(vmId, 'b')).toMatchObject(done)
+  await instance.stopVM(vmId, { graceful: false })
+  expect(await instance.revertSnapshot(vmId, 'a', { keep: 'tip' })).toMatchObject(done)
+  expect((await instance.getVM(vmId)).diskPaths).toEqual((await instance.snapshotTree(vmId)).active.map(({ path }) => path))
+  await instance.deleteSnapshot(vmId, 'tip')
+  await instance.deleteSnapshot(vmId, 'a', { children: 'rebase' })
+  expect((await instance.snapshotTree(vmId)).snapshots).toEqual([])
+  const told = crud.filter(([, , , data]) => data?.type === 'snapshot').map(([, , , { action, name }]) => `${action} ${name}`)
+  expect(told).toEqual(['create a', 'create b', 'commit b', 'revert a', 'delete tip', 'delete a'])
+})
+
 test('B16, B17, B20, F52: what cannot be is refused by class and code', async () => {
   const instance = await openInstance()
   const { vmId } = await running(instance)

@@ -245,12 +245,125 @@ impl Infinization {
     }
 
     #[napi]
-    pub async fn delete_snapshot(&self, vm_id: Argument, name: Argument) -> Outcome {
+    pub async fn delete_snapshot(
+        &self,
+        vm_id: Argument,
+        name: Argument,
+        options: Argument,
+        cancel: Option<&Cancellation>,
+    ) -> Outcome {
+        let cancel = Cancellation::token(cancel);
         data(async {
             let (vm_id, name) = (vm_id.text("vmId")?, name.text("name")?);
-            self.manager.delete_snapshot(vm_id, name).await
+            let (options, cancel) = (options.object("options")?, not_yet_fired(cancel, &vm_id)?);
+            let deleted = self.manager.delete_snapshot(vm_id, name, options, cancel);
+            deleted.await
         })
         .await
+    }
+
+    #[napi]
+    pub async fn commit_snapshot(
+        &self,
+        vm_id: Argument,
+        name: Argument,
+        cancel: Option<&Cancellation>,
+    ) -> Outcome {
+        let cancel = Cancellation::token(cancel);
+        data(async {
+            let (vm_id, name) = (vm_id.text("vmId")?, name.text("name")?);
+            let cancel = not_yet_fired(cancel, &vm_id)?;
+            self.manager.commit_snapshot(vm_id, name, cancel).await
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn define_pool(&self, name: Argument, options: Argument) -> Outcome {
+        data(async {
+            let (name, options) = (name.text("name")?, options.object("options")?);
+            self.manager.define_pool(name, options).await
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn list_pools(&self) -> Outcome {
+        data(self.manager.list_pools()).await
+    }
+
+    #[napi]
+    pub async fn get_pool(&self, name: Argument) -> Outcome {
+        data(async { self.manager.get_pool(name.text("name")?).await }).await
+    }
+
+    #[napi]
+    pub async fn undefine_pool(&self, name: Argument) -> Outcome {
+        data(async { self.manager.undefine_pool(name.text("name")?).await }).await
+    }
+
+    #[napi]
+    pub async fn list_volumes(&self, pool: Argument) -> Outcome {
+        data(async { self.manager.list_volumes(pool.text("pool")?).await }).await
+    }
+
+    #[napi]
+    pub async fn create_volume(
+        &self,
+        pool: Argument,
+        options: Argument,
+        cancel: Option<&Cancellation>,
+    ) -> Outcome {
+        let cancel = Cancellation::token(cancel);
+        data(async {
+            let (pool, options) = (pool.text("pool")?, options.object("options")?);
+            self.manager.create_volume(pool, options, cancel).await
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn clone_volume(
+        &self,
+        pool: Argument,
+        options: Argument,
+        cancel: Option<&Cancellation>,
+    ) -> Outcome {
+        let cancel = Cancellation::token(cancel);
+        data(async {
+            let (pool, options) = (pool.text("pool")?, options.object("options")?);
+            self.manager.clone_volume(pool, options, cancel).await
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn resize_volume(
+        &self,
+        pool: Argument,
+        name: Argument,
+        options: Argument,
+    ) -> Outcome {
+        data(async {
+            let (pool, name) = (pool.text("pool")?, name.text("name")?);
+            let options = options.object("options")?;
+            self.manager.resize_volume(pool, name, options).await
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn delete_volume(&self, pool: Argument, name: Argument) -> Outcome {
+        data(async {
+            let (pool, name) = (pool.text("pool")?, name.text("name")?);
+            self.manager.delete_volume(pool, name).await
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn snapshot_tree(&self, vm_id: Argument) -> Outcome {
+        data(async { self.manager.snapshot_tree(vm_id.text("vmId")?).await }).await
     }
 
     #[napi]

@@ -8,6 +8,7 @@
 //! | 4 manager | `manager`, `monitor`, `sync` |
 //! | 3 vm | `vm` |
 //! | 3 backup | [`backup`] |
+//! | 3 storage | [`storage`] |
 //! | 2 effects | [`host`], [`qmp`], [`db`], `events` |
 //! | 1 pure | [`config`], [`qemu`], [`firewall`], [`network`] |
 //! | 0 words | [`types`], [`error`] |
@@ -24,6 +25,7 @@ pub mod monitor;
 pub mod network;
 pub mod qemu;
 pub mod qmp;
+pub mod storage;
 pub mod sync;
 pub mod types;
 pub mod vm;

@@ -55,7 +55,7 @@ impl BackupId {
 }
 
 /// How our bitmaps' names begin.
-pub(super) const BITMAP_PREFIX: &str = "infz-";
+pub(super) use crate::qmp::BITMAP_PREFIX;
 /// How our block nodes' and jobs' names begin.
 pub(super) const NODE_PREFIX: &str = "infz-bk-";
 

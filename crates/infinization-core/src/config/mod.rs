@@ -29,6 +29,7 @@ mod persistence;
 mod resolve;
 mod rules;
 mod snapshot;
+mod storage;
 mod stored;
 mod virtual_network;
 mod vm;
@@ -56,7 +57,13 @@ pub use network::{NetworkConfig, NetworkModel};
 pub use options::{DeleteOptions, GuestExecOptions, StartOptions, StopOptions};
 pub use persistence::{BootUnitOptions, PersistenceOptions};
 pub use rules::parse_rules;
-pub use snapshot::{RevertOptions, SnapshotOptions};
+pub use snapshot::{
+    Dependents, RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions,
+};
+pub use storage::{
+    CloneOptions, PoolName, PoolOptions, VolumeName, VolumeOptions, VolumePreallocation,
+    VolumeResizeOptions,
+};
 pub use stored::StoredColumns;
 pub use virtual_network::{
     Dhcp, DhcpHost, DnsName, NetworkDns, NetworkMode, NetworkName, VirtualNetwork,

@@ -11,6 +11,7 @@
 //! | `journal` | what was done with the VMs |
 //! | `status` | `getVMStatus`, `getActiveVMs` |
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
+//! | `storage` | pools and volumes |
 //! | `snapshots` | snapshots of a VM's disks and memory |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
@@ -35,6 +36,7 @@ mod saved;
 mod snapshots;
 mod startup;
 mod status;
+mod storage;
 mod store;
 
 pub use database::DatabaseChoice;
@@ -65,6 +67,7 @@ use crate::firewall::ChainNames;
 use crate::host::nft_file::Keeper;
 use crate::host::process::ProcessId;
 use crate::monitor::HealthMonitor;
+use crate::storage::Pools;
 use crate::types::VmId;
 use crate::vm::{
     DatabaseWrapper, EffectsWrapper, ReconcileResult, ReconcileSummary, Services, Verb, VmHandle,
@@ -127,6 +130,8 @@ struct Open {
     keeper: Option<Keeper>,
     /// Ends what works for it in the background.
     _alive: DropGuard,
+    /// Storage pools and their volumes.
+    pools: Pools,
     _lock: crate::host::dir_lock::DirLock,
 }
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::{Manager, parse_id, to_value};
-use crate::config::{RevertOptions, SnapshotOptions};
+use crate::config::{RevertOptions, SnapshotDeleteOptions, SnapshotOptions};
 use crate::error::Failure;
 use crate::host::qemu_img::SnapshotName;
 use crate::vm::Verb;
@@ -50,8 +50,41 @@ impl Manager {
     }
 
     /// `deleteSnapshot`: one that does not exist is deleted already.
-    pub async fn delete_snapshot(&self, vm_id: String, name: String) -> Result<Value, Failure> {
+    pub async fn delete_snapshot(
+        &self,
+        vm_id: String,
+        name: String,
+        options: Value,
+        cancel: CancellationToken,
+    ) -> Result<Value, Failure> {
+        let options = SnapshotDeleteOptions::parse(&options)?;
+        let options = options.warned("deleteSnapshot", &parse_id(&vm_id)?);
         let name = SnapshotName::parse(name)?;
-        self.verb(&vm_id, Verb::DeleteSnapshot { name }).await
+        let verb = Verb::DeleteSnapshot {
+            name,
+            options,
+            cancel,
+        };
+        self.verb(&vm_id, verb).await
+    }
+
+    /// `commitSnapshot`.
+    pub async fn commit_snapshot(
+        &self,
+        vm_id: String,
+        name: String,
+        cancel: CancellationToken,
+    ) -> Result<Value, Failure> {
+        let name = SnapshotName::parse(name)?;
+        self.verb(&vm_id, Verb::CommitSnapshot { name, cancel })
+            .await
+    }
+
+    /// `snapshotTree`. Does not wait for the VM's other operations.
+    pub async fn snapshot_tree(&self, vm_id: String) -> Result<Value, Failure> {
+        let vm_id = parse_id(&vm_id)?;
+        let handle = self.open()?.known(&vm_id).await?;
+        let tree = handle.snapshot_tree().await;
+        to_value(&tree.map_err(|failure| failure.of_vm(&vm_id))?)
     }
 }

@@ -26,6 +26,7 @@ use crate::host::link::Links;
 use crate::host::nft::Nft;
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
+use crate::storage::Pools;
 use crate::types::VmId;
 use crate::vm::{InstallationFiles, Journals, MacClaims, Marks, Pins, Services};
 
@@ -90,6 +91,8 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         wrap_effects: inner.wrap_effects.clone(),
         config,
     });
+    let allowed = services.config.path_rules.allowed.clone();
+    let pools = Pools::new(&services.config.state_dir, allowed.unwrap_or_default());
     let alive = services.closing.child_token();
     let until = alive.clone();
     let watched_nft = services.nft.clone();
@@ -102,6 +105,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             services,
             vms: Mutex::new(HashMap::new()),
             strays: Mutex::default(),
+            pools,
             reloading: Mutex::default(),
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),

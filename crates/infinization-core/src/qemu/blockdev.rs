@@ -4,9 +4,19 @@
 //! use them, which is what block jobs and `queryBlockDevices` speak of.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::args::{ToArgs, json};
 use crate::config::{CacheMode, DiskConfig};
+
+/// The options of `blockdev-add` for a disk whose backing file's node is put behind it later.
+pub fn overlay_options(node_name: &str, disk: &DiskConfig) -> Value {
+    let mut options = serde_json::to_value(Blockdev::disk(node_name.to_owned(), disk));
+    if let Ok(Value::Object(options)) = &mut options {
+        options.insert("backing".to_owned(), Value::Null);
+    }
+    options.unwrap_or_default()
+}
 
 /// `-blockdev` of a format on a file.
 #[derive(Debug, Serialize)]

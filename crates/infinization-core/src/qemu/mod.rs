@@ -36,6 +36,7 @@ mod vfio;
 pub use acquired::{
     Accelerator, Acquired, ChannelListeners, DisplayEndpoint, FirmwareFiles, SerialConsole,
 };
+pub use blockdev::overlay_options;
 pub use command::QemuCommand;
 pub use machine::name_argument;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::client::QmpClient;
@@ -19,6 +20,9 @@ use super::events::QmpEvent;
 
 /// Marks the jobs of this library among those of others.
 const PREFIX: &str = "infinization-";
+const CONCLUDED: &str = "concluded";
+/// For a command that only starts or ends a job: QEMU may have to drain its disks first.
+const START: Duration = Duration::from_secs(60);
 
 /// A job as `query-jobs` describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -36,6 +40,17 @@ struct JobStatusChange {
     status: String,
 }
 
+/// A job that was started. Dropping it leaves it to QEMU.
+#[derive(Debug)]
+pub struct Job {
+    qmp: QmpClient,
+    command: String,
+    id: String,
+    events: EventReceiver,
+    /// An event of it may have gone unheard.
+    look_first: bool,
+}
+
 impl QmpClient {
     /// Starts the job `command` and returns when it has succeeded and is dismissed. Its failure is
     /// [`QmpError::Command`].
@@ -44,17 +59,13 @@ impl QmpClient {
     pub async fn run_job(
         &self,
         command: &str,
-        mut arguments: Map<String, Value>,
+        arguments: Map<String, Value>,
         deadline: Duration,
     ) -> Result<(), QmpError> {
-        let id = format!("{PREFIX}{}", Uuid::new_v4().simple());
-        arguments.insert("job-id".to_owned(), id.as_str().into());
-        // Before it starts, so that no event is missed.
-        let mut events = self.subscribe();
         let work = async {
             // QEMU's main loop may do all of the job before it sends the answer.
-            self.execute_with(command, arguments, deadline).await?;
-            self.concluded(command, &id, &mut events).await
+            let mut job = self.start_job_within(command, arguments, deadline).await?;
+            job.concluded().await
         };
         timeout(deadline, work).await.unwrap_or_else(|_elapsed| {
             Err(QmpError::Timeout {
@@ -64,56 +75,63 @@ impl QmpClient {
         })
     }
 
+    /// Starts the job `command`.
+    pub async fn start_job(
+        &self,
+        command: &str,
+        arguments: Map<String, Value>,
+    ) -> Result<Job, QmpError> {
+        self.start_job_within(command, arguments, START).await
+    }
+
+    async fn start_job_within(
+        &self,
+        command: &str,
+        mut arguments: Map<String, Value>,
+        deadline: Duration,
+    ) -> Result<Job, QmpError> {
+        let id = format!("{PREFIX}{}", Uuid::new_v4().simple());
+        arguments.insert("job-id".to_owned(), id.as_str().into());
+        let job = Job {
+            qmp: self.clone(),
+            command: command.to_owned(),
+            id,
+            // Before it starts, so that no event is missed.
+            events: self.subscribe(),
+            look_first: false,
+        };
+        self.execute_with(command, arguments, deadline).await?;
+        Ok(job)
+    }
+
     /// Dismisses what an earlier process of ours started and never saw the end of.
     pub async fn dismiss_old_jobs(&self) -> Result<(), QmpError> {
-        let ended = |job: &JobInfo| job.id.starts_with(PREFIX) && job.status == "concluded";
+        let ended = |job: &JobInfo| job.id.starts_with(PREFIX) && job.status == CONCLUDED;
         for job in self.query_jobs().await?.into_iter().filter(ended) {
             self.execute("job-dismiss", json!({ "id": job.id })).await?;
         }
         Ok(())
     }
 
-    async fn concluded(
-        &self,
-        command: &str,
-        id: &str,
-        events: &mut EventReceiver,
-    ) -> Result<(), QmpError> {
-        loop {
-            let look = match events.next().await {
-                Some(MonitorEvent::Event(event)) => ends(&event, id),
-                Some(MonitorEvent::Missed { .. } | MonitorEvent::Reconnected { .. }) => true,
-                Some(MonitorEvent::Disconnected { .. }) => false,
-                Some(MonitorEvent::GaveUp) | None => {
-                    let what = command.to_owned();
-                    return Err(QmpError::Disconnected { what });
-                }
+    /// Ends what an earlier process of ours has left running.
+    pub async fn cancel_old_jobs(&self) -> Result<(), QmpError> {
+        let under_way = |job: &JobInfo| job.id.starts_with(PREFIX) && job.status != CONCLUDED;
+        // Before they are looked at, so that no event is missed.
+        let events = self.subscribe();
+        if let Some(info) = self.query_jobs().await?.into_iter().find(under_way) {
+            let command = "block job".to_owned();
+            let (qmp, id) = (self.clone(), info.id);
+            let mut job = Job {
+                qmp,
+                command,
+                id,
+                events,
+                look_first: false,
             };
-            if !look {
-                continue;
-            }
-            let jobs = self.query_jobs().await?;
-            match jobs.into_iter().find(|job| job.id == id) {
-                Some(job) if job.status == "concluded" => return self.dismiss(command, job).await,
-                Some(_under_way) => {}
-                None => {
-                    let why = format!("the job of {command} is gone");
-                    return Err(QmpError::Protocol { why });
-                }
-            }
+            job.cancel().await?;
+            return Box::pin(self.cancel_old_jobs()).await;
         }
-    }
-
-    async fn dismiss(&self, command: &str, job: JobInfo) -> Result<(), QmpError> {
-        self.execute("job-dismiss", json!({ "id": job.id })).await?;
-        match job.error {
-            None => Ok(()),
-            Some(desc) => Err(QmpError::Command {
-                command: command.to_owned(),
-                class: "GenericError".to_owned(),
-                desc,
-            }),
-        }
+        self.dismiss_old_jobs().await
     }
 
     async fn query_jobs(&self) -> Result<Vec<JobInfo>, QmpError> {
@@ -121,10 +139,130 @@ impl QmpClient {
     }
 }
 
-fn ends(event: &QmpEvent, id: &str) -> bool {
+impl Job {
+    /// Waits until it has succeeded, and dismisses it. When `cancel` fires it is ended first, which is a
+    /// failure unless it was faster.
+    pub async fn finish(
+        mut self,
+        deadline: Duration,
+        cancel: &CancellationToken,
+    ) -> Result<(), QmpError> {
+        let what = self.command.clone();
+        let ended = timeout(deadline, async {
+            tokio::select! {
+                ended = self.concluded() => return ended,
+                () = cancel.cancelled() => {}
+            }
+            self.ask_to_end().await?;
+            self.concluded().await
+        });
+        let late = QmpError::Timeout { what, deadline };
+        ended.await.unwrap_or(Err(late))
+    }
+
+    /// Waits until both its sides hold the same. One that fails is dismissed.
+    pub async fn ready(&mut self, cancel: &CancellationToken) -> Result<(), QmpError> {
+        tokio::select! {
+            job = self.reaches(&["ready", CONCLUDED]) => match job? {
+                job if job.status == CONCLUDED => self.dismiss(job).await,
+                _ready => Ok(()),
+            },
+            () = cancel.cancelled() => {
+                self.cancel().await?;
+                let command = self.command.clone();
+                let (class, desc) = ("GenericError".to_owned(), "Operation canceled".to_owned());
+                Err(QmpError::Command { command, class, desc })
+            }
+        }
+    }
+
+    /// Has one that is ready come to its end.
+    pub async fn complete(mut self) -> Result<(), QmpError> {
+        let ask = json!({ "id": self.id });
+        self.qmp.execute("job-complete", ask).await?;
+        timeout(START, self.concluded())
+            .await
+            .unwrap_or(Err(QmpError::Timeout {
+                what: "job-complete".to_owned(),
+                deadline: START,
+            }))
+    }
+
+    /// Ends it without its effect, and dismisses it.
+    pub async fn cancel(&mut self) -> Result<(), QmpError> {
+        self.ask_to_end().await?;
+        // How it ended does not matter.
+        match self.concluded().await {
+            Err(QmpError::Command { .. }) => Ok(()),
+            ended => ended,
+        }
+    }
+
+    async fn ask_to_end(&mut self) -> Result<(), QmpError> {
+        // Whoever waited before may have taken the event without acting on it.
+        self.look_first = true;
+        // One that is ready would otherwise end well, as far as QEMU is concerned.
+        let ask = json!({ "device": self.id, "force": true });
+        match self.qmp.execute("block-job-cancel", ask).await {
+            // It has ended by itself.
+            Err(QmpError::Command { .. }) => Ok(()),
+            asked => asked.map(drop),
+        }
+    }
+
+    async fn concluded(&mut self) -> Result<(), QmpError> {
+        let job = self.reaches(&[CONCLUDED]).await?;
+        self.dismiss(job).await
+    }
+
+    /// Waits until it has one of these statuses. Nothing is asked before an event says so: QEMU may be
+    /// too busy with the job to answer.
+    async fn reaches(&mut self, statuses: &[&str]) -> Result<JobInfo, QmpError> {
+        loop {
+            if self.look_first
+                && let Some(job) = self.look(statuses).await?
+            {
+                return Ok(job);
+            }
+            self.look_first = match self.events.next().await {
+                Some(MonitorEvent::Event(event)) => says(&event, &self.id, statuses),
+                Some(MonitorEvent::Missed { .. } | MonitorEvent::Reconnected { .. }) => true,
+                Some(MonitorEvent::Disconnected { .. }) => false,
+                Some(MonitorEvent::GaveUp) | None => {
+                    let what = self.command.clone();
+                    return Err(QmpError::Disconnected { what });
+                }
+            };
+        }
+    }
+
+    async fn look(&self, statuses: &[&str]) -> Result<Option<JobInfo>, QmpError> {
+        let jobs = self.qmp.query_jobs().await?;
+        if let Some(job) = jobs.into_iter().find(|job| job.id == self.id) {
+            return Ok(statuses.contains(&job.status.as_str()).then_some(job));
+        }
+        let why = format!("the job of {} is gone", self.command);
+        Err(QmpError::Protocol { why })
+    }
+
+    async fn dismiss(&self, job: JobInfo) -> Result<(), QmpError> {
+        let ask = json!({ "id": job.id });
+        self.qmp.execute("job-dismiss", ask).await?;
+        match job.error {
+            None => Ok(()),
+            Some(desc) => Err(QmpError::Command {
+                command: self.command.clone(),
+                class: "GenericError".to_owned(),
+                desc,
+            }),
+        }
+    }
+}
+
+fn says(event: &QmpEvent, id: &str, statuses: &[&str]) -> bool {
     if event.event != "JOB_STATUS_CHANGE" {
         return false;
     }
     let change: JobStatusChange = serde_json::from_str(event.data.get()).unwrap_or_default();
-    change.id == id && change.status == "concluded"
+    change.id == id && statuses.contains(&change.status.as_str())
 }

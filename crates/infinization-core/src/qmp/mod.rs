@@ -9,7 +9,7 @@
 //! | `dial`, `calls` | handshake; matching replies to calls |
 //! | `event_stream` | bounded fan-out of what the monitor reports |
 //! | `commands`, `replies` | typed helpers over `execute`, and what they answer |
-//! | `jobs`, `snapshots` | background jobs to their end; snapshots of a running machine |
+//! | `jobs`, `snapshots`, `layers` | background jobs to their end; snapshots and overlays of a running machine |
 //! | `events` | typed view of the events a VM's life depends on |
 //! | `guest_agent/` | the agent inside the guest, over its own socket |
 //! | `wire`, `lines` | pure framing and JSON, shared by both protocols |
@@ -27,6 +27,7 @@ mod event_stream;
 mod events;
 mod guest_agent;
 mod jobs;
+mod layers;
 mod lines;
 mod monitor;
 mod open_enum;
@@ -44,6 +45,8 @@ pub use events::{BlockIoError, EventKind, QmpEvent, QmpTimestamp, ShutdownCause}
 pub use guest_agent::{
     AgentError, AgentOptions, AgentSocket, ExecOutput, FreezeStatus, GuestAgent,
 };
+pub use jobs::Job;
+pub use layers::{BITMAP_PREFIX, LayerNode};
 pub use replies::{
     BalloonInfo, BlockInfo, CpuInfo, CpuTopology, Greeting, InsertedMedium, IoStatus, QemuVersion,
     RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo, device_id,

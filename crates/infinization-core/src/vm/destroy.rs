@@ -9,12 +9,13 @@ use super::cleanup::Cleanup;
 use super::machine::Machine;
 use super::outcome::{EndCause, OperationResult};
 use super::plan::{Lifetime, Operation, Undo};
+use super::snapshot::files_of;
 use super::status::Status;
 use crate::config::FirmwareConfig;
 use crate::db::sqlite::SqliteDatabase;
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
-use crate::host::blocking::file_call;
+use crate::host::blocking::{blocking, file_call};
 use crate::host::process::ProcessHandle;
 use crate::types::{HostPath, InvalidValue};
 
@@ -113,8 +114,11 @@ impl Machine {
         let disks = machine.and_then(|machine| machine.record.configuration?.disk_paths);
         let disk_dir = &self.context.services.config.disk_dir;
         let vars = FirmwareConfig::vars_of(disk_dir, &self.context.vm_id);
+        let directory = self.context.directory.clone();
+        let layers = blocking(move || files_of(&directory)).await??;
         let disks = disks.unwrap_or_default().into_iter().map(HostPath::parse);
-        let paths: Result<_, InvalidValue> = disks.chain([vars]).collect();
+        let layers = layers.into_iter().map(Ok);
+        let paths: Result<_, InvalidValue> = disks.chain([vars]).chain(layers).collect();
         paths.map_err(|error| {
             let message = format!("a disk of the machine cannot be deleted: its path {error}");
             Failure::new(ErrorCode::DiskError, message).of_vm(&self.context.vm_id)

@@ -20,6 +20,7 @@ use super::live::{Live, LiveView, memory_of};
 use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
+use super::snapshot::files_of;
 use super::spec;
 use super::status::{FOLLOWED, Status, of_run_state};
 use crate::db::{ConfigurationUpdate, DbError, MachineRecord};
@@ -186,10 +187,12 @@ impl Machine {
             Err(error) => return Ok(Found::Unknown(error.to_string())),
         };
         // We were killed between the spawn and the ledger. Another state directory may have a machine
-        // of the same name, but not with the same disk.
+        // of the same name, but not with the same disk; since the start that may have got overlays.
         let found = find_by_name(&name_argument(&spec.internal_name)).await?;
-        let disk = spec.disks.first().map(|disk| disk.path.to_string());
-        told_of(found, disk.unwrap_or_default()).await
+        let directory = self.context.directory.clone();
+        let mut disks = blocking(move || files_of(&directory).unwrap_or_default()).await?;
+        disks.extend(spec.disks.into_iter().next().map(|disk| disk.path));
+        told_of(found, disks).await
     }
 
     /// The process was found by its name and its disk.
@@ -452,10 +455,13 @@ fn is_settled(contents: &Contents) -> bool {
 
 /// The process that has this disk on its command line. `/proc` waits for a process that hangs while
 /// it changes its memory map.
-async fn told_of(found: Vec<ProcessHandle>, disk: String) -> Result<Found, Failure> {
+async fn told_of(found: Vec<ProcessHandle>, disks: Vec<HostPath>) -> Result<Found, Failure> {
     let looked = blocking(move || {
         let mut found = found.into_iter();
-        found.find(|process| process.was_told_of(&disk))
+        found.find(|process| {
+            let mut disks = disks.iter();
+            disks.any(|disk| process.was_told_of(disk.as_str()))
+        })
     });
     match timeout(MONITOR_DEADLINE, looked).await {
         Ok(Ok(ours)) => Ok(ours.map_or(Found::None, Found::Process)),

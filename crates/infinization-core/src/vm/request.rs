@@ -9,10 +9,13 @@ use tokio_util::sync::CancellationToken;
 use super::outcome::{CreateResult, OperationResult};
 use super::reconcile::ReconcileResult;
 use super::recover::Recovered;
-use crate::config::{RevertOptions, SnapshotOptions, StartOptions, StopOptions, VmConfig, Warning};
+use crate::config::{
+    RevertOptions, SnapshotDeleteOptions, SnapshotOptions, StartOptions, StopOptions, VmConfig,
+    Warning,
+};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::SnapshotName;
-use crate::types::FirewallRuleInput;
+use crate::types::{ByteSize, FirewallRuleInput, HostPath};
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Failure>>;
 
@@ -111,6 +114,26 @@ pub enum Verb {
     DeleteSnapshot {
         /// Its name.
         name: SnapshotName,
+        /// As asked.
+        options: SnapshotDeleteOptions,
+        /// Ends the merging that an external one may need.
+        cancel: CancellationToken,
+    },
+    /// `resizeVolume` of a disk that QEMU has.
+    ResizeDisk {
+        /// The active file.
+        path: HostPath,
+        /// The disk's new size.
+        size: ByteSize,
+        /// It may be less than before.
+        shrink: bool,
+    },
+    /// `commitSnapshot`.
+    CommitSnapshot {
+        /// Its name.
+        name: SnapshotName,
+        /// Ends it, and leaves the snapshot.
+        cancel: CancellationToken,
     },
 }
 
@@ -185,7 +208,16 @@ impl Verb {
             Self::RevertSnapshot { name, .. } => {
                 ("revert snapshot", json!({ "name": name.as_str() }))
             }
-            Self::DeleteSnapshot { name } => ("delete snapshot", json!({ "name": name.as_str() })),
+            Self::DeleteSnapshot { name, .. } => {
+                ("delete snapshot", json!({ "name": name.as_str() }))
+            }
+            Self::ResizeDisk { path, size, .. } => (
+                "resize disk",
+                json!({ "path": path, "size": size.as_bytes() }),
+            ),
+            Self::CommitSnapshot { name, .. } => {
+                ("commit snapshot", json!({ "name": name.as_str() }))
+            }
         }
     }
 
@@ -212,6 +244,10 @@ impl Verb {
             Self::DeleteSnapshot { .. } => {
                 (ErrorCode::QmpError, "the snapshot could not be deleted")
             }
+            Self::ResizeDisk { .. } => (ErrorCode::QmpError, "the disk could not be resized"),
+            Self::CommitSnapshot { .. } => {
+                (ErrorCode::QmpError, "the snapshot could not be committed")
+            }
         }
     }
 
@@ -224,7 +260,11 @@ impl Verb {
     pub(super) fn is_about_images(&self) -> bool {
         matches!(
             self,
-            Self::CreateSnapshot { .. } | Self::RevertSnapshot { .. } | Self::DeleteSnapshot { .. }
+            Self::CreateSnapshot { .. }
+                | Self::RevertSnapshot { .. }
+                | Self::DeleteSnapshot { .. }
+                | Self::CommitSnapshot { .. }
+                | Self::ResizeDisk { .. }
         )
     }
 }

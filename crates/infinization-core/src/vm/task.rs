@@ -22,7 +22,7 @@ use super::outcome::{CreateResult, EndCause, OperationResult};
 use super::reconcile::ReconcileResult;
 use super::recover::Recovered;
 use super::request::{Asked, Reply, Request, Verb};
-use super::snapshot::Snapshot;
+use super::snapshot::{Snapshot, SnapshotTree};
 use super::status::{MARKERS, STARTABLE, Status};
 use super::stop::Interrupt;
 use crate::config::{StartOptions, StopOptions, VmConfig, Warning};
@@ -129,6 +129,11 @@ impl VmHandle {
     /// The snapshots of the VM's disks. Does not wait for the VM's other operations.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Failure> {
         self.context.list_snapshots(self.view().live).await
+    }
+
+    /// The VM's external snapshots. Does not wait for the VM's other operations.
+    pub async fn snapshot_tree(&self) -> Result<SnapshotTree, Failure> {
+        self.context.snapshot_tree(self.view().live).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Failure> {
@@ -433,10 +438,23 @@ impl Machine {
                 interrupt.unless_forced(work).await
             }
             Verb::RevertSnapshot { name, options } => {
-                self.revert_snapshot(&name, options, interrupt).await
+                self.revert_snapshot(&name, &options, interrupt).await
             }
-            Verb::DeleteSnapshot { name } => {
-                interrupt.unless_forced(self.delete_snapshot(&name)).await
+            Verb::DeleteSnapshot {
+                name,
+                options,
+                cancel,
+            } => {
+                let work = self.delete_snapshot(&name, options, &cancel);
+                interrupt.unless_forced(work).await
+            }
+            Verb::ResizeDisk { path, size, shrink } => {
+                let work = self.resize_disk(&path, size, shrink);
+                interrupt.unless_forced(work).await
+            }
+            Verb::CommitSnapshot { name, cancel } => {
+                let work = self.commit_snapshot(&name, &cancel);
+                interrupt.unless_forced(work).await
             }
         }
     }

@@ -86,7 +86,7 @@ async fn other_hardware_is_refused(host: &Host, manager: &Manager, vm: &str) {
     assert_eq!(refusal.context()["was"], json!(["cpus=1"]));
     assert_eq!(consistent_status(manager, vm).await["status"], "running");
     manager
-        .delete_snapshot(vm.into(), "with-memory".into())
+        .delete_snapshot(vm.into(), "with-memory".into(), Value::Null, never())
         .await
         .unwrap();
     assert_eq!(names(manager, vm).await, ["quiet"]);

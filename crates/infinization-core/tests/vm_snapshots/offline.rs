@@ -134,7 +134,7 @@ fn f9_a_revert_cut_short_at_any_disk_is_undone() {
             cut_short(&host, "snap-9", &undo);
             // Any verb settles it first; this one has nothing to do.
             let deleted = manager
-                .delete_snapshot("snap-9".into(), "none".into())
+                .delete_snapshot("snap-9".into(), "none".into(), Value::Null, never())
                 .await;
             assert_eq!(deleted.unwrap()["success"], true);
             assert!(is_settled(&host, "snap-9"));

@@ -31,7 +31,7 @@ fn b16_b17_names_and_machines_that_cannot_be_are_refused() {
             .unwrap_err();
         assert_eq!(refusal.code(), ErrorCode::VmNotFound);
         let deleted = manager
-            .delete_snapshot("snap-3".into(), "unknown".into())
+            .delete_snapshot("snap-3".into(), "unknown".into(), Value::Null, never())
             .await;
         assert_eq!(deleted.unwrap()["success"], true);
         assert_eq!(faults::snapshot(&host, &manager, "snap-3").await, before);
@@ -51,7 +51,9 @@ fn a_claimed_row_is_left_alone() {
             for refused in [
                 take(&manager, "snap-4", json!({ "name": "a" })).await,
                 revert(&manager, "snap-4", "a", Value::Null).await,
-                manager.delete_snapshot("snap-4".into(), "a".into()).await,
+                manager
+                    .delete_snapshot("snap-4".into(), "a".into(), Value::Null, never())
+                    .await,
             ] {
                 let refusal = refused.unwrap_err();
                 assert_eq!(refusal.code(), ErrorCode::InvalidState);

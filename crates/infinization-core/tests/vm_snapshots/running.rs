@@ -51,7 +51,7 @@ fn the_disks_of_a_running_machine_are_snapshotted_together() {
         assert_eq!(names(&manager, "snap-1").await, ["first"]);
 
         manager
-            .delete_snapshot("snap-1".into(), "first".into())
+            .delete_snapshot("snap-1".into(), "first".into(), Value::Null, never())
             .await
             .unwrap();
         assert_eq!(names(&manager, "snap-1").await, Vec::<String>::new());
@@ -85,7 +85,7 @@ fn a_running_machine_goes_back_to_a_snapshot_of_its_disks_by_a_restart() {
         assert_eq!(status["status"], "running");
         assert_ne!(qemus(host.path()), first_run);
         manager
-            .delete_snapshot("snap-2".into(), "first".into())
+            .delete_snapshot("snap-2".into(), "first".into(), Value::Null, never())
             .await
             .unwrap();
         assert_eq!(names(&manager, "snap-2").await, Vec::<String>::new());

@@ -42,6 +42,15 @@ pub use spawn::{RunAs, SpawnSpec, spawn};
 pub use stderr_log::StderrLog;
 pub use vfork::SpawnStep;
 
+/// Returns when the process that has this number now has ended: at once if there is none.
+pub async fn ended(pid: i32) -> std::io::Result<()> {
+    let Some(process) = pidfd::open(pid)? else {
+        return Ok(());
+    };
+    let events = pidfd::events(std::sync::Arc::new(process))?;
+    events.readable().await.map(drop)
+}
+
 use crate::error::{Coded, ErrorCode};
 
 /// A process that could not be started, found or ended.

@@ -22,6 +22,8 @@ const CORRUPT: u64 = 1 << 1;
 const EXTERNAL_DATA_FILE: u64 = 1 << 2;
 /// Compression type and extended level 2 entries: harmless, and known to QEMU 5.2.
 const HARMLESS: u64 = 1 << 3 | 1 << 4;
+/// Cleared by whoever writes without minding the bitmaps.
+const BITMAPS: u64 = 1 << 0;
 
 /// Where an image says the rest of its data is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +41,10 @@ pub(super) struct Qcow2Header {
     pub(super) l1_entries: u32,
     refcount_table: (u64, u64),
     pub(super) backing: Option<BackingClaim>,
+    /// How many internal snapshots there are.
+    pub(super) snapshots: u32,
+    /// Whether there are persistent dirty bitmaps that QEMU may believe.
+    pub(super) bitmaps: bool,
     incompatible: u64,
     crypt_method: u32,
 }
@@ -73,6 +79,8 @@ impl Qcow2Header {
             l1_entries: fields.l1_entries,
             refcount_table: (fields.refcount_offset, fields.refcount_bytes()),
             backing,
+            snapshots: fields.snapshots,
+            bitmaps: fields.autoclear & BITMAPS != 0,
             incompatible: fields.incompatible,
             crypt_method: fields.crypt_method,
         })
@@ -118,7 +126,9 @@ struct Fields {
     l1_offset: u64,
     refcount_offset: u64,
     refcount_clusters: u32,
+    snapshots: u32,
     incompatible: u64,
+    autoclear: u64,
     header_length: u32,
 }
 
@@ -137,7 +147,9 @@ impl Fields {
             l1_offset: be64(file, 40)?,
             refcount_offset: be64(file, 48)?,
             refcount_clusters: be32(file, 56)?,
+            snapshots: be32(file, 60)?,
             incompatible: if v3 { be64(file, 72)? } else { 0 },
+            autoclear: if v3 { be64(file, 88)? } else { 0 },
             header_length: if v3 { be32(file, 100)? } else { 72 },
         })
     }

@@ -87,6 +87,12 @@ pub(super) async fn vet_alone(path: &HostPath, format: ImageFormat) -> Result<()
     blocking(path, move || look_at(&image, format).map(drop)).await
 }
 
+/// A qcow2's header. Blocks.
+pub(super) fn header_of(path: &HostPath) -> Result<Qcow2Header, ImageError> {
+    let (file, length) = open(path)?;
+    read_header(path, &file, length)
+}
+
 /// An open image and, of a qcow2, its header.
 struct Look {
     file: File,

@@ -1,4 +1,4 @@
-//! Disk images, by way of `qemu-img`: create, inspect, resize, convert, check, offline snapshots.
+//! Disk images, by way of `qemu-img`: create, inspect, resize, convert, check, offline snapshots, layers.
 //!
 //! What holds for every verb:
 //! - The format is the caller's; none is ever probed, since a guest can write a header into its
@@ -27,7 +27,9 @@ mod in_use;
 mod info;
 mod inspect;
 mod job;
+mod layer;
 mod lock;
+mod overlay;
 mod partial;
 mod resize;
 mod snapshot;
@@ -43,7 +45,11 @@ pub use in_use::{Holder, ensure_unused, ensure_unused_now, ensure_unwritten_now}
 pub use info::{ImageInfo, Sharing, info};
 pub use inspect::{Inspection, inspect, inspect_now};
 pub use job::Job;
-pub use partial::sweep_partials;
+pub use layer::{
+    Layer, Rebase, allocated, commit_layer, freeze_layer, layer, make_overlay, outwait_orphan,
+    rebase, reclaim,
+};
+pub use partial::{sweep_partials, sweep_partials_of};
 pub use resize::{Resize, resize};
 pub use snapshot::{
     SnapshotInfo, SnapshotName, create_snapshot, delete_snapshot, list_snapshots, revert_snapshot,

@@ -107,6 +107,26 @@ pub async fn sweep_partials(dir: &HostPath) -> Result<Vec<HostPath>, ImageError>
     Ok(swept)
 }
 
+/// Removes what is left of attempts to make `target`, which nobody makes now; a dying qemu-img may still
+/// have it open.
+pub async fn sweep_partials_of(target: &HostPath) -> Result<(), ImageError> {
+    let file = target.as_path().file_name().unwrap_or_default();
+    let prefix = format!(".{}.", shortened(&file.to_string_lossy()));
+    let parent = target.as_path().parent().unwrap_or(Path::new("/"));
+    let Ok(dir) = HostPath::parse(parent.to_string_lossy()) else {
+        return Ok(());
+    };
+    for path in partials_in(&dir).await? {
+        let name = path.as_path().file_name().unwrap_or_default();
+        if name.to_string_lossy().starts_with(&prefix) {
+            let name = path.clone();
+            let removed = file_call(move || fs::remove_file(name.as_path())).await;
+            removed.map_err(|source| ImageError::io(&path, source))?;
+        }
+    }
+    Ok(())
+}
+
 async fn partials_in(dir: &HostPath) -> Result<Vec<HostPath>, ImageError> {
     let dir = dir.clone();
     blocking(&dir.clone(), move || {
@@ -131,15 +151,18 @@ fn is_temporary(name: &str) -> bool {
 
 /// `.<file>.<random>.partial`, within the 255 bytes a file name may have.
 fn temporary_name(target: &HostPath) -> PathBuf {
-    const LONGEST: usize = 200;
     let path = target.as_path();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let name: String = name
-        .char_indices()
+    let name = shortened(&name);
+    path.with_file_name(format!(".{name}.{}.partial", Uuid::new_v4().simple()))
+}
+
+fn shortened(name: &str) -> String {
+    const LONGEST: usize = 200;
+    name.char_indices()
         .take_while(|(at, char)| at + char.len_utf8() <= LONGEST)
         .map(|(_, char)| char)
-        .collect();
-    path.with_file_name(format!(".{name}.{}.partial", Uuid::new_v4().simple()))
+        .collect()
 }
 
 /// Renames only if nothing has the new name. File systems that cannot (NFS) are asked for a second

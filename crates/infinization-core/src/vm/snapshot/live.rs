@@ -10,7 +10,7 @@ use super::quiet::{self, Frozen};
 use crate::config::{DiskFormat, SnapshotOptions, VmConfig};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{SnapshotInfo, SnapshotName};
-use crate::qmp::{BlockNode, QmpClient, QmpError};
+use crate::qmp::{BITMAP_PREFIX, BlockNode, QmpClient, QmpError};
 
 /// A snapshot that every disk of a running VM has.
 #[derive(Debug)]
@@ -149,6 +149,7 @@ pub(super) async fn load(
         refuse_other_hardware(&was, &qmp.hardware().await?)?;
     }
     qmp.dismiss_old_jobs().await?;
+    drop_backup_bitmaps(qmp, &found.nodes).await?;
     let vmstate = found.memory_in.as_deref().unwrap_or_default();
     let loaded = qmp
         .snapshot_load(&found.nodes, vmstate, name.as_str())
@@ -161,6 +162,31 @@ pub(super) async fn load(
         );
         Failure::caused_by(ErrorCode::QmpError, message, error)
     })
+}
+
+/// QEMU puts no disk back that has dirty bitmaps, and notices only when the guest stands still. Those of
+/// incremental backups go: the next one compares. Another's are not ours to remove.
+async fn drop_backup_bitmaps(qmp: &QmpClient, nodes: &[String]) -> Result<(), Failure> {
+    let mut ours = Vec::new();
+    for layer in qmp.query_layers().await? {
+        if !nodes.contains(&layer.name) {
+            continue;
+        }
+        for bitmap in layer.bitmaps {
+            if !bitmap.starts_with(BITMAP_PREFIX) {
+                let message = format!(
+                    "a disk has the dirty bitmap {bitmap}, which could not tell that it went back: \
+                     remove it first"
+                );
+                return Err(Failure::new(ErrorCode::InvalidState, message).with("bitmap", bitmap));
+            }
+            ours.push((layer.name.clone(), bitmap));
+        }
+    }
+    for (node, bitmap) in ours {
+        qmp.remove_bitmap(&node, &bitmap).await?;
+    }
+    Ok(())
 }
 
 fn refuse_other_hardware(was: &[String], now: &[String]) -> Result<(), Failure> {
@@ -205,26 +231,35 @@ fn split(disks: Vec<OnNode>) -> (Vec<String>, Vec<Listed>) {
 /// Every disk with the node its device stands on; the monitor is asked, as the graph may have
 /// changed since the start.
 async fn look(qmp: &QmpClient, config: &VmConfig) -> Result<Vec<OnNode>, Failure> {
-    let drives = qmp.query_block().await?;
+    let roots = roots(qmp, config).await?;
     let nodes = qmp.query_named_block_nodes().await?;
     let mut found = Vec::new();
-    for disk in disks::of(config) {
-        let id = format!("disk{}", disk.index);
-        let root = drives
-            .iter()
-            .find(|drive| drive.qdev.as_deref().is_some_and(|qdev| is_of(qdev, &id)))
-            .and_then(|drive| drive.inserted.as_ref()?.node_name.clone());
-        let node = root.and_then(|root| {
-            let mut nodes = nodes.iter();
-            nodes.find(|node| node.node_name.as_deref() == Some(root.as_str()))
-        });
-        let node = node.ok_or_else(|| {
-            let message = format!("the running VM has no disk {id}");
-            Failure::new(ErrorCode::DiskError, message).with("path", disk.path.as_str())
-        })?;
+    for (disk, root) in disks::of(config).into_iter().zip(roots) {
+        let mut nodes = nodes.iter();
+        let node = nodes.find(|node| node.node_name.as_ref() == Some(&root));
+        let node = node.ok_or_else(|| no_disk(&disk))?;
         found.push(on_node(disk, node)?);
     }
     Ok(found)
+}
+
+/// The name of the node each disk's device stands on.
+pub(super) async fn roots(qmp: &QmpClient, config: &VmConfig) -> Result<Vec<String>, Failure> {
+    let drives = qmp.query_block().await?;
+    let root = |disk: Disk| {
+        let id = format!("disk{}", disk.index);
+        let mut drives = drives.iter();
+        drives
+            .find(|drive| drive.qdev.as_deref().is_some_and(|qdev| is_of(qdev, &id)))
+            .and_then(|drive| drive.inserted.as_ref()?.node_name.clone())
+            .ok_or_else(|| no_disk(&disk))
+    };
+    disks::of(config).into_iter().map(root).collect()
+}
+
+fn no_disk(disk: &Disk) -> Failure {
+    let message = format!("the running VM has no disk disk{}", disk.index);
+    Failure::new(ErrorCode::DiskError, message).with("path", disk.path.as_str())
 }
 
 fn on_node(disk: Disk, node: &BlockNode) -> Result<OnNode, Failure> {

@@ -1,4 +1,5 @@
-//! Internal snapshots of a VM: of all its disks together, and with its memory if it runs.
+//! Snapshots of a VM, of all its disks together: inside the images, with the memory if it runs, or as a
+//! tree of overlays.
 //!
 //! | file | what it holds |
 //! | --- | --- |
@@ -7,6 +8,7 @@
 //! | `live` | through the monitor of a running VM |
 //! | `offline` | through `qemu-img`, with a note that lets a killed process be followed up |
 //! | `quiet` | freezing the guest's file systems, with a note that lets a killed process be followed up |
+//! | `external/` | the tree of overlays |
 //! | `notes` | what the images have no room for: descriptions, the hardware that saved memory fits |
 //!
 //! Invariants: a snapshot is on all disks or it is not made; what is refused has changed nothing;
@@ -14,6 +16,7 @@
 //! since the events wait until the verb is over and QEMU runs by then.
 
 mod disks;
+mod external;
 mod live;
 mod notes;
 mod offline;
@@ -25,6 +28,8 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 pub use disks::Snapshot;
+pub(super) use external::files_of;
+pub use external::{ShownLayer, ShownNode, SnapshotTree};
 
 use self::disks::Disk;
 use super::context::VmContext;
@@ -34,7 +39,10 @@ use super::outcome::OperationResult;
 use super::spec;
 use super::status::Status;
 use super::stop::Interrupt;
-use crate::config::{RevertOptions, SnapshotOptions, StartOptions, StopOptions, VmConfig};
+use crate::config::{
+    RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions, StartOptions, StopOptions,
+    VmConfig,
+};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::SnapshotName;
 
@@ -50,8 +58,12 @@ impl Machine {
         options: &SnapshotOptions,
         cancel: &CancellationToken,
     ) -> Result<OperationResult, Failure> {
+        if options.kind == SnapshotKind::External {
+            return self.create_external(name, options, cancel).await;
+        }
         let live = self.snapshots_allowed("snapshotted").await?;
         let context = &self.context;
+        context.refuse_external(name).await?;
         let config = context.disks_config(live.is_some()).await?;
         let hardware = match &live {
             Some(live) => live::create(context, live, &config, name, options, cancel).await?,
@@ -73,9 +85,12 @@ impl Machine {
     pub(super) async fn revert_snapshot(
         &mut self,
         name: &SnapshotName,
-        options: RevertOptions,
+        options: &RevertOptions,
         interrupt: &Interrupt,
     ) -> Result<OperationResult, Failure> {
+        if self.context.has_external(name).await? {
+            return self.revert_external(name, options, interrupt).await;
+        }
         let live = self.snapshots_allowed("put back to a snapshot").await?;
         let config = self.context.disks_config(live.is_some()).await?;
         let Some(live) = live else {
@@ -102,7 +117,12 @@ impl Machine {
     pub(super) async fn delete_snapshot(
         &mut self,
         name: &SnapshotName,
+        options: SnapshotDeleteOptions,
+        cancel: &CancellationToken,
     ) -> Result<OperationResult, Failure> {
+        if self.context.has_external(name).await? {
+            return self.delete_external(name, options.children, cancel).await;
+        }
         let live = self.snapshots_allowed("relieved of a snapshot").await?;
         let config = self.context.disks_config(live.is_some()).await?;
         let context = &self.context;
@@ -111,8 +131,9 @@ impl Machine {
         Ok(self.told(name, "delete", "deleted"))
     }
 
-    /// Undoes what a killed process left half done on the disks of a VM that is off.
+    /// Finishes or undoes what a killed process left half done on the disks.
     pub(super) async fn settle_snapshots(&self) -> Result<(), Failure> {
+        self.settle_external(true).await?;
         if self.live.is_some() {
             return Ok(());
         }
@@ -123,7 +144,12 @@ impl Machine {
     /// next start tries again, and is refused if it cannot be done.
     pub(super) async fn try_to_settle_snapshots(&self) {
         quiet::thaw_left_frozen(&self.context, self.live.is_some()).await;
-        if let Err(failure) = self.settle_snapshots().await {
+        let external = self.settle_external(self.live.is_none()).await;
+        let internal = match self.live {
+            Some(_) => Ok(()),
+            None => offline::settle(&self.context).await,
+        };
+        if let Err(failure) = external.and(internal) {
             let vm = &self.context.vm_id;
             tracing::warn!(%vm, %failure, "an interrupted change of snapshots was not undone");
         }
@@ -197,6 +223,15 @@ impl VmContext {
             None => offline::list(&disks::of(&config)).await?,
         };
         Ok(disks::gather(&listed, &self.notes().await))
+    }
+
+    /// One name is one snapshot, wherever it is kept.
+    async fn refuse_external(&self, name: &SnapshotName) -> Result<(), Failure> {
+        if !self.has_external(name).await? {
+            return Ok(());
+        }
+        let message = format!("there is an external snapshot {} already", name.as_str());
+        Err(Failure::new(ErrorCode::SnapshotAlreadyExists, message))
     }
 
     async fn remove(

@@ -1,0 +1,249 @@
+//! Layers of a chain of qcow2 images: a new overlay, committing one into what it lies on, and taking
+//! one off it.
+//!
+//! None of these changes what a chain's uppermost image holds, however far they get: data is copied
+//! before a link is changed. What a killed `qemu-img` leaves are clusters nobody uses ([`reclaim`]).
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::bitmap::drop_bitmaps;
+use super::command::QemuImg;
+use super::create::check_size;
+use super::in_use::{self, Access};
+use super::info::{Sharing, info_locked};
+use super::inspect::{self, header_of};
+use super::job::{blocking, supervised, to_its_end};
+use super::overlay::EmptyOverlay;
+use super::partial::Partial;
+use super::{ImageError, ImageFormat, Job, lock};
+use crate::host::process::ended;
+use crate::types::{ByteSize, HostPath};
+
+/// What an image says of itself; nothing else is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// The disk's size.
+    pub virtual_size: ByteSize,
+    /// The file it lies on, as its header names it.
+    pub backing: Option<HostPath>,
+    /// How many internal snapshots it has.
+    pub snapshots: u32,
+    /// Whether it has persistent dirty bitmaps.
+    pub bitmaps: bool,
+    /// What its file takes on the host.
+    pub allocated: ByteSize,
+}
+
+/// Reads the header of a qcow2 image.
+pub async fn layer(path: &HostPath) -> Result<Layer, ImageError> {
+    let image = path.clone();
+    blocking(path, move || {
+        let header = header_of(&image)?;
+        let backing = header.backing.map(|claim| {
+            let directory = image.as_path().parent().unwrap_or(Path::new("/"));
+            let named = directory.join(&claim.name);
+            HostPath::parse(named.to_string_lossy())
+                .map_err(|_invalid| ImageError::unsafe_backing(&image, claim.name))
+        });
+        Ok(Layer {
+            virtual_size: ByteSize::bytes(header.virtual_size),
+            backing: backing.transpose()?,
+            snapshots: header.snapshots,
+            bitmaps: header.bitmaps,
+            allocated: allocated_now(&image)?,
+        })
+    })
+    .await
+}
+
+/// What an image's file takes on the host.
+pub async fn allocated(path: &HostPath) -> Result<ByteSize, ImageError> {
+    let image = path.clone();
+    blocking(path, move || allocated_now(&image)).await
+}
+
+fn allocated_now(image: &HostPath) -> Result<ByteSize, ImageError> {
+    /// The unit of `st_blocks`, whatever the file system's own is.
+    const BLOCK: u64 = 512;
+    let file = std::fs::metadata(image.as_path());
+    let file = file.map_err(|error| ImageError::io(image, error))?;
+    Ok(ByteSize::bytes(file.blocks() * BLOCK))
+}
+
+/// Makes an empty qcow2 on `backing`, which is not opened: a running machine may have it. The new file
+/// belongs to whoever owns that one.
+pub async fn make_overlay(
+    path: &HostPath,
+    backing: &HostPath,
+    size: ByteSize,
+) -> Result<(), ImageError> {
+    let (path, backing) = (path.clone(), backing.clone());
+    check_size(&path, ImageFormat::Qcow2, size, None)?;
+    blocking(&path.clone(), move || {
+        let overlay = EmptyOverlay::new(&path, size.as_bytes(), &backing)?;
+        let file = std::fs::metadata(backing.as_path());
+        let below = file.map_err(|error| ImageError::io(&backing, error))?;
+        let partial = Partial::beside(&path)?;
+        fill(partial.path(), &overlay).map_err(|error| ImageError::io(&path, error))?;
+        partial.publish(Some((below.uid(), below.gid())))
+    })
+    .await
+}
+
+fn fill(path: &Path, overlay: &EmptyOverlay) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.write_all(&overlay.bytes)?;
+    file.set_len(overlay.length)
+}
+
+/// Writes what `top` holds into the file right below it, which must be `base`. `top` stays as it is, and
+/// reads the same at every moment. The base's dirty bitmaps are removed first.
+pub async fn commit_layer(
+    top: &HostPath,
+    base: &HostPath,
+    allowed: &[HostPath],
+    job: &Job,
+) -> Result<(), ImageError> {
+    let (top, base, allowed) = (top.clone(), base.clone(), allowed.to_vec());
+    supervised(job, &top.clone(), move |job| async move {
+        let _top = job.unless_cancelled(&top, lock::exclusive(&top)).await??;
+        let _base = job
+            .unless_cancelled(&base, lock::exclusive(&base))
+            .await??;
+        in_use::refuse(&top, Access::Write).await?;
+        in_use::refuse(&base, Access::Write).await?;
+        inspect::vet(&top, ImageFormat::Qcow2, &allowed).await?;
+        require_on(&top, &base).await?;
+        forget_bitmaps(&base).await?;
+        QemuImg::new("commit", &top)
+            .args(["-q", "-d", "-f", "qcow2"])
+            .path_option("-b", &base)
+            .on_image()
+            .run_as(&job)
+            .await?;
+        flush(&base).await
+    })
+    .await
+}
+
+/// How [`rebase`] comes by the same content on another file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rebase {
+    /// What would read differently is copied first.
+    Safe,
+    /// Both files hold the same: the name in the header is all that changes.
+    NameOnly,
+}
+
+/// Puts the image on `onto`, or on nothing.
+pub async fn rebase(
+    image: &HostPath,
+    onto: Option<&HostPath>,
+    how: Rebase,
+    allowed: &[HostPath],
+    job: &Job,
+) -> Result<(), ImageError> {
+    let (image, onto, allowed) = (image.clone(), onto.cloned(), allowed.to_vec());
+    supervised(job, &image.clone(), move |job| async move {
+        let _alone = job
+            .unless_cancelled(&image, lock::exclusive(&image))
+            .await??;
+        in_use::refuse(&image, Access::Write).await?;
+        inspect::vet(&image, ImageFormat::Qcow2, &allowed).await?;
+        let mut command = QemuImg::new("rebase", &image).args(["-q", "-f", "qcow2"]);
+        if how == Rebase::NameOnly {
+            command = command.args(["-u"]);
+        }
+        command = match &onto {
+            Some(onto) => command.args(["-F", "qcow2"]).path_option("-b", onto),
+            None => command.args(["-b", ""]),
+        };
+        command.on_image().run_as(&job).await?;
+        flush(&image).await
+    })
+    .await
+}
+
+/// Removes an image's dirty bitmaps, if it has any: it is about to become a layer that others lie on.
+pub async fn freeze_layer(path: &HostPath) -> Result<(), ImageError> {
+    let image = path.clone();
+    to_its_end(path, async move {
+        let _alone = lock::exclusive(&image).await?;
+        in_use::refuse(&image, Access::Write).await?;
+        forget_bitmaps(&image).await
+    })
+    .await
+}
+
+/// Waits for a `qemu-img` that has outlived the process it worked for and still has the image. After
+/// `deadline`, and where somebody else has it, whoever comes next is refused.
+pub async fn outwait_orphan(path: &HostPath, deadline: Duration) {
+    let gone = async {
+        while let Err(ImageError::InUse {
+            holder: Some(holder),
+            ..
+        }) = in_use::refuse(path, Access::Write).await
+        {
+            let pid = i32::try_from(holder.pid).unwrap_or_default();
+            if holder.name != "qemu-img" || ended(pid).await.is_err() {
+                return;
+            }
+        }
+    };
+    if timeout(deadline, gone).await.is_err() {
+        tracing::warn!(%path, "an earlier qemu-img still works on the image");
+    }
+}
+
+/// Frees the clusters that an interrupted command left unused. An image that somebody has open is left.
+pub async fn reclaim(path: &HostPath) -> Result<(), ImageError> {
+    let image = path.clone();
+    to_its_end(path, async move {
+        let _alone = lock::exclusive(&image).await?;
+        in_use::refuse(&image, Access::Write).await?;
+        inspect::vet(&image, ImageFormat::Qcow2, &[]).await?;
+        // 3: some leaks could not be freed, which harms nobody.
+        QemuImg::new("check", &image)
+            .args(["-q", "-r", "leaks", "-f", "qcow2"])
+            .accept(&[3])
+            .on_image()
+            .run_as(&Job::short())
+            .await?;
+        Ok(())
+    })
+    .await
+}
+
+async fn require_on(top: &HostPath, base: &HostPath) -> Result<(), ImageError> {
+    let found = layer(top).await?;
+    if found.backing.as_ref() == Some(base) {
+        return Ok(());
+    }
+    let why = format!("does not lie on {base}");
+    Err(ImageError::format(top, why))
+}
+
+async fn forget_bitmaps(image: &HostPath) -> Result<(), ImageError> {
+    if !layer(image).await?.bitmaps {
+        return Ok(());
+    }
+    let found = info_locked(image, ImageFormat::Qcow2, Sharing::Refuse).await?;
+    drop_bitmaps(image, &found.bitmaps).await
+}
+
+/// qemu-img's cache mode does not reach the disk by itself.
+async fn flush(image: &HostPath) -> Result<(), ImageError> {
+    let path = image.clone();
+    blocking(image, move || {
+        let file = std::fs::File::open(path.as_path());
+        let flushed = file.and_then(|file| file.sync_all());
+        flushed.map_err(|error| ImageError::io(&path, error))
+    })
+    .await
+}

@@ -1,0 +1,240 @@
+//! Making, cloning, resizing and deleting volumes.
+
+use std::fs;
+
+use super::pools::{failed, run};
+use super::{PoolError, Pools, Uses, Volume};
+use crate::config::{
+    CloneOptions, DiskFormat, PoolName, VolumeName, VolumeOptions, VolumePreallocation,
+    VolumeResizeOptions,
+};
+use crate::host::qemu_img::{
+    ConvertImage, CreateImage, ImageError, ImageFormat, Job, Preallocation, Resize, allocated,
+    convert, create, ensure_unused, layer, resize,
+};
+use crate::types::{ByteSize, HostPath};
+
+impl Pools {
+    /// The volumes of a pool, by name. Other files, and what is no image, are no volumes.
+    pub async fn volumes(&self, pool: &PoolName, uses: &Uses) -> Result<Vec<Volume>, PoolError> {
+        let directory = self.directory(pool).await?;
+        let mut volumes = Vec::new();
+        for (path, name) in files_in(&directory).await? {
+            match describe(&path, &name, uses).await {
+                Ok(volume) => volumes.push(volume),
+                Err(error) => tracing::debug!(%error, "is no volume"),
+            }
+        }
+        Ok(volumes)
+    }
+
+    /// Every file that may be a volume, of all pools that can be looked at.
+    pub async fn all_files(&self) -> Result<Vec<HostPath>, PoolError> {
+        let mut all = Vec::new();
+        for pool in self.list().await? {
+            let files = files_in(&pool.path).await?;
+            all.extend(files.into_iter().map(|(path, _)| path));
+        }
+        Ok(all)
+    }
+
+    /// Makes an empty volume.
+    pub async fn create(
+        &self,
+        pool: &PoolName,
+        options: &VolumeOptions,
+        owner: Option<(u32, u32)>,
+        job: &Job,
+    ) -> Result<Volume, PoolError> {
+        let path = self.free_path(pool, &options.name).await?;
+        let image = CreateImage {
+            format: image_format(options.name.format()),
+            preallocation: preallocation(options.preallocation),
+            owner,
+            allowed: self.allowed().to_vec(),
+            ..CreateImage::new(path.clone(), options.capacity)
+        };
+        create(&image, job).await?;
+        describe(&path, &options.name, &Uses::default()).await
+    }
+
+    /// Makes a copy of a volume, or an overlay on it. A machine's disk may change at any time, so nothing is
+    /// put on one.
+    pub async fn clone_volume(
+        &self,
+        pool: &PoolName,
+        options: &CloneOptions,
+        uses: &Uses,
+        owner: Option<(u32, u32)>,
+        job: &Job,
+    ) -> Result<Volume, PoolError> {
+        let source = self.path_of(pool, &options.source).await?;
+        let path = self.free_path(pool, &options.name).await?;
+        let allowed = self.allowed().to_vec();
+        if options.linked {
+            uses.refuse_used(&source)?;
+            let format = image_format(options.name.format());
+            if options.source.format() != DiskFormat::Qcow2 {
+                let why = "is raw, which nothing can be linked to".to_owned();
+                return Err(ImageError::Format { path: source, why }.into());
+            }
+            let image = CreateImage {
+                format,
+                owner,
+                allowed,
+                ..CreateImage::over(path.clone(), source)
+            };
+            create(&image, job).await?;
+        } else {
+            let from = (source, image_format(options.source.format()));
+            let to = (path.clone(), image_format(options.name.format()));
+            let image = ConvertImage {
+                owner,
+                allowed,
+                ..ConvertImage::new(from, to)
+            };
+            convert(&image, job).await?;
+        }
+        describe(&path, &options.name, uses).await
+    }
+
+    /// Changes the size of a volume that no machine runs on and nothing lies on.
+    pub async fn resize_volume(
+        &self,
+        pool: &PoolName,
+        name: &VolumeName,
+        options: VolumeResizeOptions,
+        uses: &Uses,
+    ) -> Result<Volume, PoolError> {
+        let path = self.path_of(pool, name).await?;
+        uses.refuse_overlaid(&path)?;
+        let direction = if options.shrink {
+            Resize::GrowOrShrink
+        } else {
+            Resize::Grow
+        };
+        let format = image_format(name.format());
+        resize(&path, format, options.capacity, direction).await?;
+        describe(&path, name, uses).await
+    }
+
+    /// Deletes a volume that nobody needs.
+    pub async fn delete_volume(
+        &self,
+        pool: &PoolName,
+        name: &VolumeName,
+        uses: &Uses,
+    ) -> Result<(), PoolError> {
+        let path = self.path_of(pool, name).await?;
+        uses.refuse_needed(&path)?;
+        ensure_unused(&path).await?;
+        run(&path.clone(), move || {
+            fs::remove_file(path.as_path()).map_err(|error| failed(&path, error))
+        })
+        .await
+    }
+
+    /// What is known of a volume.
+    pub async fn volume(
+        &self,
+        pool: &PoolName,
+        name: &VolumeName,
+        uses: &Uses,
+    ) -> Result<Volume, PoolError> {
+        let path = self.path_of(pool, name).await?;
+        describe(&path, name, uses).await
+    }
+
+    /// Where a volume is, which must be there and be a plain file.
+    pub async fn path_of(&self, pool: &PoolName, name: &VolumeName) -> Result<HostPath, PoolError> {
+        let path = self.free_path(pool, name).await?;
+        run(&path.clone(), move || {
+            let missing = || ImageError::NotFound { path: path.clone() };
+            match fs::symlink_metadata(path.as_path()) {
+                Ok(found) if found.is_file() => Ok(path),
+                Ok(_) => Err(PoolError::Directory {
+                    path,
+                    why: "is no plain file, so it is no volume",
+                }),
+                Err(_) => Err(missing().into()),
+            }
+        })
+        .await
+    }
+
+    /// Where a volume of this name would be.
+    async fn free_path(&self, pool: &PoolName, name: &VolumeName) -> Result<HostPath, PoolError> {
+        let directory = self.directory(pool).await?;
+        directory
+            .join(name.as_str())
+            .map_err(|_invalid| PoolError::Directory {
+                path: directory,
+                why: "has too long a path",
+            })
+    }
+}
+
+/// Plain files whose names say that they are volumes, by name.
+async fn files_in(directory: &HostPath) -> Result<Vec<(HostPath, VolumeName)>, PoolError> {
+    let directory = directory.clone();
+    run(&directory.clone(), move || {
+        let entries = fs::read_dir(directory.as_path());
+        let entries = entries.map_err(|error| failed(&directory, error))?;
+        let plain = entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+        let names = plain.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: Vec<VolumeName> = names
+            .filter_map(|name| VolumeName::try_from(name).ok())
+            .collect();
+        names.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+        let at = |name: VolumeName| Some((directory.join(name.as_str()).ok()?, name));
+        Ok(names.into_iter().filter_map(at).collect())
+    })
+    .await
+}
+
+async fn describe(path: &HostPath, name: &VolumeName, uses: &Uses) -> Result<Volume, PoolError> {
+    let (capacity, backing) = match name.format() {
+        DiskFormat::Qcow2 => {
+            let found = layer(path).await?;
+            (found.virtual_size, found.backing)
+        }
+        DiskFormat::Raw => (length(path).await?, None),
+    };
+    Ok(Volume {
+        name: name.as_str().to_owned(),
+        path: path.clone(),
+        format: name.format(),
+        capacity,
+        allocation: allocated(path).await?,
+        backing,
+        used_by: uses.users(path),
+        overlays: uses.overlays(path),
+    })
+}
+
+async fn length(path: &HostPath) -> Result<ByteSize, PoolError> {
+    let path = path.clone();
+    run(&path.clone(), move || {
+        let file = fs::metadata(path.as_path()).map_err(|error| failed(&path, error))?;
+        Ok(ByteSize::bytes(file.len()))
+    })
+    .await
+}
+
+fn image_format(format: DiskFormat) -> ImageFormat {
+    match format {
+        DiskFormat::Qcow2 => ImageFormat::Qcow2,
+        DiskFormat::Raw => ImageFormat::Raw,
+    }
+}
+
+fn preallocation(asked: VolumePreallocation) -> Preallocation {
+    match asked {
+        VolumePreallocation::Off => Preallocation::Off,
+        VolumePreallocation::Metadata => Preallocation::Metadata,
+        VolumePreallocation::Falloc => Preallocation::Falloc,
+        VolumePreallocation::Full => Preallocation::Full,
+    }
+}

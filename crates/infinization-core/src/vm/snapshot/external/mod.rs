@@ -1,0 +1,243 @@
+//! External snapshots: a tree of overlays, of all disks together.
+//!
+//! A snapshot is the file that was written until then; an overlay in front of it takes what comes after.
+//! Going back means a new overlay on an older file, so that the tree branches.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `mod` | the verbs, inside the VM's task |
+//! | `tree` | which snapshots there are, on what each builds, which file holds what (pure) |
+//! | `change` | what a verb makes of the tree (pure) |
+//! | `record` | the file beside the spec: the tree, and what is being done to it |
+//! | `layers` | the record at work: new overlays, spec and row, files that go |
+//! | `merge` | two neighbours become one |
+//! | `live` | what only the running QEMU can do |
+//! | `settle` | what a killed process has left |
+//! | `shown` | what users are told |
+//!
+//! Invariants: what the VM's disks hold changes by no verb but a revert; a file is removed only when the
+//! record on disk does not need it any more; no file is without a record that names it.
+
+mod change;
+mod layers;
+mod live;
+mod merge;
+mod record;
+mod settle;
+mod shown;
+mod tree;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio_util::sync::CancellationToken;
+
+pub use shown::{ShownLayer, ShownNode, SnapshotTree};
+
+use self::change::{Deletion, Label, Tip};
+use self::layers::Layers;
+use self::record::Record;
+use self::tree::Tree;
+use super::disks;
+use crate::config::{Dependents, RevertOptions, SnapshotOptions, StartOptions, StopOptions};
+use crate::error::{ErrorCode, Failure};
+use crate::host::qemu_img::SnapshotName;
+use crate::host::state_file::StateFileError;
+use crate::types::{HostPath, iso_date};
+use crate::vm::context::VmContext;
+use crate::vm::live::LiveView;
+use crate::vm::machine::Machine;
+use crate::vm::outcome::OperationResult;
+use crate::vm::stop::Interrupt;
+
+impl Machine {
+    /// `createSnapshot` with an overlay.
+    pub(super) async fn create_external(
+        &mut self,
+        name: &SnapshotName,
+        options: &SnapshotOptions,
+        cancel: &CancellationToken,
+    ) -> Result<OperationResult, Failure> {
+        let live = self.snapshots_allowed("snapshotted").await?;
+        let mut layers = self.context.layers(live.clone()).await?;
+        layers.refuse_raw()?;
+        self.context.refuse_internal(live.as_deref(), name).await?;
+        let label = Label::of(name, options.description.clone());
+        let overlay = layers.record.tree.create(label, layers.new_files()?)?;
+        match live {
+            Some(_) => layers.overlay_live(overlay, options, cancel).await?,
+            None if options.quiesce => return Err(no_guest()),
+            None => layers.overlay(overlay, cancel).await?,
+        }
+        Ok(self.told(name, "create", "made"))
+    }
+
+    /// `revertSnapshot` to a node of the tree.
+    pub(super) async fn revert_external(
+        &mut self,
+        name: &SnapshotName,
+        options: &RevertOptions,
+        interrupt: &Interrupt,
+    ) -> Result<OperationResult, Failure> {
+        let live = self.snapshots_allowed("put back to a snapshot").await?;
+        // A refusal must not end the guest first.
+        let layers = self.context.layers(live.clone()).await?;
+        let tree = &layers.record.tree;
+        tree.revert(name.as_str(), tip_of(options)?, layers.new_files()?)?;
+        if let Some(keep) = &options.keep {
+            let keep = SnapshotName::parse(keep.as_str())?;
+            self.context.refuse_internal(live.as_deref(), &keep).await?;
+        }
+        drop(layers);
+        if live.is_none() {
+            self.context.back_to(name, options).await?;
+            return Ok(self.told(name, "revert", "reverted to"));
+        }
+        if !options.restart {
+            return Err(super::needs_restart(name));
+        }
+        let at_once = StopOptions {
+            graceful: false,
+            ..StopOptions::default()
+        };
+        self.stop(&at_once, interrupt).await?;
+        self.context.back_to(name, options).await?;
+        let never = CancellationToken::new();
+        self.start(&StartOptions::default(), &never, interrupt)
+            .await?;
+        Ok(self.told(name, "revert", "reverted to"))
+    }
+
+    /// `commitSnapshot`.
+    pub(in crate::vm) async fn commit_snapshot(
+        &mut self,
+        name: &SnapshotName,
+        cancel: &CancellationToken,
+    ) -> Result<OperationResult, Failure> {
+        let live = self.snapshots_allowed("relieved of a snapshot").await?;
+        let mut layers = self.context.layers(live).await?;
+        let merge = layers.record.tree.commit(name.as_str())?;
+        layers.merge(merge, cancel).await?;
+        Ok(self.told(name, "commit", "committed"))
+    }
+
+    /// `deleteSnapshot` of a node of the tree.
+    pub(super) async fn delete_external(
+        &mut self,
+        name: &SnapshotName,
+        children: Dependents,
+        cancel: &CancellationToken,
+    ) -> Result<OperationResult, Failure> {
+        let live = self.snapshots_allowed("relieved of a snapshot").await?;
+        let mut layers = self.context.layers(live).await?;
+        match layers.record.tree.delete(name.as_str(), children)? {
+            Deletion::Leaf { after, remove } => {
+                layers.refuse_busy(&remove).await?;
+                layers.turn(after, remove).await?;
+            }
+            Deletion::Merge(merge) => layers.merge(merge, cancel).await?,
+        }
+        Ok(self.told(name, "delete", "deleted"))
+    }
+
+    /// Finishes or undoes what a killed process has left; of a VM that runs, what is quick unless `all`.
+    pub(super) async fn settle_external(&self, all: bool) -> Result<(), Failure> {
+        let live = self.live.as_ref().map(|live| Arc::clone(&live.view));
+        let Some(mut layers) = Layers::open_known(&self.context, live).await? else {
+            return Ok(());
+        };
+        match &layers.live {
+            Some(_) => layers.settle_live(all).await,
+            None => layers.settle().await,
+        }
+    }
+}
+
+impl VmContext {
+    async fn layers(&self, live: Option<Arc<LiveView>>) -> Result<Layers<'_>, Failure> {
+        let config = self.disks_config(live.is_some()).await?;
+        Layers::open(self, live, config).await
+    }
+
+    async fn back_to(&self, name: &SnapshotName, options: &RevertOptions) -> Result<(), Failure> {
+        let mut layers = self.layers(None).await?;
+        let (tree, files) = (&layers.record.tree, layers.new_files()?);
+        let overlay = tree.revert(name.as_str(), tip_of(options)?, files)?;
+        layers.refuse_busy(&overlay.remove).await?;
+        layers.overlay(overlay, &CancellationToken::new()).await
+    }
+
+    /// Whether there is an external snapshot of this name.
+    pub(super) async fn has_external(&self, name: &SnapshotName) -> Result<bool, Failure> {
+        let record = Record::read(self).await?;
+        Ok(record.is_some_and(|record| record.tree.has(name.as_str())))
+    }
+
+    /// One name is one snapshot, wherever it is kept.
+    async fn refuse_internal(
+        &self,
+        live: Option<&LiveView>,
+        name: &SnapshotName,
+    ) -> Result<(), Failure> {
+        let config = self.disks_config(live.is_some()).await?;
+        let listed = match live {
+            Some(live) => super::live::list(live, &config).await?,
+            None => super::offline::list_quick(&disks::of(&config)).await?,
+        };
+        Ok(disks::refuse_taken(&listed, name)?)
+    }
+
+    /// What `snapshotTree` answers.
+    pub(in crate::vm) async fn snapshot_tree(
+        &self,
+        live: Option<Arc<LiveView>>,
+    ) -> Result<SnapshotTree, Failure> {
+        if let Some(record) = Record::read(self).await? {
+            return shown::of(&record.tree).await;
+        }
+        let config = self.disks_config(live.is_some()).await?;
+        let disks = config.disks.into_iter().map(|disk| disk.path);
+        shown::of(&Tree::of(disks.collect())).await
+    }
+}
+
+/// Every file that is there because of a VM's external snapshots. Blocks.
+pub(in crate::vm) fn files_of(directory: &Path) -> Result<Vec<HostPath>, StateFileError> {
+    let record = Record::read_now(directory)?;
+    Ok(record.map(|record| record.files()).unwrap_or_default())
+}
+
+impl Label {
+    fn of(name: &SnapshotName, description: Option<String>) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default();
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        Self {
+            name: name.as_str().to_owned(),
+            description,
+            date: iso_date(seconds, now.subsec_millis()),
+        }
+    }
+}
+
+fn tip_of(options: &RevertOptions) -> Result<Tip, Failure> {
+    match &options.keep {
+        Some(keep) => {
+            let name = SnapshotName::parse(keep.as_str())?;
+            Ok(Tip::Keep(Label::of(&name, None)))
+        }
+        None if options.discard => Ok(Tip::Discard),
+        None => Ok(Tip::Undecided),
+    }
+}
+
+fn aborted() -> Failure {
+    let message = "the operation on the snapshots was aborted; what the disks hold is unchanged";
+    Failure::new(ErrorCode::Aborted, message)
+}
+
+fn no_guest() -> Failure {
+    let message = "a VM that does not run has no guest that could freeze its file systems";
+    Failure::new(ErrorCode::InvalidState, message)
+}
