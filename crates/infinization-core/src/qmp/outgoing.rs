@@ -139,6 +139,9 @@ impl State {
     fn send_queue(&mut self) -> Vec<Answered> {
         while let Some(outbox) = self.outbox.as_mut().filter(|outbox| !outbox.broken) {
             outbox.flush();
+            if outbox.broken {
+                break;
+            }
             if !outbox.rest.is_empty() {
                 return Vec::new();
             }
