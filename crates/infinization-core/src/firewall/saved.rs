@@ -41,11 +41,25 @@ pub fn loadable(file: &str) -> Result<String, InvalidValue> {
         .trim_end()
         .strip_suffix("\n}")
         .ok_or_else(|| refused("it is cut off"))?;
-    let is_inside = |line: &str| line.is_empty() || line.starts_with(['\t', ' ']);
-    if !inside.lines().all(is_inside) {
+    if !stays_inside(inside) {
         return Err(refused("there is something beside the table"));
     }
     Ok(replacing(&format!("{inside}\n}}\n")))
+}
+
+/// Whether the text opens no less than it closes, at every point: it never leaves the table.
+fn stays_inside(text: &str) -> bool {
+    let (mut depth, mut is_quoted) = (0_u32, false);
+    for character in text.chars() {
+        match character {
+            '"' => is_quoted = !is_quoted,
+            '{' if !is_quoted => depth += 1,
+            '}' if !is_quoted && depth == 0 => return false,
+            '}' if !is_quoted => depth -= 1,
+            _ => {}
+        }
+    }
+    depth == 0 && !is_quoted
 }
 
 /// The file that closes every managed port: the table with both hooks, and nobody's rules.
