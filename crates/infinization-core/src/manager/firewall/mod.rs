@@ -283,17 +283,28 @@ impl Firewall {
         let mut all = Vec::new();
         for machine in machines {
             let wanted = machine.under(&rules);
-            all.push((self.compile(&wanted).await?, wanted.vm_id));
+            // One machine's own fault leaves the others their rules.
+            all.push((self.compile(&wanted).await, wanted.vm_id));
         }
-        let compiled: Vec<_> = all.iter().map(|(compiled, _)| compiled.clone()).collect();
-        let outcomes = self.nft.ensure_vms(&compiled).await;
-        let answers = all.into_iter().zip(outcomes);
-        let answers = answers.map(|((compiled, vm_id), outcome)| DepartmentApplied {
-            vm_id,
-            result: outcome.is_ok().then(|| applied(&compiled)),
-            error: outcome
-                .err()
-                .map(|error| Refused::from(Failure::from(error))),
+        let sound = all
+            .iter()
+            .filter_map(|(compiled, _)| compiled.as_ref().ok());
+        let sound: Vec<_> = sound.cloned().collect();
+        let mut outcomes = self.nft.ensure_vms(&sound).await.into_iter();
+        let answers = all.into_iter().map(|(compiled, vm_id)| {
+            let loaded = compiled.and_then(|compiled| match outcomes.next() {
+                Some(Err(error)) => Err(Failure::from(error)),
+                _ => Ok(applied(&compiled)),
+            });
+            let (result, error) = match loaded {
+                Ok(result) => (Some(result), None),
+                Err(failure) => (None, Some(Refused::from(failure))),
+            };
+            DepartmentApplied {
+                vm_id,
+                result,
+                error,
+            }
         });
         Ok(answers.collect())
     }
