@@ -148,6 +148,8 @@ pub enum Command {
 pub struct Transaction {
     /// In order.
     pub commands: Vec<Command>,
+    /// The number of nftables' state that it was made for: in any other it must not be committed.
+    pub generation: Option<u32>,
 }
 
 impl Transaction {
@@ -166,7 +168,10 @@ impl Transaction {
             let rule = closed_unless_dispatched(hook);
             commands.push(Command::AddRule { chain, rule });
         }
-        Self { commands }
+        Self {
+            commands,
+            ..Self::default()
+        }
     }
 
     /// Never committed: asks whether the kernel takes this rule where frames come in.
@@ -179,6 +184,7 @@ impl Transaction {
                 Command::AddBaseChain(hook),
                 Command::AddRule { chain, rule },
             ],
+            ..Self::default()
         }
     }
 
@@ -230,6 +236,15 @@ impl Transaction {
             chain: old.to_owned(),
             to: chain.name.clone(),
         });
+    }
+
+    /// Closes ports.
+    pub fn close(ports: Vec<(VerdictMap, LinkName)>) -> Self {
+        let delete = |(map, tap)| Command::DeleteElement { map, tap };
+        Self {
+            commands: ports.into_iter().map(delete).collect(),
+            ..Self::default()
+        }
     }
 
     /// Deletes chains that nothing jumps to any more, whether or not they exist.
@@ -301,6 +316,7 @@ impl Transaction {
         };
         Self {
             commands: maps.iter().map(delete).collect(),
+            ..Self::default()
         }
     }
 

@@ -43,9 +43,14 @@ impl Waiting {
     fn take(&self) -> Vec<Request> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|request| !request.answer.is_closed());
-        let mut rules = 0;
+        let (mut rules, mut shared) = (0, BTreeSet::new());
         let fits = |request: &&Request| {
-            rules += request.compiled.ruleset.rules().count();
+            let ruleset = &request.compiled.ruleset;
+            rules += ruleset.rules().count();
+            for chain in &ruleset.shared {
+                let is_new = shared.insert(chain.name.clone());
+                rules += chain.rules.len() * usize::from(is_new);
+            }
             rules <= MAX_RULES
         };
         let count = waiting.iter().take_while(fits).count();
@@ -127,7 +132,9 @@ impl Nft {
     async fn load(&self, all: &[Arc<Compiled>]) -> Result<(), NftError> {
         self.journal.catch_up();
         let known = &self.journal.known;
-        let sparing = Plan::sparing(all, known, self.journal.trusts(OurTable::Filter));
+        let certain = self.journal.trusts(OurTable::Filter);
+        let state = self.journal.generation().filter(|_| certain);
+        let sparing = Plan::sparing(all, known, certain, state);
         let plan = match self.commit_now(&sparing.transaction).await {
             Err(NftError::Refused { .. } | NftError::Rejected(_)) if !sparing.is_whole => {
                 let whole = Plan::whole(all);
@@ -138,7 +145,8 @@ impl Nft {
         };
         known.loaded_shared(plan.shared.iter().map(String::as_str));
         for compiled in all {
-            known.loaded(compiled);
+            let follows = plan.following.contains(&compiled.ruleset.names);
+            known.loaded(compiled, follows);
         }
         Ok(())
     }
@@ -154,6 +162,8 @@ struct Plan {
     transaction: Transaction,
     /// The shared chains whose contents are in it.
     shared: BTreeSet<String>,
+    /// Machines whose own chains stay as they are.
+    following: BTreeSet<ChainNames>,
     /// Whether nothing is left out, and nothing done that is not needed.
     is_whole: bool,
 }
@@ -164,14 +174,16 @@ impl Plan {
         Self {
             transaction: Transaction::ensure_vms(all.iter().map(AsRef::as_ref)),
             shared: wanted_chains(all).into_keys().collect(),
+            following: BTreeSet::new(),
             is_whole: true,
         }
     }
 
-    /// As little as will do.
-    fn sparing(all: &[Arc<Compiled>], known: &Known, certain: bool) -> Self {
+    /// As little as will do. What is replaced under machines is replaced in this `state` only: another
+    /// process may have led machines of its own there since.
+    fn sparing(all: &[Arc<Compiled>], known: &Known, certain: bool, state: Option<u32>) -> Self {
         let wanted = wanted_chains(all);
-        let replaced = if certain {
+        let replaced = if state.is_some() {
             replacements(all, known, &wanted)
         } else {
             Replaced::new()
@@ -182,7 +194,7 @@ impl Plan {
         // A chain has its new name only when all is over: nobody who is loaded with it can jump there.
         let mut names = reloaded.iter().flat_map(|it| it.ruleset.shared_names());
         if names.any(|name| new.contains(name)) {
-            return Self::sparing(all, known, false);
+            return Self::sparing(all, known, certain, None);
         }
         let is_there = |name: &str| certain && known.shared(name).is_some();
         let missing = wanted.values();
@@ -193,7 +205,14 @@ impl Plan {
         Self {
             is_whole: following.is_empty() && unused.is_empty() && missing.len() == wanted.len(),
             shared: given.map(str::to_owned).collect(),
-            transaction: transaction(&replaced, &missing, &reloaded, &unused),
+            following: following
+                .iter()
+                .map(|it| it.ruleset.names.clone())
+                .collect(),
+            transaction: Transaction {
+                generation: state.filter(|_| !replaced.is_empty()),
+                ..transaction(&replaced, &missing, &reloaded, &unused)
+            },
         }
     }
 }

@@ -25,6 +25,7 @@ pub(super) fn encode(transaction: &Transaction) -> Option<Encoded> {
     for command in &transaction.commands {
         all.command(command)?;
     }
+    all.encoded.generation = transaction.generation;
     Some(all.encoded)
 }
 
@@ -34,6 +35,8 @@ pub(super) struct Encoded {
     pub(super) requests: Vec<Request>,
     /// Chains that get another name afterwards: that needs their handles, which have to be asked for.
     pub(super) renames: Vec<(String, String)>,
+    /// The only state that it is for.
+    pub(super) generation: Option<u32>,
 }
 
 impl Encoded {
@@ -42,7 +45,7 @@ impl Encoded {
         let requests = ports.iter().map(|(map, tap)| delete_element(*map, tap));
         Self {
             requests: requests.collect(),
-            renames: Vec::new(),
+            ..Self::default()
         }
     }
 }

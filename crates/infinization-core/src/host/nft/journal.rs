@@ -66,6 +66,8 @@ struct State {
     committing: bool,
     filter: Trust,
     nat: Trust,
+    /// The number of the last state that was told of, if none may have been missed since.
+    generation: Option<u32>,
 }
 
 /// How many doubts there have been about a table, and how many of them are settled.
@@ -116,6 +118,12 @@ impl Journal {
                 self.attribute(state, None);
             }
         });
+    }
+
+    /// The number of nftables' state that everything known is about, if it is known.
+    pub(super) fn generation(&self) -> Option<u32> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.generation
     }
 
     /// What the kernel holds, if that was read and is still so.
@@ -176,6 +184,9 @@ impl Journal {
     /// Takes in what was gathered. `own` is the port a commit of ours came from.
     fn attribute(&self, state: &mut State, own: Option<u32>) {
         let commits = std::mem::take(&mut state.gathered);
+        if let Some(last) = commits.last() {
+            state.generation = last.generation;
+        }
         for touched in foreign_among(commits, own) {
             for table in &touched.tables {
                 state.trust_mut(*table).doubts += 1;
@@ -292,6 +303,7 @@ impl State {
     /// More was told than there was room for.
     fn lost(&mut self) {
         self.reader.restart();
+        self.generation = None;
         self.doubt_all();
     }
 
@@ -370,7 +382,11 @@ mod tests {
             tables: vec![OurTable::Filter],
             chains: [chain.to_owned()].into(),
         };
-        Commit { sender, touched }
+        Commit {
+            sender,
+            generation: None,
+            touched,
+        }
     }
 
     #[test]

@@ -50,11 +50,23 @@ impl Known {
     }
 
     /// The machine's rules were loaded.
-    pub(super) fn loaded(&self, compiled: &Arc<Compiled>) {
+    /// If it only `follows`, its own chains are as they were: what others did to those counts on.
+    pub(super) fn loaded(&self, compiled: &Arc<Compiled>, follows: bool) {
         let mut beliefs = self.beliefs();
         beliefs.loads += 1;
-        let load = beliefs.loads;
+        let before = beliefs.machines.get(&compiled.ruleset.names.vm);
+        // What is opened again as it was is no newer than it was.
+        let is_opened = |it: &&Loaded| {
+            let is_same = it.ours().is_some_and(|it| it.says_the_same(compiled));
+            !it.attached && is_same
+        };
+        let load = before.filter(is_opened).map_or(beliefs.loads, |it| it.load);
+        let touched = before.filter(|_| follows).map(|it| it.touched.clone());
         beliefs.load(compiled, load);
+        let machine = beliefs.machines.get_mut(&compiled.ruleset.names.vm);
+        if let (Some(machine), Some(touched)) = (machine, touched) {
+            machine.touched = touched;
+        }
     }
 
     /// What had been loaded for the machine was loaded again.
@@ -116,6 +128,14 @@ impl Known {
         loaded.is_some_and(|loaded| matches!(loaded.rules, Rules::Closed))
     }
 
+    /// All machines that are closed until their rules are loaded.
+    pub(super) fn all_closed(&self) -> Vec<ChainNames> {
+        let beliefs = self.beliefs();
+        let machines = beliefs.machines.values();
+        let closed = machines.filter(|loaded| matches!(loaded.rules, Rules::Closed));
+        closed.map(|loaded| loaded.names.clone()).collect()
+    }
+
     /// The machines whose chains may hold other rules than they should.
     pub(super) fn unconfirmed(&self) -> Vec<ChainNames> {
         let beliefs = self.beliefs();
@@ -141,10 +161,14 @@ impl Known {
 
     /// The user's rules were taken out of the machine's visible chain.
     pub(super) fn flushed(&self, names: &ChainNames, action: FirewallDefaultAction) {
-        if let Some(loaded) = self.beliefs().machines.get_mut(&names.vm) {
+        let mut beliefs = self.beliefs();
+        beliefs.loads += 1;
+        let load = beliefs.loads;
+        if let Some(loaded) = beliefs.machines.get_mut(&names.vm) {
             if let Rules::Ours(compiled) = &mut loaded.rules {
                 *compiled = Arc::new(compiled.flushed(action));
             }
+            loaded.load = load;
             loaded.touched.remove(&names.vm);
         }
     }

@@ -135,7 +135,9 @@ impl Loaded {
                 found
                     .last()
                     .is_some_and(|(_, comment)| comment.starts_with("infinization-default-"))
-                    && !jumps.iter().any(|target| shared.is_suspect(target))
+                    && !jumps
+                        .iter()
+                        .any(|target| shared.is_suspect(target, reading))
             }
             _ => found.any(|(_, comment)| comment.starts_with("infinization-rules")),
         }

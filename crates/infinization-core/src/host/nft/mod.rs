@@ -180,7 +180,10 @@ impl Nft {
         if is_known {
             return Ok(());
         }
-        self.sweep().await
+        if let Err(error) = self.sweep().await {
+            tracing::warn!(%error, "chains that nobody uses are left");
+        }
+        Ok(())
     }
 
     async fn remove_dispatched_vm(&self, names: &ChainNames) -> Result<(), NftError> {
@@ -235,7 +238,10 @@ impl Nft {
             let known = &nft.journal.known;
             let unused = known.unused_without(&[&names].into());
             known.flushed(&names, default_action);
-            nft.delete_unused(&unused).await
+            if let Err(error) = nft.delete_unused(&unused).await {
+                tracing::warn!(%error, "chains that nobody uses are left");
+            }
+            Ok(())
         })
         .await
     }

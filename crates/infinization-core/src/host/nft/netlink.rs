@@ -35,6 +35,10 @@ const NEW_RULE: u16 = (SUBSYS_NFTABLES << 8) + kind::NEW_RULE;
 const DATAGRAM: usize = 64 * 1024;
 /// Room for answers to a batch that is not large.
 const ROOM: usize = 1024 * 1024;
+/// The kernel takes sizes as a C int, and doubles them.
+const MOST: usize = 512 * 1024 * 1024;
+/// What goes through a socket as it is when it is opened, with the answers.
+const SMALL: usize = 16 * 1024;
 
 /// Which element of which map.
 pub(super) type Port = (VerdictMap, LinkName);
@@ -62,11 +66,12 @@ impl Batches {
         let Encoded {
             mut requests,
             renames,
+            generation,
         } = encoded;
         for (chain, to) in &renames {
             requests.push(rename(&handle_of(&socket, chain)?, to));
         }
-        let committed = exchange(&socket, &batch(requests))?;
+        let committed = exchange(&socket, &batch(requests, generation))?;
         // Only a socket with nothing left unread is used again.
         *held = Some(socket);
         Ok(committed)
@@ -97,9 +102,14 @@ fn handle_of(socket: &OwnedFd, chain: &str) -> Result<Vec<u8>, NftError> {
 /// Sends a batch and reads what came of it.
 fn exchange(socket: &OwnedFd, batch: &[u8]) -> Result<Committed, NftError> {
     // What is told of a rule is no longer than four times what makes it, with the kernel's own share.
-    let (sent, answered) = (batch.len() + ROOM, ROOM + 8 * batch.len());
-    setsockopt(socket, sockopt::SndBufForce, &sent).map_err(lost)?;
-    setsockopt(socket, sockopt::RcvBufForce, &answered).map_err(lost)?;
+    let answered = (ROOM + 8 * batch.len()).min(MOST);
+    let sent = (batch.len() + ROOM).min(MOST);
+    let sent = setsockopt(socket, sockopt::SndBufForce, &sent);
+    let grown = sent.and_then(|()| setsockopt(socket, sockopt::RcvBufForce, &answered));
+    // Only the first user namespace's administrator may: small batches need no more than there is.
+    if batch.len() > SMALL {
+        grown.map_err(lost)?;
+    }
     send(socket.as_raw_fd(), batch, MsgFlags::empty()).map_err(lost)?;
     let mut rules = Vec::new();
     receive(socket, |kind, attributes| {

@@ -7,7 +7,9 @@
 
 use std::collections::BTreeSet;
 
-use super::wire::{FAMILY_BRIDGE, GENERIC_HEADER, SUBSYS_NFTABLES, find_text, u16_at, u32_at};
+use super::wire::{
+    FAMILY_BRIDGE, GENERIC_HEADER, SUBSYS_NFTABLES, find, find_text, u16_at, u32_at,
+};
 use crate::firewall::{NAT_TABLE, TABLE};
 
 /// `NFT_MSG_NEWGEN`: the end of a commit.
@@ -46,6 +48,8 @@ impl OurTable {
 pub(super) struct Commit {
     /// The port of the netlink socket it came from.
     pub(super) sender: u32,
+    /// The number of the state that it made (`NFTA_GEN_ID`).
+    pub(super) generation: Option<u32>,
     /// What of ours it changed.
     pub(super) touched: Touched,
 }
@@ -92,8 +96,12 @@ impl Reader {
         let sender = u32_at(message, 12).ok_or(Torn)?;
         let attributes = message.get(GENERIC_HEADER..).ok_or(Torn)?;
         if kind == NEW_GENERATION {
-            let touched = std::mem::take(&mut self.touched);
-            return Ok(Some(Commit { sender, touched }));
+            let generation = find(attributes, 1).and_then(|id| Some(*id.first_chunk()?));
+            return Ok(Some(Commit {
+                sender,
+                generation: generation.map(u32::from_be_bytes),
+                touched: std::mem::take(&mut self.touched),
+            }));
         }
         if kind >> 8 == SUBSYS_NFTABLES {
             self.touched.note(kind, message[16], attributes);
@@ -202,7 +210,11 @@ mod tests {
                 tables: tables.to_vec(),
                 chains: chains.iter().map(ToString::to_string).collect(),
             };
-            let commit = Commit { sender: 5, touched };
+            let commit = Commit {
+                sender: 5,
+                touched,
+                ..Commit::default()
+            };
             assert_eq!(reader.read(&bytes), Ok(vec![commit]), "{family} {table}");
         }
     }

@@ -30,6 +30,8 @@ impl Shared {
 
     pub(super) fn loaded(&mut self, chain: &str) {
         self.touched.remove(chain);
+        // Messages and `nft` need not put it in the same words.
+        self.words.remove(chain);
     }
 
     /// Takes in what there is, and what machines of others jump to.
@@ -39,15 +41,24 @@ impl Shared {
             .retain(|chain| reading.shared.contains_key(chain));
         self.words
             .retain(|chain, _| reading.shared.contains_key(chain));
+        for (chain, said) in &reading.shared {
+            if !self.touched.contains(chain) {
+                self.words
+                    .entry(chain.clone())
+                    .or_insert_with(|| said.clone());
+            }
+        }
     }
 
     pub(super) fn is_used_elsewhere(&self, chain: &str) -> bool {
         self.elsewhere.contains(chain)
     }
 
-    /// Whether it may hold anything: whose contents are not known are not compared.
-    pub(super) fn is_suspect(&self, chain: &str) -> bool {
-        self.touched.contains(chain)
+    /// Whether it says something else than it did when nobody had touched it. One that was touched
+    /// before it was first read is what it was found as.
+    pub(super) fn is_suspect(&self, chain: &str, reading: &Reading) -> bool {
+        let said = self.words.get(chain);
+        self.touched.contains(chain) && said.is_some_and(|it| reading.shared.get(chain) != Some(it))
     }
 
     /// What is wrong with the chain, which is to be there.
@@ -69,7 +80,6 @@ impl Shared {
             return Some(damage(Part::Rules));
         }
         self.touched.remove(&chain.name);
-        self.words.insert(chain.name.clone(), words.clone());
         None
     }
 

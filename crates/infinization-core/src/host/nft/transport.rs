@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use nix::errno::Errno;
 use serde_json::{Value, json};
 
 use super::encode::{Encoded, encode};
@@ -143,11 +144,17 @@ const MAPS: [VerdictMap; 2] = [VerdictMap::FromVm, VerdictMap::ToVm];
 #[async_trait]
 impl NftTransport for NftProgram {
     async fn commit(&self, transaction: &Transaction) -> Result<Committed, NftError> {
+        // `nft` cannot be told what state a transaction is for.
+        let is_for_one_state = transaction.generation.is_some();
         let Some(encoded) = encode(transaction) else {
+            if is_for_one_state {
+                return Err(NftError::Rejected(Errno::ERESTART));
+            }
             return commit(&document(transaction)).await;
         };
         let refused = match self.batches.commit(encoded).await {
             Ok(committed) => return Ok(committed),
+            Err(_) if is_for_one_state => return Err(NftError::Rejected(Errno::ERESTART)),
             Err(refused) => refused,
         };
         tracing::debug!(%refused, "left to nft");
@@ -161,7 +168,13 @@ impl NftTransport for NftProgram {
         &self,
         ports: Vec<(VerdictMap, LinkName)>,
     ) -> Result<Committed, NftError> {
-        self.batches.commit(Encoded::deleting(&ports)).await
+        match self.batches.commit(Encoded::deleting(&ports)).await {
+            Err(NftError::Netlink(error)) => {
+                tracing::debug!(%error, "left to nft");
+                commit(&document(&Transaction::close(ports))).await
+            }
+            outcome => outcome,
+        }
     }
 
     async fn check(&self, transaction: &Transaction) -> Result<(), NftError> {

@@ -94,8 +94,12 @@ impl Nft {
                 return Ok(Repair::default());
             }
             let (reading, damages) = nft.read_now().await?;
-            let unknown = nft.put_back(&damages, &reading).await?;
-            nft.sweep_after(&reading).await?;
+            nft.put_back(&damages, &reading).await?;
+            if let Err(error) = nft.sweep_after(&reading).await {
+                tracing::warn!(%error, "chains that nobody uses are left");
+            }
+            // Those of an earlier repair that failed half-way, too.
+            let unknown = nft.journal.known.all_closed();
             let mut unconfirmed = nft.journal.known.unconfirmed();
             unconfirmed.retain(|names| !unknown.contains(names));
             Ok(Repair {
@@ -251,14 +255,14 @@ impl Nft {
             nft.journal.catch_up();
             let known = &nft.journal.known;
             if nft.journal.trusts(OurTable::Filter) && known.has(&compiled) {
-                known.loaded(&Arc::new(compiled));
+                known.loaded(&Arc::new(compiled), true);
                 return Ok(true);
             }
             let (reading, damages) = nft.read_now().await?;
             let damaged = damages.iter().any(|damage| damage.concerns(&compiled));
             let holds = !damaged && holds(&reading, &compiled);
             if holds {
-                known.loaded(&Arc::new(compiled));
+                known.loaded(&Arc::new(compiled), true);
             }
             if known.unconfirmed().is_empty() {
                 nft.journal.keep_reading(None);
@@ -276,6 +280,8 @@ impl Nft {
         }
         let mark = self.journal.mark(OurTable::Filter);
         let reading = Arc::new(self.transport.read().await?);
+        // What it shows may have been told meanwhile.
+        self.journal.catch_up();
         let damages = self.conclude(&reading, mark);
         Ok((reading, damages))
     }

@@ -64,16 +64,19 @@ impl Request {
 }
 
 /// Requests that are served together; the last one is acknowledged.
-pub(super) fn batch(mut requests: Vec<Request>) -> Vec<u8> {
+/// If they are for one state only, the kernel refuses them (`ERESTART`) in any other.
+pub(super) fn batch(mut requests: Vec<Request>, generation: Option<u32>) -> Vec<u8> {
     if let Some(last) = requests.last_mut() {
         last.flags |= flags::ACK;
     }
-    let limit = |kind| message(kind, flags::REQUEST, 0, SUBSYS_NFTABLES, &[]);
-    let mut batch = limit(BATCH_BEGIN);
+    let limit = |kind, content: &[u8]| message(kind, flags::REQUEST, 0, SUBSYS_NFTABLES, content);
+    // `NFNL_BATCH_GENID`.
+    let expected = generation.map(|id| number(1, id)).unwrap_or_default();
+    let mut batch = limit(BATCH_BEGIN, &expected);
     for request in &requests {
         batch.extend(request.bytes());
     }
-    batch.extend(limit(BATCH_END));
+    batch.extend(limit(BATCH_END, &[]));
     batch
 }
 
