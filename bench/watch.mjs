@@ -23,8 +23,8 @@ async function make () {
 
 async function watch () {
   if (infinization.getActiveVMs().length !== count) throw new Error('not all were taken back')
-  // Firmware needs a while until it halts.
-  await wait(20_000)
+  // Firmware needs a while until it halts, and the first look at all machines comes after 30 s.
+  await wait(35_000)
   globalThis.gc()
   const before = process.cpuUsage()
   await wait(seconds * 1000)

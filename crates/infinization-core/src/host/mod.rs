@@ -14,6 +14,7 @@ mod ethtool;
 pub mod line_log;
 pub mod link;
 pub mod mac;
+pub(crate) mod memory;
 pub mod named_file;
 pub mod net_guard;
 pub mod nft;

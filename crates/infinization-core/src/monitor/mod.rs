@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Failure;
 use crate::events::{EventBus, Source, now_ms};
+use crate::host::memory;
 use crate::types::VmId;
 
 /// What one machine's check found.
@@ -179,6 +180,7 @@ impl HealthMonitor {
             None,
             json!(summary),
         );
+        memory::give_back().await;
         Ok(summary)
     }
 
