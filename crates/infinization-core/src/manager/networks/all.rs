@@ -198,8 +198,7 @@ impl Networks {
     ) -> Result<Arc<Network>, Failure> {
         let network = self.find(name)?;
         let turn = network.turn.lock().await;
-        self.refuse_ports(&network).await?;
-        self.take_down(&network).await?;
+        self.take_down_unused(&network).await?;
         drop(turn);
         Ok(network)
     }
@@ -210,8 +209,7 @@ impl Networks {
             return Ok(());
         };
         let _turn = network.turn.lock().await;
-        self.refuse_ports(&network).await?;
-        self.take_down(&network).await?;
+        self.take_down_unused(&network).await?;
         self.erase(&network).await?;
         self.map().remove(name);
         Ok(())

@@ -136,14 +136,34 @@ impl Networks {
     async fn remove_bridge(&self, network: &Network) -> Result<(), Failure> {
         match self.our_bridge(network).await {
             Ok(None) => Ok(()),
-            Ok(Some(_)) => Ok(bridge::destroy(&self.links, &network.config.bridge).await?),
+            Ok(Some(_)) => {
+                let bridge = &network.config.bridge;
+                self.refuse_ports_of(bridge).await?;
+                Ok(bridge::destroy(&self.links, bridge).await?)
+            }
             Err(error) if error.code() == ErrorCode::BridgeAlreadyExists => Ok(()),
             Err(error) => Err(error),
         }
     }
 
+    /// Takes it down unless somebody is on it. Who comes meanwhile finds it as it was.
+    pub(super) async fn take_down_unused(
+        self: &Arc<Self>,
+        network: &Arc<Network>,
+    ) -> Result<(), Failure> {
+        self.refuse_ports(network).await?;
+        let outcome = self.take_down(network).await;
+        let is_in_use = |error: &Failure| error.code() == ErrorCode::NetworkInUse;
+        if outcome.as_ref().is_err_and(is_in_use)
+            && let Err(error) = self.set_up(network).await
+        {
+            tracing::error!(network = %network.config.name, %error, "it is in use, and not whole");
+        }
+        outcome
+    }
+
     /// Machines on the bridge would be cut off without knowing.
-    pub(super) async fn refuse_ports(&self, network: &Network) -> Result<(), Failure> {
+    async fn refuse_ports(&self, network: &Network) -> Result<(), Failure> {
         match self.our_bridge(network).await {
             Ok(Some(_)) => self.refuse_ports_of(&network.config.bridge).await,
             Ok(None) => Ok(()),
