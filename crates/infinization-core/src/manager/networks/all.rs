@@ -50,8 +50,10 @@ impl Networks {
     /// Touches nothing.
     pub(in crate::manager) fn new(services: &Services, closing: CancellationToken) -> Arc<Self> {
         let state_dir = services.config.state_dir.as_path().to_owned();
+        let table = guard_table(&state_dir);
+        let removal = guard_removal(&table);
         Arc::new(Self {
-            guard: NetGuard::new(guard_table(&state_dir)),
+            guard: NetGuard::new(table, removal),
             state_dir,
             links: services.links.clone(),
             nft: services.nft.clone(),
@@ -240,10 +242,7 @@ impl Networks {
 
     /// The guard for those that are up; none where none is.
     pub(super) async fn load_guard(&self) -> Result<(), NftError> {
-        match self.guarding() {
-            Some(text) => self.guard.load(text).await,
-            None => self.guard.unload(guard_removal(self.guard.table())).await,
-        }
+        self.guard.load(|| self.guarding()).await
     }
 
     pub(super) fn guarding(&self) -> Option<String> {

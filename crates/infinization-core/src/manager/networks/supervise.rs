@@ -160,11 +160,7 @@ async fn put_back(networks: &Weak<Networks>) -> Option<()> {
     let (mut pause, mut told) = (SOON, false);
     loop {
         let of_all = networks.upgrade()?;
-        let repaired = match of_all.guarding() {
-            Some(text) => of_all.guard.repair(text).await,
-            None => Ok(false),
-        };
-        match repaired {
+        match of_all.guard.repair(|| of_all.guarding()).await {
             Ok(false) => return Some(()),
             Ok(true) => {
                 of_all.tell_guarded();
