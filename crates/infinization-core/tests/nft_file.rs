@@ -66,6 +66,8 @@ fn p1_loading_it_once_or_twice_or_over_another_gives_the_table_that_was_written(
             (mode(&files.path()), mode(files.dir().as_path())),
             (0o644, 0o755)
         );
+        let deny = files.dir().as_path().join("default-deny.nft");
+        assert!(deny.exists(), "a unit that was installed by hand needs it");
 
         run("nft flush ruleset");
         let rules = files.load().await.unwrap();

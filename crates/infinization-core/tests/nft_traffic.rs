@@ -303,6 +303,7 @@ fn f4_forged_frames_do_not_get_past_the_sender() {
         let honest = [
             frame(0x0806, &arp(&own, [10, 9, 0, 2])),
             frame(0x0800, &udp4(([10, 9, 0, 2], 67), (everybody, 69))),
+            frame(0x0800, &dhcp_request(&own)),
             frame(
                 0x86dd,
                 &icmpv6("fd09::2", "ff02::1", 136, &target("fd09::2")),
@@ -316,6 +317,8 @@ fn f4_forged_frames_do_not_get_past_the_sender() {
             tagged(&frame(0x0806, &arp(&own, [10, 9, 0, 1]))),
             frame(0x0800, &udp4(([10, 9, 0, 1], 53), (everybody, 4000))),
             frame(0x0800, &udp4(([10, 9, 0, 2], 67), (everybody, 68))),
+            frame(0x0800, &dhcp_request(&lan.b.mac)),
+            frame(0x0800, &more_follow(dhcp_request(&own))),
             frame(0x86dd, &icmpv6("fe80::2", "ff02::1", 134, &[0; 12])),
             frame(
                 0x86dd,
@@ -332,6 +335,42 @@ fn f4_forged_frames_do_not_get_past_the_sender() {
             assert!(!b.sees(&lan.a, probe), "forged frame {n} arrived");
         }
     });
+}
+
+/// A DHCP request made for this hardware address. Nobody on the way looks at UDP's checksum, or its length.
+fn dhcp_request(client: &str) -> Vec<u8> {
+    let mut request = [&[1, 1, 6, 0][..], &[0; 24]].concat();
+    request.extend(
+        client
+            .split(':')
+            .map(|octet| u8::from_str_radix(octet, 16).unwrap()),
+    );
+    request.resize(240, 0);
+    let mut packet = udp4(([0; 4], 68), ([255; 4], 67));
+    packet.truncate(28);
+    packet.extend(request);
+    let length = u16::try_from(packet.len()).unwrap();
+    set_word(&mut packet, 2, length);
+    packet
+}
+
+/// It says that it is the first fragment.
+fn more_follow(mut packet: Vec<u8>) -> Vec<u8> {
+    set_word(&mut packet, 6, 0x2000);
+    packet
+}
+
+/// Sets a word of an IPv4 header, and its checksum.
+fn set_word(packet: &mut [u8], at: usize, word: u16) {
+    packet[at..at + 2].copy_from_slice(&word.to_be_bytes());
+    packet[10..12].fill(0);
+    let words = packet[..20].chunks(2);
+    let sum: u32 = words
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap();
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
 }
 
 /// The body of a neighbour message about this address.

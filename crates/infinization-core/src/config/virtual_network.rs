@@ -411,7 +411,19 @@ fn label(value: &Value) -> Result<DnsName, InvalidValue> {
     if name.as_str().contains('.') {
         return Err(InvalidValue::new("must be one label, without '.'"));
     }
+    if is_keyword(name.as_str()) {
+        return Err(InvalidValue::new("is a word or a time of dnsmasq's"));
+    }
     Ok(name)
+}
+
+/// Whether `dhcp-host` takes it for something else than a name: dnsmasq would give nobody the address, or
+/// another lease time (dnsmasq(8)).
+fn is_keyword(name: &str) -> bool {
+    let is = |word: &str| name.eq_ignore_ascii_case(word);
+    let time = name.trim_end_matches(|unit: char| "smhdwSMHDW".contains(unit));
+    let is_time = name.len() - time.len() <= 1 && !time.is_empty();
+    is("ignore") || is("infinite") || is_time && time.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn parsed_by<T>(
@@ -449,6 +461,16 @@ mod tests {
 
     fn read(value: &Value) -> VirtualNetwork {
         VirtualNetwork::parse(value).unwrap().config
+    }
+
+    #[test]
+    fn names_that_dnsmasq_takes_for_something_else_are_told_from_the_rest() {
+        for word in ["ignore", "infinite", "5m", "45", "2W"] {
+            assert!(is_keyword(word), "{word}");
+        }
+        for name in ["m", "web5m", "5mm", "ignored", "5-m"] {
+            assert!(!is_keyword(name), "{name}");
+        }
     }
 
     #[test]
@@ -531,6 +553,14 @@ mod tests {
             ),
             (
                 host(json!({ "mac": "52:54:00:00:00:01", "ip": "10.20.0.5", "name": "a.b" })),
+                "dhcp.hosts[0].name",
+            ),
+            (
+                host(json!({ "mac": "52:54:00:00:00:01", "ip": "10.20.0.5", "name": "ignore" })),
+                "dhcp.hosts[0].name",
+            ),
+            (
+                host(json!({ "mac": "52:54:00:00:00:01", "ip": "10.20.0.5", "name": "5m" })),
                 "dhcp.hosts[0].name",
             ),
             (

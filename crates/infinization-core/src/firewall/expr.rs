@@ -25,6 +25,8 @@ pub enum Field {
     Ip(Side),
     /// An IPv6 address.
     Ip6(Side),
+    /// IPv4's "more fragments" flag.
+    Ip4FragmentMore,
     /// What follows IPv6's fragment header.
     FragmentNext,
     /// Whether more fragments of an IPv6 packet follow.
@@ -35,6 +37,9 @@ pub enum Field {
     TcpSynAck,
     /// TCP's RST flag.
     TcpRst,
+    /// The hardware address a DHCP request is made for (`chaddr`, of which Ethernet has six bytes; nft has no
+    /// name for it). UDP's header is before it.
+    DhcpClient,
     /// The hardware address an ARP packet claims.
     ArpSenderEther,
     /// The IPv4 address an ARP packet claims.
@@ -125,6 +130,9 @@ impl Match {
 
 /// Survives routing and masquerading on this host.
 pub(crate) const GUEST_MARK: u32 = 0x1000_0000;
+
+/// IPv4's "more fragments", beside the offset.
+pub(crate) const IP4_MORE_FRAGMENTS: u16 = 0x2000;
 
 /// How a rule ends.
 #[derive(Debug, Clone, PartialEq, Eq)]

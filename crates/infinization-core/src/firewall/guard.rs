@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use crate::types::MacAddr;
 
 use super::compile::{Conntrack, VmFirewall};
-use super::expr::{Field, Item, Match, NftRule, Verdict};
+use super::expr::{Field, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Verdict};
 use super::rule::{Side, States, Transport};
 
 const DNS: u16 = 53;
@@ -28,6 +28,7 @@ pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
     }
     rules.extend(own_addresses(&vm.known_addresses));
     rules.extend(impersonation(&vm.bridge_addresses));
+    rules.extend(foreign_requests(vm.mac));
     rules.extend(rogue_services());
     rules.push(accept("infinization-arp", [protocol("arp")]));
     rules.push(icmpv6(NEIGHBOUR_DISCOVERY_OUT));
@@ -88,7 +89,10 @@ fn own_addresses(known: &[IpAddr]) -> Vec<NftRule> {
     let mut rules = Vec::new();
     if !v4.is_empty() {
         // An unset source is how DHCP and address probes start.
-        v4.push(Item::from("0.0.0.0"));
+        let unset = Item::from("0.0.0.0");
+        if !v4.contains(&unset) {
+            v4.push(unset);
+        }
         let ip = Match::not_among(Field::Ip(Side::Source), v4.clone());
         let arp = Match::not_among(Field::ArpSenderIp, v4);
         rules.push(spoofed([protocol("ip"), ip]));
@@ -127,6 +131,28 @@ fn impersonation(bridge: &[IpAddr]) -> Vec<NftRule> {
         }
     }
     rules
+}
+
+/// A request for another's hardware address would take its lease from it, or get it one that holds it to an
+/// address it has not: what asks is known to a server by what it says alone. In fragments it would be hidden
+/// from these rules.
+fn foreign_requests(mac: MacAddr) -> [NftRule; 2] {
+    let (_, server) = DHCP;
+    let to_server = || {
+        let port = Field::Port(Transport::Udp, Side::Destination);
+        [
+            protocol("ip"),
+            Match::is(Field::L4Proto, "udp"),
+            Match::is(port, Item::Number(server)),
+        ]
+    };
+    let client = mac.octets().map(|octet| format!("{octet:02x}")).concat();
+    let foreign = Match::is_not(Field::DhcpClient, format!("0x{client}").as_str());
+    let more = Match::is(Field::Ip4FragmentMore, Item::Number(IP4_MORE_FRAGMENTS));
+    [
+        spoofed(to_server()).when([foreign]),
+        drop("infinization-evasion", to_server()).when([more]),
+    ]
 }
 
 /// A guest is neither a DHCP server nor a router for its neighbours.

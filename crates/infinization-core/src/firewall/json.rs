@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::expr::{Field, GUEST_MARK, Item, Match, NftRule, Op, Verdict};
+use super::expr::{Field, GUEST_MARK, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Op, Verdict};
 use super::names::TABLE;
 use super::rule::Side;
 use super::transaction::{Command, DISPATCH, Hook, Transaction, VerdictMap};
@@ -106,12 +106,14 @@ fn field(field: Field) -> Value {
         Field::EtherSource => payload("ether", "saddr"),
         Field::Ip(side) => payload("ip", address(side)),
         Field::Ip6(side) => payload("ip6", address(side)),
+        Field::Ip4FragmentMore => json!({ "&": [payload("ip", "frag-off"), IP4_MORE_FRAGMENTS] }),
         Field::FragmentNext => fragment("nexthdr"),
         Field::FragmentMore => fragment("more-fragments"),
         Field::Port(transport, Side::Source) => payload(transport.as_str(), "sport"),
         Field::Port(transport, Side::Destination) => payload(transport.as_str(), "dport"),
         Field::TcpSynAck => json!({ "&": [payload("tcp", "flags"), ["syn", "ack"]] }),
         Field::TcpRst => json!({ "&": [payload("tcp", "flags"), "rst"] }),
+        Field::DhcpClient => json!({ "payload": { "base": "th", "offset": 288, "len": 48 } }),
         Field::ArpSenderEther => payload("arp", "saddr ether"),
         Field::ArpSenderIp => payload("arp", "saddr ip"),
         Field::IcmpType => payload("icmp", "type"),

@@ -50,8 +50,8 @@ pub use compile::{
     Capabilities, Compiled, Conntrack, Degradation, DegradedRule, FailedRule, HostService,
     MAX_RULES, TooManyRules, VmFirewall, compile,
 };
-pub(crate) use expr::GUEST_MARK;
 pub use expr::{Field, Item, Match, NftRule, Op, Verdict};
+pub(crate) use expr::{GUEST_MARK, IP4_MORE_FRAGMENTS};
 pub use json::document;
 pub use merge::{Merged, merge};
 pub use names::{ChainNames, TABLE};

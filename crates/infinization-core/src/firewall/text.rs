@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::compile::Compiled;
-use super::expr::{Field, GUEST_MARK, Item, Match, NftRule, Op, Verdict};
+use super::expr::{Field, GUEST_MARK, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Op, Verdict};
 use super::names::TABLE;
 use super::rule::Side;
 use super::transaction::{Command, DISPATCH, Hook, Transaction, VerdictMap};
@@ -134,7 +134,7 @@ fn condition(condition: &Match) -> String {
     };
     let masked = matches!(
         condition.field,
-        Field::TcpSynAck | Field::TcpRst | Field::GuestMark
+        Field::TcpSynAck | Field::TcpRst | Field::GuestMark | Field::Ip4FragmentMore
     );
     let op = match condition.op {
         Op::IsNot => "!= ",
@@ -169,12 +169,14 @@ fn field(field: Field) -> String {
         Field::L4Proto => "meta l4proto".to_owned(),
         Field::Ip(side) => format!("ip {}", address(side)),
         Field::Ip6(side) => format!("ip6 {}", address(side)),
+        Field::Ip4FragmentMore => format!("ip frag-off & {IP4_MORE_FRAGMENTS}"),
         Field::FragmentNext => "frag nexthdr".to_owned(),
         Field::FragmentMore => "frag more-fragments".to_owned(),
         Field::Port(transport, Side::Source) => format!("{} sport", transport.as_str()),
         Field::Port(transport, Side::Destination) => format!("{} dport", transport.as_str()),
         Field::TcpSynAck => "tcp flags & (syn | ack)".to_owned(),
         Field::TcpRst => "tcp flags & rst".to_owned(),
+        Field::DhcpClient => "@th,288,48".to_owned(),
         Field::ArpSenderEther => "arp saddr ether".to_owned(),
         Field::ArpSenderIp => "arp saddr ip".to_owned(),
         Field::IcmpType => "icmp type".to_owned(),

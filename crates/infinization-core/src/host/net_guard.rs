@@ -9,6 +9,8 @@ use super::program::{Finished, Program};
 #[derive(Debug)]
 pub struct NetGuard {
     table: String,
+    /// Takes it away.
+    removal: String,
     /// What it looks like in nft's words since it was loaded; none if it is not to be there.
     seen: Mutex<Option<String>>,
     turn: tokio::sync::Mutex<()>,
@@ -16,9 +18,10 @@ pub struct NetGuard {
 
 impl NetGuard {
     /// Touches nothing.
-    pub fn new(table: String) -> Self {
+    pub fn new(table: String, removal: String) -> Self {
         Self {
             table,
+            removal,
             seen: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -29,10 +32,16 @@ impl NetGuard {
         &self.table
     }
 
-    /// Loads `text`, which replaces the table, in one transaction.
-    pub async fn load(&self, text: String) -> Result<(), NftError> {
+    /// Loads what is `wanted` when it is this call's turn, so that no other call's, decided earlier, comes after
+    /// it. It replaces the table, in one transaction; none takes it away.
+    pub async fn load(&self, wanted: impl FnOnce() -> Option<String>) -> Result<(), NftError> {
         let _turn = self.turn.lock().await;
-        self.load_in_turn(text).await
+        if let Some(text) = wanted() {
+            return self.load_in_turn(text).await;
+        }
+        nft(&["-f", "-"], self.removal.clone()).await?;
+        *self.seen() = None;
+        Ok(())
     }
 
     async fn load_in_turn(&self, text: String) -> Result<(), NftError> {
@@ -42,22 +51,17 @@ impl NetGuard {
         Ok(())
     }
 
-    /// Takes the table away by `text`.
-    pub async fn unload(&self, text: String) -> Result<(), NftError> {
-        let _turn = self.turn.lock().await;
-        nft(&["-f", "-"], text).await?;
-        *self.seen() = None;
-        Ok(())
-    }
-
-    /// Loads `text` unless the table is as it was loaded last; says whether it had to.
-    pub async fn repair(&self, text: String) -> Result<bool, NftError> {
+    /// Loads what is `wanted` unless the table is as it was loaded last; says whether it had to.
+    pub async fn repair(&self, wanted: impl FnOnce() -> Option<String>) -> Result<bool, NftError> {
         let _turn = self.turn.lock().await;
         let seen = self.seen().clone();
         if seen.is_none() || self.list().await? == seen {
             return Ok(false);
         }
-        self.load_in_turn(text).await.map(|()| true)
+        match wanted() {
+            Some(text) => self.load_in_turn(text).await.map(|()| true),
+            None => Ok(false),
+        }
     }
 
     async fn list(&self) -> Result<Option<String>, NftError> {

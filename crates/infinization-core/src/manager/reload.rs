@@ -29,6 +29,8 @@ pub(super) struct Pending {
     missing: Vec<Value>,
     /// Whether it was told that it is closed.
     told: bool,
+    /// Whether it is to load them once more: what is asked while it loads may concern what it has read already.
+    again: bool,
 }
 
 impl Open {
@@ -43,6 +45,7 @@ impl Open {
                 pending.missing.push(part);
             }
         }
+        pending.again = !is_new;
         drop(reloading);
         if is_new {
             let until = self.services.closing.child_token();
@@ -74,10 +77,12 @@ impl Open {
         self.tell_repaired(&missing, Some(failed));
     }
 
-    /// Whether nothing more is to be done; a machine that was closed again meanwhile is loaded again.
+    /// Whether nothing more is to be done; a machine that was closed meanwhile, or
+    /// was to load its rules once more, loads them again.
     fn is_loaded(&self, names: &ChainNames) -> bool {
         let mut reloading = self.reloading();
-        if self.services.nft.is_closed(names) {
+        let again = reloading.get(names).is_some_and(|pending| pending.again);
+        if again || self.services.nft.is_closed(names) {
             return false;
         }
         let pending = reloading.remove(names).unwrap_or_default();
@@ -93,6 +98,13 @@ impl Open {
             self.tell_closed(names, "its rules are not known");
         }
         self.reloading().remove(names);
+    }
+
+    /// What was asked until now, the machine is about to load.
+    fn begins(&self, names: &ChainNames) {
+        if let Some(pending) = self.reloading().get_mut(names) {
+            pending.again = false;
+        }
     }
 
     fn reloading(&self) -> MutexGuard<'_, HashMap<ChainNames, Pending>> {
@@ -111,6 +123,7 @@ async fn load(manager: Weak<Open>, names: ChainNames) {
         let Some(owner) = open.owner_of(&names) else {
             return open.give_up(&names);
         };
+        open.begins(&names);
         drop(open);
         let outcome = ask(&manager, &names, owner).await;
         let Some(open) = manager.upgrade() else {

@@ -119,8 +119,9 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     tokio::spawn(follow(Arc::downgrade(&open), inner.events.clone(), notices));
     let watch = repair::watch(Arc::downgrade(&open), watched_nft);
     let follow = follow_pins(Arc::downgrade(&open));
-    let both = async move { tokio::join!(watch, follow) };
-    tokio::spawn(async move { until.run_until_cancelled(both).await });
+    let too = until.clone();
+    tokio::spawn(async move { until.run_until_cancelled_owned(watch).await });
+    tokio::spawn(async move { too.run_until_cancelled_owned(follow).await });
     Ok(open)
 }
 

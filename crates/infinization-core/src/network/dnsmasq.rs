@@ -72,6 +72,9 @@ fn dhcp(network: &VirtualNetwork, dhcp: &Dhcp) -> Vec<String> {
         ),
         "dhcp-authoritative".to_owned(),
         "dhcp-rapid-commit".to_owned(),
+        // Whose lease it is, the hardware address alone says: a guest chooses its identifier, and could choose
+        // another's.
+        "dhcp-ignore-clid".to_owned(),
         // Clients that read raw options would take names for them.
         "dhcp-no-override".to_owned(),
         // A machine of this name would lead browsers through itself (CERT VU#598349).
@@ -147,6 +150,7 @@ mod tests {
             &conf,
             "dhcp-range=10.20.0.2,10.20.0.254,255.255.255.0,3600"
         ));
+        assert!(has(&conf, "dhcp-ignore-clid"));
         assert!(has(&conf, "dhcp-option=option:router,10.20.0.1"));
         assert!(has(&conf, "dhcp-option=option:dns-server,10.20.0.1"));
         assert!(!has(&conf, "no-resolv") && !has(&conf, "port=0"));

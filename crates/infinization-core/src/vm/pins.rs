@@ -1,10 +1,11 @@
 //! Addresses that machines were given by a network of ours, and may not leave.
 //!
-//! Invariants: an address is one machine's; a machine keeps its own until another lease says otherwise, since
-//! what is read while the file is written must open nobody. Neighbours: `manager::networks` learns them from
+//! Invariants: an address is one machine's; a machine keeps its own until another lease says otherwise, and is
+//! never free again while there is the network, since neither what is read while the file is written nor a lease
+//! that another was given may open anybody. Neighbours: `manager::networks` learns them from
 //! leases, the firewall is compiled with them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,40 +23,50 @@ struct Shared {
     told: Notify,
 }
 
+type Addresses = HashMap<MacAddr, BTreeSet<Ipv4Addr>>;
+
 #[derive(Debug, Default)]
 struct Known {
-    bridges: HashMap<LinkName, HashMap<MacAddr, Ipv4Addr>>,
+    bridges: HashMap<LinkName, Addresses>,
     changed: HashSet<MacAddr>,
 }
 
 impl Pins {
-    /// The address of the machine on this bridge; none if it is free to choose.
+    /// The addresses of the machine on this bridge; none if it is free to choose. One that had its address taken
+    /// may use no more than the unset one, by which it asks for another.
     pub fn of(&self, bridge: &LinkName, mac: MacAddr) -> Vec<IpAddr> {
         let known = self.known();
-        let found = known.bridges.get(bridge).and_then(|all| all.get(&mac));
-        found
-            .map(|address| IpAddr::V4(*address))
-            .into_iter()
-            .collect()
+        match known.bridges.get(bridge).and_then(|all| all.get(&mac)) {
+            None => Vec::new(),
+            Some(its) if its.is_empty() => vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
+            Some(its) => its.iter().copied().map(IpAddr::V4).collect(),
+        }
     }
 
-    /// These were given on this bridge.
+    /// These were given on this bridge: they are all that the machines among them have. Of an address that is
+    /// given twice the later counts.
     pub fn learn(&self, bridge: &LinkName, given: impl IntoIterator<Item = (MacAddr, Ipv4Addr)>) {
+        let (mut said, mut owners) = (Addresses::new(), HashMap::new());
+        for (mac, address) in given {
+            said.entry(mac).or_default();
+            owners.insert(address, mac);
+        }
+        for (address, mac) in &owners {
+            said.entry(*mac).or_default().insert(*address);
+        }
         let mut known = self.known();
         let Known { bridges, changed } = &mut *known;
         let all = bridges.entry(bridge.clone()).or_default();
-        for (mac, address) in given {
-            if all.get(&mac) == Some(&address) {
-                continue;
+        for (mac, its) in all.iter_mut() {
+            let kept = || its.iter().filter(|it| !owners.contains_key(it)).copied();
+            let now = said.remove(mac).unwrap_or_else(|| kept().collect());
+            if *its != now {
+                *its = now;
+                changed.insert(*mac);
             }
-            let before = all.iter().find(|(_, its)| **its == address);
-            if let Some(before) = before.map(|(other, _)| *other) {
-                all.remove(&before);
-                changed.insert(before);
-            }
-            all.insert(mac, address);
-            changed.insert(mac);
         }
+        changed.extend(said.keys());
+        all.extend(said);
         if !changed.is_empty() {
             self.0.told.notify_one();
         }
@@ -106,14 +117,38 @@ mod tests {
             "a file that is half written frees nobody"
         );
         pins.learn(&bridge, [(mac(2), ip(1))]);
-        assert_eq!((of(1), of(2)), (vec![], vec![IpAddr::V4(ip(1))]));
+        let nothing = vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
+        assert_eq!((of(1), of(2)), (nothing.clone(), vec![IpAddr::V4(ip(1))]));
         assert_eq!(pins.changed().await, HashSet::from([mac(1), mac(2)]));
         assert!(
             pins.of(&LinkName::parse("br-b").unwrap(), mac(2))
                 .is_empty()
         );
+        pins.learn(&bridge, [(mac(3), ip(1)), (mac(2), ip(1))]);
+        assert_eq!(of(3), nothing, "whose address is another's is not free");
+        assert_eq!(pins.changed().await, HashSet::from([mac(3)]));
         pins.forget(&bridge);
-        assert_eq!(pins.changed().await, HashSet::from([mac(2)]));
-        assert!(of(2).is_empty());
+        assert_eq!(
+            pins.changed().await,
+            HashSet::from([mac(1), mac(2), mac(3)])
+        );
+        assert!(of(1).is_empty() && of(2).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_machine_may_use_all_that_it_was_given() {
+        let pins = Pins::default();
+        let bridge = LinkName::parse("br-a").unwrap();
+        let mac = MacAddr::new([2, 0, 0, 0, 0, 1]).unwrap();
+        let ips = [9, 5].map(|last| Ipv4Addr::new(10, 0, 0, last));
+        pins.learn(&bridge, ips.map(|ip| (mac, ip)));
+        assert_eq!(
+            pins.of(&bridge, mac),
+            [IpAddr::V4(ips[1]), IpAddr::V4(ips[0])]
+        );
+        assert_eq!(pins.changed().await, HashSet::from([mac]));
+        pins.learn(&bridge, [(mac, ips[0])]);
+        assert_eq!(pins.of(&bridge, mac), [IpAddr::V4(ips[0])]);
+        assert_eq!(pins.changed().await, HashSet::from([mac]));
     }
 }

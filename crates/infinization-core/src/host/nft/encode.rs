@@ -6,8 +6,8 @@
 use super::value::{data_type, masked, port_name, value};
 use super::wire::{Request, attribute, flags, kind, nested, number, text};
 use crate::firewall::{
-    Command, DISPATCH, Field, GUEST_MARK, Hook, Item, Match, NftRule, Op, Side, TABLE, Transaction,
-    Verdict, VerdictMap,
+    Command, DISPATCH, Field, GUEST_MARK, Hook, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Op, Side,
+    TABLE, Transaction, Verdict, VerdictMap,
 };
 use crate::types::LinkName;
 
@@ -304,9 +304,14 @@ fn load(field: Field) -> Vec<u8> {
         Field::EtherSource => load_bytes(LINK, 6, 6),
         Field::Ip(side) => load_bytes(NETWORK, at(side, 12, 16), 4),
         Field::Ip6(side) => load_bytes(NETWORK, at(side, 8, 24), 16),
+        Field::DhcpClient => load_bytes(TRANSPORT, 36, 6),
         Field::ArpSenderEther => load_bytes(NETWORK, 8, 6),
         Field::ArpSenderIp => load_bytes(NETWORK, 14, 4),
         Field::GuestMark => [load_key("meta", MARK), mask_with(&bits(GUEST_MARK))].concat(),
+        Field::Ip4FragmentMore => {
+            let flag = IP4_MORE_FRAGMENTS.to_be_bytes();
+            [load_bytes(NETWORK, 6, 2), mask_with(&flag)].concat()
+        }
         Field::FragmentNext => load_fragment(0),
         Field::FragmentMore => [load_fragment(3), mask_with(&[0x01])].concat(),
         Field::Port(_, side) => load_bytes(TRANSPORT, at(side, 0, 2), 2),

@@ -21,7 +21,7 @@ pub(super) fn data_type(field: Field) -> u32 {
         Field::TcpSynAck | Field::TcpRst => 15,
         Field::IcmpType => 14,
         Field::Icmpv6Type => 29,
-        Field::NdTarget | Field::FragmentMore => 4,
+        Field::NdTarget | Field::FragmentMore | Field::Ip4FragmentMore | Field::DhcpClient => 4,
         Field::CtState => 26,
         Field::GuestMark => 19,
     }
@@ -70,6 +70,11 @@ fn word_value(field: Field, word: &str) -> Option<Vec<u8>> {
                     .to_vec(),
             )
         }
+        Field::DhcpClient => {
+            let digits = word.strip_prefix("0x")?;
+            let client = u64::from_str_radix(digits, 16).ok()?.to_be_bytes();
+            Some(client[2..].to_vec())
+        }
         Field::CtState => {
             let state: u32 = match word {
                 "invalid" => 1,
@@ -87,7 +92,9 @@ fn word_value(field: Field, word: &str) -> Option<Vec<u8>> {
         Field::L4Proto | Field::TcpSynAck | Field::TcpRst => octet(word),
         Field::IcmpType => (word == "destination-unreachable").then(|| vec![3]),
         Field::Icmpv6Type => icmpv6_type(word),
-        Field::Port(..) | Field::FragmentNext | Field::FragmentMore => None,
+        Field::Port(..) | Field::FragmentNext | Field::FragmentMore | Field::Ip4FragmentMore => {
+            None
+        }
     }
 }
 

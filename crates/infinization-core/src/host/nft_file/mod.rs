@@ -25,7 +25,7 @@ pub use keeper::{Keeper, OnFailure};
 pub use service::{Installed, install};
 
 use crate::error::{Coded, ErrorCode};
-use crate::firewall::{SAVED_FILE, loadable, saved};
+use crate::firewall::{DEFAULT_DENY_FILE, SAVED_FILE, default_deny, loadable, saved};
 use crate::host::blocking::file_call;
 use crate::host::nft::{Nft, NftError};
 use crate::types::{HostPath, InvalidValue};
@@ -145,7 +145,8 @@ impl NftFiles {
         self.options.dir.as_path().join(BACKUP_FILE)
     }
 
-    /// Writes what the kernel holds, unless the file says so already.
+    /// Writes what the kernel holds, unless the file says so already, and beside it what closes every managed
+    /// port where it cannot be loaded.
     pub async fn write(&self) -> Result<(), NftFileError> {
         self.write_and_keep(self.options.backup.then(|| self.backup()))
             .await
@@ -157,12 +158,18 @@ impl NftFiles {
         let text = saved(&listing).ok_or(NftFileError::NotWhole)?;
         let path = self.path();
         let failed = NftFileError::of(&path);
+        let deny = self.options.dir.as_path().join(DEFAULT_DENY_FILE);
         let write = move || {
             // Held until it is written, whoever waits.
             let _lock = lock;
-            replace::replace(&path, backup.as_deref(), text.as_bytes())
+            // The boot unit, which may have been installed by hand, cannot close the ports without it.
+            let closed = replace::replace(&deny, None, default_deny().as_bytes());
+            if let Err(error) = closed {
+                return Ok(Err(NftFileError::of(&deny)(error)));
+            }
+            replace::replace(&path, backup.as_deref(), text.as_bytes()).map(Ok)
         };
-        file_call(write).await.map_err(failed)
+        file_call(write).await.map_err(failed)?
     }
 
     /// Loads the file; answers how many rules there are now. Where that fails and there is no table, every

@@ -50,8 +50,10 @@ impl Networks {
     /// Touches nothing.
     pub(in crate::manager) fn new(services: &Services, closing: CancellationToken) -> Arc<Self> {
         let state_dir = services.config.state_dir.as_path().to_owned();
+        let table = guard_table(&state_dir);
+        let removal = guard_removal(&table);
         Arc::new(Self {
-            guard: NetGuard::new(guard_table(&state_dir)),
+            guard: NetGuard::new(table, removal),
             state_dir,
             links: services.links.clone(),
             nft: services.nft.clone(),
@@ -198,8 +200,7 @@ impl Networks {
     ) -> Result<Arc<Network>, Failure> {
         let network = self.find(name)?;
         let turn = network.turn.lock().await;
-        self.refuse_ports(&network).await?;
-        self.take_down(&network).await?;
+        self.take_down_unused(&network).await?;
         drop(turn);
         Ok(network)
     }
@@ -210,8 +211,7 @@ impl Networks {
             return Ok(());
         };
         let _turn = network.turn.lock().await;
-        self.refuse_ports(&network).await?;
-        self.take_down(&network).await?;
+        self.take_down_unused(&network).await?;
         self.erase(&network).await?;
         self.map().remove(name);
         Ok(())
@@ -242,10 +242,7 @@ impl Networks {
 
     /// The guard for those that are up; none where none is.
     pub(super) async fn load_guard(&self) -> Result<(), NftError> {
-        match self.guarding() {
-            Some(text) => self.guard.load(text).await,
-            None => self.guard.unload(guard_removal(self.guard.table())).await,
-        }
+        self.guard.load(|| self.guarding()).await
     }
 
     pub(super) fn guarding(&self) -> Option<String> {

@@ -9,7 +9,7 @@ use super::all::Networks;
 use super::error::NetworksError;
 use super::one::Network;
 use crate::config::NetworkMode;
-use crate::error::Failure;
+use crate::error::{ErrorCode, Failure};
 use crate::firewall::{Masquerade, Subnet};
 use crate::host::bridge::{self, Ipv4Cidr};
 use crate::host::cgroup::{self, Placement};
@@ -17,6 +17,7 @@ use crate::host::dnsmasq::Dnsmasq;
 use crate::host::link::Link;
 use crate::host::process::ProcessHandle;
 use crate::network::{bridge_mac, dnsmasq_conf};
+use crate::types::LinkName;
 
 impl Networks {
     /// Sets up what is missing, and looks after it. Where that fails, what this attempt has made is undone, and
@@ -108,7 +109,6 @@ impl Networks {
     pub(super) async fn take_down(&self, network: &Network) -> Result<(), Failure> {
         let config = &network.config;
         drop(network.status().watch.take());
-        self.pins.forget(&config.bridge);
         let mut outcomes: Vec<Result<(), Failure>> = Vec::new();
         outcomes.push(network.dnsmasq.end().await.map_err(Failure::from));
         let scope = self.cgroups.scope_of_network(&config.name);
@@ -117,24 +117,63 @@ impl Networks {
             let stopped = self.nft.stop_masquerading(&config.bridge).await;
             outcomes.push(stopped.map_err(Failure::from));
         }
-        if let Ok(Some(_)) = self.our_bridge(network).await {
-            let destroyed = bridge::destroy(&self.links, &config.bridge).await;
-            outcomes.push(destroyed.map_err(Failure::from));
-        }
+        let gone = self.remove_bridge(network).await;
         {
             let mut status = network.status();
-            (status.up, status.process, status.error) = (false, None, None);
+            status.process = None;
+            status.error = gone.as_ref().err().map(ToString::to_string);
+            // For as long as there are machines on it, they are guarded and held to their addresses.
+            status.up &= gone.is_err();
+        }
+        if gone.is_ok() {
+            self.pins.forget(&config.bridge);
         }
         outcomes.push(self.load_guard().await.map_err(Failure::from));
-        outcomes.into_iter().collect()
+        gone.and(outcomes.into_iter().collect())
+    }
+
+    /// Afterwards there is no bridge of ours. A link that is not ours is none, and stays.
+    async fn remove_bridge(&self, network: &Network) -> Result<(), Failure> {
+        match self.our_bridge(network).await {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => {
+                let bridge = &network.config.bridge;
+                self.refuse_ports_of(bridge).await?;
+                Ok(bridge::destroy(&self.links, bridge).await?)
+            }
+            Err(error) if error.code() == ErrorCode::BridgeAlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes it down unless somebody is on it. Who comes meanwhile finds it as it was.
+    pub(super) async fn take_down_unused(
+        self: &Arc<Self>,
+        network: &Arc<Network>,
+    ) -> Result<(), Failure> {
+        self.refuse_ports(network).await?;
+        let outcome = self.take_down(network).await;
+        let is_in_use = |error: &Failure| error.code() == ErrorCode::NetworkInUse;
+        if outcome.as_ref().is_err_and(is_in_use)
+            && let Err(error) = self.set_up(network).await
+        {
+            tracing::error!(network = %network.config.name, %error, "it is in use, and not whole");
+        }
+        outcome
     }
 
     /// Machines on the bridge would be cut off without knowing.
-    pub(super) async fn refuse_ports(&self, network: &Network) -> Result<(), Failure> {
-        if !matches!(self.our_bridge(network).await, Ok(Some(_))) {
-            return Ok(());
+    async fn refuse_ports(&self, network: &Network) -> Result<(), Failure> {
+        match self.our_bridge(network).await {
+            Ok(Some(_)) => self.refuse_ports_of(&network.config.bridge).await,
+            Ok(None) => Ok(()),
+            Err(error) if error.code() == ErrorCode::BridgeAlreadyExists => Ok(()),
+            Err(error) => Err(error),
         }
-        let bridge = network.config.bridge.clone();
+    }
+
+    async fn refuse_ports_of(&self, bridge: &LinkName) -> Result<(), Failure> {
+        let bridge = bridge.clone();
         match bridge::ports(&self.links, &bridge).await? {
             ports if ports.is_empty() => Ok(()),
             ports => Err(NetworksError::InUse { bridge, ports }.into()),

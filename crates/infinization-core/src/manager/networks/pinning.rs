@@ -13,12 +13,15 @@ use super::all::Networks;
 use super::one::Network;
 use crate::error::Failure;
 use crate::firewall::ChainNames;
+use crate::host::blocking::{NotDone, blocking};
 use crate::host::dir_watch::DirWatch;
 use crate::manager::{Open, firewall};
-use crate::types::MacAddr;
+use crate::types::{MacAddr, VmId};
 
 /// dnsmasq writes its leases line by line, and says "written" for each.
 const WRITTEN: Duration = Duration::from_millis(20);
+/// Where the host gives no thread to read with.
+const AGAIN: Duration = Duration::from_secs(1);
 
 impl Networks {
     /// Pins what was given until now. Does nothing unless the network is to.
@@ -72,17 +75,27 @@ pub(in crate::manager) async fn follow_pins(manager: Weak<Open>) {
         return;
     };
     loop {
-        let changed = pins.changed().await;
-        let Some(open) = manager.upgrade() else {
-            return;
-        };
-        open.reload_pinned(&changed);
+        let changed = Arc::new(pins.changed().await);
+        loop {
+            let Some(open) = manager.upgrade() else {
+                return;
+            };
+            let Err(error) = open.reload_pinned(&changed).await else {
+                break;
+            };
+            tracing::error!(%error, "machines' new addresses do not count yet");
+            drop(open);
+            sleep(AGAIN).await;
+        }
     }
 }
 
 impl Open {
     /// A machine that does not run is compiled anew when it starts.
-    fn reload_pinned(self: &Arc<Self>, changed: &HashSet<MacAddr>) {
+    async fn reload_pinned(
+        self: &Arc<Self>,
+        changed: &Arc<HashSet<MacAddr>>,
+    ) -> Result<(), NotDone> {
         let running: Vec<_> = {
             let vms = self.vms();
             let running = vms
@@ -90,12 +103,16 @@ impl Open {
                 .filter(|(_, handle)| handle.view().live.is_some());
             running.map(|(vm_id, _)| vm_id.clone()).collect()
         };
-        for vm_id in running {
-            let spec = firewall::spec(&self.services.config, &vm_id);
+        let (services, changed) = (Arc::clone(&self.services), Arc::clone(changed));
+        let is_concerned = move |vm_id: &VmId| {
+            let spec = firewall::spec(&services.config, vm_id);
             let mac = spec.ok().flatten().map(|spec| spec.network.mac);
-            if mac.is_some_and(|mac| changed.contains(&mac)) {
-                self.load_again(ChainNames::of(&vm_id), Vec::new());
-            }
+            mac.is_some_and(|mac| changed.contains(&mac))
+        };
+        let concerned = blocking(move || Vec::from_iter(running.into_iter().filter(is_concerned)));
+        for vm_id in concerned.await? {
+            self.load_again(ChainNames::of(&vm_id), Vec::new());
         }
+        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use super::all::Networks;
 use super::one::Network;
 use crate::error::Failure;
 use crate::events::{Source, now_ms};
-use crate::host::nft::Commits;
+use crate::host::nft::{Commits, NftError};
 use crate::host::process::ProcessHandle;
 
 /// Before the first try to start it again.
@@ -147,18 +147,32 @@ async fn watch(networks: Weak<Networks>, mut commits: Commits) {
             tracing::error!(%error, "virtual networks' guard is not watched any more");
             return;
         }
-        let Some(of_all) = networks.upgrade() else {
+        if put_back(&networks).await.is_none() {
             return;
-        };
-        if let Some(text) = of_all.guarding() {
-            match of_all.guard.repair(text).await {
-                Ok(false) => {}
-                Ok(true) => of_all.tell_guarded(),
-                Err(error) => tracing::error!(%error, "virtual networks are not guarded"),
-            }
         }
-        drop(of_all);
         sleep(BREATH).await;
+    }
+}
+
+/// Has the guard be as it is to be, which is tried until it succeeds; that it failed is told once. None when
+/// there is no manager any more.
+async fn put_back(networks: &Weak<Networks>) -> Option<()> {
+    let (mut pause, mut told) = (SOON, false);
+    loop {
+        let of_all = networks.upgrade()?;
+        match of_all.guard.repair(|| of_all.guarding()).await {
+            Ok(false) => return Some(()),
+            Ok(true) => {
+                of_all.tell_guarded();
+                return Some(());
+            }
+            Err(error) if told => tracing::warn!(%error, "virtual networks are not guarded yet"),
+            Err(error) => of_all.tell_unguarded(&error),
+        }
+        told = true;
+        drop(of_all);
+        sleep(pause).await;
+        pause = (pause * 2).min(LATEST);
     }
 }
 
@@ -169,5 +183,13 @@ impl Networks {
         let data = json!({ "missing": [missing], "failed": [], "timestamp": now_ms() });
         self.events
             .publish(Source::HealthMonitor, "firewall-repaired", None, data);
+    }
+
+    fn tell_unguarded(&self, error: &NftError) {
+        tracing::error!(%error, "virtual networks are not guarded");
+        let message = format!("the guard of virtual networks could not be put back yet: {error}");
+        let data = json!({ "message": message, "timestamp": now_ms() });
+        self.events
+            .publish(Source::HealthMonitor, "error", None, data);
     }
 }
