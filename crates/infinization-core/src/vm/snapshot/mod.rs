@@ -28,8 +28,8 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 pub use disks::Snapshot;
-pub(super) use external::files_of;
 pub use external::{ShownLayer, ShownNode, SnapshotTree};
+pub(super) use external::{files_of, frozen_of};
 
 use self::disks::Disk;
 use super::context::VmContext;
