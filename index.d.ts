@@ -938,7 +938,7 @@ export interface StorageVolume {
   backing: string | null
   /** The machines that have it, as a disk or as a layer of a snapshot. */
   usedBy: string[]
-  /** The images that are overlays on it. */
+  /** The images that lie on it, directly or through others. */
   overlays: string[]
 }
 

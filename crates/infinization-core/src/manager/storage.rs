@@ -126,7 +126,8 @@ impl Open {
             .into_iter()
             .map(|(vm_id, path)| Use { vm_id, path })
             .collect();
-        Ok(Uses::look(machines, self.pools.all_files().await?).await)
+        let (files, unknown) = self.pools.all_files().await?;
+        Ok(Uses::look(machines, files, unknown).await)
     }
 
     /// Machines' QEMUs have to open the volumes.
