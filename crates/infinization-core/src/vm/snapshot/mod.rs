@@ -191,7 +191,10 @@ impl Machine {
     }
 
     /// The running QEMU, or none for a VM that is off. Claimed rows, and all between, are refused.
-    async fn snapshots_allowed(&self, verb: &str) -> Result<Option<Arc<LiveView>>, Failure> {
+    pub(super) async fn snapshots_allowed(
+        &self,
+        verb: &str,
+    ) -> Result<Option<Arc<LiveView>>, Failure> {
         let status = self.context.status().await?;
         let live = self.live.as_ref().map(|live| Arc::clone(&live.view));
         let allowed: &[&str] = if live.is_some() { &LIVE } else { &OFFLINE };
