@@ -938,7 +938,7 @@ export interface StorageVolume {
   backing: string | null
   /** The machines that have it, as a disk or as a layer of a snapshot. */
   usedBy: string[]
-  /** The images that are overlays on it. */
+  /** The images that lie on it, directly or through others. */
   overlays: string[]
 }
 
@@ -2119,7 +2119,11 @@ export interface BackupServiceOptions {
   isVmRunning?: IsVmRunningProbe
   /** Without one, or when it gives null, a running machine is copied as after a power cut. */
   guestAgentFactory?: GuestAgentFactory
-  /** Whose monitors are used for running machines. Default: every instance of this process. */
+  /**
+   * Whose monitors are used for running machines, and whose external snapshots are kept whole: a frozen layer is neither
+   * copied nor replaced (`INVALID_CONFIG`, with its `diskPath`). It must be initialized. Default: every instance of this
+   * process.
+   */
   infinization?: Infinization
 }
 

@@ -255,6 +255,15 @@ impl Machine for Asked {
     async fn thaw(&self) -> Result<(), String> {
         self.ask("thaw").await.map(drop)
     }
+
+    async fn frozen_layers(&self) -> Result<Vec<HostPath>, String> {
+        let mut frozen = Vec::new();
+        for owner in &self.owners {
+            let layers = owner.frozen_layers().await;
+            frozen.extend(layers.map_err(|failure| failure.to_string())?);
+        }
+        Ok(frozen)
+    }
 }
 
 /// Carries what is told, one call at a time, until the service or the JavaScript side is gone.

@@ -253,3 +253,49 @@ fn b7_b8_nothing_leads_out_of_a_pool() {
         assert_eq!(manager.list_pools().await.unwrap(), json!([pool]));
     });
 }
+
+#[test]
+fn who_lies_on_a_volume_is_found_at_any_depth_and_by_any_name() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let path = pool(&host, &manager, "p").await;
+        for name in ["base.qcow2", "other.qcow2"] {
+            let options = json!({ "name": name, "capacity": 8 * MIB });
+            volume(&manager, options).await.unwrap();
+        }
+        // An overlay outside of the pools on one inside, of which the names are relative or links.
+        let elsewhere = host.path().canonicalize().unwrap().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(&path, elsewhere.join("link")).unwrap();
+        overlay(&elsewhere.join("middle.qcow2"), "link/base.qcow2");
+        overlay(&path.join("top.qcow2"), "../elsewhere/middle.qcow2");
+        let refused = remove(&manager, "base.qcow2").await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::ImageInUse);
+        let overlays = json!([path.join("top.qcow2")]);
+        assert_eq!(refused.context()["overlays"], overlays);
+
+        // What cannot be read may lie on anything, but does not keep itself.
+        std::fs::write(path.join("torn.qcow2"), b"QFI\xfb\0\0\0\x03").unwrap();
+        let refused = remove(&manager, "other.qcow2").await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::ImageInUse);
+        remove(&manager, "torn.qcow2").await.unwrap();
+        let gone = pool(&host, &manager, "gone").await;
+        std::fs::remove_dir(&gone).unwrap();
+        let refused = remove(&manager, "other.qcow2").await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::ImageInUse);
+        manager.undefine_pool("gone".into()).await.unwrap();
+        for name in ["other.qcow2", "top.qcow2", "base.qcow2"] {
+            remove(&manager, name).await.unwrap();
+        }
+    });
+}
+
+fn overlay(image: &Path, backing: &str) {
+    let mut program = Command::new("qemu-img");
+    let made = program
+        .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing])
+        .arg(image)
+        .status();
+    assert!(made.unwrap().success());
+}

@@ -13,7 +13,7 @@ use super::draft::{Circumstances, Draft};
 use super::folder::{Kept, Library, free_space, inside, remove_file};
 use super::kinds::{BackupType, Compression};
 use super::live::Live;
-use super::machine::{Access, access};
+use super::machine::{Access, access, refuse_frozen};
 use super::manifest::DiskRecord;
 use super::names::{BackupId, disk_file};
 use super::progress::Reporter;
@@ -85,8 +85,14 @@ pub(super) async fn create(creation: Creation) -> Result<Value, BackupError> {
     let (cancel, vm_id) = (&creation.terms.cancel, &creation.request.vm_id);
     let _turn = Turn::take(&creation.library, vm_id, cancel).await?;
     let _slot = slot(cancel).await?;
-    sweep::sweep(&creation.library, vm_id).await?;
-    let access = access(&*creation.terms.machine, vm_id).await?;
+    let machine = &*creation.terms.machine;
+    sweep::sweep(&creation.library, vm_id, machine).await?;
+    let access = access(machine, vm_id).await?;
+    refuse_frozen(
+        machine,
+        creation.request.disks.iter().map(|disk| &disk.path),
+    )
+    .await?;
     let prepared = prepare(&creation, matches!(access, Access::Offline)).await?;
     let planned = offline::planned(&creation, &prepared);
     let request = &creation.request;

@@ -60,6 +60,13 @@ pub enum BackupError {
     Job { why: String },
     #[error("the disk {path} is not one of the running machine's")]
     NotAttached { path: HostPath },
+    #[error(
+        "{path} is a frozen layer of external snapshots: other files lie on it, so it is not what a disk \
+         holds now, and must not change"
+    )]
+    Frozen { path: HostPath },
+    #[error("which files are frozen layers of external snapshots could not be found out: {why}")]
+    LayersUnknown { why: String },
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
@@ -108,6 +115,7 @@ impl BackupError {
             | Self::Full { path }
             | Self::TargetExists { path }
             | Self::NotAttached { path }
+            | Self::Frozen { path }
             | Self::Io { path, .. } => Some(path),
             _ => None,
         }
@@ -119,9 +127,10 @@ impl Coded for BackupError {
         match self {
             Self::NotFound { .. } | Self::Unknown { .. } => ErrorCode::BackupNotFound,
             Self::Running { .. } => ErrorCode::BackupVmRunning,
-            Self::Config { .. } | Self::NotAttached { .. } | Self::Unfit { .. } => {
-                ErrorCode::BackupInvalidConfig
-            }
+            Self::Config { .. }
+            | Self::NotAttached { .. }
+            | Self::Unfit { .. }
+            | Self::Frozen { .. } => ErrorCode::BackupInvalidConfig,
             Self::Destination { .. } => ErrorCode::InvalidDestination,
             Self::NoDisk { .. } => ErrorCode::DiskNotFound,
             Self::NoSpace { .. } | Self::Full { .. } | Self::TargetFull => ErrorCode::BackupNoSpace,
@@ -136,6 +145,7 @@ impl Coded for BackupError {
             | Self::Job { .. }
             | Self::Monitor(_)
             | Self::Locked(_)
+            | Self::LayersUnknown { .. }
             | Self::NotDone { .. } => ErrorCode::BackupFailed,
         }
     }

@@ -1,10 +1,14 @@
 //! What this layer may know of the machine whose disks it copies.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+
 use async_trait::async_trait;
 
-use super::BackupError;
+use super::{BackupError, off_thread};
 use crate::qmp::QmpClient;
-use crate::types::VmId;
+use crate::types::{HostPath, VmId};
 
 /// A machine as its owner shows it. Its answers are asked for when they count, not before.
 #[async_trait]
@@ -21,6 +25,13 @@ pub trait Machine: Send + Sync {
 
     /// Undoes [`Machine::freeze`], whatever came of it.
     async fn thaw(&self) -> Result<(), String>;
+
+    /// The files that disks lie on because of external snapshots, of this machine and of all others that
+    /// are known: none of them may change, and none is what a disk holds now. Without an answer no disk is
+    /// copied or replaced. A machine nobody keeps snapshots of has none.
+    async fn frozen_layers(&self) -> Result<Vec<HostPath>, String> {
+        Ok(Vec::new())
+    }
 }
 
 /// What may be done with the machine's disks.
@@ -58,6 +69,49 @@ pub(super) async fn require_stopped(
         Some(false) => Ok(()),
         Some(true) => Err(running(vm_id, "runs")),
         None => Err(running(vm_id, "may be running: nobody could say")),
+    }
+}
+
+/// The machines' frozen layers.
+pub(super) async fn frozen_layers(machine: &dyn Machine) -> Result<Vec<HostPath>, BackupError> {
+    let told = machine.frozen_layers().await;
+    told.map_err(|why| BackupError::LayersUnknown { why })
+}
+
+/// Refuses files of which one is a frozen layer, by whatever name.
+pub(super) async fn refuse_frozen(
+    machine: &dyn Machine,
+    files: impl IntoIterator<Item = &HostPath>,
+) -> Result<(), BackupError> {
+    let frozen = frozen_layers(machine).await?;
+    let files: Vec<HostPath> = files.into_iter().cloned().collect();
+    off_thread(move || {
+        files
+            .iter()
+            .try_for_each(|file| refuse_frozen_now(file, &frozen))
+    })
+    .await
+}
+
+/// [`refuse_frozen`] for one file. Blocks.
+pub(super) fn refuse_frozen_now(file: &HostPath, frozen: &[HostPath]) -> Result<(), BackupError> {
+    let Some(wanted) = identity(file)? else {
+        return Ok(());
+    };
+    for layer in frozen {
+        if identity(layer)? == Some(wanted) {
+            return Err(BackupError::Frozen { path: file.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Device and inode; nothing for a file that is not there.
+fn identity(path: &HostPath) -> Result<Option<(u64, u64)>, BackupError> {
+    match fs::metadata(path.as_path()) {
+        Ok(found) => Ok(Some((found.dev(), found.ino()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(BackupError::io(path, error)),
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) async fn remove(
         return Err(not_found(vm_id, id));
     }
     let _turn = Turn::take(library, vm_id, cancel).await?;
-    sweep::sweep(library, vm_id).await?;
+    sweep::sweep(library, vm_id, machine).await?;
     let (all, whose, which) = (library.clone(), vm_id.clone(), id.clone());
     let (folder, snapshot) = off_thread(move || {
         let folder = all.folder_of(&whose, &which)?;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::digest::{gunzip, measure};
 use super::folder::{Kept, Library, free_space};
 use super::kinds::{BackupType, Compression};
-use super::machine::require_stopped;
+use super::machine::{refuse_frozen, require_stopped};
 use super::manifest::Manifest;
 use super::names::BackupId;
 use super::progress::Reporter;
@@ -66,10 +66,11 @@ pub(super) async fn restore(restoration: Restoration) -> Result<Value, BackupErr
     } = &restoration;
     let vm_id = &request.vm_id;
     let _turn = Turn::take(library, vm_id, &terms.cancel).await?;
-    sweep::sweep(library, vm_id).await?;
+    sweep::sweep(library, vm_id, &*terms.machine).await?;
     let kept = find_complete(library, vm_id, &request.id).await?;
     require_stopped(&*terms.machine, vm_id).await?;
     check_targets(&kept, request).await?;
+    refuse_frozen(&*terms.machine, &request.targets).await?;
     if kept.manifest.kind == BackupType::Snapshot {
         restore_snapshot(&restoration, &kept).await?;
     } else {
@@ -215,17 +216,20 @@ async fn restore_files(restoration: &Restoration, kept: Kept) -> Result<(), Back
     put_in_place(restoration, stage, staged).await
 }
 
-/// Commits what is staged, unless staging failed or the machine was started in the meantime.
+/// Commits what is staged, unless staging failed, or the machine was started or snapshotted in the
+/// meantime.
 async fn put_in_place(
     restoration: &Restoration,
     stage: Stage,
     staged: Result<(), BackupError>,
 ) -> Result<(), BackupError> {
     let (machine, vm_id) = (&*restoration.terms.machine, &restoration.request.vm_id);
-    let ready = match staged {
-        Ok(()) => require_stopped(machine, vm_id).await,
-        failed => failed,
+    let ready = async {
+        staged?;
+        require_stopped(machine, vm_id).await?;
+        refuse_frozen(machine, &restoration.request.targets).await
     };
+    let ready = ready.await;
     match ready {
         Ok(()) => stage.commit().await,
         Err(error) => {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::folder::{Library, inside, remove_file, sync_directory};
+use super::machine::{Machine, frozen_layers, refuse_frozen_now};
 use super::{BackupError, off_thread};
 use crate::host::qemu_img::ensure_unused_now;
 use crate::host::state_file::{self, Durability};
@@ -85,6 +86,17 @@ impl Stage {
     /// A file for in between, which goes when the stage does.
     pub(super) fn unpacked(&self, n: usize) -> Result<HostPath, BackupError> {
         unpacked_name(self.file(n))
+    }
+
+    /// What a process that died has left.
+    fn left(journal: HostPath) -> Result<Option<Self>, BackupError> {
+        let read = state_file::read(journal.as_path());
+        let failed = |error| BackupError::io(&journal, error);
+        let Some(text) = read.map_err(|error| failed(io::Error::other(error)))? else {
+            return Ok(None);
+        };
+        let plan = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
+        Ok(Some(Self { journal, plan }))
     }
 
     /// Removes what was staged. The targets were never touched.
@@ -161,8 +173,9 @@ impl Stage {
             .map_err(|error| failed(io::Error::other(error)))
     }
 
-    /// Renames what a crash left to rename.
-    fn carry_on(&self) -> Result<(), BackupError> {
+    /// What a crash left to rename. All of it may be, or none is.
+    fn unfinished(&self, frozen: &[HostPath]) -> Result<Vec<&Staged>, BackupError> {
+        let mut unfinished = Vec::new();
         for disk in &self.plan.disks {
             if inode_of(&disk.target) == disk.inode {
                 continue;
@@ -171,6 +184,14 @@ impl Stage {
                 tracing::error!(target = %disk.target, "an interrupted restore cannot be finished here");
                 continue;
             }
+            refuse_frozen_now(&disk.target, frozen)?;
+            unfinished.push(disk);
+        }
+        Ok(unfinished)
+    }
+
+    fn carry_on(&self, frozen: &[HostPath]) -> Result<(), BackupError> {
+        for disk in self.unfinished(frozen)? {
             if disk.target.as_path().exists() {
                 ensure_unused_now(&disk.target)?;
             }
@@ -182,19 +203,24 @@ impl Stage {
 }
 
 /// Ends a restore whose process died: one that had not begun to rename never was, any other is
-/// finished.
-pub(super) async fn recover(library: &Library, vm_id: &VmId) -> Result<(), BackupError> {
+/// finished. A target that has become a frozen layer is refused, until its snapshots are gone.
+pub(super) async fn recover(
+    library: &Library,
+    vm_id: &VmId,
+    machine: &dyn Machine,
+) -> Result<(), BackupError> {
     let journal = journal(library, vm_id)?;
+    let Some(stage) = off_thread(move || Stage::left(journal)).await? else {
+        return Ok(());
+    };
+    let frozen = if stage.plan.committing {
+        frozen_layers(machine).await?
+    } else {
+        Vec::new()
+    };
     off_thread(move || {
-        let read = state_file::read(journal.as_path());
-        let failed = |error| BackupError::io(&journal, error);
-        let Some(text) = read.map_err(|error| failed(io::Error::other(error)))? else {
-            return Ok(());
-        };
-        let plan = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
-        let stage = Stage { journal, plan };
         if stage.plan.committing {
-            stage.carry_on()?;
+            stage.carry_on(&frozen)?;
         }
         stage.clear()
     })

@@ -3,6 +3,7 @@
 
 use super::folder::{Kept, Library, read, remove_data, write};
 use super::kinds::{BackupStatus, BackupType};
+use super::machine::Machine;
 use super::offline::drop_snapshots;
 use super::turn::Turn;
 use super::{BackupError, now, off_thread, stage};
@@ -10,8 +11,16 @@ use crate::host::qemu_img::SnapshotName;
 use crate::types::VmId;
 
 /// Fails what says it is being made, removes what has no manifest, ends what a restore had begun.
-pub(super) async fn sweep(library: &Library, vm_id: &VmId) -> Result<(), BackupError> {
-    stage::recover(library, vm_id).await?;
+pub(super) async fn sweep(
+    library: &Library,
+    vm_id: &VmId,
+    machine: &dyn Machine,
+) -> Result<(), BackupError> {
+    stage::recover(library, vm_id, machine).await?;
+    end_unfinished(library, vm_id).await
+}
+
+async fn end_unfinished(library: &Library, vm_id: &VmId) -> Result<(), BackupError> {
     let (library, whose) = (library.clone(), vm_id.clone());
     let unfinished = off_thread(move || {
         let mut unfinished = Vec::new();
@@ -36,7 +45,7 @@ pub(super) async fn sweep(library: &Library, vm_id: &VmId) -> Result<(), BackupE
 }
 
 /// [`sweep`] for a reader, who waits for nobody: only where something is unfinished, and nobody is at
-/// work on it.
+/// work on it. A restore is left to whoever may change the machine's disks.
 pub(super) async fn if_idle(library: &Library, vm_id: &VmId) -> Result<(), BackupError> {
     let (all, whose) = (library.clone(), vm_id.clone());
     let all = off_thread(move || all.all(&whose)).await?;
@@ -45,7 +54,7 @@ pub(super) async fn if_idle(library: &Library, vm_id: &VmId) -> Result<(), Backu
         return Ok(());
     }
     match Turn::try_take(library, vm_id).await? {
-        Some(_turn) => sweep(library, vm_id).await,
+        Some(_turn) => end_unfinished(library, vm_id).await,
         None => Ok(()),
     }
 }

@@ -6,8 +6,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Manager, parse_id, to_value};
 use crate::config::{RevertOptions, SnapshotDeleteOptions, SnapshotOptions};
 use crate::error::Failure;
+use crate::host::blocking::blocking;
 use crate::host::qemu_img::SnapshotName;
-use crate::vm::Verb;
+use crate::types::HostPath;
+use crate::vm::{Verb, frozen_layers};
 
 impl Manager {
     /// `createSnapshot`.
@@ -78,6 +80,13 @@ impl Manager {
         let name = SnapshotName::parse(name)?;
         self.verb(&vm_id, Verb::CommitSnapshot { name, cancel })
             .await
+    }
+
+    /// Files that disks lie on because of external snapshots: none may change, and none is what a disk
+    /// holds now.
+    pub async fn frozen_layers(&self) -> Result<Vec<HostPath>, Failure> {
+        let machines = self.open()?.services.machines_directory();
+        Ok(blocking(move || frozen_layers(&machines)).await??)
     }
 
     /// `snapshotTree`. Does not wait for the VM's other operations.

@@ -91,13 +91,15 @@ impl Manager {
         let (pool, name): (PoolName, VolumeName) = (named("pool", pool)?, named("name", name)?);
         let open = self.open()?;
         let Parsed { config, .. } = VolumeResizeOptions::parse(&options)?;
-        let _turn = open.pools.turn().await;
+        let turn = open.pools.turn().await;
         let (path, uses) = (open.pools.path_of(&pool, &name).await?, open.uses().await?);
         for vm_id in uses.users(&path) {
             let handle = open.handle(&vm_id)?;
             if handle.view().live.is_some() {
                 let size = config.capacity;
                 let (path, shrink) = (path.clone(), config.shrink);
+                // The machine may be busy for long, and its QEMU knows what it has.
+                drop(turn);
                 handle.verb(Verb::ResizeDisk { path, size, shrink }).await?;
                 return to_value(&open.pools.volume(&pool, &name, &uses).await?);
             }
@@ -126,7 +128,8 @@ impl Open {
             .into_iter()
             .map(|(vm_id, path)| Use { vm_id, path })
             .collect();
-        Ok(Uses::look(machines, self.pools.all_files().await?).await)
+        let (files, unknown) = self.pools.all_files().await?;
+        Ok(Uses::look(machines, files, unknown).await)
     }
 
     /// Machines' QEMUs have to open the volumes.

@@ -29,6 +29,12 @@ pub enum PoolError {
         users: Vec<VmId>,
         overlays: Vec<HostPath>,
     },
+    #[error("whether {other} lies on {path} could not be found out: {why}")]
+    Unknown {
+        path: HostPath,
+        other: HostPath,
+        why: String,
+    },
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
@@ -53,7 +59,7 @@ impl Coded for PoolError {
                 io::ErrorKind::StorageFull => ErrorCode::InsufficientSpace,
                 _ => ErrorCode::CommandFailed,
             },
-            Self::Needed { .. } => ErrorCode::ImageInUse,
+            Self::Needed { .. } | Self::Unknown { .. } => ErrorCode::ImageInUse,
             Self::Image(error) => error.code(),
             Self::State(error) => error.code(),
         }
@@ -70,6 +76,10 @@ impl Coded for PoolError {
                 ("path".to_owned(), text(path)),
                 ("users".to_owned(), users.iter().map(VmId::as_str).collect()),
                 ("overlays".to_owned(), overlays.iter().map(text).collect()),
+            ]),
+            Self::Unknown { path, other, .. } => Map::from_iter([
+                ("path".to_owned(), text(path)),
+                ("overlays".to_owned(), Value::from(vec![text(other)])),
             ]),
             Self::Shared { path, .. } | Self::Directory { path, .. } | Self::Io { path, .. } => {
                 Map::from_iter([("path".to_owned(), text(path))])

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 pub use error::PoolError;
 pub use pools::Pools;
-pub use references::{Use, Uses};
+pub use references::{Unknown, Use, Uses};
 
 use crate::config::{DiskFormat, PoolName};
 use crate::types::{ByteSize, HostPath, VmId};

@@ -125,6 +125,15 @@ impl Pools {
         .await
     }
 
+    /// Every pool's directory, whatever has become of it.
+    pub(super) async fn directories(&self) -> Result<Vec<HostPath>, PoolError> {
+        let (pools, file) = (self.clone(), self.place()?);
+        run(&file, move || {
+            Ok(pools.read()?.pools.into_values().collect())
+        })
+        .await
+    }
+
     /// A pool's directory, which is still one that may be used.
     pub(super) async fn directory(&self, name: &PoolName) -> Result<HostPath, PoolError> {
         let (pools, name, file) = (self.clone(), name.clone(), self.place()?);

@@ -1,7 +1,8 @@
 //! Who would miss a volume: machines that have it, and images that lie on it.
 
 use super::PoolError;
-use crate::host::qemu_img::layer;
+use crate::host::blocking::blocking;
+use crate::host::qemu_img::files_below;
 use crate::types::{HostPath, VmId};
 
 /// A machine's file.
@@ -13,30 +14,53 @@ pub struct Use {
     pub path: HostPath,
 }
 
-/// All that is known of who has which image, at one moment.
+/// All that is known of who has which image, at one moment. Paths are real ones, as volumes' are.
 #[derive(Debug, Clone, Default)]
 pub struct Uses {
     machines: Vec<Use>,
-    /// Image and what it lies on.
-    links: Vec<(HostPath, HostPath)>,
+    /// Image and everything it lies on, nearest first.
+    links: Vec<(HostPath, Vec<HostPath>)>,
+    /// What could not be looked at, and why: it may lie on anything.
+    unknown: Vec<Unknown>,
+}
+
+/// A file or directory that could not be looked at.
+#[derive(Debug, Clone)]
+pub struct Unknown {
+    /// The file, or a pool's directory.
+    pub path: HostPath,
+    /// Why not.
+    pub why: String,
 }
 
 impl Uses {
     /// Looks at what the machines' files and the pools' `volumes` lie on. What is no image lies on nothing.
-    pub async fn look(machines: Vec<Use>, volumes: Vec<HostPath>) -> Self {
+    /// Of pools that could not be looked at, `unknown` tells.
+    pub async fn look(
+        machines: Vec<Use>,
+        volumes: Vec<HostPath>,
+        mut unknown: Vec<Unknown>,
+    ) -> Self {
         let mut links = Vec::new();
+        let machines = real(machines).await;
         let files = machines.iter().map(|used| &used.path).chain(&volumes);
         let mut files: Vec<HostPath> = files.cloned().collect();
         files.sort();
         files.dedup();
         for path in files {
-            if let Ok(found) = layer(&path).await
-                && let Some(backing) = found.backing
-            {
-                links.push((path, backing));
+            match files_below(&path).await {
+                Ok(below) => links.push((path, below)),
+                Err(error) => {
+                    let why = error.to_string();
+                    unknown.push(Unknown { path, why });
+                }
             }
         }
-        Self { machines, links }
+        Self {
+            machines,
+            links,
+            unknown,
+        }
     }
 
     /// The machines that have the file.
@@ -47,19 +71,21 @@ impl Uses {
         users
     }
 
-    /// The images that lie on the file.
+    /// The images that lie on the file, at whatever depth.
     pub fn overlays(&self, path: &HostPath) -> Vec<HostPath> {
-        let on = self.links.iter().filter(|(_, backing)| backing == path);
+        let on = self.links.iter().filter(|(_, below)| below.contains(path));
         on.map(|(image, _)| image.clone()).collect()
     }
 
-    /// `IMAGE_IN_USE` if anybody would miss it.
+    /// `IMAGE_IN_USE` if anybody would miss it, or may.
     pub(super) fn refuse_needed(&self, path: &HostPath) -> Result<(), PoolError> {
+        self.refuse_unknown(path)?;
         refuse(path, self.users(path), self.overlays(path))
     }
 
-    /// `IMAGE_IN_USE` if an image lies on it.
+    /// `IMAGE_IN_USE` if an image lies on it, or may.
     pub(super) fn refuse_overlaid(&self, path: &HostPath) -> Result<(), PoolError> {
+        self.refuse_unknown(path)?;
         refuse(path, Vec::new(), self.overlays(path))
     }
 
@@ -67,6 +93,33 @@ impl Uses {
     pub(super) fn refuse_used(&self, path: &HostPath) -> Result<(), PoolError> {
         refuse(path, self.users(path), Vec::new())
     }
+
+    /// What it lies on itself does not matter.
+    fn refuse_unknown(&self, path: &HostPath) -> Result<(), PoolError> {
+        let Some(unknown) = self.unknown.iter().find(|unknown| unknown.path != *path) else {
+            return Ok(());
+        };
+        Err(PoolError::Unknown {
+            path: path.clone(),
+            other: unknown.path.clone(),
+            why: unknown.why.clone(),
+        })
+    }
+}
+
+/// The same files by their real names. One that cannot be found keeps its own: looking at it tells why.
+async fn real(machines: Vec<Use>) -> Vec<Use> {
+    let given = machines.clone();
+    let found = blocking(move || {
+        let mut machines = machines;
+        for used in &mut machines {
+            let real = used.path.as_path().canonicalize().ok();
+            let real = real.and_then(|real| HostPath::parse(real.to_str()?).ok());
+            used.path = real.unwrap_or_else(|| used.path.clone());
+        }
+        machines
+    });
+    found.await.unwrap_or(given)
 }
 
 fn refuse(path: &HostPath, users: Vec<VmId>, overlays: Vec<HostPath>) -> Result<(), PoolError> {

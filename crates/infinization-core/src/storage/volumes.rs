@@ -1,13 +1,15 @@
 //! Making, cloning, resizing and deleting volumes.
 
 use std::fs;
+use std::io;
 
 use super::pools::{failed, run};
-use super::{PoolError, Pools, Uses, Volume};
+use super::{PoolError, Pools, Unknown, Uses, Volume};
 use crate::config::{
     CloneOptions, DiskFormat, PoolName, VolumeName, VolumeOptions, VolumePreallocation,
     VolumeResizeOptions,
 };
+use crate::error::Failure;
 use crate::host::qemu_img::{
     ConvertImage, CreateImage, ImageError, ImageFormat, Job, Preallocation, Resize, allocated,
     convert, create, ensure_unused, layer, resize,
@@ -28,14 +30,19 @@ impl Pools {
         Ok(volumes)
     }
 
-    /// Every file that may be a volume, of all pools that can be looked at.
-    pub async fn all_files(&self) -> Result<Vec<HostPath>, PoolError> {
-        let mut all = Vec::new();
-        for pool in self.list().await? {
-            let files = files_in(&pool.path).await?;
-            all.extend(files.into_iter().map(|(path, _)| path));
+    /// Every file that may be a volume of any pool, and the pools that could not be looked at.
+    pub async fn all_files(&self) -> Result<(Vec<HostPath>, Vec<Unknown>), PoolError> {
+        let (mut all, mut unknown) = (Vec::new(), Vec::new());
+        for path in self.directories().await? {
+            match files_in(&path).await {
+                Ok(files) => all.extend(files.into_iter().map(|(path, _)| path)),
+                Err(error) => {
+                    let why = Failure::from(error).to_string();
+                    unknown.push(Unknown { path, why });
+                }
+            }
         }
-        Ok(all)
+        Ok((all, unknown))
     }
 
     /// Makes an empty volume.
@@ -179,9 +186,10 @@ async fn files_in(directory: &HostPath) -> Result<Vec<(HostPath, VolumeName)>, P
     let directory = directory.clone();
     run(&directory.clone(), move || {
         let entries = fs::read_dir(directory.as_path());
+        let entries = entries.and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
         let entries = entries.map_err(|error| failed(&directory, error))?;
         let plain = entries
-            .flatten()
+            .into_iter()
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
         let names = plain.filter_map(|entry| entry.file_name().into_string().ok());
         let mut names: Vec<VolumeName> = names

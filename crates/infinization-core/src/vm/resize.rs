@@ -18,10 +18,13 @@ impl Machine {
             let failure = Failure::new(ErrorCode::InvalidState, message);
             Err(failure.with("path", path.as_str()))
         };
-        let Some(live) = &self.live else {
+        let Some(live) = self
+            .snapshots_allowed("given a disk of another size")
+            .await?
+        else {
             return refuse("the machine has ended meanwhile: ask again");
         };
-        let qmp = &live.view.qmp;
+        let qmp = &live.qmp;
         let Some((node, now)) = root_of(qmp, path).await? else {
             return refuse("the running machine has this image behind another, not as a disk");
         };

@@ -222,3 +222,59 @@ async fn k3_a_machine_that_starts_during_its_restore_keeps_its_disks() {
     disk.is_intact();
     assert_eq!(names_in(place.dir.path()), ["a.qcow2", "backups"]);
 }
+
+/// A machine that does not run, and who its frozen layers are, if anybody can say.
+struct Snapshotted(Result<Vec<HostPath>, String>);
+
+#[async_trait]
+impl Machine for Snapshotted {
+    async fn is_running(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    fn monitor(&self) -> Option<QmpClient> {
+        None
+    }
+
+    async fn freeze(&self) -> Result<Option<u64>, String> {
+        Ok(None)
+    }
+
+    async fn thaw(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn frozen_layers(&self) -> Result<Vec<HostPath>, String> {
+        self.0.clone()
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_others_lie_on_is_neither_replaced_nor_copied() {
+    let place = Place::new();
+    let mut disk = place.disk("a.qcow2", 1);
+    let backup = place.full(&[&disk]).await;
+    disk.write(0, 65_536, 7);
+    // By another name it is the same file.
+    let other = place.path("other.qcow2");
+    fs::hard_link(&disk.path, &other).unwrap();
+    let frozen = || Arc::new(Snapshotted(Ok(vec![path(&other)])));
+    let unknown = || Arc::new(Snapshotted(Err("nobody knows".to_owned())));
+    let request = || {
+        json!({
+            "vmId": "vm-1", "backupId": backup, "diskPaths": [disk.path], "overwriteExisting": true,
+        })
+    };
+    let restored = place.restore_with(request(), frozen()).await;
+    let failure = refused(restored, ErrorCode::BackupInvalidConfig);
+    assert_eq!(failure.context()["diskPath"], json!(disk.path));
+    let restored = place.restore_with(request(), unknown()).await;
+    refused(restored, ErrorCode::BackupFailed);
+    let full = || place.request("FULL", &[&disk]);
+    let made = place.create_with(full(), frozen()).await;
+    refused(made, ErrorCode::BackupInvalidConfig);
+    let made = place.create_with(full(), unknown()).await;
+    refused(made, ErrorCode::BackupFailed);
+    disk.is_intact();
+    assert_eq!(place.list().await.len(), 1);
+}

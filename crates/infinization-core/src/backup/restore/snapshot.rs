@@ -2,6 +2,7 @@
 
 use super::super::BackupError;
 use super::super::folder::Kept;
+use super::super::machine::refuse_frozen;
 use super::super::manifest::{DiskRecord, Manifest};
 use super::super::names::BackupId;
 use super::super::offline::drop_snapshots;
@@ -34,6 +35,7 @@ pub(super) async fn restore_snapshot(
     for source in &sources {
         require_snapshot(source, &name, &kept.manifest.id).await?;
     }
+    refuse_frozen(&*restoration.terms.machine, &sources).await?;
     revert_all(disks, &name, &kept.manifest.id).await
 }
 

@@ -1,4 +1,34 @@
+use async_trait::async_trait;
+
 use super::*;
+use crate::error::{Coded as _, ErrorCode};
+use crate::qmp::QmpClient;
+
+/// A machine that does not run, and its frozen layers.
+struct Off(Vec<HostPath>);
+
+#[async_trait]
+impl Machine for Off {
+    async fn is_running(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    fn monitor(&self) -> Option<QmpClient> {
+        None
+    }
+
+    async fn freeze(&self) -> Result<Option<u64>, String> {
+        Ok(None)
+    }
+
+    async fn thaw(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn frozen_layers(&self) -> Result<Vec<HostPath>, String> {
+        Ok(self.0.clone())
+    }
+}
 
 struct Place {
     dir: tempfile::TempDir,
@@ -97,7 +127,9 @@ async fn f22_a_crash_before_the_renames_leaves_the_old_disks() {
     let place = Place::new();
     let (stage, _) = place.staged().await;
     drop(stage);
-    recover(&place.library, &place.vm_id).await.unwrap();
+    recover(&place.library, &place.vm_id, &Off(Vec::new()))
+        .await
+        .unwrap();
     assert_eq!(place.contents(), all(["old", "old", ""]));
     assert!(place.journal_is_gone());
 }
@@ -112,10 +144,29 @@ async fn f22_a_crash_between_the_renames_is_carried_on() {
             exchange(&disk.aside, &disk.target).unwrap();
         }
         drop(stage);
-        recover(&place.library, &place.vm_id).await.unwrap();
+        recover(&place.library, &place.vm_id, &Off(Vec::new()))
+            .await
+            .unwrap();
         assert_eq!(place.contents(), all(["new", "new", "new"]), "after {done}");
         assert!(place.journal_is_gone());
     }
+}
+
+#[tokio::test]
+async fn a_crashed_restore_leaves_a_disk_that_was_snapshotted_since() {
+    let place = Place::new();
+    let (mut stage, targets) = place.staged().await;
+    stage.settle().unwrap();
+    drop(stage);
+    let snapshotted = Off(vec![targets[1].clone()]);
+    let refused = recover(&place.library, &place.vm_id, &snapshotted).await;
+    assert_eq!(refused.unwrap_err().code(), ErrorCode::BackupInvalidConfig);
+    for target in &targets[..2] {
+        assert_eq!(fs::read_to_string(target.as_path()).unwrap(), "old");
+    }
+    let off = Off(Vec::new());
+    recover(&place.library, &place.vm_id, &off).await.unwrap();
+    assert_eq!(place.contents(), all(["new", "new", "new"]));
 }
 
 #[test]

@@ -19,6 +19,8 @@ use crate::types::{ByteSize, HostPath};
 
 /// More links than this are a mistake or an attack; QEMU opens them all at once.
 const LONGEST_CHAIN: usize = 256;
+/// What a qcow2 begins with.
+const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// The bits of a level 1 entry that are an offset.
 const L1_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
@@ -242,20 +244,81 @@ fn follow(
     Ok(chain)
 }
 
+/// The real files below an image, nearest first, whether or not they may be opened. What is no qcow2 lies
+/// on nothing, and nothing is known to lie below a file that is gone. What cannot be read, or names what is no
+/// plain file, is an error: it may lie on anything.
+pub async fn files_below(path: &HostPath) -> Result<Vec<HostPath>, ImageError> {
+    let image = path.clone();
+    blocking(path, move || files_below_now(&image)).await
+}
+
+fn files_below_now(image: &HostPath) -> Result<Vec<HostPath>, ImageError> {
+    let mut chain = Vec::new();
+    let mut at = real_file(image, image.as_path())?;
+    while let Some(overlay) = at {
+        let claim = header_if_any(&overlay)?.and_then(|header| header.backing);
+        let Some(claim) = claim else { break };
+        if chain.len() == LONGEST_CHAIN {
+            let why = "its backing files lead in a circle";
+            return Err(ImageError::unsafe_backing(image, why));
+        }
+        let named = file_name(image, overlay.as_path(), &claim)?;
+        let below = real_file(image, &named)?;
+        chain.extend(below.clone());
+        let raw = claim.format.as_deref() == Some(ImageFormat::Raw.as_str());
+        at = below.filter(|_| !raw);
+    }
+    Ok(chain)
+}
+
+/// Without symbolic links; nothing for a file that is gone.
+fn real_file(image: &HostPath, file: &Path) -> Result<Option<HostPath>, ImageError> {
+    let real = match file.canonicalize() {
+        Ok(real) => real,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(ImageError::io(image, error)),
+    };
+    let path = HostPath::parse(real.to_string_lossy());
+    let unfit = |why| ImageError::unsafe_backing(image, format!("{} {why}", real.display()));
+    path.map(Some).map_err(unfit)
+}
+
+fn header_if_any(path: &HostPath) -> Result<Option<Qcow2Header>, ImageError> {
+    let (file, length) = open(path)?;
+    let mut magic = [0; MAGIC.len()];
+    match file.read_exact_at(&mut magic, 0) {
+        Ok(()) if magic == MAGIC => read_header(path, &file, length).map(Some),
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(ImageError::io(path, error)),
+    }
+}
+
 /// The path QEMU would open: relative names start at the overlay's directory.
 fn named_by(image: &HostPath, overlay: &Path, claim: &BackingClaim) -> Result<PathBuf, ImageError> {
+    let named = file_name(image, overlay, claim)?;
     let BackingClaim { name, format } = claim;
+    if format.as_deref() != Some(ImageFormat::Qcow2.as_str()) {
+        let format = format.as_deref().unwrap_or("none");
+        let why = format!("{name:?} must be recorded as qcow2, not {format}");
+        return Err(ImageError::unsafe_backing(image, why));
+    }
+    Ok(named)
+}
+
+/// A relative name starts at the overlay's directory.
+fn file_name(
+    image: &HostPath,
+    overlay: &Path,
+    claim: &BackingClaim,
+) -> Result<PathBuf, ImageError> {
+    let name = &claim.name;
     let first_part = name.split('/').next().unwrap_or_default();
     if first_part.contains(':') {
         return Err(ImageError::unsafe_backing(
             image,
             format!("{name:?} is no plain file name"),
         ));
-    }
-    if format.as_deref() != Some(ImageFormat::Qcow2.as_str()) {
-        let format = format.as_deref().unwrap_or("none");
-        let why = format!("{name:?} must be recorded as qcow2, not {format}");
-        return Err(ImageError::unsafe_backing(image, why));
     }
     Ok(overlay.parent().unwrap_or(Path::new("/")).join(name))
 }

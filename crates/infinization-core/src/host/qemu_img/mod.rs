@@ -43,7 +43,7 @@ pub use error::ImageError;
 pub use format::ImageFormat;
 pub use in_use::{Holder, ensure_unused, ensure_unused_now, ensure_unwritten_now};
 pub use info::{ImageInfo, Sharing, info};
-pub use inspect::{Inspection, inspect, inspect_now};
+pub use inspect::{Inspection, files_below, inspect, inspect_now};
 pub use job::Job;
 pub use layer::{
     Layer, Rebase, allocated, commit_layer, freeze_layer, layer, make_overlay, outwait_orphan,

@@ -28,8 +28,8 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 pub use disks::Snapshot;
-pub(super) use external::files_of;
 pub use external::{ShownLayer, ShownNode, SnapshotTree};
+pub(super) use external::{files_of, frozen_of};
 
 use self::disks::Disk;
 use super::context::VmContext;
@@ -191,7 +191,10 @@ impl Machine {
     }
 
     /// The running QEMU, or none for a VM that is off. Claimed rows, and all between, are refused.
-    async fn snapshots_allowed(&self, verb: &str) -> Result<Option<Arc<LiveView>>, Failure> {
+    pub(super) async fn snapshots_allowed(
+        &self,
+        verb: &str,
+    ) -> Result<Option<Arc<LiveView>>, Failure> {
         let status = self.context.status().await?;
         let live = self.live.as_ref().map(|live| Arc::clone(&live.view));
         let allowed: &[&str] = if live.is_some() { &LIVE } else { &OFFLINE };

@@ -83,7 +83,7 @@ impl<'a> Layers<'a> {
         }
         let known = self.record.files();
         if !known.is_empty() && disks.iter().all(|disk| known.contains(disk)) {
-            return self.publish().await;
+            return self.publish().await.map(drop);
         }
         if self.record.tree.nodes.is_empty() {
             self.record = Record {
@@ -216,7 +216,9 @@ impl<'a> Layers<'a> {
         let Some(Pending::Tidy { remove }) = self.record.pending.clone() else {
             return Ok(());
         };
-        self.publish().await?;
+        if self.publish().await? {
+            self.record.retired.clear();
+        }
         if self.live.is_some() {
             // A node that nothing uses any more would hold its file, and what lies below it.
             self.close_nodes(&remove).await?;
@@ -226,14 +228,15 @@ impl<'a> Layers<'a> {
         self.save().await
     }
 
-    async fn publish(&mut self) -> Result<(), Failure> {
+    /// Whether the row knows too: one that is somebody else's is left alone.
+    async fn publish(&mut self) -> Result<bool, Failure> {
         let active = self.record.tree.active.clone();
         self.write_spec(&active).await?;
         for (disk, path) in self.config.disks.iter_mut().zip(&active) {
             disk.path.clone_from(path);
         }
         if !self.context.owns_row().await {
-            return Ok(());
+            return Ok(false);
         }
         let paths = active.iter().map(ToString::to_string).collect();
         let update = ConfigurationUpdate {
@@ -242,7 +245,7 @@ impl<'a> Layers<'a> {
         };
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
         let written = database.update_machine_configuration(vm_id, update).await;
-        written.map_err(|error| {
+        written.map(|_written| true).map_err(|error| {
             let message = "the VM's row could not be told which files its disks are now";
             Failure::caused_by(ErrorCode::DatabaseError, message, error)
         })

@@ -208,6 +208,12 @@ pub(in crate::vm) fn files_of(directory: &Path) -> Result<Vec<HostPath>, StateFi
     Ok(record.map(|record| record.files()).unwrap_or_default())
 }
 
+/// Those of them that are not what the VM writes into. Blocks.
+pub(in crate::vm) fn frozen_of(directory: &Path) -> Result<Vec<HostPath>, StateFileError> {
+    let record = Record::read_now(directory)?;
+    Ok(record.map(|record| record.frozen()).unwrap_or_default())
+}
+
 impl Label {
     fn of(name: &SnapshotName, description: Option<String>) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);

@@ -109,6 +109,13 @@ impl Record {
         files
     }
 
+    /// [`Record::files`] without the active ones.
+    pub(super) fn frozen(&self) -> Vec<HostPath> {
+        let mut files = self.files();
+        files.retain(|path| !self.tree.active.contains(path));
+        files
+    }
+
     /// The tree is `after` from now on, and `remove` is to go.
     pub(super) fn turns(&mut self, after: Tree, remove: Vec<HostPath>) {
         let before = std::mem::replace(&mut self.tree, after);
