@@ -421,10 +421,22 @@ impl Machine {
         }
         match verb {
             Verb::Start { options, cancel } => self.start(&options, &cancel, interrupt).await,
-            Verb::Stop { options, .. } => self.stop(&options, interrupt).await,
+            Verb::Stop { options, .. } => {
+                // A guest that stands still is let go on, so that it can shut down.
+                if options.graceful {
+                    interrupt.unless_forced(self.settle_pivots()).await?;
+                }
+                self.stop(&options, interrupt).await
+            }
             Verb::Restart => self.restart(interrupt).await,
             Verb::Suspend => interrupt.unless_forced(self.suspend()).await,
-            Verb::Resume => interrupt.unless_forced(self.resume()).await,
+            Verb::Resume => {
+                let work = async {
+                    self.settle_pivots().await?;
+                    self.resume().await
+                };
+                interrupt.unless_forced(work).await
+            }
             Verb::Reset => interrupt.unless_forced(self.reset()).await,
             Verb::Destroy => self.destroy().await,
             Verb::Delete { with_data } => self.delete(with_data).await,

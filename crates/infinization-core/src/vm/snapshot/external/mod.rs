@@ -12,6 +12,7 @@
 //! | `layers` | the record at work: new overlays, spec and row, files that go |
 //! | `merge` | two neighbours become one |
 //! | `live` | what only the running QEMU can do |
+//! | `pivot` | where the newest data is while QEMU moves down |
 //! | `settle` | what a killed process has left |
 //! | `shown` | what users are told |
 //!
@@ -22,6 +23,7 @@ mod change;
 mod layers;
 mod live;
 mod merge;
+mod pivot;
 mod record;
 mod settle;
 mod shown;

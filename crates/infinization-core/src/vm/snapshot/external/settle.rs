@@ -26,6 +26,7 @@ impl Layers<'_> {
                 }
             }
             Some(Pending::Merge { merge, .. }) => {
+                self.refuse_unknown()?;
                 self.reclaim(&merge).await;
                 self.finish_or_give_up().await?;
             }
@@ -39,8 +40,7 @@ impl Layers<'_> {
         let Err(failure) = self.go_on_merging(&never).await else {
             return Ok(());
         };
-        self.give_up_merging().await?;
-        if self.record.pending.is_some() {
+        if !self.try_to_give_up().await {
             return Err(failure);
         }
         tracing::warn!(vm = %self.context.vm_id, %failure, "a merge of snapshots was given up");
@@ -65,7 +65,9 @@ impl Layers<'_> {
                 self.abandon(&made).await
             }
             Some(Pending::Merge { .. }) => {
-                self.resume_after_pivot().await?;
+                if all || self.may_have_moved() {
+                    self.catch_up().await?;
+                }
                 if all {
                     self.finish_or_give_up().await
                 } else {
