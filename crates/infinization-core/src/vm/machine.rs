@@ -320,7 +320,7 @@ impl Machine {
                 self.context
                     .emit("vm:reconnect", json!({ "vmId": self.context.vm_id }));
                 self.resynchronise(&status).await;
-                self.try_to_settle_pivots(status.running).await;
+                Box::pin(self.try_to_settle_pivots(status.running)).await;
             }
             MonitorEvent::Missed { count } => {
                 let note = Note::of(Kind::Event).by(Actor::Monitor).step("missed");
@@ -345,12 +345,12 @@ impl Machine {
             EventKind::Stop => self.ask_and_follow(Some(&event.event), &data).await,
             EventKind::Resume => {
                 self.ask_and_follow(Some(&event.event), &data).await;
-                self.try_to_settle_pivots(true).await;
+                Box::pin(self.try_to_settle_pivots(true)).await;
             }
             EventKind::Suspend => self.becomes(Status::Suspended, &event.event, &data).await,
             EventKind::Wakeup => {
                 self.becomes(Status::Running, &event.event, &data).await;
-                self.try_to_settle_pivots(true).await;
+                Box::pin(self.try_to_settle_pivots(true)).await;
             }
             EventKind::Powerdown | EventKind::Reset { .. } => {
                 self.context
