@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::change::{Merge, Method};
 use super::layers::Layers;
-use super::record::Pending;
+use super::record::{Pending, Record};
 use super::tree::Dependent;
 use crate::error::{ErrorCode, Failure};
 use crate::qmp::QmpError;
@@ -46,6 +46,12 @@ impl Pending {
             }
             _ => None,
         }
+    }
+
+    /// Whether the newest data of some disk is not, or may not be, in its upper layer.
+    fn is_split(&self) -> bool {
+        matches!(self, Self::Merge { pivoted, .. } if pivoted.contains(&true))
+            || !self.unknown().is_empty()
     }
 
     /// Of these disks nobody knows which layer has the newest data.
@@ -84,6 +90,21 @@ impl Machine {
             let vm = &self.context.vm_id;
             tracing::warn!(%vm, %failure, "it is not known which files the disks are");
         }
+    }
+
+    /// Of a VM whose QEMU has ended, before its tree is forgotten: brings together what lies in two layers,
+    /// of which nobody would know any more.
+    pub(in crate::vm) async fn finish_pivots(&self) -> Result<(), Failure> {
+        let pending = Record::read(&self.context).await?;
+        let pending = pending.and_then(|record| record.pending);
+        if !pending.is_some_and(|pending| pending.is_split()) {
+            return Ok(());
+        }
+        let Some(mut layers) = Layers::open_known(&self.context, None).await? else {
+            return Ok(());
+        };
+        let closing = &self.context.services.closing;
+        layers.settle(true, closing).await
     }
 
     async fn catch_up_with(&self, runs: bool) -> Result<(), Failure> {
@@ -202,6 +223,22 @@ mod tests {
         assert_eq!(active(None).unknown(), [0_usize; 0]);
         assert_eq!(active(Some(Guest::Still)).unknown(), [0_usize; 0]);
         assert_eq!(active(Some(Guest::MayRun)).unknown(), [1]);
+        assert!(active(None).is_split());
+    }
+
+    #[test]
+    fn a_tree_is_forgotten_only_if_the_upper_layers_have_everything() {
+        let split = |first, pivoting| {
+            let mut pending = merging(Method::Commit, Dependent::Active, pivoting);
+            if let Pending::Merge { pivoted, .. } = &mut pending {
+                pivoted[0] = first;
+            }
+            pending.is_split()
+        };
+        assert!(!split(false, None));
+        assert!(!split(false, Some(Guest::Still)));
+        assert!(split(false, Some(Guest::MayRun)));
+        assert!(split(true, Some(Guest::Still)));
     }
 
     #[test]
