@@ -88,6 +88,9 @@ impl Machine {
         }
         self.alert(&cleanup);
         if cleanup.is_complete() {
+            if operation != Operation::DeleteData {
+                Box::pin(self.finish_pivots()).await?;
+            }
             self.forget(operation).await?;
         }
         Ok(cleanup)

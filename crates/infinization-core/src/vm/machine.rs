@@ -320,6 +320,7 @@ impl Machine {
                 self.context
                     .emit("vm:reconnect", json!({ "vmId": self.context.vm_id }));
                 self.resynchronise(&status).await;
+                Box::pin(self.try_to_settle_pivots(status.running)).await;
             }
             MonitorEvent::Missed { count } => {
                 let note = Note::of(Kind::Event).by(Actor::Monitor).step("missed");
@@ -341,11 +342,16 @@ impl Machine {
         self.heed(event);
         let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
         match event.kind() {
-            EventKind::Stop | EventKind::Resume => {
+            EventKind::Stop => self.ask_and_follow(Some(&event.event), &data).await,
+            EventKind::Resume => {
                 self.ask_and_follow(Some(&event.event), &data).await;
+                Box::pin(self.try_to_settle_pivots(true)).await;
             }
             EventKind::Suspend => self.becomes(Status::Suspended, &event.event, &data).await,
-            EventKind::Wakeup => self.becomes(Status::Running, &event.event, &data).await,
+            EventKind::Wakeup => {
+                self.becomes(Status::Running, &event.event, &data).await;
+                Box::pin(self.try_to_settle_pivots(true)).await;
+            }
             EventKind::Powerdown | EventKind::Reset { .. } => {
                 self.context
                     .guest_event(&event.event, &self.shown, &self.shown, &data);

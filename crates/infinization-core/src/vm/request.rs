@@ -256,6 +256,17 @@ impl Verb {
         matches!(self, Self::Start { .. } | Self::Restart) || self.is_about_images()
     }
 
+    /// What the caller ends its work on disks with.
+    pub(super) fn abort(&self) -> CancellationToken {
+        match self {
+            Self::Start { cancel, .. }
+            | Self::CreateSnapshot { cancel, .. }
+            | Self::DeleteSnapshot { cancel, .. }
+            | Self::CommitSnapshot { cancel, .. } => cancel.clone(),
+            _ => CancellationToken::new(),
+        }
+    }
+
     /// Whether it works on images: a `StorageError` is then told as it is.
     pub(super) fn is_about_images(&self) -> bool {
         matches!(

@@ -84,6 +84,31 @@ impl Interrupt {
         })
     }
 
+    /// Does `work`, which ends soon when its token fires: because `cancel` does, the manager is being shut
+    /// down, or a forced stop waits behind it.
+    pub(super) async fn or_abort<T>(
+        &self,
+        cancel: &CancellationToken,
+        work: impl AsyncFnOnce(&CancellationToken) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let abort = cancel.child_token();
+        let mut work = Box::pin(work(&abort));
+        let waited = tokio::select! {
+            biased;
+            done = &mut work => return done,
+            waited = self.came() => waited,
+        };
+        abort.cancel();
+        if matches!(waited, Waited::Forced) {
+            self.force();
+            let done = self.unless_forced(work).await;
+            // What comes after the work is to hear of it too.
+            self.force();
+            return done;
+        }
+        work.await
+    }
+
     /// Does `work` to its end; once a forced stop waits behind it and it hangs, aborts it by `abort`.
     pub(super) async fn abort_if_forced<T>(
         &self,

@@ -249,7 +249,7 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
             let work = async {
                 machine.is_open()?;
                 let recovered = machine.recover().await;
-                machine.try_to_settle_snapshots().await;
+                Box::pin(machine.try_to_settle_snapshots()).await;
                 recovered
             };
             let found = within(&context, (Actor::Recovery, "recover"), work);
@@ -417,14 +417,31 @@ impl Machine {
             self.look_again().await?;
         }
         if verb.needs_disks() {
-            self.settle_snapshots().await?;
+            let abort = verb.abort();
+            let settle = async |abort: &CancellationToken| self.settle_snapshots(abort).await;
+            if let Err(failure) = interrupt.or_abort(&abort, settle).await {
+                self.is_open()?;
+                return Err(failure);
+            }
         }
         match verb {
             Verb::Start { options, cancel } => self.start(&options, &cancel, interrupt).await,
-            Verb::Stop { options, .. } => self.stop(&options, interrupt).await,
+            Verb::Stop { options, .. } => {
+                // A guest that stands still is let go on, so that it can shut down.
+                if options.graceful {
+                    interrupt.unless_forced(self.settle_pivots()).await?;
+                }
+                self.stop(&options, interrupt).await
+            }
             Verb::Restart => self.restart(interrupt).await,
             Verb::Suspend => interrupt.unless_forced(self.suspend()).await,
-            Verb::Resume => interrupt.unless_forced(self.resume()).await,
+            Verb::Resume => {
+                let work = async {
+                    self.settle_pivots().await?;
+                    self.resume().await
+                };
+                interrupt.unless_forced(work).await
+            }
             Verb::Reset => interrupt.unless_forced(self.reset()).await,
             Verb::Destroy => self.destroy().await,
             Verb::Delete { with_data } => self.delete(with_data).await,
@@ -445,16 +462,19 @@ impl Machine {
                 options,
                 cancel,
             } => {
-                let work = self.delete_snapshot(&name, options, &cancel);
-                interrupt.unless_forced(work).await
+                let work = async |abort: &CancellationToken| {
+                    self.delete_snapshot(&name, options, abort).await
+                };
+                interrupt.or_abort(&cancel, work).await
             }
             Verb::ResizeDisk { path, size, shrink } => {
                 let work = self.resize_disk(&path, size, shrink);
                 interrupt.unless_forced(work).await
             }
             Verb::CommitSnapshot { name, cancel } => {
-                let work = self.commit_snapshot(&name, &cancel);
-                interrupt.unless_forced(work).await
+                let work =
+                    async |abort: &CancellationToken| self.commit_snapshot(&name, abort).await;
+                interrupt.or_abort(&cancel, work).await
             }
         }
     }

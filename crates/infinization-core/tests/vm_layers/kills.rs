@@ -147,6 +147,8 @@ async fn kill_ever_later(verb: &'static str, both: bool) {
         let killed = run_victim(&host, vm, verb, round);
         let manager = restart(&host).await;
         let at = format!("{verb} killed in round {round}");
+        // What merging was cut short waits for whoever needs the disks.
+        let _none = remove(&manager, vm, "none", Value::Null).await.unwrap();
         let now = tree(&manager, vm).await;
         let after = contents(&manager, vm).await;
         let undone = shape(&now) == old;

@@ -131,20 +131,21 @@ impl Machine {
         Ok(self.told(name, "delete", "deleted"))
     }
 
-    /// Finishes or undoes what a killed process left half done on the disks.
-    pub(super) async fn settle_snapshots(&self) -> Result<(), Failure> {
-        self.settle_external(true).await?;
+    /// Finishes or undoes what a killed process left half done on the disks. When `cancel` fires, merging
+    /// is left for later.
+    pub(super) async fn settle_snapshots(&self, cancel: &CancellationToken) -> Result<(), Failure> {
+        self.settle_external(true, cancel).await?;
         if self.live.is_some() {
             return Ok(());
         }
         offline::settle(&self.context).await
     }
 
-    /// The same for what must go on all the same: a guest that was left frozen is thawed. The disks'
-    /// next start tries again, and is refused if it cannot be done.
+    /// The same for what must go on all the same, without merging: a guest that was left frozen is thawed.
+    /// The disks' next start tries again, and is refused if it cannot be done.
     pub(super) async fn try_to_settle_snapshots(&self) {
         quiet::thaw_left_frozen(&self.context, self.live.is_some()).await;
-        let external = self.settle_external(self.live.is_none()).await;
+        let external = self.settle_external(false, &CancellationToken::new()).await;
         let internal = match self.live {
             Some(_) => Ok(()),
             None => offline::settle(&self.context).await,

@@ -6,13 +6,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::change::Overlay;
 use super::layers::Layers;
+use super::pivot::Guest;
 use super::record::Pending;
-use super::tree::Dependent;
 use crate::config::{DiskFormat, SnapshotOptions};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{layer, make_overlay};
 use crate::qemu::overlay_options;
-use crate::qmp::{BITMAP_PREFIX, LayerNode, QmpClient, QmpError};
+use crate::qmp::{BITMAP_PREFIX, LayerNode, QmpClient, QmpError, RunState};
 use crate::types::{ByteSize, HostPath};
 use crate::vm::snapshot::live::roots;
 use crate::vm::snapshot::quiet;
@@ -21,7 +21,7 @@ use crate::vm::snapshot::quiet;
 const DEADLINE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl Layers<'_> {
-    fn qmp(&self) -> Result<&QmpClient, Failure> {
+    pub(super) fn qmp(&self) -> Result<&QmpClient, Failure> {
         let live = self.live.as_ref();
         live.map(|live| &live.qmp)
             .ok_or_else(|| Failure::new(ErrorCode::Internal, "the VM does not run"))
@@ -213,55 +213,69 @@ impl Layers<'_> {
                 return Err(error.into());
             }
         }
-        let runs = self.qmp()?.query_status().await?.running;
-        if runs {
-            self.note_pivots(lowers, true).await?;
-            self.qmp()?.stop().await?;
-        }
+        let runs = self.stand_still().await?;
         let mut completed: Result<(), QmpError> = Ok(());
         for job in jobs {
             completed = completed.and(job.complete().await);
         }
+        // One whose end was not seen may yet switch: it is ended before anything is written down.
+        completed?;
         // On disk before the guest writes on, and until then it has to be known that it waits.
         self.note_pivots(lowers, runs).await?;
         if runs {
             self.qmp()?.cont().await?;
             self.note_pivots(lowers, false).await?;
         }
-        Ok(completed?)
+        Ok(())
+    }
+
+    /// From here on the guest writes nothing, and it is on disk that QEMU may switch. Whether it ran.
+    async fn stand_still(&mut self) -> Result<bool, Failure> {
+        let runs = self.qmp()?.query_status().await?.running;
+        self.note_pivoting(Guest::Still, runs).await?;
+        if runs {
+            self.qmp()?.stop().await?;
+        }
+        // `stop` does nothing to a guest that sleeps, and that may wake by itself.
+        if self.qmp()?.query_status().await?.status == RunState::Suspended {
+            self.note_pivoting(Guest::MayRun, runs).await?;
+        }
+        Ok(runs)
+    }
+
+    async fn note_pivoting(&mut self, guest: Guest, waits: bool) -> Result<(), Failure> {
+        if let Some(Pending::Merge {
+            pivoting, paused, ..
+        }) = &mut self.record.pending
+        {
+            *pivoting = Some(guest);
+            *paused = waits;
+        }
+        self.save().await
     }
 
     /// Writes down on which disks QEMU is in the lowers by now, and whether the guest waits for us.
-    async fn note_pivots(&mut self, lowers: &[HostPath], waits: bool) -> Result<(), Failure> {
+    /// No job may be under way any more that could switch.
+    pub(super) async fn note_pivots(
+        &mut self,
+        lowers: &[HostPath],
+        waits: bool,
+    ) -> Result<(), Failure> {
         let roots = self.root_nodes().await?;
         if let Some(Pending::Merge {
-            pivoted, paused, ..
+            pivoted,
+            paused,
+            pivoting,
+            ..
         }) = &mut self.record.pending
         {
             let on_lower = roots.iter().zip(lowers);
             *pivoted = on_lower
                 .map(|(root, lower)| root.file == lower.as_str())
                 .collect();
-            *paused = waits;
+            (*paused, *pivoting) = (waits, None);
         }
         self.save().await
-    }
-
-    /// Follows up a process that died while the guest waited for it.
-    pub(super) async fn resume_after_pivot(&mut self) -> Result<(), Failure> {
-        let Some(Pending::Merge {
-            merge,
-            paused: true,
-            ..
-        }) = self.record.pending.clone()
-        else {
-            return Ok(());
-        };
-        let lower = Dependent::Node(merge.lower);
-        let lowers = self.record.tree.layers(&lower).to_vec();
-        self.note_pivots(&lowers, true).await?;
-        self.qmp()?.cont().await?;
-        self.note_pivots(&lowers, false).await
     }
 }
 

@@ -38,7 +38,7 @@ impl Layers<'_> {
         let done = self.go_on_merging(cancel).await;
         if let Err(failure) = &done {
             tracing::info!(vm = %self.context.vm_id, %failure, "a merge of snapshots was cut short");
-            self.give_up_merging().await?;
+            let _given_up = self.try_to_give_up().await;
         }
         match done {
             Err(failure) if cancel.is_cancelled() => Err(Failure::caused_by(
@@ -61,6 +61,7 @@ impl Layers<'_> {
             method,
             pivoted: vec![false; self.record.tree.active.len()],
             paused: false,
+            pivoting: None,
         });
         self.save().await
     }
@@ -84,8 +85,21 @@ impl Layers<'_> {
         self.turn(after, remove).await
     }
 
+    /// Whether the merge is given up. If it is not known how far QEMU came, it stays pending.
+    pub(super) async fn try_to_give_up(&mut self) -> bool {
+        if let Err(failure) = self.give_up_merging().await {
+            let vm = &self.context.vm_id;
+            tracing::warn!(%vm, %failure, "a merge of snapshots was cut short and stays pending");
+            return false;
+        }
+        self.record.pending.is_none()
+    }
+
     /// Ends a merge that cannot be finished now. What QEMU writes into already cannot be given up.
-    pub(super) async fn give_up_merging(&mut self) -> Result<(), Failure> {
+    async fn give_up_merging(&mut self) -> Result<(), Failure> {
+        if self.live.is_some() {
+            self.catch_up().await?;
+        }
         let Some(Pending::Merge { merge, pivoted, .. }) = self.record.pending.clone() else {
             return Ok(());
         };

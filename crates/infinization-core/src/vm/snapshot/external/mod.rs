@@ -12,6 +12,7 @@
 //! | `layers` | the record at work: new overlays, spec and row, files that go |
 //! | `merge` | two neighbours become one |
 //! | `live` | what only the running QEMU can do |
+//! | `pivot` | where the newest data is while QEMU moves down |
 //! | `settle` | what a killed process has left |
 //! | `shown` | what users are told |
 //!
@@ -22,6 +23,7 @@ mod change;
 mod layers;
 mod live;
 mod merge;
+mod pivot;
 mod record;
 mod settle;
 mod shown;
@@ -141,15 +143,19 @@ impl Machine {
         Ok(self.told(name, "delete", "deleted"))
     }
 
-    /// Finishes or undoes what a killed process has left; of a VM that runs, what is quick unless `all`.
-    pub(super) async fn settle_external(&self, all: bool) -> Result<(), Failure> {
+    /// Finishes or undoes what a killed process has left; what is quick, unless `all`.
+    pub(super) async fn settle_external(
+        &self,
+        all: bool,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
         let live = self.live.as_ref().map(|live| Arc::clone(&live.view));
         let Some(mut layers) = Layers::open_known(&self.context, live).await? else {
             return Ok(());
         };
         match &layers.live {
-            Some(_) => layers.settle_live(all).await,
-            None => layers.settle().await,
+            Some(_) => layers.settle_live(all, cancel).await,
+            None => layers.settle(all, cancel).await,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::change::{Merge, Method};
+use super::pivot::Guest;
 use super::tree::Tree;
 use crate::error::Failure;
 use crate::host::blocking::blocking;
@@ -50,6 +51,9 @@ pub(super) enum Pending {
         pivoted: Vec<bool>,
         /// The guest stands still until QEMU has switched.
         paused: bool,
+        /// QEMU was or is about to be asked to switch, and what came of it is not known yet.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pivoting: Option<Guest>,
     },
     /// The tree is as it says. The spec and the row follow, and then these files are removed.
     Tidy { remove: Vec<HostPath> },

@@ -4,11 +4,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::layers::{Layers, are_whole};
 use super::record::Pending;
-use crate::error::Failure;
+use crate::error::{ErrorCode, Failure};
 
 impl Layers<'_> {
-    /// Of a VM that is off: afterwards nothing is pending, and spec and row say what the record says.
-    pub(super) async fn settle(&mut self) -> Result<(), Failure> {
+    /// Of a VM that is off: afterwards spec and row say what the record says, and nothing is pending. Merging
+    /// takes its time, so that waits for who needs the disks (`all`), and stays pending when `cancel` fires.
+    pub(super) async fn settle(
+        &mut self,
+        all: bool,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
         match self.record.pending.clone() {
             None => {}
             Some(Pending::Tidy { .. }) => self.tidy().await?,
@@ -25,30 +30,42 @@ impl Layers<'_> {
                     self.abandon(&made).await?;
                 }
             }
+            Some(Pending::Merge { .. }) if !all => {}
             Some(Pending::Merge { merge, .. }) => {
-                self.reclaim(&merge).await;
-                self.finish_or_give_up().await?;
+                self.refuse_unknown()?;
+                let reclaimed = cancel.run_until_cancelled(self.reclaim(&merge));
+                reclaimed.await.ok_or_else(super::aborted)?;
+                self.finish_or_give_up(cancel).await?;
             }
         }
         self.agree().await
     }
 
     /// A disk that is full now must not keep the VM from starting, as long as its own layers are whole.
-    async fn finish_or_give_up(&mut self) -> Result<(), Failure> {
-        let never = CancellationToken::new();
-        let Err(failure) = self.go_on_merging(&never).await else {
+    async fn finish_or_give_up(&mut self, cancel: &CancellationToken) -> Result<(), Failure> {
+        let Err(failure) = self.go_on_merging(cancel).await else {
             return Ok(());
         };
-        self.give_up_merging().await?;
-        if self.record.pending.is_some() {
+        if cancel.is_cancelled() {
+            if self.live.is_some() {
+                self.catch_up().await?;
+            }
+            let message = super::aborted().to_string();
+            return Err(Failure::caused_by(ErrorCode::Aborted, message, failure));
+        }
+        if !self.try_to_give_up().await {
             return Err(failure);
         }
         tracing::warn!(vm = %self.context.vm_id, %failure, "a merge of snapshots was given up");
         Ok(())
     }
 
-    /// Of a VM that runs. Merging takes its time, so it waits for the next verb on snapshots (`all`).
-    pub(super) async fn settle_live(&mut self, all: bool) -> Result<(), Failure> {
+    /// The same of a VM that runs, whose record then also says which files QEMU is on.
+    pub(super) async fn settle_live(
+        &mut self,
+        all: bool,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
         match self.record.pending.clone() {
             None => Ok(()),
             Some(Pending::Tidy { .. }) => self.tidy().await,
@@ -65,9 +82,11 @@ impl Layers<'_> {
                 self.abandon(&made).await
             }
             Some(Pending::Merge { .. }) => {
-                self.resume_after_pivot().await?;
+                if all || self.may_have_moved() {
+                    self.catch_up().await?;
+                }
                 if all {
-                    self.finish_or_give_up().await
+                    self.finish_or_give_up(cancel).await
                 } else {
                     Ok(())
                 }
