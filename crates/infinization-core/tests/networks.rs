@@ -527,11 +527,11 @@ fn networks_that_come_and_go_at_once_are_each_guarded() {
         }
         for _ in 0..5 {
             let (one, two) = tokio::join!(manager.stop_network("one"), manager.stop_network("two"));
-            (one.unwrap(), two.unwrap());
+            one.and(two).unwrap();
             assert!(!ruleset().contains("br-one") && !ruleset().contains("br-two"));
             let (one, two) =
                 tokio::join!(manager.start_network("one"), manager.start_network("two"));
-            (one.unwrap(), two.unwrap());
+            one.and(two).unwrap();
             assert!(ruleset().contains("br-one") && ruleset().contains("br-two"));
         }
         for name in ["one", "two"] {
