@@ -1499,7 +1499,7 @@ export interface PersistenceStatus {
 
 /**
  * The firewall's table as a file that `nft -f` loads (`infinization.nft`, mode 0644), replaced as a
- * whole. Loading it any number of times gives the same: it takes the place of the table in one
+ * whole; beside it `default-deny.nft`, which closes every `vnet-*` port. Loading it any number of times gives the same: it takes the place of the table in one
  * transaction. None of the methods rejects; arguments that make no sense are an `error` too.
  */
 export class NftablesPersistence {
@@ -1551,7 +1551,10 @@ export interface FirewallServiceFiles {
  */
 export function installFirewallService(options?: FirewallServiceOptions): Promise<FirewallServiceFiles>
 
-/** The unit's text, for installing it by other means. @throws LifecycleError `INVALID_CONFIG` */
+/**
+ * The unit's text, for installing it by other means. What it loads is in `persistenceDir` as soon as the firewall was
+ * written there once. @throws LifecycleError `INVALID_CONFIG`
+ */
 export function firewallServiceUnit(options?: Pick<FirewallServiceOptions, 'persistenceDir'>): string
 
 /** `/etc/infinization/nftables` */
@@ -1566,7 +1569,10 @@ export interface DhcpHost {
   mac: string
   /** Its address: in the subnet, and not the gateway's. It may be outside `start` to `end`. */
   ip: string
-  /** What it is called in the network's DNS, if it is: a host name of one label. */
+  /**
+   * What it is called in the network's DNS, if it is: a host name of one label; no word of dnsmasq's (`ignore`,
+   * `infinite`), no number and no time (`5m`).
+   */
   name?: string
 }
 
@@ -1616,7 +1622,7 @@ export interface VirtualNetworkConfig {
   autostart?: boolean
   /**
    * Machines may only use the address the network gave them, as soon as there is one: a static one from the
-   * start, else with the lease. For machines that are made by this instance, on the network's bridge. Default false.
+   * start, else with the lease. One whose address was given to another may use none until its next lease. For machines that are made by this instance, on the network's bridge. Default false.
    */
   pinAddresses?: boolean
 }

@@ -512,3 +512,32 @@ fn p4_chains_of_no_machine_are_told_and_left_alone() {
         next.shutdown().await.unwrap();
     });
 }
+
+#[test]
+fn networks_that_come_and_go_at_once_are_each_guarded() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        for (name, subnet) in [("one", "10.31.0.0/24"), ("two", "10.32.0.0/24")] {
+            let config = json!({
+                "name": name, "subnet": subnet, "bridge": format!("br-{name}"),
+                "mode": "isolated", "dhcp": false, "dns": false,
+            });
+            manager.create_network(config).await.unwrap();
+        }
+        for _ in 0..5 {
+            let (one, two) = tokio::join!(manager.stop_network("one"), manager.stop_network("two"));
+            one.and(two).unwrap();
+            assert!(!ruleset().contains("br-one") && !ruleset().contains("br-two"));
+            let (one, two) =
+                tokio::join!(manager.start_network("one"), manager.start_network("two"));
+            one.and(two).unwrap();
+            assert!(ruleset().contains("br-one") && ruleset().contains("br-two"));
+        }
+        for name in ["one", "two"] {
+            manager.remove_network(name).await.unwrap();
+        }
+        lab.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}

@@ -109,7 +109,8 @@ impl Open {
             let mac = spec.ok().flatten().map(|spec| spec.network.mac);
             mac.is_some_and(|mac| changed.contains(&mac))
         };
-        let concerned = blocking(move || Vec::from_iter(running.into_iter().filter(is_concerned)));
+        let concerned =
+            blocking(move || running.into_iter().filter(is_concerned).collect::<Vec<_>>());
         for vm_id in concerned.await? {
             self.load_again(ChainNames::of(&vm_id), Vec::new());
         }
