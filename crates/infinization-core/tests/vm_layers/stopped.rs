@@ -127,3 +127,40 @@ fn b8_a_disk_that_claims_a_hostile_backing_file_gets_no_overlay() {
         host.is_clean().await;
     });
 }
+
+#[test]
+fn a_machine_runs_without_a_disk_of_its_tree_but_on_no_frozen_layer() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let vm = "layers-other-disks";
+        stopped(&host, &manager, vm, 2).await;
+        let below = paths(&tree(&manager, vm).await["active"]);
+        take(&manager, vm, "a").await.unwrap();
+        let active = paths(&tree(&manager, vm).await["active"]);
+
+        host.claim_disks(vm, &active[..1]);
+        start(&manager, vm).await;
+        stop(&manager, vm).await;
+        let row = manager.get_vm(vm.into()).await.unwrap();
+        assert_eq!(
+            row["diskPaths"],
+            json!(active[..1]),
+            "it is the user's choice"
+        );
+        let other = take(&manager, vm, "b").await.unwrap_err();
+        assert_eq!(other.code(), ErrorCode::InvalidState);
+        assert_eq!(paths(&tree(&manager, vm).await["active"]), active);
+
+        host.claim_disks(vm, &below[..1]);
+        let frozen = manager.start_vm(vm.into(), Value::Null, never()).await;
+        let frozen = frozen.unwrap_err();
+        assert_eq!(frozen.code(), ErrorCode::InvalidState);
+        assert_eq!(frozen.context()["path"], json!(below[0]));
+
+        host.claim_disks(vm, &active);
+        start(&manager, vm).await;
+        take(&manager, vm, "b").await.unwrap();
+        delete(&manager, vm).await;
+    });
+}

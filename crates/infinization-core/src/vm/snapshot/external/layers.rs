@@ -50,6 +50,7 @@ impl<'a> Layers<'a> {
             record,
         };
         layers.agree().await?;
+        layers.refuse_other_disks()?;
         Ok(layers)
     }
 
@@ -71,7 +72,8 @@ impl<'a> Layers<'a> {
     }
 
     /// Spec and row say which disks the VM has. Where they are behind the record, they follow it; disks
-    /// it knows nothing of are the user's choice, and have no tree.
+    /// it knows nothing of are the user's choice, and have no tree. A VM may run on such: its tree waits for the
+    /// disks it is of. But it may not write into what others lie on.
     pub(super) async fn agree(&mut self) -> Result<(), Failure> {
         let disks: Vec<HostPath> = self.disks().cloned().collect();
         if disks == self.record.tree.active {
@@ -82,7 +84,8 @@ impl<'a> Layers<'a> {
             return Ok(());
         }
         let known = self.record.files();
-        if !known.is_empty() && disks.iter().all(|disk| known.contains(disk)) {
+        let as_many = disks.len() == self.record.tree.active.len();
+        if as_many && disks.iter().all(|disk| known.contains(disk)) {
             return self.publish().await.map(drop);
         }
         if self.record.tree.nodes.is_empty() {
@@ -92,13 +95,29 @@ impl<'a> Layers<'a> {
             };
             return Ok(());
         }
+        self.refuse_frozen_disks()
+    }
+
+    fn refuse_frozen_disks(&self) -> Result<(), Failure> {
+        let frozen = self.record.frozen();
+        let Some(disk) = self.disks().find(|disk| frozen.contains(disk)) else {
+            return Ok(());
+        };
+        let message =
+            format!("other files lie on {disk}, a layer of an external snapshot: it is no disk");
+        let failure = Failure::new(ErrorCode::InvalidState, message).with("path", disk.as_str());
+        Err(failure.of_vm(&self.context.vm_id))
+    }
+
+    /// A verb on snapshots is about all disks of the tree, and no others.
+    fn refuse_other_disks(&self) -> Result<(), Failure> {
+        if self.disks().eq(&self.record.tree.active) {
+            return Ok(());
+        }
+        let disks: Vec<_> = self.disks().map(ToString::to_string).collect();
         let message = "the VM's disks are not the ones its external snapshots were made of";
-        Err(Failure::new(ErrorCode::InvalidState, message)
-            .with(
-                "disks",
-                disks.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            )
-            .of_vm(&self.context.vm_id))
+        let failure = Failure::new(ErrorCode::InvalidState, message).with("disks", disks);
+        Err(failure.of_vm(&self.context.vm_id))
     }
 
     fn disks(&self) -> impl Iterator<Item = &HostPath> {
