@@ -164,3 +164,35 @@ fn a_machine_runs_without_a_disk_of_its_tree_but_on_no_frozen_layer() {
         delete(&manager, vm).await;
     });
 }
+
+#[test]
+fn a_layer_that_another_machine_lies_on_stays() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let (vm, other) = ("layers-below", "layers-above");
+        stopped(&host, &manager, vm, 1).await;
+        take(&manager, vm, "a").await.unwrap();
+        take(&manager, vm, "b").await.unwrap();
+        let frozen = paths(&node(&tree(&manager, vm).await, "b")["layers"]);
+        let mut machine = host.machine(other);
+        machine["disks"] = json!([{ "sizeGB": 1, "backingFile": frozen[0] }]);
+        manager.create_vm(machine, never()).await.unwrap();
+        stop(&manager, other).await;
+
+        let kept = [
+            commit(&manager, vm, "b").await,
+            remove(&manager, vm, "a", rebase()).await,
+            remove(&manager, vm, "b", rebase()).await,
+        ];
+        for refused in kept {
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.code(), ErrorCode::ImageInUse, "{refused}");
+            assert_eq!(refused.context()["users"], json!([other]));
+        }
+        assert!(frozen[0].exists());
+        delete(&manager, other).await;
+        remove(&manager, vm, "b", rebase()).await.unwrap();
+        delete(&manager, vm).await;
+    });
+}
