@@ -186,7 +186,7 @@ async fn files_in(directory: &HostPath) -> Result<Vec<(HostPath, VolumeName)>, P
     let directory = directory.clone();
     run(&directory.clone(), move || {
         let entries = fs::read_dir(directory.as_path());
-        let entries = entries.and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+        let entries = entries.and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let entries = entries.map_err(|error| failed(&directory, error))?;
         let plain = entries
             .into_iter()

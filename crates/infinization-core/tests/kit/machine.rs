@@ -201,6 +201,17 @@ impl Host {
         assert_eq!(changed.unwrap(), 1);
     }
 
+    /// Writes which disks a row's machine has, as [`Host::claim`] the status.
+    pub fn claim_disks(&self, vm_id: &str, paths: &[PathBuf]) {
+        let path = self.state_dir().join("infinization.db");
+        let store = rusqlite::Connection::open(path).unwrap();
+        let changed = store.execute(
+            "UPDATE machine_configuration SET disk_paths = ?1 WHERE machine_id = ?2",
+            rusqlite::params![serde_json::to_string(paths).unwrap(), vm_id],
+        );
+        assert_eq!(changed.unwrap(), 1);
+    }
+
     /// Asserts that nothing of any machine is left.
     pub async fn is_clean(&self) {
         assert_eq!(self.links().await, Vec::<String>::new(), "links are left");

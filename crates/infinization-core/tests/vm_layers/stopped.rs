@@ -127,3 +127,72 @@ fn b8_a_disk_that_claims_a_hostile_backing_file_gets_no_overlay() {
         host.is_clean().await;
     });
 }
+
+#[test]
+fn a_machine_runs_without_a_disk_of_its_tree_but_on_no_frozen_layer() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let vm = "layers-other-disks";
+        stopped(&host, &manager, vm, 2).await;
+        let below = paths(&tree(&manager, vm).await["active"]);
+        take(&manager, vm, "a").await.unwrap();
+        let active = paths(&tree(&manager, vm).await["active"]);
+
+        host.claim_disks(vm, &active[..1]);
+        start(&manager, vm).await;
+        stop(&manager, vm).await;
+        let row = manager.get_vm(vm.into()).await.unwrap();
+        assert_eq!(
+            row["diskPaths"],
+            json!(active[..1]),
+            "it is the user's choice"
+        );
+        let other = take(&manager, vm, "b").await.unwrap_err();
+        assert_eq!(other.code(), ErrorCode::InvalidState);
+        assert_eq!(paths(&tree(&manager, vm).await["active"]), active);
+
+        host.claim_disks(vm, &below[..1]);
+        let frozen = manager.start_vm(vm.into(), Value::Null, never()).await;
+        let frozen = frozen.unwrap_err();
+        assert_eq!(frozen.code(), ErrorCode::InvalidState);
+        assert_eq!(frozen.context()["path"], json!(below[0]));
+
+        host.claim_disks(vm, &active);
+        start(&manager, vm).await;
+        take(&manager, vm, "b").await.unwrap();
+        delete(&manager, vm).await;
+    });
+}
+
+#[test]
+fn a_layer_that_another_machine_lies_on_stays() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let (vm, other) = ("layers-below", "layers-above");
+        stopped(&host, &manager, vm, 1).await;
+        take(&manager, vm, "a").await.unwrap();
+        take(&manager, vm, "b").await.unwrap();
+        let frozen = paths(&node(&tree(&manager, vm).await, "b")["layers"]);
+        let mut machine = host.machine(other);
+        machine["disks"] = json!([{ "sizeGB": 1, "backingFile": frozen[0] }]);
+        manager.create_vm(machine, never()).await.unwrap();
+        stop(&manager, other).await;
+
+        let kept = [
+            commit(&manager, vm, "b").await,
+            remove(&manager, vm, "a", rebase()).await,
+            remove(&manager, vm, "b", rebase()).await,
+        ];
+        for refused in kept {
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.code(), ErrorCode::ImageInUse, "{refused}");
+            assert_eq!(refused.context()["users"], json!([other]));
+        }
+        assert!(frozen[0].exists());
+        delete(&manager, other).await;
+        remove(&manager, vm, "b", rebase()).await.unwrap();
+        delete(&manager, vm).await;
+    });
+}

@@ -2,12 +2,13 @@
 //!
 //! The record is written before anything is changed and again when it is; spec and row follow it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::change::Overlay;
+use super::change::{Merge, Overlay};
 use super::record::{Pending, Record};
 use super::tree::Tree;
 use crate::config::VmConfig;
@@ -15,12 +16,13 @@ use crate::db::ConfigurationUpdate;
 use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::{blocking, file_call};
 use crate::host::qemu_img::{
-    ImageError, ImageFormat, Job, ensure_unused, freeze_layer, inspect, layer, make_overlay,
-    sweep_partials_of,
+    ImageError, ImageFormat, Job, ensure_unused, files_below, freeze_layer, inspect, layer,
+    make_overlay, sweep_partials_of,
 };
 use crate::host::state_file::StateFileError;
 use crate::types::{ByteSize, HostPath};
 use crate::vm::context::VmContext;
+use crate::vm::disk_uses;
 use crate::vm::live::LiveView;
 use crate::vm::snapshot::disks;
 use crate::vm::spec;
@@ -50,6 +52,7 @@ impl<'a> Layers<'a> {
             record,
         };
         layers.agree().await?;
+        layers.refuse_other_disks()?;
         Ok(layers)
     }
 
@@ -71,7 +74,8 @@ impl<'a> Layers<'a> {
     }
 
     /// Spec and row say which disks the VM has. Where they are behind the record, they follow it; disks
-    /// it knows nothing of are the user's choice, and have no tree.
+    /// it knows nothing of are the user's choice, and have no tree. A VM may run on such: its tree waits for the
+    /// disks it is of. But it may not write into what others lie on.
     pub(super) async fn agree(&mut self) -> Result<(), Failure> {
         let disks: Vec<HostPath> = self.disks().cloned().collect();
         if disks == self.record.tree.active {
@@ -82,7 +86,8 @@ impl<'a> Layers<'a> {
             return Ok(());
         }
         let known = self.record.files();
-        if !known.is_empty() && disks.iter().all(|disk| known.contains(disk)) {
+        let as_many = disks.len() == self.record.tree.active.len();
+        if as_many && disks.iter().all(|disk| known.contains(disk)) {
             return self.publish().await.map(drop);
         }
         if self.record.tree.nodes.is_empty() {
@@ -92,13 +97,29 @@ impl<'a> Layers<'a> {
             };
             return Ok(());
         }
+        self.refuse_frozen_disks()
+    }
+
+    fn refuse_frozen_disks(&self) -> Result<(), Failure> {
+        let frozen = self.record.frozen();
+        let Some(disk) = self.disks().find(|disk| frozen.contains(disk)) else {
+            return Ok(());
+        };
+        let message =
+            format!("other files lie on {disk}, a layer of an external snapshot: it is no disk");
+        let failure = Failure::new(ErrorCode::InvalidState, message).with("path", disk.as_str());
+        Err(failure.of_vm(&self.context.vm_id))
+    }
+
+    /// A verb on snapshots is about all disks of the tree, and no others.
+    fn refuse_other_disks(&self) -> Result<(), Failure> {
+        if self.disks().eq(&self.record.tree.active) {
+            return Ok(());
+        }
+        let disks: Vec<_> = self.disks().map(ToString::to_string).collect();
         let message = "the VM's disks are not the ones its external snapshots were made of";
-        Err(Failure::new(ErrorCode::InvalidState, message)
-            .with(
-                "disks",
-                disks.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            )
-            .of_vm(&self.context.vm_id))
+        let failure = Failure::new(ErrorCode::InvalidState, message).with("disks", disks);
+        Err(failure.of_vm(&self.context.vm_id))
     }
 
     fn disks(&self) -> impl Iterator<Item = &HostPath> {
@@ -280,6 +301,34 @@ impl<'a> Layers<'a> {
         Ok(())
     }
 
+    /// Another VM, which may be off, may have a file that is to go or to be written, or lie on it.
+    pub(super) async fn refuse_needed(&self, files: &[HostPath]) -> Result<(), Failure> {
+        let machines = self.context.services.machines_directory();
+        let mut uses = blocking(move || disk_uses(&machines)).await??;
+        uses.retain(|(vm_id, _)| *vm_id != self.context.vm_id);
+        for (vm_id, disk) in uses {
+            let mut needed = files_below(&disk).await?;
+            needed.push(disk);
+            let Some(path) = common(files.to_vec(), needed).await? else {
+                continue;
+            };
+            let message = format!("{path} is needed by VM {vm_id}, whose disk it is or lies on it");
+            return Err(Failure::new(ErrorCode::ImageInUse, message)
+                .with("path", path.as_str())
+                .with("users", vec![vm_id.as_str().to_owned()]));
+        }
+        Ok(())
+    }
+
+    /// The files that a merge writes to or removes.
+    pub(super) async fn refuse_needed_by(&self, merge: &Merge) -> Result<(), Failure> {
+        let lower = &self.record.tree.find(&merge.lower)?.layers;
+        let uppers = merge.uppers.iter();
+        let uppers = uppers.flat_map(|upper| self.record.tree.layers(upper));
+        let files: Vec<_> = lower.iter().chain(uppers).cloned().collect();
+        self.refuse_needed(&files).await
+    }
+
     /// Terms for work whose length grows with the disk.
     pub(super) fn job(cancel: &CancellationToken) -> Job {
         Job {
@@ -287,6 +336,19 @@ impl<'a> Layers<'a> {
             ..Job::default()
         }
     }
+}
+
+/// The first of `files` that is among the others, by whatever name.
+async fn common(files: Vec<HostPath>, others: Vec<HostPath>) -> Result<Option<HostPath>, Failure> {
+    fn real(path: &HostPath) -> PathBuf {
+        let path = path.as_path();
+        path.canonicalize().unwrap_or_else(|_| path.to_owned())
+    }
+    let find = move || {
+        let others: Vec<PathBuf> = others.iter().map(real).collect();
+        files.into_iter().find(|file| others.contains(&real(file)))
+    };
+    Ok(blocking(find).await?)
 }
 
 async fn make_all(

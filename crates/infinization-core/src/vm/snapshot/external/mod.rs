@@ -86,7 +86,8 @@ impl Machine {
         // A refusal must not end the guest first.
         let layers = self.context.layers(live.clone()).await?;
         let tree = &layers.record.tree;
-        tree.revert(name.as_str(), tip_of(options)?, layers.new_files()?)?;
+        let overlay = tree.revert(name.as_str(), tip_of(options)?, layers.new_files()?)?;
+        layers.refuse_needed(&overlay.remove).await?;
         if let Some(keep) = &options.keep {
             let keep = SnapshotName::parse(keep.as_str())?;
             self.context.refuse_internal(live.as_deref(), &keep).await?;
@@ -120,6 +121,7 @@ impl Machine {
         let live = self.snapshots_allowed("relieved of a snapshot").await?;
         let mut layers = self.context.layers(live).await?;
         let merge = layers.record.tree.commit(name.as_str())?;
+        layers.refuse_needed_by(&merge).await?;
         layers.merge(merge, cancel).await?;
         Ok(self.told(name, "commit", "committed"))
     }
@@ -136,9 +138,13 @@ impl Machine {
         match layers.record.tree.delete(name.as_str(), children)? {
             Deletion::Leaf { after, remove } => {
                 layers.refuse_busy(&remove).await?;
+                layers.refuse_needed(&remove).await?;
                 layers.turn(after, remove).await?;
             }
-            Deletion::Merge(merge) => layers.merge(merge, cancel).await?,
+            Deletion::Merge(merge) => {
+                layers.refuse_needed_by(&merge).await?;
+                layers.merge(merge, cancel).await?;
+            }
         }
         Ok(self.told(name, "delete", "deleted"))
     }
@@ -171,6 +177,7 @@ impl VmContext {
         let (tree, files) = (&layers.record.tree, layers.new_files()?);
         let overlay = tree.revert(name.as_str(), tip_of(options)?, files)?;
         layers.refuse_busy(&overlay.remove).await?;
+        layers.refuse_needed(&overlay.remove).await?;
         layers.overlay(overlay, &CancellationToken::new()).await
     }
 
