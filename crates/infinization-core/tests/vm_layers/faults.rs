@@ -1,3 +1,4 @@
+use infinization_core::host::state_file::{self, Durability};
 use kit::machine::{consistent_status, qemus, send_signal};
 use kit::small_disk::SmallDisk;
 use nix::sys::signal::Signal;
@@ -168,6 +169,71 @@ fn f20_a_layer_that_somebody_else_has_is_not_written_nor_removed() {
         remove(&manager, vm, "leaf", Value::Null).await.unwrap();
         no_orphans(&host, &[tree(&manager, vm).await]);
         delete(&manager, vm).await;
+        host.is_clean().await;
+    });
+}
+
+/// As if a process had been killed while QEMU moved from the active layers into those of `a`.
+fn cut_short(host: &Host, vm: &str, pivoted: [bool; 2], pivoting: Value) {
+    let record = host.state_dir().join("vms").join(vm);
+    let record = record.join("snapshot-tree.json");
+    let body = state_file::read(&record).unwrap().unwrap();
+    let mut told: Value = serde_json::from_slice(&body).unwrap();
+    let merge = json!({ "lower": "a", "uppers": ["active"], "keepName": false });
+    told["pending"] = json!({ "merge": {
+        "merge": merge, "method": "commit", "pivoted": pivoted, "paused": true, "pivoting": pivoting,
+    } });
+    let body = told.to_string();
+    state_file::write(&record, body.as_bytes(), Durability::HostCrash).unwrap();
+}
+
+#[test]
+fn f9_no_layer_is_written_over_one_that_may_be_newer() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let vm = "layers-23";
+        stopped(&host, &manager, vm, 2).await;
+        take(&manager, vm, "a").await.unwrap();
+        let now = tree(&manager, vm).await;
+        let (uppers, lowers) = (paths(&now["active"]), paths(&node(&now, "a")["layers"]));
+        for (upper, lower) in uppers.iter().zip(&lowers) {
+            write_offline(upper, &[(0, 1)]);
+            write_offline(lower, &[(1, 2)]);
+        }
+
+        // Its guest may have run: nobody knows.
+        cut_short(&host, vm, [false, false], "mayRun".into());
+        let start = manager.start_vm(vm.into(), Value::Null, never()).await;
+        let refusal = start.unwrap_err();
+        assert_eq!(refusal.code(), ErrorCode::InvalidState, "{refusal:?}");
+        assert_eq!(refusal.context()["files"], json!([uppers[0], lowers[0]]));
+
+        // An aborted start leaves it for later.
+        cut_short(&host, vm, [true, false], Value::Null);
+        let aborted = never();
+        aborted.cancel();
+        let start = manager.start_vm(vm.into(), Value::Null, aborted).await;
+        assert_eq!(start.unwrap_err().code(), ErrorCode::Aborted);
+        assert_eq!(shape(&tree(&manager, vm).await).0, ["a<"]);
+
+        // Without its record nobody would know even which two files there are.
+        cut_short(&host, vm, [false, false], "mayRun".into());
+        let destroyed = manager.destroy_vm(vm.into()).await;
+        assert_eq!(destroyed.unwrap_err().code(), ErrorCode::InvalidState);
+        assert_eq!(shape(&tree(&manager, vm).await).0, ["a<"]);
+
+        // The first disk is in the lower one already, the second is not; that is so before the tree goes.
+        cut_short(&host, vm, [true, false], Value::Null);
+        manager.destroy_vm(vm.into()).await.unwrap();
+        assert_eq!(patterns(&lowers[0])[..2], [0, 2]);
+        assert_eq!(patterns(&lowers[1])[..2], [1, 2]);
+        for file in uppers {
+            assert!(!file.exists(), "{}", file.display());
+        }
+        for file in lowers {
+            std::fs::remove_file(file).unwrap();
+        }
         host.is_clean().await;
     });
 }
