@@ -174,7 +174,7 @@ fn f20_a_layer_that_somebody_else_has_is_not_written_nor_removed() {
 }
 
 /// As if a process had been killed while QEMU moved from the active layers into those of `a`.
-fn cut_short(host: &Host, vm: &str, pivoted: [bool; 2], pivoting: Value) {
+fn cut_short(host: &Host, vm: &str, pivoted: [bool; 2], pivoting: &Value) {
     let record = host.state_dir().join("vms").join(vm);
     let record = record.join("snapshot-tree.json");
     let body = state_file::read(&record).unwrap().unwrap();
@@ -203,14 +203,14 @@ fn f9_no_layer_is_written_over_one_that_may_be_newer() {
         }
 
         // Its guest may have run: nobody knows.
-        cut_short(&host, vm, [false, false], "mayRun".into());
+        cut_short(&host, vm, [false, false], &"mayRun".into());
         let start = manager.start_vm(vm.into(), Value::Null, never()).await;
         let refusal = start.unwrap_err();
         assert_eq!(refusal.code(), ErrorCode::InvalidState, "{refusal:?}");
         assert_eq!(refusal.context()["files"], json!([uppers[0], lowers[0]]));
 
         // An aborted start leaves it for later.
-        cut_short(&host, vm, [true, false], Value::Null);
+        cut_short(&host, vm, [true, false], &Value::Null);
         let aborted = never();
         aborted.cancel();
         let start = manager.start_vm(vm.into(), Value::Null, aborted).await;
@@ -218,13 +218,13 @@ fn f9_no_layer_is_written_over_one_that_may_be_newer() {
         assert_eq!(shape(&tree(&manager, vm).await).0, ["a<"]);
 
         // Without its record nobody would know even which two files there are.
-        cut_short(&host, vm, [false, false], "mayRun".into());
+        cut_short(&host, vm, [false, false], &"mayRun".into());
         let destroyed = manager.destroy_vm(vm.into()).await;
         assert_eq!(destroyed.unwrap_err().code(), ErrorCode::InvalidState);
         assert_eq!(shape(&tree(&manager, vm).await).0, ["a<"]);
 
         // The first disk is in the lower one already, the second is not; that is so before the tree goes.
-        cut_short(&host, vm, [true, false], Value::Null);
+        cut_short(&host, vm, [true, false], &Value::Null);
         manager.destroy_vm(vm.into()).await.unwrap();
         assert_eq!(patterns(&lowers[0])[..2], [0, 2]);
         assert_eq!(patterns(&lowers[1])[..2], [1, 2]);
