@@ -228,7 +228,9 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * A suspended guest is resumed first, so that it can hear the power button. A signal ends the wait
    * for the guest; it was asked to shut down and may still do so.
    * @throws LifecycleError `VM_NOT_FOUND`, `TIMEOUT` (it ignored the request and `force` was false: it
-   * runs on), `ABORTED`, `STOP_FAILED` for everything else, also for `{ graceful: false, force: false }`;
+   * runs on), `INVALID_STATE` (a graceful stop while it cannot be found out how far an interrupted
+   * `commitSnapshot` has come), `ABORTED`, `STOP_FAILED` for everything else, also for
+   * `{ graceful: false, force: false }`;
    * its `cause` is `IDENTITY_UNKNOWN` where a process cannot be proven to be this VM's
    */
   stopVM(vmId: string, config?: VMStopConfig & Abortable): Promise<VMOperationResult>
@@ -249,7 +251,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * Lets the guest's CPUs run again; one that sleeps (S3) is woken, one that an error of its disk has
    * stopped tries the write again. The status becomes `running`.
    * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` unless it is `suspended` or `paused`, or
-   * `error` while QEMU says `io-error` or `paused`; `QMP_ERROR` for everything else
+   * `error` while QEMU says `io-error` or `paused`, or while it cannot be found out how far an interrupted
+   * `commitSnapshot` has come; `QMP_ERROR` for everything else
    */
   resumeVM(vmId: string): Promise<VMOperationResult>
   /**

@@ -221,10 +221,17 @@ pub(in crate::vm) fn files_of(directory: &Path) -> Result<Vec<HostPath>, StateFi
     Ok(record.map(|record| record.files()).unwrap_or_default())
 }
 
-/// Those of them that are not what the VM writes into. Blocks.
+/// Those of them that are not, or may not be, what the VM writes into. Blocks.
 pub(in crate::vm) fn frozen_of(directory: &Path) -> Result<Vec<HostPath>, StateFileError> {
     let record = Record::read_now(directory)?;
-    Ok(record.map(|record| record.frozen()).unwrap_or_default())
+    let stale = |record: Record| {
+        if record.may_have_pivoted() {
+            record.files()
+        } else {
+            record.frozen()
+        }
+    };
+    Ok(record.map(stale).unwrap_or_default())
 }
 
 impl Label {

@@ -120,6 +120,16 @@ impl Record {
         files
     }
 
+    /// Whether an interrupted commit has left the newest data below the active layers.
+    pub(super) fn may_have_pivoted(&self) -> bool {
+        match &self.pending {
+            Some(Pending::Merge {
+                pivoted, pivoting, ..
+            }) => pivoting.is_some() || pivoted.contains(&true),
+            _ => false,
+        }
+    }
+
     /// The tree is `after` from now on, and `remove` is to go.
     pub(super) fn turns(&mut self, after: Tree, remove: Vec<HostPath>) {
         let before = std::mem::replace(&mut self.tree, after);
