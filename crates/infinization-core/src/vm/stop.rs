@@ -78,7 +78,10 @@ impl Interrupt {
             done = &mut work => return done,
             () = self.force.notified() => {}
         }
-        timeout(HANG, work).await.unwrap_or_else(|_elapsed| {
+        let done = timeout(HANG, work).await;
+        // What comes after the work is to hear of it too.
+        self.force();
+        done.unwrap_or_else(|_elapsed| {
             let message = "QEMU did not answer before a forced stop";
             Err(Failure::new(ErrorCode::Aborted, message))
         })
@@ -101,10 +104,7 @@ impl Interrupt {
         abort.cancel();
         if matches!(waited, Waited::Forced) {
             self.force();
-            let done = self.unless_forced(work).await;
-            // What comes after the work is to hear of it too.
-            self.force();
-            return done;
+            return self.unless_forced(work).await;
         }
         work.await
     }
