@@ -338,7 +338,12 @@ fn p3_a_writer_that_is_killed_leaves_a_file_that_loads_and_no_lock() {
         files.write().await.unwrap();
         let entries = fs::read_dir(dir.path()).unwrap();
         let left: BTreeSet<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
-        let allowed = [".lock", "infinization.nft", "infinization.nft.bak"];
+        let allowed = [
+            ".lock",
+            "default-deny.nft",
+            "infinization.nft",
+            "infinization.nft.bak",
+        ];
         let allowed: BTreeSet<_> = allowed.map(Into::into).into();
         assert!(left.is_subset(&allowed), "{left:?}");
     });
