@@ -102,7 +102,8 @@ impl Open {
         match self.orphaned_chains().await {
             Ok(chains) if chains.is_empty() => {}
             Ok(chains) => {
-                tracing::warn!(?chains, "the firewall has chains of no machine");
+                // No warning: they may be those of another manager of this host.
+                tracing::info!(?chains, "the firewall has chains of no machine");
                 let data = json!({ "chains": chains, "timestamp": now_ms() });
                 let events = &self.services.events;
                 events.publish(Source::HealthMonitor, "firewall-orphans", None, data);
