@@ -99,13 +99,13 @@ describe.each(waysHere())('%s', (way) => {
     const { vmId } = await created(app, {
       row: { departmentId: 'dept', rules: [rule('own-dns', 150, { protocol: 'udp', dstPortStart: 4053, connectionState: { states: ['NEW', 'ESTABLISHED'] } })] }
     })
-    const chains = host.ruleset().filter((it) => it.rule?.chain.endsWith(generateVMChainName(vmId).slice(3)))
-    const comments = chains.map(({ rule }) => rule.comment)
+    const rules = host.rulesOf(generateVMChainName(vmId).slice(3))
+    const comments = rules.map(({ comment }) => comment)
     expect(comments).toEqual(expect.arrayContaining(['dept-ssh', 'dept-web', 'own-dns']))
-    const text = JSON.stringify(chains)
+    const text = JSON.stringify(rules)
     expect([4022, 4080, 4053].filter((port) => !text.includes(`${port}`))).toEqual([])
     // The department's policy is the last word.
-    const { rule: last } = chains.filter(({ rule }) => rule.chain === generateVMChainName(vmId)).at(-1)
+    const last = rules.filter(({ chain }) => chain === generateVMChainName(vmId)).at(-1)
     expect(last.expr.at(-1)).toHaveProperty('accept')
   })
 })

@@ -13,6 +13,14 @@ const run = (...words) => execFileSync(words[0], words.slice(1), {
 
 const ruleset = () => JSON.parse(run('nft', '-j', 'list', 'ruleset')).nftables
 
+// The rules of the chains whose names end so, in order; in place of a jump to a chain that machines share,
+// the rules of that.
+function rulesOf (end, all = ruleset()) {
+  const rules = all.flatMap(({ rule }) => rule?.chain.endsWith(end) ? [rule] : [])
+  const shared = ({ expr }) => expr.map(({ jump }) => jump?.target).find((target) => target?.startsWith('dept_'))
+  return rules.flatMap((rule) => shared(rule) ? rulesOf(shared(rule), all) : [rule])
+}
+
 // The names of the chains of our table, but for its two hooks.
 const chains = () => ruleset()
   .flatMap(({ chain }) => chain?.table === 'infinization' && !chain.hook ? [chain.name] : [])
@@ -56,4 +64,4 @@ function read (file) {
 
 const isAlive = (pid) => existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(read(`/proc/${pid}/status`))
 
-module.exports = { cgroups, chains, dispatched, isAlive, links, objects, processes, read, ruleset, run, sockets }
+module.exports = { cgroups, chains, dispatched, isAlive, links, objects, processes, read, rulesOf, ruleset, run, sockets }
