@@ -233,7 +233,7 @@ fn f31_a_start_that_loses_the_database_at_any_request_is_done_or_undone() {
                 break;
             }
         }
-        assert!(refused >= 4 && done >= 3, "{refused} refused, {done} done");
+        assert!(refused >= 4 && done >= 2, "{refused} refused, {done} done");
         delete(&manager, "f31-4").await;
         host.is_clean().await;
     });
