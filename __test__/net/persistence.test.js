@@ -3,6 +3,8 @@
 const { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const path = require('node:path')
+const { setFlagsFromString } = require('node:v8')
+const { runInNewContext } = require('node:vm')
 const {
   NftablesPersistence, NftablesService, firewallServiceUnit, installFirewallService
 } = require('../..')
@@ -31,7 +33,15 @@ const degrade = { bridgeConntrackMode: 'degrade' }
 // time half a second after the last of them.
 const kept = mkdtempSync(path.join(tmpdir(), 'nft-kept-'))
 afterAll(async () => {
-  await new Promise((resolve) => setTimeout(resolve, 2000))
+  const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds))
+  // It does so until it is collected.
+  setFlagsFromString('--expose-gc')
+  const collect = runInNewContext('gc')
+  for (let round = 0; round < 3; round++) {
+    collect()
+    await pause(200)
+  }
+  await pause(1500)
   rmSync(kept, { recursive: true })
 })
 

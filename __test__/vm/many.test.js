@@ -38,7 +38,8 @@ test('F35: start, stop and delete at once end as some order of them would', asyn
     instance.deleteVM(vmId, { deleteDisks: true }), instance.startVM(vmId)
   ])
   for (const { reason } of outcomes.filter(({ status }) => status === 'rejected')) {
-    expect(['INVALID_STATE', 'VM_NOT_FOUND', 'START_FAILED']).toContain(reason.code)
+    // A verb that hangs is ended by a forced stop that waits behind it.
+    expect(['INVALID_STATE', 'VM_NOT_FOUND', 'START_FAILED', 'ABORTED']).toContain(reason.code)
   }
   expect(host.processes(`guest=${vmId},`)).toEqual([])
   expect(await instance.listVMs()).toEqual([])
