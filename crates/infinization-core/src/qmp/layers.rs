@@ -171,8 +171,8 @@ fn kept(mut arguments: Map<String, Value>) -> Map<String, Value> {
     arguments
 }
 
-/// The file's name out of QEMU's, which is a `json:{…}` where options had to be kept.
-fn file_name(told: &str) -> String {
+/// The file's name out of QEMU's for an image, which is a `json:{…}` where options had to be kept.
+pub fn file_name(told: &str) -> String {
     let options = told
         .strip_prefix("json:")
         .and_then(|text| serde_json::from_str::<Value>(text).ok());

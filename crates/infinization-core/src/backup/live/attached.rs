@@ -4,10 +4,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::super::{BackupError, off_thread};
-use crate::qmp::QmpClient;
+use crate::qmp::{QmpClient, file_name};
 use crate::types::HostPath;
 
 /// A disk of a running machine.
@@ -119,20 +118,6 @@ fn find(devices: &[Inserted], path: &HostPath) -> Result<Attached, BackupError> 
             .map(|one| one.name.clone())
             .collect(),
     })
-}
-
-/// The file's name out of QEMU's, which is a `json:{…}` where options had to be kept.
-fn file_name(told: &str) -> String {
-    let options = told
-        .strip_prefix("json:")
-        .and_then(|text| serde_json::from_str::<Value>(text).ok());
-    let Some(mut node) = options.as_ref() else {
-        return told.to_owned();
-    };
-    while node["file"].is_object() {
-        node = &node["file"];
-    }
-    node["filename"].as_str().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
