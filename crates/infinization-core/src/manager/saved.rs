@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::Open;
 use super::firewall::Firewall;
+use crate::db::KNOWN_STATUSES;
 use crate::error::{ErrorCode, Failure};
 use crate::events::{EventBus, Source, now_ms};
 use crate::firewall::ChainNames;
@@ -16,19 +17,8 @@ use crate::host::nft_file::{Keeper, NftFileError, NftFileOptions, NftFiles, PERS
 use crate::types::{HostPath, VmId};
 use crate::vm::Services;
 
-/// What a row may say of a machine that exists.
-const STATUSES: [&str; 10] = [
-    "off",
-    "starting",
-    "running",
-    "suspended",
-    "paused",
-    "updating_hardware",
-    "powering_off_update",
-    "rebuilding",
-    "building",
-    "error",
-];
+/// What a row said of a machine that was being made, before the words that are known now.
+const BEING_MADE: &str = "building";
 
 /// Keeps the file of a manager that is to have one.
 pub(super) fn keeper(services: &Services) -> Option<Keeper> {
@@ -126,11 +116,10 @@ impl Open {
 
     /// Of machines that left something here, and of those that have a row.
     async fn known_chains(&self) -> Result<BTreeSet<String>, Failure> {
-        let rows = self
-            .services
-            .database
-            .find_machines_by_statuses(&STATUSES)
-            .await?;
+        let mut statuses = KNOWN_STATUSES.to_vec();
+        statuses.push(BEING_MADE);
+        let database = &self.services.database;
+        let rows = database.find_machines_by_statuses(&statuses).await?;
         let of_rows = rows
             .iter()
             .filter_map(|row| VmId::parse(row.id.as_str()).ok());
