@@ -2,7 +2,7 @@
 
 // `schedules.json`: replaced as a whole, by one writer at a time, and on disk when a write is done.
 
-const { mkdir, open, readFile, rename, rm } = require('node:fs/promises')
+const fs = require('node:fs')
 const { dirname } = require('node:path')
 const { BackupError } = require('./errors')
 
@@ -21,7 +21,7 @@ class ScheduleFile {
     await this.settled()
     let text
     try {
-      text = await readFile(this.#path, 'utf8')
+      text = await fs.promises.readFile(this.#path, 'utf8')
     } catch (error) {
       if (error.code === 'ENOENT') return []
       throw failed(`${this.#path} could not be read: ${error.message}`, error)
@@ -31,7 +31,7 @@ class ScheduleFile {
       if (version !== VERSION || !Array.isArray(schedules)) throw new Error(`its version is ${version}, not ${VERSION}`)
       return schedules
     } catch (error) {
-      await rename(this.#path, `${this.#path}.corrupt`)
+      await fs.promises.rename(this.#path, `${this.#path}.corrupt`)
       throw failed(`${this.#path} made no sense and was put aside as .corrupt: ${error.message}`, error)
     }
   }
@@ -52,19 +52,19 @@ class ScheduleFile {
     const text = JSON.stringify({ version: VERSION, updatedAt: new Date().toISOString(), schedules }, null, 2)
     const temporary = `${this.#path}.${process.pid}.tmp`
     try {
-      await mkdir(dirname(this.#path), { recursive: true, mode: 0o711 })
+      await fs.promises.mkdir(dirname(this.#path), { recursive: true, mode: 0o711 })
       await synced(temporary, 'w', (file) => file.writeFile(`${text}\n`))
-      await rename(temporary, this.#path)
+      await fs.promises.rename(temporary, this.#path)
       await synced(dirname(this.#path), 'r', () => {})
     } catch (error) {
-      await rm(temporary, { force: true })
+      await fs.promises.rm(temporary, { force: true })
       throw failed(`${this.#path} could not be written: ${error.message}`, error)
     }
   }
 }
 
 async function synced (path, flags, work) {
-  const file = await open(path, flags, 0o600)
+  const file = await fs.promises.open(path, flags, 0o600)
   try {
     await work(file)
     await file.sync()
