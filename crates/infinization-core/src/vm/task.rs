@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
@@ -150,12 +149,13 @@ impl VmHandle {
     }
 }
 
+/// A machine is at rest nearly always, so what its work needs is not kept in the task: each is boxed.
 async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Asked>) {
     let mut waiting = VecDeque::new();
     loop {
         // An exit goes before a waiting request, too.
         if let Some(exit) = machine.exited().now_or_never() {
-            machine.notice_exit(exit).await;
+            Box::pin(machine.notice_exit(exit)).await;
         }
         let asked = if let Some(asked) = waiting.pop_front() {
             asked
@@ -163,11 +163,11 @@ async fn serve(mut machine: Machine, mut inbox: mpsc::Receiver<Asked>) {
             tokio::select! {
                 biased;
                 exit = machine.exited() => {
-                    machine.notice_exit(exit).await;
+                    Box::pin(machine.notice_exit(exit)).await;
                     continue;
                 }
                 event = machine.next_event() => {
-                    machine.notice(event).await;
+                    Box::pin(machine.notice(event)).await;
                     continue;
                 }
                 asked = inbox.recv() => match asked {
@@ -192,7 +192,7 @@ async fn serve_one(
     if waiting.iter().any(|asked| asked.request.is_forced_stop()) {
         interrupt.force();
     }
-    let mut work = pin!(answer(machine, asked, &interrupt));
+    let mut work = Box::pin(answer(machine, asked, &interrupt));
     let mut open = true;
     loop {
         tokio::select! {
