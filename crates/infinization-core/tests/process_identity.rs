@@ -67,6 +67,44 @@ async fn f12_only_the_very_process_is_ours() {
     ));
 }
 
+/// Its memory is given back before it has ended: for that time it has no command line any more.
+#[tokio::test]
+async fn f9_a_qemu_that_is_just_ending_is_waited_for() {
+    let name = name_of("ending-vm-1");
+    let memory = "memory-backend-ram,id=m,size=1G,prealloc=on";
+    let spec = quiet("qemu-system-x86_64")
+        .args(["-machine", "pc,memory-backend=m", "-m", "1G", "-S"])
+        .args(["-object", memory, "-accel", "tcg", "-nodefaults"])
+        .args(["-display", "none", "-name", &name]);
+    let process = started(spec).await;
+    let id = process.id().clone();
+    let resident = || fs::read_to_string(format!("/proc/{}/statm", id.pid)).unwrap();
+    let pages = || {
+        resident()
+            .split(' ')
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    timeout(SOON, async {
+        while pages() < 262_144 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it has touched its memory");
+    process.signal(Signal::KILL).unwrap();
+    loop {
+        match adopt(&id, &name).await {
+            Identity::Ours(_) => {}
+            Identity::Gone => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    end(&process).await;
+}
+
 #[tokio::test]
 async fn what_is_no_process_is_gone() {
     let boot_id = boot_id().unwrap();

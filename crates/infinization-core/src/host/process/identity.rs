@@ -1,5 +1,5 @@
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,11 @@ use crate::host::blocking::{blocking, promptly};
 const PROC_DEADLINE: Duration = Duration::from_secs(5);
 /// The same for a caller whom everything else waits for.
 const PROC_PATIENCE: Duration = Duration::from_millis(100);
+/// How long a process that cannot be told, for it is just starting or ending, is waited for.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// More than any QEMU's of ours; what another program has behind it is nobody's mark.
+const LONGEST_CMDLINE: usize = 256 * 1024;
 
 /// `/proc` counts in USER_HZ, which is 100 on every architecture we build for.
 const TICK_MILLIS: u64 = 10;
@@ -92,7 +97,7 @@ pub async fn adopt(id: &ProcessId, name: &str) -> Identity {
             return Ok(None);
         }
         let cmdline = cmdline(wanted.pid)?;
-        Ok(is_qemu_named(&cmdline, &name).then_some(wanted))
+        Ok(is_qemu_named(&cmdline, &name).then(|| wanted.clone()))
     })
     .await
 }
@@ -123,7 +128,7 @@ pub async fn identify_by(pid: i32, argument: String) -> Identity {
 /// Opens the pidfd, then runs `proof`, which answers who the process was proven to be.
 async fn judge(
     pid: i32,
-    proof: impl FnOnce() -> io::Result<Option<ProcessId>> + Send + 'static,
+    proof: impl Fn() -> io::Result<Option<ProcessId>> + Send + 'static,
 ) -> Identity {
     let compared = blocking(move || compare(pid, proof));
     let verdict = match timeout(PROC_DEADLINE, compared).await {
@@ -149,27 +154,44 @@ enum Verdict {
     Unknown(String),
 }
 
-fn compare(pid: i32, proof: impl FnOnce() -> io::Result<Option<ProcessId>>) -> Verdict {
+fn compare(pid: i32, proof: impl Fn() -> io::Result<Option<ProcessId>>) -> Verdict {
     let pidfd = match pidfd::open(pid) {
         Ok(Some(pidfd)) => Arc::new(pidfd),
         Ok(None) => return Verdict::Gone,
         Err(error) => return Verdict::Unknown(error.to_string()),
     };
-    let proven = proof();
-    match pidfd::has_ended(pidfd.as_fd()) {
-        Ok(true) => Verdict::Gone,
+    match prove(&pidfd, proof) {
+        Ok(Proven::Ended) => Verdict::Gone,
+        Ok(Proven::Runs(Some(id))) => Verdict::Ours(id, pidfd),
+        Ok(Proven::Runs(None)) => Verdict::NotOurs,
         Err(error) => Verdict::Unknown(error.to_string()),
-        Ok(false) => match proven {
-            Ok(Some(id)) => Verdict::Ours(id, pidfd),
-            Ok(None) => Verdict::NotOurs,
-            Err(error) => Verdict::Unknown(error.to_string()),
-        },
     }
+}
+
+enum Proven {
+    Ended,
+    Runs(Option<ProcessId>),
+}
+
+/// Proves it for the process that the pidfd stands for, which may end meanwhile. One without a proof
+/// may be ending: a QEMU that was killed is so for some milliseconds.
+fn prove(pidfd: &OwnedFd, proof: impl Fn() -> io::Result<Option<ProcessId>>) -> io::Result<Proven> {
+    let mut proven = proof();
+    if proven.is_err() && !pidfd::ends_within(pidfd.as_fd(), CHANGE_PATIENCE)? {
+        proven = proof();
+    }
+    if pidfd::has_ended(pidfd.as_fd())? {
+        return Ok(Proven::Ended);
+    }
+    proven.map(Proven::Runs)
 }
 
 /// The arguments of a running process, NUL-separated.
 fn cmdline(pid: i32) -> io::Result<Vec<u8>> {
-    let cmdline = fs::read(format!("/proc/{pid}/cmdline"))?;
+    // One call reads from one memory map; of a process that ends, the next call would read nothing.
+    let mut cmdline = vec![0; LONGEST_CMDLINE];
+    let length = File::open(format!("/proc/{pid}/cmdline"))?.read(&mut cmdline)?;
+    cmdline.truncate(length);
     if cmdline.is_empty() {
         // In the middle of `execve`, or its memory is gone already but a thread of it is not.
         return Err(io::Error::other("the process is just starting or ending"));

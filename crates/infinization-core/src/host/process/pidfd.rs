@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -43,10 +44,17 @@ pub(super) fn events(pidfd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
 
 /// Whether the whole process has ended, reaped or not.
 pub(super) fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
-    let now = Timespec::default();
+    ends_within(pidfd, Duration::ZERO)
+}
+
+/// The same, after waiting for it. Blocks.
+pub(super) fn ends_within(pidfd: BorrowedFd<'_>, patience: Duration) -> io::Result<bool> {
+    let until = Instant::now() + patience;
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
     loop {
-        match poll(&mut fds, Some(&now)) {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut fds, Some(&left)) {
             Err(Errno::INTR) => {}
             ready => return Ok(ready? > 0),
         }
