@@ -220,14 +220,13 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
             cancel,
             reply,
         } => {
-            let context = Arc::clone(&machine.context);
             let asked = ("create", json!({ "internalName": config.internal_name }));
-            let work = Box::pin(async {
+            let work = async |machine: &mut Machine| {
                 machine.is_open()?;
                 machine.create(*config, &warnings, &cancel).await
-            });
+            };
             let created = told(
-                &context,
+                machine,
                 asked,
                 work,
                 |created| json!({ "pid": created.pid, "displayPort": created.display_port }),
@@ -235,60 +234,40 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
             send(created.await, reply, asker);
         }
         Request::Verb { verb, reply } => {
-            let context = Arc::clone(&machine.context);
-            let asked = verb.told();
             if matches!(verb, Verb::Destroy) && machine.is_nothing() {
-                context.journal.be_silent();
+                machine.context.journal.be_silent();
             }
-            let work = Box::pin(machine.perform(verb, interrupt));
-            let done = told(&context, asked, work, OperationResult::told);
+            let asked = verb.told();
+            let work = async |machine: &mut Machine| machine.perform(verb, interrupt).await;
+            let done = told(machine, asked, work, OperationResult::told);
             send(done.await, reply, asker);
         }
         Request::Recover { reply } => {
-            let context = Arc::clone(&machine.context);
-            let work = async {
-                machine.is_open()?;
+            let found = within(machine, (Actor::Recovery, "recover"), async |machine| {
                 let recovered = machine.recover().await;
-                Box::pin(machine.try_to_settle_snapshots()).await;
+                machine.try_to_settle_snapshots().await;
                 recovered
-            };
-            let found = within(&context, (Actor::Recovery, "recover"), work);
+            });
             send(found.await, reply, asker);
         }
         Request::Reconcile { listed, reply } => {
-            let context = Arc::clone(&machine.context);
-            let work = async {
-                machine.is_open()?;
+            let settled = within(machine, (Actor::Reconcile, "reconcile"), async |machine| {
                 machine.reconcile(&listed).await
-            };
-            let settled = within(&context, (Actor::Reconcile, "reconcile"), work);
+            });
             send(settled.await, reply, asker);
         }
         Request::Check { reply } => {
-            let context = Arc::clone(&machine.context);
-            let work = async {
-                machine.is_open()?;
-                machine.check().await
-            };
-            let checked = within(&context, (Actor::Health, "check"), work);
+            let checked = within(machine, (Actor::Health, "check"), Machine::check);
             send(checked.await, reply, asker);
         }
         Request::RetryCleanup { reply } => {
-            let context = Arc::clone(&machine.context);
-            let work = async {
-                machine.is_open()?;
-                machine.retry_cleanup().await
-            };
-            let released = within(&context, (Actor::Api, "retryCleanup"), work);
+            let asked = (Actor::Api, "retryCleanup");
+            let released = within(machine, asked, Machine::retry_cleanup);
             send(released.await, reply, asker);
         }
         Request::ReloadFirewall { reply } => {
-            let context = Arc::clone(&machine.context);
-            let work = async {
-                machine.is_open()?;
-                machine.reload_firewall().await
-            };
-            let loaded = within(&context, (Actor::Health, "reloadFirewall"), work);
+            let asked = (Actor::Health, "reloadFirewall");
+            let loaded = within(machine, asked, Machine::reload_firewall);
             send(loaded.await, reply, asker);
         }
         Request::Rest { reply } => send(Ok(()), reply, asker),
@@ -297,16 +276,17 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
 
 /// Does `work` for a verb that the journal tells from its beginning to its end.
 async fn told<T>(
-    context: &VmContext,
+    machine: &mut Machine,
     (operation, asked): (&'static str, Value),
-    work: impl Future<Output = Result<T, Failure>>,
+    work: impl AsyncFnOnce(&mut Machine) -> Result<T, Failure>,
     answer: impl FnOnce(&T) -> Value,
 ) -> Result<T, Failure> {
+    let context = Arc::clone(&machine.context);
     let journal = &context.journal;
     journal.enter(Actor::Api, operation);
     journal.operation(Phase::Begun, asked);
     journal.written().await;
-    let outcome = guarded(work).await;
+    let outcome = guarded(Box::pin(work(machine))).await;
     journal.ended(&outcome, answer);
     journal.written().await;
     journal.leave();
@@ -315,12 +295,17 @@ async fn told<T>(
 
 /// Does `work` that nobody asked for: the journal tells what comes of it.
 async fn within<T>(
-    context: &VmContext,
+    machine: &mut Machine,
     (actor, operation): (Actor, &'static str),
-    work: impl Future<Output = Result<T, Failure>>,
+    work: impl AsyncFnOnce(&mut Machine) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
+    let context = Arc::clone(&machine.context);
     context.journal.enter(actor, operation);
-    let outcome = guarded(work).await;
+    let opened = async {
+        machine.is_open()?;
+        work(machine).await
+    };
+    let outcome = guarded(opened).await;
     context.journal.leave();
     outcome
 }
