@@ -20,9 +20,6 @@ const PROC_PATIENCE: Duration = Duration::from_millis(100);
 /// How long a process that cannot be told, for it is just starting or ending, is waited for.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// More than any QEMU's of ours; what another program has behind it is nobody's mark.
-const LONGEST_CMDLINE: usize = 256 * 1024;
-
 /// `/proc` counts in USER_HZ, which is 100 on every architecture we build for.
 const TICK_MILLIS: u64 = 10;
 
@@ -188,11 +185,11 @@ fn prove(pidfd: &OwnedFd, proof: impl Fn() -> io::Result<Option<ProcessId>>) -> 
 
 /// The arguments of a running process, NUL-separated.
 fn cmdline(pid: i32) -> io::Result<Vec<u8>> {
-    // One call reads from one memory map; of a process that ends, the next call would read nothing.
-    let mut cmdline = vec![0; LONGEST_CMDLINE];
-    let length = File::open(format!("/proc/{pid}/cmdline"))?.read(&mut cmdline)?;
-    cmdline.truncate(length);
-    if cmdline.is_empty() {
+    let path = format!("/proc/{pid}/cmdline");
+    let cmdline = fs::read(&path)?;
+    // They are read in pieces, of which a process that ends has only the first.
+    let is_there = File::open(&path)?.read(&mut [0])? > 0;
+    if cmdline.is_empty() || !is_there {
         // In the middle of `execve`, or its memory is gone already but a thread of it is not.
         return Err(io::Error::other("the process is just starting or ending"));
     }
