@@ -1374,7 +1374,8 @@ export class NftablesService {
   ensureVMChain(vmId: string): Promise<string>
   /**
    * Sends the port's frames through the machine's chains; without chains it is `COMMAND_FAILED`. Rules that
-   * this process has loaded for the port are loaded again with it.
+   * this process has loaded for the port are loaded again with it. Every port that leads there meets the same
+   * rules, and may send from the machine's MAC address only.
    */
   attachJumpRules(vmId: string, tapName: string): Promise<void>
   /**
