@@ -1374,7 +1374,8 @@ export class NftablesService {
   ensureVMChain(vmId: string): Promise<string>
   /**
    * Sends the port's frames through the machine's chains; without chains it is `COMMAND_FAILED`. Rules that
-   * this process has loaded for the port are loaded again with it.
+   * this process has loaded for the port are loaded again with it. Every port that leads there meets the same
+   * rules, and may send from the machine's MAC address only.
    */
   attachJumpRules(vmId: string, tapName: string): Promise<void>
   /**
@@ -1807,7 +1808,8 @@ export class BridgeManager {
 /**
  * Lets subnets out under the host's address. Table `ip infinibay_nat`, chain `postrouting`, one rule per
  * bridge: `ip saddr <subnet> oifname != <bridge> masquerade comment "dept-<bridge>"`; rules of others in
- * it are left alone. Every change is one transaction. What this process has set up is put back when
+ * it are left alone. What one subnet sends to another bridge takes the host's address there too, so that a
+ * receiver's rules cannot tell its sender by address. Every change is one transaction. What this process has set up is put back when
  * another program takes it away, as long as an {@link Infinization} is open; it does not outlive the
  * host. A bridge's name is as in {@link BridgeManager}; another one is `INVALID_CONFIG` ("Invalid bridge
  * name for NAT: …"). Failures are NftablesErrors: `PERMISSION_DENIED`, `COMMAND_FAILED`, `RULESET_MISMATCH`.

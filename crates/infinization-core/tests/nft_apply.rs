@@ -11,7 +11,7 @@ use infinization_core::host::nft::{Listing, Nft};
 use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, LinkName};
 use infinization_core::{Coded, ErrorCode};
 
-use firewall::{address, chain, compiled, rule, rules, ruleset, run, strongest, vm};
+use firewall::{address, chain, compiled, network, rule, rules, ruleset, run, strongest, vm};
 use kit::in_private_network;
 
 fn names(vm: &VmFirewall) -> ChainNames {
@@ -23,7 +23,7 @@ fn one_transaction_sets_up_table_hooks_chains_rules_and_dispatch() {
     in_private_network(|| async {
         let nft = Nft::new();
         let vm = VmFirewall {
-            bridge_addresses: vec![address("10.0.0.1"), address("fd00::1")],
+            bridge_addresses: vec![network("10.0.0.1/24"), network("fd00::1/64")],
             known_addresses: vec![address("10.0.0.5"), address("fd00::5")],
             vm_rules: rules(&["ACCEPT IN tcp 22", "DROP INOUT icmp", "ACCEPT OUT all"]),
             ..vm("vm-1")
@@ -80,7 +80,7 @@ fn a_vlan_tag_hides_nothing_from_the_rules() {
     in_private_network(|| async {
         let nft = Nft::new();
         let vm = VmFirewall {
-            bridge_addresses: vec![address("10.0.0.1"), address("fd00::1")],
+            bridge_addresses: vec![network("10.0.0.1/24"), network("fd00::1/64")],
             known_addresses: vec![address("10.0.0.5"), address("fd00::5")],
             vm_rules: rules(&["ACCEPT IN tcp 22", "DROP INOUT icmp"]),
             ..vm("vm-1")

@@ -22,7 +22,7 @@ use infinization_core::host::nft::Nft;
 use infinization_core::host::nft_file::{Keeper, NftFileOptions, NftFiles, install};
 use infinization_core::types::{FirewallDefaultAction, HostPath, VmId};
 
-use firewall::{address, compiled, rule, rules, ruleset, run, strongest, vm};
+use firewall::{address, compiled, network, rule, rules, ruleset, run, strongest, vm};
 use guests::{Guest, bridge};
 use kit::in_private_network;
 
@@ -39,7 +39,7 @@ async fn load_everything(nft: &Nft) {
     odd.src_ip_mask = Some("8".to_owned());
     odd.dst_port_end = Some(8090.0);
     let full = VmFirewall {
-        bridge_addresses: vec![address("10.0.0.1"), address("fd00::1")],
+        bridge_addresses: vec![network("10.0.0.1/24"), network("fd00::1/64")],
         known_addresses: vec![address("10.0.0.5"), address("fd00::5")],
         vm_rules: [
             rules(&["ACCEPT INOUT all", "DROP OUT icmp", "REJECT OUT udp 53"]),

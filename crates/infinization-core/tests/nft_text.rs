@@ -11,7 +11,7 @@ use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, VmId};
 use infinization_core::{ErrorCode, firewall::Service};
 use serde_json::json;
 
-use firewall::{address, chain, compiled, rule, rules, ruleset, run, strongest, vm};
+use firewall::{address, chain, compiled, network, rule, rules, ruleset, run, strongest, vm};
 use kit::in_private_network;
 use kit::machine::{Host, delete, forced, never};
 
@@ -45,7 +45,7 @@ fn the_text_means_what_is_loaded() {
         let machines = [
             vm("vm-1"),
             VmFirewall {
-                bridge_addresses: vec![address("10.0.0.1"), address("fd00::1")],
+                bridge_addresses: vec![network("10.0.0.1/24"), network("fd00::1/64")],
                 known_addresses: vec![address("10.0.0.5"), address("fd00::5")],
                 vm_rules: rules(&[
                     "ACCEPT IN tcp 22",

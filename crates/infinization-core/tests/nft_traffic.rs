@@ -9,9 +9,9 @@ mod kit;
 
 use infinization_core::firewall::{ChainNames, VmFirewall};
 use infinization_core::host::nft::Nft;
-use infinization_core::types::FirewallDefaultAction;
+use infinization_core::types::{FirewallDefaultAction, LinkName};
 
-use firewall::{address, compiled, rules, run, strongest, vm};
+use firewall::{address, compiled, network, rules, run, strongest, vm};
 use guests::{
     Guest, arp, bridge, echo_udp, ethernet, host_is_blocked_from, host_reaches, icmpv6, serve_tcp,
     tagged, udp_answers, udp4,
@@ -51,7 +51,7 @@ impl Lan {
     async fn load(&self, vm: VmFirewall) {
         let capabilities = self.nft.capabilities().await.unwrap();
         let wanted = compiled(&VmFirewall {
-            bridge_addresses: vec![address("10.9.0.1"), address("fd09::1")],
+            bridge_addresses: vec![network("10.9.0.1/24"), network("fd09::1/64")],
             ..strongest(capabilities, vm)
         });
         assert_eq!(wanted.failures, []);
@@ -416,6 +416,55 @@ fn a_managed_port_without_rules_is_closed_and_a_foreign_one_is_left_alone() {
         assert!(foreign.reaches("10.9.0.1", 80));
         assert!(foreign.reaches("10.9.0.2", 80));
         assert!(lan.a.reaches("10.9.0.9", 80));
+    });
+}
+
+#[test]
+fn f2_f4_a_second_port_of_a_machine_meets_the_same_rules_both_ways() {
+    in_private_network(|| async {
+        let lan = Lan::new().await;
+        for served in [23, 8000] {
+            serve_tcp(served);
+        }
+        let vm = VmFirewall {
+            vm_rules: rules(&["DROP IN tcp 22", "DROP OUT tcp 23"]),
+            ..open("a")
+        };
+        // The bridge takes a MAC address to be where it was seen last.
+        lan.a.sh("ip link set eth0 down");
+        // Of any name, as it is the machine's port because it leads to its chains.
+        for (port, address) in [("vnet-second", "10.9.0.4"), ("tap-third", "10.9.0.5")] {
+            lan.load(vm.clone()).await;
+            let mac = vm.mac.to_string();
+            let own = format!("{address}/24");
+            let second = Guest::plug("br0", port, &mac, &[own.as_str()]);
+            let names = ChainNames::of(&vm.vm_id);
+            let port = LinkName::parse(port).unwrap();
+            lan.nft.attach(&names, &port).await.unwrap();
+            for served in [22, 80] {
+                second.serves_tcp(served);
+            }
+            for way in ["attached", "loaded again", "put back"] {
+                match way {
+                    "loaded again" => lan.load(vm.clone()).await,
+                    "put back" => {
+                        run("nft flush ruleset");
+                        lan.nft.repair().await.unwrap();
+                    }
+                    _ => {}
+                }
+                assert!(host_reaches(address, 80), "{way}");
+                assert!(host_is_blocked_from(address, 22), "{way}");
+                assert!(second.reaches("10.9.0.1", 8000), "{way}");
+                assert!(second.is_blocked_from("10.9.0.1", 23), "{way}");
+            }
+            second.sh("ip link set eth0 address 52:54:00:11:22:33");
+            assert!(second.is_blocked_from("10.9.0.1", 8000), "forged");
+            second.sh(&format!("ip link set eth0 address {mac}"));
+            assert!(second.reaches("10.9.0.1", 8000));
+            lan.nft.detach(&port).await.unwrap();
+            run(&format!("ip link delete {port}"));
+        }
     });
 }
 

@@ -4,23 +4,20 @@
 //! [`super::place`] make the rules, [`super::run`] puts them in their places, and
 //! [`super::transaction`] loads them.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
-
-use sha2::{Digest, Sha256};
 
 use crate::error::{Coded, ErrorCode};
 use crate::types::{FirewallDefaultAction, FirewallRuleInput, LinkName, MacAddr, VmId};
 
+use super::digest::Digest;
 use super::expr::{Field, Match, NftRule, Verdict};
 use super::guard;
-use super::json;
 use super::merge::{Merged, merge};
 use super::names::ChainNames;
 use super::parse::parse_rule;
 use super::place::{Kernel, REJECT_REPLY, automatic_replies, place};
-use super::rule::{RuleError, Transport};
-use super::run::{Arranged, Arranging, SharedChain};
+use super::rule::{Network, RuleError, Transport};
+use super::run::{Arranged, Arranging};
 use super::transaction::VmRuleset;
 
 /// More rules than this are refused: no packet should walk a longer list.
@@ -72,8 +69,8 @@ pub struct VmFirewall {
     pub mac: MacAddr,
     /// Its addresses, if they are known to be fixed; those families are then pinned.
     pub known_addresses: Vec<IpAddr>,
-    /// The addresses of the bridge its TAP joins.
-    pub bridge_addresses: Vec<IpAddr>,
+    /// The addresses of the bridge its TAP joins, each with the network that is on the link.
+    pub bridge_addresses: Vec<Network>,
     /// What it may reach there, beside DNS.
     pub host_services: Vec<HostService>,
     /// Its department's rules.
@@ -229,7 +226,7 @@ fn arrange(vm: &VmFirewall, shares: bool, report: &mut Report) -> Arranged {
         conntrack: vm.conntrack,
         reject: vm.reject,
     };
-    let mut all = Arranging::of(&vm.tap, shares);
+    let mut all = Arranging::new(shares);
     for Merged {
         rule,
         of_department,
@@ -363,29 +360,16 @@ fn is_reject_reply(rule: &NftRule) -> bool {
 }
 
 fn content_hash(ruleset: &VmRuleset) -> String {
-    let mut hash = Sha256::new();
-    hash.update(ruleset.tap.as_str());
-    for (chain, rule) in ruleset.rules() {
-        hash.update(chain);
-        hash.update(json::rule(chain, &without_contents(rule)).to_string());
+    let mut digest = Digest::default();
+    digest.add(ruleset.tap.as_str());
+    for (chain, rules) in ruleset.chains() {
+        digest.add(chain);
+        digest.add(&rules.len());
+        for rule in rules {
+            digest.add_without_contents(rule);
+        }
     }
-    let digest = hash.finalize();
-    let head: [u8; 16] = std::array::from_fn(|octet| digest[octet]);
-    format!("{:032x}", u128::from_be_bytes(head))
-}
-
-/// The rule, with a jump to a department's rules saying no more than their direction.
-fn without_contents(rule: &NftRule) -> Cow<'_, NftRule> {
-    match &rule.verdict {
-        Verdict::Jump(chain) => match SharedChain::kind(chain) {
-            Some(kind) => Cow::Owned(NftRule {
-                verdict: Verdict::Jump(kind.to_owned()),
-                ..rule.clone()
-            }),
-            None => Cow::Borrowed(rule),
-        },
-        _ => Cow::Borrowed(rule),
-    }
+    format!("{:032x}", u128::from_be_bytes(digest.head()))
 }
 
 #[cfg(test)]

@@ -9,12 +9,16 @@ use std::net::IpAddr;
 use super::rule::{Side, Transport};
 
 /// What a match looks at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Field {
     /// The port a frame came in by; empty in postrouting.
     Iifname,
     /// The port a frame leaves by; empty in prerouting.
     Oifname,
+    /// The number of the port a frame came in by; 0 in postrouting.
+    Iif,
+    /// The number of the port a frame leaves by; 0 in prerouting.
+    Oif,
     /// The Ethernet source address.
     EtherSource,
     /// The protocol above Ethernet, whether or not there is a VLAN tag.
@@ -57,7 +61,7 @@ pub enum Field {
 }
 
 /// One value to compare with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Item {
     /// nft's word, a name or an address.
     Word(String),
@@ -76,7 +80,7 @@ impl From<&str> for Item {
 }
 
 /// How a match compares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Op {
     /// The field is one of the values.
     Is,
@@ -85,7 +89,7 @@ pub enum Op {
 }
 
 /// One condition of a rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Match {
     /// What is looked at.
     pub field: Field,
@@ -135,7 +139,7 @@ pub(crate) const GUEST_MARK: u32 = 0x1000_0000;
 pub(crate) const IP4_MORE_FRAGMENTS: u16 = 0x2000;
 
 /// How a rule ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// The packet passes this hook.
     Accept,
@@ -154,7 +158,7 @@ pub enum Verdict {
 }
 
 /// One rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NftRule {
     /// All of them must hold.
     pub matches: Vec<Match>,

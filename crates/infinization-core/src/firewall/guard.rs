@@ -6,18 +6,17 @@
 //! server answers, router advertisements, the bridge's own addresses) is dropped at the sender's
 //! port: postrouting does not know where a frame came in.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::types::MacAddr;
 
 use super::compile::{Conntrack, VmFirewall};
+use super::dhcp::{self, DHCP, DHCPV6};
 use super::expr::{Field, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Verdict};
 use super::rule::{Side, States, Transport};
 
 const DNS: u16 = 53;
-/// The client's port, the server's.
-const DHCP: (u16, u16) = (68, 67);
-const DHCPV6: (u16, u16) = (546, 547);
+pub(super) const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
 
 /// The rules for what the VM sends.
 pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
@@ -27,12 +26,13 @@ pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
         rules.push(NftRule::new(Verdict::MarkAsGuests, "infinization-guest"));
     }
     rules.extend(own_addresses(&vm.known_addresses));
-    rules.extend(impersonation(&vm.bridge_addresses));
+    let bridge = addresses(vm);
+    rules.extend(impersonation(&bridge));
     rules.extend(foreign_requests(vm.mac));
     rules.extend(rogue_services());
     rules.push(accept("infinization-arp", [protocol("arp")]));
     rules.push(icmpv6(NEIGHBOUR_DISCOVERY_OUT));
-    rules.extend(dhcp_requests(&vm.bridge_addresses));
+    rules.extend(dhcp::requests(&bridge));
     rules.extend(services(vm).map(Service::request));
     rules
 }
@@ -43,9 +43,9 @@ pub(super) fn to_vm(vm: &VmFirewall) -> Vec<NftRule> {
         hidden_transport(),
         accept("infinization-arp", [protocol("arp")]),
         icmpv6(NEIGHBOUR_DISCOVERY_IN),
-        dhcp_answer("infinization-dhcp-server-to-client", DHCP),
-        dhcp_answer("infinization-dhcpv6-server-to-client", DHCPV6),
     ];
+    rules.extend(dhcp::answers(&vm.bridge_addresses));
+    rules.extend(dhcp::answers_v6(&vm.bridge_addresses));
     rules.extend(services(vm).map(|service| service.reply(vm.conntrack)));
     rules
 }
@@ -100,8 +100,7 @@ fn own_addresses(known: &[IpAddr]) -> Vec<NftRule> {
     }
     if !v6.is_empty() {
         // The guest chooses its link-local address itself.
-        let link_local = IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 0]);
-        v6.extend([Item::from("::"), Item::Prefix(link_local, 64)]);
+        v6.extend([Item::from("::"), Item::Prefix(IpAddr::V6(LINK_LOCAL), 64)]);
         let ip6 = Match::not_among(Field::Ip6(Side::Source), v6);
         rules.push(spoofed([protocol("ip6"), ip6]));
     }
@@ -186,41 +185,6 @@ fn icmpv6<const N: usize>(types: [&str; N]) -> NftRule {
     accept("infinization-neighbour-discovery", icmpv6_type(types))
 }
 
-/// To everybody on the link, or to the bridge. Not to any address: port 67 of a host far away would
-/// be a way out for a VM that has none. A lease of another server on the link is renewed by
-/// broadcast.
-fn dhcp_requests(bridge: &[IpAddr]) -> [NftRule; 2] {
-    let (v4, v6) = by_family(bridge);
-    let request = |comment, family, field, everybody: &str, own: Vec<Item>, (from, to)| {
-        let servers = [Item::from(everybody)].into_iter().chain(own);
-        let link = [protocol(family), Match::among(field, servers)];
-        accept(comment, link).when(udp_ports(from, to))
-    };
-    let (ip, ip6) = (Field::Ip(Side::Destination), Field::Ip6(Side::Destination));
-    [
-        request(
-            "infinization-dhcp-client-to-server",
-            "ip",
-            ip,
-            "255.255.255.255",
-            v4,
-            DHCP,
-        ),
-        request(
-            "infinization-dhcpv6-client-to-server",
-            "ip6",
-            ip6,
-            "ff02::1:2",
-            v6,
-            DHCPV6,
-        ),
-    ]
-}
-
-fn dhcp_answer(comment: &str, (client, server): (u16, u16)) -> NftRule {
-    accept(comment, udp_ports(server, client))
-}
-
 /// The host's services of one family and transport.
 struct Service {
     protocol: &'static str,
@@ -266,7 +230,7 @@ impl Service {
 type Family = (&'static str, fn(Side) -> Field, Vec<Item>);
 
 fn services(vm: &VmFirewall) -> impl Iterator<Item = Service> {
-    let (v4, v6) = by_family(&vm.bridge_addresses);
+    let (v4, v6) = by_family(&addresses(vm));
     let ip: Family = ("ip", Field::Ip, v4);
     let ip6: Family = ("ip6", Field::Ip6, v6);
     let reachable = [ip, ip6].into_iter().filter(|(.., list)| !list.is_empty());
@@ -319,7 +283,7 @@ fn icmpv6_type<const N: usize>(types: [&str; N]) -> Vec<Match> {
     ]
 }
 
-fn udp_ports(from: u16, to: u16) -> [Match; 3] {
+pub(super) fn udp_ports(from: u16, to: u16) -> [Match; 3] {
     let port = |side| Field::Port(Transport::Udp, side);
     [
         Match::is(Field::L4Proto, "udp"),
@@ -328,7 +292,12 @@ fn udp_ports(from: u16, to: u16) -> [Match; 3] {
     ]
 }
 
-fn by_family(addresses: &[IpAddr]) -> (Vec<Item>, Vec<Item>) {
+/// The host's own on the bridge.
+fn addresses(vm: &VmFirewall) -> Vec<IpAddr> {
+    vm.bridge_addresses.iter().map(|it| it.address).collect()
+}
+
+pub(super) fn by_family(addresses: &[IpAddr]) -> (Vec<Item>, Vec<Item>) {
     let item = |address: &IpAddr| Item::Word(address.to_string());
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
     for address in addresses {
@@ -346,7 +315,7 @@ fn spoofed(matches: impl IntoIterator<Item = Match>) -> NftRule {
     drop("infinization-anti-spoofing", matches)
 }
 
-fn accept(comment: &str, matches: impl IntoIterator<Item = Match>) -> NftRule {
+pub(super) fn accept(comment: &str, matches: impl IntoIterator<Item = Match>) -> NftRule {
     NftRule::new(Verdict::Accept, comment).when(matches)
 }
 

@@ -5,10 +5,11 @@
 
 use serde_json::{Value, json};
 
+use super::command::{Command, Hook, VerdictMap};
 use super::expr::{Field, GUEST_MARK, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Op, Verdict};
 use super::names::TABLE;
 use super::rule::Side;
-use super::transaction::{Command, DISPATCH, Hook, Transaction, VerdictMap};
+use super::transaction::{DISPATCH, Transaction};
 
 /// The transaction as one document for `nft -j -f -`.
 pub fn document(transaction: &Transaction) -> Value {
@@ -36,6 +37,18 @@ fn command(command: &Command) -> Value {
             "family": "bridge", "table": TABLE, "name": chain, "newname": to,
         } } }),
         Command::AddRule { chain, rule: added } => json!({ "add": { "rule": rule(chain, added) } }),
+        Command::InsertRule {
+            chain,
+            rule: inserted,
+            before,
+        } => {
+            let mut inserted = rule(chain, inserted);
+            inserted["handle"] = json!(before);
+            json!({ "insert": { "rule": inserted } })
+        }
+        Command::DeleteRule { chain, handle } => json!({ "delete": { "rule": {
+            "family": "bridge", "table": TABLE, "chain": chain, "handle": handle,
+        } } }),
         Command::AddElement { map, tap, chain } => {
             let verdict = verdict(&Verdict::Jump(chain.clone()));
             json!({ "add": { "element": element(*map, &json!([tap, verdict])) } })
@@ -62,7 +75,7 @@ fn dispatch(hook: Hook) -> Value {
 }
 
 /// One rule as it stands in `chain`.
-pub(super) fn rule(chain: &str, rule: &NftRule) -> Value {
+fn rule(chain: &str, rule: &NftRule) -> Value {
     let matches = rule.matches.iter().map(condition);
     let statements: Vec<_> = matches.chain([verdict(&rule.verdict)]).collect();
     rule_object(chain, &statements, &rule.comment)
@@ -101,6 +114,8 @@ fn field(field: Field) -> Value {
     match field {
         Field::Iifname => meta("iifname"),
         Field::Oifname => meta("oifname"),
+        Field::Iif => meta("iif"),
+        Field::Oif => meta("oif"),
         Field::Protocol => meta("protocol"),
         Field::L4Proto => meta("l4proto"),
         Field::EtherSource => payload("ether", "saddr"),

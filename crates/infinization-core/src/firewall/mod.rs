@@ -28,7 +28,11 @@
 //! Neighbours: [`crate::host::nft`] runs the transactions.
 
 mod boot_unit;
+mod command;
 mod compile;
+mod dhcp;
+mod digest;
+mod edits;
 mod expr;
 mod guard;
 mod json;
@@ -46,10 +50,12 @@ mod transaction;
 mod translator;
 
 pub use boot_unit::{DEFAULT_DENY_FILE, SAVED_FILE, UNIT_NAME, UNIT_WANTED_BY, boot_unit};
+pub use command::{Command, Hook, VerdictMap};
 pub use compile::{
     Capabilities, Compiled, Conntrack, Degradation, DegradedRule, FailedRule, HostService,
     MAX_RULES, TooManyRules, VmFirewall, compile,
 };
+pub use edits::{Edit, edits};
 pub use expr::{Field, Item, Match, NftRule, Op, Verdict};
 pub(crate) use expr::{GUEST_MARK, IP4_MORE_FRAGMENTS};
 pub use json::document;
@@ -66,7 +72,7 @@ pub use run::SharedChain;
 pub use saved::{default_deny, loadable, saved};
 pub use text::{ChainText, chain_texts, table_text};
 pub(crate) use transaction::DISPATCH;
-pub use transaction::{Command, Hook, Transaction, VerdictMap, VmRuleset};
+pub use transaction::{Transaction, VmRuleset};
 pub use translator::{FirewallRuleTranslator, TranslationError};
 
 use serde::{Deserialize, Serialize};

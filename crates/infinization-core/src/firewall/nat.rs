@@ -10,7 +10,9 @@
 //! ```
 //!
 //! One rule per bridge, known by its exact comment: the names, the order and the comment are a
-//! contract with those who read `nft list chain ip infinibay_nat postrouting`. Invariant: a
+//! contract with those who read `nft list chain ip infinibay_nat postrouting`. By that form what goes to another
+//! bridge is masqueraded, too: there it comes from the host's address, and no rule of the receiver's can tell it
+//! by its own. Hence what comes from there is not trusted for its address ([`super::guard`]). Invariant: a
 //! transaction names no rule of another bridge, and none without such a comment.
 //! Neighbour: [`crate::host::nft`] runs the transactions.
 

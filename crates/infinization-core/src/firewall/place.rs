@@ -1,7 +1,5 @@
 //! What stands in the chains for a user's rule on this kernel. [`super::run`] says where.
 
-use crate::types::LinkName;
-
 use super::compile::{Conntrack, Degradation};
 use super::expr::{Field, Item, Match, NftRule, Verdict};
 use super::guard::{is_reply, opens_nothing, protocol};
@@ -28,7 +26,7 @@ pub(super) struct Placed {
     pub(super) degradation: Option<Degradation>,
 }
 
-/// A rule, one way. Its port is not in it: that is said where it stands.
+/// A rule, one way. The way is not in it: that is said where it stands.
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) way: Way,
@@ -87,13 +85,13 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// Packets that go this way through the VM's port.
-    pub(super) fn at(self, tap: &LinkName) -> Match {
+    /// Packets that go this way. No port is named: whichever leads to the VM's chains is the VM's.
+    pub(super) fn going(self) -> Match {
         let field = match self {
-            Self::FromVm => Field::Iifname,
-            Self::ToVm => Field::Oifname,
+            Self::FromVm => Field::Iif,
+            Self::ToVm => Field::Oif,
         };
-        Match::is(field, tap.as_str())
+        Match::is_not(field, "0")
     }
 
     pub(super) fn opposite(self) -> Self {
@@ -272,7 +270,7 @@ impl Protocol {
 }
 
 /// Every address is no condition beyond the family, which is matched already.
-fn network(network: Option<Network>, side: Side) -> Option<Match> {
+pub(super) fn network(network: Option<Network>, side: Side) -> Option<Match> {
     let network = network.filter(|network| network.prefix > 0)?;
     let first = network.first_address();
     let field = if first.is_ipv4() {

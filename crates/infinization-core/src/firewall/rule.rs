@@ -27,7 +27,7 @@ pub enum Direction {
 }
 
 /// The two ends of a packet's headers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
     /// Where it comes from.
     Source,
@@ -36,7 +36,7 @@ pub enum Side {
 }
 
 /// A transport protocol with ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// TCP.
     Tcp,

@@ -13,12 +13,8 @@
 
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
-use crate::types::LinkName;
-
+use super::digest::Digest;
 use super::expr::{NftRule, Verdict};
-use super::json;
 use super::place::{Part, Way};
 
 /// The comment of the jump to a department's rules.
@@ -29,7 +25,7 @@ const JUMP: &str = "infinization-department";
 pub struct SharedChain {
     /// [`SharedChain::IN`] or [`SharedChain::OUT`], and a digest of the rules.
     pub name: String,
-    /// Never empty. None names a port.
+    /// Never empty. None says which way.
     pub rules: Vec<NftRule>,
 }
 
@@ -52,14 +48,11 @@ impl SharedChain {
     }
 
     fn of(way: Way, rules: Vec<NftRule>) -> Self {
-        let mut hash = Sha256::new();
-        for rule in &rules {
-            hash.update(json::rule("", rule).to_string());
-        }
-        let digest = hash.finalize();
+        let mut digest = Digest::default();
+        digest.add(&rules);
         // As much as fits: names have up to 31 characters.
         let mut head = [0; 16];
-        head[5..].copy_from_slice(&digest[..11]);
+        head[5..].copy_from_slice(&digest.head::<11>());
         let prefix = match way {
             Way::ToVm => Self::IN,
             Way::FromVm => Self::OUT,
@@ -83,8 +76,8 @@ pub(super) struct Arranged {
 }
 
 /// Puts the rules of one VM in their places, as they come.
-pub(super) struct Arranging<'a> {
-    tap: &'a LinkName,
+#[derive(Default)]
+pub(super) struct Arranging {
     /// Whether departments' rules are shared at all.
     shares: bool,
     rules: List,
@@ -101,14 +94,11 @@ struct List {
     shared: Vec<Arc<SharedChain>>,
 }
 
-impl<'a> Arranging<'a> {
-    pub(super) fn of(tap: &'a LinkName, shares: bool) -> Self {
+impl Arranging {
+    pub(super) fn new(shares: bool) -> Self {
         Self {
-            tap,
             shares,
-            rules: List::default(),
-            mirror: List::default(),
-            reject_replies: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -121,22 +111,22 @@ impl<'a> Arranging<'a> {
             if is_shared {
                 self.mirror.run(way).push(mirror);
             } else {
-                self.mirror.rules.push(at(way, self.tap, mirror));
+                self.mirror.rules.push(going(way, mirror));
             }
         }
         self.reject_replies.extend(part.reject_replies);
         if is_shared && part.rule.verdict != Verdict::Return {
             self.rules.run(part.way).push(part.rule);
         } else {
-            self.rules.end_run(part.way, self.tap);
-            self.rules.rules.push(at(part.way, self.tap, part.rule));
+            self.rules.end_run(part.way);
+            self.rules.rules.push(going(part.way, part.rule));
         }
     }
 
     pub(super) fn end(mut self) -> Arranged {
         for way in [Way::ToVm, Way::FromVm] {
-            self.rules.end_run(way, self.tap);
-            self.mirror.end_run(way, self.tap);
+            self.rules.end_run(way);
+            self.mirror.end_run(way);
         }
         Arranged {
             rules: self.rules.rules,
@@ -156,21 +146,21 @@ impl List {
     }
 
     /// A jump stands for the run that is over.
-    fn end_run(&mut self, way: Way, tap: &LinkName) {
+    fn end_run(&mut self, way: Way) {
         let run = std::mem::take(self.run(way));
         if run.is_empty() {
             return;
         }
         let chain = SharedChain::of(way, run);
         let jump = NftRule::new(Verdict::Jump(chain.name.clone()), JUMP);
-        self.rules.push(at(way, tap, jump));
+        self.rules.push(going(way, jump));
         self.shared.push(Arc::new(chain));
     }
 }
 
-/// The rule for packets that go this way through the port.
-fn at(way: Way, tap: &LinkName, mut rule: NftRule) -> NftRule {
-    rule.matches.insert(0, way.at(tap));
+/// The rule for packets that go this way.
+fn going(way: Way, mut rule: NftRule) -> NftRule {
+    rule.matches.insert(0, way.going());
     rule
 }
 

@@ -12,9 +12,9 @@
 //! opening the table are one line, so that what is cut off inside the braces is no file at all.
 //! Neighbours: `host::nft_file` writes and loads it, [`super::boot_unit`] has it loaded when the host boots.
 
+use super::command::Hook;
 use super::names::TABLE;
 use super::text::empty_table_text;
-use super::transaction::Hook;
 use crate::types::InvalidValue;
 
 const COMMENT: &str = "# The firewall of this host's virtual machines, as it was last. Loading it replaces the table.\n";

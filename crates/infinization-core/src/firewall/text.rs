@@ -3,11 +3,12 @@
 
 use serde::Serialize;
 
+use super::command::{Command, Hook, VerdictMap};
 use super::compile::Compiled;
 use super::expr::{Field, GUEST_MARK, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Op, Verdict};
 use super::names::TABLE;
 use super::rule::Side;
-use super::transaction::{Command, DISPATCH, Hook, Transaction, VerdictMap};
+use super::transaction::{DISPATCH, Transaction};
 
 /// One chain as text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -164,6 +165,8 @@ fn field(field: Field) -> String {
     match field {
         Field::Iifname => "iifname".to_owned(),
         Field::Oifname => "oifname".to_owned(),
+        Field::Iif => "iif".to_owned(),
+        Field::Oif => "oif".to_owned(),
         Field::EtherSource => "ether saddr".to_owned(),
         Field::Protocol => "meta protocol".to_owned(),
         Field::L4Proto => "meta l4proto".to_owned(),

@@ -9,8 +9,10 @@ use std::sync::Arc;
 
 use crate::types::{FirewallDefaultAction, LinkName};
 
+use super::command::{Command, Hook, VerdictMap};
 use super::compile::{Compiled, terminal, to_users_rules};
-use super::expr::{Field, Match, NftRule, Verdict};
+use super::edits::{Edit, edits};
+use super::expr::{Match, NftRule, Verdict};
 use super::names::ChainNames;
 use super::run::SharedChain;
 
@@ -32,6 +34,16 @@ pub struct VmRuleset {
 }
 
 impl VmRuleset {
+    /// Its own chains, each with its rules.
+    pub fn chains(&self) -> [(&str, &[NftRule]); 3] {
+        let names = &self.names;
+        [
+            (&names.vm, &self.vm),
+            (&names.from, &self.from),
+            (&names.to, &self.to),
+        ]
+    }
+
     /// The names of what `vm_x` jumps to, in order.
     pub fn shared_names(&self) -> impl Iterator<Item = &str> {
         self.shared.iter().map(|chain| chain.name.as_str())
@@ -39,109 +51,14 @@ impl VmRuleset {
 
     /// Every rule of its own chains with the chain's name, in order.
     pub fn rules<'a>(&'a self) -> impl Iterator<Item = (&'a str, &'a NftRule)> {
-        let names = &self.names;
-        let chains = [
-            (&names.vm, &self.vm),
-            (&names.from, &self.from),
-            (&names.to, &self.to),
-        ];
-        let in_chain = |(name, rules): (&'a String, &'a Vec<NftRule>)| {
-            rules.iter().map(move |rule| (name.as_str(), rule))
-        };
-        chains.into_iter().flat_map(in_chain)
+        let in_chain =
+            |(name, rules): (&'a str, &'a [NftRule])| rules.iter().map(move |rule| (name, rule));
+        self.chains().into_iter().flat_map(in_chain)
     }
 }
 
-/// The two hooks that see every frame of a bridge port: bridged, routed, to and from the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
-    /// Where frames come in; `iifname` is known.
-    Prerouting,
-    /// Where frames leave; `oifname` is known.
-    Postrouting,
-}
-
-impl Hook {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Prerouting, Self::Postrouting];
-
-    /// The hook's name, and its base chain's.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Prerouting => "prerouting",
-            Self::Postrouting => "postrouting",
-        }
-    }
-
-    /// The map that sends each port's frames to their chain.
-    pub fn map(self) -> VerdictMap {
-        match self {
-            Self::Prerouting => VerdictMap::FromVm,
-            Self::Postrouting => VerdictMap::ToVm,
-        }
-    }
-}
-
-/// A verdict map keyed by port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VerdictMap {
-    /// By `iifname`.
-    FromVm,
-    /// By `oifname`.
-    ToVm,
-}
-
-impl VerdictMap {
-    /// Its name in the table.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::FromVm => "from_vm",
-            Self::ToVm => "to_vm",
-        }
-    }
-
-    /// The field it is keyed by.
-    pub fn key(self) -> Field {
-        match self {
-            Self::FromVm => Field::Iifname,
-            Self::ToVm => Field::Oifname,
-        }
-    }
-}
-
-/// One step, in the table [`super::TABLE`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(missing_docs, reason = "libnftables' own words")]
-pub enum Command {
-    AddTable,
-    AddMap(VerdictMap),
-    AddBaseChain(Hook),
-    /// Sends each port to its chain.
-    AddDispatch(Hook),
-    AddChain(String),
-    /// Fails if the chain exists.
-    CreateChain(String),
-    FlushChain(String),
-    DeleteChain(String),
-    /// What jumps to it stays.
-    RenameChain {
-        chain: String,
-        to: String,
-    },
-    AddRule {
-        chain: String,
-        rule: NftRule,
-    },
-    AddElement {
-        map: VerdictMap,
-        tap: LinkName,
-        chain: String,
-    },
-    DeleteElement {
-        map: VerdictMap,
-        tap: LinkName,
-    },
-}
+/// More edits of one chain are not looked for: loading it anew costs about as much by then.
+const MOST_EDITS: usize = 256;
 
 /// Steps that are taken together.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -224,18 +141,64 @@ impl Transaction {
     /// Gives a chain its contents anew, or for the first time.
     pub fn load_shared(&mut self, chain: &SharedChain) {
         self.commands.push(Command::AddChain(chain.name.clone()));
-        self.commands.push(Command::FlushChain(chain.name.clone()));
-        self.add_all(&chain.name, &chain.rules);
+        self.replace_rules(&chain.name, &chain.rules);
     }
 
-    /// Puts `chain` in the place of the one that was `old`, which exists, for all that jump there.
-    pub fn replace_shared(&mut self, old: &str, chain: &SharedChain) {
-        self.commands.push(Command::FlushChain(old.to_owned()));
-        self.add_all(old, &chain.rules);
+    /// Puts `new` in the place of the chain that was `old`, which exists and has these `handles` if they are
+    /// known, for all that jump there.
+    pub fn replace_shared(
+        &mut self,
+        old: &SharedChain,
+        handles: Option<&[u64]>,
+        new: &SharedChain,
+    ) {
+        self.change_chain(&old.name, (&old.rules, handles), &new.rules);
         self.commands.push(Command::RenameChain {
-            chain: old.to_owned(),
-            to: chain.name.clone(),
+            chain: old.name.clone(),
+            to: new.name.clone(),
         });
+    }
+
+    /// Gives a chain the new rules in place of those it has, which are all there is in it.
+    pub fn replace_rules(&mut self, chain: &str, rules: &[NftRule]) {
+        self.commands.push(Command::FlushChain(chain.to_owned()));
+        self.add_all(chain, rules);
+    }
+
+    /// Makes `new` of a chain that holds `old`; `handles` are the numbers of those, if they are known. Few
+    /// edits are made one by one; otherwise the chain is given all of its rules anew.
+    pub fn change_chain(
+        &mut self,
+        chain: &str,
+        (old, handles): (&[NftRule], Option<&[u64]>),
+        new: &[NftRule],
+    ) {
+        let handles = handles.filter(|handles| handles.len() == old.len());
+        let edited = handles.and_then(|handles| Some((handles, edits(old, new, MOST_EDITS)?)));
+        let Some((handles, edits)) = edited else {
+            return self.replace_rules(chain, new);
+        };
+        let command = |edit| {
+            let chain = chain.to_owned();
+            match edit {
+                Edit::Delete(index) => Command::DeleteRule {
+                    chain,
+                    handle: handles[index],
+                },
+                Edit::Insert { item, before } => {
+                    let rule = new[item].clone();
+                    match before.map(|index| handles[index]) {
+                        Some(before) => Command::InsertRule {
+                            chain,
+                            rule,
+                            before,
+                        },
+                        None => Command::AddRule { chain, rule },
+                    }
+                }
+            }
+        };
+        self.commands.extend(edits.into_iter().map(command));
     }
 
     /// Closes ports.
@@ -352,7 +315,9 @@ impl Transaction {
     /// The rules it adds: `(chain, comment)` in order.
     pub fn added_rules(&self) -> impl Iterator<Item = (&str, &str)> {
         self.commands.iter().filter_map(|command| match command {
-            Command::AddRule { chain, rule } => Some((chain.as_str(), rule.comment.as_str())),
+            Command::AddRule { chain, rule } | Command::InsertRule { chain, rule, .. } => {
+                Some((chain.as_str(), rule.comment.as_str()))
+            }
             Command::AddDispatch(hook) => Some((hook.as_str(), DISPATCH)),
             _ => None,
         })

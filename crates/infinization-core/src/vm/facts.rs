@@ -18,7 +18,6 @@ mod host;
 mod macs;
 mod pci;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -33,7 +32,7 @@ use super::planner::{Facts, RowClaim, TapState};
 use crate::config::VmConfig;
 use crate::db::RuleSplit;
 use crate::error::{ErrorCode, Failure};
-use crate::firewall::Compiled;
+use crate::firewall::{Compiled, Network};
 use crate::host::bridge;
 use crate::host::display_port::ReservedPort;
 use crate::host::nft::Moment;
@@ -117,7 +116,7 @@ impl VmContext {
         Ok(Gathered { facts, reserved })
     }
 
-    async fn bridge_addresses(&self, config: &VmConfig) -> Result<Vec<IpAddr>, Failure> {
+    async fn bridge_addresses(&self, config: &VmConfig) -> Result<Vec<Network>, Failure> {
         let found = bridge::addresses(&self.services.links, &config.network.bridge).await;
         let found = found.map_err(|error| {
             let message = "the VM's bridge cannot be used";
@@ -126,7 +125,7 @@ impl VmContext {
                 Failure::caused_by(ErrorCode::NetworkError, message, error),
             )
         })?;
-        Ok(found.into_iter().map(|found| found.address).collect())
+        Ok(found.into_iter().map(Network::from).collect())
     }
 
     /// Another machine's QEMU of the same internal name would share disks and sockets with ours.
@@ -147,7 +146,7 @@ impl VmContext {
         config: &VmConfig,
         rules: &RuleSplit,
         policy: Option<&str>,
-        bridge_addresses: Vec<IpAddr>,
+        bridge_addresses: Vec<Network>,
     ) -> Result<Compiled, Failure> {
         let department = match policy {
             Some("ALLOW_ALL") => FirewallDefaultAction::Accept,

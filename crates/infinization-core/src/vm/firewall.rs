@@ -10,7 +10,7 @@ use crate::config::VmConfig;
 use crate::db::sqlite::SqliteDatabase;
 use crate::db::{RuleSplit, VmRecord};
 use crate::error::{ErrorCode, Failure};
-use crate::firewall::{ChainNames, Compiled, FailedRule, RuleError};
+use crate::firewall::{ChainNames, Compiled, FailedRule, Network, RuleError};
 use crate::host::bridge;
 use crate::types::FirewallRuleInput;
 
@@ -78,7 +78,7 @@ impl VmContext {
         } else {
             Vec::new()
         };
-        let addresses = addresses.iter().map(|found| found.address).collect();
+        let addresses = addresses.into_iter().map(Network::from).collect();
         self.compile_firewall(&config, &rules, policy.as_deref(), addresses)
     }
 
@@ -97,7 +97,7 @@ impl VmContext {
     ) -> Result<Compiled, Failure> {
         let config = self.of_this_run(spec::for_start(self, record)?);
         let addresses = bridge::addresses(&self.services.links, &config.network.bridge).await?;
-        let addresses = addresses.iter().map(|found| found.address).collect();
+        let addresses = addresses.into_iter().map(Network::from).collect();
         let split = RuleSplit {
             vm_rules: rules.to_vec(),
             ..RuleSplit::default()

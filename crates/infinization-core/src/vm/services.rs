@@ -14,7 +14,7 @@ use crate::db::sqlite::SqliteDatabase;
 use crate::db::{Database, RuleSplit};
 use crate::error::{ErrorCode, Failure};
 use crate::events::EventBus;
-use crate::firewall::{self, Capabilities, Compiled, Conntrack, HostService, VmFirewall};
+use crate::firewall::{self, Capabilities, Compiled, Conntrack, HostService, Network, VmFirewall};
 use crate::host::blocking::promptly;
 use crate::host::cgroup::Cgroups;
 use crate::host::display_port::DisplayPorts;
@@ -155,7 +155,7 @@ impl Services {
         &self,
         vm_id: &VmId,
         network: &NetworkConfig,
-        bridge_addresses: Vec<IpAddr>,
+        bridge_addresses: Vec<Network>,
         rules: &RuleSplit,
         default_action: FirewallDefaultAction,
     ) -> Result<Compiled, Failure> {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use infinization_core::firewall::{
-    Capabilities, Compiled, Conntrack, HostService, VmFirewall, compile,
+    Capabilities, Compiled, Conntrack, HostService, Network, VmFirewall, compile,
 };
 use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, VmId, VmNames};
 
@@ -70,6 +70,15 @@ pub fn rules(words: &[&str]) -> Vec<FirewallRuleInput> {
 
 pub fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
+}
+
+/// `network("10.0.0.1/24")`: an address and the network it is in.
+pub fn network(text: &str) -> Network {
+    let (address, prefix) = text.split_once('/').unwrap();
+    Network {
+        address: address.parse().unwrap(),
+        prefix: prefix.parse().unwrap(),
+    }
 }
 
 /// Runs a set-up command, which must succeed, and gives its output.

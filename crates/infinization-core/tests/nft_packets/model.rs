@@ -177,7 +177,12 @@ impl Machine {
                 kind: NEIGHBOUR_SOLICIT | NEIGHBOUR_ADVERT | ROUTER_ADVERT,
                 ..
             } if !packet.is_v4() => "neighbour discovery",
-            What::Udp { from: 67, to: 68 } | What::Udp { from: 547, to: 546 } => "DHCP answer",
+            What::Udp { from: 67, to: 68 } if packet.is_v4() && self.is_on_link(packet) => {
+                "DHCP answer"
+            }
+            What::Udp { from: 547, to: 546 } if !packet.is_v4() && self.is_on_link(packet) => {
+                "DHCPv6 answer"
+            }
             What::Udp { from: 53, .. } if host => "answer of a host's service",
             What::Tcp {
                 from: 53 | 4000, ..
@@ -189,6 +194,17 @@ impl Machine {
 }
 
 impl Machine {
+    /// Whether the packet cannot have been routed here: what its addresses say, on links of 24 and 64 bits.
+    fn is_on_link(&self, packet: &Packet) -> bool {
+        let same_link = |gateway: &IpAddr| match (gateway, packet.from) {
+            (IpAddr::V4(ours), IpAddr::V4(theirs)) => ours.octets()[..3] == theirs.octets()[..3],
+            (IpAddr::V6(ours), IpAddr::V6(theirs)) => ours.octets()[..8] == theirs.octets()[..8],
+            _ => false,
+        };
+        let is_link_local = matches!(packet.from, IpAddr::V6(from) if from.is_unicast_link_local());
+        is_link_local || packet.to == everybody() || self.gateway.iter().any(same_link)
+    }
+
     /// What refuses a packet must reach the machine whatever its rules for others' packets say.
     fn answers_a_refusal(&self, packet: &Packet, kernel: Kernel) -> Option<Ruling> {
         let error = |rule: &Rule| {

@@ -19,6 +19,11 @@ fn vm() -> VmFirewall {
     }
 }
 
+fn network(address: &str, prefix: u8) -> Network {
+    let address = address.parse().unwrap();
+    Network { address, prefix }
+}
+
 fn rule(name: &str, action: &str, direction: &str, protocol: &str) -> FirewallRuleInput {
     FirewallRuleInput {
         id: format!("id-{name}"),
@@ -133,7 +138,7 @@ fn rules_match_both_families_unless_they_name_an_address() {
     for (rule, expected) in lines {
         let name = rule.name.clone();
         let chain = vm_chain(vm(), &[rule]);
-        assert_eq!(chain[0], format!("oifname=vnet-a {expected}drop # {name}"));
+        assert_eq!(chain[0], format!("oif!=0 {expected}drop # {name}"));
     }
 }
 
@@ -148,8 +153,8 @@ fn both_directions_are_two_rules_and_count_once() {
     assert_eq!(
         lines[..2],
         [
-            "oifname=vnet-a l4proto=tcp tcp-destination=22 accept # ssh",
-            "iifname=vnet-a l4proto=tcp tcp-destination=22 accept # ssh",
+            "oif!=0 l4proto=tcp tcp-destination=22 accept # ssh",
+            "iif!=0 l4proto=tcp tcp-destination=22 accept # ssh",
         ]
     );
     assert_eq!((compiled.total, compiled.applied), (1, 1));
@@ -186,7 +191,7 @@ fn tracked_states_are_matched_last() {
     let rule = with_states(ssh("ACCEPT", "IN"), &["NEW", "ESTABLISHED"]);
     assert_eq!(
         vm_chain(vm(), &[rule])[0],
-        "oifname=vnet-a l4proto=tcp tcp-destination=22 ctstate=established,new accept # ssh"
+        "oif!=0 l4proto=tcp tcp-destination=22 ctstate=established,new accept # ssh"
     );
 }
 
@@ -208,14 +213,14 @@ fn f30_without_tracking_each_tcp_accept_is_mirrored_before_the_terminal() {
     assert_eq!(
         vm_chain(stateless(), &[drop, http, udp, all]),
         [
-            "oifname=vnet-a l4proto=tcp tcp-destination=22 drop # ssh",
-            "iifname=vnet-a protocol=ip l4proto=tcp ip-destination=10.0.0.9 \
+            "oif!=0 l4proto=tcp tcp-destination=22 drop # ssh",
+            "iif!=0 protocol=ip l4proto=tcp ip-destination=10.0.0.9 \
              tcp-source=1024-65535 tcp-destination=80 accept # http",
-            "iifname=vnet-a l4proto=udp udp-destination=53 accept # dns",
-            "oifname=vnet-a accept # all",
-            "oifname=vnet-a protocol=ip l4proto=tcp ip-source=10.0.0.9 \
+            "iif!=0 l4proto=udp udp-destination=53 accept # dns",
+            "oif!=0 accept # all",
+            "oif!=0 protocol=ip l4proto=tcp ip-source=10.0.0.9 \
              tcp-source=80 tcp-destination=1024-65535 tcpsynack!=syn accept # http",
-            "iifname=vnet-a l4proto=tcp tcpsynack!=syn accept # all",
+            "iif!=0 l4proto=tcp tcpsynack!=syn accept # all",
             "drop # infinization-default-drop",
         ]
     );
@@ -283,7 +288,7 @@ fn reject_goes_back_to_the_chain_that_can_refuse() {
     };
     assert_eq!(
         line(&compiled.ruleset.vm[0]),
-        "iifname=vnet-a l4proto=tcp tcp-destination=22 return # ssh"
+        "iif!=0 l4proto=tcp tcp-destination=22 return # ssh"
     );
     assert_eq!(
         tail(&compiled.ruleset.from, 3),
@@ -330,7 +335,7 @@ fn f30_reject_drops_and_says_so_where_the_kernel_cannot() {
 fn every_header_match_follows_the_proof_that_the_header_is_there() {
     let compiled = compile(&VmFirewall {
         known_addresses: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
-        bridge_addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+        bridge_addresses: vec![network("10.0.0.1", 24), network("fd00::1", 64)],
         vm_rules: vec![
             ssh("REJECT", "INOUT"),
             rule("ping", "REJECT", "OUT", "icmp"),
@@ -366,7 +371,7 @@ fn every_header_match_follows_the_proof_that_the_header_is_there() {
 fn a_whole_vm_as_a_person_would_read_it() {
     let compiled = compile(&VmFirewall {
         known_addresses: vec!["10.0.0.5".parse().unwrap()],
-        bridge_addresses: vec!["10.0.0.1".parse().unwrap(), "fe80::1".parse().unwrap()],
+        bridge_addresses: vec![network("10.0.0.1", 24), network("fe80::1", 64)],
         ..stateless()
     });
     let compiled = compiled.unwrap();
@@ -400,7 +405,7 @@ fn f8_the_hash_follows_the_contents() {
             ..vm()
         },
         VmFirewall {
-            bridge_addresses: vec!["10.0.0.1".parse().unwrap()],
+            bridge_addresses: vec![network("10.0.0.1", 24)],
             ..vm()
         },
         stateless(),

@@ -24,18 +24,19 @@ struct Packet {
 }
 
 impl Packet {
-    fn has(&self, condition: &Match, tap: &str) -> bool {
+    fn has(&self, condition: &Match) -> bool {
         let found = condition
             .items
             .iter()
-            .any(|item| self.is(condition.field, item, tap));
+            .any(|item| self.is(condition.field, item));
         found == (condition.op == Op::Is)
     }
 
-    fn is(&self, field: Field, item: &Item, tap: &str) -> bool {
+    fn is(&self, field: Field, item: &Item) -> bool {
         let port = match field {
-            Field::Iifname => return !self.to_vm && *item == Item::from(tap),
-            Field::Oifname => return self.to_vm && *item == Item::from(tap),
+            // All ports have numbers, and 0 is none's.
+            Field::Iif => return self.to_vm && *item == Item::from("0"),
+            Field::Oif => return !self.to_vm && *item == Item::from("0"),
             Field::Protocol => return *item == Item::from("ip"),
             Field::L4Proto => return *item == Item::from(self.protocol),
             Field::CtState => return *item == Item::from(self.state),
@@ -70,28 +71,22 @@ fn verdict(compiled: &Compiled, packet: &Packet) -> Verdict {
         .iter()
         .map(|chain| (chain.name.as_str(), chain.rules.as_slice()))
         .collect();
-    let tap = compiled.ruleset.tap.as_str();
-    walk(&compiled.ruleset.vm, &shared, packet, tap).unwrap_or(Verdict::Return)
+    walk(&compiled.ruleset.vm, &shared, packet).unwrap_or(Verdict::Return)
 }
 
 fn walk(
     rules: &[NftRule],
     shared: &BTreeMap<&str, &[NftRule]>,
     packet: &Packet,
-    tap: &str,
 ) -> Option<Verdict> {
     for rule in rules {
-        if !rule
-            .matches
-            .iter()
-            .all(|condition| packet.has(condition, tap))
-        {
+        if !rule.matches.iter().all(|condition| packet.has(condition)) {
             continue;
         }
         match &rule.verdict {
             Verdict::Return => return None,
             Verdict::Jump(chain) => {
-                if let Some(verdict) = walk(shared[chain.as_str()], shared, packet, tap) {
+                if let Some(verdict) = walk(shared[chain.as_str()], shared, packet) {
                     return Some(verdict);
                 }
             }

@@ -11,6 +11,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 
 use super::BridgeError;
+use crate::firewall::Network;
 use crate::host::link::{LinkError, Links};
 use crate::types::{InvalidValue, LinkName};
 
@@ -150,6 +151,15 @@ pub async fn addresses(
         .filter(|(at, _)| *at == index)
         .map(|(_, found)| found)
         .collect())
+}
+
+impl From<InterfaceAddress> for Network {
+    fn from(found: InterfaceAddress) -> Self {
+        Self {
+            address: found.address,
+            prefix: found.prefix,
+        }
+    }
 }
 
 /// Every interface's addresses of both families, each with the interface's index.

@@ -2,7 +2,8 @@
 //! transaction.
 //!
 //! What is sent is no more than is needed: where all machines of a department get other department rules,
-//! their chains stay as they are, and the one they share is replaced under them. That is done only as
+//! their chains stay as they are, and the one they share is replaced under them; and where it is known which
+//! rule stands where, only those are touched that are others than before. That is done only as
 //! long as what is known of the kernel is certain. A kernel that refuses what was thought out so gets all
 //! of it, and if it refuses that too, machine by machine, so that only the one it refuses fails.
 //! Neighbours: [`super::known`] remembers, [`crate::firewall::Transaction`] is what is sent.
@@ -135,20 +136,27 @@ impl Nft {
         let certain = self.journal.trusts(OurTable::Filter);
         let state = self.journal.generation().filter(|_| certain);
         let sparing = Plan::sparing(all, known, certain, state);
-        let plan = match self.commit_now(&sparing.transaction).await {
+        match self.carry_out(&sparing, all).await {
             Err(NftError::Refused { .. } | NftError::Rejected(_)) if !sparing.is_whole => {
-                let whole = Plan::whole(all);
-                self.commit_now(&whole.transaction).await?;
-                whole
+                self.carry_out(&Plan::whole(all), all).await
             }
-            outcome => outcome.map(|()| sparing)?,
-        };
-        known.loaded_shared(plan.shared.iter().map(String::as_str));
-        for compiled in all {
-            let follows = plan.following.contains(&compiled.ruleset.names);
-            known.loaded(compiled, follows);
+            outcome => outcome,
         }
-        Ok(())
+    }
+
+    async fn carry_out(&self, plan: &Plan, all: &[Arc<Compiled>]) -> Result<(), NftError> {
+        let learn = |known: &Known| {
+            known.loaded_shared(plan.shared.iter().map(String::as_str));
+            for compiled in all {
+                let follows = plan.following.contains(&compiled.ruleset.names);
+                known.loaded(compiled, follows);
+            }
+        };
+        if plan.transaction.commands.is_empty() {
+            learn(&self.journal.known);
+            return Ok(());
+        }
+        self.commit_now(&plan.transaction, learn).await
     }
 }
 
@@ -162,7 +170,7 @@ struct Plan {
     transaction: Transaction,
     /// The shared chains whose contents are in it.
     shared: BTreeSet<String>,
-    /// Machines whose own chains stay as they are.
+    /// Machines whose own chains stay as they are but for what is edited.
     following: BTreeSet<ChainNames>,
     /// Whether nothing is left out, and nothing done that is not needed.
     is_whole: bool,
@@ -189,7 +197,7 @@ impl Plan {
             Replaced::new()
         };
         let follows = |it: &&Arc<Compiled>| follows(it, known, &replaced);
-        let (following, reloaded): (Vec<_>, Vec<_>) = all.iter().partition(follows);
+        let (mut following, reloaded): (Vec<_>, Vec<_>) = all.iter().partition(follows);
         let new: BTreeSet<_> = replaced.values().map(|chain| chain.name.as_str()).collect();
         // A chain has its new name only when all is over: nobody who is loaded with it can jump there.
         let mut names = reloaded.iter().flat_map(|it| it.ruleset.shared_names());
@@ -200,6 +208,9 @@ impl Plan {
         let missing = wanted.values();
         let missing = missing.filter(|it| !is_there(&it.name) && !new.contains(it.name.as_str()));
         let missing: Vec<_> = missing.collect();
+        let (edited, reloaded) = edits(reloaded, known, state);
+        following.extend(edited.iter().map(|(compiled, _)| compiled));
+        let edited: Vec<_> = edited.into_iter().map(|(_, edits)| edits).collect();
         let unused = unused_after(all, known, &wanted, &replaced);
         let given = missing.iter().map(|chain| chain.name.as_str()).chain(new);
         Self {
@@ -210,8 +221,8 @@ impl Plan {
                 .map(|it| it.ruleset.names.clone())
                 .collect(),
             transaction: Transaction {
-                generation: state.filter(|_| !replaced.is_empty()),
-                ..transaction(&replaced, &missing, &reloaded, &unused)
+                generation: state.filter(|_| !replaced.is_empty() || !edited.is_empty()),
+                ..transaction(known, &replaced, &missing, (edited, &reloaded), &unused)
             },
         }
     }
@@ -220,10 +231,32 @@ impl Plan {
 /// Chains, by their old names, and what is to be in their places.
 type Replaced = BTreeMap<String, Arc<SharedChain>>;
 
+/// Machines with what makes their chains what they are to be, in a known state of the kernel; and those that
+/// have to be loaded whole.
+#[expect(clippy::type_complexity, reason = "both halves of one list")]
+fn edits<'a>(
+    machines: Vec<&'a Arc<Compiled>>,
+    known: &Known,
+    state: Option<u32>,
+) -> (
+    Vec<(&'a Arc<Compiled>, Transaction)>,
+    Vec<&'a Arc<Compiled>>,
+) {
+    let (mut edited, mut whole) = (Vec::new(), Vec::new());
+    for compiled in machines {
+        match state.and_then(|_| known.change(compiled)) {
+            Some(edits) => edited.push((compiled, edits)),
+            None => whole.push(compiled),
+        }
+    }
+    (edited, whole)
+}
+
 fn transaction(
+    known: &Known,
     replaced: &Replaced,
     missing: &[&Arc<SharedChain>],
-    reloaded: &[&Arc<Compiled>],
+    (edited, reloaded): (Vec<Transaction>, &[&Arc<Compiled>]),
     unused: &[String],
 ) -> Transaction {
     let mut all = if reloaded.is_empty() {
@@ -232,10 +265,15 @@ fn transaction(
         Transaction::table()
     };
     for (old, chain) in replaced {
-        all.replace_shared(old, chain);
+        if let Some(old) = known.shared(old) {
+            known.replace(&mut all, &old, chain);
+        }
     }
     for chain in missing {
         all.load_shared(chain);
+    }
+    for edits in edited {
+        all.commands.extend(edits.commands);
     }
     for compiled in reloaded {
         all.load_vm(&compiled.ruleset);

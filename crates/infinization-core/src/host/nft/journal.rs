@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use super::batch::Waiting;
 use super::known::Known;
 use super::line::Lines;
-use super::notice::{Commit, OurTable, Reader, Touched};
+use super::notice::{Commit, OurTable, Reader};
 use super::transport::Reading;
 use crate::host::readable::readable;
 
@@ -62,6 +62,8 @@ struct State {
     reader: Reader,
     /// What was told and is not taken in yet.
     gathered: Vec<Commit>,
+    /// More was told than there was room for, and that is not taken in yet.
+    lost: bool,
     /// A commit of ours is under way: until it has ended it cannot be told whose is whose.
     committing: bool,
     filter: Trust,
@@ -115,7 +117,7 @@ impl Journal {
     pub(super) fn catch_up(&self) {
         self.look(|state| {
             if !state.committing {
-                self.attribute(state, None);
+                self.attribute(state, None, |_| ());
             }
         });
     }
@@ -146,7 +148,7 @@ impl Journal {
     pub(super) fn begin_commit(&self) -> Committing<'_> {
         self.keep_reading(None);
         self.look(|state| {
-            self.attribute(state, None);
+            self.attribute(state, None, |_| ());
             state.committing = true;
         });
         Committing {
@@ -155,11 +157,14 @@ impl Journal {
         }
     }
 
-    /// The commit of ours that came from the port `own` has ended.
-    fn end_commit(&self, own: Option<u32>) {
+    /// The commit of ours that came from the port `own` has ended, from which there is something to `learn`.
+    fn end_commit(&self, own: Option<u32>, learn: impl FnOnce(&Known)) {
+        if self.blind {
+            return learn(&self.known);
+        }
         self.look(|state| {
             state.committing = false;
-            self.attribute(state, own);
+            self.attribute(state, own, learn);
         });
     }
 
@@ -173,7 +178,7 @@ impl Journal {
         if let Err(error) = state.gather() {
             tracing::debug!(%error, "nftables cannot be listened to");
             state.socket = None;
-            state.doubt_all();
+            state.lost();
         }
         then(&mut state);
         if state.doubts() != before {
@@ -181,18 +186,27 @@ impl Journal {
         }
     }
 
-    /// Takes in what was gathered. `own` is the port a commit of ours came from.
-    fn attribute(&self, state: &mut State, own: Option<u32>) {
-        let commits = std::mem::take(&mut state.gathered);
+    /// Takes in what was gathered, in its order. `own` is the port a commit of ours came from: what others did
+    /// before, it has overwritten; what they did since counts.
+    fn attribute(&self, state: &mut State, own: Option<u32>, learn: impl FnOnce(&Known)) {
+        let mut commits = std::mem::take(&mut state.gathered);
         if let Some(last) = commits.last() {
             state.generation = last.generation;
         }
-        for touched in foreign_among(commits, own) {
-            for table in &touched.tables {
-                state.trust_mut(*table).doubts += 1;
+        let lost = std::mem::take(&mut state.lost);
+        let since = since_ours(&mut commits, own, lost);
+        self.note(state, commits);
+        learn(&self.known);
+        self.note(state, since);
+    }
+
+    fn note(&self, state: &mut State, foreign: Vec<Commit>) {
+        for Commit { touched, .. } in foreign {
+            for table in touched.tables {
+                state.trust_mut(table).doubts += 1;
             }
-            for chain in &touched.chains {
-                self.known.touched(chain);
+            for chain in touched.chains {
+                self.known.touched(&chain);
             }
         }
     }
@@ -267,16 +281,16 @@ impl Journal {
 
 impl Committing<'_> {
     /// It has ended; `own` is the port it came from, if that is known.
-    pub(super) fn ended(mut self, own: Option<u32>) {
+    pub(super) fn ended(mut self, own: Option<u32>, learn: impl FnOnce(&Known)) {
         self.ended = true;
-        self.journal.end_commit(own);
+        self.journal.end_commit(own, learn);
     }
 }
 
 impl Drop for Committing<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.journal.end_commit(None);
+            self.journal.end_commit(None, |_| ());
         }
     }
 }
@@ -300,10 +314,11 @@ impl State {
         }
     }
 
-    /// More was told than there was room for.
+    /// More was told than there was room for, or nobody listened: anything may have been done.
     fn lost(&mut self) {
         self.reader.restart();
         self.generation = None;
+        self.lost = true;
         self.doubt_all();
     }
 
@@ -337,23 +352,24 @@ impl State {
             return Ok(self.socket.insert(socket));
         }
         let socket = listen()?;
-        self.reader.restart();
-        self.doubt_all();
+        self.lost();
         Ok(self.socket.insert(socket))
     }
 }
 
-/// What others than `own` have touched. Where ours is missing it came from another port than it
-/// should have, and which of them it was cannot be told: then only the tables are in doubt, as ours
-/// must never look like damage.
-fn foreign_among(commits: Vec<Commit>, own: Option<u32>) -> Vec<Touched> {
-    let told = own.is_none_or(|own| commits.iter().any(|commit| commit.sender == own));
-    let foreign = commits.into_iter().filter(|it| own != Some(it.sender));
-    let of_each = foreign.map(|commit| Touched {
-        chains: commit.touched.chains.into_iter().filter(|_| told).collect(),
-        tables: commit.touched.tables,
-    });
-    of_each.collect()
+/// Takes out what others have done since the commit that came from the port `own`, and that commit. Where it
+/// is missing, all may have been done since.
+fn since_ours(commits: &mut Vec<Commit>, own: Option<u32>, lost: bool) -> Vec<Commit> {
+    let Some(own) = own else { return Vec::new() };
+    let ours = commits.iter().rposition(|it| it.sender == own);
+    match ours.filter(|_| !lost) {
+        Some(ours) => {
+            let since = commits.split_off(ours + 1);
+            commits.truncate(ours);
+            since
+        }
+        None => std::mem::take(commits),
+    }
 }
 
 impl Trust {
@@ -374,77 +390,4 @@ pub(super) fn listen() -> io::Result<OwnedFd> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn commit(sender: u32, chain: &str) -> Commit {
-        let touched = Touched {
-            tables: vec![OurTable::Filter],
-            chains: [chain.to_owned()].into(),
-        };
-        Commit {
-            sender,
-            generation: None,
-            touched,
-        }
-    }
-
-    #[test]
-    fn ours_is_told_by_its_port_and_where_it_is_missing_nothing_is_taken_for_damage() {
-        let all = || vec![commit(1, "a"), commit(2, "b")];
-        let chains = |foreign: Vec<Touched>| -> Vec<Vec<String>> {
-            let each = foreign.into_iter();
-            each.map(|it| it.chains.into_iter().collect()).collect()
-        };
-        assert_eq!(chains(foreign_among(all(), Some(1))), [["b"]]);
-        assert_eq!(chains(foreign_among(all(), None)), [["a"], ["b"]]);
-        let unsure = foreign_among(all(), Some(3));
-        assert!(unsure.iter().all(|it| it.tables == [OurTable::Filter]));
-        assert_eq!(chains(unsure), [[] as [&str; 0], []]);
-        assert_eq!(foreign_among(Vec::new(), Some(1)), []);
-    }
-
-    #[test]
-    fn what_is_heard_while_a_commit_of_ours_is_under_way_is_attributed_when_it_has_ended() {
-        let journal = Journal::default();
-        let hear = |sender, chain| journal.state().gathered.push(commit(sender, chain));
-        let doubts = || journal.state().doubts();
-        journal.catch_up();
-        let before = doubts();
-        let committing = journal.begin_commit();
-        hear(7, "ours");
-        // Somebody who waits looks before the committer does.
-        journal.catch_up();
-        committing.ended(Some(7));
-        assert_eq!(doubts(), before);
-
-        let committing = journal.begin_commit();
-        hear(7, "ours");
-        hear(8, "theirs");
-        journal.catch_up();
-        assert_eq!(doubts(), before);
-        committing.ended(Some(7));
-        assert_eq!(doubts(), before + 1);
-
-        let committing = journal.begin_commit();
-        hear(7, "whose");
-        drop(committing);
-        assert_eq!(doubts(), before + 2, "nobody knows how it ended");
-    }
-
-    #[test]
-    fn a_doubt_that_comes_while_reading_is_not_settled_by_it() {
-        let journal = Journal::default();
-        journal.doubt(OurTable::Filter);
-        let mark = journal.mark(OurTable::Filter);
-        journal.doubt(OurTable::Filter);
-        journal.settle(OurTable::Filter, mark);
-        assert!(!journal.trusts(OurTable::Filter));
-        journal.settle(OurTable::Filter, journal.mark(OurTable::Filter));
-        assert!(journal.trusts(OurTable::Filter));
-        assert!(
-            journal.trusts(OurTable::Nat),
-            "another table's doubts are its own"
-        );
-    }
-}
+mod tests;

@@ -2,36 +2,22 @@
 //!
 //! A machine's chains are nobody else's ([`super::machine`]). The hooks' are shared with other processes
 //! that load the same, so those are compared by what they say; so are the chains that machines share
-//! ([`super::shared`]). Nothing here talks to the kernel.
+//! ([`super::shared`]). What all of that is, is in [`super::beliefs`]. Nothing here talks to the kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::beliefs::Beliefs;
 use super::line::Moment;
-use super::machine::{Damage, Loaded, Part, Rules, comments};
+use super::machine::{Damage, Loaded, Rules};
 use super::netlink::Port;
-use super::shared::Shared;
-use super::transport::Reading;
-use crate::firewall::{ChainNames, Compiled, Hook, Masquerade, SharedChain, TABLE, Transaction};
+use super::transport::{CommittedRule, Reading};
+use crate::firewall::{ChainNames, Compiled, Masquerade, SharedChain, Transaction};
 use crate::types::{FirewallDefaultAction, LinkName};
 
 /// Everything that is believed to be in force.
 #[derive(Debug, Default)]
 pub(super) struct Known(Mutex<Beliefs>);
-
-#[derive(Debug, Default)]
-struct Beliefs {
-    /// By visible chain.
-    machines: BTreeMap<String, Loaded>,
-    /// Whether the hooks were ever set up.
-    hooked: bool,
-    /// What they look like in nft's words, once that was seen.
-    hooks: Option<BTreeMap<&'static str, String>>,
-    shared: Shared,
-    /// How many loads there have been.
-    loads: u64,
-    masquerades: BTreeMap<LinkName, Masquerade>,
-}
 
 impl Known {
     /// The hooks were set up.
@@ -104,12 +90,16 @@ impl Known {
         let mut beliefs = self.beliefs();
         let machine = beliefs.machines.entry(names.vm.clone());
         let machine = machine.or_insert_with(|| Loaded::found(names, tap));
-        let other_port = machine.tap != *tap;
+        machine.unconfirmed |= unconfirmed;
+        let is_other = machine.tap != *tap;
+        if is_other && machine.attached && machine.ours().is_some() {
+            machine.others.insert(tap.clone());
+            return;
+        }
         machine.tap = tap.clone();
         machine.attached = true;
-        machine.unconfirmed |= unconfirmed;
-        // Its rules name the port they are for.
-        if other_port || matches!(machine.rules, Rules::Closed) {
+        // What was loaded was for the other port.
+        if is_other || matches!(machine.rules, Rules::Closed) {
             machine.rules = Rules::Found;
         }
     }
@@ -173,18 +163,50 @@ impl Known {
         }
     }
 
+    /// A commit of ours was confirmed with these rules, in order.
+    pub(super) fn committed(&self, transaction: &Transaction, confirmed: &[CommittedRule]) {
+        self.beliefs().handles.follow(transaction, confirmed);
+    }
+
     /// Another has touched the rules of this chain.
     pub(super) fn touched(&self, chain: &str) {
+        self.beliefs().touched(chain);
+    }
+
+    /// Nobody knows what is in the chain now.
+    pub(super) fn lost(&self, chain: &str) {
         let mut beliefs = self.beliefs();
-        if SharedChain::is_name(chain) {
-            beliefs.shared.touched(chain);
-            return;
+        beliefs.handles.forget(chain);
+        beliefs.touched(chain);
+    }
+
+    /// The machine's rules are what was loaded, and stand in the kernel like this.
+    pub(super) fn found_as(&self, compiled: &Arc<Compiled>, reading: &Reading) {
+        self.loaded(compiled, true);
+        let mut beliefs = self.beliefs();
+        for chain in compiled.ruleset.names.all() {
+            beliefs.handles.saw(chain, reading);
         }
-        for loaded in beliefs.machines.values_mut() {
-            if loaded.names.all().contains(&chain) {
-                loaded.touched.insert(chain.to_owned());
-            }
+    }
+
+    /// What makes the machine's chains what they are to be, if it is known what they and its port are.
+    pub(super) fn change(&self, new: &Compiled) -> Option<Transaction> {
+        let beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&new.ruleset.names.vm)?;
+        let old = machine.ours().filter(|_| machine.is_as_loaded())?;
+        let is_same_port = old.ruleset.tap == new.ruleset.tap;
+        let mut change = Transaction::default();
+        let pairs = old.ruleset.chains().into_iter().zip(new.ruleset.chains());
+        for ((chain, old), (_, new)) in pairs {
+            change.change_chain(chain, (old, beliefs.handles.of(chain)), new);
         }
+        is_same_port.then_some(change)
+    }
+
+    /// Has the new chain take the place of one that is known.
+    pub(super) fn replace(&self, all: &mut Transaction, old: &SharedChain, new: &SharedChain) {
+        let beliefs = self.beliefs();
+        all.replace_shared(old, beliefs.handles.of(&old.name), new);
     }
 
     /// The machine has no chains any more.
@@ -195,12 +217,9 @@ impl Known {
     /// The port is closed. What it led to is kept for the day it is opened again, as far as it is known.
     pub(super) fn detached(&self, tap: &LinkName) {
         let mut beliefs = self.beliefs();
-        for loaded in beliefs.machines.values_mut() {
-            loaded.attached &= loaded.tap != *tap;
-        }
         beliefs
             .machines
-            .retain(|_, loaded| loaded.attached || loaded.ours().is_some());
+            .retain(|_, loaded| loaded.detach(tap) || loaded.ours().is_some());
     }
 
     /// What was loaded for the machine, if it was by this process and its port is open.
@@ -208,6 +227,13 @@ impl Known {
         let beliefs = self.beliefs();
         let machine = beliefs.machines.get(&names.vm)?;
         machine.ours().filter(|_| machine.attached).map(Arc::clone)
+    }
+
+    /// The ports beside the one it was loaded for that lead to the machine's chains.
+    pub(super) fn other_ports(&self, names: &ChainNames) -> BTreeSet<LinkName> {
+        let beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&names.vm);
+        machine.map_or_else(BTreeSet::new, |machine| machine.others.clone())
     }
 
     /// What was loaded for the machine, if it was by this process and for this port, open or not.
@@ -295,96 +321,18 @@ impl Known {
     /// What of all this the kernel does not hold.
     pub(super) fn compare(&self, reading: &Reading) -> Vec<Damage> {
         let mut beliefs = self.beliefs();
+        beliefs.judge_touched(reading);
         let mut found = beliefs.damaged_hooks(reading);
         found.extend(beliefs.damaged_shared(reading));
         beliefs.forget_gone(reading);
         let shared = &beliefs.shared;
         let machines = beliefs.machines.values().filter(|loaded| loaded.attached);
         found.extend(machines.flat_map(|loaded| loaded.damages(reading, shared)));
+        beliefs.remember(reading, &found);
         found
     }
 
     fn beliefs(&self) -> MutexGuard<'_, Beliefs> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Beliefs {
-    fn load(&mut self, compiled: &Arc<Compiled>, load: u64) {
-        self.hooked = true;
-        let compiled = self.shared.with_one_copy(compiled);
-        let names = compiled.ruleset.names.clone();
-        let loaded = Loaded {
-            load,
-            ..Loaded::found(&names, &compiled.ruleset.tap)
-        };
-        let rules = Rules::Ours(compiled);
-        self.machines.insert(names.vm, Loaded { rules, ..loaded });
-    }
-
-    /// Machines whose port is closed, and whose chains are not what they were any more: nobody looks
-    /// after those.
-    fn forget_gone(&mut self, reading: &Reading) {
-        let shared = &self.shared;
-        let is_whole = |loaded: &Loaded| {
-            let mut chains = loaded.names.all().into_iter();
-            chains.all(|chain| {
-                reading.chains.contains(chain) && loaded.chain_is_sound(chain, reading, shared)
-            })
-        };
-        self.machines
-            .retain(|_, loaded| loaded.attached || is_whole(loaded));
-    }
-
-    /// What this process has loaded.
-    fn ours(&self) -> impl Iterator<Item = &Arc<Compiled>> {
-        self.machines.values().filter_map(Loaded::ours)
-    }
-
-    /// Also takes in who else jumps where.
-    fn damaged_shared(&mut self, reading: &Reading) -> Vec<Damage> {
-        let chains: BTreeMap<_, _> = self
-            .ours()
-            .flat_map(|it| &it.ruleset.shared)
-            .map(|chain| (chain.name.clone(), Arc::clone(chain)))
-            .collect();
-        let is_ours = |chain: &str| {
-            self.machines
-                .get(chain)
-                .is_some_and(|it| it.ours().is_some())
-        };
-        let others = reading.jumps.iter().filter(|(chain, _)| !is_ours(chain));
-        let elsewhere = others.flat_map(|(_, targets)| targets).cloned().collect();
-        self.shared.saw(reading, elsewhere);
-        let damaged = chains
-            .values()
-            .filter_map(|chain| self.shared.damage(chain, reading));
-        damaged.collect()
-    }
-
-    fn damaged_hooks(&self, reading: &Reading) -> Vec<Damage> {
-        let damage = |part, name: &str| Damage {
-            machine: None,
-            part,
-            name: name.to_owned(),
-        };
-        if !self.hooked {
-            return Vec::new();
-        }
-        if !reading.table || reading.dormant {
-            return vec![damage(Part::Table, TABLE)];
-        }
-        let names = Hook::ALL.map(Hook::as_str).into_iter();
-        let damaged = names.filter(|hook| !self.hook_is_sound(hook, reading));
-        damaged.map(|hook| damage(Part::Hook, hook)).collect()
-    }
-
-    fn hook_is_sound(&self, hook: &str, reading: &Reading) -> bool {
-        if let Some(seen) = &self.hooks {
-            return seen.get(hook) == reading.hooks.get(hook);
-        }
-        let wanted = Transaction::table();
-        let wanted = wanted.added_rules().filter(|(chain, _)| *chain == hook);
-        wanted.eq(comments(&reading.listing).filter(|(chain, _)| *chain == hook))
     }
 }

@@ -1,7 +1,8 @@
 //! What is believed of one machine's chains and dispatch, and what is wrong with what there is.
 //!
 //! A machine's chains are nobody else's: one whose rules another has touched is not sound, whatever it
-//! looks like. Untouched ones are told by their comments, one of which is a hash of the contents.
+//! looks like, unless it is known to look as before. Untouched ones are told by their
+//! comments, one of which is a hash of the contents.
 //! Neighbours: [`super::known`] holds all of them, [`super::shared`] what they jump to.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +49,8 @@ pub struct Damage {
 pub(super) struct Loaded {
     pub(super) names: ChainNames,
     pub(super) tap: LinkName,
+    /// More ports that lead to the same chains.
+    pub(super) others: BTreeSet<LinkName>,
     pub(super) rules: Rules,
     /// Whether the port leads to its chains. If not, nobody looks after them.
     pub(super) attached: bool,
@@ -76,6 +79,7 @@ impl Loaded {
         Self {
             names: names.clone(),
             tap: tap.clone(),
+            others: BTreeSet::new(),
             rules: Rules::Found,
             attached: true,
             load: 0,
@@ -89,6 +93,11 @@ impl Loaded {
             Rules::Ours(compiled) => Some(compiled),
             Rules::Found | Rules::Closed => None,
         }
+    }
+
+    /// Whether its chains hold what was loaded and its port leads there, as far as is known.
+    pub(super) fn is_as_loaded(&self) -> bool {
+        self.attached && self.touched.is_empty()
     }
 
     pub(super) fn damages(&self, reading: &Reading, shared: &Shared) -> Vec<Damage> {
@@ -111,9 +120,10 @@ impl Loaded {
                 found.push(damage(Part::Rules, chain));
             }
         }
-        if !self.is_dispatched(&reading.listing) {
-            found.push(damage(Part::Dispatch, self.tap.as_str()));
-        }
+        let closed = self
+            .ports()
+            .filter(|tap| !self.leads_here(tap, &reading.listing));
+        found.extend(closed.map(|tap| damage(Part::Dispatch, tap.as_str())));
         found
     }
 
@@ -143,27 +153,52 @@ impl Loaded {
         }
     }
 
-    /// Whether the element is of the machine's port, or leads to its chains.
-    pub(super) fn is_reached_by(&self, element: &Element) -> bool {
-        element.tap == self.tap.as_str() || element.leads_to(&self.names)
+    fn ports(&self) -> impl Iterator<Item = &LinkName> {
+        [&self.tap].into_iter().chain(&self.others)
     }
 
-    /// Whether the element leads the machine's port elsewhere.
+    fn is_port(&self, element: &Element) -> bool {
+        self.ports().any(|tap| element.tap == tap.as_str())
+    }
+
+    /// One of its ports was closed; whether there is another.
+    pub(super) fn detach(&mut self, tap: &LinkName) -> bool {
+        self.others.remove(tap);
+        if self.tap != *tap {
+            return self.attached;
+        }
+        match self.others.pop_first() {
+            // What was loaded was for the port that is closed.
+            Some(other) if self.attached => {
+                self.tap = other;
+                self.rules = Rules::Found;
+            }
+            _ => self.attached = false,
+        }
+        self.attached
+    }
+
+    /// Whether the element is of the machine's ports, or leads to its chains.
+    pub(super) fn is_reached_by(&self, element: &Element) -> bool {
+        self.is_port(element) || element.leads_to(&self.names)
+    }
+
+    /// Whether the element leads one of the machine's ports elsewhere.
     pub(super) fn is_misled_by(&self, element: &Element) -> bool {
         let wanted = match element.map {
             VerdictMap::FromVm => &self.names.from,
             VerdictMap::ToVm => &self.names.to,
         };
-        element.tap == self.tap.as_str() && element.chain != *wanted
+        self.is_port(element) && element.chain != *wanted
     }
 
-    pub(super) fn is_dispatched(&self, listing: &Listing) -> bool {
+    fn leads_here(&self, tap: &LinkName, listing: &Listing) -> bool {
         let wanted = [
             (VerdictMap::FromVm, &self.names.from),
             (VerdictMap::ToVm, &self.names.to),
         ];
         let leads = |element: &Element, (map, chain): (VerdictMap, &String)| {
-            element.map == map && element.tap == self.tap.as_str() && element.chain == *chain
+            element.map == map && element.tap == tap.as_str() && element.chain == *chain
         };
         wanted
             .into_iter()

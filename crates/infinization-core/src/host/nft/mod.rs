@@ -7,9 +7,9 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `transport`, `netlink`, `encode`, `value`, `wire` | how the kernel is talked to |
+//! | `transport`, `answer`, `netlink`, `encode`, `expressions`, `value`, `wire` | how the kernel is talked to |
 //! | `journal`, `notice` | whether others have changed what is ours |
-//! | `known`, `machine`, `shared`, `verify` | what was loaded, comparing it with the kernel, putting it back |
+//! | `known`, `beliefs`, `machine`, `shared`, `handles`, `verify` | what was loaded, comparing it with the kernel, putting it back |
 //! | `batch` | loading many machines at once |
 //! | `line` | one machine's changes in the order they were asked for |
 //! | `nat` | masquerading |
@@ -17,10 +17,14 @@
 //! | `saved` | the filter's table as text |
 //! | `probe` | what the kernel can do |
 
+mod answer;
 mod batch;
+mod beliefs;
 mod commits;
 mod encode;
 mod error;
+mod expressions;
+mod handles;
 mod journal;
 mod known;
 mod line;
@@ -201,15 +205,14 @@ impl Nft {
             let unused = known.unused_without(&[&names].into());
             let mut thorough = remove.clone();
             thorough.delete_shared(&unused);
-            match nft.commit_now(&thorough).await {
+            let forget = |known: &Known| known.forget(&names);
+            match nft.commit_now(&thorough, forget).await {
                 // Somebody else may jump there.
                 Err(error) if error.is(Errno::EBUSY) && !unused.is_empty() => {
-                    nft.commit_now(&remove).await?;
+                    nft.commit_now(&remove, forget).await
                 }
-                outcome => outcome?,
+                outcome => outcome,
             }
-            known.forget(&names);
-            Ok(())
         })
         .await
     }
@@ -230,14 +233,14 @@ impl Nft {
         let flush = Transaction::flush_vm(names, default_action);
         let names = names.clone();
         self.in_turn(move |nft| async move {
-            match nft.commit_now(&flush).await {
-                // Somebody has taken it: what is put back has no rules of the user's either.
-                Err(error) if error.is_absent() => {}
-                outcome => outcome?,
-            }
             let known = &nft.journal.known;
             let unused = known.unused_without(&[&names].into());
-            known.flushed(&names, default_action);
+            let flushed = |known: &Known| known.flushed(&names, default_action);
+            match nft.commit_now(&flush, flushed).await {
+                // Somebody has taken it: what is put back has no rules of the user's either.
+                Err(error) if error.is_absent() => flushed(known),
+                outcome => outcome?,
+            }
             if let Err(error) = nft.delete_unused(&unused).await {
                 tracing::warn!(%error, "chains that nobody uses are left");
             }
@@ -269,7 +272,7 @@ impl Nft {
             nft.journal.known.detached(&tap);
             let committing = nft.journal.begin_commit();
             let committed = nft.transport.delete_elements(ports).await;
-            committing.ended(sender_of(&committed));
+            committing.ended(sender_of(&committed), |_| ());
             committed.map(drop)
         })
         .await
@@ -281,32 +284,38 @@ impl Nft {
         transaction: Transaction,
         learn: impl FnOnce(&Known) + Send + 'static,
     ) -> Result<(), NftError> {
-        self.in_turn(move |nft| async move {
-            nft.commit_now(&transaction).await?;
-            learn(&nft.journal.known);
-            Ok(())
-        })
-        .await
+        self.in_turn(move |nft| async move { nft.commit_now(&transaction, learn).await })
+            .await
     }
 
-    /// In a turn: commits, and checks that the kernel has confirmed what was asked for.
-    async fn commit_now(&self, transaction: &Transaction) -> Result<(), NftError> {
+    /// In a turn: commits, and checks that the kernel has confirmed what was asked for; then `learn` is told,
+    /// before what others have done since.
+    async fn commit_now(
+        &self,
+        transaction: &Transaction,
+        learn: impl FnOnce(&Known) + Send,
+    ) -> Result<(), NftError> {
         let committing = self.journal.begin_commit();
         let committed = self.transport.commit(transaction).await;
-        committing.ended(sender_of(&committed));
-        if let Err(NftError::Program(_)) = &committed {
-            // It may have been ended after it had committed.
-            self.journal.doubt_all();
-        }
-        let confirmed = confirmed(transaction, &committed?.rules);
-        if confirmed.is_err() {
-            // Whatever these chains hold now, it is not what is known of them.
-            for (chain, _) in transaction.added_rules() {
-                self.journal.known.touched(chain);
+        let sender = sender_of(&committed);
+        let confirmed = committed.and_then(|committed| confirmed(transaction, committed.rules));
+        committing.ended(sender, |known| match &confirmed {
+            Ok(rules) => {
+                known.committed(transaction, rules);
+                learn(known);
             }
+            // Whatever these chains hold now, it is not what is known of them.
+            Err(NftError::Mismatch { .. }) => {
+                let chains = transaction.added_rules();
+                chains.for_each(|(chain, _)| known.lost(chain));
+            }
+            Err(_) => {}
+        });
+        // A program may have been ended after it had committed.
+        if let Err(NftError::Program(_) | NftError::Mismatch { .. }) = &confirmed {
             self.journal.doubt_all();
         }
-        confirmed
+        confirmed.map(drop)
     }
 
     /// Waits for its turn, then works; not waiting any longer does not stop what has begun.
@@ -331,18 +340,18 @@ fn sender_of(committed: &Result<Committed, NftError>) -> Option<u32> {
     committed.as_ref().ok()?.sender
 }
 
-/// Compares what was asked with what the kernel gave handles to, each its own.
-fn confirmed(transaction: &Transaction, committed: &[CommittedRule]) -> Result<(), NftError> {
+/// Compares what was asked with what the kernel gave handles to, each its own. Answers those.
+fn confirmed(
+    transaction: &Transaction,
+    mut committed: Vec<CommittedRule>,
+) -> Result<Vec<CommittedRule>, NftError> {
     let mut handles = HashSet::new();
-    let distinct = committed.iter().filter(|rule| handles.insert(rule.handle));
-    let found: Vec<_> = distinct.map(|r| (&*r.chain, &*r.comment)).collect();
-    if transaction.added_rules().eq(found.iter().copied()) {
-        return Ok(());
+    committed.retain(|rule| handles.insert(rule.handle));
+    let found = || committed.iter().map(|rule| (&*rule.chain, &*rule.comment));
+    if transaction.added_rules().eq(found()) {
+        return Ok(committed);
     }
-    Err(first_difference(
-        transaction.added_rules(),
-        found.into_iter(),
-    ))
+    Err(first_difference(transaction.added_rules(), found()))
 }
 
 fn first_difference<'a>(

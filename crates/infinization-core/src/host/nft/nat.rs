@@ -120,7 +120,7 @@ impl Nft {
         let Some(change) = change else { return Ok(()) };
         let committing = self.journal.begin_commit();
         let committed = self.transport.commit_nat(&change).await;
-        committing.ended(sender_of(&committed));
+        committing.ended(sender_of(&committed), |_| ());
         let committed = committed?;
         let found = committed.rules.iter().map(|rule| rule.comment.as_str());
         let asked: Vec<String> = change.added().collect();

@@ -65,7 +65,7 @@ impl NftTransport for Fake {
     }
 }
 
-fn compiled() -> Compiled {
+pub(super) fn compiled() -> Compiled {
     let vm_id = VmId::parse("vm-1").unwrap();
     let names = VmNames::of(&vm_id);
     let vm = VmFirewall {

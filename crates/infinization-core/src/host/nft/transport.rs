@@ -9,12 +9,13 @@ use async_trait::async_trait;
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
+use super::answer::{committed_rule, nat_listing, reading, text};
 use super::encode::{Encoded, encode};
 use super::error::NftError;
 use super::netlink::Batches;
 use crate::firewall::{
-    ChainNames, Hook, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, SharedChain,
-    TABLE, Transaction, VerdictMap, document,
+    ChainNames, Hook, NAT_CHAIN, NAT_TABLE, NatListing, NatTransaction, TABLE, Transaction,
+    VerdictMap, document,
 };
 use crate::host::program::{Finished, Program, ProgramError};
 use crate::types::LinkName;
@@ -85,6 +86,8 @@ pub struct Reading {
     pub listing: Listing,
     /// Whether there is a table.
     pub table: bool,
+    /// The kernel's number for it: one that is made anew has another.
+    pub handle: Option<u64>,
     /// Whether it sees no packets: it has flags, and we give it none.
     pub dormant: bool,
     /// The chains there are.
@@ -95,6 +98,11 @@ pub struct Reading {
     pub shared: BTreeMap<String, String>,
     /// Who jumps to one of those: the chain, and what it jumps to, in order.
     pub jumps: BTreeMap<String, Vec<String>>,
+    /// The kernel's numbers of each chain's rules, in order.
+    pub handles: BTreeMap<String, Vec<u64>>,
+    /// A digest of each chain's rules in nft's own words, without handles and the names of chains that
+    /// machines share: those are in [`Reading::jumps`]. It means nothing to another process.
+    pub said: BTreeMap<String, u64>,
 }
 
 /// What the kernel holds.
@@ -138,8 +146,6 @@ impl Element {
 pub struct NftProgram {
     batches: Arc<Batches>,
 }
-
-const MAPS: [VerdictMap; 2] = [VerdictMap::FromVm, VerdictMap::ToVm];
 
 #[async_trait]
 impl NftTransport for NftProgram {
@@ -255,123 +261,4 @@ fn objects_in(finished: &Finished) -> Result<Vec<Value>, NftError> {
         }
     }
     Ok(objects)
-}
-
-fn committed_rule(rule: &Value) -> Option<CommittedRule> {
-    Some(CommittedRule {
-        chain: text(rule, "chain")?,
-        comment: text(rule, "comment")?,
-        handle: rule.get("handle")?.as_u64()?,
-    })
-}
-
-fn reading(objects: &[Value]) -> Reading {
-    let of = |kind: &'static str| objects.iter().filter_map(move |object| object.get(kind));
-    Reading {
-        listing: Listing {
-            rules: rules_in(objects),
-            elements: elements_in(objects),
-        },
-        table: true,
-        // nft 1.0.6 garbles which flags they are.
-        dormant: of("table").any(|table| table.get("flags").is_some()),
-        chains: of("chain")
-            .filter_map(|chain| text(chain, "name"))
-            .collect(),
-        hooks: words_of(objects, |chain| {
-            Hook::ALL
-                .into_iter()
-                .map(Hook::as_str)
-                .find(|hook| *hook == chain)
-        }),
-        shared: words_of(objects, |chain| {
-            SharedChain::is_name(chain).then(|| chain.to_owned())
-        }),
-        jumps: jumps_in(objects),
-    }
-}
-
-/// Each of these chains with its rules, as text to compare.
-fn words_of<K: Ord>(objects: &[Value], key_of: impl Fn(&str) -> Option<K>) -> BTreeMap<K, String> {
-    let mut all = BTreeMap::new();
-    for object in objects {
-        let chain = object["chain"]["name"].as_str();
-        let chain = chain.or_else(|| object["rule"]["chain"].as_str());
-        if let Some(key) = chain.and_then(&key_of) {
-            let words: &mut String = all.entry(key).or_default();
-            words.push_str(&without_handle(object));
-            words.push('\n');
-        }
-    }
-    all
-}
-
-fn without_handle(object: &Value) -> String {
-    let mut object = object.clone();
-    for kind in ["chain", "rule"] {
-        if let Some(Value::Object(members)) = object.get_mut(kind) {
-            members.remove("handle");
-        }
-    }
-    object.to_string()
-}
-
-fn jumps_in(objects: &[Value]) -> BTreeMap<String, Vec<String>> {
-    let mut jumps: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for rule in objects.iter().filter_map(|object| object.get("rule")) {
-        let statements = rule["expr"].as_array().map_or(&[][..], Vec::as_slice);
-        for word in ["jump", "goto"] {
-            let targets = statements
-                .iter()
-                .filter_map(|it| it[word]["target"].as_str());
-            for target in targets.filter(|target| SharedChain::is_name(target)) {
-                let chain = text(rule, "chain").unwrap_or_default();
-                jumps.entry(chain).or_default().push(target.to_owned());
-            }
-        }
-    }
-    jumps
-}
-
-fn nat_listing(objects: Vec<Value>) -> NatListing {
-    let mut listing = NatListing::default();
-    for mut object in objects {
-        let chain = &object["chain"];
-        listing.hooked |= chain["type"] == "nat" && chain["hook"] == "postrouting";
-        if let Some(rule) = object.get_mut("rule") {
-            listing.rules.push(NatRule {
-                handle: rule["handle"].as_u64().unwrap_or_default(),
-                comment: text(rule, "comment"),
-                statements: rule["expr"].take(),
-            });
-        }
-    }
-    listing
-}
-
-fn rules_in(objects: &[Value]) -> Vec<(String, Option<String>)> {
-    let rules = objects.iter().filter_map(|object| object.get("rule"));
-    rules
-        .filter_map(|rule| Some((text(rule, "chain")?, text(rule, "comment"))))
-        .collect()
-}
-
-fn elements_in(objects: &[Value]) -> Vec<Element> {
-    let maps = objects.iter().filter_map(|object| object.get("map"));
-    maps.flat_map(|object| {
-        let map = MAPS.into_iter().find(|map| object["name"] == map.as_str());
-        let entries = object["elem"].as_array().map_or(&[][..], Vec::as_slice);
-        entries.iter().filter_map(move |entry| {
-            Some(Element {
-                map: map?,
-                tap: entry.get(0)?.as_str()?.to_owned(),
-                chain: text(entry.get(1)?.get("jump")?, "target")?,
-            })
-        })
-    })
-    .collect()
-}
-
-fn text(object: &Value, key: &str) -> Option<String> {
-    object.get(key)?.as_str().map(str::to_owned)
 }

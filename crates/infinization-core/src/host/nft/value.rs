@@ -12,6 +12,7 @@ const PORT_NAME: usize = 16;
 pub(super) fn data_type(field: Field) -> u32 {
     match field {
         Field::Iifname | Field::Oifname => 41,
+        Field::Iif | Field::Oif => 20,
         Field::EtherSource | Field::ArpSenderEther => 9,
         Field::Protocol => 10,
         Field::L4Proto | Field::FragmentNext => 12,
@@ -89,6 +90,7 @@ fn word_value(field: Field, word: &str) -> Option<Vec<u8>> {
             let mark = u32::from_str_radix(word.strip_prefix("0x")?, 16).ok()?;
             Some(mark.to_ne_bytes().to_vec())
         }
+        Field::Iif | Field::Oif => Some(word.parse::<u32>().ok()?.to_ne_bytes().to_vec()),
         Field::L4Proto | Field::TcpSynAck | Field::TcpRst => octet(word),
         Field::IcmpType => (word == "destination-unreachable").then(|| vec![3]),
         Field::Icmpv6Type => icmpv6_type(word),

@@ -162,7 +162,7 @@ impl Nft {
         }
         let mut delete = Transaction::default();
         delete.delete_shared(chains);
-        match self.commit_now(&delete).await {
+        match self.commit_now(&delete, |_| ()).await {
             Err(error) if error.is(Errno::EBUSY) || error.is_absent() => Ok(()),
             outcome => outcome,
         }
@@ -177,7 +177,7 @@ impl Nft {
     ) -> Result<Vec<ChainNames>, NftError> {
         let shared = shared.iter().map(AsRef::as_ref);
         let hooks = Transaction::put_back(&[], shared, []);
-        self.commit_now(&hooks).await?;
+        self.commit_now(&hooks, |_| ()).await?;
         let reading = self.transport.read().await?;
         let (mut closed, mut failed) = (Vec::new(), None);
         for names in damaged {
@@ -226,15 +226,23 @@ impl Nft {
             .map(|chain| (chain.name.as_str(), &**chain))
             .collect();
         let machines = again.iter().map(AsRef::as_ref);
-        let all = Transaction::put_back(&in_the_way, shared.values().copied(), machines);
-        self.commit_now(&all).await?;
-        known.loaded_shared(shared.into_keys());
-        for again in &again {
-            known.put_back(again);
+        let mut all = Transaction::put_back(&in_the_way, shared.values().copied(), machines);
+        for names in again.iter().map(|it| &it.ruleset.names) {
+            for tap in known.other_ports(names) {
+                all.commands
+                    .extend(Transaction::attach(names, &tap).commands);
+            }
         }
-        for names in &unknown {
-            known.closed(names);
-        }
+        let learn = |known: &Known| {
+            known.loaded_shared(shared.into_keys());
+            for again in &again {
+                known.put_back(again);
+            }
+            for names in &unknown {
+                known.closed(names);
+            }
+        };
+        self.commit_now(&all, learn).await?;
         Ok(unknown)
     }
 
@@ -262,7 +270,7 @@ impl Nft {
             let damaged = damages.iter().any(|damage| damage.concerns(&compiled));
             let holds = !damaged && holds(&reading, &compiled);
             if holds {
-                known.loaded(&Arc::new(compiled), true);
+                known.found_as(&Arc::new(compiled), &reading);
             }
             if known.unconfirmed().is_empty() {
                 nft.journal.keep_reading(None);

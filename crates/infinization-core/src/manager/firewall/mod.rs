@@ -23,7 +23,7 @@ use crate::config::{
 };
 use crate::db::RuleSplit;
 use crate::error::Failure;
-use crate::firewall::{self, ChainNames, Compiled, HostService, VmFirewall};
+use crate::firewall::{self, ChainNames, Compiled, HostService, Network, VmFirewall};
 use crate::host::bridge;
 use crate::host::link::Links;
 use crate::host::nft::{Nft, NftError};
@@ -409,7 +409,7 @@ impl Firewall {
         &self,
         spec: Option<&VmConfig>,
         tap: &LinkName,
-    ) -> Result<Vec<IpAddr>, Failure> {
+    ) -> Result<Vec<Network>, Failure> {
         let bridge = match spec {
             Some(spec) => Some(spec.network.bridge.clone()),
             None => self.bridge_of(tap).await?,
@@ -421,7 +421,7 @@ impl Firewall {
             return Ok(Vec::new());
         }
         let addresses = bridge::addresses(&self.links, &bridge).await?;
-        Ok(addresses.into_iter().map(|found| found.address).collect())
+        Ok(addresses.into_iter().map(Network::from).collect())
     }
 
     async fn bridge_of(&self, tap: &LinkName) -> Result<Option<LinkName>, Failure> {

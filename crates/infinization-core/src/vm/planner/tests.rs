@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::super::plan::Undo;
 use super::*;
 use crate::config::{AcceleratorChoice, Context, PathRules};
-use crate::firewall::{Conntrack, VmFirewall, compile};
+use crate::firewall::{Conntrack, Network, VmFirewall, compile};
 use crate::types::{ByteSize, FirewallDefaultAction};
 
 const PASSWORD: &str = "hunter2";
@@ -66,7 +66,10 @@ fn facts(config: &VmConfig, tap: TapState, row: RowClaim) -> Facts {
         tap: names.tap,
         mac: names.mac,
         known_addresses: Vec::new(),
-        bridge_addresses: vec![IpAddr::from([10, 0, 0, 1])],
+        bridge_addresses: vec![Network {
+            address: IpAddr::from([10, 0, 0, 1]),
+            prefix: 24,
+        }],
         host_services: Vec::new(),
         department_rules: Vec::new(),
         vm_rules: Vec::new(),

@@ -1,0 +1,100 @@
+use super::super::notice::Touched;
+use super::super::tests::compiled;
+use super::*;
+
+fn commit(sender: u32, chain: &str) -> Commit {
+    let touched = Touched {
+        tables: vec![OurTable::Filter],
+        chains: [chain.to_owned()].into(),
+    };
+    Commit {
+        sender,
+        generation: None,
+        touched,
+    }
+}
+
+#[test]
+fn what_others_did_before_a_commit_of_ours_is_told_from_what_they_did_since() {
+    let (own, none) = (Some(1), Vec::<u32>::new());
+    let split = |senders: &[u32], own, lost| {
+        let of =
+            |commits: Vec<Commit>| -> Vec<u32> { commits.iter().map(|it| it.sender).collect() };
+        let mut before: Vec<_> = senders.iter().map(|it| commit(*it, "a")).collect();
+        let since = since_ours(&mut before, own, lost);
+        (of(before), of(since))
+    };
+    assert_eq!(split(&[2, 1, 3], own, false), (vec![2], vec![3]));
+    assert_eq!(split(&[2, 3], None, false), (vec![2, 3], none.clone()));
+    assert_eq!(
+        split(&[2, 3], own, false),
+        (none.clone(), vec![2, 3]),
+        "ours is missing"
+    );
+    assert_eq!(
+        split(&[2, 1, 3], own, true),
+        (none.clone(), vec![2, 1, 3]),
+        "so may others be"
+    );
+    assert_eq!(split(&[], own, false), (none.clone(), none));
+}
+
+#[test]
+fn what_is_heard_while_a_commit_of_ours_is_under_way_is_attributed_when_it_has_ended() {
+    let journal = Journal::default();
+    let hear = |sender, chain| journal.state().gathered.push(commit(sender, chain));
+    let doubts = || journal.state().doubts();
+    journal.catch_up();
+    let before = doubts();
+    let committing = journal.begin_commit();
+    hear(7, "ours");
+    // Somebody who waits looks before the committer does.
+    journal.catch_up();
+    committing.ended(Some(7), |_| ());
+    assert_eq!(doubts(), before);
+
+    let committing = journal.begin_commit();
+    hear(7, "ours");
+    hear(8, "theirs");
+    journal.catch_up();
+    assert_eq!(doubts(), before);
+    committing.ended(Some(7), |_| ());
+    assert_eq!(doubts(), before + 1);
+
+    let committing = journal.begin_commit();
+    hear(7, "whose");
+    drop(committing);
+    assert_eq!(doubts(), before + 2, "nobody knows how it ended");
+}
+
+#[test]
+fn what_others_do_to_a_chain_after_we_have_loaded_it_is_not_forgotten_with_the_load() {
+    let compiled = Arc::new(compiled());
+    let chain = compiled.ruleset.names.vm.clone();
+    let journal = Journal::default();
+    journal.catch_up();
+    for (commits, is_as_loaded) in [([8, 7], true), ([7, 8], false)] {
+        let committing = journal.begin_commit();
+        for sender in commits {
+            journal.state().gathered.push(commit(sender, &chain));
+        }
+        committing.ended(Some(7), |known| known.loaded(&compiled, false));
+        assert_eq!(journal.known.change(&compiled).is_some(), is_as_loaded);
+    }
+}
+
+#[test]
+fn a_doubt_that_comes_while_reading_is_not_settled_by_it() {
+    let journal = Journal::default();
+    journal.doubt(OurTable::Filter);
+    let mark = journal.mark(OurTable::Filter);
+    journal.doubt(OurTable::Filter);
+    journal.settle(OurTable::Filter, mark);
+    assert!(!journal.trusts(OurTable::Filter));
+    journal.settle(OurTable::Filter, journal.mark(OurTable::Filter));
+    assert!(journal.trusts(OurTable::Filter));
+    assert!(
+        journal.trusts(OurTable::Nat),
+        "another table's doubts are its own"
+    );
+}
