@@ -13,6 +13,8 @@ use super::jobs::Job;
 
 /// The names of the dirty bitmaps that incremental backups make begin so.
 pub const BITMAP_PREFIX: &str = "infz-";
+/// The names of the block nodes and jobs that backups make begin so.
+pub const BACKUP_PREFIX: &str = "infz-bk-";
 
 /// A node of the block graph, as far as layers matter.
 #[derive(Debug, Clone, PartialEq, Eq)]
