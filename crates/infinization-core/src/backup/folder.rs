@@ -78,7 +78,7 @@ impl Library {
                 Err(error) => tracing::warn!(%id, %error, "a backup was left out"),
             }
         }
-        all.sort_by(|a, b| b.manifest.created_at.cmp(&a.manifest.created_at));
+        all.sort_by(|a, b| b.manifest.order().cmp(&a.manifest.order()));
         Ok(all)
     }
 
