@@ -41,7 +41,9 @@ pub use convert::{ConvertImage, convert};
 pub use create::{CreateImage, Preallocation, create};
 pub use error::ImageError;
 pub use format::ImageFormat;
-pub use in_use::{Holder, ensure_unused, ensure_unused_now, ensure_unwritten_now};
+pub use in_use::{
+    Claim, Holder, claim_now, ensure_unused, ensure_unused_now, ensure_unwritten_now,
+};
 pub use info::{ImageInfo, Sharing, info};
 pub use inspect::{Inspection, files_below, inspect, inspect_now};
 pub use job::Job;
