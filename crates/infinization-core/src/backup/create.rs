@@ -316,7 +316,7 @@ pub(super) async fn seal(
             digest::gzip(&image, &file, &cancel)?;
             remove_file(&image)?;
         }
-        let measure = digest::measure(&file, &cancel)?;
+        let measure = digest::flush_and_measure(&file, &cancel)?;
         Ok(DiskRecord {
             source_path: disk.path,
             source_format: disk.format,
