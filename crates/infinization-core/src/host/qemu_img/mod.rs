@@ -20,6 +20,7 @@ mod check;
 mod command;
 mod convert;
 mod create;
+mod describe;
 mod error;
 mod format;
 mod header;
@@ -33,6 +34,7 @@ mod overlay;
 mod partial;
 mod resize;
 mod snapshot;
+mod tables;
 mod vmdk;
 
 pub use backup::{Clusters, Parent, Source, difference, export, flatten, make_target};
