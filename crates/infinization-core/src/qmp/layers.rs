@@ -181,8 +181,14 @@ pub fn file_name(told: &str) -> String {
     let Some(mut node) = options.as_ref() else {
         return told.to_owned();
     };
-    while node["file"].is_object() {
-        node = &node["file"];
+    // A filter calls what lies below it either.
+    let below = |node: &'_ Value| {
+        ["file", "image"]
+            .into_iter()
+            .find(|key| node[key].is_object())
+    };
+    while let Some(key) = below(node) {
+        node = &node[key];
     }
     node["filename"].as_str().unwrap_or_default().to_owned()
 }
@@ -196,6 +202,9 @@ mod tests {
         let json = r#"json:{"driver": "qcow2", "backing": null,
             "file": {"driver": "file", "filename": "/d/a.qcow2"}}"#;
         assert_eq!(file_name(json), "/d/a.qcow2");
+        let filtered = r#"json:{"driver": "qcow2", "file": {"driver": "blkdebug",
+            "image": {"driver": "file", "filename": "/d/b.qcow2"}}}"#;
+        assert_eq!(file_name(filtered), "/d/b.qcow2");
         assert_eq!(file_name("/d/a.qcow2"), "/d/a.qcow2");
         assert_eq!(file_name("json:{}"), "");
     }

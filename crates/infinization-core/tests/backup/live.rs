@@ -14,12 +14,33 @@ struct Guest {
 
 impl Guest {
     async fn start(disks: &[&Disk]) -> Self {
+        let file = |disk: &Disk| {
+            let file = disk::text(&disk.path);
+            format!("file.driver=file,file.filename={file}")
+        };
+        Self::start_on(disks, file).await
+    }
+
+    /// The `sector`th sector of the disk's file cannot be read.
+    async fn start_broken(disk: &Disk, sector: u64) -> Self {
+        let file = |disk: &Disk| {
+            let file = disk::text(&disk.path);
+            format!(
+                "file.driver=blkdebug,file.image.driver=file,file.image.filename={file},\
+                 file.inject-error.0.event=none,file.inject-error.0.iotype=read,\
+                 file.inject-error.0.errno=5,file.inject-error.0.sector={sector}"
+            )
+        };
+        Self::start_on(&[disk], file).await
+    }
+
+    async fn start_on(disks: &[&Disk], file: impl Fn(&Disk) -> String) -> Self {
         let mut args = Vec::new();
         for (n, disk) in disks.iter().enumerate() {
-            let (format, file) = (disk.format, disk::text(&disk.path));
+            let (format, file) = (disk.format, file(disk));
             args.push("-blockdev".to_owned());
             args.push(format!(
-                "driver={format},node-name=d{n},discard=unmap,file.driver=file,file.filename={file}"
+                "driver={format},node-name=d{n},discard=unmap,{file}"
             ));
             args.push("-device".to_owned());
             args.push(format!("virtio-blk-pci,id=v{n},drive=d{n}"));
@@ -226,27 +247,6 @@ async fn a_bitmap_that_a_crash_spoiled_is_not_trusted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f39_a_guest_is_thawed_whatever_freezing_came_to() {
-    let place = Place::new();
-    let disk = place.disk("a.qcow2", 1);
-    let guest = Guest::start(&[&disk]).await;
-    for (freezing, consistent, thaws) in [
-        (Ok(Some(2)), true, 1),
-        (Ok(Some(0)), false, 1),
-        (Ok(None), false, 0),
-        (Err("it hangs".to_owned()), false, 1),
-    ] {
-        let machine = Running::new(&guest.monitor, freezing.clone());
-        let made = place
-            .create_with(
-                place.request("FULL", &[&disk]),
-                Arc::<Running>::clone(&machine),
-            )
-            .await;
-        let facts = place.metadata(&id(&made.unwrap())).await.unwrap();
-        assert_eq!(facts["crashConsistent"], json!(!consistent), "{freezing:?}");
-        assert_eq!(facts["runningAtBackup"], json!(true));
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k1_disks_that_change_places_are_compared_and_not_believed() {
     let place = Place::new();
     let (mut a, mut b) = (place.disk("a.qcow2", 4), place.disk("b.qcow2", 4));
@@ -282,6 +282,27 @@ async fn k1_disks_that_change_places_are_compared_and_not_believed() {
     disk::assert_holds(&targets[1], "qcow2", &a.holds);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f39_a_guest_is_thawed_whatever_freezing_came_to() {
+    let place = Place::new();
+    let disk = place.disk("a.qcow2", 1);
+    let guest = Guest::start(&[&disk]).await;
+    for (freezing, consistent, thaws) in [
+        (Ok(Some(2)), true, 1),
+        (Ok(Some(0)), false, 1),
+        (Ok(None), false, 0),
+        (Err("it hangs".to_owned()), false, 1),
+    ] {
+        let machine = Running::new(&guest.monitor, freezing.clone());
+        let made = place
+            .create_with(
+                place.request("FULL", &[&disk]),
+                Arc::<Running>::clone(&machine),
+            )
+            .await;
+        let facts = place.metadata(&id(&made.unwrap())).await.unwrap();
+        assert_eq!(facts["crashConsistent"], json!(!consistent), "{freezing:?}");
+        assert_eq!(facts["runningAtBackup"], json!(true));
         assert_eq!(
             machine.thawed.load(Ordering::Acquire),
             thaws,
