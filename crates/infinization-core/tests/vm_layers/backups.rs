@@ -27,12 +27,21 @@ pub(crate) struct Drill<'h> {
     service: BackupService,
 }
 
-/// What is tried while a backup copies, and must be refused.
+/// What is tried while a backup is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meanwhile {
     Nothing,
+    /// An overlay after the disks were looked up, and before their copying begins: the backup fails.
+    Late,
+    /// These while it copies: they are refused.
     Overlay,
     Merge(&'static str),
+}
+
+impl Meanwhile {
+    fn is_refused(self) -> bool {
+        !matches!(self, Self::Nothing | Self::Late)
+    }
 }
 
 impl<'h> Drill<'h> {
@@ -139,11 +148,11 @@ impl<'h> Drill<'h> {
         let request = CreateBackup::read(request).unwrap();
         let machine = Arc::<Witness>::clone(&witness);
         let creating = self.service.create(request, machine, never());
-        let made = if meanwhile == Meanwhile::Nothing {
-            creating.await?
-        } else {
+        let made = if meanwhile.is_refused() {
             let (made, ()) = tokio::join!(creating, self.disturb(&witness));
             made?
+        } else {
+            creating.await?
         };
         Ok(Link {
             id: made["backupId"].as_str().unwrap().to_owned(),
@@ -166,7 +175,7 @@ impl<'h> Drill<'h> {
                 is_refused(remove(&self.manager, self.vm, name, rebase()).await);
                 is_refused(commit(&self.manager, self.vm, name).await);
             }
-            Meanwhile::Nothing => {}
+            Meanwhile::Nothing | Meanwhile::Late => {}
         }
         assert_eq!(tree(&self.manager, self.vm).await, before);
         self.writes_on().await;
@@ -335,6 +344,9 @@ impl Machine for Witness {
     }
 
     async fn freeze(&self) -> Result<Option<u64>, String> {
+        if self.meanwhile == Meanwhile::Late {
+            take(&self.manager, self.vm, "late").await.unwrap();
+        }
         let Some(aside) = &self.aside else {
             return Ok(Some(0));
         };
@@ -347,7 +359,7 @@ impl Machine for Witness {
     }
 
     async fn thaw(&self) -> Result<(), String> {
-        if self.meanwhile != Meanwhile::Nothing {
+        if self.meanwhile.is_refused() {
             self.speed(1 << 20).await;
             self.slow.store(true, Ordering::Release);
         }
@@ -397,6 +409,10 @@ fn k1_k2_f22_a_guest_that_writes_is_backed_up_while_overlays_come_and_go() {
         drill.writes_on().await;
         let next = drill.back_up(links.last(), false, Meanwhile::Nothing).await;
         links.push(next.unwrap());
+
+        let late = drill.back_up(links.last(), false, Meanwhile::Late).await;
+        assert_eq!(late.err().unwrap().code(), ErrorCode::BackupFailed);
+        remove(manager, vm, "late", rebase()).await.unwrap();
 
         // A bitmap is on the disk that becomes a layer.
         take(manager, vm, "a").await.unwrap();
