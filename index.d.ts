@@ -2179,6 +2179,8 @@ export interface BackupMetadata {
   vmId: string
   type: BackupType
   status: BackupStatus
+  /** Counts the machine's backups, from 1: what is newer, whatever the clock said. */
+  sequence?: number
   createdAt: string
   completedAt?: string
   durationMs?: number

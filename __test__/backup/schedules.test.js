@@ -59,6 +59,36 @@ test('a tick makes a backup that list and restore find, and retention keeps two'
   expect(scheduler.getSchedule('nightly')).toMatchObject({ lastRunAt: expect.any(String), nextRunAt: '2099-01-01T00:00:00.000Z' })
 })
 
+test('without an adapter its own timers make a backup each minute, and it restores', async () => {
+  jest.useFakeTimers({ now: new Date(2026, 0, 1, 10, 0, 30), doNotFake: ['nextTick', 'queueMicrotask', 'setImmediate'] })
+  try {
+    execFileSync('qemu-io', ['-f', 'qcow2', '-c', 'write -P 65 0 64k', disk])
+    const scheduler = new BackupScheduler(backups)
+    scheduler.addSchedule(schedule({ type: 'INCREMENTAL', cronExpression: '* * * * *' }))
+    const minute = async (pattern) => {
+      const ended = Promise.race(['schedule:completed', 'schedule:failed'].map((name) => once(scheduler, name)))
+      jest.advanceTimersByTime(60_000)
+      const [, told] = await ended
+      execFileSync('qemu-io', ['-f', 'qcow2', '-c', `write -P ${pattern} 0 64k`, disk])
+      return told
+    }
+    const [first, second] = [await minute(66), await minute(67)]
+    expect([first, second]).toMatchObject([{ type: 'FULL', sequence: 1 }, { type: 'INCREMENTAL', parentBackupId: first.id, sequence: 2 }])
+    expect(scheduler.getSchedule('nightly')).toMatchObject({ nextRunAt: new Date(2026, 0, 1, 10, 3).toISOString() })
+    scheduler.stopAll()
+    jest.advanceTimersByTime(600_000)
+    expect(await backups.listBackups('vm-1')).toHaveLength(2)
+    for (const [{ id }, pattern] of [[first, 65], [second, 66]]) {
+      const restored = path.join(directory, `${pattern}.qcow2`)
+      await backups.restoreBackup({ backupId: id, vmId: 'vm-1', diskPaths: [restored] })
+      const read = execFileSync('qemu-io', ['-f', 'qcow2', '-c', `read -P ${pattern} 0 64k`, restored], { encoding: 'utf8' })
+      expect(read).not.toMatch(/failed/)
+    }
+  } finally {
+    jest.useRealTimers()
+  }
+})
+
 test('C2: an incremental schedule begins with a full one, and with another after seven', async () => {
   const scheduler = new BackupScheduler(backups, clock)
   scheduler.addSchedule(schedule({ type: 'INCREMENTAL', retentionCount: 0 }))

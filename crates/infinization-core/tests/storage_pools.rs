@@ -177,6 +177,14 @@ fn a_machines_volume_is_kept_and_grows_under_it() {
         );
         let shrunk = resize(json!({ "capacity": 8 * MIB })).await.unwrap_err();
         assert_eq!(shrunk.code(), ErrorCode::DataLossRefused);
+        // What is cut off is marked by no bitmap, and would come back out of the backup before.
+        let bitmap = json!({ "node": "disk0", "name": "infz-1", "persistent": true });
+        let added = manager.qmp_execute(vm, "block-dirty-bitmap-add", bitmap);
+        added.await.unwrap();
+        let cut = json!({ "capacity": 24 * MIB, "shrink": true });
+        assert_eq!(resize(cut).await.unwrap()["capacity"], 24 * MIB);
+        let block = manager.qmp_execute(vm, "query-block", Value::Null).await;
+        assert!(!block.unwrap().get().contains("infz-1"));
         let used = manager
             .delete_volume("disks".into(), name.clone())
             .await

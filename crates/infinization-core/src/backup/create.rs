@@ -47,6 +47,13 @@ pub(super) struct Prepared {
     pub(super) all: Vec<Kept>,
 }
 
+impl Prepared {
+    fn next_sequence(&self) -> u64 {
+        let all = self.all.iter().map(|kept| kept.manifest.sequence);
+        all.max().unwrap_or_default() + 1
+    }
+}
+
 impl Creation {
     pub(super) fn new(library: Library, id: BackupId, request: CreateBackup, terms: Terms) -> Self {
         Self {
@@ -96,7 +103,8 @@ pub(super) async fn create(creation: Creation) -> Result<Value, BackupError> {
     let prepared = prepare(&creation, matches!(access, Access::Offline)).await?;
     let planned = offline::planned(&creation, &prepared);
     let request = &creation.request;
-    let draft = Draft::begin(&creation.library, &creation.id, request, planned).await?;
+    let (library, sequence) = (&creation.library, prepared.next_sequence());
+    let draft = Draft::begin(library, &creation.id, request, sequence, planned).await?;
     let began = Instant::now();
     let kept = match access {
         Access::Offline => make_offline(&creation, &prepared, draft).await,
@@ -308,7 +316,7 @@ pub(super) async fn seal(
             digest::gzip(&image, &file, &cancel)?;
             remove_file(&image)?;
         }
-        let measure = digest::measure(&file, &cancel)?;
+        let measure = digest::flush_and_measure(&file, &cancel)?;
         Ok(DiskRecord {
             source_path: disk.path,
             source_format: disk.format,

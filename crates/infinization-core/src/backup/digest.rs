@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::panic::resume_unwind;
+use std::thread::Builder;
 
 use flate2::Compression;
 use flate2::read::GzDecoder;
@@ -24,13 +26,29 @@ pub(super) struct Measure {
     pub(super) sha256: String,
 }
 
-/// Flushes the file and reads it whole.
+/// Flushes the file, and reads it whole meanwhile: nobody writes to it any more.
+pub(super) fn flush_and_measure(
+    path: &HostPath,
+    cancel: &CancellationToken,
+) -> Result<Measure, BackupError> {
+    let failed = |error| BackupError::io(path, error);
+    std::thread::scope(|scope| {
+        let flush = || File::open(path.as_path())?.sync_all();
+        let flush = Builder::new().spawn_scoped(scope, flush).map_err(failed)?;
+        let measured = measure(path, cancel);
+        let flushed = flush.join();
+        flushed
+            .unwrap_or_else(|panic| resume_unwind(panic))
+            .map_err(failed)?;
+        measured
+    })
+}
+
+/// Reads the file whole.
 pub(super) fn measure(path: &HostPath, cancel: &CancellationToken) -> Result<Measure, BackupError> {
     let sum = || -> io::Result<Measure> {
-        let file = File::open(path.as_path())?;
-        file.sync_all()?;
         let mut hasher = Sha256::new();
-        let length = pieces(file, cancel, |piece| {
+        let length = pieces(File::open(path.as_path())?, cancel, |piece| {
             hasher.update(piece);
             Ok(())
         })?;
@@ -132,7 +150,7 @@ mod tests {
         assert_eq!(std::fs::read(path("b").as_path()).unwrap(), plain);
         assert!(gunzip(&path("a.gz"), &path("c"), length - 1, &cancel).is_err());
         assert!(gunzip(&path("a.gz"), &path("d"), length + 1, &cancel).is_err());
-        let measured = measure(&path("a"), &cancel).unwrap();
+        let measured = flush_and_measure(&path("a"), &cancel).unwrap();
         assert_eq!(measured, measure(&path("b"), &cancel).unwrap());
         assert_eq!((measured.length, measured.sha256.len()), (length, 64));
         cancel.cancel();

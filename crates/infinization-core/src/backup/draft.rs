@@ -29,14 +29,16 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Makes the folder. `planned` is what a sweep may have to undo in the disks themselves.
+    /// Makes the folder of the machine's backup number `sequence`. `planned` is what a sweep may have to
+    /// undo in the disks themselves.
     pub(super) async fn begin(
         library: &Library,
         id: &BackupId,
         request: &CreateBackup,
+        sequence: u64,
         planned: Vec<DiskRecord>,
     ) -> Result<Self, BackupError> {
-        let mut manifest = Manifest::begun(id.clone(), request, now());
+        let mut manifest = Manifest::begun(id.clone(), request, sequence, now());
         manifest.with_disks(planned);
         let (library, destination) = (library.clone(), request.destination.clone());
         off_thread(move || {

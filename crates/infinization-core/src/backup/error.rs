@@ -60,6 +60,8 @@ pub enum BackupError {
     Job { why: String },
     #[error("the disk {path} is not one of the running machine's")]
     NotAttached { path: HostPath },
+    #[error("the machine went on in another file than {path} as its backup began: make it again")]
+    Moved { path: HostPath },
     #[error(
         "{path} is a frozen layer of external snapshots: other files lie on it, so it is not what a disk \
          holds now, and must not change"
@@ -115,6 +117,7 @@ impl BackupError {
             | Self::Full { path }
             | Self::TargetExists { path }
             | Self::NotAttached { path }
+            | Self::Moved { path }
             | Self::Frozen { path }
             | Self::Io { path, .. } => Some(path),
             _ => None,
@@ -143,6 +146,7 @@ impl Coded for BackupError {
             Self::TimedOut
             | Self::Io { .. }
             | Self::Job { .. }
+            | Self::Moved { .. }
             | Self::Monitor(_)
             | Self::Locked(_)
             | Self::LayersUnknown { .. }

@@ -78,7 +78,7 @@ impl Library {
                 Err(error) => tracing::warn!(%id, %error, "a backup was left out"),
             }
         }
-        all.sort_by(|a, b| b.manifest.created_at.cmp(&a.manifest.created_at));
+        all.sort_by(|a, b| b.manifest.order().cmp(&a.manifest.order()));
         Ok(all)
     }
 
@@ -240,11 +240,18 @@ pub(super) fn read(folder: &HostPath, id: &BackupId) -> Result<Option<Manifest>,
 
 /// Creates a directory that may be there already, and those above it; for us alone.
 pub(super) fn make_directories(path: &HostPath) -> Result<(), BackupError> {
+    let failed = |error| BackupError::io(path, error);
+    let above = path.as_path().ancestors();
+    let missing: Vec<&Path> = above.take_while(|dir| !dir.exists()).collect();
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(TRAVERSABLE);
-    builder
-        .create(path.as_path())
-        .map_err(|error| BackupError::io(path, error))
+    builder.create(path.as_path()).map_err(failed)?;
+    // A new directory is on disk when the one above it is, and so is what will be in it.
+    for above in missing.iter().filter_map(|made| made.parent()) {
+        let directory = File::open(above).map_err(failed)?;
+        directory.sync_all().map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Flushes a directory's entries.

@@ -2,15 +2,14 @@
 //! at one moment.
 //!
 //! All jobs begin in one `transaction`, within which the guest's file systems are frozen if they can
-//! be. What the transaction also adds is a dirty bitmap per disk, named after this backup; a later
-//! incremental one copies what it has marked. The parent's bitmap is left as it is until this backup
-//! is complete, so a failure costs nothing.
+//! be. What the transaction also adds is a dirty bitmap per disk, named after this backup and its place
+//! in it; a later incremental one copies what it has marked, if the disk has the same place there. The
+//! parent's bitmap is left as it is until this backup is complete, so a failure costs nothing.
 
 mod attached;
 mod handover;
 mod jobs;
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -90,13 +89,7 @@ impl<'a> Live<'a> {
     }
 
     async fn copy(&self, draft: &Draft) -> Result<(Vec<DiskRecord>, Circumstances), BackupError> {
-        let paths: Vec<_> = self
-            .creation
-            .request
-            .disks
-            .iter()
-            .map(|disk| &disk.path)
-            .collect();
+        let paths = self.paths();
         let disks = attached(&self.monitor, &paths).await?;
         jobs::clear_leftovers(&self.monitor).await?;
         self.drop_bitmaps(&disks, |name| self.is_stale(name))
@@ -163,7 +156,7 @@ impl<'a> Live<'a> {
         };
         let parent = parent_of(self.prepared, n, &draft.folder).await?;
         // A disk that is shorter than its parent was cut, which no bitmap tells.
-        let usable = disk.has_usable_bitmap(&link.manifest.id.bitmap())
+        let usable = disk.has_usable_bitmap(&link.manifest.id.bitmap(n))
             && disk.size >= link.manifest.disks[n].original_size;
         let (method, target) = if usable {
             (Method::Marked { parent }, image)
@@ -194,6 +187,7 @@ impl<'a> Live<'a> {
             .execute_with("transaction", json!({ "actions": actions }), START);
         let (begun, frozen) = quiesce::around(machine, begin).await;
         begun?;
+        self.refuse_moved().await?;
         let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
         let reporter = self.creation.reporter(&sizes);
         let ids = self.node_names(copies.len());
@@ -204,6 +198,20 @@ impl<'a> Live<'a> {
         })
         .await?;
         Ok(frozen)
+    }
+
+    /// An overlay may have been put on a disk after it was looked up, and before its job began: what
+    /// would be copied is what was written before that moment, not before the freeze.
+    async fn refuse_moved(&self) -> Result<(), BackupError> {
+        match attached(&self.monitor, &self.paths()).await {
+            Err(BackupError::NotAttached { path }) => Err(BackupError::Moved { path }),
+            found => found.map(drop),
+        }
+    }
+
+    fn paths(&self) -> Vec<&HostPath> {
+        let disks = self.creation.request.disks.iter();
+        disks.map(|disk| &disk.path).collect()
     }
 
     fn node_names(&self, disks: usize) -> Vec<String> {
@@ -234,7 +242,7 @@ impl<'a> Live<'a> {
     fn actions(&self, draft: &Draft, copies: &[Copying]) -> Vec<Value> {
         let copies = copies.iter().enumerate();
         copies
-            .flat_map(|(n, copy)| [new_bitmap(draft, copy), self.job(n, copy)])
+            .flat_map(|(n, copy)| [new_bitmap(draft, n, copy), self.job(n, copy)])
             .collect()
     }
 
@@ -251,7 +259,7 @@ impl<'a> Live<'a> {
         });
         if let (Method::Marked { .. }, Some(link)) = (&copy.method, self.prepared.parents.first()) {
             data["sync"] = json!("bitmap");
-            data["bitmap"] = json!(link.manifest.id.bitmap());
+            data["bitmap"] = json!(link.manifest.id.bitmap(n));
             data["bitmap-mode"] = json!("never");
         }
         json!({ "type": "blockdev-backup", "data": data })
@@ -320,28 +328,17 @@ impl<'a> Live<'a> {
         if self.creation.request.kind == BackupType::Snapshot {
             return Ok(());
         }
-        let paths: Vec<_> = self
-            .creation
-            .request
-            .disks
-            .iter()
-            .map(|disk| &disk.path)
-            .collect();
-        let disks = attached(&self.monitor, &paths).await?;
-        let ours = self.creation.id.bitmap();
-        self.drop_bitmaps(&disks, |name| (name == ours) != made)
+        let disks = attached(&self.monitor, &self.paths()).await?;
+        let ours = &self.creation.id;
+        self.drop_bitmaps(&disks, |name| ours.has_bitmap(name) != made)
             .await
     }
 
     /// A bitmap of a backup that is gone, or never was complete.
     fn is_stale(&self, name: &str) -> bool {
-        let complete = self
-            .prepared
-            .all
-            .iter()
-            .filter(|kept| kept.manifest.is_complete());
-        let known: HashSet<_> = complete.map(|kept| kept.manifest.id.bitmap()).collect();
-        !known.contains(name)
+        let all = self.prepared.all.iter().map(|kept| &kept.manifest);
+        let mut complete = all.filter(|manifest| manifest.is_complete());
+        !complete.any(|manifest| manifest.id.has_bitmap(name))
     }
 
     async fn drop_bitmaps(
@@ -365,10 +362,10 @@ impl<'a> Live<'a> {
 }
 
 /// What records the changes after this backup. A raw disk has no room for one: it lasts as long as QEMU.
-fn new_bitmap(draft: &Draft, copy: &Copying) -> Value {
+fn new_bitmap(draft: &Draft, n: usize, copy: &Copying) -> Value {
     json!({ "type": "block-dirty-bitmap-add", "data": {
         "node": copy.disk.node,
-        "name": draft.manifest.id.bitmap(),
+        "name": draft.manifest.id.bitmap(n),
         "granularity": CLUSTER,
         "persistent": copy.disk.format == "qcow2",
     }})

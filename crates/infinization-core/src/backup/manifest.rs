@@ -25,6 +25,9 @@ pub struct Manifest {
     #[serde(rename = "type")]
     pub kind: BackupType,
     pub status: BackupStatus,
+    /// Counts the machine's backups, from 1: a clock may be set back, and this is not.
+    #[serde(default)]
+    pub sequence: u64,
     /// ISO 8601, UTC: the moment whose state a restore gives back, of a stopped machine.
     pub created_at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,13 +84,14 @@ pub struct DiskRecord {
 
 impl Manifest {
     /// What is known before anything was done.
-    pub(super) fn begun(id: BackupId, request: &CreateBackup, now: String) -> Self {
+    pub(super) fn begun(id: BackupId, request: &CreateBackup, sequence: u64, now: String) -> Self {
         Self {
             version: VERSION,
             id,
             vm_id: request.vm_id.clone(),
             kind: request.kind,
             status: BackupStatus::InProgress,
+            sequence,
             created_at: now,
             completed_at: None,
             duration_ms: None,
@@ -170,6 +174,11 @@ impl Manifest {
             .map_err(|why| BackupError::config("metadata", format!("is refused: {why}")))
     }
 
+    /// Grows from one backup of a machine to the next.
+    pub(super) fn order(&self) -> (u64, &str) {
+        (self.sequence, &self.created_at)
+    }
+
     /// Whether it can be restored.
     pub fn is_complete(&self) -> bool {
         self.status == BackupStatus::Completed
@@ -227,6 +236,7 @@ pub(super) mod tests {
                 BackupType::Full
             },
             status: BackupStatus::Completed,
+            sequence: u64::from(minute) + 1,
             created_at: format!("2026-01-01T{:02}:{:02}:00.000Z", minute / 60, minute % 60),
             completed_at: None,
             duration_ms: None,

@@ -37,9 +37,17 @@ impl BackupId {
         format!("backup-{}", self.0)
     }
 
-    /// The dirty bitmap that records what changes after this backup.
-    pub(super) fn bitmap(&self) -> String {
-        format!("{BITMAP_PREFIX}{}", self.0)
+    /// The dirty bitmap that records what changes on disk `n` after this backup. It lies in the disk and
+    /// goes where that goes, so it says of which disk of the backup it tells.
+    pub(super) fn bitmap(&self, n: usize) -> String {
+        format!("{BITMAP_PREFIX}{}-{n}", self.0)
+    }
+
+    /// Whether a dirty bitmap is one of this backup.
+    pub(super) fn has_bitmap(&self, name: &str) -> bool {
+        name.strip_prefix(BITMAP_PREFIX)
+            .and_then(|rest| rest.strip_prefix(&self.0))
+            .is_some_and(|rest| rest.starts_with('-'))
     }
 
     /// The block node (and job) that writes disk `n` of this backup; QEMU takes at most 31 bytes.
@@ -54,10 +62,8 @@ impl BackupId {
     }
 }
 
-/// How our bitmaps' names begin.
-pub(super) use crate::qmp::BITMAP_PREFIX;
-/// How our block nodes' and jobs' names begin.
-pub(super) const NODE_PREFIX: &str = "infz-bk-";
+/// How our bitmaps' names begin, and those of our block nodes and jobs.
+pub(super) use crate::qmp::{BACKUP_PREFIX as NODE_PREFIX, BITMAP_PREFIX};
 
 /// The file of disk `n` while QEMU's tools work on it.
 pub(super) fn image_file(n: usize) -> String {
@@ -106,6 +112,15 @@ mod tests {
         let id = BackupId::random();
         assert!(id.node(999).len() <= 31);
         assert!(id.snapshot().len() <= 64);
+    }
+
+    #[test]
+    fn a_bitmap_tells_its_backup_and_its_disk() {
+        let (id, other) = (BackupId::random(), BackupId::random());
+        assert!(id.has_bitmap(&id.bitmap(0)) && id.has_bitmap(&id.bitmap(12)));
+        assert_ne!(id.bitmap(0), id.bitmap(1));
+        assert!(!other.has_bitmap(&id.bitmap(0)));
+        assert!(!id.has_bitmap("theirs") && !id.has_bitmap(id.as_str()));
     }
 
     #[test]

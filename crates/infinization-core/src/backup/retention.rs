@@ -21,7 +21,7 @@ pub fn expired(all: &[Manifest], ours: impl Fn(&Manifest) -> bool, keep: Keep) -
         return Vec::new();
     }
     let mut mine: Vec<&Manifest> = all.iter().filter(|one| ours(one)).collect();
-    mine.sort_by(|a, b| b.created_at.cmp(&a.created_at));
+    mine.sort_by(|a, b| b.order().cmp(&a.order()));
     let complete: Vec<&Manifest> = mine
         .iter()
         .copied()
@@ -34,13 +34,13 @@ pub fn expired(all: &[Manifest], ours: impl Fn(&Manifest) -> bool, keep: Keep) -
         .iter()
         .take(wanted)
         .next_back()
-        .map(|oldest| &oldest.created_at);
+        .map(|oldest| oldest.order());
     // Newest first: a child is younger than its parent.
     mine.iter()
         .filter(|one| match one.status {
             BackupStatus::Completed => surplus.contains(&one.id) && !needed.contains(&one.id),
             BackupStatus::Failed | BackupStatus::Cancelled => {
-                old.is_some_and(|oldest| one.created_at < *oldest)
+                old.is_some_and(|oldest| one.order() < oldest)
             }
             BackupStatus::Pending | BackupStatus::InProgress => false,
         })
@@ -77,7 +77,7 @@ pub fn next_parent(
     let newest = all
         .iter()
         .filter(|one| ours(one) && one.is_complete() && one.kind != BackupType::Snapshot)
-        .max_by(|a, b| a.created_at.cmp(&b.created_at))?;
+        .max_by(|a, b| a.order().cmp(&b.order()))?;
     super::chain::may_be_parent(newest, &newest.vm_id, disks).ok()?;
     let find = |id: &BackupId| all.iter().find(|one| one.id == *id).cloned();
     let links = super::chain::links(newest.clone(), find).ok()?;
@@ -86,6 +86,8 @@ pub fn next_parent(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::manifest::tests::complete;
     use super::*;
 
@@ -128,10 +130,9 @@ mod tests {
             all.push(failed);
         }
         assert_eq!(gone(&all, 6), Vec::<usize>::new());
-        all[0].created_at.replace_range(..4, "2025");
         let mut old = complete(0, None);
         old.status = BackupStatus::Failed;
-        old.created_at.replace_range(..4, "2020");
+        old.sequence = 0;
         all.push(old);
         assert_eq!(gone(&all, 6), [20]);
     }
@@ -154,5 +155,89 @@ mod tests {
         assert_eq!(next(3), None);
         assert_eq!(next_parent(&all, |_| true, 2, 9), None, "a disk was added");
         assert_eq!(next_parent(&[], |_| true, 1, 9), None);
+    }
+
+    /// A dead clock battery: what is newest says it is oldest.
+    #[test]
+    fn c1_a_clock_that_was_set_back_has_nothing_new_deleted() {
+        let mut all: Vec<Manifest> = (0..4).map(|minute| complete(minute, None)).collect();
+        all[3].created_at.replace_range(..4, "1970");
+        assert_eq!(gone(&all, 2), [1, 0]);
+        let next = next_parent(&all, |_| true, 1, 9);
+        assert_eq!(next, Some(all[3].id.clone()));
+    }
+
+    /// What was made one after the other, at any time, by the schedule or by somebody else.
+    #[derive(Debug, Clone)]
+    struct Made {
+        builds_on: Option<prop::sample::Index>,
+        status: BackupStatus,
+        ours: bool,
+        minute: u32,
+    }
+
+    fn made() -> impl Strategy<Value = Made> {
+        use BackupStatus::{Cancelled, Completed, Failed, InProgress};
+        let status = prop_oneof![
+            6 => Just(Completed), 2 => Just(Failed), 1 => Just(Cancelled), 1 => Just(InProgress),
+        ];
+        let parent = prop::option::weighted(0.7, any::<prop::sample::Index>());
+        let all = (parent, status, prop::bool::weighted(0.8), 0..1000_u32);
+        all.prop_map(|(builds_on, status, ours, minute)| Made {
+            builds_on,
+            status,
+            ours,
+            minute,
+        })
+    }
+
+    fn history(made: &[Made]) -> Vec<Manifest> {
+        let mut all: Vec<Manifest> = Vec::new();
+        for (sequence, one) in (1..).zip(made) {
+            let parents: Vec<_> = all.iter().filter(|one| one.is_complete()).collect();
+            let parent = one.builds_on.filter(|_| !parents.is_empty());
+            let parent = parent.map(|index| parents[index.index(parents.len())]);
+            let mut manifest = complete(one.minute, parent);
+            manifest.sequence = sequence;
+            manifest.status = one.status;
+            manifest.tags = one.ours.then(|| "ours".to_owned()).into_iter().collect();
+            all.push(manifest);
+        }
+        all
+    }
+
+    fn is_ours(one: &Manifest) -> bool {
+        one.tags == ["ours"]
+    }
+
+    proptest! {
+        #[test]
+        fn c1_whatever_was_made_no_chain_breaks(
+            made in prop::collection::vec(made(), 0..24),
+            keep in 0..6_u32,
+        ) {
+            let mut left = history(&made);
+            let before: Vec<BackupId> = counted(&left);
+            for id in expired(&left, is_ours, Keep(keep)) {
+                let children = crate::backup::chain::children(&id, &left);
+                prop_assert!(children.is_empty(), "{children:?} build on {id}");
+                let at = left.iter().position(|one| one.id == id).unwrap();
+                let gone = left.remove(at);
+                prop_assert!(is_ours(&gone) && gone.status != BackupStatus::InProgress);
+            }
+            for one in left.iter().filter(|one| one.is_complete()) {
+                let find = |id: &BackupId| left.iter().find(|one| one.id == *id).cloned();
+                prop_assert!(crate::backup::chain::links(one.clone(), find).is_ok());
+            }
+            let wanted = if keep == 0 { before.len() } else { keep as usize };
+            let newest = &before[before.len().saturating_sub(wanted)..];
+            prop_assert!(counted(&left).ends_with(newest), "the newest {wanted} stay");
+        }
+    }
+
+    /// Of the complete ones of ours, in the order they were made.
+    fn counted(all: &[Manifest]) -> Vec<BackupId> {
+        let ours = all.iter().filter(|one| is_ours(one) && one.is_complete());
+        ours.map(|one| one.id.clone()).collect()
     }
 }

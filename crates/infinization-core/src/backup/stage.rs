@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::folder::{Library, inside, remove_file, sync_directory};
 use super::machine::{Machine, frozen_layers, refuse_frozen_now};
 use super::{BackupError, off_thread};
-use crate::host::qemu_img::ensure_unused_now;
+use crate::host::qemu_img::{Claim, claim_now};
 use crate::host::state_file::{self, Durability};
 use crate::types::{HostPath, VmId};
 
@@ -109,25 +109,27 @@ impl Stage {
 
     /// Gives every staged disk its target's owner and name. On failure every target is what it was.
     pub(super) async fn commit(mut self) -> Result<(), BackupError> {
-        off_thread(
-            move || match self.settle().and_then(|()| self.rename_all()) {
-                Ok(()) => self.clear(),
-                Err(error) => {
-                    self.clear()?;
-                    Err(error)
-                }
-            },
-        )
+        off_thread(move || match self.replace() {
+            Ok(()) => self.clear(),
+            Err(error) => {
+                self.clear()?;
+                Err(error)
+            }
+        })
         .await
+    }
+
+    fn replace(&mut self) -> Result<(), BackupError> {
+        // A machine that started in between would write into a file that has no name any more.
+        let _nobody_else = claim(&self.plan.disks)?;
+        self.settle()?;
+        self.rename_all()
     }
 
     /// Makes the staged files durable, and says in the journal that they are whole.
     fn settle(&mut self) -> Result<(), BackupError> {
         for disk in &mut self.plan.disks {
             let failed = |error| BackupError::io(&disk.target, error);
-            if disk.target.as_path().exists() {
-                ensure_unused_now(&disk.target)?;
-            }
             let file = File::open(disk.aside.as_path()).map_err(failed)?;
             take_after(&file, disk.target.as_path()).map_err(failed)?;
             file.sync_all().map_err(failed)?;
@@ -191,10 +193,9 @@ impl Stage {
     }
 
     fn carry_on(&self, frozen: &[HostPath]) -> Result<(), BackupError> {
-        for disk in self.unfinished(frozen)? {
-            if disk.target.as_path().exists() {
-                ensure_unused_now(&disk.target)?;
-            }
+        let unfinished = self.unfinished(frozen)?;
+        let _nobody_else = claim(unfinished.iter().copied())?;
+        for disk in unfinished {
             exchange(&disk.aside, &disk.target)
                 .map_err(|error| BackupError::io(&disk.target, error))?;
         }
@@ -225,6 +226,13 @@ pub(super) async fn recover(
         stage.clear()
     })
     .await
+}
+
+/// Keeps machines off the disks that are to be replaced.
+fn claim<'a>(disks: impl IntoIterator<Item = &'a Staged>) -> Result<Vec<Claim>, BackupError> {
+    let targets = disks.into_iter().map(|disk| &disk.target);
+    let old = targets.filter(|target| target.as_path().exists());
+    Ok(old.map(claim_now).collect::<Result<_, _>>()?)
 }
 
 fn journal(library: &Library, vm_id: &VmId) -> Result<HostPath, BackupError> {

@@ -17,6 +17,7 @@ use super::commands::decode;
 use super::error::QmpError;
 use super::event_stream::{EventReceiver, MonitorEvent};
 use super::events::QmpEvent;
+use super::layers::BACKUP_PREFIX;
 
 /// Marks the jobs of this library among those of others.
 const PREFIX: &str = "infinization-";
@@ -132,6 +133,12 @@ impl QmpClient {
             return Box::pin(self.cancel_old_jobs()).await;
         }
         self.dismiss_old_jobs().await
+    }
+
+    /// Whether a backup copies disks.
+    pub async fn is_backed_up(&self) -> Result<bool, QmpError> {
+        let copies = |job: &JobInfo| job.id.starts_with(BACKUP_PREFIX) && job.status != CONCLUDED;
+        Ok(self.query_jobs().await?.iter().any(copies))
     }
 
     async fn query_jobs(&self) -> Result<Vec<JobInfo>, QmpError> {

@@ -13,6 +13,8 @@ use super::jobs::Job;
 
 /// The names of the dirty bitmaps that incremental backups make begin so.
 pub const BITMAP_PREFIX: &str = "infz-";
+/// The names of the block nodes and jobs that backups make begin so.
+pub const BACKUP_PREFIX: &str = "infz-bk-";
 
 /// A node of the block graph, as far as layers matter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,8 +181,14 @@ pub fn file_name(told: &str) -> String {
     let Some(mut node) = options.as_ref() else {
         return told.to_owned();
     };
-    while node["file"].is_object() {
-        node = &node["file"];
+    // A filter calls what lies below it either.
+    let below = |node: &'_ Value| {
+        ["file", "image"]
+            .into_iter()
+            .find(|key| node[key].is_object())
+    };
+    while let Some(key) = below(node) {
+        node = &node[key];
     }
     node["filename"].as_str().unwrap_or_default().to_owned()
 }
@@ -194,6 +202,9 @@ mod tests {
         let json = r#"json:{"driver": "qcow2", "backing": null,
             "file": {"driver": "file", "filename": "/d/a.qcow2"}}"#;
         assert_eq!(file_name(json), "/d/a.qcow2");
+        let filtered = r#"json:{"driver": "qcow2", "file": {"driver": "blkdebug",
+            "image": {"driver": "file", "filename": "/d/b.qcow2"}}}"#;
+        assert_eq!(file_name(filtered), "/d/b.qcow2");
         assert_eq!(file_name("/d/a.qcow2"), "/d/a.qcow2");
         assert_eq!(file_name("json:{}"), "");
     }

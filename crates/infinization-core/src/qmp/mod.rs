@@ -46,7 +46,7 @@ pub use guest_agent::{
     AgentError, AgentOptions, AgentSocket, ExecOutput, FreezeStatus, GuestAgent,
 };
 pub use jobs::Job;
-pub use layers::{BITMAP_PREFIX, LayerNode, file_name};
+pub use layers::{BACKUP_PREFIX, BITMAP_PREFIX, LayerNode, file_name};
 pub use replies::{
     BalloonInfo, BlockInfo, CpuInfo, CpuTopology, Greeting, InsertedMedium, IoStatus, QemuVersion,
     RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo, device_id,

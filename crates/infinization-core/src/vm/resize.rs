@@ -3,7 +3,7 @@
 use super::machine::Machine;
 use super::outcome::OperationResult;
 use crate::error::{ErrorCode, Failure};
-use crate::qmp::QmpClient;
+use crate::qmp::{BITMAP_PREFIX, QmpClient, QmpError};
 use crate::types::{ByteSize, HostPath};
 
 impl Machine {
@@ -18,10 +18,7 @@ impl Machine {
             let failure = Failure::new(ErrorCode::InvalidState, message);
             Err(failure.with("path", path.as_str()))
         };
-        let Some(live) = self
-            .snapshots_allowed("given a disk of another size")
-            .await?
-        else {
+        let Some(live) = self.changes_allowed("given a disk of another size").await? else {
             return refuse("the machine has ended meanwhile: ask again");
         };
         let qmp = &live.qmp;
@@ -33,9 +30,24 @@ impl Machine {
                 format!("shrinking {path} from {now} bytes would lose data and was not agreed to");
             return Err(Failure::new(ErrorCode::DataLossRefused, message));
         }
+        if size.as_bytes() < now {
+            forget_changes(qmp, &node).await?;
+        }
         qmp.block_resize(&node, size.as_bytes()).await?;
         Ok(OperationResult::done(&self.context.vm_id, "disk resized"))
     }
+}
+
+/// What marks changes for incremental backups does not mark what is cut off, which would come back out of
+/// the backup before once the disk grows again: it goes, and the next one compares.
+async fn forget_changes(qmp: &QmpClient, node: &str) -> Result<(), QmpError> {
+    let images = qmp.query_images().await?;
+    let bitmaps = images.iter().filter(|image| image.name == node);
+    let bitmaps = bitmaps.flat_map(|image| &image.bitmaps);
+    for bitmap in bitmaps.filter(|name| name.starts_with(BITMAP_PREFIX)) {
+        qmp.remove_bitmap(node, bitmap).await?;
+    }
+    Ok(())
 }
 
 /// The node of the device that stands on the file, and the disk's size.

@@ -154,3 +154,56 @@ async fn a_header_that_names_another_parent_is_not_built_on() {
     refused(restored, ErrorCode::CorruptBackup);
     assert!(!target.exists());
 }
+
+/// One bit of any link is enough: nobody restores what builds on it, and what does not is untouched.
+#[tokio::test]
+async fn k6_a_flipped_bit_in_a_middle_link_is_found_by_all_that_build_on_it() {
+    let place = Place::new();
+    let mut disk = place.disk("a.qcow2", 4);
+    disk.write(0, 1 << 20, 1);
+    let mut chain = vec![(place.full(&[&disk]).await, disk.holds.clone())];
+    for link in 1..5_u8 {
+        disk.write(usize::from(link) * 300_001, 70_000, link + 1);
+        let made = place.incremental(&[&disk], &chain.last().unwrap().0).await;
+        chain.push((made, disk.holds.clone()));
+    }
+    let target = place.path("target.qcow2");
+    fs::write(&target, "an old disk").unwrap();
+    for middle in 0..5 {
+        let file = place.root().join("vm-1").join(&chain[middle].0);
+        let file = file.join("disk-0.qcow2");
+        let whole = fs::read(&file).unwrap();
+        // In the header, in the tables, in the data.
+        for at in [
+            70,
+            whole.len() / 3 + middle,
+            whole.len() - 1 - 4096 * middle,
+        ] {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 8);
+            fs::write(&file, flipped).unwrap();
+            for (link, (backup, held)) in chain.iter().enumerate() {
+                if link < middle {
+                    assert!(
+                        place.is_valid(backup).await,
+                        "{link} of {middle}, byte {at}"
+                    );
+                    place.comes_back(backup, held).await;
+                    continue;
+                }
+                assert!(
+                    !place.is_valid(backup).await,
+                    "{link} of {middle}, byte {at}"
+                );
+                let restored = place.restore(backup, std::slice::from_ref(&target)).await;
+                let failure = refused(restored, ErrorCode::CorruptBackup);
+                assert!(failure.to_string().contains(&chain[middle].0), "{failure}");
+                assert_eq!(fs::read(&target).unwrap(), b"an old disk");
+            }
+        }
+        fs::write(&file, whole).unwrap();
+    }
+    for (backup, held) in &chain {
+        place.comes_back(backup, held).await;
+    }
+}

@@ -1,5 +1,6 @@
 //! Processes that are killed in the middle.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,14 +18,20 @@ async fn the_one_that_is_killed() {
     let dir = PathBuf::from(dir);
     let service = BackupService::new(path(&dir.join("backups")), Arc::new(|_| ()));
     let request = fs::read(dir.join("request.json")).unwrap();
-    let request = CreateBackup::read(serde_json::from_slice(&request).unwrap()).unwrap();
-    let made = service
-        .create(request, Arc::new(Stopped), CancellationToken::new())
-        .await;
-    made.unwrap();
+    let request: Value = serde_json::from_slice(&request).unwrap();
+    let (machine, never) = (Arc::new(Stopped), CancellationToken::new());
+    let done = if request.get("backupId").is_some() {
+        let request = RestoreBackup::read(request).unwrap();
+        service.restore(request, machine, never).await
+    } else {
+        let request = CreateBackup::read(request).unwrap();
+        service.create(request, machine, never).await
+    };
+    done.unwrap();
 }
 
-fn begin_and_kill(place: &Place, request: &Value, seen: impl Fn() -> bool) {
+/// Whether it was killed, and not done before.
+fn begin_and_kill(place: &Place, request: &Value, seen: impl Fn() -> bool) -> bool {
     fs::write(place.path("request.json"), request.to_string()).unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
@@ -38,8 +45,10 @@ fn begin_and_kill(place: &Place, request: &Value, seen: impl Fn() -> bool) {
         .unwrap();
     wait_until(&mut child, seen);
     child.kill().unwrap();
-    child.wait().unwrap();
+    let ended = child.wait().unwrap();
     fs::remove_file(place.path("request.json")).unwrap();
+    assert!(ended.signal() == Some(9) || ended.success(), "{ended}");
+    !ended.success()
 }
 
 /// There is no event for a file that another process makes.
@@ -47,7 +56,7 @@ fn wait_until(child: &mut Child, seen: impl Fn() -> bool) {
     let until = Instant::now() + Duration::from_secs(60);
     while !seen() && child.try_wait().unwrap().is_none() {
         assert!(Instant::now() < until, "it never came so far");
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_micros(100));
     }
 }
 
@@ -131,4 +140,70 @@ fn kill_qemu_img(disk: &str) {
         }
     }
     panic!("qemu-img never ran");
+}
+
+/// Killed ever later, and in the end while it renames: whoever comes next finds both disks old or both new.
+#[tokio::test]
+async fn k3_f22_a_killed_restore_replaces_all_disks_or_none() {
+    let place = Place::new();
+    let (mut a, mut b) = (place.disk("a.qcow2", 8), place.disk("b.qcow2", 8));
+    a.write(0, 6 << 20, 1);
+    b.write(0, 6 << 20, 2);
+    let full = place.full(&[&a, &b]).await;
+    let new = [a.holds.clone(), b.holds.clone()];
+    let journal = place.root().join("vm-1").join("restore.json");
+    let request = json!({
+        "vmId": "vm-1", "backupId": full, "diskPaths": [a.path, b.path], "overwriteExisting": true,
+    });
+    let (mut kills, mut outcomes) = (0, [0, 0]);
+    for round in 0..18_u32 {
+        a.write(0, 6 << 20, 3);
+        b.write(0, 6 << 20, 4);
+        let delay = Duration::from_millis(4) * (round / 2) * (round / 2);
+        let killed = begin_and_kill(&place, &request, || {
+            let text = fs::read(&journal).unwrap_or_default();
+            if round % 2 == 1 {
+                return String::from_utf8_lossy(&text).contains("\"committing\":true");
+            }
+            let begun = !text.is_empty();
+            begun.then(|| std::thread::sleep(delay)).is_some()
+        });
+        kills += u32::from(killed);
+        // Any verb that changes the machine's backups clears up first.
+        let small = place.disk("small.qcow2", 1);
+        place.full(&[&small]).await;
+        let is_new = content(&a.path) == new[0];
+        let expected = if is_new { &new[1] } else { &b.holds };
+        disk::assert_holds(&b.path, "qcow2", expected);
+        disk::assert_holds(&a.path, "qcow2", if is_new { &new[0] } else { &a.holds });
+        outcomes[usize::from(is_new)] += 1;
+        let names = names_in(place.dir.path());
+        assert_eq!(
+            names,
+            ["a.qcow2", "b.qcow2", "backups", "small.qcow2"],
+            "round {round}"
+        );
+        assert!(!journal.exists());
+        fs::remove_file(small.path).unwrap();
+        if round % 2 == 0 && !killed {
+            break;
+        }
+    }
+    assert!(
+        kills > 0 && outcomes[0] > 0 && outcomes[1] > 0,
+        "{kills} {outcomes:?}"
+    );
+}
+
+/// What a qcow2 disk holds.
+fn content(image: &Path) -> Vec<u8> {
+    let raw = image.with_extension("content");
+    let (image, to) = (disk::text(image), disk::text(&raw));
+    disk::run(
+        "qemu-img",
+        &["convert", "-f", "qcow2", "-O", "raw", image, to],
+    );
+    let found = fs::read(&raw).unwrap();
+    fs::remove_file(raw).unwrap();
+    found
 }

@@ -14,12 +14,33 @@ struct Guest {
 
 impl Guest {
     async fn start(disks: &[&Disk]) -> Self {
+        let file = |disk: &Disk| {
+            let file = disk::text(&disk.path);
+            format!("file.driver=file,file.filename={file}")
+        };
+        Self::start_on(disks, file).await
+    }
+
+    /// The `sector`th sector of the disk's file cannot be read.
+    async fn start_broken(disk: &Disk, sector: u64) -> Self {
+        let file = |disk: &Disk| {
+            let file = disk::text(&disk.path);
+            format!(
+                "file.driver=blkdebug,file.image.driver=file,file.image.filename={file},\
+                 file.inject-error.0.event=none,file.inject-error.0.iotype=read,\
+                 file.inject-error.0.errno=5,file.inject-error.0.sector={sector}"
+            )
+        };
+        Self::start_on(&[disk], file).await
+    }
+
+    async fn start_on(disks: &[&Disk], file: impl Fn(&Disk) -> String) -> Self {
         let mut args = Vec::new();
         for (n, disk) in disks.iter().enumerate() {
-            let (format, file) = (disk.format, disk::text(&disk.path));
+            let (format, file) = (disk.format, file(disk));
             args.push("-blockdev".to_owned());
             args.push(format!(
-                "driver={format},node-name=d{n},discard=unmap,file.driver=file,file.filename={file}"
+                "driver={format},node-name=d{n},discard=unmap,{file}"
             ));
             args.push("-device".to_owned());
             args.push(format!("virtio-blk-pci,id=v{n},drive=d{n}"));
@@ -151,7 +172,7 @@ async fn k2_a_chain_of_a_running_machine_comes_back_link_by_link() {
         let made = place.create_with(request, guest.machine()).await.unwrap();
         let size = made["totalSize"].as_u64().unwrap();
         assert!(size < 2 << 20, "link {link} has {size} bytes");
-        assert_eq!(guest.bitmaps(0).await, [format!("infz-{}", id(&made))]);
+        assert_eq!(guest.bitmaps(0).await, [format!("infz-{}-0", id(&made))]);
         chain.push((id(&made), disk.holds.clone(), raw.holds.clone()));
     }
     assert!(!guest.has_leftovers().await);
@@ -185,7 +206,7 @@ async fn stopped_and_running_links_mix_and_a_bitmap_survives_a_restart() {
     guest.quit().await;
     disk.write(131_072, 65_536, 4);
     let guest = Guest::start(&[&disk]).await;
-    assert_eq!(guest.bitmaps(0).await, [format!("infz-{live}")]);
+    assert_eq!(guest.bitmaps(0).await, [format!("infz-{live}-0")]);
     guest.write(0, &mut disk, 262_144, 65_536, 5).await;
     let last = place
         .live("INCREMENTAL", &[&disk], Some(&live), &guest)
@@ -220,9 +241,45 @@ async fn a_bitmap_that_a_crash_spoiled_is_not_trusted() {
     let next = place
         .live("INCREMENTAL", &[&disk], Some(&full), &guest)
         .await;
-    assert_eq!(guest.bitmaps(0).await, [format!("infz-{next}")]);
+    assert_eq!(guest.bitmaps(0).await, [format!("infz-{next}-0")]);
     guest.quit().await;
     place.comes_back(&next, &disk.holds).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k1_disks_that_change_places_are_compared_and_not_believed() {
+    let place = Place::new();
+    let (mut a, mut b) = (place.disk("a.qcow2", 4), place.disk("b.qcow2", 4));
+    let guest = Guest::start(&[&a, &b]).await;
+    guest.write(0, &mut a, 0, 2 << 20, 1).await;
+    guest.write(1, &mut b, 0, 2 << 20, 2).await;
+    let full = place.live("FULL", &[&a, &b], None, &guest).await;
+    guest.write(0, &mut a, 65_536, 65_536, 3).await;
+    // By the order they are named in.
+    let turned = place
+        .live("INCREMENTAL", &[&b, &a], Some(&full), &guest)
+        .await;
+    let targets = [place.path("x.qcow2"), place.path("y.qcow2")];
+    place.restore(&turned, &targets).await.unwrap();
+    disk::assert_holds(&targets[0], "qcow2", &b.holds);
+    disk::assert_holds(&targets[1], "qcow2", &a.holds);
+    guest.quit().await;
+
+    // By the files' names: each takes along what its bitmap has marked.
+    let aside = place.path("aside.qcow2");
+    fs::rename(&a.path, &aside).unwrap();
+    fs::rename(&b.path, &a.path).unwrap();
+    fs::rename(&aside, &b.path).unwrap();
+    std::mem::swap(&mut a.holds, &mut b.holds);
+    let guest = Guest::start(&[&a, &b]).await;
+    guest.write(0, &mut a, 131_072, 65_536, 4).await;
+    let renamed = place
+        .live("INCREMENTAL", &[&b, &a], Some(&turned), &guest)
+        .await;
+    guest.quit().await;
+    place.restore(&renamed, &targets).await.unwrap();
+    disk::assert_holds(&targets[0], "qcow2", &b.holds);
+    disk::assert_holds(&targets[1], "qcow2", &a.holds);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -305,7 +362,7 @@ async fn k8_cancelling_ends_the_jobs_and_keeps_the_parent_s_bitmap() {
     let cancelled = failure.context()["backupId"].as_str().unwrap();
     assert_eq!(place.files(cancelled), ["backup.json"]);
     assert!(!guest.has_leftovers().await);
-    assert_eq!(guest.bitmaps(0).await, [format!("infz-{full}")]);
+    assert_eq!(guest.bitmaps(0).await, [format!("infz-{full}-0")]);
     let next = place
         .live("INCREMENTAL", &[&disk], Some(&full), &guest)
         .await;
@@ -346,7 +403,7 @@ async fn f22_what_a_dead_process_left_in_qemu_is_cleared() {
     assert!(guest.has_leftovers().await);
     let full = place.live("FULL", &[&disk], None, &guest).await;
     assert!(!guest.has_leftovers().await);
-    assert_eq!(guest.bitmaps(0).await, [format!("infz-{full}")]);
+    assert_eq!(guest.bitmaps(0).await, [format!("infz-{full}-0")]);
     guest.quit().await;
     place.comes_back(&full, &disk.holds).await;
 }
@@ -500,4 +557,62 @@ fn f15_a_full_disk_fails_a_live_backup_and_the_guest_goes_on() {
         guest.quit().await;
         place.comes_back(&next, &disk.holds).await;
     });
+}
+
+/// The sector of a qcow2 file in which a byte of the disk is.
+fn sector_of(disk: &Disk, at: u64) -> u64 {
+    let told = disk::run(
+        "qemu-img",
+        &[
+            "map",
+            "--output=json",
+            "-f",
+            "qcow2",
+            disk::text(&disk.path),
+        ],
+    );
+    let map: Vec<Value> = serde_json::from_str(&told).unwrap();
+    let number = |part: &Value, key: &str| part[key].as_u64().unwrap();
+    let part = map.iter().find(|part| {
+        let start = number(part, "start");
+        (start..start + number(part, "length")).contains(&at)
+    });
+    let part = part.unwrap();
+    (number(part, "offset") + at - number(part, "start")) / 512
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f16_a_disk_that_cannot_be_read_fails_its_backup_and_keeps_the_one_before() {
+    let place = Place::new();
+    let mut disk = place.disk("a.qcow2", 4);
+    let guest = Guest::start(&[&disk]).await;
+    guest.write(0, &mut disk, 0, 2 << 20, 1).await;
+    let full = place.live("FULL", &[&disk], None, &guest).await;
+    let at_full = disk.holds.clone();
+    guest.quit().await;
+    let bad = sector_of(&disk, 1 << 20);
+
+    let guest = Guest::start_broken(&disk, bad).await;
+    guest.write(0, &mut disk, 3 << 20, 65_536, 2).await;
+    let made = place
+        .create_with(place.request("FULL", &[&disk]), guest.machine())
+        .await;
+    let failure = refused(made, ErrorCode::BackupFailed);
+    assert!(
+        failure.to_string().contains("Input/output error"),
+        "{failure}"
+    );
+    let failed = failure.context()["backupId"].as_str().unwrap();
+    assert_eq!(place.files(failed), ["backup.json"]);
+    assert!(!guest.has_leftovers().await);
+    // What does not need the bad sector is backed up, and the guest goes on.
+    guest.write(0, &mut disk, 2 << 20, 65_536, 3).await;
+    let next = place
+        .live("INCREMENTAL", &[&disk], Some(&full), &guest)
+        .await;
+    assert_eq!(guest.bitmaps(0).await, [format!("infz-{next}-0")]);
+    guest.quit().await;
+    place.comes_back(&full, &at_full).await;
+    place.comes_back(&next, &disk.holds).await;
+    disk.is_intact();
 }

@@ -88,6 +88,49 @@ async fn disks_and_destinations_that_are_none() {
 }
 
 #[tokio::test]
+async fn k4_a_symbolic_link_is_no_backup_and_what_it_leads_to_is_safe() {
+    let place = Place::new();
+    let mut disk = place.disk("a.qcow2", 1);
+    disk.write(0, 65_536, 1);
+    let full = place.full(&[&disk]).await;
+    let machine = place.root().join("vm-1");
+    // One that is whole, and one that looks unfinished.
+    let planted = [BackupId::random(), BackupId::random()];
+    for (n, id) in planted.iter().enumerate() {
+        let victim = place.path(&format!("victim-{n}"));
+        fs::create_dir(&victim).unwrap();
+        fs::write(victim.join("disk-0.qcow2"), "precious").unwrap();
+        if n == 0 {
+            let manifest = fs::read_to_string(machine.join(&full).join("backup.json")).unwrap();
+            let manifest = manifest.replace(&full, id.as_str());
+            fs::write(victim.join("backup.json"), manifest).unwrap();
+        }
+        symlink(&victim, machine.join(id.as_str())).unwrap();
+    }
+    place.incremental(&[&disk], &full).await;
+    assert_eq!(place.list().await.len(), 2);
+    for (n, id) in planted.iter().enumerate() {
+        refused(place.delete(id.as_str()).await, ErrorCode::BackupNotFound);
+        refused(place.metadata(id.as_str()).await, ErrorCode::BackupNotFound);
+        let victim = place.path(&format!("victim-{n}"));
+        assert_eq!(fs::read(victim.join("disk-0.qcow2")).unwrap(), b"precious");
+    }
+
+    // A disk that is a link is not read, not even where it leads to the right bytes.
+    let (file, aside) = (
+        machine.join(&full).join("disk-0.qcow2"),
+        place.path("aside"),
+    );
+    fs::rename(&file, &aside).unwrap();
+    symlink(&aside, &file).unwrap();
+    assert!(!place.is_valid(&full).await);
+    let target = place.path("x.qcow2");
+    let restored = place.restore(&full, std::slice::from_ref(&target)).await;
+    refused(restored, ErrorCode::CorruptBackup);
+    assert!(!target.exists());
+}
+
+#[tokio::test]
 async fn b8_a_raw_disk_that_looks_like_qcow2_is_copied_as_raw() {
     let place = Place::new();
     let secret = Disk::raw(&place.path("secret"), 1);

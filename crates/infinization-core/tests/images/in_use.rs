@@ -80,3 +80,20 @@ async fn a_running_machines_backing_file_may_be_read_but_not_changed() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn k3_a_claimed_image_is_opened_by_nobody() {
+    let images = Images::new();
+    let image = images.qcow2("a");
+    let claim = claim_now(&image).unwrap();
+    let (opened, _said) = qemu_io(&image, "write 0 64k");
+    assert!(!opened);
+    let second = claim_now(&image).unwrap_err();
+    assert_eq!(second.code(), ErrorCode::ImageInUse);
+    assert_eq!(second.context()["holder"]["pid"], std::process::id());
+    drop(claim);
+    assert!(qemu_io(&image, "write 0 64k").0);
+    let qemu = Qemu::holding(&image);
+    let refused = claim_now(&image).unwrap_err();
+    assert_eq!(refused.context()["holder"]["pid"], qemu.0.id());
+}

@@ -323,3 +323,75 @@ async fn b7_a_vmdk_that_brings_other_files_is_refused() {
     qemu_img(&[&argv[..], &[base.as_str(), stream.as_str()]].concat());
     inspect(&stream, Vmdk, &[]).await.unwrap();
 }
+
+/// `qemu-img info`'s own words for what our reader says.
+fn info_by_qemu(image: &HostPath) -> serde_json::Value {
+    let mut command = std::process::Command::new("qemu-img");
+    let output = command
+        .args(["info", "-f", "qcow2", "--output=json"])
+        .arg(image.as_path())
+        .output()
+        .unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn s9_an_image_is_described_as_qemu_img_describes_it() {
+    let images = Images::new();
+    let (base, image) = (images.qcow2("base"), images.path("image"));
+    let text = |path: &HostPath| path.as_str().to_owned();
+    for cluster in ["512", "65536", "2097152"] {
+        for compat in ["0.10", "1.1"] {
+            let options = format!("cluster_size={cluster},compat={compat}");
+            let (over, on) = (text(&image), text(&base));
+            qemu_img(&[
+                "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &on, "-o", &options, &over,
+            ]);
+            for n in 0..40 {
+                qemu_img(&["snapshot", "-c", &format!("name-{n}"), &over]);
+            }
+            qemu_img(&["snapshot", "-d", "name-7", &over]);
+            if compat == "1.1" {
+                for name in ["infz-1", "another"] {
+                    qemu_img(&["bitmap", "--add", "-f", "qcow2", &over, name]);
+                }
+            }
+            let expected = info_by_qemu(&image);
+            let found = info(&image, Qcow2, Sharing::Refuse).await.unwrap();
+            let listed = expected["snapshots"].as_array().unwrap();
+            let wanted: Vec<SnapshotInfo> = listed
+                .iter()
+                .map(|one| serde_json::from_value(one.clone()).unwrap())
+                .collect();
+            assert_eq!(found.snapshots, wanted, "{options}");
+            let specific = &expected["format-specific"]["data"]["bitmaps"];
+            let bitmaps: Vec<&str> = specific
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|one| one["name"].as_str().unwrap())
+                .collect();
+            assert_eq!(found.bitmaps, bitmaps, "{options}");
+            assert_eq!(
+                serde_json::json!([
+                    found.virtual_size.as_bytes(),
+                    found.actual_size.as_bytes(),
+                    found.cluster_size.unwrap().as_bytes(),
+                    found.backing_file,
+                    found.backing_format,
+                    found.dirty,
+                ]),
+                serde_json::json!([
+                    expected["virtual-size"],
+                    expected["actual-size"],
+                    expected["cluster-size"],
+                    expected["backing-filename"],
+                    expected["backing-filename-format"],
+                    expected["dirty-flag"],
+                ]),
+                "{options}"
+            );
+            std::fs::remove_file(image.as_path()).unwrap();
+        }
+    }
+}

@@ -24,8 +24,9 @@ use std::time::{Duration, Instant};
 
 use infinization_core::host::qemu_img::{
     ConvertImage, CreateImage, ImageError, ImageFormat, Job, Preallocation, Resize, Sharing,
-    SnapshotName, check, convert, create, create_snapshot, delete_snapshot, ensure_unused, info,
-    inspect, list_snapshots, resize, revert_snapshot, snapshot_exists, sweep_partials,
+    SnapshotInfo, SnapshotName, check, claim_now, convert, create, create_snapshot,
+    delete_snapshot, ensure_unused, info, inspect, list_snapshots, resize, revert_snapshot,
+    snapshot_exists, sweep_partials,
 };
 use infinization_core::types::{ByteSize, HostPath};
 use infinization_core::{Coded, ErrorCode};

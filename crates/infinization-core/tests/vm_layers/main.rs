@@ -5,9 +5,11 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod backups;
 mod chain;
 mod faults;
 mod kills;
+mod monitor;
 mod running;
 mod stopped;
 mod walk;

@@ -113,13 +113,28 @@ async fn all_are_replaced_or_made() {
 #[tokio::test]
 async fn k3_a_rename_that_fails_puts_back_those_before_it() {
     let place = Place::new();
-    let (stage, targets) = place.staged().await;
+    let (mut stage, targets) = place.staged().await;
+    stage.settle().unwrap();
     // It was not there when the restore began: it is not replaced.
-    fs::create_dir(targets[2].as_path()).unwrap();
+    fs::write(targets[2].as_path(), "theirs").unwrap();
     fs::remove_file(stage.file(2).as_path()).unwrap();
-    assert!(stage.commit().await.is_err());
-    assert_eq!(place.contents(), all(["old", "old", ""]));
+    assert!(stage.rename_all().is_err());
+    stage.abandon().await;
+    assert_eq!(place.contents(), all(["old", "old", "theirs"]));
     assert!(place.journal_is_gone());
+}
+
+#[tokio::test]
+async fn k3_a_disk_that_a_machine_has_by_now_keeps_all_of_them() {
+    let place = Place::new();
+    let (stage, targets) = place.staged().await;
+    let machine = claim_now(&targets[1]).unwrap();
+    let refused = stage.commit().await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::BackupVmRunning);
+    assert_eq!(place.contents(), all(["old", "old", ""]));
+    drop(machine);
+    let (stage, _) = place.staged().await;
+    stage.commit().await.unwrap();
 }
 
 #[tokio::test]

@@ -13,6 +13,9 @@ const LONGEST_BACKING_NAME: usize = 1023;
 const LONGEST_BACKING_FORMAT: usize = 15;
 /// The largest cluster, hence the most a header with its extensions can take.
 pub(super) const LONGEST_HEADER: u64 = 2 << 20;
+/// A cluster as `qemu-img` makes them, and no smaller one is longer.
+pub(super) const USUAL_HEADER: u64 = 1 << USUAL_CLUSTER_BITS;
+const USUAL_CLUSTER_BITS: u32 = 16;
 
 const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -43,6 +46,10 @@ pub(super) struct Qcow2Header {
     pub(super) backing: Option<BackingClaim>,
     /// How many internal snapshots there are.
     pub(super) snapshots: u32,
+    /// Where their table is.
+    pub(super) snapshots_offset: u64,
+    /// Where its extensions begin, and where they end at the latest.
+    pub(super) extensions: (usize, usize),
     /// Whether there are persistent dirty bitmaps that QEMU may believe.
     pub(super) bitmaps: bool,
     incompatible: u64,
@@ -80,6 +87,8 @@ impl Qcow2Header {
             refcount_table: (fields.refcount_offset, fields.refcount_bytes()),
             backing,
             snapshots: fields.snapshots,
+            snapshots_offset: fields.snapshots_offset,
+            extensions: (fields.header_length as usize, fields.extensions_end()),
             bitmaps: fields.autoclear & BITMAPS != 0,
             incompatible: fields.incompatible,
             crypt_method: fields.crypt_method,
@@ -127,6 +136,7 @@ struct Fields {
     refcount_offset: u64,
     refcount_clusters: u32,
     snapshots: u32,
+    snapshots_offset: u64,
     incompatible: u64,
     autoclear: u64,
     header_length: u32,
@@ -148,6 +158,7 @@ impl Fields {
             refcount_offset: be64(file, 48)?,
             refcount_clusters: be32(file, 56)?,
             snapshots: be32(file, 60)?,
+            snapshots_offset: be64(file, 64)?,
             incompatible: if v3 { be64(file, 72)? } else { 0 },
             autoclear: if v3 { be64(file, 88)? } else { 0 },
             header_length: if v3 { be32(file, 100)? } else { 72 },
@@ -156,6 +167,15 @@ impl Fields {
 
     fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
+    }
+
+    /// The backing file's name comes after them, in the same cluster.
+    fn extensions_end(&self) -> usize {
+        let end = match self.backing_offset {
+            0 => self.cluster_size(),
+            offset => offset,
+        };
+        usize::try_from(end).unwrap_or_default()
     }
 
     fn refcount_bytes(&self) -> u64 {
@@ -205,6 +225,11 @@ impl Fields {
     }
 }
 
+/// Whether the first cluster goes on after [`USUAL_HEADER`].
+pub(super) fn may_be_longer(file: &[u8]) -> bool {
+    be32(file, 20).is_some_and(|bits| bits > USUAL_CLUSTER_BITS)
+}
+
 fn backing_claim(file: &[u8], fields: &Fields) -> Result<Option<BackingClaim>, HeaderError> {
     if fields.backing_offset == 0 {
         return Ok(None);
@@ -247,12 +272,17 @@ fn backing_format(file: &[u8], mut at: usize, end: usize) -> Result<Option<Strin
     Ok(None)
 }
 
-fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    let field = bytes.get(at..at.checked_add(2)?)?;
+    field.try_into().ok().map(u16::from_be_bytes)
+}
+
+pub(super) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
     let field = bytes.get(at..at.checked_add(4)?)?;
     field.try_into().ok().map(u32::from_be_bytes)
 }
 
-fn be64(bytes: &[u8], at: usize) -> Option<u64> {
+pub(super) fn be64(bytes: &[u8], at: usize) -> Option<u64> {
     let field = bytes.get(at..at.checked_add(8)?)?;
     field.try_into().ok().map(u64::from_be_bytes)
 }

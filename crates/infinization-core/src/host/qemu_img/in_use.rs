@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use super::ImageError;
@@ -38,12 +39,24 @@ const WRITE: libc::off_t = 1;
 const RESIZE: libc::off_t = 3;
 const HELD: libc::off_t = 100;
 const NOT_SHARED: libc::off_t = 200;
+/// What who writes, and lets nobody else, has locked.
+const WRITER: [libc::off_t; 4] = [
+    HELD + WRITE,
+    NOT_SHARED + CONSISTENT_READ,
+    NOT_SHARED + WRITE,
+    NOT_SHARED + RESIZE,
+];
 
 #[expect(
     clippy::cast_possible_truncation,
     reason = "0, 1 and 2, but libc calls them int"
 )]
 const EXCLUSIVE: libc::c_short = libc::F_WRLCK as libc::c_short;
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "0, 1 and 2, but libc calls them int"
+)]
+const SHARED: libc::c_short = libc::F_RDLCK as libc::c_short;
 #[expect(
     clippy::cast_possible_truncation,
     reason = "0, 1 and 2, but libc calls them int"
@@ -107,6 +120,36 @@ fn refuse_now(path: &HostPath, access: Access) -> Result<(), ImageError> {
     Ok(())
 }
 
+/// Keeps every machine, and every program of QEMU's, from opening an image for writing, until it is
+/// dropped.
+#[derive(Debug)]
+pub struct Claim {
+    _locked: File,
+}
+
+/// Claims an image as a QEMU that writes to it does: `IMAGE_IN_USE` if another process has it open. From then
+/// on none can. Blocks.
+pub fn claim_now(path: &HostPath) -> Result<Claim, ImageError> {
+    let io = |source| ImageError::io(path, source);
+    let (file, _) = open(path)?;
+    for byte in WRITER {
+        let lock = lock_of(SHARED, byte);
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
+            // A file system without locks: QEMU goes without, too.
+            Ok(_) | Err(Errno::EOPNOTSUPP | Errno::ENOLCK) => {}
+            Err(errno) => return Err(io(errno.into())),
+        }
+    }
+    // As QEMU does: first locked, then looked, so of two that come at once not both get it.
+    if !is_locked(&file, Access::Write).map_err(io)? {
+        return Ok(Claim { _locked: file });
+    }
+    drop(file);
+    refuse_now(path, Access::Write)?;
+    let (path, holder) = (path.clone(), None);
+    Err(ImageError::InUse { path, holder })
+}
+
 /// The failure for an image whose locks qemu-img could not get.
 pub(super) async fn in_use(path: &HostPath) -> ImageError {
     match refuse(path, Access::Write).await {
@@ -119,16 +162,20 @@ pub(super) async fn in_use(path: &HostPath) -> ImageError {
     }
 }
 
+fn lock_of(kind: libc::c_short, byte: libc::off_t) -> libc::flock {
+    libc::flock {
+        l_type: kind,
+        l_whence: FROM_START,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
 fn is_locked(file: &File, access: Access) -> io::Result<bool> {
     for &byte in access.conflicts() {
         // An exclusive lock conflicts with every other; asking takes none.
-        let mut lock = libc::flock {
-            l_type: EXCLUSIVE,
-            l_whence: FROM_START,
-            l_start: byte,
-            l_len: 1,
-            l_pid: 0,
-        };
+        let mut lock = lock_of(EXCLUSIVE, byte);
         fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
         if lock.l_type != NONE {
             return Ok(true);

@@ -1,9 +1,11 @@
-//! `qemu-img info`: what an image says about itself.
+//! `qemu-img info`: what an image says about itself. Most are read by us ([`describe`]).
 
 use serde::Deserialize;
 
 use super::command::QemuImg;
+use super::describe::describe;
 use super::in_use::{self, Access};
+use super::job::blocking;
 use super::snapshot::SnapshotInfo;
 use super::{ImageError, ImageFormat, Job, inspect, lock};
 use crate::types::{ByteSize, HostPath};
@@ -63,6 +65,10 @@ pub(super) async fn info_locked(
         }
         Sharing::Force => &["-U"],
     };
+    let image = path.clone();
+    if let Some(info) = blocking(path, move || describe(&image, format)).await? {
+        return Ok(info);
+    }
     inspect::vet_alone(path, format).await?;
     let answer: Answer = QemuImg::new("info", path)
         .args(["--output=json", "-f", format.as_str()])

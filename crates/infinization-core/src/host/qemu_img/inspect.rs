@@ -12,7 +12,9 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::header::{BackingClaim, HeaderError, LONGEST_HEADER, Qcow2Header};
+use super::header::{
+    BackingClaim, HeaderError, LONGEST_HEADER, Qcow2Header, USUAL_HEADER, may_be_longer,
+};
 use super::job::blocking;
 use super::{ImageError, ImageFormat, vmdk};
 use crate::types::{ByteSize, HostPath};
@@ -147,14 +149,32 @@ pub(super) fn open(path: &HostPath) -> Result<(File, u64), ImageError> {
     Ok((file, length))
 }
 
-fn read_header(path: &HostPath, mut file: &File, length: u64) -> Result<Qcow2Header, ImageError> {
+fn read_header(path: &HostPath, file: &File, length: u64) -> Result<Qcow2Header, ImageError> {
+    parse_header(path, &header_bytes(path, file)?, length)
+}
+
+/// The first cluster, which a header and its extensions are in, or what there is of it.
+pub(super) fn header_bytes(path: &HostPath, mut file: &File) -> Result<Vec<u8>, ImageError> {
     let io = |source| ImageError::io(path, source);
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(0)).map_err(io)?;
-    file.take(LONGEST_HEADER)
+    file.take(USUAL_HEADER)
         .read_to_end(&mut bytes)
         .map_err(io)?;
-    let header = Qcow2Header::parse(&bytes).map_err(|error| match error {
+    if may_be_longer(&bytes) {
+        let rest = LONGEST_HEADER - USUAL_HEADER;
+        file.take(rest).read_to_end(&mut bytes).map_err(io)?;
+    }
+    Ok(bytes)
+}
+
+/// The header in the first bytes of a file of `length` bytes.
+pub(super) fn parse_header(
+    path: &HostPath,
+    bytes: &[u8],
+    length: u64,
+) -> Result<Qcow2Header, ImageError> {
+    let header = Qcow2Header::parse(bytes).map_err(|error| match error {
         HeaderError::NotQcow2 => ImageError::format(path, "is not a qcow2 image"),
         HeaderError::UnknownFeature => ImageError::format(path, "needs an unknown qcow2 feature"),
         HeaderError::Broken(how) => ImageError::corrupt(path, how),

@@ -20,6 +20,7 @@ mod check;
 mod command;
 mod convert;
 mod create;
+mod describe;
 mod error;
 mod format;
 mod header;
@@ -33,6 +34,7 @@ mod overlay;
 mod partial;
 mod resize;
 mod snapshot;
+mod tables;
 mod vmdk;
 
 pub use backup::{Clusters, Parent, Source, difference, export, flatten, make_target};
@@ -41,7 +43,9 @@ pub use convert::{ConvertImage, convert};
 pub use create::{CreateImage, Preallocation, create};
 pub use error::ImageError;
 pub use format::ImageFormat;
-pub use in_use::{Holder, ensure_unused, ensure_unused_now, ensure_unwritten_now};
+pub use in_use::{
+    Claim, Holder, claim_now, ensure_unused, ensure_unused_now, ensure_unwritten_now,
+};
 pub use info::{ImageInfo, Sharing, info};
 pub use inspect::{Inspection, files_below, inspect, inspect_now};
 pub use job::Job;

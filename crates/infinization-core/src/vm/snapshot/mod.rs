@@ -61,7 +61,7 @@ impl Machine {
         if options.kind == SnapshotKind::External {
             return self.create_external(name, options, cancel).await;
         }
-        let live = self.snapshots_allowed("snapshotted").await?;
+        let live = self.changes_allowed("snapshotted").await?;
         let context = &self.context;
         context.refuse_external(name).await?;
         let config = context.disks_config(live.is_some()).await?;
@@ -91,7 +91,7 @@ impl Machine {
         if self.context.has_external(name).await? {
             return self.revert_external(name, options, interrupt).await;
         }
-        let live = self.snapshots_allowed("put back to a snapshot").await?;
+        let live = self.changes_allowed("put back to a snapshot").await?;
         let config = self.context.disks_config(live.is_some()).await?;
         let Some(live) = live else {
             let disks = disks::of(&config);
@@ -123,7 +123,7 @@ impl Machine {
         if self.context.has_external(name).await? {
             return self.delete_external(name, options.children, cancel).await;
         }
-        let live = self.snapshots_allowed("relieved of a snapshot").await?;
+        let live = self.changes_allowed("relieved of a snapshot").await?;
         let config = self.context.disks_config(live.is_some()).await?;
         let context = &self.context;
         context.remove(live.as_deref(), &config, name).await?;
@@ -205,6 +205,24 @@ impl Machine {
         Err(self
             .context
             .refused(verb, &status, &[&LIVE[..], &OFFLINE].concat()))
+    }
+
+    /// [`Machine::snapshots_allowed`] for what changes the layers under a running QEMU: not while a
+    /// backup copies them. QEMU would refuse that as well, but only when half is done.
+    pub(super) async fn changes_allowed(
+        &self,
+        verb: &str,
+    ) -> Result<Option<Arc<LiveView>>, Failure> {
+        let live = self.snapshots_allowed(verb).await?;
+        let Some(view) = &live else {
+            return Ok(None);
+        };
+        if !view.qmp.is_backed_up().await? {
+            return Ok(live);
+        }
+        let message =
+            format!("the VM cannot be {verb} while a backup copies its disks: wait for it");
+        Err(Failure::new(ErrorCode::InvalidState, message).of_vm(&self.context.vm_id))
     }
 
     fn told(&self, name: &SnapshotName, action: &str, done: &str) -> OperationResult {

@@ -61,7 +61,7 @@ impl Machine {
         options: &SnapshotOptions,
         cancel: &CancellationToken,
     ) -> Result<OperationResult, Failure> {
-        let live = self.snapshots_allowed("snapshotted").await?;
+        let live = self.changes_allowed("snapshotted").await?;
         let mut layers = self.context.layers(live.clone()).await?;
         layers.refuse_raw()?;
         self.context.refuse_internal(live.as_deref(), name).await?;
@@ -118,7 +118,7 @@ impl Machine {
         name: &SnapshotName,
         cancel: &CancellationToken,
     ) -> Result<OperationResult, Failure> {
-        let live = self.snapshots_allowed("relieved of a snapshot").await?;
+        let live = self.changes_allowed("relieved of a snapshot").await?;
         let mut layers = self.context.layers(live).await?;
         let merge = layers.record.tree.commit(name.as_str())?;
         layers.refuse_needed_by(&merge).await?;
@@ -133,7 +133,7 @@ impl Machine {
         children: Dependents,
         cancel: &CancellationToken,
     ) -> Result<OperationResult, Failure> {
-        let live = self.snapshots_allowed("relieved of a snapshot").await?;
+        let live = self.changes_allowed("relieved of a snapshot").await?;
         let mut layers = self.context.layers(live).await?;
         match layers.record.tree.delete(name.as_str(), children)? {
             Deletion::Leaf { after, remove } => {

@@ -1,0 +1,452 @@
+//! What storage costs over the bare `qemu-img` and over QEMU's own backup jobs, taken in the same run and in turns.
+//! `npm run bench` runs it.
+//!
+//! One JSON object per line goes to standard output: `{"name", "value", "unit", "goal"}`.
+#![allow(
+    clippy::print_stdout,
+    reason = "the figures are what this program is for"
+)]
+#![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
+
+#[path = "../tests/qmp_kit/mod.rs"]
+mod qmp_kit;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use infinization_core::backup::{BackupService, CreateBackup, Machine};
+use infinization_core::host::qemu_img::{
+    ConvertImage, CreateImage, ImageFormat, Job, Resize, Sharing, SnapshotName, check, convert,
+    create, create_snapshot, info, list_snapshots, resize,
+};
+use infinization_core::qmp::{EventReceiver, MonitorEvent, QmpClient};
+use infinization_core::types::{ByteSize, HostPath};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use qmp_kit::Qemu;
+
+const ROUNDS: u32 = 21;
+/// Of what copies hundreds of megabytes.
+const LONG_ROUNDS: u32 = 7;
+const SIZE: &str = "10G";
+const DATA: u64 = 256 << 20;
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    let place = Place::new();
+    small(&place).await;
+    copies(&place).await;
+    answers(&place).await;
+    live(&place).await;
+    stopped(&place).await;
+}
+
+fn figure(name: &str, value: f64, unit: &str, goal: &str) {
+    let value = (value * 100.0).round() / 100.0;
+    println!(
+        "{}",
+        json!({ "name": format!("storage: {name}"), "value": value, "unit": unit, "goal": goal })
+    );
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1000.0
+}
+
+/// Ours, the bare one's, and their ratio.
+fn compared(name: &str, ours: Vec<Duration>, bare: Vec<Duration>, bare_name: &str) {
+    let (ours, bare) = (median(ours), median(bare));
+    figure(name, ours, "ms", "");
+    figure(&format!("{name}, by {bare_name}"), bare, "ms", "");
+    figure(&format!("{name}, ratio"), ours / bare, "", "≤ 1.05");
+}
+
+async fn timed<T>(work: impl Future<Output = T>) -> (Duration, T) {
+    let began = Instant::now();
+    let done = work.await;
+    (began.elapsed(), done)
+}
+
+/// A directory with a disk of 10 GiB that holds 256 MiB.
+struct Place {
+    dir: TempDir,
+    disk: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let disk = dir.path().join("disk.qcow2");
+        qemu_img(&["create", "-q", "-f", "qcow2", text(&disk), SIZE]);
+        run(
+            "qemu-io",
+            &[
+                "-f",
+                "qcow2",
+                "-c",
+                &format!("write -P 7 0 {DATA}"),
+                text(&disk),
+            ],
+        );
+        Self { dir, disk }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn host_path(path: &Path) -> HostPath {
+    HostPath::parse(text(path)).unwrap()
+}
+
+fn run(program: &str, args: &[&str]) -> Duration {
+    let began = Instant::now();
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    began.elapsed()
+}
+
+fn qemu_img(args: &[&str]) -> Duration {
+    run("qemu-img", args)
+}
+
+/// What takes one program a few milliseconds.
+async fn small(place: &Place) {
+    let (ours, bare) = (place.path("ours.qcow2"), place.path("bare.qcow2"));
+    let (mut created, mut by_qemu) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let image = CreateImage::new(host_path(&ours), ByteSize::mib(10 << 10));
+        let (took, made) = timed(create(&image, &Job::default())).await;
+        made.unwrap();
+        created.push(took);
+        let took = qemu_img(&["create", "-q", "-f", "qcow2", text(&bare), SIZE]);
+        by_qemu.push(took + flushed(&bare) + flushed(place.dir.path()));
+        fs::remove_file(&ours).unwrap();
+        fs::remove_file(&bare).unwrap();
+    }
+    compared("create 10 GiB", created, by_qemu, "qemu-img and a flush");
+
+    let (mut resized, mut by_qemu) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let size = ByteSize::mib(u64::from((10 << 10) + 1 + round));
+        for path in [&ours, &bare] {
+            let _none = fs::remove_file(path);
+            qemu_img(&["create", "-q", "-f", "qcow2", text(path), SIZE]);
+        }
+        let path = host_path(&ours);
+        let (took, done) = timed(resize(&path, ImageFormat::Qcow2, size, Resize::Grow)).await;
+        done.unwrap();
+        resized.push(took);
+        let bytes = size.as_bytes().to_string();
+        by_qemu.push(qemu_img(&[
+            "resize",
+            "-q",
+            "-f",
+            "qcow2",
+            text(&bare),
+            &bytes,
+        ]));
+    }
+    fs::remove_file(&ours).unwrap();
+    fs::remove_file(&bare).unwrap();
+    compared("resize", resized, by_qemu, "qemu-img");
+
+    let (mut checked, mut by_qemu) = (Vec::new(), Vec::new());
+    let disk = host_path(&place.disk);
+    for _ in 0..ROUNDS {
+        let (took, found) = timed(check(&disk, ImageFormat::Qcow2, &Job::default())).await;
+        assert_eq!(found.unwrap().errors, 0);
+        checked.push(took);
+        let args = ["check", "--output=json", "-f", "qcow2", text(&place.disk)];
+        by_qemu.push(qemu_img(&args));
+    }
+    compared("check 256 MiB in 10 GiB", checked, by_qemu, "qemu-img");
+}
+
+async fn copies(place: &Place) {
+    let (ours, bare) = (place.path("ours.qcow2"), place.path("bare.qcow2"));
+    let (mut copied, mut by_qemu) = (Vec::new(), Vec::new());
+    for _ in 0..LONG_ROUNDS {
+        let source = (host_path(&place.disk), ImageFormat::Qcow2);
+        let image = ConvertImage::new(source, (host_path(&ours), ImageFormat::Qcow2));
+        let (took, done) = timed(convert(&image, &Job::default())).await;
+        done.unwrap();
+        copied.push(took);
+        let (from, to) = (text(&place.disk), text(&bare));
+        let args = ["convert", "-f", "qcow2", "-O", "qcow2", from, to];
+        let took = qemu_img(&args);
+        // A copy is there when a power cut leaves it there.
+        by_qemu.push(took + flushed(&bare) + flushed(place.dir.path()));
+        fs::remove_file(&ours).unwrap();
+        fs::remove_file(&bare).unwrap();
+    }
+    compared("convert 256 MiB", copied, by_qemu, "qemu-img and a flush");
+}
+
+fn flushed(path: &Path) -> Duration {
+    let began = Instant::now();
+    File::open(path).unwrap().sync_all().unwrap();
+    began.elapsed()
+}
+
+async fn answers(place: &Place) {
+    let image = place.path("snapshots.qcow2");
+    qemu_img(&["create", "-q", "-f", "qcow2", text(&image), SIZE]);
+    let path = host_path(&image);
+    for n in 0..10 {
+        let name = SnapshotName::parse(format!("snapshot-{n}")).unwrap();
+        create_snapshot(&path, &name).await.unwrap();
+    }
+    let (mut told, mut listed, mut by_qemu) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let (took, found) = timed(info(&path, ImageFormat::Qcow2, Sharing::Refuse)).await;
+        found.unwrap();
+        told.push(took);
+        let (took, found) = timed(list_snapshots(&path, Sharing::Refuse)).await;
+        assert_eq!(found.unwrap().len(), 10);
+        listed.push(took);
+        by_qemu.push(qemu_img(&[
+            "info",
+            "--output=json",
+            "-f",
+            "qcow2",
+            text(&image),
+        ]));
+    }
+    figure("info", median(told), "ms", "≤ 1");
+    figure("list of 10 snapshots", median(listed), "ms", "≤ 1");
+    figure("info, by qemu-img", median(by_qemu), "ms", "");
+    fs::remove_file(image).unwrap();
+}
+
+/// A machine that runs, seen by its monitor alone.
+struct Running(QmpClient);
+
+#[async_trait]
+impl Machine for Running {
+    async fn is_running(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    fn monitor(&self) -> Option<QmpClient> {
+        Some(self.0.clone())
+    }
+
+    async fn freeze(&self) -> Result<Option<u64>, String> {
+        Ok(None)
+    }
+
+    async fn thaw(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// One that does not.
+struct Off;
+
+#[async_trait]
+impl Machine for Off {
+    async fn is_running(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    fn monitor(&self) -> Option<QmpClient> {
+        None
+    }
+
+    async fn freeze(&self) -> Result<Option<u64>, String> {
+        Ok(None)
+    }
+
+    async fn thaw(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+async fn live(place: &Place) {
+    let drive = format!(
+        "driver=qcow2,node-name=d0,file.driver=file,file.filename={}",
+        text(&place.disk)
+    );
+    let qemu = Qemu::start(&["-blockdev", &drive, "-device", "virtio-blk-pci,drive=d0"]);
+    let (monitor, mut events) = qemu.connect().await;
+    pauses(&monitor).await;
+
+    let backups = Backups::new(place);
+    let (mut full, mut by_qemu, mut last) = (Vec::new(), Vec::new(), None);
+    for round in 0..LONG_ROUNDS {
+        let machine = Arc::new(Running(monitor.clone()));
+        let (took, id) = timed(backups.make(machine, None)).await;
+        full.push(took);
+        by_qemu.push(bare_job(place, &monitor, &mut events, round).await);
+        backups.keep_only(&id);
+        last = Some(id);
+    }
+    let (ours, bare) = (median(full), median(by_qemu));
+    figure("full backup of a running VM, 256 MiB", ours, "ms", "");
+    figure(
+        "the same by a bare blockdev-backup and a flush",
+        bare,
+        "ms",
+        "",
+    );
+    figure(
+        "full backup, throughput over the bare job's",
+        bare / ours,
+        "",
+        "≥ 0.95",
+    );
+
+    let mut unchanged = Vec::new();
+    for _ in 0..ROUNDS {
+        let machine = Arc::new(Running(monitor.clone()));
+        let (took, id) = timed(backups.make(machine, last.as_deref())).await;
+        unchanged.push(took);
+        last = Some(id);
+    }
+    let unchanged = median(unchanged);
+    figure(
+        "incremental backup of an unchanged 10 GiB disk, running",
+        unchanged,
+        "ms",
+        "≤ 300",
+    );
+    monitor.quit().await.unwrap();
+    qemu.ended().await;
+    fs::remove_dir_all(place.path("backups")).unwrap();
+}
+
+/// How long the guest's disks wait: QEMU lets no request through during the transaction.
+async fn pauses(monitor: &QmpClient) {
+    let nodes = ["d0".to_owned()];
+    let mut waits = Vec::new();
+    for n in 0..ROUNDS {
+        let name = format!("bench-{n}");
+        let (took, made) = timed(monitor.snapshot_disks(&nodes, &name)).await;
+        made.unwrap();
+        waits.push(took);
+        monitor.snapshot_delete(&nodes, &name).await.unwrap();
+    }
+    figure(
+        "snapshot of a running VM's disks: pause",
+        median(waits),
+        "ms",
+        "≤ 50",
+    );
+}
+
+struct Backups<'p> {
+    service: BackupService,
+    place: &'p Place,
+}
+
+impl<'p> Backups<'p> {
+    fn new(place: &'p Place) -> Self {
+        let root = host_path(&place.path("backups"));
+        let service = BackupService::new(root, Arc::new(|_told| ()));
+        Self { service, place }
+    }
+
+    async fn make(&self, machine: Arc<dyn Machine>, parent: Option<&str>) -> String {
+        let request = json!({
+            "vmId": "vm-1", "diskPaths": [self.place.disk],
+            "type": if parent.is_some() { "INCREMENTAL" } else { "FULL" },
+            "parentBackupId": parent,
+            "destinationDir": self.place.path("backups").join("vm-1"),
+        });
+        let request = CreateBackup::read(request).unwrap();
+        let never = CancellationToken::new();
+        let made = self.service.create(request, machine, never).await.unwrap();
+        made["backupId"].as_str().unwrap().to_owned()
+    }
+
+    /// The disk must not become full.
+    fn keep_only(&self, id: &str) {
+        for entry in fs::read_dir(self.place.path("backups").join("vm-1")).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() && entry.file_name() != id {
+                fs::remove_dir_all(entry.path()).unwrap();
+            }
+        }
+    }
+}
+
+/// What anybody has to do for a copy that is there after a power cut.
+async fn bare_job(
+    place: &Place,
+    monitor: &QmpClient,
+    events: &mut EventReceiver,
+    round: u32,
+) -> Duration {
+    let target = place.path("bare.qcow2");
+    let began = Instant::now();
+    qemu_img(&["create", "-q", "-f", "qcow2", text(&target), SIZE]);
+    let (node, job) = (format!("bare{round}"), format!("job{round}"));
+    let ask = async |command: &str, arguments: Value| {
+        monitor.execute(command, arguments).await.unwrap();
+    };
+    let file = json!({ "driver": "file", "filename": target });
+    ask(
+        "blockdev-add",
+        json!({ "driver": "qcow2", "node-name": node, "file": file }),
+    )
+    .await;
+    ask(
+        "blockdev-backup",
+        json!({ "device": "d0", "target": node, "job-id": job, "sync": "full" }),
+    )
+    .await;
+    // Only when it is gone it has let go of its target.
+    let gone = |told: &str| told.contains("\"null\"") && told.contains(&job);
+    loop {
+        match events.next().await {
+            Some(MonitorEvent::Event(event)) if event.event == "JOB_STATUS_CHANGE" => {
+                if gone(event.data.get()) {
+                    break;
+                }
+            }
+            Some(_) => {}
+            None => panic!("the job never ended"),
+        }
+    }
+    ask("blockdev-del", json!({ "node-name": node })).await;
+    flushed(&target);
+    let took = began.elapsed();
+    fs::remove_file(target).unwrap();
+    took
+}
+
+/// No bitmap is believed of a machine that is off: both are read whole.
+async fn stopped(place: &Place) {
+    let backups = Backups::new(place);
+    let (took, full) = timed(backups.make(Arc::new(Off), None)).await;
+    figure(
+        "full backup of a stopped VM, 256 MiB",
+        median(vec![took]),
+        "ms",
+        "",
+    );
+    let mut unchanged = Vec::new();
+    for _ in 0..LONG_ROUNDS {
+        unchanged.push(timed(backups.make(Arc::new(Off), Some(&full))).await.0);
+    }
+    let unchanged = median(unchanged);
+    figure(
+        "incremental backup of an unchanged disk, stopped: 256 MiB compared",
+        unchanged,
+        "ms",
+        "",
+    );
+}
