@@ -411,6 +411,69 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     });
 }
 
+/// The rules that name this bridge.
+fn guarded(bridge: &str) -> Vec<String> {
+    let rules = ruleset();
+    let of_it = rules.lines().filter(|line| line.contains(bridge));
+    of_it.map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn a_link_that_took_the_bridge_s_name_is_never_guarded_nor_masqueraded() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        for (name, subnet) in [("lab", "10.20.0.0/24"), ("other", "10.30.0.0/24")] {
+            let bridge = format!("br-{name}");
+            let config = json!({ "name": name, "subnet": subnet, "bridge": bridge, "mode": "nat" });
+            manager.create_network(config).await.unwrap();
+        }
+        manager.stop_network("lab").await.unwrap();
+        // A department's bridge of this name, which goes out, too.
+        run("ip link add br-lab type bridge");
+        run(
+            "nft add rule ip infinibay_nat postrouting ip saddr 10.99.0.0/24 oifname != br-lab masquerade comment dept-br-lab",
+        );
+        let theirs = guarded("br-lab");
+        assert_eq!(theirs.len(), 1, "{theirs:?}");
+        let refused = manager.start_network("lab").await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::BridgeAlreadyExists);
+        // Whatever else has the guard loaded anew.
+        manager.stop_network("other").await.unwrap();
+        manager.start_network("other").await.unwrap();
+        run("nft add table inet foreign");
+        run("nft delete table inet foreign");
+        assert_eq!(guarded("br-lab"), theirs);
+        manager.stop_network("lab").await.unwrap();
+        assert_eq!(guarded("br-lab"), theirs);
+        manager.shutdown().await.unwrap();
+
+        let next = lab.0.manager().await;
+        assert_eq!(next.network("lab").unwrap()["state"], "failed");
+        assert_eq!(next.network("other").unwrap()["state"], "active");
+        assert_eq!(guarded("br-lab"), theirs, "nor by the next process");
+
+        // One that runs is replaced: nothing of it stays for the other.
+        run("ip link del br-other");
+        run("ip link add br-other type bridge");
+        let refused = next.start_network("other").await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::BridgeAlreadyExists);
+        assert_eq!(guarded("br-other"), Vec::<String>::new());
+        assert_eq!(dnsmasqs(lab.0.path()), Vec::<i32>::new());
+        for name in ["lab", "other"] {
+            next.remove_network(name).await.unwrap();
+        }
+        assert_eq!(guarded("br-lab"), theirs);
+        assert_eq!(lab.0.links().await, ["br-lab", "br-other"]);
+        run("nft flush chain ip infinibay_nat postrouting");
+        for bridge in ["br-lab", "br-other"] {
+            run(&format!("ip link del {bridge}"));
+        }
+        lab.is_clean().await;
+        next.shutdown().await.unwrap();
+    });
+}
+
 #[test]
 fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
     in_private_network(|| async {

@@ -76,8 +76,9 @@ impl Networks {
         }
         let mut wanted = Vec::new();
         for network in self.all() {
-            if network.config.autostart || self.has_bridge(&network).await {
-                network.status().up = true;
+            let has_bridge = self.has_bridge(&network).await;
+            network.status().up = has_bridge;
+            if has_bridge || network.config.autostart {
                 wanted.push(network);
             }
         }
@@ -85,7 +86,7 @@ impl Networks {
             return;
         }
         self.watch_guard();
-        // Before any of them: none is open while another is set up.
+        // Before any of them: none that is there is open while another is set up.
         if let Err(error) = self.load_guard().await {
             tracing::error!(%error, "virtual networks are not guarded");
         }
@@ -123,7 +124,6 @@ impl Networks {
         self.map()
             .insert(network.config.name.clone(), Arc::clone(&network));
         self.watch_guard();
-        network.status().up = true;
         if let Err(error) = self.set_up(&network).await {
             self.forget(&network).await;
             return Err(error);
@@ -188,7 +188,6 @@ impl Networks {
         let network = self.find(name)?;
         let turn = network.turn.lock().await;
         self.watch_guard();
-        network.status().up = true;
         self.set_up(&network).await?;
         drop(turn);
         Ok(network)

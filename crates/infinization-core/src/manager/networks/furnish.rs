@@ -1,7 +1,8 @@
 //! Setting a network up, and taking it down. Both may be repeated: what is there already is left as it is.
 //!
-//! Up: guard, bridge, address, NAT, dnsmasq: nothing is forwarded unguarded, and dnsmasq finds all it
-//! needs. Down is the other way round. The caller holds the network's turn.
+//! Up: bridge, guard, address, NAT, dnsmasq: the bridge is down until it is guarded, so that nothing is forwarded
+//! unguarded, and the guard names no link that is not ours. Down is the other way round. The caller holds the
+//! network's turn.
 
 use std::sync::Arc;
 
@@ -24,7 +25,10 @@ impl Networks {
     /// the network says why.
     pub(super) async fn set_up(self: &Arc<Self>, network: &Arc<Network>) -> Result<(), Failure> {
         let outcome = match self.our_bridge(network).await {
-            Err(not_ours) => Err(not_ours),
+            Err(error) => {
+                self.let_go_of_foreign(network, &error).await;
+                Err(error)
+            }
             Ok(Some(_)) => self.furnish(network).await,
             Ok(None) => {
                 let outcome = self.furnish(network).await;
@@ -40,8 +44,10 @@ impl Networks {
 
     async fn furnish(self: &Arc<Self>, network: &Arc<Network>) -> Result<(), Failure> {
         let config = &network.config;
-        self.load_guard().await?;
         self.ensure_bridge(network).await?;
+        network.status().up = true;
+        self.load_guard().await?;
+        self.open_bridge(network).await?;
         match config.mode {
             NetworkMode::Nat => self.nft.masquerade(masquerade(network)?).await?,
             NetworkMode::Routed => self.nft.forward().await?,
@@ -60,8 +66,13 @@ impl Networks {
         if self.our_bridge(network).await?.is_none() {
             self.check_host(config).await?;
             let mac = bridge_mac(&self.state_dir, config);
-            bridge::create_with_mac(&self.links, &config.bridge, mac).await?;
+            bridge::create_down_with_mac(&self.links, &config.bridge, mac).await?;
         }
+        Ok(())
+    }
+
+    async fn open_bridge(&self, network: &Network) -> Result<(), Failure> {
+        let config = &network.config;
         let address = format!("{}/{}", config.gateway, config.subnet.prefix());
         let address = Ipv4Cidr::parse(&address).map_err(|why| super::invalid(&why))?;
         bridge::assign_address(&self.links, &config.bridge, address).await?;
@@ -79,6 +90,13 @@ impl Networks {
             return Ok(Some(link));
         }
         Err(NetworksError::NotOurs(config.bridge.clone()).into())
+    }
+
+    /// Where somebody has put a link of his own in the bridge's place, nothing of ours works on that.
+    async fn let_go_of_foreign(self: &Arc<Self>, network: &Network, error: &Failure) {
+        if is_foreign(error) && network.status().up {
+            self.undo(network).await;
+        }
     }
 
     /// The network's dnsmasq: the one that runs, unless it was told other things.
@@ -114,8 +132,7 @@ impl Networks {
         let scope = self.cgroups.scope_of_network(&config.name);
         outcomes.push(cgroup::remove(&scope).await.map_err(Failure::from));
         if config.mode == NetworkMode::Nat {
-            let stopped = self.nft.stop_masquerading(&config.bridge).await;
-            outcomes.push(stopped.map_err(Failure::from));
+            outcomes.push(self.stop_masquerading(network).await);
         }
         let gone = self.remove_bridge(network).await;
         {
@@ -132,6 +149,16 @@ impl Networks {
         gone.and(outcomes.into_iter().collect())
     }
 
+    /// The rule is known by the bridge's name: of a link that is not ours it goes only if it is the network's own.
+    async fn stop_masquerading(&self, network: &Network) -> Result<(), Failure> {
+        let ours = masquerade(network)?;
+        let found = self.our_bridge(network).await;
+        if found.as_ref().is_err_and(is_foreign) && !self.nft.read_nat().await?.holds(&ours) {
+            return Ok(());
+        }
+        Ok(self.nft.stop_masquerading(&ours.bridge).await?)
+    }
+
     /// Afterwards there is no bridge of ours. A link that is not ours is none, and stays.
     async fn remove_bridge(&self, network: &Network) -> Result<(), Failure> {
         match self.our_bridge(network).await {
@@ -141,7 +168,7 @@ impl Networks {
                 self.refuse_ports_of(bridge).await?;
                 Ok(bridge::destroy(&self.links, bridge).await?)
             }
-            Err(error) if error.code() == ErrorCode::BridgeAlreadyExists => Ok(()),
+            Err(error) if is_foreign(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -167,7 +194,7 @@ impl Networks {
         match self.our_bridge(network).await {
             Ok(Some(_)) => self.refuse_ports_of(&network.config.bridge).await,
             Ok(None) => Ok(()),
-            Err(error) if error.code() == ErrorCode::BridgeAlreadyExists => Ok(()),
+            Err(error) if is_foreign(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -179,6 +206,11 @@ impl Networks {
             ports => Err(NetworksError::InUse { bridge, ports }.into()),
         }
     }
+}
+
+/// Whether it says that the link of the bridge's name is somebody else's.
+fn is_foreign(error: &Failure) -> bool {
+    error.code() == ErrorCode::BridgeAlreadyExists
 }
 
 fn masquerade(network: &Network) -> Result<Masquerade, Failure> {

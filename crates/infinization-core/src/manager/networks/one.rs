@@ -23,7 +23,7 @@ pub(super) struct Network {
 /// How it is.
 #[derive(Debug, Default)]
 pub(super) struct Status {
-    /// Whether it is to be there, and is or is being set up: what the guard goes by.
+    /// Whether its bridge is there, and ours: what the guard goes by.
     pub(super) up: bool,
     /// What is wrong with it.
     pub(super) error: Option<String>,
