@@ -6,6 +6,7 @@ mod firewall;
 #[path = "kit/guests.rs"]
 mod guests;
 mod kit;
+mod process_kit;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,6 +23,7 @@ use firewall::{ruleset, run};
 use guests::Guest;
 use kit::in_private_network;
 use kit::machine::{Host, PATIENCE, delete, forced, never, next_event};
+use process_kit::Toolbox;
 
 /// What a client was given.
 type Given = BTreeMap<String, String>;
@@ -471,6 +473,46 @@ fn a_link_that_took_the_bridge_s_name_is_never_guarded_nor_masqueraded() {
         }
         lab.is_clean().await;
         next.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn shutdown_waits_for_what_is_under_way_and_refuses_what_has_not_begun() {
+    const NAME: &str = "shutdown_waits_for_what_is_under_way_and_refuses_what_has_not_begun";
+    let tools = || Toolbox::of(&["nft", "dnsmasq", "sh", "sleep", "ip", "qemu-img"]);
+    process_kit::in_own_process_with(NAME, tools, |tools| {
+        tools.wrap("dnsmasq", "sleep 2\nexec $real \"$@\"");
+        in_private_network(|| async {
+            let lab = Lab::new().await;
+            let manager = lab.0.manager().await;
+            let create = |name: &str, subnet: &str| {
+                let config =
+                    json!({ "name": name, "subnet": subnet, "bridge": format!("br-{name}") });
+                let manager = manager.clone();
+                tokio::spawn(async move { manager.create_network(config).await })
+            };
+            let under_way = create("lab", "10.20.0.0/24");
+            eventually("it is being made", async || {
+                lab.0.links().await.contains(&"br-lab".to_owned())
+            })
+            .await;
+            let waits = create("late", "10.30.0.0/24");
+            tokio::task::yield_now().await;
+            manager.shutdown().await.unwrap();
+            assert_eq!(dnsmasqs(lab.0.path()).len(), 1, "it was finished");
+            assert_eq!(under_way.await.unwrap().unwrap()["state"], "active");
+            let late = waits.await.unwrap().unwrap_err();
+            assert_eq!(late.code(), ErrorCode::Closed);
+            assert_eq!(lab.0.links().await, ["br-lab"]);
+            let next = lab.0.manager().await;
+            assert_eq!(
+                next.list_networks().unwrap().as_array().map(Vec::len),
+                Some(1)
+            );
+            next.remove_network("lab").await.unwrap();
+            lab.is_clean().await;
+            next.shutdown().await.unwrap();
+        });
     });
 }
 

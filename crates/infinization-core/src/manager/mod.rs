@@ -227,7 +227,8 @@ impl Manager {
             open.monitor.stop();
             open.services.closing.cancel();
             let handles: Vec<VmHandle> = open.vms().drain().map(|(_, handle)| handle).collect();
-            join_all(handles.iter().map(Open::let_go)).await;
+            let machines = join_all(handles.iter().map(Open::let_go));
+            tokio::join!(machines, open.networks.rest(REST_DEADLINE));
             open.services.outbox.close(LAST_WORDS).await;
             open.services.journals.written().await;
             if let Some(keeper) = &open.keeper {

@@ -5,10 +5,15 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::sync::MutexGuard as Turn;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::closed;
 use super::error::NetworksError;
 use super::one::Network;
 use crate::config::{NetworkName, VirtualNetwork};
@@ -39,6 +44,8 @@ pub(in crate::manager) struct Networks {
     pub(super) cgroups: Cgroups,
     /// Cancelled when nobody looks after them any more.
     pub(super) closing: CancellationToken,
+    /// What is under way.
+    pub(super) work: TaskTracker,
     /// Whether the guard is watched.
     pub(super) is_watched: AtomicBool,
     all: Mutex<BTreeMap<NetworkName, Arc<Network>>>,
@@ -61,6 +68,7 @@ impl Networks {
             pins: services.pins.clone(),
             cgroups: services.cgroups.clone(),
             closing,
+            work: TaskTracker::new(),
             is_watched: AtomicBool::new(false),
             all: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
@@ -111,11 +119,31 @@ impl Networks {
         }
     }
 
+    /// Waits for what is under way when nobody looks after them any more; what has not begun is refused.
+    pub(in crate::manager) async fn rest(&self, deadline: Duration) {
+        self.work.close();
+        if timeout(deadline, self.work.wait()).await.is_err() {
+            tracing::warn!("a network was still being worked on at shutdown");
+        }
+    }
+
+    /// The caller's turn of what calls wait for each other with.
+    pub(super) async fn turn<'a>(
+        &self,
+        of: &'a tokio::sync::Mutex<()>,
+    ) -> Result<Turn<'a, ()>, Failure> {
+        let turn = of.lock().await;
+        if self.closing.is_cancelled() {
+            return Err(closed());
+        }
+        Ok(turn)
+    }
+
     pub(super) async fn create(
         self: &Arc<Self>,
         config: VirtualNetwork,
     ) -> Result<Arc<Network>, Failure> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.turn(&self.changing).await?;
         self.check_new(&config).await?;
         let dir = self.dir().join(config.name.as_str());
         let network = Arc::new(Network::new(config, dir));
@@ -186,7 +214,7 @@ impl Networks {
         name: &NetworkName,
     ) -> Result<Arc<Network>, Failure> {
         let network = self.find(name)?;
-        let turn = network.turn.lock().await;
+        let turn = self.turn(&network.turn).await?;
         self.watch_guard();
         self.set_up(&network).await?;
         drop(turn);
@@ -198,18 +226,18 @@ impl Networks {
         name: &NetworkName,
     ) -> Result<Arc<Network>, Failure> {
         let network = self.find(name)?;
-        let turn = network.turn.lock().await;
+        let turn = self.turn(&network.turn).await?;
         self.take_down_unused(&network).await?;
         drop(turn);
         Ok(network)
     }
 
     pub(super) async fn remove(self: &Arc<Self>, name: &NetworkName) -> Result<(), Failure> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.turn(&self.changing).await?;
         let Some(network) = self.map().get(name).cloned() else {
             return Ok(());
         };
-        let _turn = network.turn.lock().await;
+        let _turn = self.turn(&network.turn).await?;
         self.take_down_unused(&network).await?;
         self.erase(&network).await?;
         self.map().remove(name);

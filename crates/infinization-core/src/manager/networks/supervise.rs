@@ -38,7 +38,8 @@ impl Networks {
         let pinning = Self::keep_pinning(Weak::clone(&networks), Arc::clone(&network));
         let until = ending.clone();
         tokio::spawn(async move { until.run_until_cancelled_owned(pinning).await });
-        tokio::spawn(supervise(networks, network, process, ending));
+        self.work
+            .spawn(supervise(networks, network, process, ending));
     }
 
     /// Hears of what others do to the guard, from the first network on.
