@@ -23,7 +23,7 @@ use firewall::{ruleset, run};
 use guests::Guest;
 use kit::in_private_network;
 use kit::machine::{Host, PATIENCE, delete, forced, never, next_event};
-use process_kit::Toolbox;
+use process_kit::{Toolbox, mount_at, unmount};
 
 /// What a client was given.
 type Given = BTreeMap<String, String>;
@@ -513,6 +513,102 @@ fn shutdown_waits_for_what_is_under_way_and_refuses_what_has_not_begun() {
             lab.is_clean().await;
             next.shutdown().await.unwrap();
         });
+    });
+}
+
+/// A cgroup v2 tree of its own where the host's would be, for threads that see it.
+struct Tree {
+    root: tempfile::TempDir,
+    base: PathBuf,
+}
+
+impl Tree {
+    fn mount() -> Self {
+        run("mount --make-rprivate /");
+        let root = tempfile::tempdir().unwrap();
+        mount_at(root.path(), "cgroup2", None);
+        let base = root
+            .path()
+            .join(format!("infinization-net-{}", std::process::id()));
+        fs::create_dir(&base).unwrap();
+        run(&format!("mount --bind {} /sys/fs/cgroup", base.display()));
+        Self { root, base }
+    }
+
+    /// As a process that was killed before it placed it would leave it.
+    fn expel(&self, pid: i32) {
+        fs::write(self.root.path().join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    fn scopes(&self) -> Vec<String> {
+        let slice = fs::read_dir(self.base.join("infinization.slice")).unwrap();
+        let names = slice
+            .flatten()
+            .map(|entry| entry.file_name().into_string().unwrap());
+        let mut scopes: Vec<_> = names.filter(|name| name.ends_with(".scope")).collect();
+        scopes.sort();
+        scopes
+    }
+
+    fn unmount(self) {
+        run("umount /sys/fs/cgroup");
+        fs::remove_dir(self.base.join("infinization.slice")).unwrap();
+        fs::remove_dir(&self.base).unwrap();
+        unmount(self.root.path());
+    }
+}
+
+fn scope_of(pid: i32) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let v2 = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .unwrap();
+    v2.rsplit('/').next().unwrap().to_owned()
+}
+
+#[test]
+fn dnsmasq_is_in_a_scope_that_is_no_other_network_s_also_after_it_was_found_again() {
+    in_private_network(|| async {
+        let tree = Tree::mount();
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let lab_net = |subnet: &str, bridge: &str| json!({ "name": "lab", "subnet": subnet, "bridge": bridge });
+        let made = manager
+            .create_network(lab_net("10.20.0.0/24", "br-lab"))
+            .await
+            .unwrap();
+        let pid = i32::try_from(made["pid"].as_i64().unwrap()).unwrap();
+        let scope = scope_of(pid);
+        assert!(scope.starts_with("dnsmasq-lab-"), "{scope}");
+
+        // Another state directory's network of the same name.
+        let mut settings = lab.0.settings();
+        settings["stateDir"] = json!(lab.0.path().join("other"));
+        let other = Manager::new(settings);
+        other.initialize().await.unwrap();
+        let theirs = other
+            .create_network(lab_net("10.30.0.0/24", "br-lab2"))
+            .await
+            .unwrap();
+        let their_scope = scope_of(i32::try_from(theirs["pid"].as_i64().unwrap()).unwrap());
+        assert_ne!(their_scope, scope);
+        other.remove_network("lab").await.unwrap();
+        other.shutdown().await.unwrap();
+        assert_eq!(tree.scopes(), [scope.clone()]);
+
+        manager.shutdown().await.unwrap();
+        tree.expel(pid);
+        assert_ne!(scope_of(pid), scope);
+        let next = lab.0.manager().await;
+        assert_eq!(next.network("lab").unwrap()["pid"], pid, "the same dnsmasq");
+        assert_eq!(scope_of(pid), scope);
+        next.remove_network("lab").await.unwrap();
+        assert_eq!(tree.scopes(), Vec::<String>::new());
+        fs::remove_dir(lab.0.path().join("other").join("networks")).unwrap();
+        lab.is_clean().await;
+        next.shutdown().await.unwrap();
+        tree.unmount();
     });
 }
 

@@ -4,6 +4,7 @@
 //! unguarded, and the guard names no link that is not ours. Down is the other way round. The caller holds the
 //! network's turn.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::all::Networks;
@@ -104,17 +105,28 @@ impl Networks {
         let conf = dnsmasq_conf(&network.config, Dnsmasq::user());
         if let Some(process) = network.dnsmasq.find().await? {
             if network.dnsmasq.has_conf(&conf).await {
+                // Whoever started it may have been killed before he placed it.
+                self.place(network, &process).await;
                 return Ok(process);
             }
             network.dnsmasq.end().await?;
         }
         let process = network.dnsmasq.start(conf).await?;
-        // So that the end of our own service is not its end.
-        let scope = self.cgroups.scope_of_network(&network.config.name);
+        self.place(network, &process).await;
+        Ok(process)
+    }
+
+    /// So that the end of our own service is not dnsmasq's end.
+    async fn place(&self, network: &Network, process: &ProcessHandle) {
+        let scope = self.scope_of(network);
         if let Placement::Unavailable(why) = self.cgroups.place_at(process.pid(), scope).await {
             tracing::debug!(network = %network.config.name, why, "dnsmasq has no cgroup of its own");
         }
-        Ok(process)
+    }
+
+    fn scope_of(&self, network: &Network) -> PathBuf {
+        self.cgroups
+            .scope_of_network(&self.state_dir, &network.config.name)
     }
 
     async fn undo(self: &Arc<Self>, network: &Network) {
@@ -129,7 +141,7 @@ impl Networks {
         drop(network.status().watch.take());
         let mut outcomes: Vec<Result<(), Failure>> = Vec::new();
         outcomes.push(network.dnsmasq.end().await.map_err(Failure::from));
-        let scope = self.cgroups.scope_of_network(&config.name);
+        let scope = self.scope_of(network);
         outcomes.push(cgroup::remove(&scope).await.map_err(Failure::from));
         if config.mode == NetworkMode::Nat {
             outcomes.push(self.stop_masquerading(network).await);
