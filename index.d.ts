@@ -167,7 +167,9 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * Locks the state directory, sets the firewall up, opens the store, takes back every machine that
    * still runs, finishes or undoes what was under way when an earlier process ended, settles the
    * machines left in a transient status, starts the health monitor (its first cycle has run).
-   * Idempotent once it succeeded; after a rejection it may be called again.
+   * Idempotent once it succeeded; after a rejection it may be called again. What `getEventHandler()` and
+   * `getHealthMonitor()` have to tell of it (crashes found, `firewall-orphans`, `database-outage`) they emit right
+   * after it has resolved: whoever listens as soon as it has, hears it. `events()` yields it at once.
    * @throws LifecycleError `INVALID_CONFIG` (an option or an environment variable), `CLOSED`;
    * InfinizationError `STATE_DIR_LOCKED` when another process manages the state directory;
    * NftablesError `CONNTRACK_UNAVAILABLE` (see `bridgeConntrackMode`), `PERMISSION_DENIED` (not root),
