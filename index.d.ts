@@ -3820,6 +3820,15 @@ export class KeyedMutex {
 export const DEFAULT_STOP_TIMEOUT: 30000
 /** Milliseconds. */
 export const DEFAULT_BOOT_TIMEOUT: 60000
+/** The systems that `OS_INSTALLATION_TIMEOUTS` knows. */
+export type OSType = 'windows10' | 'windows11' | 'ubuntu' | 'fedora'
+export function isValidOSType(os: unknown): os is OSType
+/** Milliseconds that an unattended installation may take: 45 minutes (`ubuntu`), 60, 90, 120 (`windows11`). */
+export const OS_INSTALLATION_TIMEOUTS: Readonly<Record<OSType, number>>
+/** Milliseconds, for a system that is not an `OSType`. */
+export const DEFAULT_INSTALLATION_TIMEOUT: 3600000
+/** Milliseconds that an unattended installation of this system may take. Never throws. */
+export function getInstallationTimeout(os: string): number
 /** Milliseconds. */
 export const DEFAULT_QMP_CONNECT_TIMEOUT: 5000
 export const DEFAULT_QMP_SOCKET_DIR: '/var/run/infinization'
