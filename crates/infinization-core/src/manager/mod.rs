@@ -124,6 +124,8 @@ struct Open {
     reloading: Mutex<HashMap<ChainNames, reload::Pending>>,
     /// A look after an outage waits for its turn.
     will_catch_up: AtomicBool,
+    /// The rows that an earlier process left between two states were looked at.
+    has_settled: AtomicBool,
     /// Virtual networks.
     networks: Arc<Networks>,
     /// Keeps the firewall's file, where there is to be one.
