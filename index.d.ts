@@ -1632,6 +1632,18 @@ export interface VirtualNetworkConfig {
   pinAddresses?: boolean
 }
 
+/** Each may be left out, and then stays; `null` is what would have been chosen. */
+type Changes<T> = { [Field in keyof T]?: T[Field] | null }
+
+/**
+ * What {@link VirtualNetworks.update} is given: a merge patch (RFC 7396) of {@link VirtualNetworkConfig}. `dhcp` and
+ * `dns` are changed field by field, lists as a whole; `false` switches a part off, `{}` on again.
+ */
+export type VirtualNetworkChanges = Changes<Omit<VirtualNetworkConfig, 'name' | 'bridge' | 'dhcp' | 'dns'>> & {
+  dhcp?: Changes<DhcpConfig> | false | null
+  dns?: Changes<NetworkDnsConfig> | false | null
+}
+
 /**
  * How a network is. `failed`: `error` says why. dnsmasq that has ended is started again by itself; what else has
  * failed, by `start`.
@@ -1695,6 +1707,16 @@ export interface VirtualNetworks {
    * they are plugged in again. @throws NetworkError `NETWORK_NOT_FOUND`, `NETWORK_IN_USE` (its bridge has ports)
    */
   stop(name: string): Promise<VirtualNetwork>
+  /**
+   * Changes it, also while machines are on it: all that is asked for, or nothing. Guard, NAT and pinned addresses follow
+   * at once. dnsmasq is replaced where it is told other things; it keeps its leases, and machines hear of new ones when
+   * they renew. Another `subnet` or `gateway` needs a bridge without ports, and usually `gateway: null` and
+   * `dhcp: { start: null, end: null }`, which were chosen for the old one. `name` and `bridge` stay: machines know the
+   * network by them.
+   * @throws NetworkError `NETWORK_NOT_FOUND`, `NETWORK_IN_USE` (another subnet or gateway, and its bridge has ports), else as
+   * `create`; after any of them it is as it was
+   */
+  update(name: string, changes: VirtualNetworkChanges): Promise<VirtualNetwork>
   /** Stops it and forgets it; fine if there is none. @throws NetworkError `NETWORK_IN_USE` */
   remove(name: string): Promise<void>
   /** The leases that have not expired, by address. @throws NetworkError `NETWORK_NOT_FOUND` */

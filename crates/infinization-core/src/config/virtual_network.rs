@@ -6,10 +6,12 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `source` | reading one, field by field |
+//! | `changes` | changing one |
 //! | `dhcp` | the part about machines' addresses |
 //! | `addresses`, `names` | what an address and a name must be |
 
 mod addresses;
+mod changes;
 mod dhcp;
 mod names;
 mod source;

@@ -130,3 +130,53 @@ fn b25_b31_b32_every_refusal_names_its_field() {
         "pinAddresses"
     );
 }
+
+#[test]
+fn changes_are_a_merge_patch_and_checked_as_a_whole() {
+    let lab = read(&json!({
+        "name": "lab", "subnet": "10.20.0.0/24", "bridge": "br-lab",
+        "dhcp": { "start": "10.20.0.10", "end": "10.20.0.99" },
+        "dns": { "servers": ["9.9.9.9"], "domain": "vms.example" },
+    }));
+    let changed = |changes: Value| lab.changed(&changes);
+    assert_eq!(changed(json!({})).unwrap(), lab);
+    let same = serde_json::to_value(&lab).unwrap();
+    assert_eq!(changed(same).unwrap(), lab);
+
+    let hosts = json!([{ "mac": "52:54:00:00:00:05", "ip": "10.20.0.5" }]);
+    let more = json!({ "dhcp": { "hosts": hosts, "end": null }, "dns": { "domain": null }, "mode": "isolated" });
+    let more = changed(more).unwrap();
+    let dhcp = more.dhcp.clone().unwrap();
+    assert_eq!((dhcp.start.octets()[3], dhcp.end.octets()[3]), (10, 254));
+    assert_eq!((dhcp.hosts.len(), more.mode), (1, NetworkMode::Isolated));
+    let dns = more.dns.clone().unwrap();
+    assert_eq!((dns.domain, dns.servers.len()), (None, 1));
+
+    let off = changed(json!({ "dhcp": false, "dns": false })).unwrap();
+    assert_eq!((&off.dhcp, &off.dns), (&None, &None));
+    let on = off.changed(&json!({ "dhcp": {}, "dns": { "enabled": false } }));
+    let on = on.unwrap();
+    assert_eq!(on.dhcp.unwrap().start.octets()[3], 2);
+    assert!(!on.dns.unwrap().enabled);
+
+    let moved = json!({ "subnet": "10.30.0.0/24", "gateway": null, "dhcp": { "start": null, "end": null } });
+    assert_eq!(changed(moved).unwrap().gateway.octets(), [10, 30, 0, 1]);
+    for (changes, path) in [
+        (json!({ "name": "other" }), "name"),
+        (json!({ "name": null }), "name"),
+        (json!({ "bridge": "br-other" }), "bridge"),
+        (json!({ "bridge": null }), "bridge"),
+        (json!({ "subnet": "10.30.0.0/24" }), "gateway"),
+        (json!({ "dhcp": { "leaseTime": 1 } }), "dhcp.leaseTime"),
+        (json!({ "dhcp": { "range": 1 } }), "dhcp.range"),
+        (json!({ "modus": "nat" }), "modus"),
+        (
+            json!({ "dhcp": false, "pinAddresses": true }),
+            "pinAddresses",
+        ),
+        (json!([]), "config"),
+    ] {
+        let refused = changed(changes.clone()).unwrap_err();
+        assert_eq!(refused.issues[0].path, path, "{changes}");
+    }
+}

@@ -49,8 +49,8 @@ pub(in crate::manager) struct Networks {
     /// Whether the guard is watched.
     pub(super) is_watched: AtomicBool,
     all: Mutex<BTreeMap<NetworkName, Arc<Network>>>,
-    /// Held while one is made or removed: what it must not overlap does not change meanwhile.
-    changing: tokio::sync::Mutex<()>,
+    /// Held while one is made, changed or removed: what it must not overlap does not change meanwhile.
+    pub(super) changing: tokio::sync::Mutex<()>,
 }
 
 impl Networks {
@@ -86,7 +86,7 @@ impl Networks {
         for network in self.all() {
             let has_bridge = self.has_bridge(&network).await;
             network.status().up = has_bridge;
-            if has_bridge || network.config.autostart {
+            if has_bridge || network.config().autostart {
                 wanted.push(network);
             }
         }
@@ -104,7 +104,7 @@ impl Networks {
         });
         for (network, outcome) in wanted.iter().zip(join_all(back).await) {
             if let Err(error) = outcome {
-                tracing::error!(network = %network.config.name, %error, "a network was not started");
+                tracing::error!(network = %network.name, %error, "a network was not started");
             }
         }
     }
@@ -113,7 +113,7 @@ impl Networks {
         match self.our_bridge(network).await {
             Ok(bridge) => bridge.is_some(),
             Err(error) => {
-                tracing::warn!(network = %network.config.name, %error, "its bridge is not known");
+                tracing::warn!(network = %network.name, %error, "its bridge is not known");
                 false
             }
         }
@@ -150,7 +150,7 @@ impl Networks {
         self.write(&network).await?;
         let _turn = network.turn.lock().await;
         self.map()
-            .insert(network.config.name.clone(), Arc::clone(&network));
+            .insert(network.name.clone(), Arc::clone(&network));
         self.watch_guard();
         if let Err(error) = self.set_up(&network).await {
             self.forget(&network).await;
@@ -161,38 +161,48 @@ impl Networks {
 
     /// What can be refused is refused before anything is touched.
     async fn check_new(&self, config: &VirtualNetwork) -> Result<(), Failure> {
-        let all = self.all();
-        if all.iter().any(|network| network.config.name == config.name) {
+        let all = self.configs();
+        if all.iter().any(|other| other.name == config.name) {
             return Err(NetworksError::AlreadyExists(config.name.clone()).into());
         }
-        if let Some(other) = overlapping(config, all.iter().map(|network| &network.config)) {
-            return Err(NetworksError::Overlaps {
-                subnet: config.subnet,
-                other: other.subnet,
-                whose: format!("the network {}'s", other.name),
-            }
-            .into());
-        }
-        if let Some(other) = all
-            .iter()
-            .find(|other| other.config.bridge == config.bridge)
-        {
+        self.check_networks(config)?;
+        if let Some(other) = all.iter().find(|other| other.bridge == config.bridge) {
             return Err(NetworksError::BridgeTaken {
                 bridge: config.bridge.clone(),
-                network: other.config.name.clone(),
+                network: other.name.clone(),
             }
             .into());
         }
         if self.links.find(&config.bridge).await?.is_some() {
             return Err(NetworksError::NotOurs(config.bridge.clone()).into());
         }
-        self.check_host(config).await
+        self.check_host(config, None).await
     }
 
-    /// An address of the host in the subnet would be answered by the host, or be unreachable.
-    pub(super) async fn check_host(&self, config: &VirtualNetwork) -> Result<(), Failure> {
+    /// No other network has addresses of its subnet.
+    pub(super) fn check_networks(&self, config: &VirtualNetwork) -> Result<(), Failure> {
+        let all = self.configs();
+        match overlapping(config, all.iter().map(|other| &**other)) {
+            None => Ok(()),
+            Some(other) => Err(NetworksError::Overlaps {
+                subnet: config.subnet,
+                other: other.subnet,
+                whose: format!("the network {}'s", other.name),
+            }
+            .into()),
+        }
+    }
+
+    /// An address of the host in the subnet, but on the bridge of this index, would be answered by the host, or
+    /// be unreachable.
+    pub(super) async fn check_host(
+        &self,
+        config: &VirtualNetwork,
+        bridge: Option<u32>,
+    ) -> Result<(), Failure> {
         let all = bridge::all_addresses(&self.links).await?.into_iter();
         let subnets: Vec<Ipv4Subnet> = all
+            .filter(|(link, _)| Some(*link) != bridge)
             .filter_map(|(_, found)| match found.address {
                 IpAddr::V4(address) => Some(Ipv4Subnet::around(address, found.prefix)),
                 IpAddr::V6(_) => None,
@@ -251,9 +261,9 @@ impl Networks {
             self.erase(network).await
         };
         match undone.await {
-            Ok(()) => drop(self.map().remove(&network.config.name)),
+            Ok(()) => drop(self.map().remove(&network.name)),
             Err(error) => {
-                tracing::error!(network = %network.config.name, %error, "it could not be undone");
+                tracing::error!(network = %network.name, %error, "it could not be undone");
             }
         }
     }
@@ -267,18 +277,20 @@ impl Networks {
         self.map().values().cloned().collect()
     }
 
+    fn configs(&self) -> Vec<Arc<VirtualNetwork>> {
+        let all = self.map();
+        all.values().map(|network| network.config()).collect()
+    }
+
     /// The guard for those that are up; none where none is.
     pub(super) async fn load_guard(&self) -> Result<(), NftError> {
         self.guard.load(|| self.guarding()).await
     }
 
     pub(super) fn guarding(&self) -> Option<String> {
-        let up: Vec<_> = self
-            .all()
-            .into_iter()
-            .filter(|network| network.status().up)
-            .collect();
-        let text = guard_text(self.guard.table(), up.iter().map(|network| &network.config));
+        let up = self.all().into_iter().filter(|network| network.status().up);
+        let up: Vec<_> = up.map(|network| network.config()).collect();
+        let text = guard_text(self.guard.table(), up.iter().map(|config| &**config));
         (!up.is_empty()).then_some(text)
     }
 
@@ -286,8 +298,8 @@ impl Networks {
         self.state_dir.join("networks")
     }
 
-    async fn write(&self, network: &Network) -> Result<(), Failure> {
-        let body = serde_json::to_vec_pretty(&network.config).map_err(|error| {
+    pub(super) async fn write(&self, network: &Network) -> Result<(), Failure> {
+        let body = serde_json::to_vec_pretty(&*network.config()).map_err(|error| {
             Failure::new(
                 ErrorCode::Internal,
                 format!("a network is no JSON: {error}"),

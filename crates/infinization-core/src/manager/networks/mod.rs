@@ -6,6 +6,7 @@
 //! | `all` | [`Networks`]: those of a state directory, what they share |
 //! | `one` | [`Network`]: one of them, and how it is |
 //! | `furnish` | setting one up, taking it down |
+//! | `update` | changing one |
 //! | `supervise` | looking after dnsmasq and the guard |
 //! | `pinning` | holding machines to their addresses |
 //! | `error` | why a verb fails |
@@ -22,6 +23,7 @@ mod furnish;
 mod one;
 mod pinning;
 mod supervise;
+mod update;
 
 use std::sync::Arc;
 
@@ -70,6 +72,14 @@ impl Manager {
         to_value(&stopped.await?.info())
     }
 
+    /// `networks.update`: a merge patch (RFC 7396) of what the network is.
+    pub async fn update_network(&self, name: &str, changes: Value) -> Result<Value, Failure> {
+        let (open, name) = (self.open()?, parse_name(name)?);
+        let updated =
+            open.finished(|networks| async move { networks.update(&name, &changes).await });
+        to_value(&updated.await?.info())
+    }
+
     /// `networks.remove`: an absent network is removed already.
     pub async fn remove_network(&self, name: &str) -> Result<(), Failure> {
         let (open, name) = (self.open()?, parse_name(name)?);
@@ -80,7 +90,7 @@ impl Manager {
     /// `networks.leases`.
     pub async fn network_leases(&self, name: &str) -> Result<Value, Failure> {
         let network = self.networks()?.find(&parse_name(name)?)?;
-        to_value(&network.dnsmasq.leases().await?)
+        to_value(&network.leases().await?)
     }
 
     /// A machine's configuration with the bridge of the network it names.
@@ -102,7 +112,7 @@ impl Manager {
         let found = self.networks()?.find(&name);
         let found =
             found.map_err(|_| refused("network", &format!("is {name}, which there is not")))?;
-        config["bridge"] = json!(found.config.bridge);
+        config["bridge"] = json!(found.config().bridge);
         Ok(config)
     }
 
