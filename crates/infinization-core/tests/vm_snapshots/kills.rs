@@ -13,7 +13,6 @@ use nix::sys::signal::Signal;
 use super::*;
 
 const ORDERS: &str = "INFINIZATION_TEST_VICTIM";
-const VM: &str = "snap-killed";
 /// How much later the second kill comes than the first; every further one comes later still.
 const LATER: Duration = Duration::from_millis(8);
 const MOST_ROUNDS: u32 = 40;
@@ -35,33 +34,34 @@ fn victim() {
     kit::runtime().block_on(async {
         let manager = Manager::new(orders["settings"].clone());
         manager.initialize().await.unwrap();
-        let verb = orders["verb"].as_str().unwrap();
-        die_later(&orders, verb.split(',').next().unwrap());
-        perform(&manager, verb).await.unwrap();
+        let text = |key: &str| orders[key].as_str().unwrap();
+        let (vm, verb) = (text("vm"), text("verb"));
+        die_later(&orders, vm, verb.split(',').next().unwrap());
+        perform(&manager, vm, verb).await.unwrap();
     });
 }
 
-async fn perform(manager: &Manager, verb: &str) -> Result<Value, Failure> {
+async fn perform(manager: &Manager, vm: &str, verb: &str) -> Result<Value, Failure> {
     match verb {
-        "create" => take(manager, VM, json!({ "name": "second" })).await,
-        "create, memory" => take(manager, VM, json!({ "name": "second", "memory": true })).await,
-        "revert" => revert(manager, VM, "first", Value::Null).await,
-        "revert, restart" => revert(manager, VM, "first", json!({ "restart": true })).await,
-        _ => drop_second(manager).await,
+        "create" => take(manager, vm, json!({ "name": "second" })).await,
+        "create, memory" => take(manager, vm, json!({ "name": "second", "memory": true })).await,
+        "revert" => revert(manager, vm, "first", Value::Null).await,
+        "revert, restart" => revert(manager, vm, "first", json!({ "restart": true })).await,
+        _ => drop_second(manager, vm).await,
     }
 }
 
-async fn drop_second(manager: &Manager) -> Result<Value, Failure> {
+async fn drop_second(manager: &Manager, vm: &str) -> Result<Value, Failure> {
     let name = "second".to_owned();
     manager
-        .delete_snapshot(VM.into(), name, Value::Null, never())
+        .delete_snapshot(vm.into(), name, Value::Null, never())
         .await
 }
 
 /// Counts from the moment the journal says that the verb was begun.
-fn die_later(orders: &Value, verb: &str) {
+fn die_later(orders: &Value, vm: &str, verb: &str) {
     let state = std::path::Path::new(orders["settings"]["stateDir"].as_str().unwrap());
-    let journal = state.join(format!("journals/{VM}.jsonl"));
+    let journal = state.join(format!("journals/{vm}.jsonl"));
     let begun = format!(r#""operation":"{verb} snapshot","kind":"operation","phase":"begun""#);
     let count = move || {
         let text = std::fs::read_to_string(&journal).unwrap_or_default();
@@ -78,8 +78,8 @@ fn die_later(orders: &Value, verb: &str) {
 }
 
 /// Whether the victim was killed rather than done.
-fn run_victim(host: &Host, verb: &str, round: u32) -> bool {
-    let orders = json!({ "verb": verb, "round": round, "settings": host.settings() });
+fn run_victim(host: &Host, vm: &str, verb: &str, round: u32) -> bool {
+    let orders = json!({ "vm": vm, "verb": verb, "round": round, "settings": host.settings() });
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "kills::victim", "--quiet", "--nocapture"])
         .env(ORDERS, orders.to_string())
@@ -94,12 +94,12 @@ fn run_victim(host: &Host, verb: &str, round: u32) -> bool {
 }
 
 /// Off: the disks hold [`NOW`], and there are `first` and what the verb needs.
-async fn plant(manager: &Manager, disks: &[String], verb: &str) {
-    let has_second = names(manager, VM).await.contains(&"second".to_owned());
+async fn plant(manager: &Manager, vm: &str, disks: &[String], verb: &str) {
+    let has_second = names(manager, vm).await.contains(&"second".to_owned());
     match (has_second, verb) {
         (true, "delete") => {}
-        (true, _) => drop(drop_second(manager).await.unwrap()),
-        (false, "delete") => drop(perform(manager, "create").await.unwrap()),
+        (true, _) => drop(drop_second(manager, vm).await.unwrap()),
+        (false, "delete") => drop(perform(manager, vm, "create").await.unwrap()),
         (false, _) => {}
     }
     for disk in disks {
@@ -117,11 +117,11 @@ fn fill(disk: &str, pattern: u8) {
 }
 
 /// Waits for what the QEMU of a killed process still does by itself. Answers the snapshots.
-async fn settled(manager: &Manager, at: &str) -> Vec<Value> {
+async fn settled(manager: &Manager, vm: &str, at: &str) -> Vec<Value> {
     let calm = tokio::time::timeout(PATIENCE, async {
         loop {
-            let status = manager.get_vm_status(VM.into()).await.unwrap();
-            let listed = manager.list_snapshots(VM.into()).await;
+            let status = manager.get_vm_status(vm.into()).await.unwrap();
+            let listed = manager.list_snapshots(vm.into()).await;
             let is_calm = ["running", "off"].contains(&status["status"].as_str().unwrap())
                 && (status["qmpStatus"].is_null() || status["qmpStatus"] == "running")
                 && status["consistent"] == true;
@@ -154,41 +154,46 @@ fn is_one_of_both(verb: &str, killed: bool, names: &[&str], at: &str) {
 
 /// Kills ever later until the verb is done first.
 async fn kill_ever_later(verb: &'static str, runs: bool) {
+    let vm = if runs {
+        "snap-killed-on"
+    } else {
+        "snap-killed-off"
+    };
     let host = Host::new().await;
     let manager = host.manager().await;
-    let disks = with_two_disks(&host, &manager, VM).await;
+    let disks = with_two_disks(&host, &manager, vm).await;
     // A machine's first start adds the agent's channel: memory of before would not fit it.
-    stop(&manager, VM).await;
-    start(&manager, VM).await.unwrap();
-    write(&manager, VM, 2, FIRST).await;
+    stop(&manager, vm).await;
+    start(&manager, vm).await.unwrap();
+    write(&manager, vm, 2, FIRST).await;
     let memory = verb == "revert";
     take(
         &manager,
-        VM,
+        vm,
         json!({ "name": "first", "memory": runs && memory }),
     )
     .await
     .unwrap();
-    stop(&manager, VM).await;
+    stop(&manager, vm).await;
     manager.shutdown().await.unwrap();
     drop(manager);
     for round in 0..MOST_ROUNDS {
         let manager = host.manager().await;
-        plant(&manager, &disks, verb).await;
+        plant(&manager, vm, &disks, verb).await;
         if runs {
-            start(&manager, VM).await.unwrap();
+            start(&manager, vm).await.unwrap();
         }
         manager.shutdown().await.unwrap();
         drop(manager);
-        let killed = run_victim(&host, verb, round);
+        let killed = run_victim(&host, vm, verb, round);
         let at = format!("{verb} killed in round {round}, running: {runs}");
         let manager = host.manager().await;
         // A verb that changes nothing settles what was left.
         if !runs {
-            let none = manager.delete_snapshot(VM.into(), "none".into(), Value::Null, never());
+            let none = manager.delete_snapshot(vm.into(), "none".into(), Value::Null, never());
             assert_eq!(none.await.unwrap()["success"], true, "{at}");
         }
-        let listed = settled(&manager, &at).await;
+        let listed = settled(&manager, vm, &at).await;
         let names: Vec<_> = listed
             .iter()
             .map(|it| it["name"].as_str().unwrap())
@@ -202,7 +207,7 @@ async fn kill_ever_later(verb: &'static str, runs: bool) {
             "{at}: the guest was harmed"
         );
         if living {
-            stop(&manager, VM).await;
+            stop(&manager, vm).await;
         }
         let went_back = disks.iter().all(|disk| holds(disk, FIRST));
         let as_it_was = disks.iter().all(|disk| holds(disk, NOW));
@@ -213,7 +218,7 @@ async fn kill_ever_later(verb: &'static str, runs: bool) {
         };
         assert!(done || undone, "{at}");
         if !killed && round > 0 {
-            delete(&manager, VM).await;
+            delete(&manager, vm).await;
             manager.shutdown().await.unwrap();
             host.is_clean().await;
             return;
