@@ -138,6 +138,25 @@ async fn settled(manager: &Manager, vm: &str, at: &str) -> Vec<Value> {
         .unwrap_or_else(|_| panic!("{at}: it never came to rest"))
 }
 
+/// A verb that changes nothing settles what was left, once the killed process' qemu-img has ended, too.
+async fn settle(manager: &Manager, vm: &str, at: &str) {
+    let settled = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let none = manager.delete_snapshot(vm.into(), "none".into(), Value::Null, never());
+            match none.await {
+                Err(error) if error.code() == ErrorCode::ImageInUse => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                ended => return ended,
+            }
+        }
+    });
+    let settled = settled
+        .await
+        .unwrap_or_else(|_| panic!("{at}: its disks stay in use"));
+    assert_eq!(settled.unwrap()["success"], true, "{at}");
+}
+
 /// What the verb makes, or what was: nothing else.
 fn is_one_of_both(verb: &str, killed: bool, names: &[&str], at: &str) {
     let (without, with) = (&["first"][..], &["first", "second"][..]);
@@ -188,10 +207,8 @@ async fn kill_ever_later(verb: &'static str, runs: bool) {
         let killed = run_victim(&host, vm, verb, round);
         let at = format!("{verb} killed in round {round}, running: {runs}");
         let manager = host.manager().await;
-        // A verb that changes nothing settles what was left.
         if !runs {
-            let none = manager.delete_snapshot(vm.into(), "none".into(), Value::Null, never());
-            assert_eq!(none.await.unwrap()["success"], true, "{at}");
+            settle(&manager, vm, &at).await;
         }
         let listed = settled(&manager, vm, &at).await;
         let names: Vec<_> = listed
