@@ -167,7 +167,9 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * Locks the state directory, sets the firewall up, opens the store, takes back every machine that
    * still runs, finishes or undoes what was under way when an earlier process ended, settles the
    * machines left in a transient status, starts the health monitor (its first cycle has run).
-   * Idempotent once it succeeded; after a rejection it may be called again.
+   * Idempotent once it succeeded; after a rejection it may be called again. What `getEventHandler()` and
+   * `getHealthMonitor()` have to tell of it (crashes found, `firewall-orphans`, `database-outage`) they emit right
+   * after it has resolved: whoever listens as soon as it has, hears it. `events()` yields it at once.
    * @throws LifecycleError `INVALID_CONFIG` (an option or an environment variable), `CLOSED`;
    * InfinizationError `STATE_DIR_LOCKED` when another process manages the state directory;
    * NftablesError `CONNTRACK_UNAVAILABLE` (see `bridgeConntrackMode`), `PERMISSION_DENIED` (not root),
@@ -1631,6 +1633,18 @@ export interface VirtualNetworkConfig {
   pinAddresses?: boolean
 }
 
+/** Each may be left out, and then stays; `null` is what would have been chosen. */
+type Changes<T> = { [Field in keyof T]?: T[Field] | null }
+
+/**
+ * What {@link VirtualNetworks.update} is given: a merge patch (RFC 7396) of {@link VirtualNetworkConfig}. `dhcp` and
+ * `dns` are changed field by field, lists as a whole; `false` switches a part off, `{}` on again.
+ */
+export type VirtualNetworkChanges = Changes<Omit<VirtualNetworkConfig, 'name' | 'bridge' | 'dhcp' | 'dns'>> & {
+  dhcp?: Changes<DhcpConfig> | false | null
+  dns?: Changes<NetworkDnsConfig> | false | null
+}
+
 /**
  * How a network is. `failed`: `error` says why. dnsmasq that has ended is started again by itself; what else has
  * failed, by `start`.
@@ -1694,6 +1708,16 @@ export interface VirtualNetworks {
    * they are plugged in again. @throws NetworkError `NETWORK_NOT_FOUND`, `NETWORK_IN_USE` (its bridge has ports)
    */
   stop(name: string): Promise<VirtualNetwork>
+  /**
+   * Changes it, also while machines are on it: all that is asked for, or nothing. Guard, NAT and pinned addresses follow
+   * at once. dnsmasq is replaced where it is told other things; it keeps its leases, and machines hear of new ones when
+   * they renew. Another `subnet` or `gateway` needs a bridge without ports, and usually `gateway: null` and
+   * `dhcp: { start: null, end: null }`, which were chosen for the old one. `name` and `bridge` stay: machines know the
+   * network by them.
+   * @throws NetworkError `NETWORK_NOT_FOUND`, `NETWORK_IN_USE` (another subnet or gateway, and its bridge has ports), else as
+   * `create`; after any of them it is as it was
+   */
+  update(name: string, changes: VirtualNetworkChanges): Promise<VirtualNetwork>
   /** Stops it and forgets it; fine if there is none. @throws NetworkError `NETWORK_IN_USE` */
   remove(name: string): Promise<void>
   /** The leases that have not expired, by address. @throws NetworkError `NETWORK_NOT_FOUND` */
@@ -3822,6 +3846,15 @@ export class KeyedMutex {
 export const DEFAULT_STOP_TIMEOUT: 30000
 /** Milliseconds. */
 export const DEFAULT_BOOT_TIMEOUT: 60000
+/** The systems that `OS_INSTALLATION_TIMEOUTS` knows. */
+export type OSType = 'windows10' | 'windows11' | 'ubuntu' | 'fedora'
+export function isValidOSType(os: unknown): os is OSType
+/** Milliseconds that an unattended installation may take: 45 minutes (`ubuntu`), 60, 90, 120 (`windows11`). */
+export const OS_INSTALLATION_TIMEOUTS: Readonly<Record<OSType, number>>
+/** Milliseconds, for a system that is not an `OSType`. */
+export const DEFAULT_INSTALLATION_TIMEOUT: 3600000
+/** Milliseconds that an unattended installation of this system may take. Never throws. */
+export function getInstallationTimeout(os: string): number
 /** Milliseconds. */
 export const DEFAULT_QMP_CONNECT_TIMEOUT: 5000
 export const DEFAULT_QMP_SOCKET_DIR: '/var/run/infinization'

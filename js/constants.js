@@ -19,6 +19,15 @@ const QMP_STATUSES = [
   'watchdog', 'guest-panicked', 'io-error', 'colo'
 ]
 
+// Milliseconds. Installers fetch most of what they install, and Windows updates itself on the way.
+const OS_INSTALLATION_TIMEOUTS = Object.freeze({
+  ubuntu: 2700000, fedora: 3600000, windows10: 5400000, windows11: 7200000
+})
+
+const DEFAULT_INSTALLATION_TIMEOUT = 3600000
+
+const isValidOSType = (os) => typeof os === 'string' && Object.hasOwn(OS_INSTALLATION_TIMEOUTS, os)
+
 const BackupType = Object.freeze({ FULL: 'FULL', INCREMENTAL: 'INCREMENTAL', SNAPSHOT: 'SNAPSHOT' })
 
 const BackupStatus = Object.freeze({
@@ -56,6 +65,7 @@ module.exports = {
   DEFAULT_DISK_FORMAT: 'qcow2',
   DEFAULT_DISK_PATH_PREFIX: '/var/lib/infinization/disks',
   DEFAULT_HEALTH_CHECK_INTERVAL: 30000,
+  DEFAULT_INSTALLATION_TIMEOUT,
   DEFAULT_NETWORK_MODEL: 'virtio-net-pci',
   DEFAULT_PIDFILE_DIR: '/var/run/infinization/pids',
   DEFAULT_QMP_CONNECT_TIMEOUT: 5000,
@@ -84,6 +94,7 @@ module.exports = {
     OUTPUT: 'output',
     POSTROUTING: 'postrouting'
   }),
+  OS_INSTALLATION_TIMEOUTS,
   PROCESS_EXIT_POLL_INTERVAL: 100,
   QEMU_MAC_PREFIX: '52:54:00',
   RESTART_DELAY_MS: 2000,
@@ -92,9 +103,11 @@ module.exports = {
   SUPPORTED_PROTOCOLS: ['tcp', 'udp', 'icmp', 'all'],
   TAP_NAME_PREFIX: 'vnet-',
   VM_CHAIN_PREFIX: 'vm_',
+  getInstallationTimeout: (os) => isValidOSType(os) ? OS_INSTALLATION_TIMEOUTS[os] : DEFAULT_INSTALLATION_TIMEOUT,
   isValidBackupStatus: (status) => Object.hasOwn(BackupStatus, String(status)) && typeof status === 'string',
   isValidBackupType: (type) => Object.hasOwn(BackupType, String(type)) && typeof type === 'string',
   isValidDBStatus: (status) => DB_STATUSES.includes(status),
   isValidImageFormat: (format) => SUPPORTED_IMAGE_FORMATS.includes(format),
+  isValidOSType,
   isValidQMPStatus: (status) => QMP_STATUSES.includes(status)
 }

@@ -1,9 +1,11 @@
 'use strict'
 
+// As it is now: a test's fake timers would keep what is withheld for ever.
+const { setImmediate } = require('node:timers')
 const { revive } = require('./revive')
 const { warn } = require('./warn')
 
-// How many events wait for a slow `for await` before the oldest are dropped.
+// How many events wait for a slow `for await`, or for `initialize()`, before the oldest are dropped.
 const STREAM_CAPACITY = 4096
 
 // Tells a failing callback of the user's apart from a failure of ours: a warning, never a crash.
@@ -33,14 +35,14 @@ function emitGuarded (emitter, name, ...args) {
 }
 
 // Gives each event of a batch to whom it is for. `owner` is what `js/infinization.js` shows of an
-// instance: { emitter, eventHandler, healthMonitor, eventManager, streams }.
+// instance: { emitter, eventHandler, healthMonitor, eventManager, streams, withheld }.
 function route (owner, batch) {
   for (const event of revive(batch, true)) {
     const { source, kind, vmId, data } = event
     for (const stream of owner.streams) stream.push(event)
     if (source === 'manager') emitGuarded(owner.emitter, kind, data)
-    if (source === 'healthMonitor') emitGuarded(owner.healthMonitor, kind, data)
-    if (source === 'eventHandler') emitGuarded(owner.eventHandler, kind, data)
+    if (source === 'healthMonitor') owner.withheld.emit(owner.healthMonitor, kind, data)
+    if (source === 'eventHandler') owner.withheld.emit(owner.eventHandler, kind, data)
     if (source === 'crud') emitCRUD(owner.eventManager, kind, vmId, data)
   }
 }
@@ -58,6 +60,40 @@ function deliver (emitter, batch, callbacks = {}, isHeard = () => true) {
     const [what, callback] = callbacks[kind] ?? []
     if (callback) guarded(what, () => callback(data))
     emitGuarded(emitter, kind, data)
+  }
+}
+
+// What is emitted while `initialize()` is under way: only when it has resolved can anybody have the emitters.
+class Withheld {
+  #calls = 0
+  #waiting = []
+  #lost = 0
+
+  // Does the work. Whoever listens as soon as its promise has resolved hears what was emitted meanwhile.
+  async during (work) {
+    this.#calls++
+    try {
+      return await work()
+    } finally {
+      setImmediate(() => this.#release())
+    }
+  }
+
+  emit (emitter, kind, data) {
+    if (this.#calls === 0) return emitGuarded(emitter, kind, data)
+    if (this.#waiting.length === STREAM_CAPACITY) {
+      this.#waiting.shift()
+      this.#lost++
+    }
+    this.#waiting.push([emitter, kind, data])
+  }
+
+  #release () {
+    this.#calls--
+    if (this.#calls > 0) return
+    if (this.#lost > 0) warn(`${this.#lost} events of initialize() were lost: there were too many`)
+    this.#lost = 0
+    for (const told of this.#waiting.splice(0)) emitGuarded(...told)
   }
 }
 
@@ -139,4 +175,4 @@ class EventStream {
   }
 }
 
-module.exports = { EventStream, deliver, emitGuarded, route }
+module.exports = { EventStream, Withheld, deliver, emitGuarded, route }

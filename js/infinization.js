@@ -7,7 +7,7 @@ const { abortable } = require('./abort')
 const { EmbeddedDatabase, PrismaAdapter, chooseDatabase, portsTo, requireDatabase } = require('./database')
 const { LifecycleError } = require('./errors')
 const { EventHandler } = require('./event-handler')
-const { EventStream, route } = require('./events')
+const { EventStream, Withheld, route } = require('./events')
 const { HealthMonitor } = require('./health-monitor')
 const { forget, remember } = require('./instances')
 const { JournalChanges, JournalStream } = require('./journal')
@@ -30,6 +30,7 @@ class Infinization extends Manager {
   #networks
   #monitors = new Map()
   #streams = new Set()
+  #withheld = new Withheld()
   #journals = new Set()
   #journalChanges = new JournalChanges(this)
   #closed = false
@@ -48,7 +49,7 @@ class Infinization extends Manager {
 
   async initialize () {
     requireDatabase(this.#database)
-    await super.initialize()
+    await this.#withheld.during(() => super.initialize())
     if (!this.#closed) remember(this)
   }
 
@@ -165,7 +166,8 @@ class Infinization extends Manager {
       healthMonitor: this.#healthMonitor,
       eventHandler: this.#eventHandler,
       eventManager: this.#eventManager,
-      streams: this.#streams
+      streams: this.#streams,
+      withheld: this.#withheld
     }, batch)
   }
 }

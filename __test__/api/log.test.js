@@ -6,7 +6,7 @@ const { EventEmitter } = require('node:events')
 const { mkdirSync } = require('node:fs')
 const path = require('node:path')
 const { cleanUp, deleteAtEnd, machine, newBridge, newDirectory, openInstance, runNode, warning } = require('../kit')
-const { route } = require('../../js/events')
+const { Withheld, route } = require('../../js/events')
 
 afterEach(cleanUp)
 
@@ -140,7 +140,9 @@ describe('F49: an error that nobody listens for', () => {
   const source = { eventHandler: 'the event handler', healthMonitor: 'the health monitor' }
 
   test.each(Object.keys(source))('of %s does not throw; it is a warning', async (name) => {
-    const owner = { emitter: new EventEmitter(), eventHandler: new EventEmitter(), healthMonitor: new EventEmitter(), streams: new Set() }
+    const owner = {
+      emitter: new EventEmitter(), eventHandler: new EventEmitter(), healthMonitor: new EventEmitter(), streams: new Set(), withheld: new Withheld()
+    }
     const error = { source: name, kind: 'error', vmId: 'vm-1', data: { vmId: 'vm-1', error: 'the database is gone' } }
     const told = warning(/the database is gone/)
     route(owner, JSON.stringify([error]))

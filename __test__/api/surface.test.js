@@ -103,11 +103,19 @@ test('enums are frozen', () => {
 const union = (name) => [...declarations.match(new RegExp(`^export type ${name} =([^]*?)\nexport`, 'm'))[1].matchAll(/'([\w-]+)'/g)]
   .map((match) => match[1])
 
-test.each([['isValidDBStatus', 'DBVMStatus', 8], ['isValidQMPStatus', 'QMPVMStatus', 13]])('%s knows what %s is', (guard, type, count) => {
+test.each([['isValidDBStatus', 'DBVMStatus', 8], ['isValidQMPStatus', 'QMPVMStatus', 13], ['isValidOSType', 'OSType', 4]])('%s knows what %s is', (guard, type, count) => {
   const words = union(type)
   expect(words).toHaveLength(count)
   expect(words.filter(lib[guard])).toEqual(words)
   expect(['backing_up', 'debug', 'RUNNING', '', null, undefined, 5].filter(lib[guard])).toEqual([])
+})
+
+test('installation timeouts', () => {
+  const minutes = { ubuntu: 45, fedora: 60, windows10: 90, windows11: 120 }
+  expect(lib.OS_INSTALLATION_TIMEOUTS).toEqual(Object.fromEntries(Object.entries(minutes).map(([os, wait]) => [os, wait * 60_000])))
+  expect(Object.keys(minutes).map(lib.getInstallationTimeout)).toEqual(Object.values(minutes).map((wait) => wait * 60_000))
+  const others = ['ubuntu-22.04', 'Windows11', 'constructor', '', null, undefined]
+  expect(others.map(lib.getInstallationTimeout)).toEqual(others.map(() => lib.DEFAULT_INSTALLATION_TIMEOUT))
 })
 
 test('B35: PCI addresses', () => {

@@ -213,6 +213,40 @@ describe.each(waysHere().filter((way) => ['prisma7', 'databaseAdapter'].includes
     expect(await app.database.row(vmId)).toMatchObject({ status: 'off' })
     await again.destroyVM(vmId)
   })
+
+  test('F31: nor does one need it that begins while the server takes connections and answers nobody', async () => {
+    const app = await application(server, way)
+    const [crashes, ends] = [await created(app), await created(app)]
+    const rebuilt = await created(app)
+    await app.instance.stopVM(rebuilt.vmId, forced)
+    await app.instance.shutdown()
+    await app.database.sql('UPDATE "Machine" SET status = \'rebuilding\' WHERE id = $1', [rebuilt.vmId])
+    server.pause()
+    finally_(() => server.resume())
+    const again = await app.open({ stateDir: app.instance.stateDir, databaseTimeout: 1000 })
+    const monitor = again.getHealthMonitor()
+    expect(await next(monitor, 'database-outage')).toMatchObject({ error: { code: 'DB_CONNECTION_ERROR' } })
+    expect(monitor.isMonitoring()).toBe(true)
+    expect(again.getActiveVMs().sort()).toEqual([crashes.vmId, ends.vmId].sort())
+
+    const crash = next(monitor, 'crash')
+    process.kill(crashes.pid, 'SIGKILL')
+    expect(await crash).toMatchObject({ vmId: crashes.vmId, pid: crashes.pid })
+    expect(await again.stopVM(ends.vmId, forced)).toMatchObject({ success: true })
+    for (const { pid, tapDevice } of [crashes, ends]) {
+      expect(host.isAlive(pid)).toBe(false)
+      expect(host.dispatched().filter((element) => element.includes(tapDevice))).toEqual([])
+    }
+
+    const reconciled = next(monitor, 'reconcile-complete')
+    server.resume()
+    expect(await reconciled).toMatchObject({ resetToError: [rebuilt.vmId] })
+    for (const [{ vmId }, status] of [[crashes, 'off'], [ends, 'off'], [rebuilt, 'error']]) {
+      expect(await app.database.row(vmId)).toMatchObject({ status })
+      expect(await app.database.configuration(vmId)).toMatchObject({ qemuPid: null })
+      await again.destroyVM(vmId)
+    }
+  })
 })
 
 // It takes every connection, and says nothing on any.

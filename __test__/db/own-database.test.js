@@ -271,6 +271,25 @@ describe.each(ways)('with a %s', (_, way) => {
   })
 })
 
+test('200 statuses are asked for at once: nobody waits for another\'s row', async () => {
+  const client = new Client()
+  const ids = Array.from({ length: 200 }, (_, number) => `many-${number}`)
+  for (const id of ids) client.add({ id, internalName: id })
+  const adapter = new Remote(client)
+  const instance = await openInstance({ databaseAdapter: adapter, autoStartHealthMonitor: false })
+  // The first answer comes when the last has asked.
+  let [calls, allHaveAsked] = [0]
+  const asked = new Promise((resolve) => { allHaveAsked = resolve })
+  adapter.carry = async function (...call) {
+    if (++calls === ids.length) allHaveAsked()
+    await asked
+    return Remote.prototype.carry.apply(this, call)
+  }
+  const all = await Promise.all(ids.map((vmId) => instance.getVMStatus(vmId)))
+  expect(all.map(({ vmId, status }) => [vmId, status])).toEqual(ids.map((vmId) => [vmId, 'off']))
+  expect(calls).toBeLessThanOrEqual(2 * ids.length)
+})
+
 test('a row whose pinning is taken away', async () => {
   const { client, config, instance, vmId } = await given(ways[0][1])
   client.tables.machineConfiguration.push({ machineId: vmId, cpuPinning: { cores: [0] }, diskPaths: null })

@@ -84,6 +84,22 @@ class Postgres {
     await server.ended
   }
 
+  // Takes connections, and answers nobody, until `resume()`.
+  pause () {
+    for (const pid of this.#processes()) process.kill(pid, 'SIGSTOP')
+  }
+
+  resume () {
+    for (const pid of this.#processes()) process.kill(pid, 'SIGCONT')
+  }
+
+  // The server, and one for each connection.
+  #processes () {
+    const { pid } = this.#process
+    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').filter(Boolean)
+    return [pid, ...children.map(Number)]
+  }
+
   get isUp () {
     return this.#process !== undefined
   }

@@ -53,6 +53,10 @@ test('a network is made, listed, stopped, started and removed', async () => {
   expect(await networks.get('lab')).toEqual(made)
   expect(await networks.leases('lab')).toEqual([])
   expect(host.run('ip', '-br', 'addr', 'show', 'br-jest-lab')).toContain('10.20.0.1/24')
+  const changed = await networks.update('lab', { dhcp: { leaseTime: 900, start: undefined }, dns: { domain: null } })
+  expect(changed).toEqual({
+    ...made, pid: expect.any(Number), dhcp: { ...made.dhcp, leaseTime: 900 }, dns: { enabled: true, servers: [] }
+  })
   expect(await networks.stop('lab')).toMatchObject({ state: 'inactive' })
   expect(await networks.start('lab')).toMatchObject({ state: 'active' })
   expect(await networks.remove('lab')).toBeUndefined()
@@ -70,6 +74,8 @@ test('refusals are errors of their class, and name the field', async () => {
   expect(await rejection(networks.leases('none'))).toMatchObject({ code: 'NETWORK_NOT_FOUND', context: { network: 'none' } })
   expect(await rejection(networks.remove('../x'))).toMatchObject({ code: 'INVALID_CONFIG', context: { issues: [{ path: 'name' }] } })
   expect(await rejection(networks.create())).toMatchObject({ code: 'INVALID_CONFIG' })
+  expect(await rejection(networks.update('none', {}))).toMatchObject({ name: 'NetworkError', code: 'NETWORK_NOT_FOUND' })
+  expect(await rejection(networks.update('lab', 5))).toMatchObject({ code: 'INVALID_CONFIG' })
   await infinization.shutdown()
   expect(await rejection(networks.list())).toMatchObject({ code: 'CLOSED' })
   expect(await rejection(new Infinization().networks.list())).toMatchObject({ code: 'INVALID_STATE' })

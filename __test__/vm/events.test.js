@@ -1,7 +1,8 @@
 'use strict'
 
 const { EventEmitter, once } = require('node:events')
-const { cleanUp, next, openInstance, rejection, running } = require('../kit')
+const { NftablesService, generateVMChainName } = require('../..')
+const { cleanUp, finally_, newInstance, next, openInstance, rejection, running, unique, warning } = require('../kit')
 
 afterEach(cleanUp)
 
@@ -240,6 +241,53 @@ describe('the health monitor', () => {
     expect(await instance.reconcileStartupState()).toEqual(nothing)
     expect(await complete).toEqual([told])
     expect(await instance.getHealthMonitor().reconcileTransientStates(['starting'])).toEqual(nothing)
+  })
+})
+
+describe('what initialize() finds', () => {
+  test('is heard by who listens as soon as it has resolved, in order, and once', async () => {
+    const vmId = unique('nobody')
+    const firewall = new NftablesService({ bridgeConntrackMode: 'degrade' })
+    finally_(() => firewall.removeVMChain(vmId))
+    await firewall.applyRules(vmId, 'vnet-nobody', [], [], 'drop')
+    const instance = newInstance()
+    const stream = instance.events()
+    await instance.initialize()
+    const monitor = instance.getHealthMonitor()
+    const told = record(monitor, ['firewall-orphans', 'reconcile-complete', 'check-complete'])
+    let checks = 0
+    const third = next(monitor, 'check-complete', () => ++checks === 3)
+    expect((await stream.next()).value).toMatchObject({ type: 'reconcile-complete' })
+    await monitor.checkAllVMs()
+    await monitor.checkAllVMs()
+    await third
+    expect(told.map(([name]) => name)).toEqual(['reconcile-complete', 'firewall-orphans', ...Array(3).fill('check-complete')])
+    expect(told[1][1].chains).toContain(generateVMChainName(vmId))
+  })
+
+  test('a listener of a machine whose QEMU ended meanwhile hears of the crash', async () => {
+    const before = await openInstance()
+    const { vmId, pid } = await running(before)
+    await before.shutdown()
+    process.kill(pid, 'SIGKILL')
+    const instance = newInstance({ stateDir: before.stateDir })
+    await instance.initialize()
+    expect(await next(instance.getHealthMonitor(), 'crash')).toMatchObject({ vmId, pid })
+    await instance.deleteVM(vmId, { deleteDisks: true })
+  })
+
+  test('there is a bound to it, and what is lost is warned of', async () => {
+    const { Withheld } = require('../../js/events')
+    const [withheld, emitter] = [new Withheld(), new EventEmitter()]
+    const lost = warning(/^904 events of initialize\(\) were lost/)
+    await withheld.during(async () => {
+      for (let at = 0; at < 5000; at++) withheld.emit(emitter, 'x', at)
+    })
+    const seen = record(emitter, ['x'])
+    await lost
+    await new Promise((resolve) => setImmediate(resolve))
+    expect(seen).toHaveLength(4096)
+    expect(seen[0]).toEqual(['x', 904])
   })
 })
 

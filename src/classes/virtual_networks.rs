@@ -48,6 +48,15 @@ impl VirtualNetworks {
     }
 
     #[napi]
+    pub async fn update(&self, name: Argument, changes: Argument) -> Outcome {
+        data(async {
+            let (name, changes) = (name.text("name")?, changes.object("changes")?);
+            self.manager.update_network(&name, changes).await
+        })
+        .await
+    }
+
+    #[napi]
     pub async fn remove(&self, name: Argument) -> Outcome {
         done(async { self.manager.remove_network(&name.text("name")?).await }).await
     }

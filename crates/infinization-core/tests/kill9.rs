@@ -2,7 +2,8 @@
 //! delete. The next one finds each VM done or undone, never both, never starts a second QEMU, and its
 //! journal tells without a gap what was under way and what became of it.
 //!
-//! Suspend, resume and reset have no steps; they are killed ever later after they were begun.
+//! Suspend, resume and reset have no steps; they are killed ever later after they were begun, as the verbs on
+//! snapshots are (`vm_snapshots/kills.rs`, `vm_layers/kills.rs`).
 //!
 //! The test starts itself again as the victim, in the same private network.
 #![allow(

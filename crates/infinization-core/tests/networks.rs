@@ -6,6 +6,7 @@ mod firewall;
 #[path = "kit/guests.rs"]
 mod guests;
 mod kit;
+mod process_kit;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,6 +23,7 @@ use firewall::{ruleset, run};
 use guests::Guest;
 use kit::in_private_network;
 use kit::machine::{Host, PATIENCE, delete, forced, never, next_event};
+use process_kit::{Toolbox, mount_at, unmount};
 
 /// What a client was given.
 type Given = BTreeMap<String, String>;
@@ -408,6 +410,429 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
         run("ip link del br-lab");
         lab.is_clean().await;
         manager.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn a_network_is_changed_under_its_machines_and_loses_no_lease() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let outside = outside();
+        let made = manager.create_network(json!({
+            "name": "lab", "subnet": "10.20.0.0/24", "bridge": "br-lab", "mode": "nat",
+            "dhcp": { "start": "10.20.0.100", "end": "10.20.0.110" },
+        }));
+        let made = made.await.unwrap();
+        let any = Guest::plug("br-lab", "eth-any", "52:54:00:20:00:01", &[]);
+        let first = lease(&any, lab.0.path()).unwrap();
+        assert!(any.reaches(OUTSIDE, 8000));
+        let mut events = manager.subscribe();
+
+        // What dnsmasq is not told leaves it alone.
+        let same = manager
+            .update_network("lab", json!({ "autostart": false }))
+            .await
+            .unwrap();
+        assert_eq!(
+            (&same["pid"], &same["autostart"]),
+            (&made["pid"], &json!(false))
+        );
+
+        let hosts = json!([{ "mac": "52:54:00:20:00:02", "ip": "10.20.0.5", "name": "web" }]);
+        let changes = json!({
+            "dhcp": { "start": "10.20.0.50", "leaseTime": 600, "hosts": hosts },
+            "dns": { "domain": "vms.example" }, "pinAddresses": true,
+        });
+        let changed = manager.update_network("lab", changes).await.unwrap();
+        assert_eq!(
+            changed["dhcp"]["end"], "10.20.0.110",
+            "what is not named stays"
+        );
+        assert_eq!(
+            (&changed["state"], &changed["restarts"]),
+            (&json!("active"), &json!(0))
+        );
+        assert_ne!(changed["pid"], made["pid"]);
+        assert_eq!(dnsmasqs(lab.0.path()).len(), 1);
+        let leases = manager.network_leases("lab").await.unwrap();
+        assert_eq!(leases[0]["ip"], first["ip"], "the lease is kept");
+        assert_eq!(lease(&any, lab.0.path()).unwrap()["ip"], first["ip"]);
+        let web = Guest::plug("br-lab", "eth-web", "52:54:00:20:00:02", &[]);
+        let given = lease(&web, lab.0.path()).unwrap();
+        assert_eq!(
+            (&given["ip"], &given["lease"], &given["domain"]),
+            (
+                &"10.20.0.5".to_owned(),
+                &"600".to_owned(),
+                &"vms.example".to_owned()
+            )
+        );
+
+        // Its reach changes under the machines.
+        manager
+            .update_network("lab", json!({ "mode": "isolated" }))
+            .await
+            .unwrap();
+        assert!(any.is_blocked_from(OUTSIDE, 8000));
+        assert!(!ruleset().contains("masquerade"));
+        manager
+            .update_network("lab", json!({ "mode": "nat" }))
+            .await
+            .unwrap();
+        assert!(any.reaches(OUTSIDE, 8000));
+
+        // Who looks after dnsmasq now looks after the one that runs now.
+        let now = manager.network("lab").unwrap();
+        kill(i32::try_from(now["pid"].as_i64().unwrap()).unwrap());
+        let told = next_event(&mut events, "network-failed").await;
+        assert_eq!(told.data["network"], "lab");
+        let back = next_event(&mut events, "network-restarted").await;
+        assert_eq!(
+            back.data["restarts"], 1,
+            "and no change was taken for an end"
+        );
+
+        let refused = manager
+            .update_network("lab", json!({ "gateway": "10.20.0.2" }))
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::NetworkInUse);
+        assert_eq!(refused.context()["ports"], json!(["eth-any", "eth-web"]));
+        // The next process finds it as it was changed.
+        manager.shutdown().await.unwrap();
+        let next = lab.0.manager().await;
+        let found = next.network("lab").unwrap();
+        assert_eq!(
+            (&found["dhcp"], &found["pid"]),
+            (&changed["dhcp"], &back.data["pid"])
+        );
+
+        for port in ["eth-any", "eth-web"] {
+            run(&format!("ip link del {port}"));
+        }
+        moves_when_nobody_is_on_it(&lab, &next).await;
+        run("ip link del uplink0");
+        drop(outside);
+        next.remove_network("lab").await.unwrap();
+        lab.is_clean().await;
+        next.shutdown().await.unwrap();
+    });
+}
+
+/// To another subnet.
+async fn moves_when_nobody_is_on_it(lab: &Lab, manager: &Manager) {
+    let elsewhere = json!({
+        "subnet": "10.40.0.0/24", "gateway": null, "dhcp": { "start": null, "end": null, "hosts": null },
+    });
+    let moved = manager.update_network("lab", elsewhere).await.unwrap();
+    assert_eq!(
+        (&moved["gateway"], &moved["state"]),
+        (&json!("10.40.0.1"), &json!("active"))
+    );
+    assert_eq!(manager.network_leases("lab").await.unwrap(), json!([]));
+    let any = Guest::plug("br-lab", "eth-any", "52:54:00:20:00:01", &[]);
+    assert!(lease(&any, lab.0.path()).unwrap()["ip"].starts_with("10.40.0."));
+    assert!(any.reaches(OUTSIDE, 8000));
+    run("ip link del eth-any");
+}
+
+#[test]
+fn a_change_that_fails_leaves_the_network_as_it_was() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let config = |name: &str, subnet: &str| json!({ "name": name, "subnet": subnet, "bridge": format!("br-{name}"), "dns": false });
+        manager
+            .create_network(config("other", "10.30.0.0/24"))
+            .await
+            .unwrap();
+        let made = manager
+            .create_network(config("lab", "10.20.0.0/24"))
+            .await
+            .unwrap();
+        let record = lab.dir().join("lab/network.json");
+        let (before, rules) = (fs::read(&record).unwrap(), ruleset());
+        let any = Guest::plug("br-lab", "eth-any", "52:54:00:20:00:01", &[]);
+        let first = lease(&any, lab.0.path()).unwrap();
+        run("ip link del eth-any");
+
+        // Somebody takes the port that the new dnsmasq would need.
+        let taken = std::net::UdpSocket::bind("0.0.0.0:53").unwrap();
+        for changes in [
+            json!({ "mode": "isolated", "dns": {} }),
+            json!({ "subnet": "10.40.0.0/24", "gateway": null, "dhcp": { "start": null, "end": null }, "dns": {} }),
+        ] {
+            let failed = manager
+                .update_network("lab", changes.clone())
+                .await
+                .unwrap_err();
+            assert_eq!(
+                failed.code(),
+                ErrorCode::DhcpStartFailed,
+                "{changes}: {failed}"
+            );
+        }
+        drop(taken);
+        let moved = |subnet: &str| json!({ "subnet": subnet, "gateway": null, "dhcp": { "start": null, "end": null } });
+        for (changes, code) in [
+            (moved("10.30.0.0/25"), ErrorCode::SubnetOverlaps),
+            (moved("10.177.4.0/24"), ErrorCode::SubnetOverlaps),
+            (
+                json!({ "subnet": "10.40.0.0/24" }),
+                ErrorCode::InvalidConfig,
+            ),
+            (json!({ "bridge": "br-x" }), ErrorCode::InvalidConfig),
+            (
+                json!({ "dhcp": { "leaseTime": 5 } }),
+                ErrorCode::InvalidConfig,
+            ),
+        ] {
+            let refused = manager
+                .update_network("lab", changes.clone())
+                .await
+                .unwrap_err();
+            assert_eq!(refused.code(), code, "{changes}: {refused}");
+        }
+        let missing = manager.update_network("none", json!({})).await.unwrap_err();
+        assert_eq!(missing.code(), ErrorCode::NetworkNotFound);
+
+        let mut now = manager.network("lab").unwrap();
+        now["pid"] = made["pid"].clone();
+        assert_eq!(now, made);
+        assert_eq!(fs::read(&record).unwrap(), before);
+        let sorted = |text: &str| {
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(sorted(&ruleset()), sorted(&rules));
+        let any = Guest::plug("br-lab", "eth-any", "52:54:00:20:00:01", &[]);
+        assert_eq!(lease(&any, lab.0.path()).unwrap()["ip"], first["ip"]);
+        run("ip link del eth-any");
+
+        // One that is not up is changed for its next start; a wider subnet may have its own old addresses.
+        manager
+            .update_network("lab", json!({ "subnet": "10.20.0.0/23" }))
+            .await
+            .unwrap();
+        manager.stop_network("lab").await.unwrap();
+        let off = manager
+            .update_network("lab", json!({ "mode": "isolated" }))
+            .await
+            .unwrap();
+        assert_eq!(
+            (&off["state"], &off["mode"]),
+            (&json!("inactive"), &json!("isolated"))
+        );
+        assert_eq!(
+            manager.start_network("lab").await.unwrap()["state"],
+            "active"
+        );
+        for name in ["lab", "other"] {
+            manager.remove_network(name).await.unwrap();
+        }
+        lab.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}
+
+/// The rules that name this bridge.
+fn guarded(bridge: &str) -> Vec<String> {
+    let rules = ruleset();
+    let of_it = rules.lines().filter(|line| line.contains(bridge));
+    of_it.map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn a_link_that_took_the_bridge_s_name_is_never_guarded_nor_masqueraded() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        for (name, subnet) in [("lab", "10.20.0.0/24"), ("other", "10.30.0.0/24")] {
+            let bridge = format!("br-{name}");
+            let config = json!({ "name": name, "subnet": subnet, "bridge": bridge, "mode": "nat" });
+            manager.create_network(config).await.unwrap();
+        }
+        manager.stop_network("lab").await.unwrap();
+        // A department's bridge of this name, which goes out, too.
+        run("ip link add br-lab type bridge");
+        run(
+            "nft add rule ip infinibay_nat postrouting ip saddr 10.99.0.0/24 oifname != br-lab masquerade comment dept-br-lab",
+        );
+        let theirs = guarded("br-lab");
+        assert_eq!(theirs.len(), 1, "{theirs:?}");
+        let refused = manager.start_network("lab").await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::BridgeAlreadyExists);
+        // Whatever else has the guard loaded anew.
+        manager.stop_network("other").await.unwrap();
+        manager.start_network("other").await.unwrap();
+        run("nft add table inet foreign");
+        run("nft delete table inet foreign");
+        assert_eq!(guarded("br-lab"), theirs);
+        manager.stop_network("lab").await.unwrap();
+        assert_eq!(guarded("br-lab"), theirs);
+        manager.shutdown().await.unwrap();
+
+        let next = lab.0.manager().await;
+        assert_eq!(next.network("lab").unwrap()["state"], "failed");
+        assert_eq!(next.network("other").unwrap()["state"], "active");
+        assert_eq!(guarded("br-lab"), theirs, "nor by the next process");
+
+        // One that runs is replaced: nothing of it stays for the other.
+        run("ip link del br-other");
+        run("ip link add br-other type bridge");
+        let refused = next.start_network("other").await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::BridgeAlreadyExists);
+        assert_eq!(guarded("br-other"), Vec::<String>::new());
+        assert_eq!(dnsmasqs(lab.0.path()), Vec::<i32>::new());
+        for name in ["lab", "other"] {
+            next.remove_network(name).await.unwrap();
+        }
+        assert_eq!(guarded("br-lab"), theirs);
+        assert_eq!(lab.0.links().await, ["br-lab", "br-other"]);
+        run("nft flush chain ip infinibay_nat postrouting");
+        for bridge in ["br-lab", "br-other"] {
+            run(&format!("ip link del {bridge}"));
+        }
+        lab.is_clean().await;
+        next.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn shutdown_waits_for_what_is_under_way_and_refuses_what_has_not_begun() {
+    const NAME: &str = "shutdown_waits_for_what_is_under_way_and_refuses_what_has_not_begun";
+    let tools = || Toolbox::of(&["nft", "dnsmasq", "sh", "sleep", "ip", "qemu-img"]);
+    process_kit::in_own_process_with(NAME, tools, |tools| {
+        tools.wrap("dnsmasq", "sleep 2\nexec $real \"$@\"");
+        in_private_network(|| async {
+            let lab = Lab::new().await;
+            let manager = lab.0.manager().await;
+            let create = |name: &str, subnet: &str| {
+                let config =
+                    json!({ "name": name, "subnet": subnet, "bridge": format!("br-{name}") });
+                let manager = manager.clone();
+                tokio::spawn(async move { manager.create_network(config).await })
+            };
+            let under_way = create("lab", "10.20.0.0/24");
+            eventually("it is being made", async || {
+                lab.0.links().await.contains(&"br-lab".to_owned())
+            })
+            .await;
+            let waits = create("late", "10.30.0.0/24");
+            tokio::task::yield_now().await;
+            manager.shutdown().await.unwrap();
+            assert_eq!(dnsmasqs(lab.0.path()).len(), 1, "it was finished");
+            assert_eq!(under_way.await.unwrap().unwrap()["state"], "active");
+            let late = waits.await.unwrap().unwrap_err();
+            assert_eq!(late.code(), ErrorCode::Closed);
+            assert_eq!(lab.0.links().await, ["br-lab"]);
+            let next = lab.0.manager().await;
+            assert_eq!(
+                next.list_networks().unwrap().as_array().map(Vec::len),
+                Some(1)
+            );
+            next.remove_network("lab").await.unwrap();
+            lab.is_clean().await;
+            next.shutdown().await.unwrap();
+        });
+    });
+}
+
+/// A cgroup v2 tree of its own where the host's would be, for threads that see it.
+struct Tree {
+    root: tempfile::TempDir,
+    base: PathBuf,
+}
+
+impl Tree {
+    fn mount() -> Self {
+        run("mount --make-rprivate /");
+        let root = tempfile::tempdir().unwrap();
+        mount_at(root.path(), "cgroup2", None);
+        let base = root
+            .path()
+            .join(format!("infinization-net-{}", std::process::id()));
+        fs::create_dir(&base).unwrap();
+        run(&format!("mount --bind {} /sys/fs/cgroup", base.display()));
+        Self { root, base }
+    }
+
+    /// As a process that was killed before it placed it would leave it.
+    fn expel(&self, pid: i32) {
+        fs::write(self.root.path().join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    fn scopes(&self) -> Vec<String> {
+        let slice = fs::read_dir(self.base.join("infinization.slice")).unwrap();
+        let names = slice
+            .flatten()
+            .map(|entry| entry.file_name().into_string().unwrap());
+        let mut scopes: Vec<_> = names.filter(|name| name.contains(".scope")).collect();
+        scopes.sort();
+        scopes
+    }
+
+    fn unmount(self) {
+        run("umount /sys/fs/cgroup");
+        fs::remove_dir(self.base.join("infinization.slice")).unwrap();
+        fs::remove_dir(&self.base).unwrap();
+        unmount(self.root.path());
+    }
+}
+
+fn scope_of(pid: i32) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let v2 = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .unwrap();
+    v2.rsplit('/').next().unwrap().to_owned()
+}
+
+#[test]
+fn dnsmasq_is_in_a_scope_that_is_no_other_network_s_also_after_it_was_found_again() {
+    in_private_network(|| async {
+        let tree = Tree::mount();
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let lab_net = |subnet: &str, bridge: &str| json!({ "name": "lab", "subnet": subnet, "bridge": bridge });
+        let made = manager
+            .create_network(lab_net("10.20.0.0/24", "br-lab"))
+            .await
+            .unwrap();
+        let pid = i32::try_from(made["pid"].as_i64().unwrap()).unwrap();
+        let scope = scope_of(pid);
+        assert!(scope.starts_with("dnsmasq-lab-"), "{scope}");
+
+        // Another state directory's network of the same name.
+        let mut settings = lab.0.settings();
+        settings["stateDir"] = json!(lab.0.path().join("other"));
+        let other = Manager::new(settings);
+        other.initialize().await.unwrap();
+        let theirs = other
+            .create_network(lab_net("10.30.0.0/24", "br-lab2"))
+            .await
+            .unwrap();
+        let their_scope = scope_of(i32::try_from(theirs["pid"].as_i64().unwrap()).unwrap());
+        assert_ne!(their_scope, scope);
+        other.remove_network("lab").await.unwrap();
+        other.shutdown().await.unwrap();
+        assert_eq!(tree.scopes(), std::slice::from_ref(&scope));
+
+        manager.shutdown().await.unwrap();
+        tree.expel(pid);
+        assert_ne!(scope_of(pid), scope);
+        let next = lab.0.manager().await;
+        assert_eq!(next.network("lab").unwrap()["pid"], pid, "the same dnsmasq");
+        assert_eq!(scope_of(pid), scope);
+        next.remove_network("lab").await.unwrap();
+        assert_eq!(tree.scopes(), Vec::<String>::new());
+        fs::remove_dir(lab.0.path().join("other").join("networks")).unwrap();
+        lab.is_clean().await;
+        next.shutdown().await.unwrap();
+        tree.unmount();
     });
 }
 

@@ -463,3 +463,52 @@ fn f08_a_flood_of_events_is_bounded_and_what_was_dropped_is_counted() {
         host.is_clean().await;
     });
 }
+
+/// A guest in S3: its CPUs do not run, and only a wake-up brings it back, not a `cont`.
+#[test]
+fn a_guest_that_sleeps_is_suspended_and_resuming_wakes_it() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let vm = "sleeps-1";
+        let created = manager.create_vm(host.tiny_guest(vm), never());
+        let pid = pid_of(&created.await.unwrap());
+        host.console_says(vm, "INFZ-READY", 1).await;
+        let mut events = manager.subscribe();
+        let agent = host
+            .path()
+            .join(format!("{vm}-ga.sock"))
+            .display()
+            .to_string();
+        let shell = async |command: &str| {
+            let arguments = vec!["-c".to_owned(), command.to_owned()];
+            let options = json!({ "timeout": 30_000 });
+            let shell = "/bin/sh".to_owned();
+            manager
+                .guest_exec(vm.into(), agent.clone(), shell, arguments, options)
+                .await
+        };
+        // It answers before it sleeps.
+        shell("(sleep 1; echo mem >/sys/power/state) >/dev/null 2>&1 &")
+            .await
+            .unwrap();
+        let slept = next_event(&mut events, "vm:suspended").await;
+        assert_eq!(slept.data["event"], "SUSPEND");
+        let status = consistent_status(&manager, vm).await;
+        assert_eq!(
+            (&status["status"], &status["qmpStatus"]),
+            (&json!("suspended"), &json!("suspended"))
+        );
+
+        manager.resume_vm(vm.into()).await.unwrap();
+        let status = consistent_status(&manager, vm).await;
+        assert_eq!(
+            (&status["status"], &status["qmpStatus"], &status["pid"]),
+            (&json!("running"), &json!("running"), &json!(pid))
+        );
+        let awake = tokio::time::timeout(PATIENCE, async { while shell("true").await.is_err() {} });
+        awake.await.unwrap();
+        delete(&manager, vm).await;
+        host.is_clean().await;
+    });
+}

@@ -1,4 +1,4 @@
-//! One cgroup v2 scope per VM: `<base>/infinization.slice/qemu-<vmId>.scope`.
+//! One cgroup v2 scope per VM, `<base>/infinization.slice/qemu-<vmId>.scope`, and one per virtual network.
 //!
 //! It keeps QEMU out of our own service's cgroup (so a restart of the service does not end it),
 //! counts what it uses and lets [`super::oom`] say whether the OOM killer took it. All of it is
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use crate::config::NetworkName;
 use crate::error::{Coded, ErrorCode};
 use crate::host::blocking::{blocking, file_call};
+use crate::network::scope_name;
 use crate::types::VmId;
 
 const SLICE: &str = "infinization.slice";
@@ -77,9 +78,9 @@ impl Cgroups {
         self.slice().join(format!("qemu-{vm}.scope"))
     }
 
-    /// Where the scope of a virtual network's dnsmasq is, or would be.
-    pub fn scope_of_network(&self, name: &NetworkName) -> PathBuf {
-        self.slice().join(format!("dnsmasq-{name}.scope"))
+    /// Where the scope of a virtual network's dnsmasq is, or would be; another state directory's has another.
+    pub fn scope_of_network(&self, state_dir: &Path, name: &NetworkName) -> PathBuf {
+        self.slice().join(scope_name(state_dir, name))
     }
 
     /// Moves a process with all its threads into `vm`'s scope, which is created.
@@ -100,8 +101,8 @@ impl Cgroups {
         }
     }
 
-    /// Removes the scopes of VMs that have ended, also those an earlier run of ours left. Returns how
-    /// many there were; populated ones stay.
+    /// Removes the scopes of VMs and dnsmasqs that have ended, also those an earlier run of ours left. Returns
+    /// how many there were; populated ones stay.
     pub async fn remove_empty_scopes(&self) -> usize {
         let slice = self.slice();
         let swept = blocking(move || {
@@ -158,7 +159,8 @@ pub(super) fn counter(text: &str, name: &str) -> Option<u64> {
 
 fn is_scope(name: &OsStr) -> bool {
     let name = name.as_bytes();
-    name.starts_with(b"qemu-") && name.ends_with(b".scope")
+    let of_ours = name.starts_with(b"qemu-") || name.starts_with(b"dnsmasq-");
+    of_ours && name.ends_with(b".scope")
 }
 
 fn make_dir(path: &Path) -> Result<(), String> {
@@ -267,10 +269,15 @@ mod tests {
     async fn only_empty_scopes_are_swept() {
         let dir = tempfile::tempdir().unwrap();
         let slice = dir.path().join(SLICE);
-        for name in ["qemu-a.scope", "qemu-b.scope/child", "other.scope"] {
+        for name in [
+            "qemu-a.scope",
+            "dnsmasq-lab.scope",
+            "qemu-b.scope/child",
+            "other.scope",
+        ] {
             fs::create_dir_all(slice.join(name)).unwrap();
         }
-        assert_eq!(Cgroups::at(dir.path()).remove_empty_scopes().await, 1);
+        assert_eq!(Cgroups::at(dir.path()).remove_empty_scopes().await, 2);
         assert!(slice.join("qemu-b.scope").exists() && slice.join("other.scope").exists());
     }
 }

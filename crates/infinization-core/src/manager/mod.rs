@@ -124,6 +124,8 @@ struct Open {
     reloading: Mutex<HashMap<ChainNames, reload::Pending>>,
     /// A look after an outage waits for its turn.
     will_catch_up: AtomicBool,
+    /// The rows that an earlier process left between two states were looked at.
+    has_settled: AtomicBool,
     /// Virtual networks.
     networks: Arc<Networks>,
     /// Keeps the firewall's file, where there is to be one.
@@ -227,7 +229,8 @@ impl Manager {
             open.monitor.stop();
             open.services.closing.cancel();
             let handles: Vec<VmHandle> = open.vms().drain().map(|(_, handle)| handle).collect();
-            join_all(handles.iter().map(Open::let_go)).await;
+            let machines = join_all(handles.iter().map(Open::let_go));
+            tokio::join!(machines, open.networks.rest(REST_DEADLINE));
             open.services.outbox.close(LAST_WORDS).await;
             open.services.journals.written().await;
             if let Some(keeper) = &open.keeper {

@@ -84,7 +84,11 @@ impl Open {
         left.retain(|vm_id| !self.services.marks.installing.contains(vm_id));
         left.retain(|vm_id| !self.is_busy(vm_id));
         join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
-        self.settle_starts_of(&left).await?;
+        if self.has_settled.load(SeqCst) {
+            self.settle_starts_of(&left).await?;
+        } else {
+            self.make_up_for_start().await?;
+        }
         self.check_claims(&left).await
     }
 
@@ -93,6 +97,13 @@ impl Open {
         let vms = self.vms();
         // The handle in the map is no asker.
         vms.get(vm_id).is_some_and(|vm| !vm.is_last_beside(0))
+    }
+
+    /// What `initialize` does with a database, for one that began without: nobody could claim a row meanwhile.
+    async fn make_up_for_start(&self) -> Result<(), Failure> {
+        self.settle_transient().await?;
+        self.tell_orphaned_chains().await;
+        Ok(())
     }
 
     /// Settles starts of `ours` that the outage has cut off. The other statuses between two are the

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::future::join_all;
@@ -110,6 +111,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             will_catch_up: AtomicBool::new(false),
+            has_settled: AtomicBool::new(false),
             networks,
             keeper,
             _alive: alive.drop_guard(),
@@ -215,7 +217,7 @@ impl Open {
     }
 
     async fn find_out_rows(&self, left: Vec<VmId>) {
-        if let Err(error) = self.reconcile(&TRANSIENT).await {
+        if let Err(error) = self.settle_transient().await {
             tracing::warn!(%error, "rows between two states were not reconciled");
         }
         // What was taken back has told its row just now.
@@ -227,6 +229,13 @@ impl Open {
         if let Err(error) = self.check_claims(&dark).await {
             tracing::warn!(%error, "rows that claim a QEMU were not checked");
         }
+    }
+
+    /// Settles what an earlier process left between two states: once in this one's life.
+    pub(super) async fn settle_transient(&self) -> Result<(), Failure> {
+        self.reconcile(&TRANSIENT).await?;
+        self.has_settled.store(true, SeqCst);
+        Ok(())
     }
 
     /// No create is under way yet, so what looks half made was left by a process that was killed.

@@ -13,15 +13,12 @@
 
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
+use super::tag;
 use crate::config::{NetworkMode, VirtualNetwork};
 
 /// The table's name, for the networks kept in this directory.
 pub fn guard_table(state_dir: &Path) -> String {
-    let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
-    let [a, b, c, d] = std::array::from_fn(|octet| digest[octet]);
-    format!("infinization_net_{a:02x}{b:02x}{c:02x}{d:02x}")
+    format!("infinization_net_{}", tag(state_dir))
 }
 
 /// The table for these networks, for `nft -f`.

@@ -21,7 +21,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::config::VirtualNetwork;
+use crate::config::{NetworkName, VirtualNetwork};
 use crate::types::{Ipv4Subnet, MacAddr};
 
 /// The bridge's hardware address, by which it is known to be ours: the kernel gives it to the bridge as it
@@ -33,6 +33,18 @@ pub fn bridge_mac(state_dir: &Path, network: &VirtualNetwork) -> MacAddr {
     hash.update(network.name.as_str());
     let digest = hash.finalize();
     MacAddr::of_bridge([digest[0], digest[1], digest[2], digest[3]])
+}
+
+/// The cgroup that a network's dnsmasq is in. Its name is no other's: the last 8 digits are the directory's.
+pub fn scope_name(state_dir: &Path, name: &NetworkName) -> String {
+    format!("dnsmasq-{name}-{}.scope", tag(state_dir))
+}
+
+/// What tells the networks of one directory from those of others: 8 hex digits.
+fn tag(state_dir: &Path) -> String {
+    let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
+    let [a, b, c, d] = std::array::from_fn(|octet| digest[octet]);
+    format!("{a:02x}{b:02x}{c:02x}{d:02x}")
 }
 
 /// The first of these whose subnet has addresses of `network`'s.

@@ -5,6 +5,7 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod kills;
 mod memory;
 mod offline;
 mod quiet;

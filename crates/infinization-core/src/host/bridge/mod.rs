@@ -29,8 +29,9 @@ pub async fn create(links: &Links, name: &LinkName) -> Result<(), BridgeError> {
     create_with(links, name, None).await
 }
 
-/// [`create`], with a hardware address of its own, which it keeps whatever is plugged in.
-pub async fn create_with_mac(
+/// [`create`], with a hardware address of its own, which it keeps whatever is plugged in; and down, so that
+/// nothing passes it before it is guarded.
+pub async fn create_down_with_mac(
     links: &Links,
     name: &LinkName,
     mac: MacAddr,
@@ -59,10 +60,10 @@ async fn create_with(
 }
 
 async fn make(links: &Links, name: &LinkName, mac: Option<MacAddr>) -> Result<(), BridgeError> {
-    let bridge = rtnetlink::LinkBridge::new(name.as_str()).up();
+    let bridge = rtnetlink::LinkBridge::new(name.as_str());
     let bridge = match mac {
         Some(mac) => bridge.address(mac.octets().to_vec()),
-        None => bridge,
+        None => bridge.up(),
     };
     let creation = RouteNetlinkMessage::NewLink(bridge.build());
     let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;

@@ -5,10 +5,15 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::sync::MutexGuard as Turn;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::closed;
 use super::error::NetworksError;
 use super::one::Network;
 use crate::config::{NetworkName, VirtualNetwork};
@@ -39,11 +44,13 @@ pub(in crate::manager) struct Networks {
     pub(super) cgroups: Cgroups,
     /// Cancelled when nobody looks after them any more.
     pub(super) closing: CancellationToken,
+    /// What is under way.
+    pub(super) work: TaskTracker,
     /// Whether the guard is watched.
     pub(super) is_watched: AtomicBool,
     all: Mutex<BTreeMap<NetworkName, Arc<Network>>>,
-    /// Held while one is made or removed: what it must not overlap does not change meanwhile.
-    changing: tokio::sync::Mutex<()>,
+    /// Held while one is made, changed or removed: what it must not overlap does not change meanwhile.
+    pub(super) changing: tokio::sync::Mutex<()>,
 }
 
 impl Networks {
@@ -61,6 +68,7 @@ impl Networks {
             pins: services.pins.clone(),
             cgroups: services.cgroups.clone(),
             closing,
+            work: TaskTracker::new(),
             is_watched: AtomicBool::new(false),
             all: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
@@ -76,8 +84,9 @@ impl Networks {
         }
         let mut wanted = Vec::new();
         for network in self.all() {
-            if network.config.autostart || self.has_bridge(&network).await {
-                network.status().up = true;
+            let has_bridge = self.has_bridge(&network).await;
+            network.status().up = has_bridge;
+            if has_bridge || network.config().autostart {
                 wanted.push(network);
             }
         }
@@ -85,7 +94,7 @@ impl Networks {
             return;
         }
         self.watch_guard();
-        // Before any of them: none is open while another is set up.
+        // Before any of them: none that is there is open while another is set up.
         if let Err(error) = self.load_guard().await {
             tracing::error!(%error, "virtual networks are not guarded");
         }
@@ -95,7 +104,7 @@ impl Networks {
         });
         for (network, outcome) in wanted.iter().zip(join_all(back).await) {
             if let Err(error) = outcome {
-                tracing::error!(network = %network.config.name, %error, "a network was not started");
+                tracing::error!(network = %network.name, %error, "a network was not started");
             }
         }
     }
@@ -104,26 +113,45 @@ impl Networks {
         match self.our_bridge(network).await {
             Ok(bridge) => bridge.is_some(),
             Err(error) => {
-                tracing::warn!(network = %network.config.name, %error, "its bridge is not known");
+                tracing::warn!(network = %network.name, %error, "its bridge is not known");
                 false
             }
         }
+    }
+
+    /// Waits for what is under way when nobody looks after them any more; what has not begun is refused.
+    pub(in crate::manager) async fn rest(&self, deadline: Duration) {
+        self.work.close();
+        if timeout(deadline, self.work.wait()).await.is_err() {
+            tracing::warn!("a network was still being worked on at shutdown");
+        }
+    }
+
+    /// The caller's turn of what calls wait for each other with.
+    pub(super) async fn turn<'a>(
+        &self,
+        of: &'a tokio::sync::Mutex<()>,
+    ) -> Result<Turn<'a, ()>, Failure> {
+        let turn = of.lock().await;
+        if self.closing.is_cancelled() {
+            return Err(closed());
+        }
+        Ok(turn)
     }
 
     pub(super) async fn create(
         self: &Arc<Self>,
         config: VirtualNetwork,
     ) -> Result<Arc<Network>, Failure> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.turn(&self.changing).await?;
         self.check_new(&config).await?;
         let dir = self.dir().join(config.name.as_str());
         let network = Arc::new(Network::new(config, dir));
         self.write(&network).await?;
         let _turn = network.turn.lock().await;
         self.map()
-            .insert(network.config.name.clone(), Arc::clone(&network));
+            .insert(network.name.clone(), Arc::clone(&network));
         self.watch_guard();
-        network.status().up = true;
         if let Err(error) = self.set_up(&network).await {
             self.forget(&network).await;
             return Err(error);
@@ -133,38 +161,48 @@ impl Networks {
 
     /// What can be refused is refused before anything is touched.
     async fn check_new(&self, config: &VirtualNetwork) -> Result<(), Failure> {
-        let all = self.all();
-        if all.iter().any(|network| network.config.name == config.name) {
+        let all = self.configs();
+        if all.iter().any(|other| other.name == config.name) {
             return Err(NetworksError::AlreadyExists(config.name.clone()).into());
         }
-        if let Some(other) = overlapping(config, all.iter().map(|network| &network.config)) {
-            return Err(NetworksError::Overlaps {
-                subnet: config.subnet,
-                other: other.subnet,
-                whose: format!("the network {}'s", other.name),
-            }
-            .into());
-        }
-        if let Some(other) = all
-            .iter()
-            .find(|other| other.config.bridge == config.bridge)
-        {
+        self.check_networks(config)?;
+        if let Some(other) = all.iter().find(|other| other.bridge == config.bridge) {
             return Err(NetworksError::BridgeTaken {
                 bridge: config.bridge.clone(),
-                network: other.config.name.clone(),
+                network: other.name.clone(),
             }
             .into());
         }
         if self.links.find(&config.bridge).await?.is_some() {
             return Err(NetworksError::NotOurs(config.bridge.clone()).into());
         }
-        self.check_host(config).await
+        self.check_host(config, None).await
     }
 
-    /// An address of the host in the subnet would be answered by the host, or be unreachable.
-    pub(super) async fn check_host(&self, config: &VirtualNetwork) -> Result<(), Failure> {
+    /// No other network has addresses of its subnet.
+    pub(super) fn check_networks(&self, config: &VirtualNetwork) -> Result<(), Failure> {
+        let all = self.configs();
+        match overlapping(config, all.iter().map(|other| &**other)) {
+            None => Ok(()),
+            Some(other) => Err(NetworksError::Overlaps {
+                subnet: config.subnet,
+                other: other.subnet,
+                whose: format!("the network {}'s", other.name),
+            }
+            .into()),
+        }
+    }
+
+    /// An address of the host in the subnet, but on the bridge of this index, would be answered by the host, or
+    /// be unreachable.
+    pub(super) async fn check_host(
+        &self,
+        config: &VirtualNetwork,
+        bridge: Option<u32>,
+    ) -> Result<(), Failure> {
         let all = bridge::all_addresses(&self.links).await?.into_iter();
         let subnets: Vec<Ipv4Subnet> = all
+            .filter(|(link, _)| Some(*link) != bridge)
             .filter_map(|(_, found)| match found.address {
                 IpAddr::V4(address) => Some(Ipv4Subnet::around(address, found.prefix)),
                 IpAddr::V6(_) => None,
@@ -186,9 +224,8 @@ impl Networks {
         name: &NetworkName,
     ) -> Result<Arc<Network>, Failure> {
         let network = self.find(name)?;
-        let turn = network.turn.lock().await;
+        let turn = self.turn(&network.turn).await?;
         self.watch_guard();
-        network.status().up = true;
         self.set_up(&network).await?;
         drop(turn);
         Ok(network)
@@ -199,18 +236,18 @@ impl Networks {
         name: &NetworkName,
     ) -> Result<Arc<Network>, Failure> {
         let network = self.find(name)?;
-        let turn = network.turn.lock().await;
+        let turn = self.turn(&network.turn).await?;
         self.take_down_unused(&network).await?;
         drop(turn);
         Ok(network)
     }
 
     pub(super) async fn remove(self: &Arc<Self>, name: &NetworkName) -> Result<(), Failure> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.turn(&self.changing).await?;
         let Some(network) = self.map().get(name).cloned() else {
             return Ok(());
         };
-        let _turn = network.turn.lock().await;
+        let _turn = self.turn(&network.turn).await?;
         self.take_down_unused(&network).await?;
         self.erase(&network).await?;
         self.map().remove(name);
@@ -224,9 +261,9 @@ impl Networks {
             self.erase(network).await
         };
         match undone.await {
-            Ok(()) => drop(self.map().remove(&network.config.name)),
+            Ok(()) => drop(self.map().remove(&network.name)),
             Err(error) => {
-                tracing::error!(network = %network.config.name, %error, "it could not be undone");
+                tracing::error!(network = %network.name, %error, "it could not be undone");
             }
         }
     }
@@ -240,18 +277,20 @@ impl Networks {
         self.map().values().cloned().collect()
     }
 
+    fn configs(&self) -> Vec<Arc<VirtualNetwork>> {
+        let all = self.map();
+        all.values().map(|network| network.config()).collect()
+    }
+
     /// The guard for those that are up; none where none is.
     pub(super) async fn load_guard(&self) -> Result<(), NftError> {
         self.guard.load(|| self.guarding()).await
     }
 
     pub(super) fn guarding(&self) -> Option<String> {
-        let up: Vec<_> = self
-            .all()
-            .into_iter()
-            .filter(|network| network.status().up)
-            .collect();
-        let text = guard_text(self.guard.table(), up.iter().map(|network| &network.config));
+        let up = self.all().into_iter().filter(|network| network.status().up);
+        let up: Vec<_> = up.map(|network| network.config()).collect();
+        let text = guard_text(self.guard.table(), up.iter().map(|config| &**config));
         (!up.is_empty()).then_some(text)
     }
 
@@ -259,8 +298,8 @@ impl Networks {
         self.state_dir.join("networks")
     }
 
-    async fn write(&self, network: &Network) -> Result<(), Failure> {
-        let body = serde_json::to_vec_pretty(&network.config).map_err(|error| {
+    pub(super) async fn write(&self, network: &Network) -> Result<(), Failure> {
+        let body = serde_json::to_vec_pretty(&*network.config()).map_err(|error| {
             Failure::new(
                 ErrorCode::Internal,
                 format!("a network is no JSON: {error}"),

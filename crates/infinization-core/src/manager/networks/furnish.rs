@@ -1,8 +1,10 @@
 //! Setting a network up, and taking it down. Both may be repeated: what is there already is left as it is.
 //!
-//! Up: guard, bridge, address, NAT, dnsmasq: nothing is forwarded unguarded, and dnsmasq finds all it
-//! needs. Down is the other way round. The caller holds the network's turn.
+//! Up: bridge, guard, address, NAT, dnsmasq: the bridge is down until it is guarded, so that nothing is forwarded
+//! unguarded, and the guard names no link that is not ours. Down is the other way round. The caller holds the
+//! network's turn.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::all::Networks;
@@ -24,7 +26,10 @@ impl Networks {
     /// the network says why.
     pub(super) async fn set_up(self: &Arc<Self>, network: &Arc<Network>) -> Result<(), Failure> {
         let outcome = match self.our_bridge(network).await {
-            Err(not_ours) => Err(not_ours),
+            Err(error) => {
+                self.let_go_of_foreign(network, &error).await;
+                Err(error)
+            }
             Ok(Some(_)) => self.furnish(network).await,
             Ok(None) => {
                 let outcome = self.furnish(network).await;
@@ -39,29 +44,56 @@ impl Networks {
     }
 
     async fn furnish(self: &Arc<Self>, network: &Arc<Network>) -> Result<(), Failure> {
-        let config = &network.config;
-        self.load_guard().await?;
+        let config = network.config();
         self.ensure_bridge(network).await?;
+        network.status().up = true;
+        self.load_guard().await?;
+        self.open_bridge(network).await?;
         match config.mode {
             NetworkMode::Nat => self.nft.masquerade(masquerade(network)?).await?,
-            NetworkMode::Routed => self.nft.forward().await?,
-            NetworkMode::Isolated => {}
+            NetworkMode::Routed => {
+                self.nft.stop_masquerading(&config.bridge).await?;
+                self.nft.forward().await?;
+            }
+            NetworkMode::Isolated => self.nft.stop_masquerading(&config.bridge).await?,
         }
-        if network.is_served() {
-            let process = self.serve(network).await?;
-            self.pin(network).await?;
-            self.look_after(network, process);
+        self.furnish_addresses(network).await
+    }
+
+    /// Whoever looks after dnsmasq as it was does so no longer.
+    async fn furnish_addresses(self: &Arc<Self>, network: &Arc<Network>) -> Result<(), Failure> {
+        let config = network.config();
+        drop(network.status().watch.take());
+        if !config.pin_addresses {
+            self.pins.forget(&config.bridge);
+        }
+        if !network.is_served() {
+            return self.stop_serving(network).await;
+        }
+        let process = self.serve(network).await?;
+        self.pin(network).await?;
+        self.look_after(network, process);
+        Ok(())
+    }
+
+    async fn stop_serving(&self, network: &Network) -> Result<(), Failure> {
+        network.dnsmasq.end().await?;
+        network.status().process = None;
+        Ok(cgroup::remove(&self.scope_of(network)).await?)
+    }
+
+    async fn ensure_bridge(&self, network: &Network) -> Result<(), Failure> {
+        let config = network.config();
+        if self.our_bridge(network).await?.is_none() {
+            self.check_host(&config, None).await?;
+            let mac = bridge_mac(&self.state_dir, &config);
+            bridge::create_down_with_mac(&self.links, &config.bridge, mac).await?;
         }
         Ok(())
     }
 
-    async fn ensure_bridge(&self, network: &Network) -> Result<(), Failure> {
-        let config = &network.config;
-        if self.our_bridge(network).await?.is_none() {
-            self.check_host(config).await?;
-            let mac = bridge_mac(&self.state_dir, config);
-            bridge::create_with_mac(&self.links, &config.bridge, mac).await?;
-        }
+    async fn open_bridge(&self, network: &Network) -> Result<(), Failure> {
+        let config = network.config();
         let address = format!("{}/{}", config.gateway, config.subnet.prefix());
         let address = Ipv4Cidr::parse(&address).map_err(|why| super::invalid(&why))?;
         bridge::assign_address(&self.links, &config.bridge, address).await?;
@@ -70,57 +102,70 @@ impl Networks {
 
     /// The network's bridge, if it is there. A link of its name that is not ours is an error.
     pub(super) async fn our_bridge(&self, network: &Network) -> Result<Option<Link>, Failure> {
-        let config = &network.config;
+        let config = network.config();
         let Some(link) = self.links.find(&config.bridge).await? else {
             return Ok(None);
         };
-        let mac = bridge_mac(&self.state_dir, config);
+        let mac = bridge_mac(&self.state_dir, &config);
         if link.is_bridge() && link.mac == Some(mac.octets()) {
             return Ok(Some(link));
         }
         Err(NetworksError::NotOurs(config.bridge.clone()).into())
     }
 
+    /// Where somebody has put a link of his own in the bridge's place, nothing of ours works on that.
+    async fn let_go_of_foreign(self: &Arc<Self>, network: &Network, error: &Failure) {
+        if is_foreign(error) && network.status().up {
+            self.undo(network).await;
+        }
+    }
+
     /// The network's dnsmasq: the one that runs, unless it was told other things.
     pub(super) async fn serve(&self, network: &Network) -> Result<ProcessHandle, Failure> {
-        let conf = dnsmasq_conf(&network.config, Dnsmasq::user());
+        let conf = dnsmasq_conf(&network.config(), Dnsmasq::user());
         if let Some(process) = network.dnsmasq.find().await? {
             if network.dnsmasq.has_conf(&conf).await {
+                // Whoever started it may have been killed before he placed it.
+                self.place(network, &process).await;
                 return Ok(process);
             }
             network.dnsmasq.end().await?;
         }
         let process = network.dnsmasq.start(conf).await?;
-        // So that the end of our own service is not its end.
-        let scope = self.cgroups.scope_of_network(&network.config.name);
-        if let Placement::Unavailable(why) = self.cgroups.place_at(process.pid(), scope).await {
-            tracing::debug!(network = %network.config.name, why, "dnsmasq has no cgroup of its own");
-        }
+        self.place(network, &process).await;
         Ok(process)
+    }
+
+    /// So that the end of our own service is not dnsmasq's end.
+    async fn place(&self, network: &Network, process: &ProcessHandle) {
+        let scope = self.scope_of(network);
+        if let Placement::Unavailable(why) = self.cgroups.place_at(process.pid(), scope).await {
+            tracing::debug!(network = %network.name, why, "dnsmasq has no cgroup of its own");
+        }
+    }
+
+    fn scope_of(&self, network: &Network) -> PathBuf {
+        self.cgroups
+            .scope_of_network(&self.state_dir, &network.name)
     }
 
     async fn undo(self: &Arc<Self>, network: &Network) {
         if let Err(error) = self.take_down(network).await {
-            tracing::error!(network = %network.config.name, %error, "it could not be undone");
+            tracing::error!(network = %network.name, %error, "it could not be undone");
         }
     }
 
     /// Takes it down as far as it is there; what fails keeps nothing else from going, and is told then.
     pub(super) async fn take_down(&self, network: &Network) -> Result<(), Failure> {
-        let config = &network.config;
+        let config = network.config();
         drop(network.status().watch.take());
-        let mut outcomes: Vec<Result<(), Failure>> = Vec::new();
-        outcomes.push(network.dnsmasq.end().await.map_err(Failure::from));
-        let scope = self.cgroups.scope_of_network(&config.name);
-        outcomes.push(cgroup::remove(&scope).await.map_err(Failure::from));
+        let mut outcomes = vec![self.stop_serving(network).await];
         if config.mode == NetworkMode::Nat {
-            let stopped = self.nft.stop_masquerading(&config.bridge).await;
-            outcomes.push(stopped.map_err(Failure::from));
+            outcomes.push(self.stop_masquerading(network).await);
         }
         let gone = self.remove_bridge(network).await;
         {
             let mut status = network.status();
-            status.process = None;
             status.error = gone.as_ref().err().map(ToString::to_string);
             // For as long as there are machines on it, they are guarded and held to their addresses.
             status.up &= gone.is_err();
@@ -132,16 +177,26 @@ impl Networks {
         gone.and(outcomes.into_iter().collect())
     }
 
+    /// The rule is known by the bridge's name: of a link that is not ours it goes only if it is the network's own.
+    async fn stop_masquerading(&self, network: &Network) -> Result<(), Failure> {
+        let ours = masquerade(network)?;
+        let found = self.our_bridge(network).await;
+        if found.as_ref().is_err_and(is_foreign) && !self.nft.read_nat().await?.holds(&ours) {
+            return Ok(());
+        }
+        Ok(self.nft.stop_masquerading(&ours.bridge).await?)
+    }
+
     /// Afterwards there is no bridge of ours. A link that is not ours is none, and stays.
     async fn remove_bridge(&self, network: &Network) -> Result<(), Failure> {
         match self.our_bridge(network).await {
             Ok(None) => Ok(()),
             Ok(Some(_)) => {
-                let bridge = &network.config.bridge;
+                let bridge = &network.config().bridge;
                 self.refuse_ports_of(bridge).await?;
                 Ok(bridge::destroy(&self.links, bridge).await?)
             }
-            Err(error) if error.code() == ErrorCode::BridgeAlreadyExists => Ok(()),
+            Err(error) if is_foreign(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -157,17 +212,17 @@ impl Networks {
         if outcome.as_ref().is_err_and(is_in_use)
             && let Err(error) = self.set_up(network).await
         {
-            tracing::error!(network = %network.config.name, %error, "it is in use, and not whole");
+            tracing::error!(network = %network.name, %error, "it is in use, and not whole");
         }
         outcome
     }
 
     /// Machines on the bridge would be cut off without knowing.
-    async fn refuse_ports(&self, network: &Network) -> Result<(), Failure> {
+    pub(super) async fn refuse_ports(&self, network: &Network) -> Result<(), Failure> {
         match self.our_bridge(network).await {
-            Ok(Some(_)) => self.refuse_ports_of(&network.config.bridge).await,
+            Ok(Some(_)) => self.refuse_ports_of(&network.config().bridge).await,
             Ok(None) => Ok(()),
-            Err(error) if error.code() == ErrorCode::BridgeAlreadyExists => Ok(()),
+            Err(error) if is_foreign(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -181,11 +236,16 @@ impl Networks {
     }
 }
 
+/// Whether it says that the link of the bridge's name is somebody else's.
+fn is_foreign(error: &Failure) -> bool {
+    error.code() == ErrorCode::BridgeAlreadyExists
+}
+
 fn masquerade(network: &Network) -> Result<Masquerade, Failure> {
-    let subnet =
-        Subnet::parse(&network.config.subnet.to_string()).map_err(|why| super::invalid(&why))?;
+    let config = network.config();
+    let subnet = Subnet::parse(&config.subnet.to_string()).map_err(|why| super::invalid(&why))?;
     Ok(Masquerade {
         subnet,
-        bridge: network.config.bridge.clone(),
+        bridge: network.config().bridge.clone(),
     })
 }

@@ -6,6 +6,7 @@
 //! | `all` | [`Networks`]: those of a state directory, what they share |
 //! | `one` | [`Network`]: one of them, and how it is |
 //! | `furnish` | setting one up, taking it down |
+//! | `update` | changing one |
 //! | `supervise` | looking after dnsmasq and the guard |
 //! | `pinning` | holding machines to their addresses |
 //! | `error` | why a verb fails |
@@ -13,7 +14,7 @@
 //! `{stateDir}/networks/<name>/network.json` is written before anything is made and removed after everything
 //! is: it is what a later process takes back, starts or removes. Invariants: a link that is not ours, which its
 //! hardware address tells, is neither used nor removed; calls on one network are served in order, and one that
-//! has begun is finished, whoever waits. Nothing here runs unless there is a network. Neighbours:
+//! has begun is finished, whoever waits: `shutdown` does. Nothing here runs unless there is a network. Neighbours:
 //! [`crate::network`] decides, [`crate::host::dnsmasq`], `bridge` and `nft` act.
 
 mod all;
@@ -22,10 +23,13 @@ mod furnish;
 mod one;
 mod pinning;
 mod supervise;
+mod update;
+
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Manager, to_value};
+use super::{Manager, Open, to_value};
 use crate::config::{NetworkName, Parsed, VirtualNetwork};
 use crate::error::{ErrorCode, Failure};
 use crate::types::InvalidValue;
@@ -36,9 +40,9 @@ pub(super) use pinning::follow_pins;
 impl Manager {
     /// `networks.create`.
     pub async fn create_network(&self, config: Value) -> Result<Value, Failure> {
-        let networks = self.networks()?;
+        let open = self.open()?;
         let Parsed { config, .. } = VirtualNetwork::parse(&config)?;
-        let created = finished(async move { networks.create(config).await });
+        let created = open.finished(|networks| async move { networks.create(config).await });
         to_value(&created.await?.info())
     }
 
@@ -56,28 +60,37 @@ impl Manager {
 
     /// `networks.start`.
     pub async fn start_network(&self, name: &str) -> Result<Value, Failure> {
-        let (networks, name) = (self.networks()?, parse_name(name)?);
-        let started = finished(async move { networks.start(&name).await });
+        let (open, name) = (self.open()?, parse_name(name)?);
+        let started = open.finished(|networks| async move { networks.start(&name).await });
         to_value(&started.await?.info())
     }
 
     /// `networks.stop`.
     pub async fn stop_network(&self, name: &str) -> Result<Value, Failure> {
-        let (networks, name) = (self.networks()?, parse_name(name)?);
-        let stopped = finished(async move { networks.stop(&name).await });
+        let (open, name) = (self.open()?, parse_name(name)?);
+        let stopped = open.finished(|networks| async move { networks.stop(&name).await });
         to_value(&stopped.await?.info())
+    }
+
+    /// `networks.update`: a merge patch (RFC 7396) of what the network is.
+    pub async fn update_network(&self, name: &str, changes: Value) -> Result<Value, Failure> {
+        let (open, name) = (self.open()?, parse_name(name)?);
+        let updated =
+            open.finished(|networks| async move { networks.update(&name, &changes).await });
+        to_value(&updated.await?.info())
     }
 
     /// `networks.remove`: an absent network is removed already.
     pub async fn remove_network(&self, name: &str) -> Result<(), Failure> {
-        let (networks, name) = (self.networks()?, parse_name(name)?);
-        finished(async move { networks.remove(&name).await }).await
+        let (open, name) = (self.open()?, parse_name(name)?);
+        let removed = open.finished(|networks| async move { networks.remove(&name).await });
+        removed.await
     }
 
     /// `networks.leases`.
     pub async fn network_leases(&self, name: &str) -> Result<Value, Failure> {
         let network = self.networks()?.find(&parse_name(name)?)?;
-        to_value(&network.dnsmasq.leases().await?)
+        to_value(&network.leases().await?)
     }
 
     /// A machine's configuration with the bridge of the network it names.
@@ -99,21 +112,37 @@ impl Manager {
         let found = self.networks()?.find(&name);
         let found =
             found.map_err(|_| refused("network", &format!("is {name}, which there is not")))?;
-        config["bridge"] = json!(found.config.bridge);
+        config["bridge"] = json!(found.config().bridge);
         Ok(config)
     }
 
-    fn networks(&self) -> Result<std::sync::Arc<Networks>, Failure> {
-        Ok(std::sync::Arc::clone(&self.open()?.networks))
+    fn networks(&self) -> Result<Arc<Networks>, Failure> {
+        Ok(Arc::clone(&self.open()?.networks))
     }
 }
 
-/// Not waiting any longer does not stop what has begun.
-async fn finished<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
-) -> Result<T, Failure> {
-    let ended = |_| Failure::new(ErrorCode::Closed, "the library is being shut down");
-    tokio::spawn(work).await.map_err(ended)?
+impl Open {
+    /// Not waiting any longer does not stop what has begun. It has the manager, so that nobody else gets the
+    /// state directory meanwhile.
+    async fn finished<
+        T: Send + 'static,
+        W: Future<Output = Result<T, Failure>> + Send + 'static,
+    >(
+        self: Arc<Self>,
+        work: impl FnOnce(Arc<Networks>) -> W,
+    ) -> Result<T, Failure> {
+        let networks = Arc::clone(&self.networks);
+        let work = work(Arc::clone(&networks));
+        let begun = networks.work.spawn(async move {
+            let _open = self;
+            work.await
+        });
+        begun.await.map_err(|_| closed())?
+    }
+}
+
+fn closed() -> Failure {
+    Failure::new(ErrorCode::Closed, "the instance was shut down")
 }
 
 /// What was checked does not fit another module's type.

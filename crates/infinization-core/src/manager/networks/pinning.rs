@@ -26,12 +26,12 @@ const AGAIN: Duration = Duration::from_secs(1);
 impl Networks {
     /// Pins what was given until now. Does nothing unless the network is to.
     pub(super) async fn pin(&self, network: &Network) -> Result<(), Failure> {
-        let config = &network.config;
+        let config = network.config();
         let Some(dhcp) = config.dhcp.as_ref().filter(|_| config.pin_addresses) else {
             return Ok(());
         };
         let fixed: Vec<_> = dhcp.hosts.iter().map(|host| (host.mac, host.ip)).collect();
-        let leases = network.dnsmasq.leases().await?;
+        let leases = network.leases().await?;
         let is_fixed = |mac: MacAddr| fixed.iter().any(|(other, _)| *other == mac);
         let leased = leases.into_iter().filter(|lease| !is_fixed(lease.mac));
         let leased: Vec<_> = leased.map(|lease| (lease.mac, lease.ip)).collect();
@@ -42,13 +42,13 @@ impl Networks {
 
     /// Pins what will be given.
     pub(super) async fn keep_pinning(networks: Weak<Self>, network: Arc<Network>) {
-        if !network.config.pin_addresses {
+        if !network.config().pin_addresses {
             return;
         }
         let mut watch = match DirWatch::on(&network.dir) {
             Ok(watch) => watch,
             Err(error) => {
-                tracing::error!(network = %network.config.name, %error, "leases are not watched");
+                tracing::error!(network = %network.name, %error, "leases are not watched");
                 return;
             }
         };
@@ -58,7 +58,7 @@ impl Networks {
                 return;
             };
             if let Err(error) = of_all.pin(&network).await {
-                tracing::error!(network = %network.config.name, %error, "leases cannot be read");
+                tracing::error!(network = %network.name, %error, "leases cannot be read");
             }
             drop(of_all);
             if watch.changed().await.is_err() {

@@ -38,7 +38,8 @@ impl Networks {
         let pinning = Self::keep_pinning(Weak::clone(&networks), Arc::clone(&network));
         let until = ending.clone();
         tokio::spawn(async move { until.run_until_cancelled_owned(pinning).await });
-        tokio::spawn(supervise(networks, network, process, ending));
+        self.work
+            .spawn(supervise(networks, network, process, ending));
     }
 
     /// Hears of what others do to the guard, from the first network on.
@@ -63,7 +64,7 @@ impl Networks {
     }
 
     fn tell(&self, kind: &str, network: &Network, more: &[(&str, Value)]) {
-        let mut data = json!({ "network": network.config.name, "timestamp": now_ms() });
+        let mut data = json!({ "network": network.name, "timestamp": now_ms() });
         for (key, value) in more {
             data[*key] = value.clone();
         }
@@ -88,13 +89,13 @@ impl Networks {
         (status.process, status.error) = (Some(process.clone()), None);
         let restarts = status.restarts;
         drop(status);
-        tracing::info!(network = %network.config.name, "dnsmasq runs again");
+        tracing::info!(network = %network.name, "dnsmasq runs again");
         let more = [("restarts", json!(restarts)), ("pid", json!(process.pid()))];
         self.tell("network-restarted", network, &more);
     }
 
     fn has_failed(&self, network: &Network, error: String) {
-        tracing::error!(network = %network.config.name, error, "dnsmasq does not run");
+        tracing::error!(network = %network.name, error, "dnsmasq does not run");
         self.tell("network-failed", network, &[("error", json!(error))]);
         network.status().error = Some(error);
     }

@@ -264,7 +264,7 @@ impl VmContext {
     ) -> Result<(), Failure> {
         match live {
             Some(live) => live::delete(live, config, name).await,
-            None => offline::delete(&disks::of(config), name).await,
+            None => offline::delete(self, &disks::of(config), name).await,
         }
     }
 

@@ -118,10 +118,26 @@ pub(super) async fn revert(
     Ok(has_memory)
 }
 
-/// Deletes the snapshot from every disk that has it. Cut short, it is to be asked for again.
-pub(super) async fn delete(disks: &[Disk], name: &SnapshotName) -> Result<(), Failure> {
+/// Deletes the snapshot from every disk that has it. Cut short, it is finished by whoever comes after; where
+/// a disk refuses, it is to be asked for again.
+pub(super) async fn delete(
+    context: &VmContext,
+    disks: &[Disk],
+    name: &SnapshotName,
+) -> Result<(), Failure> {
     disks::refuse_raw(disks)?;
-    Ok(on_each(disks, name, delete_snapshot).await?)
+    let rest = Unfinished {
+        revert: None,
+        delete: name.as_str().to_owned(),
+        disks: paths(disks),
+    };
+    if let Err(error) = rest.note(context).await {
+        // Deleting may be what makes room for it.
+        tracing::warn!(vm = %context.vm_id, %error, "a snapshot is deleted without a note");
+    }
+    let deleted = on_each(disks, name, delete_snapshot).await;
+    Unfinished::forget(context).await?;
+    Ok(deleted?)
 }
 
 /// Undoes what a killed process has left half done.
