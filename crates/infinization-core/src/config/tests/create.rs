@@ -13,7 +13,7 @@ fn defaults_are_the_contracts() {
     assert_eq!(config.machine, MachineType::Q35);
     assert!(config.cpu.model.is_host());
     assert_eq!(config.memory.size, ByteSize::mib(2048));
-    assert_eq!(config.disks[0].path, path("/srv/disks/vm-1.qcow2"));
+    assert_eq!(config.disks[0].path(), Some(&path("/srv/disks/vm-1.qcow2")));
     assert_eq!(config.disks[0].size, Some(ByteSize::mib(20 * 1024)));
     assert!(config.disks[0].discard);
     assert_eq!(config.network.mac.to_string(), "52:54:2d:62:b0:03");

@@ -21,7 +21,7 @@ fn started(row: &StoredColumns, spec: Option<&VmConfig>) -> VmConfig {
 fn a_bare_row_starts_as_in_the_contract() {
     let config = started(&row(), None);
     assert_eq!(config.disks.len(), 1);
-    assert_eq!(config.disks[0].path, path("/srv/disks/vm-1.qcow2"));
+    assert_eq!(config.disks[0].path(), Some(&path("/srv/disks/vm-1.qcow2")));
     assert_eq!(config.disks[0].size, None);
     assert_eq!(config.network.bridge.as_str(), "virbr0");
     assert_eq!(
@@ -48,7 +48,7 @@ fn the_spec_remembers_what_has_no_column() {
     let kept = serde_json::to_string(&created).unwrap();
     let spec: VmConfig = serde_json::from_str(&kept).unwrap();
     assert_eq!(spec, created);
-    let paths = created.disks.iter().map(|disk| disk.path.to_string());
+    let paths = created.disks.iter().map(|disk| disk.location.to_string());
     let row = StoredColumns {
         disk_paths: Some(paths.collect()),
         gpu_pci_address: Some("01:00.0".to_owned()),

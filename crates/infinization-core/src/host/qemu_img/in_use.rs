@@ -30,12 +30,16 @@ pub struct Holder {
 pub(super) enum Access {
     Read,
     Write,
+    /// Removing a file that is not finished.
+    Sweep,
 }
 
 /// The permissions of QEMU's block layer, as numbers of their lock bytes.
 const CONSISTENT_READ: libc::off_t = 0;
 const WRITE: libc::off_t = 1;
 const RESIZE: libc::off_t = 3;
+/// Ours alone, where QEMU looks at nothing: somebody is making this file.
+const MAKING: libc::off_t = 90;
 const HELD: libc::off_t = 100;
 const NOT_SHARED: libc::off_t = 200;
 
@@ -44,6 +48,11 @@ const NOT_SHARED: libc::off_t = 200;
     reason = "0, 1 and 2, but libc calls them int"
 )]
 const EXCLUSIVE: libc::c_short = libc::F_WRLCK as libc::c_short;
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "0, 1 and 2, but libc calls them int"
+)]
+const SHARED: libc::c_short = libc::F_RDLCK as libc::c_short;
 #[expect(
     clippy::cast_possible_truncation,
     reason = "0, 1 and 2, but libc calls them int"
@@ -61,6 +70,14 @@ impl Access {
         match self {
             Self::Read => &[HELD + WRITE, HELD + RESIZE, NOT_SHARED + CONSISTENT_READ],
             Self::Write => &[
+                HELD + WRITE,
+                HELD + RESIZE,
+                NOT_SHARED + CONSISTENT_READ,
+                NOT_SHARED + WRITE,
+                NOT_SHARED + RESIZE,
+            ],
+            Self::Sweep => &[
+                MAKING,
                 HELD + WRITE,
                 HELD + RESIZE,
                 NOT_SHARED + CONSISTENT_READ,
@@ -119,16 +136,53 @@ pub(super) async fn in_use(path: &HostPath) -> ImageError {
     }
 }
 
+/// Says of a file that is not finished that it is being made, until the descriptor is closed: by a kill, too.
+/// Where a file system has no locks, whoever sweeps goes by names alone.
+pub(super) fn mark_as_making(file: &File) {
+    if let Err(error) = hold(file, EXCLUSIVE, MAKING) {
+        tracing::debug!(%error, "a file that is being made could not be marked");
+    }
+}
+
+/// Reads the image as QEMU reads what must not change: nobody may write to it until the descriptor is closed.
+/// `IMAGE_IN_USE` when somebody does. Blocks.
+pub(super) fn read_unchanged(path: &HostPath, file: &File) -> Result<(), ImageError> {
+    let bytes = [
+        HELD + CONSISTENT_READ,
+        NOT_SHARED + WRITE,
+        NOT_SHARED + RESIZE,
+    ];
+    let held = bytes.iter().try_for_each(|byte| hold(file, SHARED, *byte));
+    // First held, then looked, as QEMU does: of two who come at once one sees the other.
+    let locked = held.and_then(|()| is_locked(file, Access::Read));
+    if locked.map_err(|source| ImageError::io(path, source))? {
+        return Err(ImageError::InUse {
+            holder: holder_of(file),
+            path: path.clone(),
+        });
+    }
+    Ok(())
+}
+
+fn hold(file: &File, kind: libc::c_short, byte: libc::off_t) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock(kind, byte)))?;
+    Ok(())
+}
+
+fn lock(kind: libc::c_short, byte: libc::off_t) -> libc::flock {
+    libc::flock {
+        l_type: kind,
+        l_whence: FROM_START,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
 fn is_locked(file: &File, access: Access) -> io::Result<bool> {
     for &byte in access.conflicts() {
         // An exclusive lock conflicts with every other; asking takes none.
-        let mut lock = libc::flock {
-            l_type: EXCLUSIVE,
-            l_whence: FROM_START,
-            l_start: byte,
-            l_len: 1,
-            l_pid: 0,
-        };
+        let mut lock = lock(EXCLUSIVE, byte);
         fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
         if lock.l_type != NONE {
             return Ok(true);
