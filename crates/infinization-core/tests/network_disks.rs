@@ -16,6 +16,8 @@ use kit::machine::{Host, PATIENCE, delete, forced, never};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
+const SIZE: u64 = 64 << 20;
+
 /// A `qemu-nbd` that serves an image as the export `disk`.
 struct Server {
     child: Child,
@@ -50,11 +52,21 @@ impl Server {
     }
 }
 
-fn image(host: &Host, name: &str, args: &[&str]) -> PathBuf {
-    let path = host.path().join(name);
+/// A raw image, with a size.
+fn raw_image(host: &Host) -> PathBuf {
+    let path = host.path().join("disk.raw");
+    let file = fs::File::create(&path).unwrap();
+    file.set_len(SIZE).unwrap();
+    path
+}
+
+/// An overlay on the tiny guest's image.
+fn tiny_image(host: &Host) -> PathBuf {
+    let tiny = kit::guest_dir().join("tiny.qcow2").canonicalize().unwrap();
+    let path = host.path().join("tiny.qcow2");
     let mut program = std::process::Command::new("qemu-img");
-    let made = program.args(["create", "-q"]).args(args).arg(&path);
-    assert!(made.status().unwrap().success());
+    let made = program.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]);
+    assert!(made.arg(tiny).arg(&path).status().unwrap().success());
     path
 }
 
@@ -91,9 +103,7 @@ fn a_guest_boots_from_an_nbd_export() {
         let host = Host::new().await;
         let manager = host.manager().await;
         let vm = "nbd-boot-1";
-        let tiny = kit::guest_dir().join("tiny.qcow2").canonicalize().unwrap();
-        let args = ["-f", "qcow2", "-F", "qcow2", "-b", tiny.to_str().unwrap()];
-        let disk = image(&host, "tiny.qcow2", &args);
+        let disk = tiny_image(&host);
         let socket = host.path().canonicalize().unwrap().join("nbd.sock");
         let at = format!("--socket={}", socket.display());
         let server = Server::start(&host, &disk, &["--format=qcow2", &at]).await;
@@ -102,22 +112,19 @@ fn a_guest_boots_from_an_nbd_export() {
         machine["disks"] = json!([{ "location": location }, { "sizeGB": 1 }]);
         let plan = manager.plan_vm(machine.clone()).await.unwrap().to_string();
         assert!(plan.contains(r#"\"driver\":\"nbd\""#), "{plan}");
-        assert_eq!(
-            plan.matches("create disk").count(),
-            1,
-            "only the file is made"
-        );
+        let made = plan.matches("\"createDisk\"").count();
+        assert_eq!(made, 1, "only the file is made: {plan}");
         let created = manager.create_vm(machine, never()).await.unwrap();
         let text = format!("nbd+unix:///disk?socket={}", socket.display());
         assert_eq!(created["diskPaths"][0], json!(text));
-        host.console_says(vm, "login", 1).await;
+        host.console_says(vm, "INFZ-READY", 1).await;
 
         no_snapshots(&manager, vm).await;
         manager.stop_vm(vm.into(), forced(), never()).await.unwrap();
         // A start finds the location by the row's text and the spec.
         let again = manager.start_vm(vm.into(), Value::Null, never()).await;
         again.unwrap();
-        host.console_says(vm, "login", 2).await;
+        host.console_says(vm, "INFZ-READY", 2).await;
         delete(&manager, vm).await;
         assert!(disk.exists() && socket.exists(), "what is elsewhere stays");
         server.end().await;
@@ -139,7 +146,7 @@ fn an_export_over_tcp_is_asked_for_before_anything_is_made() {
     kit::in_private_network(|| async {
         let host = Host::new().await;
         let manager = host.manager().await;
-        let disk = image(&host, "disk.raw", &["-f", "raw", "64M"]);
+        let disk = raw_image(&host);
         let at = json!({ "type": "nbd", "host": "127.0.0.1", "export": "disk" });
         let with = |key: &str, value: Value| {
             let mut location = at.clone();
@@ -171,7 +178,7 @@ fn an_export_over_tcp_is_asked_for_before_anything_is_made() {
         let machine = on_disks(&host, vm, json!([{ "location": at, "bus": "scsi" }]));
         manager.create_vm(machine, never()).await.unwrap();
         let blocks = manager.qmp_execute(vm, "query-block", Value::Null).await;
-        let size = format!("\"virtual-size\": {}", 64 << 20);
+        let size = format!("\"virtual-size\": {}", SIZE);
         assert!(blocks.unwrap().get().contains(&size));
         manager.stop_vm(vm.into(), forced(), never()).await.unwrap();
         server.end().await;
@@ -196,7 +203,7 @@ fn an_export_by_tls_is_trusted_only_by_its_certificate() {
     kit::in_private_network(|| async {
         let host = Host::new().await;
         let manager = host.manager().await;
-        let disk = image(&host, "disk.raw", &["-f", "raw", "64M"]);
+        let disk = raw_image(&host);
         let (ours, others) = (Pki::new(&host, "ours"), Pki::new(&host, "others"));
         let object = format!(
             "--object=tls-creds-x509,id=tls,endpoint=server,verify-peer=no,dir={}",
