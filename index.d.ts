@@ -206,8 +206,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * CPUs run. On failure everything this attempt made is gone; `error.context.notUndone` names what
    * could not be undone. A machine that exists must be `off` or `error` and have none of its disks.
    * @throws LifecycleError `INVALID_CONFIG`, `INVALID_STATE` (the machine is neither fresh, `off` nor
-   * `error`), `RESOURCE_UNAVAILABLE` (a file, device, CPU or accelerator is not there; a QEMU of this
-   * `internalName` runs), `DISK_ERROR` (a disk is there already; a backing file cannot be used),
+   * `error`), `RESOURCE_UNAVAILABLE` (a file, device, CPU, accelerator or block driver is not there; a QEMU of this
+   * `internalName` runs), `DISK_ERROR` (a disk is there already; a backing file or an NBD export cannot be used),
    * `VM_NOT_FOUND` (your own database has no row of it), `CONCURRENT_MODIFICATION` (another writer was
    * first), `ABORTED`, `CREATE_FAILED` for everything else: its `cause` says why
    */
@@ -291,7 +291,7 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   getVM(vmId: string): Promise<VMDetails | null>
   /**
    * Destroys the VM (see `destroyVM`), forgets it, and removes its disks and UEFI variables when asked
-   * to.
+   * to. Disks on the network stay.
    * @throws LifecycleError `INVALID_STATE` when machines are kept in a database of yours: destroy the VM
    * and delete its row; `VM_NOT_FOUND`, `STOP_FAILED`, `CLEANUP_FAILED`, `DISK_ERROR` (a disk could not be
    * removed; the machine is still known)
@@ -316,7 +316,7 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * in the next process should this one be killed; a snapshot whose guest cannot be thawed fails and is
    * deleted. So is one that is aborted. (An external one whose guest cannot be thawed fails, too, and stays.)
    * @throws StorageError `SNAPSHOT_ALREADY_EXISTS`, `INVALID_SNAPSHOT_NAME`, `INVALID_FORMAT` (a disk is
-   * raw), `INSUFFICIENT_SPACE`, `IMAGE_IN_USE` (the VM is off and another process has a disk);
+   * raw), `NETWORK_DISK`, `INSUFFICIENT_SPACE`, `IMAGE_IN_USE` (the VM is off and another process has a disk);
    * LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG`, `INVALID_STATE` (its status is not `running`,
    * `suspended`, `paused` or `off`; `memory` of a VM that is off; `quiesce` without a guest agent
    * channel or a running guest), `ABORTED`, `QMP_ERROR` (QEMU or, by its `cause`, the agent failed)

@@ -53,16 +53,13 @@ impl VolumeUpload {
     /// Takes a copy of the next piece: the caller's bytes may change as soon as this returns.
     #[napi]
     pub fn stage(&self, piece: &[u8]) {
-        let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
-        *staged = piece.to_vec();
+        self.replace_staged(piece.to_vec());
     }
 
     /// Writes what was staged.
     #[napi]
     pub async fn write(&self) -> Outcome {
-        let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
-        let piece = mem::take(&mut *staged);
-        drop(staged);
+        let piece = self.replace_staged(Vec::new());
         done(async { self.begun()?.write(piece).await }).await
     }
 
@@ -81,6 +78,11 @@ impl VolumeUpload {
             Ok(())
         })
         .await
+    }
+
+    fn replace_staged(&self, next: Vec<u8>) -> Vec<u8> {
+        let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
+        mem::replace(&mut staged, next)
     }
 
     fn begun(&self) -> Result<Arc<manager::VolumeUpload>, Failure> {

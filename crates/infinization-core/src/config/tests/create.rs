@@ -194,6 +194,42 @@ fn b3_disks_come_with_checked_settings() {
 }
 
 #[test]
+fn a_disk_on_the_network_is_raw_and_neither_made_nor_shared() {
+    let nbd = |more: Value| {
+        let mut disk = json!({ "location": { "type": "nbd", "host": "n", "export": "e" } });
+        let more = more.as_object().unwrap().clone();
+        disk.as_object_mut().unwrap().extend(more);
+        disk
+    };
+    let config = taken(&json!({ "disks": [nbd(json!({ "bus": "scsi" }))] })).config;
+    assert_eq!(
+        (config.disks[0].format, config.disks[0].size),
+        (DiskFormat::Raw, None)
+    );
+    assert_eq!(config.disks[0].path(), None);
+    for (more, field) in [
+        (json!({ "format": "qcow2" }), "disks[0].format"),
+        (json!({ "sizeGB": 1 }), "disks[0].sizeGB"),
+        (
+            json!({ "backingFile": "/srv/disks/a" }),
+            "disks[0].backingFile",
+        ),
+        (
+            json!({ "location": { "type": "nbd", "path": "/run/x" } }),
+            "disks[0].location.path",
+        ),
+        (
+            json!({ "location": { "type": "rbd", "pool": "p", "image": "i", "conf": "/tmp/c" } }),
+            "disks[0].location.conf",
+        ),
+    ] {
+        assert_eq!(refused(&json!({ "disks": [nbd(more)] })), [field]);
+    }
+    let twice = json!({ "disks": [nbd(json!({})), nbd(json!({}))] });
+    assert_eq!(refused(&twice), ["disks[1].location"]);
+}
+
+#[test]
 fn presets_follow_the_guest_and_give_way_to_the_user() {
     let devices = |overrides: Value| {
         let config = taken(&overrides).config;
