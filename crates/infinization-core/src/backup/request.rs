@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn k4_refuses_what_could_leave_a_directory_and_what_makes_no_sense() {
         let id = BackupId::random();
-        let table: [(&str, Value, &str); 11] = [
+        let table: [(&str, Value, &str); 12] = [
             ("vmId", json!("../x"), "vmId must"),
             ("diskPaths", json!([]), "1 to 64"),
             ("diskPaths", json!(["/a", "/a"]), "twice"),

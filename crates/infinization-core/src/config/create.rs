@@ -133,6 +133,7 @@ fn disk(at: &str, fields: &Fields<'_>, report: &Report) -> DraftDisk {
     } else {
         fields.required("sizeGB", integer_in::<u32>(1..=MOST_DISK_GIB))
     };
+    let backing_file = fields.optional("backingFile", parsed);
     let disk = DraftDisk {
         location: location.map(DiskLocation::Network),
         format: fields.optional("format", parsed),
@@ -140,7 +141,7 @@ fn disk(at: &str, fields: &Fields<'_>, report: &Report) -> DraftDisk {
         bus: fields.optional("bus", parsed),
         cache: fields.optional("cache", parsed),
         discard: fields.optional("discard", boolean),
-        backing_file: fields.optional("backingFile", parsed),
+        backing_file: backing_file.filter(|_| !fields.has("location")),
     };
     fields.finish();
     disk
