@@ -17,7 +17,6 @@ pub struct CopyProgress {
 #[napi]
 impl CopyProgress {
     #[napi(constructor)]
-    #[expect(clippy::new_without_default, reason = "only JavaScript makes one")]
     pub fn new() -> Self {
         let (teller, heard) = watch::channel(Progress::default());
         Self {

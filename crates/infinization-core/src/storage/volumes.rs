@@ -123,7 +123,8 @@ impl Pools {
             allowed: self.allowed().to_vec(),
             ..ConvertImage::new(from, to)
         };
-        told(audience, total, job, async |job| convert(&image, job).await).await?;
+        let copied = told(audience, total, job, async |job| convert(&image, job).await);
+        Box::pin(copied).await?;
         describe(&path, &options.name, &nobody).await
     }
 
