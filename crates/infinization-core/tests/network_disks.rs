@@ -178,7 +178,7 @@ fn an_export_over_tcp_is_asked_for_before_anything_is_made() {
         let machine = on_disks(&host, vm, json!([{ "location": at, "bus": "scsi" }]));
         manager.create_vm(machine, never()).await.unwrap();
         let blocks = manager.qmp_execute(vm, "query-block", Value::Null).await;
-        let size = format!("\"virtual-size\": {}", SIZE);
+        let size = format!("\"virtual-size\": {SIZE}");
         assert!(blocks.unwrap().get().contains(&size));
         manager.stop_vm(vm.into(), forced(), never()).await.unwrap();
         server.end().await;

@@ -8,6 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use infinization_core::ErrorCode::{
+    ChecksumMismatch, ImageCorrupt, InvalidFormat, InvalidSize, UnsafeBackingFile,
+};
 use infinization_core::manager::{Manager, VolumeUpload};
 use infinization_core::storage::Progress;
 use infinization_core::{ErrorCode, Failure};
@@ -91,7 +94,8 @@ fn image(at: &Path) -> Vec<u8> {
 
 fn sum(bytes: &[u8]) -> String {
     let sum = Sha256::digest(bytes);
-    sum.iter().map(|byte| format!("{byte:02X}")).collect()
+    sum.iter()
+        .fold(String::new(), |text, byte| format!("{text}{byte:02X}"))
 }
 
 fn names(directory: &Path) -> Vec<String> {
@@ -134,8 +138,11 @@ fn what_is_uploaded_is_what_is_downloaded() {
     });
 }
 
+/// What is wrong with it, name, bytes, options, and the refusal.
+type Given = (&'static str, &'static str, Vec<u8>, Value, ErrorCode);
+
 /// Bytes that are not what they are said to be, or that would have QEMU open files of this host.
-fn hostile(dir: &Path) -> Vec<(&'static str, &'static str, Vec<u8>, Value, ErrorCode)> {
+fn hostile(dir: &Path) -> Vec<Given> {
     let good = image(&dir.join("good.qcow2"));
     let made = |name: &str, args: &[&str]| {
         let at = dir.join(name);
@@ -156,98 +163,31 @@ fn hostile(dir: &Path) -> Vec<(&'static str, &'static str, Vec<u8>, Value, Error
     unknown[72] = 0x80;
     let mut torn = good.clone();
     torn[64 << 10..(64 << 10) + 8].fill(0);
-    let (cut, none) = (good[..good.len() / 2].to_vec(), json!({}));
-    let more = json!({ "size": good.len() - 1 });
-    let fewer = json!({ "size": good.len() + 1 });
-    let other = json!({ "sha256": sum(b"other") });
-    use ErrorCode::*;
+    let cut = good[..good.len() / 2].to_vec();
+    let none = || json!({});
+    let qcow2 = |what, bytes, code| (what, "x.qcow2", bytes, none(), code);
+    let raw = |what, bytes, code| (what, "x.raw", bytes, none(), code);
+    let said = |what, options, code| (what, "x.qcow2", good.clone(), options, code);
+    let length = good.len();
     vec![
-        (
-            "B7 a backing file",
-            "x.qcow2",
-            backed,
-            none.clone(),
-            UnsafeBackingFile,
+        qcow2("B7 a backing file", backed, UnsafeBackingFile),
+        qcow2("B7 a data file", elsewhere, UnsafeBackingFile),
+        raw("B8 qcow2 as raw", good.clone(), InvalidFormat),
+        qcow2("B9 encrypted", encrypted, InvalidFormat),
+        qcow2("B9 tables of 32 GiB", forged, ImageCorrupt),
+        qcow2("B9 an unknown feature", unknown, InvalidFormat),
+        qcow2("B9 no refcounts", torn, ImageCorrupt),
+        qcow2("B9 truncated", cut, ImageCorrupt),
+        qcow2("B9 no qcow2", vec![1; 4096], InvalidFormat),
+        raw("B10 nothing", Vec::new(), InvalidSize),
+        raw("B10 no whole sectors", vec![1; 513], InvalidSize),
+        said("more", json!({ "size": length - 1 }), InvalidSize),
+        said("fewer", json!({ "size": length + 1 }), InvalidSize),
+        said(
+            "other bytes",
+            json!({ "sha256": sum(b"other") }),
+            ChecksumMismatch,
         ),
-        (
-            "B7 a data file",
-            "x.qcow2",
-            elsewhere,
-            none.clone(),
-            UnsafeBackingFile,
-        ),
-        (
-            "B8 qcow2 as raw",
-            "x.raw",
-            good.clone(),
-            none.clone(),
-            InvalidFormat,
-        ),
-        (
-            "B9 encrypted",
-            "x.qcow2",
-            encrypted,
-            none.clone(),
-            InvalidFormat,
-        ),
-        (
-            "B9 tables of 32 GiB",
-            "x.qcow2",
-            forged,
-            none.clone(),
-            ImageCorrupt,
-        ),
-        (
-            "B9 an unknown feature",
-            "x.qcow2",
-            unknown,
-            none.clone(),
-            InvalidFormat,
-        ),
-        (
-            "B9 no refcounts",
-            "x.qcow2",
-            torn,
-            none.clone(),
-            ImageCorrupt,
-        ),
-        ("B9 truncated", "x.qcow2", cut, none.clone(), ImageCorrupt),
-        (
-            "B9 no qcow2",
-            "x.qcow2",
-            vec![1; 4096],
-            none.clone(),
-            InvalidFormat,
-        ),
-        (
-            "B10 nothing",
-            "x.raw",
-            Vec::new(),
-            none.clone(),
-            InvalidSize,
-        ),
-        (
-            "B10 no whole sectors",
-            "x.raw",
-            vec![1; 513],
-            none.clone(),
-            InvalidSize,
-        ),
-        (
-            "more than was said",
-            "x.qcow2",
-            good.clone(),
-            more,
-            InvalidSize,
-        ),
-        (
-            "fewer than was said",
-            "x.qcow2",
-            good.clone(),
-            fewer,
-            InvalidSize,
-        ),
-        ("other bytes", "x.qcow2", good, other, ChecksumMismatch),
     ]
 }
 
