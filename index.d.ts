@@ -9,6 +9,7 @@
  */
 /// <reference types="node" />
 import { EventEmitter } from 'node:events'
+import { Readable } from 'node:stream'
 
 // ---------------------------------------------------------------------------------------------------
 // The manager
@@ -207,8 +208,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * CPUs run. On failure everything this attempt made is gone; `error.context.notUndone` names what
    * could not be undone. A machine that exists must be `off` or `error` and have none of its disks.
    * @throws LifecycleError `INVALID_CONFIG`, `INVALID_STATE` (the machine is neither fresh, `off` nor
-   * `error`), `RESOURCE_UNAVAILABLE` (a file, device, CPU or accelerator is not there; a QEMU of this
-   * `internalName` runs), `DISK_ERROR` (a disk is there already; a backing file cannot be used),
+   * `error`), `RESOURCE_UNAVAILABLE` (a file, device, CPU, accelerator or block driver is not there; a QEMU of this
+   * `internalName` runs), `DISK_ERROR` (a disk is there already; a backing file or an NBD export cannot be used),
    * `VM_NOT_FOUND` (your own database has no row of it), `CONCURRENT_MODIFICATION` (another writer was
    * first), `ABORTED`, `CREATE_FAILED` for everything else: its `cause` says why
    */
@@ -292,7 +293,7 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   getVM(vmId: string): Promise<VMDetails | null>
   /**
    * Destroys the VM (see `destroyVM`), forgets it, and removes its disks and UEFI variables when asked
-   * to.
+   * to. Disks on the network stay.
    * @throws LifecycleError `INVALID_STATE` when machines are kept in a database of yours: destroy the VM
    * and delete its row; `VM_NOT_FOUND`, `STOP_FAILED`, `CLEANUP_FAILED`, `DISK_ERROR` (a disk could not be
    * removed; the machine is still known)
@@ -317,7 +318,7 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * in the next process should this one be killed; a snapshot whose guest cannot be thawed fails and is
    * deleted. So is one that is aborted. (An external one whose guest cannot be thawed fails, too, and stays.)
    * @throws StorageError `SNAPSHOT_ALREADY_EXISTS`, `INVALID_SNAPSHOT_NAME`, `INVALID_FORMAT` (a disk is
-   * raw), `INSUFFICIENT_SPACE`, `IMAGE_IN_USE` (the VM is off and another process has a disk);
+   * raw), `NETWORK_DISK`, `INSUFFICIENT_SPACE`, `IMAGE_IN_USE` (the VM is off and another process has a disk);
    * LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG`, `INVALID_STATE` (its status is not `running`,
    * `suspended`, `paused` or `off`; `memory` of a VM that is off; `quiesce` without a guest agent
    * channel or a running guest), `ABORTED`, `QMP_ERROR` (QEMU or, by its `cause`, the agent failed)
@@ -407,6 +408,35 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    */
   cloneVolume(pool: string, options: StorageVolumeCloneOptions): Promise<StorageVolume>
   /**
+   * Copies all that a volume and its backing files hold into a new volume, in the format that its name says.
+   * What fails or is aborted leaves nothing.
+   * @throws StorageError `INVALID_FORMAT` (`compress` of a raw volume), else as `cloneVolume`
+   */
+  convertVolume(pool: string, options: StorageVolumeConvertOptions): Promise<StorageVolume>
+  /**
+   * Makes a volume of bytes from elsewhere, which are the file as it is to be: a whole qcow2, or a raw disk.
+   * They go to a temporary file in the pool; when the last one is on the disk, they are looked at, and the
+   * volume appears whole under its name, or never. Whatever goes wrong, and also `kill -9` (at the
+   * next `initialize()`), leaves nothing. One piece at a time is in memory, and the source is not asked for the
+   * next before the last is written; it is destroyed where reading ends early.
+   * @param name as in {@link StorageVolumeOptions}
+   * @throws StorageError `IMAGE_ALREADY_EXISTS`, `INVALID_FORMAT` (a qcow2 that is none, is encrypted or needs an
+   * unknown feature; a raw disk that begins as a qcow2 does), `IMAGE_CORRUPT` (truncated, or its tables contradict
+   * each other), `UNSAFE_BACKING_FILE` (it names a backing or data file), `INVALID_SIZE` (not `size` bytes, none
+   * at all, or of a raw disk no multiple of 512), `CHECKSUM_MISMATCH`, `INSUFFICIENT_SPACE`, `ABORTED`, else as
+   * `getPool`; LifecycleError `INVALID_CONFIG`; what the source or `onProgress` throws
+   */
+  uploadVolume(pool: string, name: string, source: VolumeSource, options?: VolumeUploadOptions): Promise<StorageVolume>
+  /**
+   * Opens a volume's file for reading, as it is. Resolves before the first byte is read. Until it has ended or is
+   * destroyed nobody may write to the volume: a machine that would is refused with `IMAGE_IN_USE`, as are
+   * `resizeVolume` and `deleteVolume`. `pipeline(volume, writable)` of `node:stream/promises` brings it elsewhere.
+   * @throws StorageError `IMAGE_NOT_FOUND`, `IMAGE_IN_USE` (a machine that runs writes to it), `INVALID_FORMAT`
+   * (it is an overlay, and no disk without its backing file: convert it), `ABORTED`, else as `getPool`;
+   * LifecycleError `INVALID_CONFIG`
+   */
+  downloadVolume(pool: string, name: string, options?: VolumeDownloadOptions): Promise<VolumeDownload>
+  /**
    * Changes a volume's size; one that is the disk of a running machine grows under it (`block_resize`). The
    * guest's partitions stay as they are.
    * @throws StorageError `DATA_LOSS_REFUSED` (smaller, without `shrink`), `IMAGE_IN_USE` (`context.overlays` lie
@@ -417,8 +447,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   /**
    * Deletes a volume that nobody needs.
    * @throws StorageError `IMAGE_IN_USE` (`context.users` are the machines that have it, `context.overlays` the
-   * images that lie on it, as far as this state directory and its pools know; or another process has it
-   * open), `IMAGE_NOT_FOUND`, else as `getPool`
+   * images that lie on it, as far as this state directory, its pools and the rows' `diskPaths` know; or another
+   * process has it open), `IMAGE_NOT_FOUND`, else as `getPool`; PrismaAdapterError (the rows cannot be read)
    */
   deleteVolume(pool: string, name: string): Promise<null>
 
@@ -644,8 +674,79 @@ export interface DiskConfig {
   cache?: string
   /** Give freed blocks back to the host. Default true. */
   discard?: boolean
-  /** Absolute path of an image to make a thin clone of (qcow2 only). */
+  /**
+   * Absolute path of an image to make a thin clone of (qcow2 only). Nobody may write to it: an image that
+   * another machine has as a disk or as a layer of a snapshot is `DISK_ERROR` (its `cause`: `IMAGE_IN_USE`).
+   */
   backingFile?: string
+}
+
+/**
+ * A disk that is on another host or behind another program. It is there already and stays there: it is neither
+ * made nor removed, its content is always a raw disk, and its size is what the server says. A machine with
+ * one has no snapshots (`NETWORK_DISK`). In `diskPaths` it is a text such as `nbd://host:10809/export`, by which
+ * it is found again; such a text is never read as a location.
+ */
+export interface NetworkDiskConfig {
+  location: DiskLocation
+  /** Only `raw`. */
+  format?: 'raw'
+  /** As in {@link DiskConfig}. */
+  bus?: string
+  /** As in {@link DiskConfig}. */
+  cache?: string
+  /** As in {@link DiskConfig}. */
+  discard?: boolean
+}
+
+export type DiskLocation = NbdLocation | RbdLocation
+
+/**
+ * An export of an NBD server, reached over TCP (`host`, `port`) or a socket of this host (`path`). It is asked
+ * for before anything is made: nobody who listens, an unknown export and one that may not be
+ * written to are `DISK_ERROR`.
+ */
+export interface NbdLocation {
+  type: 'nbd'
+  /** A host's name or address. */
+  host?: string
+  /** With `host`. Default 10809. */
+  port?: number
+  /** A Unix socket, instead of `host`; inside `allowedPaths`, if there are any. */
+  path?: string
+  /** Its name on the server. Default: the server's default export, which has the empty name. */
+  export?: string
+  tls?: NbdTls
+  /**
+   * Seconds for which requests wait after the connection was lost while QEMU connects again, 0 to 3600. Then,
+   * and with 0, they fail. Default 0.
+   */
+  reconnectDelay?: number
+}
+
+/** X.509, as QEMU's `tls-creds-x509` has it. */
+export interface NbdTls {
+  /** A directory with `ca-cert.pem` and, where the server asks, `client-cert.pem` and `client-key.pem`. */
+  credentials: string
+  /** Whom the server's certificate must name. Default: `host`; required with `path`. */
+  hostname?: string
+}
+
+/**
+ * An image of a Ceph cluster. QEMU's `rbd` driver must be there (Debian: the package `qemu-block-extra`), else
+ * it is `RESOURCE_UNAVAILABLE`. The user's key is what `conf` and its keyring say, never an option.
+ */
+export interface RbdLocation {
+  type: 'rbd'
+  pool: string
+  image: string
+  namespace?: string
+  /** Without `client.`. Default: librados' own, `admin`. */
+  user?: string
+  /** The configuration file. Default: librados' own, `/etc/ceph/ceph.conf`; others as `allowedPaths` says. */
+  conf?: string
+  /** The cluster's monitors, instead of those in `conf`. Default port 6789. */
+  monitors?: { host: string, port?: number }[]
 }
 
 /**
@@ -669,7 +770,7 @@ export interface VMCreateConfig {
   /** GiB, 0.5 to the host's memory; rounded to whole MiB. With `hugepages`, whole huge pages. */
   ramGB: number
   /** 1 to 32. Disk 0 is `<diskDir>/<internalName>.qcow2`, disk n `<internalName>-disk<n>.qcow2`. */
-  disks: DiskConfig[]
+  disks: (DiskConfig | NetworkDiskConfig)[]
   /** An existing bridge: 1 to 15 letters, digits, `.`, `_`, `-`. Required, unless there is a `network`. */
   bridge?: string
   /** A virtual network of this instance's, by its name: the machine is put on its bridge. Not beside `bridge`. */
@@ -921,6 +1022,53 @@ export interface StorageVolumeCloneOptions extends Abortable {
   name: string
   /** An overlay on the source instead of a copy; both qcow2. Default false. */
   linked?: boolean
+  /** Told how far a copy is. An overlay is made at once. */
+  onProgress?: (progress: VolumeProgress) => void
+}
+
+export interface StorageVolumeConvertOptions extends Abortable {
+  /** The volume that is converted; it stays. */
+  source: string
+  /** The new volume, and by its ending its format; as in {@link StorageVolumeOptions}. */
+  name: string
+  /** Compress its clusters (qcow2). Default false. */
+  compress?: boolean
+  onProgress?: (progress: VolumeProgress) => void
+}
+
+/** How far a copy is. What `onProgress` throws ends the call with that. */
+export interface VolumeProgress {
+  /** What is done, in bytes: of the file in a transfer, of the disk in a clone or conversion. */
+  bytes: number
+  /** Of how many; null where it is not known beforehand. */
+  total: number | null
+  /** 0 to 100; null where `total` is. */
+  percent: number | null
+}
+
+/** Bytes: a stream, anything that yields pieces, or all of them at once. */
+export type VolumeSource = AsyncIterable<Uint8Array> | Iterable<Uint8Array> | Uint8Array
+
+export interface VolumeUploadOptions extends Abortable {
+  /** What the bytes are, to be sure; it must be what the name's ending says. */
+  format?: 'qcow2' | 'raw'
+  /** How many bytes there are. More or fewer are refused. */
+  size?: number
+  /** Their SHA-256 in hexadecimal. */
+  sha256?: string
+  onProgress?: (progress: VolumeProgress) => void
+}
+
+export interface VolumeDownloadOptions extends Abortable {
+  /** Told what was read, piece by piece. */
+  onProgress?: (progress: VolumeProgress) => void
+}
+
+/** A volume's bytes. A signal that fires, or `destroy()`, lets go of the volume. */
+export interface VolumeDownload extends Readable {
+  readonly format: 'qcow2' | 'raw'
+  /** The file's length in bytes: so many will come. */
+  readonly size: number
 }
 
 export interface StorageVolumeResizeOptions {
@@ -3610,6 +3758,8 @@ export type StorageErrorCode =
   | 'DATA_LOSS_REFUSED'
   | 'IMAGE_IN_USE'
   | 'IMAGE_CORRUPT'
+  | 'CHECKSUM_MISMATCH'
+  | 'NETWORK_DISK'
   | 'UNSAFE_BACKING_FILE'
   | 'PERMISSION_DENIED'
   | 'INSUFFICIENT_SPACE'

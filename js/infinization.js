@@ -15,6 +15,7 @@ const native = require('./native')
 const { QMPClient } = require('./qmp-client')
 const { NftablesService } = require('./services')
 const { traced } = require('./traced')
+const { copying, download, upload } = require('./volumes')
 
 const Manager = traced(class extends native.Infinization {})
 
@@ -92,7 +93,21 @@ class Infinization extends Manager {
   }
 
   async cloneVolume (pool, options) {
-    return abortable(options, (rest, cancellation) => super.cloneVolume(pool, rest, cancellation))
+    return copying(options, (rest, cancellation, progress) =>
+      super.cloneVolume(pool, rest, cancellation, progress))
+  }
+
+  async convertVolume (pool, options) {
+    return copying(options, (rest, cancellation, progress) =>
+      super.convertVolume(pool, rest, cancellation, progress))
+  }
+
+  async uploadVolume (pool, name, source, options) {
+    return upload(this, pool, name, source, options)
+  }
+
+  async downloadVolume (pool, name, options) {
+    return download(this, pool, name, options)
   }
 
   getHealthMonitor () {

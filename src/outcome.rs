@@ -8,7 +8,9 @@
 //! and one N-API call it does not wrap.
 
 use infinization_core::Failure;
-use napi::bindgen_prelude::{FnArgs, FromNapiValue, FunctionRef, JsValue, ToNapiValue, Unknown};
+use napi::bindgen_prelude::{
+    Buffer, FnArgs, FromNapiValue, FunctionRef, JsValue, ToNapiValue, Unknown,
+};
 use napi::{Env, sys};
 use napi_derive::napi;
 use serde::Serialize;
@@ -31,6 +33,8 @@ enum Reply {
     Data(String),
     /// Somebody else's JSON (QEMU's), parsed and otherwise left alone.
     Verbatim(String),
+    /// A `Buffer`.
+    Bytes(Vec<u8>),
 }
 
 /// Runs a call that answers with data.
@@ -48,6 +52,11 @@ pub(crate) async fn verbatim(
             .await
             .map(|json| Reply::Verbatim(String::from(Box::<str>::from(json)))),
     )
+}
+
+/// Runs a call that answers with bytes.
+pub(crate) async fn bytes(work: impl Future<Output = Result<Vec<u8>, Failure>>) -> Outcome {
+    Outcome(caught(work).await.map(Reply::Bytes))
 }
 
 /// Runs a call that answers with nothing.
@@ -121,6 +130,8 @@ impl ToNapiValue for Outcome {
         match outcome.0 {
             // SAFETY: napi-rs calls this on the thread of `raw`, with `raw` alive.
             Ok(Reply::Nothing) => unsafe { <()>::to_napi_value(raw, ()) },
+            // SAFETY: as above.
+            Ok(Reply::Bytes(bytes)) => unsafe { Buffer::to_napi_value(raw, Buffer::from(bytes)) },
             Ok(Reply::Data(text)) => realm.answer(&env, text, true),
             Ok(Reply::Verbatim(text)) => realm.answer(&env, text, false),
             Err(failure) => Err(realm.error(&env, &failure)),

@@ -39,6 +39,7 @@ import type {
   DBVMStatus,
   DatabaseAdapter,
   DiskConfig,
+  NetworkDiskConfig,
   FirewallApplyResult,
   FirewallPlan,
   FirewallPreset,
@@ -89,6 +90,7 @@ const remote: Pick<NodeExecutor, 'createVM' | 'startVM'> = {
   startVM: async (vmId) => ({ success: true, message: '', vmId, timestamp: new Date() })
 }
 
+const elsewhere: NetworkDiskConfig = { location: { type: 'nbd', path: '/run/nbd.sock', export: 'disk' }, bus: 'scsi' }
 const disk: DiskConfig = { sizeGB: 20, format: 'qcow2', discard: true, backingFile: undefined }
 
 const machine: VMCreateConfig = {
@@ -98,7 +100,7 @@ const machine: VMCreateConfig = {
   os: 'ubuntu-22.04',
   cpuCores: 2,
   ramGB: 4,
-  disks: [disk],
+  disks: [disk, elsewhere],
   bridge: 'infinibr-1',
   displayType: 'spice',
   displayPort: 5900,

@@ -8,7 +8,7 @@ use napi_derive::napi;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::Cancellation;
+use super::{Cancellation, CopyProgress};
 use crate::argument::{Argument, Issue, refusal};
 use crate::events::{Deliver, carry};
 use crate::js_port::{Ask, JsPort};
@@ -328,11 +328,36 @@ impl Infinization {
         pool: Argument,
         options: Argument,
         cancel: Option<&Cancellation>,
+        progress: Option<&CopyProgress>,
     ) -> Outcome {
-        let cancel = Cancellation::token(cancel);
+        let (cancel, audience) = (
+            Cancellation::token(cancel),
+            CopyProgress::audience(progress),
+        );
         data(async {
             let (pool, options) = (pool.text("pool")?, options.object("options")?);
-            self.manager.clone_volume(pool, options, cancel).await
+            let cloned = self.manager.clone_volume(pool, options, cancel, audience);
+            cloned.await
+        })
+        .await
+    }
+
+    #[napi]
+    pub async fn convert_volume(
+        &self,
+        pool: Argument,
+        options: Argument,
+        cancel: Option<&Cancellation>,
+        progress: Option<&CopyProgress>,
+    ) -> Outcome {
+        let (cancel, audience) = (
+            Cancellation::token(cancel),
+            CopyProgress::audience(progress),
+        );
+        data(async {
+            let (pool, options) = (pool.text("pool")?, options.object("options")?);
+            let converted = self.manager.convert_volume(pool, options, cancel, audience);
+            converted.await
         })
         .await
     }

@@ -3,6 +3,7 @@
 mod backup_service;
 mod bridge_manager;
 mod cancellation;
+mod copy_progress;
 mod database;
 mod department_nat_service;
 mod event_handler;
@@ -22,6 +23,8 @@ mod snapshot_manager;
 mod state_sync;
 mod tap_device_manager;
 mod virtual_networks;
+mod volume_download;
+mod volume_upload;
 mod watching;
 
 use std::sync::LazyLock;
@@ -31,6 +34,7 @@ use infinization_core::config::{Parsed, Warning};
 use infinization_core::host::link::Links;
 
 use cancellation::Cancellation;
+use copy_progress::CopyProgress;
 use infinization::Infinization;
 use nftables_service::NftablesService;
 

@@ -123,6 +123,8 @@ error_codes! {
     DataLossRefused Storage "DATA_LOSS_REFUSED" "Data would be lost (by shrinking, or by leaving what was written since the current snapshot), and consent was not given."
     ImageInUse Storage "IMAGE_IN_USE" "Another process has the image open; `context.holder` names it if known."
     ImageCorrupt Storage "IMAGE_CORRUPT" "The image cannot be read as its format."
+    ChecksumMismatch Storage "CHECKSUM_MISMATCH" "The bytes are not the ones whose checksum was given; they were removed."
+    NetworkDisk Storage "NETWORK_DISK" "A disk is on another host (NBD, RBD), and the operation needs a file."
     UnsafeBackingFile Storage "UNSAFE_BACKING_FILE" "The image's backing file is not one that may be opened."
     StoragePermissionDenied Storage "PERMISSION_DENIED" "The image's file or directory may not be accessed."
     InsufficientSpace Storage "INSUFFICIENT_SPACE" "The file system is full."

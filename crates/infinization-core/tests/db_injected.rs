@@ -14,7 +14,7 @@ use infinization_core::error::{ErrorClass, ErrorCode};
 use infinization_core::types::{InternalName, Secret};
 use serde_json::{Value, json};
 
-use port_kit::Answer::{Hangs, Throws};
+use port_kit::Answer::{self, Hangs, Throws};
 use port_kit::{Script, error, row, says, script, vm};
 
 fn database(port: &Arc<Script>) -> InjectedDatabase {
@@ -83,6 +83,25 @@ async fn each_operation_is_one_call_of_its_public_name() {
     let called = port.asked();
     let called = |name: &&str| called.iter().any(|it| it["method"] == **name);
     assert!(METHODS.iter().all(called));
+}
+
+/// An object that has only the 16 is asked by them.
+#[tokio::test]
+async fn the_disks_of_all_rows_come_of_the_operations_there_are() {
+    let listed = |id: &str| json!({ "id": id, "status": "off", "internalName": id });
+    let mut whole = row("a", "off", 1);
+    whole["configuration"] = json!({ "diskPaths": ["/srv/a.qcow2"] });
+    let port = script([
+        Answer::Says(json!([listed("a"), listed("gone")])),
+        Answer::Says(whole),
+        Answer::Says(Value::Null),
+    ]);
+    let disks = database(&port).find_machine_disks().await.unwrap();
+    assert_eq!(disks.len(), 1);
+    assert_eq!(disks[0].disk_paths, ["/srv/a.qcow2"]);
+    let methods: Vec<Value> = port.asked().iter().map(|it| it["method"].clone()).collect();
+    let one = "findMachineWithConfig";
+    assert_eq!(methods, ["findMachinesByStatuses", one, one]);
 }
 
 #[tokio::test]

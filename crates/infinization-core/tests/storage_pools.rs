@@ -33,7 +33,9 @@ async fn clone(
     linked: bool,
 ) -> Result<Value, Failure> {
     let options = json!({ "source": source, "name": name, "linked": linked });
-    manager.clone_volume("p".into(), options, never()).await
+    manager
+        .clone_volume("p".into(), options, never(), None)
+        .await
 }
 
 async fn remove(manager: &Manager, name: &str) -> Result<Value, Failure> {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::BackupError;
 use super::kinds::{BackupType, Compression};
 use super::names::BackupId;
+use crate::config::DiskLocation;
 use crate::host::qemu_img::ImageFormat;
 use crate::types::{HostPath, VmId};
 
@@ -206,6 +207,11 @@ fn paths(given: Vec<String>) -> Result<Vec<HostPath>, BackupError> {
     given
         .into_iter()
         .map(|text| {
+            if DiskLocation::is_network_text(&text) {
+                let why =
+                    format!("names {text}, a disk on the network, which is not backed up here");
+                return Err(BackupError::config("diskPaths", why));
+            }
             let path = HostPath::parse(text)
                 .map_err(|why| BackupError::config("diskPaths", why.to_string()))?;
             if !seen.insert(path.clone()) {
@@ -249,11 +255,12 @@ mod tests {
     #[test]
     fn k4_refuses_what_could_leave_a_directory_and_what_makes_no_sense() {
         let id = BackupId::random();
-        let table: [(&str, Value, &str); 11] = [
+        let table: [(&str, Value, &str); 12] = [
             ("vmId", json!("../x"), "vmId must"),
             ("diskPaths", json!([]), "1 to 64"),
             ("diskPaths", json!(["/a", "/a"]), "twice"),
             ("diskPaths", json!(["nbd:localhost:1"]), "absolute"),
+            ("diskPaths", json!(["rbd:vms/a"]), "on the network"),
             ("diskFormats", json!(["raw", "raw"]), "one format"),
             ("diskFormats", json!(["vmdk"]), "qcow2 or raw"),
             ("destinationDir", json!("backups"), "cannot hold backups"),

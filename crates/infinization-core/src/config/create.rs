@@ -6,9 +6,10 @@ use super::draft::{Draft, DraftDisk};
 use super::fields::{
     Fields, Report, boolean, elements, integer, integer_in, number, parsed, string, words_of_text,
 };
+use super::location;
 use super::resolve::{Door, resolve};
 use super::rules;
-use super::{ConfigError, Context, CpuConfig, FirewallConfig, Parsed, VmConfig};
+use super::{ConfigError, Context, CpuConfig, DiskLocation, FirewallConfig, Parsed, VmConfig};
 use crate::error::ErrorCode;
 use crate::types::{ByteSize, FirewallDefaultAction, InvalidValue, Secret};
 
@@ -115,24 +116,44 @@ fn disks(fields: &Fields<'_>, report: &Report) -> Vec<DraftDisk> {
     });
     let values = values.unwrap_or_default().iter().enumerate();
     values
-        .filter_map(|(index, value)| Fields::element("disks", index, value, report))
-        .map(|fields| disk(&fields))
+        .filter_map(|(index, value)| {
+            let fields = Fields::element("disks", index, value, report)?;
+            Some(disk(&format!("disks[{index}]"), &fields, report))
+        })
         .collect()
 }
 
-fn disk(fields: &Fields<'_>) -> DraftDisk {
-    let size = fields.required("sizeGB", integer_in::<u32>(1..=MOST_DISK_GIB));
+fn disk(at: &str, fields: &Fields<'_>, report: &Report) -> DraftDisk {
+    let location = fields.optional("location", Ok);
+    let location =
+        location.and_then(|value| location::read(&format!("{at}.location"), value, report));
+    let size = if fields.has("location") {
+        refuse_file_options(at, fields, report);
+        None
+    } else {
+        fields.required("sizeGB", integer_in::<u32>(1..=MOST_DISK_GIB))
+    };
+    let backing_file = fields.optional("backingFile", parsed);
     let disk = DraftDisk {
-        path: None,
+        location: location.map(DiskLocation::Network),
         format: fields.optional("format", parsed),
         size: size.map(|gib| ByteSize::mib(u64::from(gib) * 1024)),
         bus: fields.optional("bus", parsed),
         cache: fields.optional("cache", parsed),
         discard: fields.optional("discard", boolean),
-        backing_file: fields.optional("backingFile", parsed),
+        backing_file: backing_file.filter(|_| !fields.has("location")),
     };
     fields.finish();
     disk
+}
+
+/// A disk on the network is neither made nor given a size by us.
+fn refuse_file_options(at: &str, fields: &Fields<'_>, report: &Report) {
+    for key in ["sizeGB", "backingFile"] {
+        if fields.has(key) {
+            report.refuse(format!("{at}.{key}"), "does not go with a location");
+        }
+    }
 }
 
 fn firewall(fields: &Fields<'_>, report: &Report) -> FirewallConfig {

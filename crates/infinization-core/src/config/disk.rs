@@ -1,19 +1,20 @@
 use serde::{Deserialize, Serialize};
 
-use super::words;
+use super::{DiskLocation, words};
 use crate::types::{ByteSize, HostPath, InternalName, InvalidValue};
 
-/// One disk: an image file and how the guest sees it.
+/// One disk: where its bytes are, and how the guest sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DiskConfig {
-    /// The image.
-    pub path: HostPath,
+    /// The image file, or where it is on the network.
+    #[serde(flatten)]
+    pub location: DiskLocation,
     /// The image's format. It is always told to QEMU, never probed: a guest can write any header
     /// into a raw disk.
     pub format: DiskFormat,
-    /// The size to create it with; `None` when the disk was made before sizes were kept. With a
-    /// backing file the image has the backing file's size.
+    /// The size to create it with; `None` when the disk was made before sizes were kept, and on the network.
+    /// With a backing file the image has the backing file's size.
     pub size: Option<ByteSize>,
     /// The controller it hangs on.
     pub bus: DiskBus,
@@ -36,6 +37,11 @@ pub struct DiskDefaults {
 }
 
 impl DiskConfig {
+    /// The image file, unless it is on the network.
+    pub fn path(&self) -> Option<&HostPath> {
+        self.location.path()
+    }
+
     /// The contract's path of disk `index`: `{diskDir}/{internalName}.qcow2` for disk 0,
     /// `{internalName}-disk{index}.qcow2` for the others; raw images end in `.raw`.
     pub fn default_path(

@@ -5,8 +5,8 @@
 
 use super::{
     AcceleratorChoice, BindAddress, CacheMode, CpuModel, DiskBus, DiskConfig, DiskDefaults,
-    DiskFormat, DisplayProtocol, FirewallConfig, GuestUuid, MachineType, NetworkModel,
-    PinningStrategy, RunAsUser, VmConfig,
+    DiskFormat, DiskLocation, DisplayProtocol, FirewallConfig, GuestUuid, MachineType,
+    NetworkModel, PinningStrategy, RunAsUser, VmConfig,
 };
 use crate::types::{ByteSize, HostPath, InternalName, LinkName, MacAddr, PciAddress, Secret, VmId};
 
@@ -62,8 +62,8 @@ pub(super) struct Draft {
 /// One disk of a [`Draft`].
 #[derive(Debug, Default)]
 pub(super) struct DraftDisk {
-    /// Where a stored disk is; a new one gets the contract's path.
-    pub(super) path: Option<HostPath>,
+    /// Where a stored disk is, and one on the network; a new file gets the contract's path.
+    pub(super) location: Option<DiskLocation>,
     pub(super) format: Option<DiskFormat>,
     pub(super) size: Option<ByteSize>,
     pub(super) bus: Option<DiskBus>,
@@ -130,7 +130,7 @@ impl DraftDisk {
     /// A disk's own bus and cache stay its own; what it had from the VM follows the VM.
     fn from_spec(disk: DiskConfig, defaults: DiskDefaults) -> Self {
         Self {
-            path: Some(disk.path),
+            location: Some(disk.location),
             format: Some(disk.format),
             size: disk.size,
             bus: Some(disk.bus).filter(|bus| *bus != defaults.bus),

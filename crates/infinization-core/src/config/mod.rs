@@ -21,6 +21,7 @@ mod firmware;
 mod guest_os;
 mod issues;
 mod journal;
+mod location;
 mod machine;
 mod manager;
 mod network;
@@ -49,6 +50,10 @@ pub use firmware::FirmwareConfig;
 pub use guest_os::{GuestOs, Preset};
 pub use issues::{ConfigError, Issue, Parsed, Warning};
 pub use journal::{JournalBound, JournalKind, JournalOptions};
+pub use location::{
+    DiskLocation, ExportName, NbdLocation, NbdServer, NbdTls, NetworkLocation, RbdLocation,
+    RbdName, RbdUser, ServerAddress, ServerHost,
+};
 pub use machine::{AcceleratorChoice, GuestUuid, MachineType, RunAsUser};
 pub use manager::{
     BridgeConntrackMode, Environment, HostFacts, HostService, ManagerConfig, Transport,
@@ -61,8 +66,8 @@ pub use snapshot::{
     Dependents, RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions,
 };
 pub use storage::{
-    CloneOptions, PoolName, PoolOptions, VolumeName, VolumeOptions, VolumePreallocation,
-    VolumeResizeOptions,
+    CloneOptions, PoolName, PoolOptions, UploadOptions, VolumeConvertOptions, VolumeName,
+    VolumeOptions, VolumePreallocation, VolumeResizeOptions, parse_no_options,
 };
 pub use stored::StoredColumns;
 pub use virtual_network::{

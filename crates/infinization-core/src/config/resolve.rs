@@ -6,8 +6,8 @@ mod places;
 use super::draft::{Draft, DraftDisk};
 use super::fields::Report;
 use super::{
-    Context, CpuConfig, DiskBus, DiskConfig, DiskDefaults, DiskFormat, GuestOs, MachineType,
-    MemoryConfig, NetworkConfig, NetworkModel, PinningStrategy, Preset, VmConfig,
+    Context, CpuConfig, DiskBus, DiskConfig, DiskDefaults, DiskFormat, DiskLocation, GuestOs,
+    MachineType, MemoryConfig, NetworkConfig, NetworkModel, PinningStrategy, Preset, VmConfig,
 };
 use crate::types::{ByteSize, HostPath, InternalName, VmNames};
 
@@ -191,6 +191,7 @@ impl Rules<'_> {
             let message = format!("must hold at most {MOST_PIIX_DISKS} ide disks on a pc machine");
             self.report.refuse("disks", message);
         }
+        self.refuse_shared_locations(&disks);
         (disks.len() == draft.disks.len()).then_some(disks)
     }
 
@@ -201,14 +202,7 @@ impl Rules<'_> {
         index: usize,
         name: &InternalName,
     ) -> Option<DiskConfig> {
-        let format = disk.format.unwrap_or(DiskFormat::Qcow2);
-        let path = match &disk.path {
-            Some(path) => {
-                self.confine(&format!("disks[{index}].path"), path);
-                path.clone()
-            }
-            None => self.new_disk(name, index, format)?,
-        };
+        let (format, location) = self.image(disk, index, name)?;
         if let Some(backing) = &disk.backing_file {
             self.confine(&format!("disks[{index}].backingFile"), backing);
             if format == DiskFormat::Raw {
@@ -218,7 +212,7 @@ impl Rules<'_> {
             }
         }
         Some(DiskConfig {
-            path,
+            location,
             format,
             size: disk.size,
             bus: disk.bus.unwrap_or(defaults.bus),
@@ -226,6 +220,49 @@ impl Rules<'_> {
             discard: disk.discard.unwrap_or(true),
             backing_file: disk.backing_file.clone(),
         })
+    }
+
+    /// Of what is on the network no header can be looked at beforehand, and any but a raw one may name files.
+    fn image(
+        &self,
+        disk: &DraftDisk,
+        index: usize,
+        name: &InternalName,
+    ) -> Option<(DiskFormat, DiskLocation)> {
+        let Some(DiskLocation::Network(location)) = &disk.location else {
+            let format = disk.format.unwrap_or(DiskFormat::Qcow2);
+            let path = match disk.location.as_ref().and_then(DiskLocation::path) {
+                Some(path) => {
+                    self.confine(&format!("disks[{index}].path"), path);
+                    path.clone()
+                }
+                None => self.new_disk(name, index, format)?,
+            };
+            return Some((format, DiskLocation::File(path)));
+        };
+        if disk.format.is_some_and(|format| format != DiskFormat::Raw) {
+            let message = "must be raw, as the disk is on the network";
+            self.report
+                .refuse(format!("disks[{index}].format"), message);
+        }
+        self.confine_location(&format!("disks[{index}].location"), location);
+        Some((DiskFormat::Raw, DiskLocation::Network(location.clone())))
+    }
+
+    fn refuse_shared_locations(&self, disks: &[DiskConfig]) {
+        let mut seen: Vec<String> = Vec::new();
+        for (index, disk) in disks.iter().enumerate() {
+            let Some(location) = disk.location.network() else {
+                continue;
+            };
+            let text = location.to_string();
+            if seen.contains(&text) {
+                let message = "must be one that no other disk has";
+                self.report
+                    .refuse(format!("disks[{index}].location"), message);
+            }
+            seen.push(text);
+        }
     }
 
     fn new_disk(&self, name: &InternalName, index: usize, format: DiskFormat) -> Option<HostPath> {

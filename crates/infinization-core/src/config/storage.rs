@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::fields::{Fields, Report, parsed};
+use super::fields::{Fields, Report, parsed, string};
 use super::{ConfigError, DiskFormat, Parsed, words};
 use crate::types::{ByteSize, HostPath, InvalidValue};
 
@@ -54,6 +54,28 @@ pub struct CloneOptions {
     pub name: VolumeName,
     /// The clone is an overlay on its source. Default false: a copy of all its data.
     pub linked: bool,
+}
+
+/// What `convertVolume` takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeConvertOptions {
+    /// The volume that is converted.
+    pub source: VolumeName,
+    /// The new one, and its format.
+    pub name: VolumeName,
+    /// Its clusters are compressed; qcow2 only. Default false.
+    pub compress: bool,
+}
+
+/// What `uploadVolume` takes beside the name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadOptions {
+    /// What the bytes are said to be.
+    pub format: Option<DiskFormat>,
+    /// How many there are.
+    pub size: Option<ByteSize>,
+    /// Their SHA-256, in lower-case hexadecimal.
+    pub sha256: Option<String>,
 }
 
 /// What `resizeVolume` takes.
@@ -185,6 +207,48 @@ impl CloneOptions {
     }
 }
 
+impl VolumeConvertOptions {
+    /// Reads `StorageVolumeConvertOptions`.
+    pub fn parse(value: &Value) -> Result<Parsed<Self>, ConfigError> {
+        read(value, |fields| {
+            let (source, name) = (
+                fields.required("source", parsed),
+                fields.required("name", parsed),
+            );
+            Some(Self {
+                compress: fields.flag("compress", false),
+                source: source?,
+                name: name?,
+            })
+        })
+    }
+}
+
+impl UploadOptions {
+    /// Reads `VolumeUploadOptions` for a volume of this name, whose ending is its format.
+    pub fn parse(value: &Value, name: &VolumeName) -> Result<Parsed<Self>, ConfigError> {
+        read(value, |fields| {
+            Some(Self {
+                format: fields.optional("format", |value| {
+                    let format: DiskFormat = parsed(value)?;
+                    if format != name.format() {
+                        let why = "must be what the ending of the volume's name says";
+                        return Err(InvalidValue::new(why));
+                    }
+                    Ok(format)
+                }),
+                size: fields.optional("size", length),
+                sha256: fields.optional("sha256", sha256),
+            })
+        })
+    }
+}
+
+/// Reads options that only hold what the façade has taken out already.
+pub fn parse_no_options(value: &Value) -> Result<Parsed<()>, ConfigError> {
+    read(value, |_fields| Some(()))
+}
+
 impl VolumeResizeOptions {
     /// Reads `VolumeResizeOptions`.
     pub fn parse(value: &Value) -> Result<Parsed<Self>, ConfigError> {
@@ -221,6 +285,21 @@ fn capacity(value: &Value) -> Result<ByteSize, InvalidValue> {
     bytes
         .map(ByteSize::bytes)
         .ok_or_else(|| InvalidValue::new("must be a positive number of bytes, a multiple of 512"))
+}
+
+fn length(value: &Value) -> Result<ByteSize, InvalidValue> {
+    let bytes = value.as_u64().filter(|bytes| *bytes > 0);
+    bytes
+        .map(ByteSize::bytes)
+        .ok_or_else(|| InvalidValue::new("must be a positive number of bytes"))
+}
+
+fn sha256(value: &Value) -> Result<String, InvalidValue> {
+    let text = string(value)?.to_ascii_lowercase();
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(InvalidValue::new("must be 64 hexadecimal digits"));
+    }
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -269,6 +348,25 @@ mod tests {
         let options = json!({ "name": "a.raw", "capacity": 1024, "preallocation": "falloc" });
         let options = VolumeOptions::parse(&options).unwrap().config;
         assert_eq!(options.capacity, ByteSize::bytes(1024));
+    }
+
+    #[test]
+    fn what_is_uploaded_is_what_its_name_says() {
+        let name = VolumeName::try_from("a.qcow2".to_owned()).unwrap();
+        for (options, path) in [
+            (json!({ "format": "raw" }), "format"),
+            (json!({ "size": 0 }), "size"),
+            (json!({ "size": 1.5 }), "size"),
+            (json!({ "sha256": "abc" }), "sha256"),
+            (json!({ "sha256": "g".repeat(64) }), "sha256"),
+            (json!({ "checksum": "a" }), "checksum"),
+        ] {
+            let refused = UploadOptions::parse(&options, &name).unwrap_err();
+            assert_eq!(refused.issues[0].path, path, "{options}");
+        }
+        let options = json!({ "format": "qcow2", "size": 513, "sha256": "AB".repeat(32) });
+        let options = UploadOptions::parse(&options, &name).unwrap().config;
+        assert_eq!(options.sha256.unwrap(), "ab".repeat(32));
     }
 
     #[test]

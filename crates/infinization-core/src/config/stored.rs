@@ -3,7 +3,9 @@
 use super::draft::{Draft, DraftDisk};
 use super::fields::{Report, within};
 use super::resolve::{Door, resolve};
-use super::{ConfigError, Context, CpuConfig, DiskFormat, DisplayProtocol, Parsed, VmConfig};
+use super::{
+    ConfigError, Context, CpuConfig, DiskFormat, DiskLocation, DisplayProtocol, Parsed, VmConfig,
+};
 use crate::types::{ByteSize, HostPath, InternalName, InvalidValue, LinkName, Secret, VmId};
 
 /// The bridge of a machine whose row names none: libvirt's, as in the public contract.
@@ -268,12 +270,22 @@ impl Row<'_> {
         let paths = paths.iter().enumerate();
         paths
             .filter_map(|(index, path)| {
-                let path = HostPath::parse(path.as_str());
-                let path = self.report.check(format!("diskPaths[{index}]"), path)?;
-                let at = known
+                let of = |disk: &DraftDisk| disk.location.as_ref().map(DiskLocation::to_string);
+                if let Some(at) = known
                     .iter()
-                    .position(|disk| disk.path.as_ref() == Some(&path));
-                Some(at.map_or_else(|| unknown_disk(path), |at| known.swap_remove(at)))
+                    .position(|disk| of(disk).as_ref() == Some(path))
+                {
+                    return Some(known.swap_remove(at));
+                }
+                let path = if DiskLocation::is_network_text(path) {
+                    let why =
+                        "is on the network and none of the disks the machine was created with";
+                    Err(InvalidValue::new(why))
+                } else {
+                    HostPath::parse(path.as_str())
+                };
+                let path = self.report.check(format!("diskPaths[{index}]"), path)?;
+                Some(unknown_disk(path))
             })
             .collect()
     }
@@ -297,7 +309,7 @@ fn unknown_disk(path: HostPath) -> DraftDisk {
         } else {
             DiskFormat::Qcow2
         }),
-        path: Some(path),
+        location: Some(DiskLocation::File(path)),
         ..DraftDisk::default()
     }
 }

@@ -13,10 +13,11 @@ pub mod sqlite;
 pub mod wire;
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 
 pub use records::{
     ConfigurationUpdate, CpuPinning, Department, FirewallRuleSet, MachineConfiguration,
-    MachineRecord, RuleSplit, RunningVm, Transition, VmRecord,
+    MachineDisks, MachineRecord, RuleSplit, RunningVm, Transition, VmRecord,
 };
 
 use crate::error::{Coded, ErrorCode};
@@ -92,8 +93,8 @@ impl Coded for DbError {
     }
 }
 
-/// The 16 operations. Method names and meaning are the public `InfinizationDatabase`'s, and there is
-/// one for the library's own writes of a status.
+/// The 16 operations. Method names and meaning are the public `InfinizationDatabase`'s, and there are
+/// two of the library's own, which come of the others where a database has nothing better.
 #[async_trait]
 pub trait Database: Send + Sync + std::fmt::Debug {
     /// The machine's id and status, whichever node it is on.
@@ -114,6 +115,22 @@ pub trait Database: Send + Sync + std::fmt::Debug {
     /// This node's machines with one of `statuses`.
     async fn find_machines_by_statuses(&self, statuses: &[&str])
     -> Result<Vec<RunningVm>, DbError>;
+
+    /// Which disks the rows of this node's machines name. Who would delete a file must know them all; a
+    /// database that is only asked by status tells of the statuses that are known.
+    async fn find_machine_disks(&self) -> Result<Vec<MachineDisks>, DbError> {
+        const AT_ONCE: usize = 16;
+        let rows = self.find_machines_by_statuses(&KNOWN_STATUSES).await?;
+        let ids = rows.into_iter().map(|row| VmId::parse(row.id));
+        let ids: Vec<VmId> = ids.filter_map(Result::ok).collect();
+        let mut disks = Vec::new();
+        for ids in ids.chunks(AT_ONCE) {
+            let found = ids.iter().map(|id| self.find_machine_with_config(id));
+            let found = try_join_all(found).await?;
+            disks.extend(found.into_iter().flatten().map(MachineDisks::of));
+        }
+        Ok(disks)
+    }
 
     /// Writes the status unless the row has one of `only_if_not_in`. No row is no error.
     async fn update_machine_status(

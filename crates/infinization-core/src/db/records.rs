@@ -107,6 +107,28 @@ pub struct ConfigurationUpdate {
     pub enable_usb_tablet: Option<Option<bool>>,
 }
 
+/// What a machine's row says of its disks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineDisks {
+    /// The machine's id.
+    pub id: String,
+    /// Its internal name, by which the disk of a row without `diskPaths` is found.
+    pub internal_name: String,
+    /// The column; none where it is null or there is no configuration row.
+    pub disk_paths: Vec<String>,
+}
+
+impl MachineDisks {
+    pub(super) fn of(machine: VmRecord) -> Self {
+        let paths = machine.configuration.and_then(|row| row.disk_paths);
+        Self {
+            id: machine.id,
+            internal_name: machine.internal_name,
+            disk_paths: paths.unwrap_or_default(),
+        }
+    }
+}
+
 /// `VMConfigRecord`: a machine with all that start reads.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(

@@ -3,6 +3,7 @@
 
 pub mod accelerator;
 pub mod affinity;
+pub mod block_driver;
 pub(crate) mod blocking;
 pub mod bridge;
 pub mod cgroup;
@@ -16,6 +17,7 @@ pub mod link;
 pub mod mac;
 pub(crate) mod memory;
 pub mod named_file;
+pub mod nbd;
 pub mod net_guard;
 pub mod nft;
 pub mod nft_file;

@@ -12,6 +12,7 @@
 //! | `status` | `getVMStatus`, `getActiveVMs` |
 //! | `store` | `listVMs`, `getVM`, `deleteVM`, `setFirewallRules` (embedded store) |
 //! | `storage` | pools and volumes |
+//! | `transfers` | volumes that come and go as bytes |
 //! | `snapshots` | snapshots of a VM's disks and memory |
 //! | `health` | what the health monitor looks at |
 //! | `observe` | the health monitor's switch, which VMs are attached |
@@ -38,6 +39,7 @@ mod startup;
 mod status;
 mod storage;
 mod store;
+mod transfers;
 
 pub use database::DatabaseChoice;
 pub use firewall::{
@@ -46,6 +48,7 @@ pub use firewall::{
 };
 pub use journal::{JournalCursor, JournalPage};
 use networks::Networks;
+pub use transfers::{VolumeDownload, VolumeUpload};
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
@@ -58,6 +61,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
 use crate::config::{Parsed, StartOptions, StopOptions, VmConfig};
 use crate::db::RunningVm;
@@ -134,6 +138,8 @@ struct Open {
     _alive: DropGuard,
     /// Storage pools and their volumes.
     pools: Pools,
+    /// What watches over transfers of volumes.
+    transfers: TaskTracker,
     _lock: crate::host::dir_lock::DirLock,
 }
 
@@ -231,6 +237,7 @@ impl Manager {
             let handles: Vec<VmHandle> = open.vms().drain().map(|(_, handle)| handle).collect();
             let machines = join_all(handles.iter().map(Open::let_go));
             tokio::join!(machines, open.networks.rest(REST_DEADLINE));
+            open.let_go_of_transfers().await;
             open.services.outbox.close(LAST_WORDS).await;
             open.services.journals.written().await;
             if let Some(keeper) = &open.keeper {

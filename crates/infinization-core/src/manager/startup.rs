@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::database::Theirs;
 use super::networks::{Networks, follow_pins};
@@ -107,6 +108,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             vms: Mutex::new(HashMap::new()),
             strays: Mutex::default(),
             pools,
+            transfers: TaskTracker::new(),
             reloading: Mutex::default(),
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
@@ -196,6 +198,9 @@ impl Open {
     pub(super) async fn take_back_all(&self) -> Result<(), Failure> {
         if let Err(error) = self.sweep_half_made_images().await {
             tracing::warn!(%error, "half-made images were not looked for");
+        }
+        if let Err(error) = self.pools.sweep().await {
+            tracing::warn!(%error, "half-made volumes were not looked for");
         }
         self.find_out().await?;
         self.services.cgroups.remove_empty_scopes().await;

@@ -5,15 +5,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Manager, Open, to_value};
 use crate::config::{
-    CloneOptions, Parsed, PoolName, PoolOptions, VolumeName, VolumeOptions, VolumeResizeOptions,
+    CloneOptions, Parsed, PoolName, PoolOptions, VolumeConvertOptions, VolumeName, VolumeOptions,
+    VolumeResizeOptions,
 };
 use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::blocking;
 use crate::host::qemu_img::Job;
 use crate::host::users;
-use crate::storage::{Use, Uses};
-use crate::types::InvalidValue;
-use crate::vm::{Verb, disk_uses};
+use crate::storage::{Audience, Use, Uses};
+use crate::types::{HostPath, InvalidValue, VmId};
+use crate::vm::{Verb, disk_uses, row_uses};
 
 impl Manager {
     /// `definePool`.
@@ -44,7 +45,7 @@ impl Manager {
     /// `listVolumes`.
     pub async fn list_volumes(&self, pool: String) -> Result<Value, Failure> {
         let (pool, open) = (named("pool", pool)?, self.open()?);
-        to_value(&open.pools.volumes(&pool, &open.uses().await?).await?)
+        to_value(&open.pools.volumes(&pool, &open.shown_uses().await?).await?)
     }
 
     /// `createVolume`.
@@ -66,19 +67,39 @@ impl Manager {
         pool: String,
         options: Value,
         cancel: CancellationToken,
+        audience: Audience,
     ) -> Result<Value, Failure> {
         let (pool, open) = (named("pool", pool)?, self.open()?);
         let Parsed { config, .. } = CloneOptions::parse(&options)?;
         let (owner, job) = (open.image_owner().await?, job(cancel));
         // A copy needs nobody once it is begun, and takes its time.
-        let _turn = if config.linked {
-            Some(open.pools.turn().await)
+        let (_turn, uses) = if config.linked {
+            (Some(open.pools.turn().await), open.uses().await?)
         } else {
-            None
+            (None, Uses::default())
         };
-        let uses = open.uses().await?;
-        let cloned = open.pools.clone_volume(&pool, &config, &uses, owner, &job);
+        let (pools, uses) = (&open.pools, &uses);
+        let cloned = pools.clone_volume(&pool, &config, uses, owner, &job, &audience);
         to_value(&cloned.await?)
+    }
+
+    /// `convertVolume`.
+    pub async fn convert_volume(
+        &self,
+        pool: String,
+        options: Value,
+        cancel: CancellationToken,
+        audience: Audience,
+    ) -> Result<Value, Failure> {
+        let (pool, open) = (named("pool", pool)?, self.open()?);
+        let Parsed { config, .. } = VolumeConvertOptions::parse(&options)?;
+        let (owner, job) = (open.image_owner().await?, job(cancel));
+        let pools = &open.pools;
+        to_value(
+            &pools
+                .convert(&pool, &config, owner, &job, &audience)
+                .await?,
+        )
     }
 
     /// `resizeVolume`: by QEMU, where a running machine has it.
@@ -94,8 +115,8 @@ impl Manager {
         let turn = open.pools.turn().await;
         let (path, uses) = (open.pools.path_of(&pool, &name).await?, open.uses().await?);
         for vm_id in uses.users(&path) {
-            let handle = open.handle(&vm_id)?;
-            if handle.view().live.is_some() {
+            let handle = open.vms().get(&vm_id).cloned();
+            if let Some(handle) = handle.filter(|handle| handle.view().live.is_some()) {
                 let size = config.capacity;
                 let (path, shrink) = (path.clone(), config.shrink);
                 // The machine may be busy for long, and its QEMU knows what it has.
@@ -120,10 +141,32 @@ impl Manager {
 }
 
 impl Open {
-    /// Who has which image now.
+    /// Who has which image now, by the state directory and by the rows.
     async fn uses(&self) -> Result<Uses, Failure> {
+        let rows = self.row_uses().await?;
+        self.uses_with(rows).await
+    }
+
+    /// The same to be shown: while the database is away, without what only rows know.
+    async fn shown_uses(&self) -> Result<Uses, Failure> {
+        let rows = self.row_uses().await.unwrap_or_else(|failure| {
+            tracing::warn!(%failure, "the rows do not tell who has which volume");
+            Vec::new()
+        });
+        self.uses_with(rows).await
+    }
+
+    async fn row_uses(&self) -> Result<Vec<(VmId, HostPath)>, Failure> {
+        let services = &self.services;
+        Ok(row_uses(&*services.database, &services.config.disk_dir).await?)
+    }
+
+    async fn uses_with(&self, rows: Vec<(VmId, HostPath)>) -> Result<Uses, Failure> {
         let machines = self.services.machines_directory();
-        let noted = blocking(move || disk_uses(&machines)).await??;
+        let mut noted = blocking(move || disk_uses(&machines)).await??;
+        noted.extend(rows);
+        noted.sort();
+        noted.dedup();
         let machines = noted
             .into_iter()
             .map(|(vm_id, path)| Use { vm_id, path })
@@ -133,7 +176,7 @@ impl Open {
     }
 
     /// Machines' QEMUs have to open the volumes.
-    async fn image_owner(&self) -> Result<Option<(u32, u32)>, Failure> {
+    pub(super) async fn image_owner(&self) -> Result<Option<(u32, u32)>, Failure> {
         let Some(user) = self.services.config.run_as_user.clone() else {
             return Ok(None);
         };
@@ -142,7 +185,7 @@ impl Open {
     }
 }
 
-fn named<T: TryFrom<String, Error = InvalidValue>>(
+pub(super) fn named<T: TryFrom<String, Error = InvalidValue>>(
     what: &'static str,
     text: String,
 ) -> Result<T, Failure> {
@@ -157,7 +200,7 @@ fn named<T: TryFrom<String, Error = InvalidValue>>(
     })
 }
 
-fn job(cancel: CancellationToken) -> Job {
+pub(super) fn job(cancel: CancellationToken) -> Job {
     Job {
         cancel,
         ..Job::default()

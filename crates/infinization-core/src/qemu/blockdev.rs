@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::{ToArgs, json};
-use crate::config::{CacheMode, DiskConfig};
+use super::network_disk::{Nbd, Rbd};
+use crate::config::{CacheMode, DiskConfig, DiskLocation, NetworkLocation};
 
 /// The options of `blockdev-add` for a disk whose backing file's node is put behind it later.
 pub fn overlay_options(node_name: &str, disk: &DiskConfig) -> Value {
@@ -18,7 +19,18 @@ pub fn overlay_options(node_name: &str, disk: &DiskConfig) -> Value {
     options.unwrap_or_default()
 }
 
-/// `-blockdev` of a format on a file.
+/// What `-blockdev` of disk `index` says on the command line.
+pub fn blockdev_argument(index: usize, disk: &DiskConfig) -> String {
+    let args = Blockdev::disk(node_of(index), disk).to_args();
+    args.into_iter().next_back().unwrap_or_default()
+}
+
+/// A disk's node has its device's name.
+pub(super) fn node_of(index: usize) -> String {
+    format!("disk{index}")
+}
+
+/// `-blockdev` of a format on a protocol.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Blockdev<'a> {
@@ -30,10 +42,19 @@ pub(super) struct Blockdev<'a> {
     discard: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<Cache>,
-    file: File<'a>,
+    file: Protocol<'a>,
 }
 
-/// The protocol layer: a file of the host.
+/// The layer below the format.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Protocol<'a> {
+    File(File<'a>),
+    Nbd(Nbd<'a>),
+    Rbd(Rbd<'a>),
+}
+
+/// A file of the host.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct File<'a> {
@@ -53,7 +74,7 @@ struct File<'a> {
 /// cache, is the device's `write-cache`.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Cache {
+pub(super) struct Cache {
     direct: bool,
     no_flush: bool,
 }
@@ -68,25 +89,28 @@ impl From<CacheMode> for Cache {
 }
 
 impl<'a> Blockdev<'a> {
-    /// A disk. `locking` is on: two QEMUs on one image end it.
+    /// A disk.
     pub(super) fn disk(node_name: String, disk: &'a DiskConfig) -> Self {
         let cache = Cache::from(disk.cache);
         let discard = Some(if disk.discard { "unmap" } else { "ignore" });
+        let file = match &disk.location {
+            DiskLocation::File(path) => {
+                Protocol::File(File::of_disk(path.as_str(), discard, cache))
+            }
+            DiskLocation::Network(NetworkLocation::Nbd(nbd)) => {
+                Protocol::Nbd(Nbd::new(&node_name, nbd, discard, cache))
+            }
+            DiskLocation::Network(NetworkLocation::Rbd(rbd)) => {
+                Protocol::Rbd(Rbd::new(rbd, discard, cache))
+            }
+        };
         Self {
             driver: disk.format.as_str(),
             node_name,
             read_only: false,
             discard,
             cache: Some(cache),
-            file: File {
-                driver: "file",
-                filename: disk.path.as_str(),
-                // Linux AIO wants O_DIRECT; everything else goes through QEMU's threads.
-                aio: Some(if cache.direct { "native" } else { "threads" }),
-                locking: Some("on"),
-                discard,
-                cache: Some(cache),
-            },
+            file,
         }
     }
 
@@ -98,14 +122,29 @@ impl<'a> Blockdev<'a> {
             read_only,
             discard: None,
             cache: None,
-            file: File {
+            file: Protocol::File(File {
                 driver: "file",
                 filename,
                 aio: None,
                 locking: None,
                 discard: None,
                 cache: None,
-            },
+            }),
+        }
+    }
+}
+
+impl<'a> File<'a> {
+    /// `locking` is on: two QEMUs on one image end it.
+    fn of_disk(filename: &'a str, discard: Option<&'static str>, cache: Cache) -> Self {
+        Self {
+            driver: "file",
+            filename,
+            // Linux AIO wants O_DIRECT; everything else goes through QEMU's threads.
+            aio: Some(if cache.direct { "native" } else { "threads" }),
+            locking: Some("on"),
+            discard,
+            cache: Some(cache),
         }
     }
 }

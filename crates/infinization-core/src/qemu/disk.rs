@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::args::{Device, ToArgs};
-use super::blockdev::Blockdev;
+use super::blockdev::{Blockdev, node_of};
+use super::network_disk::TlsCredentials;
 use super::pci::{PciPlace, Seat};
 use crate::config::{DiskBus, DiskConfig, MachineType, VmConfig};
 use crate::types::HostPath;
@@ -196,8 +197,10 @@ fn bootindex(index: usize) -> usize {
 }
 
 fn disk_args(machine: MachineType, index: usize, disk: &DiskConfig, ata: &mut Ata) -> Vec<String> {
-    let id = format!("disk{index}");
-    let mut args = Blockdev::disk(id.clone(), disk).to_args();
+    let id = node_of(index);
+    let tls = TlsCredentials::of(&id, &disk.location);
+    let mut args = tls.map(|tls| tls.to_args()).unwrap_or_default();
+    args.extend(Blockdev::disk(id.clone(), disk).to_args());
     let frontend = Frontend {
         drive: id.clone(),
         id,

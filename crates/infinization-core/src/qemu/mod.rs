@@ -26,6 +26,7 @@ mod firmware;
 mod machine;
 mod memory;
 mod netdev;
+mod network_disk;
 mod pci;
 #[cfg(test)]
 mod reader;
@@ -36,7 +37,7 @@ mod vfio;
 pub use acquired::{
     Accelerator, Acquired, ChannelListeners, DisplayEndpoint, FirmwareFiles, SerialConsole,
 };
-pub use blockdev::overlay_options;
+pub use blockdev::{blockdev_argument, overlay_options};
 pub use command::QemuCommand;
 pub use machine::name_argument;
 

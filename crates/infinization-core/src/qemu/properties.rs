@@ -210,7 +210,10 @@ fn says_disk(disk: &DiskConfig, index: usize, argv: &[Switch]) {
     let frontend = device(argv, &format!("disk{index}")).unwrap();
     let backend = node(argv, frontend["drive"].as_str().unwrap());
     assert_eq!(backend["driver"], disk.format.as_str());
-    assert_eq!(backend["file"]["filename"], disk.path.as_str());
+    match disk.path() {
+        Some(path) => assert_eq!(backend["file"]["filename"], path.as_str()),
+        None => assert_eq!(backend["file"]["driver"], "nbd"),
+    }
     assert_eq!(
         backend["discard"],
         if disk.discard { "unmap" } else { "ignore" }
@@ -336,6 +339,48 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    /// The same for the parts of locations on the network.
+    #[test]
+    fn b2_b3_no_part_of_a_location_adds_an_option(
+        (at, field) in select(PARTS),
+        text in hostile_text(),
+    ) {
+        let mut value = base();
+        value["disks"] = locations();
+        let plain = VmConfig::parse(&value, &context()).unwrap().config;
+        *value.pointer_mut(&format!("/disks/{at}/location/{field}")).unwrap() = text.into();
+        if let Ok(parsed) = VmConfig::parse(&value, &context()) {
+            prop_assert_eq!(shape(&switches(&parsed.config)), shape(&switches(&plain)));
+        }
+    }
+}
+
+fn locations() -> Value {
+    json!([
+        { "location": { "type": "nbd", "host": "h", "export": "e",
+            "tls": { "credentials": "/c", "hostname": "n" } } },
+        { "location": { "type": "nbd", "path": "/run/s" } },
+        { "location": { "type": "rbd", "pool": "p", "image": "i", "namespace": "n", "user": "u",
+            "conf": "/etc/ceph/c", "monitors": [{ "host": "m" }] } },
+    ])
+}
+
+/// Every text in them.
+const PARTS: &[(usize, &str)] = &[
+    (0, "host"),
+    (0, "export"),
+    (0, "tls/credentials"),
+    (0, "tls/hostname"),
+    (1, "path"),
+    (2, "pool"),
+    (2, "image"),
+    (2, "namespace"),
+    (2, "user"),
+    (2, "conf"),
+    (2, "monitors/0/host"),
+];
 
 /// Fields whose text can reach the argv, each with a value that is fine.
 const BENIGN: &[(&str, &str)] = &[

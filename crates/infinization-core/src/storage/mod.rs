@@ -5,6 +5,8 @@
 //! | `mod` | what is told of pools and volumes |
 //! | `pools` | which pools there are: a file in the state directory, replaced as a whole |
 //! | `volumes` | making, cloning, resizing and deleting volumes |
+//! | `transfers` | volumes that come and go as bytes |
+//! | `progress` | how far a copy is |
 //! | `references` | who would miss a volume |
 //!
 //! Invariants: a volume is a plain file right inside its pool, no symbolic link is followed to it, and no
@@ -14,13 +16,16 @@
 
 mod error;
 mod pools;
+mod progress;
 mod references;
+mod transfers;
 mod volumes;
 
 use serde::Serialize;
 
 pub use error::PoolError;
 pub use pools::Pools;
+pub use progress::{Audience, Progress};
 pub use references::{Unknown, Use, Uses};
 
 use crate::config::{DiskFormat, PoolName};

@@ -4,10 +4,11 @@ use std::fs;
 use std::io;
 
 use super::pools::{failed, run};
-use super::{PoolError, Pools, Unknown, Uses, Volume};
+use super::progress::told;
+use super::{Audience, PoolError, Pools, Unknown, Uses, Volume};
 use crate::config::{
-    CloneOptions, DiskFormat, PoolName, VolumeName, VolumeOptions, VolumePreallocation,
-    VolumeResizeOptions,
+    CloneOptions, DiskFormat, PoolName, VolumeConvertOptions, VolumeName, VolumeOptions,
+    VolumePreallocation, VolumeResizeOptions,
 };
 use crate::error::Failure;
 use crate::host::qemu_img::{
@@ -74,35 +75,57 @@ impl Pools {
         uses: &Uses,
         owner: Option<(u32, u32)>,
         job: &Job,
+        audience: &Audience,
     ) -> Result<Volume, PoolError> {
+        if !options.linked {
+            let copy = VolumeConvertOptions {
+                source: options.source.clone(),
+                name: options.name.clone(),
+                compress: false,
+            };
+            return self.convert(pool, &copy, owner, job, audience).await;
+        }
         let source = self.path_of(pool, &options.source).await?;
         let path = self.free_path(pool, &options.name).await?;
-        let allowed = self.allowed().to_vec();
-        if options.linked {
-            uses.refuse_used(&source)?;
-            let format = image_format(options.name.format());
-            if options.source.format() != DiskFormat::Qcow2 {
-                let why = "is raw, which nothing can be linked to".to_owned();
-                return Err(ImageError::Format { path: source, why }.into());
-            }
-            let image = CreateImage {
-                format,
-                owner,
-                allowed,
-                ..CreateImage::over(path.clone(), source)
-            };
-            create(&image, job).await?;
-        } else {
-            let from = (source, image_format(options.source.format()));
-            let to = (path.clone(), image_format(options.name.format()));
-            let image = ConvertImage {
-                owner,
-                allowed,
-                ..ConvertImage::new(from, to)
-            };
-            convert(&image, job).await?;
+        uses.refuse_used(&source)?;
+        if options.source.format() != DiskFormat::Qcow2 {
+            let why = "is raw, which nothing can be linked to".to_owned();
+            return Err(ImageError::Format { path: source, why }.into());
         }
+        let image = CreateImage {
+            format: image_format(options.name.format()),
+            owner,
+            allowed: self.allowed().to_vec(),
+            ..CreateImage::over(path.clone(), source)
+        };
+        create(&image, job).await?;
         describe(&path, &options.name, uses).await
+    }
+
+    /// Makes a whole copy of a volume and of all it lies on, in the format its name says. Nobody has the copy yet.
+    pub async fn convert(
+        &self,
+        pool: &PoolName,
+        options: &VolumeConvertOptions,
+        owner: Option<(u32, u32)>,
+        job: &Job,
+        audience: &Audience,
+    ) -> Result<Volume, PoolError> {
+        let nobody = Uses::default();
+        let source = self.path_of(pool, &options.source).await?;
+        let path = self.free_path(pool, &options.name).await?;
+        let total = describe(&source, &options.source, &nobody).await?.capacity;
+        let from = (source, image_format(options.source.format()));
+        let to = (path.clone(), image_format(options.name.format()));
+        let image = ConvertImage {
+            compress: options.compress,
+            owner,
+            allowed: self.allowed().to_vec(),
+            ..ConvertImage::new(from, to)
+        };
+        let copied = told(audience, total, job, async |job| convert(&image, job).await);
+        Box::pin(copied).await?;
+        describe(&path, &options.name, &nobody).await
     }
 
     /// Changes the size of a volume that no machine runs on and nothing lies on.
@@ -170,7 +193,11 @@ impl Pools {
     }
 
     /// Where a volume of this name would be.
-    async fn free_path(&self, pool: &PoolName, name: &VolumeName) -> Result<HostPath, PoolError> {
+    pub(super) async fn free_path(
+        &self,
+        pool: &PoolName,
+        name: &VolumeName,
+    ) -> Result<HostPath, PoolError> {
         let directory = self.directory(pool).await?;
         directory
             .join(name.as_str())
@@ -231,7 +258,7 @@ async fn length(path: &HostPath) -> Result<ByteSize, PoolError> {
     .await
 }
 
-fn image_format(format: DiskFormat) -> ImageFormat {
+pub(super) fn image_format(format: DiskFormat) -> ImageFormat {
     match format {
         DiskFormat::Qcow2 => ImageFormat::Qcow2,
         DiskFormat::Raw => ImageFormat::Raw,

@@ -278,7 +278,7 @@ impl Action {
             | Self::CopyFirmwareVars { path, .. }
             | Self::WritePidFile { path }
             | Self::ConnectMonitor { path } => json!({ "path": path }),
-            Self::CreateDisk(disk) => json!({ "path": disk.path }),
+            Self::CreateDisk(disk) => json!({ "path": disk.path() }),
             Self::CreateTap { tap, queues, .. } | Self::OpenTap { tap, queues } => {
                 json!({ "tap": tap, "queues": queues })
             }

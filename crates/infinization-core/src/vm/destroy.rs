@@ -11,7 +11,7 @@ use super::outcome::{EndCause, OperationResult};
 use super::plan::{Lifetime, Operation, Undo};
 use super::snapshot::files_of;
 use super::status::Status;
-use crate::config::FirmwareConfig;
+use crate::config::{DiskLocation, FirmwareConfig};
 use crate::db::sqlite::SqliteDatabase;
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
@@ -119,7 +119,10 @@ impl Machine {
         let vars = FirmwareConfig::vars_of(disk_dir, &self.context.vm_id);
         let directory = self.context.directory.clone();
         let layers = blocking(move || files_of(&directory)).await??;
-        let disks = disks.unwrap_or_default().into_iter().map(HostPath::parse);
+        let disks = disks.unwrap_or_default().into_iter();
+        // What is on the network is not ours to delete.
+        let disks = disks.filter(|disk| !DiskLocation::is_network_text(disk));
+        let disks = disks.map(HostPath::parse);
         let layers = layers.into_iter().map(Ok);
         let paths: Result<_, InvalidValue> = disks.chain([vars]).chain(layers).collect();
         paths.map_err(|error| {

@@ -1,26 +1,65 @@
-//! Which machine has which image, by what is noted in the state directory.
+//! Which machine has which image, by what is noted in the state directory and by the rows.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::snapshot::{files_of, frozen_of};
 use super::spec;
+use crate::config::{DiskConfig, DiskFormat};
+use crate::db::{Database, DbError, MachineDisks};
 use crate::host::state_file::StateFileError;
-use crate::types::{HostPath, VmId};
+use crate::types::{HostPath, InternalName, VmId};
 
 /// Every disk and every layer of every machine below `machines`. Blocks. What cannot be read is an error:
 /// a file nobody seems to have may be deleted.
 pub fn disk_uses(machines: &Path) -> Result<Vec<(VmId, HostPath)>, StateFileError> {
     let mut uses = Vec::new();
     for (vm_id, directory) in directories(machines)? {
-        let disks = spec::read(&directory)?.map(|spec| spec.disks);
-        let disks = disks.into_iter().flatten().map(|disk| disk.path);
-        let mut files: Vec<HostPath> = disks.chain(files_of(&directory)?).collect();
+        let mut files = disks_of(&directory)?;
+        files.extend(files_of(&directory)?);
         files.sort();
         files.dedup();
         uses.extend(files.into_iter().map(|path| (vm_id.clone(), path)));
     }
     Ok(uses)
+}
+
+/// Of these only what the machines write to when they run: no layer that others lie on already. Blocks.
+pub(super) fn written_files(machines: &Path) -> Result<Vec<(VmId, HostPath)>, StateFileError> {
+    let mut written = Vec::new();
+    for (vm_id, directory) in directories(machines)? {
+        let mut files = disks_of(&directory)?;
+        let frozen = frozen_of(&directory)?;
+        let layers = files_of(&directory)?.into_iter();
+        files.extend(layers.filter(|layer| !frozen.contains(layer)));
+        written.extend(files.into_iter().map(|path| (vm_id.clone(), path)));
+    }
+    Ok(written)
+}
+
+/// Every file that a row names as a machine's disk. What is no path, or of no machine of ours, names none.
+pub async fn row_uses(
+    database: &dyn Database,
+    disk_dir: &HostPath,
+) -> Result<Vec<(VmId, HostPath)>, DbError> {
+    let rows = database.find_machine_disks().await?.into_iter();
+    let uses = rows.filter_map(|row| {
+        let vm_id = VmId::parse(row.id.as_str()).ok()?;
+        let paths = paths_in(row, disk_dir).into_iter();
+        Some(paths.map(move |path| (vm_id.clone(), path)))
+    });
+    Ok(uses.flatten().collect())
+}
+
+/// A row without paths is one of an old release, whose one disk is at the contract's path.
+fn paths_in(row: MachineDisks, disk_dir: &HostPath) -> Vec<HostPath> {
+    if row.disk_paths.is_empty() {
+        let name = InternalName::parse(row.internal_name).ok();
+        let path = name.map(|name| DiskConfig::default_path(disk_dir, &name, 0, DiskFormat::Qcow2));
+        return path.into_iter().flatten().collect();
+    }
+    let paths = row.disk_paths.into_iter().map(HostPath::parse);
+    paths.filter_map(Result::ok).collect()
 }
 
 /// Every file below `machines` that disks lie on because of external snapshots. Blocks.
@@ -30,6 +69,12 @@ pub fn frozen_layers(machines: &Path) -> Result<Vec<HostPath>, StateFileError> {
         frozen.extend(frozen_of(&directory)?);
     }
     Ok(frozen)
+}
+
+fn disks_of(directory: &Path) -> Result<Vec<HostPath>, StateFileError> {
+    let disks = spec::read(directory)?.map(|spec| spec.disks);
+    let disks = disks.into_iter().flatten();
+    Ok(disks.filter_map(|disk| disk.path().cloned()).collect())
 }
 
 fn directories(machines: &Path) -> Result<Vec<(VmId, PathBuf)>, StateFileError> {

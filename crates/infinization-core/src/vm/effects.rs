@@ -230,8 +230,12 @@ impl HostEffects {
         bench: &Bench,
         cancel: &CancellationToken,
     ) -> Result<(), Failure> {
+        // One on the network is never made.
+        let Some(path) = disk.path() else {
+            return Ok(());
+        };
         let image = CreateImage {
-            path: disk.path.clone(),
+            path: path.clone(),
             size: if disk.backing_file.is_some() {
                 None
             } else {
@@ -247,7 +251,7 @@ impl HostEffects {
                 .allowed
                 .clone()
                 .unwrap_or_default(),
-            ..CreateImage::over(disk.path.clone(), disk.path.clone())
+            ..CreateImage::over(path.clone(), path.clone())
         };
         let job = Job {
             cancel: cancel.clone(),

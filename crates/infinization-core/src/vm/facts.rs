@@ -11,11 +11,13 @@
 //! | `host` | all that may block, asked in one go |
 //! | `files`, `pci`, `macs` | what the configuration names |
 //! | `disks` | images: what they are, and who else has them |
+//! | `network_disks` | disks that are elsewhere |
 
 mod disks;
 mod files;
 mod host;
 mod macs;
+mod network_disks;
 mod pci;
 
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use self::host::{Host, Seen};
 use self::macs::MacClaim;
 pub use self::macs::MacClaims;
 use super::context::VmContext;
+use super::disk_uses::{row_uses, written_files};
 use super::firewall::sensible;
 use super::launch::ReadRules;
 use super::planner::{Facts, RowClaim, TapState};
@@ -33,12 +36,13 @@ use crate::config::VmConfig;
 use crate::db::RuleSplit;
 use crate::error::{ErrorCode, Failure};
 use crate::firewall::{Compiled, Network};
+use crate::host::blocking::blocking;
 use crate::host::bridge;
 use crate::host::display_port::ReservedPort;
 use crate::host::nft::Moment;
 use crate::host::process::find_by_name;
 use crate::qemu::name_argument;
-use crate::types::{FirewallDefaultAction, HostPath};
+use crate::types::{FirewallDefaultAction, HostPath, VmId};
 
 /// What was found out, and what must be kept while the plan runs.
 pub(super) struct Gathered {
@@ -63,14 +67,16 @@ impl VmContext {
         first_port: u16,
     ) -> Result<Gathered, Failure> {
         self.no_living_namesake(config).await?;
+        let creating = !matches!(row, RowClaim::Transition { .. });
         let host = Host {
             config: config.clone(),
             services: Arc::clone(&self.services),
-            creating: !matches!(row, RowClaim::Transition { .. }),
+            creating,
             first_port,
+            written: self.written_by_others(config, creating).await?,
         };
-        let creating = host.creating;
         let seen = host.ask().await?;
+        network_disks::check(&config.disks).await?;
         let addresses = self.bridge_addresses(config).await?;
         let policy = rules.policy.as_deref();
         let compiled = self.compile_firewall(config, &rules.split, policy, addresses)?;
@@ -114,6 +120,23 @@ impl VmContext {
             warnings,
         };
         Ok(Gathered { facts, reserved })
+    }
+
+    /// What a new disk must not lie on. Only clones ask.
+    async fn written_by_others(
+        &self,
+        config: &VmConfig,
+        creating: bool,
+    ) -> Result<Vec<(VmId, HostPath)>, Failure> {
+        if !creating || config.disks.iter().all(|disk| disk.backing_file.is_none()) {
+            return Ok(Vec::new());
+        }
+        let services = &self.services;
+        let machines = services.machines_directory();
+        let mut written = blocking(move || written_files(&machines)).await??;
+        written.extend(row_uses(&*services.database, &services.config.disk_dir).await?);
+        written.retain(|(vm_id, _)| *vm_id != self.vm_id);
+        Ok(written)
     }
 
     async fn bridge_addresses(&self, config: &VmConfig) -> Result<Vec<Network>, Failure> {

@@ -79,7 +79,7 @@ impl Machine {
             disk_paths: config
                 .disks
                 .iter()
-                .map(|disk| disk.path.to_string())
+                .map(|disk| disk.location.to_string())
                 .collect(),
             pid_file_path: config.paths.pid_file.to_string(),
             accelerator: "",

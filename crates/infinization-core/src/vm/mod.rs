@@ -71,7 +71,7 @@ pub use bench::Bench;
 pub use cleanup::{Cleanup, Resource};
 pub use condition::{Ailment, Condition, Health, IoErrorReason};
 pub use context::VmContext;
-pub use disk_uses::{disk_uses, frozen_layers};
+pub use disk_uses::{disk_uses, frozen_layers, row_uses};
 pub use effects::HostEffects;
 pub use facts::MacClaims;
 pub use journal::{Actor, Journal, JournalEntry, JournalReader, Journals, Kind, Note, Phase};

@@ -148,12 +148,13 @@ fn claim(facts: &Facts) -> [Vec<Step>; 2] {
 
 fn create_disks(config: &VmConfig) -> Vec<Step> {
     let disk = |disk: &crate::config::DiskConfig| {
-        let undo = Release::RemoveFile {
-            path: disk.path.clone(),
-        };
-        Step::new(Action::CreateDisk(Box::new(disk.clone()))).undone_by(Lifetime::Data, undo)
+        // One on the network is there already, and stays.
+        let path = disk.path()?.clone();
+        let undo = Release::RemoveFile { path };
+        let step = Step::new(Action::CreateDisk(Box::new(disk.clone())));
+        Some(step.undone_by(Lifetime::Data, undo))
     };
-    config.disks.iter().map(disk).collect()
+    config.disks.iter().filter_map(disk).collect()
 }
 
 fn acquire_firmware(config: &VmConfig, facts: &Facts) -> Vec<Step> {
@@ -351,7 +352,7 @@ fn row_values(config: &VmConfig, tap: &LinkName, facts: &Facts) -> RowValues {
             config
                 .disks
                 .iter()
-                .map(|disk| disk.path.to_string())
+                .map(|disk| disk.location.to_string())
                 .collect(),
         ),
         uefi_firmware: config

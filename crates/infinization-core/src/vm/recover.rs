@@ -30,7 +30,7 @@ use crate::host::blocking::blocking;
 use crate::host::process::{
     Exit, Identity, ProcessHandle, adopt, boot_id, find_by_name, find_by_names,
 };
-use crate::qemu::name_argument;
+use crate::qemu::{blockdev_argument, name_argument};
 use crate::qmp::{EventReceiver, QmpClient, RunState, StatusInfo};
 use crate::types::{HostPath, InternalName};
 
@@ -190,8 +190,13 @@ impl Machine {
         // of the same name, but not with the same disk; since the start that may have got overlays.
         let found = find_by_name(&name_argument(&spec.internal_name)).await?;
         let directory = self.context.directory.clone();
-        let mut disks = blocking(move || files_of(&directory).unwrap_or_default()).await?;
-        disks.extend(spec.disks.into_iter().next().map(|disk| disk.path));
+        let layers = blocking(move || files_of(&directory).unwrap_or_default()).await?;
+        let quoted = |path: &HostPath| serde_json::Value::from(path.as_str()).to_string();
+        let mut disks: Vec<String> = layers.iter().map(quoted).collect();
+        disks.extend(spec.disks.first().map(|disk| match disk.path() {
+            Some(path) => quoted(path),
+            None => blockdev_argument(0, disk),
+        }));
         told_of(found, disks).await
     }
 
@@ -455,12 +460,12 @@ fn is_settled(contents: &Contents) -> bool {
 
 /// The process that has this disk on its command line. `/proc` waits for a process that hangs while
 /// it changes its memory map.
-async fn told_of(found: Vec<ProcessHandle>, disks: Vec<HostPath>) -> Result<Found, Failure> {
+async fn told_of(found: Vec<ProcessHandle>, disks: Vec<String>) -> Result<Found, Failure> {
     let looked = blocking(move || {
         let mut found = found.into_iter();
         found.find(|process| {
             let mut disks = disks.iter();
-            disks.any(|disk| process.was_told_of(disk.as_str()))
+            disks.any(|disk| process.was_told_of(disk))
         })
     });
     match timeout(MONITOR_DEADLINE, looked).await {

@@ -73,6 +73,29 @@ async fn b14_null_is_absence_and_nothing_else_is() {
 }
 
 #[tokio::test]
+async fn the_disks_of_all_rows_are_one_query_whatever_their_status() {
+    let answer = json!([
+        { "id": "a", "internalName": "a-1", "configuration": { "diskPaths": ["/srv/a.qcow2"] } },
+        { "id": "b", "internalName": "b-1", "configuration": null },
+    ]);
+    let port = says(answer);
+    let disks = of_node(&port).find_machine_disks().await.unwrap();
+    assert_eq!(disks[0].disk_paths, ["/srv/a.qcow2"]);
+    assert_eq!(
+        (disks[1].internal_name.as_str(), disks[1].disk_paths.len()),
+        ("b-1", 0)
+    );
+    assert_eq!(port.asked().len(), 1);
+    assert_eq!(
+        port.asked()[0]["args"]["where"],
+        json!({ "nodeId": "node-a" })
+    );
+    let torn = json!([{ "id": "a", "internalName": "a", "configuration": { "diskPaths": [7] } }]);
+    let torn = database(&says(torn)).find_machine_disks().await;
+    assert_eq!(torn.unwrap_err().code, ErrorCode::QueryFailed);
+}
+
+#[tokio::test]
 async fn a_list_that_is_none_is_an_error_and_no_crash() {
     for answer in [Value::Null, json!({}), json!([null])] {
         let db = database(&says(answer.clone()));

@@ -153,6 +153,9 @@ async fn b19_absent_null_and_set_columns_differ() {
         .unwrap();
     let full = configuration().await;
     assert_eq!(full.disk_paths.as_ref().unwrap()[1], "/srv/ä.qcow2");
+    let disks = db.find_machine_disks().await.unwrap();
+    assert_eq!(disks[0].id, "vm-1");
+    assert_eq!(Some(&disks[0].disk_paths), full.disk_paths.as_ref());
     assert_eq!(full.cpu_pinning.as_ref().unwrap().cores, [0, 2]);
     assert_eq!(full.graphic_password.as_ref().unwrap().reveal(), "hunter2");
     assert_eq!(
@@ -280,6 +283,8 @@ async fn corrupt_disk_paths_are_never_dropped_silently() {
         let failed = db.find_machine_with_config(&id).await.unwrap_err();
         assert_eq!(failed.code, ErrorCode::QueryFailed, "{corrupt} was taken");
         assert!(failed.message.contains("vm-1"), "{failed}");
+        let failed = db.find_machine_disks().await.unwrap_err();
+        assert_eq!(failed.code, ErrorCode::QueryFailed, "{corrupt} was taken");
     }
     let step = db.transition_vm_status(&id, "running", "off", 1).await;
     assert_eq!(code(step), ErrorCode::QueryFailed);

@@ -128,7 +128,7 @@ pub(crate) fn make_files(dir: &Path, config: &VmConfig) {
             create.args(["-F", "qcow2", "-b", golden.as_str()]);
         }
         // Raw disks too: a guest may have written a qcow2 header into its own disk.
-        make_image(&mut create, &disk.path);
+        make_image(&mut create, disk.path().unwrap());
     }
     if let Some(firmware) = &config.firmware {
         let templates = firmware.vars_templates().unwrap();

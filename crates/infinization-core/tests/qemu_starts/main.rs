@@ -284,6 +284,25 @@ fn every_cache_mode_on_both_formats() {
     is_golden("a_raw_disk", &raw);
 }
 
+/// Servers of such disks are in `network_disks`; a cluster needs more than this host has.
+#[test]
+fn disks_on_the_network() {
+    let tcp = json!({ "type": "nbd", "host": "storage.example", "export": "disks/vm-1", "port": 10810,
+        "tls": { "credentials": "/etc/pki/qemu" }, "reconnectDelay": 30 });
+    let unix = json!({ "type": "nbd", "path": "/run/nbd.sock", "tls": {
+        "credentials": "/etc/pki/qemu", "hostname": "storage.example" } });
+    let plain = json!({ "type": "nbd", "host": "2001:db8::1" });
+    let disks = json!([{ "location": tcp }, { "location": unix, "bus": "scsi" },
+        { "location": plain, "cache": "writeback", "discard": false }]);
+    is_golden("nbd_disks", &json!({ "disks": disks }));
+    let named = json!({ "type": "rbd", "pool": "vms", "namespace": "prod", "image": "vm-1",
+        "user": "infini", "conf": "/etc/ceph/site.conf",
+        "monitors": [{ "host": "10.0.0.1" }, { "host": "fd00::2", "port": 3300 }] });
+    let short = json!({ "type": "rbd", "pool": "vms", "image": "vm-1, user=admin:key=\"x\"" });
+    let disks = json!([{ "location": named }, { "location": short }]);
+    is_golden("rbd_disks", &json!({ "disks": disks }));
+}
+
 #[test]
 fn b8_a_raw_disk_that_looks_like_qcow2_stays_raw() {
     starts(

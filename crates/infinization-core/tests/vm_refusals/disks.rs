@@ -88,7 +88,9 @@ fn f20_a_backing_file_is_shared_by_readers_alone() {
         let host = Host::new().await;
         let manager = host.manager().await;
         stopped(&host, &manager, "base-1").await;
-        let base = disk_of(&host, "base-1");
+        // Of a machine's own disk no clone is made: it is written to.
+        let base = host.path().join("golden.qcow2");
+        fs::copy(disk_of(&host, "base-1"), &base).unwrap();
         let clone = |vm_id: &str, port: u16| {
             let mut machine = host.machine(vm_id);
             machine["disks"] = json!([{ "sizeGB": 1, "backingFile": base }]);
@@ -113,8 +115,10 @@ fn f20_a_backing_file_is_shared_by_readers_alone() {
             .unwrap();
         start(&manager, "clone-1").await.unwrap();
         // Two machines stand on it: it may not change below them.
+        host.claim_disks("base-1", std::slice::from_ref(&base));
         let failure = not_started(&host, &manager, "base-1").await;
         assert!(failure.has(ErrorCode::ImageInUse), "{failure:?}");
+        host.claim_disks("base-1", &[disk_of(&host, "base-1")]);
 
         delete(&manager, "clone-2").await;
         manager
@@ -128,6 +132,7 @@ fn f20_a_backing_file_is_shared_by_readers_alone() {
         for vm_id in ["clone-1", "base-1"] {
             delete(&manager, vm_id).await;
         }
+        fs::remove_file(base).unwrap();
         host.is_clean().await;
     });
 }

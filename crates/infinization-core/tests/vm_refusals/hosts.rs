@@ -185,3 +185,32 @@ fn a_dead_file_system_stalls_nobody_else() {
         host.is_clean().await;
     });
 }
+
+#[test]
+fn a_qemu_without_the_driver_is_told() {
+    kit::in_private_network(|| async {
+        without_rbd();
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let at = json!({ "type": "rbd", "pool": "p", "image": "i" });
+        let mut machine = host.machine("rbd-1");
+        machine["disks"] = json!([{ "location": at }]);
+        let absent = refused(&host, &manager, machine).await;
+        assert_eq!(
+            fields(&absent),
+            [("disks[0].location", "RESOURCE_UNAVAILABLE")]
+        );
+        assert!(absent.to_string().contains("qemu-block-extra"), "{absent}");
+    });
+}
+
+/// Hides the module, where it is installed, from this mount namespace.
+fn without_rbd() {
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    let entries = fs::read_dir("/usr/lib").unwrap().flatten();
+    let modules = entries.map(|entry| entry.path().join("qemu/block-rbd.so"));
+    for module in modules.filter(|module| module.exists()) {
+        mount(Some("/dev/null"), &module, none, MsFlags::MS_BIND, none).unwrap();
+    }
+}

@@ -3,7 +3,8 @@
 use super::{Door, Rules};
 use crate::config::draft::Draft;
 use crate::config::{
-    ChannelsConfig, FirmwareConfig, GpuConfig, LONGEST_SOCKET_PATH, MachineType, VmPaths,
+    ChannelsConfig, FirmwareConfig, GpuConfig, LONGEST_SOCKET_PATH, MachineType, NbdServer,
+    NetworkLocation, VmPaths,
 };
 use crate::types::{HostPath, InternalName, VmId};
 
@@ -109,6 +110,24 @@ impl Rules<'_> {
         for (field, path) in isos {
             if let Some(path) = path {
                 self.confine(field, path);
+            }
+        }
+    }
+
+    /// What a location names on this host. Ceph's own directory holds the host's configuration, as firmware is
+    /// the distribution's; a configuration from elsewhere could have librados write logs anywhere.
+    pub(super) fn confine_location(&self, field: &str, location: &NetworkLocation) {
+        match location {
+            NetworkLocation::Nbd(nbd) => {
+                if let NbdServer::Unix(path) = &nbd.server {
+                    self.confine(&format!("{field}.path"), path);
+                }
+            }
+            NetworkLocation::Rbd(rbd) => {
+                let conf = rbd.conf.as_ref();
+                if let Some(conf) = conf.filter(|conf| !conf.as_path().starts_with("/etc/ceph")) {
+                    self.confine(&format!("{field}.conf"), conf);
+                }
             }
         }
     }

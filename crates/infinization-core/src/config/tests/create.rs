@@ -13,7 +13,7 @@ fn defaults_are_the_contracts() {
     assert_eq!(config.machine, MachineType::Q35);
     assert!(config.cpu.model.is_host());
     assert_eq!(config.memory.size, ByteSize::mib(2048));
-    assert_eq!(config.disks[0].path, path("/srv/disks/vm-1.qcow2"));
+    assert_eq!(config.disks[0].path(), Some(&path("/srv/disks/vm-1.qcow2")));
     assert_eq!(config.disks[0].size, Some(ByteSize::mib(20 * 1024)));
     assert!(config.disks[0].discard);
     assert_eq!(config.network.mac.to_string(), "52:54:2d:62:b0:03");
@@ -191,6 +191,42 @@ fn b3_disks_come_with_checked_settings() {
         refused(&json!({ "disks": five, "machineType": "pc" })),
         ["disks"]
     );
+}
+
+#[test]
+fn a_disk_on_the_network_is_raw_and_neither_made_nor_shared() {
+    let nbd = |more: Value| {
+        let mut disk = json!({ "location": { "type": "nbd", "host": "n", "export": "e" } });
+        let more = more.as_object().unwrap().clone();
+        disk.as_object_mut().unwrap().extend(more);
+        disk
+    };
+    let config = taken(&json!({ "disks": [nbd(json!({ "bus": "scsi" }))] })).config;
+    assert_eq!(
+        (config.disks[0].format, config.disks[0].size),
+        (DiskFormat::Raw, None)
+    );
+    assert_eq!(config.disks[0].path(), None);
+    for (more, field) in [
+        (json!({ "format": "qcow2" }), "disks[0].format"),
+        (json!({ "sizeGB": 1 }), "disks[0].sizeGB"),
+        (
+            json!({ "backingFile": "/srv/disks/a" }),
+            "disks[0].backingFile",
+        ),
+        (
+            json!({ "location": { "type": "nbd", "path": "/run/x" } }),
+            "disks[0].location.path",
+        ),
+        (
+            json!({ "location": { "type": "rbd", "pool": "p", "image": "i", "conf": "/tmp/c" } }),
+            "disks[0].location.conf",
+        ),
+    ] {
+        assert_eq!(refused(&json!({ "disks": [nbd(more)] })), [field]);
+    }
+    let twice = json!({ "disks": [nbd(json!({})), nbd(json!({}))] });
+    assert_eq!(refused(&twice), ["disks[1].location"]);
 }
 
 #[test]

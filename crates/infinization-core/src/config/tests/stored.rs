@@ -21,7 +21,7 @@ fn started(row: &StoredColumns, spec: Option<&VmConfig>) -> VmConfig {
 fn a_bare_row_starts_as_in_the_contract() {
     let config = started(&row(), None);
     assert_eq!(config.disks.len(), 1);
-    assert_eq!(config.disks[0].path, path("/srv/disks/vm-1.qcow2"));
+    assert_eq!(config.disks[0].path(), Some(&path("/srv/disks/vm-1.qcow2")));
     assert_eq!(config.disks[0].size, None);
     assert_eq!(config.network.bridge.as_str(), "virbr0");
     assert_eq!(
@@ -42,13 +42,15 @@ fn the_spec_remembers_what_has_no_column() {
         "runAsUser": "nobody", "firewallDefaultAction": "accept", "serialConsole": true,
         "accelerator": "tcg", "cpuPinningStrategy": "hybrid", "isoPath": "/srv/isos/a.iso",
         "disableSandbox": true, "gpuPciAddress": "01:00.0", "gpuRomfile": "/srv/roms/a.rom",
-        "disks": [{ "sizeGB": 1 }, { "sizeGB": 2, "format": "raw", "bus": "scsi", "discard": false }],
+        "disks": [{ "sizeGB": 1 }, { "sizeGB": 2, "format": "raw", "bus": "scsi", "discard": false },
+            { "location": { "type": "nbd", "host": "n", "export": "e", "reconnectDelay": 5 } },
+            { "location": { "type": "rbd", "pool": "p", "image": "i", "user": "u" } }],
     }))
     .config;
     let kept = serde_json::to_string(&created).unwrap();
     let spec: VmConfig = serde_json::from_str(&kept).unwrap();
     assert_eq!(spec, created);
-    let paths = created.disks.iter().map(|disk| disk.path.to_string());
+    let paths = created.disks.iter().map(|disk| disk.location.to_string());
     let row = StoredColumns {
         disk_paths: Some(paths.collect()),
         gpu_pci_address: Some("01:00.0".to_owned()),
@@ -68,6 +70,29 @@ fn the_spec_remembers_what_has_no_column() {
         ..created
     };
     assert_eq!(started, expected);
+}
+
+/// Whoever can write a row cannot have QEMU connect anywhere by it.
+#[test]
+fn b3_no_row_makes_a_location_on_the_network() {
+    let created = taken(&json!({ "disks": [
+        { "location": { "type": "nbd", "host": "n", "export": "e" } }, { "sizeGB": 1 }] }));
+    let texts = |texts: &[&str]| Some(texts.iter().map(|text| (*text).to_owned()).collect());
+    for (given, is_taken) in [
+        (["nbd://n:10809/e", "/srv/disks/vm-1-disk1.qcow2"], true),
+        (
+            ["nbd://n:10809/other", "/srv/disks/vm-1-disk1.qcow2"],
+            false,
+        ),
+        (["/srv/disks/vm-1-disk1.qcow2", "rbd:p/i"], false),
+    ] {
+        let row = StoredColumns {
+            disk_paths: texts(&given),
+            ..row()
+        };
+        let started = VmConfig::from_stored(&row, Some(&created.config), &context());
+        assert_eq!(started.is_ok(), is_taken, "{given:?}");
+    }
 }
 
 #[test]

@@ -50,8 +50,8 @@ use self::cause::Cause;
 use self::courier::{Behind, Courier};
 use self::queue::Write;
 use super::{
-    ConfigurationUpdate, Database, DbError, MachineRecord, RuleSplit, RunningVm, Transition,
-    VmRecord,
+    ConfigurationUpdate, Database, DbError, MachineDisks, MachineRecord, RuleSplit, RunningVm,
+    Transition, VmRecord,
 };
 use crate::error::ErrorCode;
 use crate::types::{FirewallRuleInput, InternalName, VmId};
@@ -188,6 +188,12 @@ impl Database for Outbox {
         let courier = &self.courier;
         let read = courier.read_all(|db| db.find_machines_by_statuses(statuses));
         read.await.map(without_old_rows)
+    }
+
+    /// Also of rows that are behind: what they were told of is in their machines' own files.
+    async fn find_machine_disks(&self) -> Result<Vec<MachineDisks>, DbError> {
+        let read = self.courier.read_all(|db| db.find_machine_disks());
+        read.await.map(|(disks, _behind)| disks)
     }
 
     async fn update_machine_status(

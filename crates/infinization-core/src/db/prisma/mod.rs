@@ -21,8 +21,8 @@ use serde_json::Value;
 use super::port::{Line, Port};
 use super::wire::reading::{self, list, nullable};
 use super::{
-    ConfigurationUpdate, Database, DbError, FirewallRuleSet, MachineRecord, RuleSplit, RunningVm,
-    Transition, VmRecord, known_but, legacy_disk_path,
+    ConfigurationUpdate, Database, DbError, FirewallRuleSet, MachineDisks, MachineRecord,
+    RuleSplit, RunningVm, Transition, VmRecord, known_but, legacy_disk_path,
 };
 use crate::error::ErrorCode;
 use crate::types::{FirewallRuleInput, InternalName, VmId};
@@ -114,6 +114,13 @@ impl Database for PrismaDatabase {
         list(
             &self.read(self.scope.by_statuses(statuses)).await?,
             running_vm,
+        )
+    }
+
+    async fn find_machine_disks(&self) -> Result<Vec<MachineDisks>, DbError> {
+        list(
+            &self.read(self.scope.disks()).await?,
+            reading::machine_disks,
         )
     }
 

@@ -98,6 +98,13 @@ impl Scope {
         self.many(json!({ "status": { "in": statuses } }))
     }
 
+    pub(super) fn disks(&self) -> Value {
+        let mut select = columns(&["id", "internalName"]);
+        select["configuration"] = json!({ "select": { "diskPaths": true } });
+        let args = json!({ "where": self.within(json!({})), "select": select });
+        call("machine", "findMany", &args)
+    }
+
     fn many(&self, condition: Value) -> Value {
         let args = json!({ "where": self.within(condition), "select": running() });
         call("machine", "findMany", &args)

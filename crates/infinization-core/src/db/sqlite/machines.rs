@@ -6,7 +6,7 @@ use rusqlite::{
 use serde_json::Value;
 
 use super::{configuration, failure, rules};
-use crate::db::{DbError, MachineRecord, RunningVm, Transition, VmRecord};
+use crate::db::{DbError, MachineDisks, MachineRecord, RunningVm, Transition, VmRecord};
 use crate::error::ErrorCode;
 use crate::types::{FirewallRuleInput, InternalName, VmId};
 
@@ -170,6 +170,26 @@ pub(super) fn find_by_statuses(
 ) -> Result<Vec<RunningVm>, DbError> {
     let sql = running("status IN (SELECT value FROM json_each(?1))") + " ORDER BY machine.rowid";
     all(db, &sql, [json_list(statuses)], running_vm)
+}
+
+pub(super) fn disks(db: &Connection) -> Result<Vec<MachineDisks>, DbError> {
+    let sql = "SELECT id, internal_name, disk_paths FROM machine \
+         LEFT JOIN machine_configuration ON machine_id = id ORDER BY machine.rowid";
+    let rows: Vec<(String, String, Option<String>)> = all(db, sql, [], |row| row.try_into())?;
+    let read = |(id, internal_name, paths): (String, String, Option<String>)| {
+        let disk_paths = paths.map(|paths| serde_json::from_str(&paths)).transpose();
+        let disk_paths = disk_paths.map_err(|_words| {
+            let message =
+                format!("machine {id}: the column disk_paths is not a JSON list of strings");
+            DbError::new(ErrorCode::QueryFailed, message)
+        })?;
+        Ok(MachineDisks {
+            id,
+            internal_name,
+            disk_paths: disk_paths.unwrap_or_default(),
+        })
+    };
+    rows.into_iter().map(read).collect()
 }
 
 /// The record start reads. Run it inside a transaction, so that its parts belong together.

@@ -23,8 +23,8 @@ use async_trait::async_trait;
 pub use machines::{MachineSummary, NewMachine, StoredMachine};
 
 use super::{
-    ConfigurationUpdate, Database, DbError, MachineRecord, RuleSplit, RunningVm, Transition,
-    VmRecord, legacy_disk_path,
+    ConfigurationUpdate, Database, DbError, MachineDisks, MachineRecord, RuleSplit, RunningVm,
+    Transition, VmRecord, legacy_disk_path,
 };
 use crate::types::{FirewallRuleInput, InternalName, VmId};
 use worker::Worker;
@@ -130,6 +130,10 @@ impl Database for SqliteDatabase {
         self.worker
             .run(move |db| machines::find_by_statuses(db, &statuses))
             .await
+    }
+
+    async fn find_machine_disks(&self) -> Result<Vec<MachineDisks>, DbError> {
+        self.worker.run(|db| machines::disks(db)).await
     }
 
     async fn update_machine_status(

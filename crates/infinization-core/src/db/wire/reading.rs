@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 
 use super::columns::{integer, stored_configuration};
 use crate::db::{
-    DbError, Department, FirewallRuleSet, MachineRecord, RuleSplit, RunningVm, Transition, VmRecord,
+    DbError, Department, FirewallRuleSet, MachineDisks, MachineRecord, RuleSplit, RunningVm,
+    Transition, VmRecord,
 };
 use crate::error::ErrorCode;
 use crate::types::FirewallRuleInput;
@@ -62,6 +63,20 @@ pub(in crate::db) fn running_vm(value: &Value, relation: &str) -> Result<Running
         configuration: nullable(row.get(relation), |it| {
             stored_configuration(Row::of("configuration", it)?.members)
         })?,
+    })
+}
+
+/// What of a row is about its disks.
+pub(in crate::db) fn machine_disks(value: &Value) -> Result<MachineDisks, DbError> {
+    let row = Row::of("machine", value)?;
+    let configuration = nullable(row.get("configuration"), |it| {
+        stored_configuration(Row::of("configuration", it)?.members)
+    })?;
+    let disk_paths = configuration.and_then(|configuration| configuration.disk_paths);
+    Ok(MachineDisks {
+        id: row.text("id")?,
+        internal_name: row.text("internalName")?,
+        disk_paths: disk_paths.unwrap_or_default(),
     })
 }
 

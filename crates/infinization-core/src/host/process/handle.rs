@@ -88,13 +88,13 @@ impl ProcessHandle {
         !pidfd::has_ended(self.0.pidfd.as_fd()).unwrap_or(false)
     }
 
-    /// Whether this file is on its command line, as a JSON string. Unreadable counts as not.
-    pub fn was_told_of(&self, file: &str) -> bool {
+    /// Whether this JSON is on its command line, as a part of an argument or all of it. Unreadable counts as
+    /// not.
+    pub fn was_told_of(&self, json: &str) -> bool {
         let cmdline = std::fs::read(format!("/proc/{}/cmdline", self.pid())).unwrap_or_default();
-        let quoted = serde_json::Value::from(file).to_string();
         cmdline
-            .windows(quoted.len())
-            .any(|part| part == quoted.as_bytes())
+            .windows(json.len())
+            .any(|part| part == json.as_bytes())
     }
 
     /// Resolves when it has ended, for every waiter, also when that was long ago.

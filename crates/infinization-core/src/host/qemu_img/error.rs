@@ -18,6 +18,8 @@ pub enum ImageError {
     NotFound { path: HostPath },
     #[error("the directory of {path} does not exist")]
     NoDirectory { path: HostPath },
+    #[error("the bytes of {path} have the SHA-256 {found}, not the one that was given")]
+    Checksum { path: HostPath, found: String },
     #[error("{path} exists already and was left alone")]
     AlreadyExists { path: HostPath },
     #[error("the image {path} has no snapshot {name}")]
@@ -113,10 +115,38 @@ impl ImageError {
         Self::UnsafeBacking { path, why }
     }
 
+    /// The same failure of a file that is to have another name.
+    pub(super) fn named(mut self, name: &HostPath) -> Self {
+        if let Some(path) = self.path_mut() {
+            path.clone_from(name);
+        }
+        self
+    }
+
+    fn path_mut(&mut self) -> Option<&mut HostPath> {
+        match self {
+            Self::NotFound { path }
+            | Self::Format { path, .. }
+            | Self::Size { path, .. }
+            | Self::InUse { path, .. }
+            | Self::Corrupt { path, .. }
+            | Self::UnsafeBacking { path, .. }
+            | Self::PermissionDenied { path }
+            | Self::NoSpace { path }
+            | Self::Cancelled { path }
+            | Self::TimedOut { path, .. }
+            | Self::Failed { path, .. }
+            | Self::Answer { path, .. }
+            | Self::Io { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
     fn path(&self) -> Option<&HostPath> {
         match self {
             Self::NotFound { path }
             | Self::NoDirectory { path }
+            | Self::Checksum { path, .. }
             | Self::AlreadyExists { path }
             | Self::SnapshotNotFound { path, .. }
             | Self::SnapshotAlreadyExists { path, .. }
@@ -144,6 +174,7 @@ impl Coded for ImageError {
         match self {
             Self::NotFound { .. } | Self::NoDirectory { .. } => ErrorCode::ImageNotFound,
             Self::AlreadyExists { .. } => ErrorCode::ImageAlreadyExists,
+            Self::Checksum { .. } => ErrorCode::ChecksumMismatch,
             Self::SnapshotNotFound { .. } => ErrorCode::SnapshotNotFound,
             Self::SnapshotAlreadyExists { .. } => ErrorCode::SnapshotAlreadyExists,
             Self::InvalidSnapshotName { .. } => ErrorCode::InvalidSnapshotName,

@@ -31,12 +31,16 @@ pub struct Holder {
 pub(super) enum Access {
     Read,
     Write,
+    /// Removing a file that is not finished.
+    Sweep,
 }
 
 /// The permissions of QEMU's block layer, as numbers of their lock bytes.
 const CONSISTENT_READ: libc::off_t = 0;
 const WRITE: libc::off_t = 1;
 const RESIZE: libc::off_t = 3;
+/// Ours alone, where QEMU looks at nothing: somebody is making this file.
+const MAKING: libc::off_t = 90;
 const HELD: libc::off_t = 100;
 const NOT_SHARED: libc::off_t = 200;
 /// What who writes, and lets nobody else, has locked.
@@ -74,6 +78,14 @@ impl Access {
         match self {
             Self::Read => &[HELD + WRITE, HELD + RESIZE, NOT_SHARED + CONSISTENT_READ],
             Self::Write => &[
+                HELD + WRITE,
+                HELD + RESIZE,
+                NOT_SHARED + CONSISTENT_READ,
+                NOT_SHARED + WRITE,
+                NOT_SHARED + RESIZE,
+            ],
+            Self::Sweep => &[
+                MAKING,
                 HELD + WRITE,
                 HELD + RESIZE,
                 NOT_SHARED + CONSISTENT_READ,
@@ -160,6 +172,39 @@ pub(super) async fn in_use(path: &HostPath) -> ImageError {
             holder: None,
         },
     }
+}
+
+/// Says of a file that is not finished that it is being made, until the descriptor is closed: by a kill, too.
+/// Where a file system has no locks, whoever sweeps goes by names alone.
+pub(super) fn mark_as_making(file: &File) {
+    if let Err(error) = hold(file, EXCLUSIVE, MAKING) {
+        tracing::debug!(%error, "a file that is being made could not be marked");
+    }
+}
+
+/// Reads the image as QEMU reads what must not change: nobody may write to it until the descriptor is closed.
+/// `IMAGE_IN_USE` when somebody does. Blocks.
+pub(super) fn read_unchanged(path: &HostPath, file: &File) -> Result<(), ImageError> {
+    let bytes = [
+        HELD + CONSISTENT_READ,
+        NOT_SHARED + WRITE,
+        NOT_SHARED + RESIZE,
+    ];
+    let held = bytes.iter().try_for_each(|byte| hold(file, SHARED, *byte));
+    // First held, then looked, as QEMU does: of two who come at once one sees the other.
+    let locked = held.and_then(|()| is_locked(file, Access::Read));
+    if locked.map_err(|source| ImageError::io(path, source))? {
+        return Err(ImageError::InUse {
+            holder: holder_of(file),
+            path: path.clone(),
+        });
+    }
+    Ok(())
+}
+
+fn hold(file: &File, kind: libc::c_short, byte: libc::off_t) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock_of(kind, byte)))?;
+    Ok(())
 }
 
 fn lock_of(kind: libc::c_short, byte: libc::off_t) -> libc::flock {

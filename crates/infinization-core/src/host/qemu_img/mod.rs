@@ -25,11 +25,13 @@ mod error;
 mod format;
 mod header;
 mod in_use;
+mod incoming;
 mod info;
 mod inspect;
 mod job;
 mod layer;
 mod lock;
+mod outgoing;
 mod overlay;
 mod partial;
 mod resize;
@@ -46,6 +48,7 @@ pub use format::ImageFormat;
 pub use in_use::{
     Claim, Holder, claim_now, ensure_unused, ensure_unused_now, ensure_unwritten_now,
 };
+pub use incoming::{Incoming, IncomingImage};
 pub use info::{ImageInfo, Sharing, info};
 pub use inspect::{Inspection, files_below, inspect, inspect_now};
 pub use job::Job;
@@ -53,6 +56,7 @@ pub use layer::{
     Layer, Rebase, allocated, commit_layer, freeze_layer, layer, make_overlay, outwait_orphan,
     rebase, reclaim,
 };
+pub use outgoing::Outgoing;
 pub use partial::{sweep_partials, sweep_partials_of};
 pub use resize::{Resize, resize};
 pub use snapshot::{

@@ -21,6 +21,8 @@ pub(super) struct Partial {
     /// Where the bytes are now.
     at: PathBuf,
     target: HostPath,
+    /// Held open: it is marked as being made.
+    file: File,
     kept: bool,
 }
 
@@ -36,7 +38,7 @@ impl Partial {
             }
         }
         let at = temporary_name(target);
-        OpenOptions::new()
+        let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
@@ -45,10 +47,12 @@ impl Partial {
                 ImageError::NotFound { path } => ImageError::NoDirectory { path },
                 error => error,
             })?;
+        in_use::mark_as_making(&file);
         let target = target.clone();
         Ok(Self {
             at,
             target,
+            file,
             kept: false,
         })
     }
@@ -56,6 +60,24 @@ impl Partial {
     /// The temporary file's path.
     pub(super) fn path(&self) -> &Path {
         &self.at
+    }
+
+    /// The same for verbs on images.
+    pub(super) fn place(&self) -> Result<HostPath, ImageError> {
+        HostPath::parse(self.at.to_string_lossy()).map_err(|why| {
+            let source = io::Error::new(io::ErrorKind::InvalidFilename, why);
+            ImageError::io(&self.target, source)
+        })
+    }
+
+    /// The temporary file, for whoever writes into it himself.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The target's name.
+    pub(super) fn target(&self) -> &HostPath {
+        &self.target
     }
 
     /// Gives the file to `owner`, makes it durable, and gives it the target's name unless that is
@@ -93,11 +115,11 @@ impl Drop for Partial {
 }
 
 /// Removes what a process that was killed left in `dir` half made, and says what that was. A file
-/// that qemu-img still works on is left alone.
+/// that qemu-img still works on, or that another process is making, is left alone.
 pub async fn sweep_partials(dir: &HostPath) -> Result<Vec<HostPath>, ImageError> {
     let mut swept = Vec::new();
     for path in partials_in(dir).await? {
-        if in_use::refuse(&path, Access::Write).await.is_ok() {
+        if in_use::refuse(&path, Access::Sweep).await.is_ok() {
             let name = path.clone();
             let removed = file_call(move || fs::remove_file(name.as_path())).await;
             removed.map_err(|source| ImageError::io(&path, source))?;

@@ -1,33 +1,30 @@
 //! The disks: a new one must not exist, an existing one must be what its specification says, and no
-//! other process may have it. Files behind a disk may be shared by readers.
+//! other process may have it. Files behind a disk may be shared by readers, and no machine may write to them,
+//! not even one that is off.
 
+use super::about;
+use super::host::Host;
 use crate::config::DiskConfig;
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{self, ImageError, ImageFormat};
-use crate::types::HostPath;
-
-use super::about;
+use crate::types::{HostPath, VmId};
 use crate::vm::effects::image_format;
 
-/// Refuses the first disk that cannot be used. No program is run.
-pub(super) fn check(
-    disks: &[DiskConfig],
-    creating: bool,
-    allowed: &[HostPath],
-) -> Result<(), Failure> {
-    for (index, disk) in disks.iter().enumerate() {
+/// Refuses the first disk that cannot be used. No program is run. Disks on the network have a check of their own.
+pub(super) fn check(host: &Host) -> Result<(), Failure> {
+    for (index, disk) in host.config.disks.iter().enumerate() {
+        let Some(path) = disk.path() else { continue };
         let field = format!("disks[{index}]");
-        if creating {
-            check_new(&field, disk, allowed)?;
+        if host.creating {
+            check_new(&field, path, disk, host)?;
         } else {
-            check_existing(&field, disk, allowed)?;
+            check_existing(&field, path, disk, host.allowed())?;
         }
     }
     Ok(())
 }
 
-fn check_new(field: &str, disk: &DiskConfig, allowed: &[HostPath]) -> Result<(), Failure> {
-    let path = &disk.path;
+fn check_new(field: &str, path: &HostPath, disk: &DiskConfig, host: &Host) -> Result<(), Failure> {
     if path.as_path().symlink_metadata().is_ok() {
         let message = format!("disk {path} exists already; it was left alone");
         let failure = Failure::new(ErrorCode::DiskError, message);
@@ -36,15 +33,20 @@ fn check_new(field: &str, disk: &DiskConfig, allowed: &[HostPath]) -> Result<(),
     let Some(backing) = &disk.backing_file else {
         return Ok(());
     };
-    let stands = || {
+    let stands = || -> Result<(), Failure> {
         qemu_img::ensure_unwritten_now(backing)?;
-        unwritten_chain(backing, ImageFormat::Qcow2, allowed)
+        let below = unwritten_chain(backing, ImageFormat::Qcow2, host.allowed())?;
+        refuse_written(backing, &below, &host.written)
     };
     stands().map_err(|error| unusable(&format!("{field}.backingFile"), backing, error))
 }
 
-fn check_existing(field: &str, disk: &DiskConfig, allowed: &[HostPath]) -> Result<(), Failure> {
-    let path = &disk.path;
+fn check_existing(
+    field: &str,
+    path: &HostPath,
+    disk: &DiskConfig,
+    allowed: &[HostPath],
+) -> Result<(), Failure> {
     if !path.as_path().exists() {
         let message = format!("disk {path} does not exist");
         let failure = Failure::new(ErrorCode::DiskError, message);
@@ -54,23 +56,41 @@ fn check_existing(field: &str, disk: &DiskConfig, allowed: &[HostPath]) -> Resul
         qemu_img::ensure_unused_now(path)?;
         unwritten_chain(path, image_format(disk), allowed)
     };
-    runs().map_err(|error| unusable(field, path, error))
+    let sound = runs().map_err(|error| unusable(field, path, error));
+    sound.map(drop)
 }
 
-/// The image is sound, and nobody writes to a file behind it.
+/// The image is sound, and nobody writes to a file behind it. Gives those files.
 fn unwritten_chain(
     image: &HostPath,
     format: ImageFormat,
     allowed: &[HostPath],
-) -> Result<(), ImageError> {
-    let found = qemu_img::inspect_now(image, format, allowed)?;
-    found
-        .backing_chain
-        .iter()
-        .try_for_each(qemu_img::ensure_unwritten_now)
+) -> Result<Vec<HostPath>, ImageError> {
+    let chain = qemu_img::inspect_now(image, format, allowed)?.backing_chain;
+    chain.iter().try_for_each(qemu_img::ensure_unwritten_now)?;
+    Ok(chain)
 }
 
-fn unusable(field: &str, path: &HostPath, error: ImageError) -> Failure {
+/// What lies on a file that changes is lost when it does. A machine that is off holds no lock on its disk.
+fn refuse_written(
+    backing: &HostPath,
+    below: &[HostPath],
+    written: &[(VmId, HostPath)],
+) -> Result<(), Failure> {
+    let real = |path: &HostPath| path.as_path().canonicalize().ok();
+    let needed: Vec<_> = below.iter().chain([backing]).filter_map(real).collect();
+    let writer = written
+        .iter()
+        .find(|(_, path)| real(path).is_some_and(|path| needed.contains(&path)));
+    let Some((vm_id, path)) = writer else {
+        return Ok(());
+    };
+    let message = format!("VM {vm_id} writes to {path}, which the new disk would lie on");
+    let failure = Failure::new(ErrorCode::ImageInUse, message).with("path", path.as_str());
+    Err(failure.with("users", vec![vm_id.as_str()]))
+}
+
+fn unusable(field: &str, path: &HostPath, error: impl Into<Failure>) -> Failure {
     let message = format!("disk {path} cannot be used");
     let failure = Failure::caused_by(ErrorCode::DiskError, message, error);
     about(field, failure.with("path", path.as_str()))

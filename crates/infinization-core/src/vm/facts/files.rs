@@ -16,7 +16,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::about;
-use crate::config::{Issue, PathRules, VmConfig};
+use crate::config::{Issue, NbdLocation, NbdServer, NetworkLocation, PathRules, VmConfig};
 use crate::error::{ErrorCode, Failure};
 use crate::host::named_file::{self, Unfit, Wanted};
 use crate::host::process::RunAs;
@@ -26,9 +26,9 @@ use crate::types::HostPath;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// A file as it was named.
-struct Named<'a> {
-    field: &'static str,
-    path: &'a HostPath,
+struct Named {
+    field: String,
+    path: HostPath,
     wanted: Wanted,
     place: Place,
 }
@@ -72,7 +72,7 @@ pub(super) fn issues(
     Ok(issues.collect())
 }
 
-fn named(config: &VmConfig) -> Vec<Named<'_>> {
+fn named(config: &VmConfig) -> Vec<Named> {
     let code = config.firmware.as_ref().map(|firmware| &firmware.code);
     let romfile = config.gpu.as_ref().and_then(|gpu| gpu.romfile.as_ref());
     let (iso, drivers) = (config.installer_iso.as_ref(), config.drivers_iso.as_ref());
@@ -88,13 +88,61 @@ fn named(config: &VmConfig) -> Vec<Named<'_>> {
         .into_iter()
         .filter_map(|(field, path, wanted, place)| {
             Some(Named {
-                field,
-                path: path?,
+                field: field.to_owned(),
+                path: path?.clone(),
                 wanted,
                 place,
             })
         });
-    given.collect()
+    given.chain(of_locations(config)).collect()
+}
+
+/// What locations on the network name on this host.
+fn of_locations(config: &VmConfig) -> impl Iterator<Item = Named> {
+    let disks = config.disks.iter().enumerate();
+    disks.flat_map(|(index, disk)| {
+        let of = |field, path: Option<HostPath>, wanted, place| {
+            let field = format!("disks[{index}].location.{field}");
+            path.map(|path| Named {
+                field,
+                path,
+                wanted,
+                place,
+            })
+        };
+        let (socket, authority, conf) = match disk.location.network() {
+            None => (None, None, None),
+            Some(NetworkLocation::Nbd(nbd)) => (socket_of(nbd), authority_of(nbd), None),
+            Some(NetworkLocation::Rbd(rbd)) => (None, None, rbd.conf.clone()),
+        };
+        let own = |conf: &HostPath| conf.as_path().starts_with("/etc/ceph");
+        let conf_place = if conf.as_ref().is_some_and(own) {
+            Place::Anywhere
+        } else {
+            Place::Allowed
+        };
+        [
+            of("path", socket, Wanted::Socket, Place::Allowed),
+            of("tls.credentials", authority, Wanted::File, Place::Anywhere),
+            of("conf", conf, Wanted::File, conf_place),
+        ]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+    })
+}
+
+fn socket_of(nbd: &NbdLocation) -> Option<HostPath> {
+    match &nbd.server {
+        NbdServer::Unix(path) => Some(path.clone()),
+        NbdServer::Inet(_) => None,
+    }
+}
+
+/// The one file that every client needs.
+fn authority_of(nbd: &NbdLocation) -> Option<HostPath> {
+    let credentials = &nbd.tls.as_ref()?.credentials;
+    credentials.join("ca-cert.pem").ok()
 }
 
 /// The rules as they were written, and with the directories as they really are. One that is not
@@ -128,12 +176,12 @@ fn resolved(rules: &PathRules) -> PathRules {
     }
 }
 
-impl Named<'_> {
+impl Named {
     fn unfit(&self, unfit: &Unfit) -> Issue {
         let message = format!("names {}, which {unfit}", self.path);
         match unfit {
-            Unfit::Missing => Issue::unavailable(self.field, message),
-            _ => Issue::invalid(self.field, message),
+            Unfit::Missing => Issue::unavailable(self.field.as_str(), message),
+            _ => Issue::invalid(self.field.as_str(), message),
         }
     }
 
@@ -143,11 +191,11 @@ impl Named<'_> {
             Place::Allowed => {
                 (!rules.real.allows(real)).then(|| "leads outside allowedPaths".to_owned())
             }
-            Place::Roms => unsafe_rom(self.path, real, rules),
+            Place::Roms => unsafe_rom(&self.path, real, rules),
         };
         why.map_or(Ok(()), |why| {
             let message = format!("names {}, which {why}", self.path);
-            Err(Issue::invalid(self.field, message))
+            Err(Issue::invalid(self.field.as_str(), message))
         })
     }
 }

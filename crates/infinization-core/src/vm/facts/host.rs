@@ -17,7 +17,7 @@ use crate::host::blocking::blocking;
 use crate::host::display_port::ReservedPort;
 use crate::host::users;
 use crate::qemu::Accelerator;
-use crate::types::HostPath;
+use crate::types::{HostPath, VmId};
 use crate::vm::services::{self, Services};
 
 /// For all questions together; on a host in order they take milliseconds.
@@ -32,6 +32,8 @@ pub(super) struct Host {
     /// Disks are to be made; otherwise they must be there.
     pub(super) creating: bool,
     pub(super) first_port: u16,
+    /// Files that other machines write to, if disks are to be made on others.
+    pub(super) written: Vec<(VmId, HostPath)>,
 }
 
 /// The answers.
@@ -56,7 +58,7 @@ impl Host {
     fn look(&self) -> Result<Seen, Failure> {
         let config = &self.config;
         let mac = self.check_named()?;
-        disks::check(&config.disks, self.creating, self.allowed())?;
+        disks::check(self)?;
         check_cpus(config)?;
         let accelerator = choose_accelerator(config.accelerator)?;
         let vars_template = vars_template(config)?;
@@ -103,7 +105,7 @@ impl Host {
         &self.services.config.path_rules
     }
 
-    fn allowed(&self) -> &[HostPath] {
+    pub(super) fn allowed(&self) -> &[HostPath] {
         self.rules().allowed.as_deref().unwrap_or_default()
     }
 
@@ -135,7 +137,7 @@ impl Host {
 
     fn missing_directories(&self) -> Vec<HostPath> {
         let settings = &self.services.config;
-        let files = self.config.disks.iter().map(|disk| &disk.path);
+        let files = self.config.disks.iter().filter_map(|disk| disk.path());
         let parents = files.filter_map(|path| {
             let parent = path.as_path().parent()?.to_str()?;
             HostPath::parse(parent).ok()

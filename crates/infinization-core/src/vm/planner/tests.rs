@@ -258,7 +258,7 @@ fn whatever_is_acquired_has_its_release() {
         for step in steps(&plan) {
             let undone: Vec<_> = step.undo.iter().map(|undo| undo.release.clone()).collect();
             let wanted = match &step.action {
-                Action::CreateDisk(disk) => file(&disk.path),
+                Action::CreateDisk(disk) => file(disk.path().unwrap()),
                 Action::CopyFirmwareVars { path, .. } => file(path),
                 Action::Listen { slot, path } => Release::RemoveSocket {
                     slot: *slot,

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::notes::Notes;
 use crate::config::{DiskFormat, VmConfig};
+use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{ImageError, SnapshotInfo, SnapshotName};
 use crate::types::{ByteSize, HostPath};
 
@@ -46,13 +47,27 @@ pub(super) struct Listed {
     pub(super) snapshots: Vec<SnapshotInfo>,
 }
 
+/// The disks that are files.
 pub(super) fn of(config: &VmConfig) -> Vec<Disk> {
-    let disk = |(index, disk): (usize, &crate::config::DiskConfig)| Disk {
-        index,
-        path: disk.path.clone(),
-        format: disk.format,
+    let disk = |(index, disk): (usize, &crate::config::DiskConfig)| {
+        Some(Disk {
+            index,
+            path: disk.path()?.clone(),
+            format: disk.format,
+        })
     };
-    config.disks.iter().enumerate().map(disk).collect()
+    config.disks.iter().enumerate().filter_map(disk).collect()
+}
+
+/// A snapshot is of all disks, and one on the network is not ours to snapshot.
+pub(super) fn refuse_network(config: &VmConfig) -> Result<(), Failure> {
+    let elsewhere = config.disks.iter().find_map(|disk| disk.location.network());
+    let Some(location) = elsewhere else {
+        return Ok(());
+    };
+    let message = format!("the disk {location} is on the network, and has no snapshots here");
+    let failure = Failure::new(ErrorCode::NetworkDisk, message);
+    Err(failure.with("disk", location.to_string()))
 }
 
 /// Only qcow2 has internal snapshots, and a snapshot is of all disks.

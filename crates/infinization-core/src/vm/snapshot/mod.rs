@@ -65,6 +65,7 @@ impl Machine {
         let context = &self.context;
         context.refuse_external(name).await?;
         let config = context.disks_config(live.is_some()).await?;
+        disks::refuse_network(&config)?;
         let hardware = match &live {
             Some(live) => live::create(context, live, &config, name, options, cancel).await?,
             None if options.memory => return Err(no_memory()),
@@ -93,6 +94,7 @@ impl Machine {
         }
         let live = self.changes_allowed("put back to a snapshot").await?;
         let config = self.context.disks_config(live.is_some()).await?;
+        disks::refuse_network(&config)?;
         let Some(live) = live else {
             let disks = disks::of(&config);
             let had_memory = offline::revert(&self.context, &disks, name).await?;

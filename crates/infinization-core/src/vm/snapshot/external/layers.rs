@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::change::{Merge, Overlay};
 use super::record::{Pending, Record};
 use super::tree::Tree;
-use crate::config::VmConfig;
+use crate::config::{DiskLocation, VmConfig};
 use crate::db::ConfigurationUpdate;
 use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::{blocking, file_call};
@@ -123,7 +123,7 @@ impl<'a> Layers<'a> {
     }
 
     fn disks(&self) -> impl Iterator<Item = &HostPath> {
-        self.config.disks.iter().map(|disk| &disk.path)
+        self.config.disks.iter().filter_map(|disk| disk.path())
     }
 
     pub(super) async fn save(&self) -> Result<(), Failure> {
@@ -254,7 +254,7 @@ impl<'a> Layers<'a> {
         let active = self.record.tree.active.clone();
         self.write_spec(&active).await?;
         for (disk, path) in self.config.disks.iter_mut().zip(&active) {
-            disk.path.clone_from(path);
+            disk.location = DiskLocation::File(path.clone());
         }
         if !self.context.owns_row().await {
             return Ok(false);
@@ -282,7 +282,7 @@ impl<'a> Layers<'a> {
             let before = known.clone();
             if known.disks.len() == active.len() {
                 for (disk, path) in known.disks.iter_mut().zip(active) {
-                    disk.path = path;
+                    disk.location = DiskLocation::File(path);
                 }
             }
             if known == before {

@@ -8,7 +8,7 @@ use super::change::Overlay;
 use super::layers::Layers;
 use super::pivot::Guest;
 use super::record::Pending;
-use crate::config::{DiskFormat, SnapshotOptions};
+use crate::config::{DiskFormat, DiskLocation, SnapshotOptions};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{layer, make_overlay};
 use crate::qemu::overlay_options;
@@ -102,7 +102,8 @@ impl Layers<'_> {
             let below = &self.record.tree.active[disk];
             make_overlay(path, below, ByteSize::bytes(node.size)).await?;
             let mut config = self.config.disks[disk].clone();
-            (config.path, config.format) = (path.clone(), DiskFormat::Qcow2);
+            config.location = DiskLocation::File(path.clone());
+            config.format = DiskFormat::Qcow2;
             let name = node_name(path, disk);
             qmp.blockdev_add(overlay_options(&name, &config)).await?;
             pairs.push((node.name.clone(), name));

@@ -169,6 +169,7 @@ impl Machine {
 impl VmContext {
     async fn layers(&self, live: Option<Arc<LiveView>>) -> Result<Layers<'_>, Failure> {
         let config = self.disks_config(live.is_some()).await?;
+        disks::refuse_network(&config)?;
         Layers::open(self, live, config).await
     }
 
@@ -210,7 +211,7 @@ impl VmContext {
             return shown::of(&record.tree).await;
         }
         let config = self.disks_config(live.is_some()).await?;
-        let disks = config.disks.into_iter().map(|disk| disk.path);
+        let disks = config.disks.iter().filter_map(|disk| disk.path().cloned());
         shown::of(&Tree::of(disks.collect())).await
     }
 }
