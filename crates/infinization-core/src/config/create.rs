@@ -130,6 +130,7 @@ fn disk(fields: &Fields<'_>) -> DraftDisk {
         cache: fields.optional("cache", parsed),
         discard: fields.optional("discard", boolean),
         backing_file: fields.optional("backingFile", parsed),
+        key: fields.optional("encryptionKey", parsed),
     };
     fields.finish();
     disk

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::command::QemuImg;
 use super::in_use::{self, Access};
 use super::{ImageError, ImageFormat, Job, inspect, lock};
-use crate::types::HostPath;
+use crate::types::{DiskKey, HostPath};
 
 /// Exit codes that come with a report: corruption, and leaks alone.
 const REPORTED: &[i32] = &[2, 3];
@@ -27,19 +27,20 @@ pub struct ImageCheck {
     pub allocated_clusters: u64,
 }
 
-/// Reads all of the image's tables; changes nothing. `INVALID_FORMAT` for formats that have none
+/// Reads all of the image's tables; changes nothing. An encrypted one needs its `key`. `INVALID_FORMAT` for formats that have none
 /// to check (raw).
 pub async fn check(
     path: &HostPath,
     format: ImageFormat,
+    key: Option<&DiskKey>,
     job: &Job,
 ) -> Result<ImageCheck, ImageError> {
     let _settled = job.unless_cancelled(path, lock::shared(path)).await??;
     in_use::refuse(path, Access::Read).await?;
-    inspect::vet(path, format, &[]).await?;
+    inspect::vet_with_key(path, format, &[], key).await?;
     QemuImg::new("check", path)
-        .args(["--output=json", "-f", format.as_str()])
-        .on_image()
+        .args(["--output=json"])
+        .on_image_as(format, key)
         .accept(REPORTED)
         .json(job)
         .await

@@ -150,7 +150,7 @@ async fn change(
         } = info_locked(&image, ImageFormat::Qcow2, Sharing::Refuse).await?;
         if let Some(option) = decide(&image, &name, &snapshots)? {
             if option == REVERT {
-                drop_bitmaps(&image, &bitmaps).await?;
+                drop_bitmaps(&image, None, &bitmaps).await?;
             }
             run(&image, option, &name).await?;
         }

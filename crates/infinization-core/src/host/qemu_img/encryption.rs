@@ -1,0 +1,37 @@
+use std::time::Duration;
+
+use super::command::KEY;
+use crate::types::DiskKey;
+
+/// How a new image is encrypted: LUKS1 inside qcow2, AES-256-XTS, which is QEMU's own choice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encryption {
+    /// What opens it.
+    pub key: DiskKey,
+    /// How long the host is kept busy to make a passphrase of the key, now and whenever it is opened: what
+    /// makes guessing slow. Default: QEMU's, 2 s.
+    pub iter_time: Option<Duration>,
+}
+
+impl Encryption {
+    /// With `key`, as QEMU does by default.
+    pub fn with(key: DiskKey) -> Self {
+        Self {
+            key,
+            iter_time: None,
+        }
+    }
+
+    /// For `-o`.
+    pub(super) fn options(&self) -> Vec<String> {
+        let luks = format!("encrypt.format=luks,encrypt.key-secret={KEY}");
+        std::iter::once(luks)
+            .chain(iter_time(self.iter_time))
+            .collect()
+    }
+}
+
+/// The option of [`Encryption::iter_time`].
+pub(super) fn iter_time(time: Option<Duration>) -> Option<String> {
+    time.map(|time| format!("encrypt.iter-time={}", time.as_millis().max(1)))
+}
