@@ -15,7 +15,7 @@ use aes_gcm::aes::Aes256;
 use aes_gcm::{Aes256Gcm, AesGcm};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::error::{Coded, ErrorCode};
+use crate::error::{Coded, ErrorCode, Failure};
 use crate::types::{InvalidValue, Secret, base64};
 
 /// The bytes of a key.
@@ -126,6 +126,11 @@ impl Coded for SealError {
             Self::NoRandomNumbers => ErrorCode::Internal,
         }
     }
+}
+
+/// The refusal of a key that was passed as `field`.
+pub fn invalid_key(field: &str, why: &InvalidValue) -> Failure {
+    Failure::new(ErrorCode::InvalidKey, format!("{field} {why}")).with("field", field)
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {

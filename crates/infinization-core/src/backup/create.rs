@@ -22,7 +22,7 @@ use super::service::{Terms, Told, millis};
 use super::turn::{Turn, slot};
 use super::{BackupError, digest, off_thread, offline, sweep};
 use crate::host::qemu_img::{
-    Clusters, ImageFormat, Job, Parent, ensure_unwritten_now, inspect, inspect_now,
+    Clusters, ImageFormat, Job, Parent, ensure_unwritten_now, inspect, inspect_now, refuse_plain_text_now,
 };
 use crate::types::{ByteSize, HostPath};
 
@@ -145,7 +145,7 @@ async fn prepare(creation: &Creation, offline: bool) -> Result<Prepared, BackupE
         let sizes = request
             .disks
             .iter()
-            .map(|disk| size_of(disk, offline))
+            .map(|disk| size_of(disk, offline, request.kind == BackupType::Snapshot))
             .collect::<Result<Vec<_>, _>>()?;
         let parents = match &request.parent {
             Some(parent) => parents(&library, &request, parent)?,
@@ -164,10 +164,13 @@ async fn prepare(creation: &Creation, offline: bool) -> Result<Prepared, BackupE
     .await
 }
 
-fn size_of(disk: &SourceDisk, offline: bool) -> Result<u64, BackupError> {
+fn size_of(disk: &SourceDisk, offline: bool, within_the_disk: bool) -> Result<u64, BackupError> {
     let path = &disk.path;
     if !path.as_path().exists() {
         return Err(BackupError::NoDisk { path: path.clone() });
+    }
+    if !within_the_disk {
+        refuse_plain_text_now(path, disk.format, "a backup of it")?;
     }
     if !offline {
         // A disk that is written to is asked about through its QEMU.

@@ -11,7 +11,7 @@ use crate::config::{CacheMode, DiskConfig};
 
 /// The options of `blockdev-add` for a disk whose backing file's node is put behind it later.
 pub fn overlay_options(node_name: &str, disk: &DiskConfig) -> Value {
-    let mut options = serde_json::to_value(Blockdev::disk(node_name.to_owned(), disk));
+    let mut options = serde_json::to_value(Blockdev::disk(node_name.to_owned(), disk, None));
     if let Ok(Value::Object(options)) = &mut options {
         options.insert("backing".to_owned(), Value::Null);
     }
@@ -30,7 +30,17 @@ pub(super) struct Blockdev<'a> {
     discard: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<Cache>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encrypt: Option<Encrypt>,
     file: File<'a>,
+}
+
+/// How what is in the image is encrypted, and the id of the `secret` object that opens it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Encrypt {
+    format: &'static str,
+    key_secret: String,
 }
 
 /// The protocol layer: a file of the host.
@@ -68,8 +78,8 @@ impl From<CacheMode> for Cache {
 }
 
 impl<'a> Blockdev<'a> {
-    /// A disk. `locking` is on: two QEMUs on one image end it.
-    pub(super) fn disk(node_name: String, disk: &'a DiskConfig) -> Self {
+    /// A disk, with the id of its key if it is encrypted. `locking` is on: two QEMUs on one image end it.
+    pub(super) fn disk(node_name: String, disk: &'a DiskConfig, key: Option<String>) -> Self {
         let cache = Cache::from(disk.cache);
         let discard = Some(if disk.discard { "unmap" } else { "ignore" });
         Self {
@@ -78,6 +88,10 @@ impl<'a> Blockdev<'a> {
             read_only: false,
             discard,
             cache: Some(cache),
+            encrypt: key.map(|key_secret| Encrypt {
+                format: "luks",
+                key_secret,
+            }),
             file: File {
                 driver: "file",
                 filename: disk.path.as_str(),
@@ -98,6 +112,7 @@ impl<'a> Blockdev<'a> {
             read_only,
             discard: None,
             cache: None,
+            encrypt: None,
             file: File {
                 driver: "file",
                 filename,

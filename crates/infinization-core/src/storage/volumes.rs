@@ -11,7 +11,7 @@ use crate::config::{
 };
 use crate::error::Failure;
 use crate::host::qemu_img::{
-    ConvertImage, CreateImage, ImageError, ImageFormat, Job, Preallocation, Resize, allocated,
+    ConvertImage, CreateImage, Encryption, ImageError, ImageFormat, Job, Preallocation, Resize, allocated,
     convert, create, ensure_unused, layer, resize,
 };
 use crate::types::{ByteSize, HostPath};
@@ -57,6 +57,7 @@ impl Pools {
         let image = CreateImage {
             format: image_format(options.name.format()),
             preallocation: preallocation(options.preallocation),
+            encryption: options.key.clone().map(Encryption::with),
             owner,
             allowed: self.allowed().to_vec(),
             ..CreateImage::new(path.clone(), options.capacity)
@@ -80,6 +81,7 @@ impl Pools {
         let allowed = self.allowed().to_vec();
         if options.linked {
             uses.refuse_used(&source)?;
+            refuse_keyed_link(&path, options)?;
             let format = image_format(options.name.format());
             if options.source.format() != DiskFormat::Qcow2 {
                 let why = "is raw, which nothing can be linked to".to_owned();
@@ -96,6 +98,8 @@ impl Pools {
             let from = (source, image_format(options.source.format()));
             let to = (path.clone(), image_format(options.name.format()));
             let image = ConvertImage {
+                encryption: options.key.clone().map(Encryption::with),
+                decrypt: options.decrypt,
                 owner,
                 allowed,
                 ..ConvertImage::new(from, to)
@@ -110,7 +114,7 @@ impl Pools {
         &self,
         pool: &PoolName,
         name: &VolumeName,
-        options: VolumeResizeOptions,
+        options: &VolumeResizeOptions,
         uses: &Uses,
     ) -> Result<Volume, PoolError> {
         let path = self.path_of(pool, name).await?;
@@ -121,7 +125,8 @@ impl Pools {
             Resize::Grow
         };
         let format = image_format(name.format());
-        resize(&path, format, options.capacity, direction).await?;
+        let key = options.key.as_ref();
+        resize(&path, format, options.capacity, direction, key).await?;
         describe(&path, name, uses).await
     }
 
@@ -181,6 +186,16 @@ impl Pools {
     }
 }
 
+/// An overlay is not encrypted, whatever its source is.
+fn refuse_keyed_link(path: &HostPath, options: &CloneOptions) -> Result<(), PoolError> {
+    if options.key.is_none() && !options.decrypt {
+        return Ok(());
+    }
+    let why = "is a linked clone, which is never encrypted".to_owned();
+    let path = path.clone();
+    Err(ImageError::Format { path, why }.into())
+}
+
 /// Plain files whose names say that they are volumes, by name.
 async fn files_in(directory: &HostPath) -> Result<Vec<(HostPath, VolumeName)>, PoolError> {
     let directory = directory.clone();
@@ -203,12 +218,12 @@ async fn files_in(directory: &HostPath) -> Result<Vec<(HostPath, VolumeName)>, P
 }
 
 async fn describe(path: &HostPath, name: &VolumeName, uses: &Uses) -> Result<Volume, PoolError> {
-    let (capacity, backing) = match name.format() {
+    let (capacity, backing, encrypted) = match name.format() {
         DiskFormat::Qcow2 => {
             let found = layer(path).await?;
-            (found.virtual_size, found.backing)
+            (found.virtual_size, found.backing, found.encrypted)
         }
-        DiskFormat::Raw => (length(path).await?, None),
+        DiskFormat::Raw => (length(path).await?, None, false),
     };
     Ok(Volume {
         name: name.as_str().to_owned(),
@@ -217,6 +232,7 @@ async fn describe(path: &HostPath, name: &VolumeName, uses: &Uses) -> Result<Vol
         capacity,
         allocation: allocated(path).await?,
         backing,
+        encrypted,
         used_by: uses.users(path),
         overlays: uses.overlays(path),
     })

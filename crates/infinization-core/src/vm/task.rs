@@ -487,6 +487,7 @@ impl Machine {
         if MARKERS.contains(&status.as_str()) || matches!(status, Status::Marker(_)) {
             return Err(self.context.refused("restarted", &status, &STARTABLE));
         }
+        let options = self.restart_options().await?;
         if let Err(failure) = self.stop(&StopOptions::default(), interrupt).await {
             return Ok(OperationResult::failed(
                 &vm_id,
@@ -495,7 +496,6 @@ impl Machine {
             ));
         }
         let never = CancellationToken::new();
-        let options = StartOptions::default();
         match self.start(&options, &never, interrupt).await {
             Ok(_) => Ok(OperationResult::done(&vm_id, "VM restarted")),
             Err(failure) => Ok(OperationResult::failed(

@@ -4,12 +4,10 @@
 //! the disk before the old one is erased: whatever ends us, one of the two opens the image, and the same
 //! call finishes what was begun.
 
-use std::io::Write as _;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::command::{OTHER_KEY, QemuImg};
-use super::encryption::iter_time;
+use super::encryption::{iter_time, pipe_of};
 use super::in_use::{self, Access};
 use super::job::to_its_end;
 use super::layer::flush;
@@ -81,7 +79,7 @@ async fn opens(image: &HostPath, key: &DiskKey) -> Result<bool, ImageError> {
 
 /// Puts the new key into a free place.
 async fn add(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
-    let new = pipe_of(&change.new).map_err(|error| ImageError::io(image, error))?;
+    let new = pipe_of(&change.new, None).map_err(|error| ImageError::io(image, error))?;
     let options = [format!(
         "encrypt.state=active,encrypt.new-secret={OTHER_KEY}"
     )];
@@ -96,7 +94,7 @@ async fn add(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
 
 /// Erases the old key, with the new one at hand: it is not the last.
 async fn erase(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
-    let old = pipe_of(&change.old).map_err(|error| ImageError::io(image, error))?;
+    let old = pipe_of(&change.old, None).map_err(|error| ImageError::io(image, error))?;
     let options = format!("encrypt.state=inactive,encrypt.old-secret={OTHER_KEY}");
     amend(image, vec![options])
         .with_other_key(old)
@@ -110,9 +108,3 @@ fn amend(image: &HostPath, options: Vec<String>) -> QemuImg<'_> {
     QemuImg::new("amend", image).args(["-q".to_owned(), "-o".to_owned(), options.join(",")])
 }
 
-/// A pipe that holds the key and ends there. A key is smaller than any pipe, so writing does not wait.
-pub(super) fn pipe_of(key: &DiskKey) -> std::io::Result<OwnedFd> {
-    let (reader, mut writer) = std::io::pipe()?;
-    writer.write_all(key.reveal().as_bytes())?;
-    Ok(reader.into())
-}

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::command::QemuImg;
 use super::in_use::{self, Access};
-use super::inspect::inspect;
+use super::inspect::{inspect, refuse_plain_text_now};
 use super::job::{blocking, supervised};
 use super::partial::Partial;
 use super::{Encryption, ImageError, ImageFormat, Job, lock};
@@ -193,6 +193,7 @@ async fn make(image: CreateImage, job: Job) -> Result<(), ImageError> {
 
 async fn vet_backing(image: &CreateImage, backing: &HostPath) -> Result<(), ImageError> {
     in_use::refuse(backing, Access::Read).await?;
+    refuse_plain_text(backing).await?;
     let found = inspect(backing, ImageFormat::Qcow2, &image.allowed).await?;
     match (image.size, found.virtual_size) {
         (Some(size), Some(backing)) if size < backing => Err(ImageError::size(
@@ -201,6 +202,15 @@ async fn vet_backing(image: &CreateImage, backing: &HostPath) -> Result<(), Imag
         )),
         _ => Ok(()),
     }
+}
+
+/// The new image would hold in plain text what is written to it.
+async fn refuse_plain_text(backing: &HostPath) -> Result<(), ImageError> {
+    let path = backing.clone();
+    blocking(backing, move || {
+        refuse_plain_text_now(&path, ImageFormat::Qcow2, "what lies on it")
+    })
+    .await
 }
 
 async fn fill(image: &CreateImage, partial: &Partial, job: &Job) -> Result<(), ImageError> {

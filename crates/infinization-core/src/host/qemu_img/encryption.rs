@@ -1,3 +1,6 @@
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::fchown;
 use std::time::Duration;
 
 use super::command::KEY;
@@ -29,6 +32,17 @@ impl Encryption {
             .chain(iter_time(self.iter_time))
             .collect()
     }
+}
+
+/// A pipe that holds the key and ends there; whoever reads it first has it, and nothing is left. `owner`
+/// may open it by its number. A key is smaller than any pipe, so writing does not wait.
+pub fn pipe_of(key: &DiskKey, owner: Option<(u32, u32)>) -> io::Result<OwnedFd> {
+    let (reader, mut writer) = io::pipe()?;
+    writer.write_all(key.reveal().as_bytes())?;
+    if let Some((uid, gid)) = owner {
+        fchown(&reader, Some(uid), Some(gid))?;
+    }
+    Ok(reader.into())
 }
 
 /// The option of [`Encryption::iter_time`].

@@ -44,7 +44,7 @@ pub use change_key::{ChangeKey, change_key};
 pub use check::{ImageCheck, check};
 pub use convert::{ConvertImage, convert};
 pub use create::{CreateImage, Preallocation, create};
-pub use encryption::Encryption;
+pub use encryption::{Encryption, pipe_of};
 pub use error::ImageError;
 pub use format::ImageFormat;
 pub use in_use::{Holder, ensure_unused, ensure_unused_now, ensure_unwritten_now};

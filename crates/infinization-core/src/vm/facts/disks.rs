@@ -4,7 +4,7 @@
 use crate::config::DiskConfig;
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{self, ImageError, ImageFormat};
-use crate::types::HostPath;
+use crate::types::{DiskKey, HostPath};
 
 use super::about;
 use crate::vm::effects::image_format;
@@ -38,7 +38,7 @@ fn check_new(field: &str, disk: &DiskConfig, allowed: &[HostPath]) -> Result<(),
     };
     let stands = || {
         qemu_img::ensure_unwritten_now(backing)?;
-        unwritten_chain(backing, ImageFormat::Qcow2, allowed)
+        unwritten_chain(backing, ImageFormat::Qcow2, allowed, None)
     };
     stands().map_err(|error| unusable(&format!("{field}.backingFile"), backing, error))
 }
@@ -52,7 +52,7 @@ fn check_existing(field: &str, disk: &DiskConfig, allowed: &[HostPath]) -> Resul
     }
     let runs = || {
         qemu_img::ensure_unused_now(path)?;
-        unwritten_chain(path, image_format(disk), allowed)
+        unwritten_chain(path, image_format(disk), allowed, disk.key.as_ref())
     };
     runs().map_err(|error| unusable(field, path, error))
 }
@@ -62,8 +62,9 @@ fn unwritten_chain(
     image: &HostPath,
     format: ImageFormat,
     allowed: &[HostPath],
+    key: Option<&DiskKey>,
 ) -> Result<(), ImageError> {
-    let found = qemu_img::inspect_now(image, format, allowed)?;
+    let found = qemu_img::inspect_with_key_now(image, format, allowed, key)?;
     found
         .backing_chain
         .iter()

@@ -40,8 +40,7 @@ use super::spec;
 use super::status::Status;
 use super::stop::Interrupt;
 use crate::config::{
-    RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions, StartOptions, StopOptions,
-    VmConfig,
+    RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions, StopOptions, VmConfig,
 };
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::SnapshotName;
@@ -65,6 +64,11 @@ impl Machine {
         let context = &self.context;
         context.refuse_external(name).await?;
         let config = context.disks_config(live.is_some()).await?;
+        match &live {
+            Some(_) if options.memory => context.refuse_plain_memory(&config).await?,
+            Some(_) => {}
+            None => context.refuse_keyed(&config).await?,
+        }
         let hardware = match &live {
             Some(live) => live::create(context, live, &config, name, options, cancel).await?,
             None if options.memory => return Err(no_memory()),
@@ -179,6 +183,9 @@ impl Machine {
         name: &SnapshotName,
         interrupt: &Interrupt,
     ) -> Result<(), Failure> {
+        let config = self.context.disks_config(true).await?;
+        self.context.refuse_keyed(&config).await?;
+        let options = self.restart_options().await?;
         let at_once = StopOptions {
             graceful: false,
             ..StopOptions::default()
@@ -186,7 +193,7 @@ impl Machine {
         self.stop(&at_once, interrupt).await?;
         offline::revert(&self.context, disks, name).await?;
         let never = CancellationToken::new();
-        self.start(&StartOptions::default(), &never, interrupt)
+        self.start(&options, &never, interrupt)
             .await?;
         Ok(())
     }

@@ -1,0 +1,157 @@
+//! Keys of encrypted disks: whence a launch has them, where they are kept, and what cannot be done with
+//! such disks.
+//!
+//! A key is given by the caller, or kept by the embedded store if that has a key of its own. While the VM
+//! runs, its task has the keys of the run too, for a restart. Nowhere else is one kept, so a VM whose
+//! QEMU was taken back by another process is started again only with a key that is given or stored.
+
+use serde_json::json;
+
+use super::context::VmContext;
+use super::effects::image_format;
+use super::machine::Machine;
+use super::spec;
+use crate::config::{DiskConfig, DiskKeys, StartOptions, VmConfig};
+use crate::error::{ErrorCode, Failure};
+use crate::host::qemu_img::{ImageError, is_encrypted};
+
+impl VmContext {
+    /// The keys for a start: those that are given, then those that are stored.
+    pub(super) async fn keys_for(
+        &self,
+        config: &VmConfig,
+        given: &DiskKeys,
+    ) -> Result<DiskKeys, Failure> {
+        refuse_strangers(config, given)?;
+        let Some(store) = &self.services.embedded else {
+            return Ok(given.clone());
+        };
+        let stored = store.disk_keys(&self.vm_id).await?;
+        let mut keys = given.clone();
+        for disk in &config.disks {
+            let Some(key) = stored.get(&disk.path).filter(|_| !keys.contains_key(&disk.path)) else {
+                continue;
+            };
+            // An image that took the place of the one the key was for may not be encrypted.
+            if encrypted(disk).await {
+                keys.insert(disk.path.clone(), key.clone());
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Has the embedded store keep what opened the disks. Without a key of its own it keeps none.
+    pub(super) async fn keep_keys(&self, config: &VmConfig) {
+        let keys = keys_of(config);
+        let Some(store) = self.services.embedded.as_ref().filter(|_| !keys.is_empty()) else {
+            return;
+        };
+        if let Err(error) = store.keep_disk_keys(&self.vm_id, keys).await {
+            tracing::warn!(vm = %self.vm_id, %error, "the keys of disks were not kept: the next start needs them");
+        }
+    }
+
+    /// Refuses what needs the key of a disk and is not given one (`KEY_REQUIRED`).
+    pub(super) async fn refuse_keyed(&self, config: &VmConfig) -> Result<(), Failure> {
+        for disk in &config.disks {
+            if is_encrypted(&disk.path, image_format(disk)).await? {
+                let path = disk.path.clone();
+                return Err(Failure::from(ImageError::KeyRequired { path }).of_vm(&self.vm_id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to have what encrypted disks hold written to `what` (`PLAIN_TEXT_REFUSED`).
+    pub(super) async fn refuse_plain_text(
+        &self,
+        config: &VmConfig,
+        what: &'static str,
+    ) -> Result<(), Failure> {
+        for disk in &config.disks {
+            if is_encrypted(&disk.path, image_format(disk)).await? {
+                let path = disk.path.clone();
+                let refused = Failure::from(ImageError::PlainText { path, what });
+                return Err(refused.of_vm(&self.vm_id));
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest's memory holds what it has read of its disks, and is saved in the first one.
+    pub(super) async fn refuse_plain_memory(&self, config: &VmConfig) -> Result<(), Failure> {
+        match config.disks.first() {
+            Some(first) if is_encrypted(&first.path, image_format(first)).await? => Ok(()),
+            _ => {
+                self.refuse_plain_text(config, "the guest's memory in another disk")
+                    .await
+            }
+        }
+    }
+}
+
+impl Machine {
+    /// What the VM is started with once more. Refused while it still runs, if a key is missing.
+    pub(super) async fn restart_options(&self) -> Result<StartOptions, Failure> {
+        let mut disk_keys = DiskKeys::new();
+        if let Some(live) = &self.live {
+            disk_keys.clone_from(&live.disk_keys);
+        }
+        if let Some(config) = spec::read(&self.context.directory)? {
+            disk_keys.retain(|path, _| config.disks.iter().any(|disk| disk.path == *path));
+            let keys = self.context.keys_for(&config, &disk_keys).await?;
+            for disk in config.disks.iter().filter(|disk| !keys.contains_key(&disk.path)) {
+                if encrypted(disk).await {
+                    let path = disk.path.clone();
+                    let missing = Failure::from(ImageError::KeyRequired { path });
+                    return Err(missing.of_vm(&self.context.vm_id));
+                }
+            }
+        }
+        Ok(StartOptions {
+            disk_keys,
+            ..StartOptions::default()
+        })
+    }
+}
+
+/// The configuration with the keys of its disks.
+pub(super) fn with_keys(mut config: VmConfig, keys: &DiskKeys) -> VmConfig {
+    for disk in &mut config.disks {
+        disk.key = keys.get(&disk.path).cloned();
+    }
+    config
+}
+
+/// The keys a configuration has.
+pub(super) fn keys_of(config: &VmConfig) -> DiskKeys {
+    let disks = config.disks.iter();
+    disks
+        .filter_map(|disk| Some((disk.path.clone(), disk.key.clone()?)))
+        .collect()
+}
+
+/// A disk that cannot be read is somebody else's to refuse.
+async fn encrypted(disk: &DiskConfig) -> bool {
+    is_encrypted(&disk.path, image_format(disk))
+        .await
+        .unwrap_or(false)
+}
+
+/// A key for what is no disk of the VM's is a slip: the disk it was meant for would have none.
+fn refuse_strangers(config: &VmConfig, given: &DiskKeys) -> Result<(), Failure> {
+    let known = |path| config.disks.iter().any(|disk| disk.path == *path);
+    match given.keys().find(|path| !known(path)) {
+        None => Ok(()),
+        Some(path) => {
+            let message = format!("has {path}, which is no disk of this VM");
+            let issue = json!({
+                "path": "diskKeys",
+                "message": message,
+                "code": ErrorCode::InvalidConfig.as_str(),
+            });
+            Err(Failure::new(ErrorCode::InvalidConfig, format!("diskKeys {message}"))
+                .with("issues", vec![issue]))
+        }
+    }
+}
