@@ -246,7 +246,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * Stops (by the power button, by force after 30 s) and starts at once, as one operation. The one verb
    * that may resolve with `success: false`: `message` says which half failed, `error` why. A TPM
    * emulator ends with its QEMU, so a machine with `tpmSocketPath` is stopped and started by you.
-   * @throws LifecycleError `VM_NOT_FOUND`, `STOP_FAILED`
+   * @throws LifecycleError `VM_NOT_FOUND`, `STOP_FAILED`; StorageError `KEY_REQUIRED` (an encrypted disk whose key neither
+   * this process nor the embedded store has: the VM runs on)
    */
   restartVM(vmId: string): Promise<VMOperationResult>
   /**

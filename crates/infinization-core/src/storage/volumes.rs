@@ -12,7 +12,7 @@ use crate::config::{
 use crate::error::Failure;
 use crate::host::qemu_img::{
     ConvertImage, CreateImage, Encryption, ImageError, ImageFormat, Job, Preallocation, Resize, allocated,
-    convert, create, ensure_unused, layer, resize,
+    convert, create, ensure_unused, layer, resize_with_key,
 };
 use crate::types::{ByteSize, HostPath};
 
@@ -126,7 +126,7 @@ impl Pools {
         };
         let format = image_format(name.format());
         let key = options.key.as_ref();
-        resize(&path, format, options.capacity, direction, key).await?;
+        resize_with_key(&path, format, options.capacity, direction, key).await?;
         describe(&path, name, uses).await
     }
 

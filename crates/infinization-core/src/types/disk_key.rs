@@ -1,10 +1,13 @@
+use serde::Deserialize;
+
 use super::{InvalidValue, Secret};
 
 /// QEMU reads no limit; cryptsetup's own for what people type.
 const LONGEST: usize = 512;
 
 /// The passphrase of an encrypted image: 1 to 512 bytes of UTF-8 without a NUL, which is what QEMU takes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct DiskKey(Secret);
 
 impl DiskKey {

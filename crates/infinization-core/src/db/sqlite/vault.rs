@@ -133,10 +133,12 @@ impl Vault {
             let secret = self.open(one)?;
             write(&change, &one.machine, &one.name, &seal(&new, &secret)?)?;
         }
+        move_plain(&change, &new)?;
+        let count = sealed(&change, None)?.len();
         change.commit().map_err(failure::write)?;
-        *self.key() = Some(new.clone());
-        seal_plain(db, &new)?;
-        Ok(sealed(db, None)?.len())
+        *self.key() = Some(new);
+        empty_journal(db)?;
+        Ok(count)
     }
 }
 
@@ -164,17 +166,28 @@ fn sealed(db: &Connection, id: Option<&str>) -> Result<Vec<Sealed>, DbError> {
 
 /// Moves passwords out of their column, and out of the journal that may still hold them.
 fn seal_plain(db: &mut Connection, key: &SecretsKey) -> Result<(), DbError> {
-    let plain = plain_passwords(db)?;
-    if plain.is_empty() {
+    let change = begin(db)?;
+    if !move_plain(&change, key)? {
         return Ok(());
     }
-    let change = begin(db)?;
-    for (machine, secret) in &plain {
-        write(&change, machine, PASSWORD, &seal(key, secret)?)?;
-    }
-    let sql = "UPDATE machine_configuration SET graphic_password = NULL";
-    change.execute(sql, []).map_err(failure::write)?;
     change.commit().map_err(failure::write)?;
+    empty_journal(db)
+}
+
+/// Says whether there was any.
+fn move_plain(db: &Connection, key: &SecretsKey) -> Result<bool, DbError> {
+    let plain = plain_passwords(db)?;
+    for (machine, secret) in &plain {
+        write(db, machine, PASSWORD, &seal(key, secret)?)?;
+    }
+    let sql = "UPDATE machine_configuration SET graphic_password = NULL \
+         WHERE graphic_password IS NOT NULL";
+    db.execute(sql, []).map_err(failure::write)?;
+    Ok(!plain.is_empty())
+}
+
+/// The write-ahead journal holds pages as they were.
+fn empty_journal(db: &Connection) -> Result<(), DbError> {
     let emptied = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(()));
     emptied.map_err(failure::write)
 }

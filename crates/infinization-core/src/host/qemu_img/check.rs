@@ -27,9 +27,18 @@ pub struct ImageCheck {
     pub allocated_clusters: u64,
 }
 
-/// Reads all of the image's tables; changes nothing. An encrypted one needs its `key`. `INVALID_FORMAT` for formats that have none
+/// Reads all of the image's tables; changes nothing. `INVALID_FORMAT` for formats that have none
 /// to check (raw).
 pub async fn check(
+    path: &HostPath,
+    format: ImageFormat,
+    job: &Job,
+) -> Result<ImageCheck, ImageError> {
+    check_with_key(path, format, None, job).await
+}
+
+/// [`check`] of an image that may be encrypted, and has a key exactly then.
+pub async fn check_with_key(
     path: &HostPath,
     format: ImageFormat,
     key: Option<&DiskKey>,

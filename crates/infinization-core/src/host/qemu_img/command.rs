@@ -105,7 +105,8 @@ impl<'a> QemuImg<'a> {
         self
     }
 
-    fn also_about(mut self, path: &Path) -> Self {
+    /// A path that may be in its words without being an argument by itself.
+    pub(super) fn also_about(mut self, path: &Path) -> Self {
         self.paths.push(path.to_string_lossy().into_owned());
         self
     }

@@ -175,10 +175,17 @@ async fn copy(
             image.source.as_path(),
         )
     };
-    command
+    let copied = command
         .args(how)
+        .also_about(image.source.as_path())
         .files([source, partial.path()])
         .run_as(job)
-        .await?;
-    Ok(())
+        .await;
+    match copied {
+        // The new image's key fits what it was made with.
+        Err(ImageError::AuthFailed { .. }) => Err(ImageError::AuthFailed {
+            path: image.source.clone(),
+        }),
+        copied => copied.map(drop),
+    }
 }

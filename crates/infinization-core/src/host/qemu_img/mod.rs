@@ -41,7 +41,7 @@ mod vmdk;
 
 pub use backup::{Clusters, Parent, Source, difference, export, flatten, make_target};
 pub use change_key::{ChangeKey, change_key};
-pub use check::{ImageCheck, check};
+pub use check::{ImageCheck, check, check_with_key};
 pub use convert::{ConvertImage, convert};
 pub use create::{CreateImage, Preallocation, create};
 pub use encryption::{Encryption, pipe_of};
@@ -59,7 +59,7 @@ pub use layer::{
     rebase, reclaim,
 };
 pub use partial::{sweep_partials, sweep_partials_of};
-pub use resize::{Resize, resize};
+pub use resize::{Resize, resize, resize_with_key};
 pub use snapshot::{
     SnapshotInfo, SnapshotName, create_snapshot, delete_snapshot, list_snapshots, revert_snapshot,
     snapshot_exists,

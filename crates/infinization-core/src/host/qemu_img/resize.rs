@@ -18,9 +18,18 @@ pub enum Resize {
     GrowOrShrink,
 }
 
-/// Changes the disk's size; the guest's partitions are not touched. The same size is no work. An encrypted
-/// image needs its `key`.
+/// Changes the disk's size; the guest's partitions are not touched. The same size is no work.
 pub async fn resize(
+    path: &HostPath,
+    format: ImageFormat,
+    size: ByteSize,
+    direction: Resize,
+) -> Result<(), ImageError> {
+    resize_with_key(path, format, size, direction, None).await
+}
+
+/// [`resize`] of an image that may be encrypted, and has a key exactly then.
+pub async fn resize_with_key(
     path: &HostPath,
     format: ImageFormat,
     size: ByteSize,
