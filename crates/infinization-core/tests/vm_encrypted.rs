@@ -139,12 +139,10 @@ async fn snapshots_of_it_are_not_plain(manager: &Manager, vm: &str) {
     }
     let listed = manager.list_snapshots(vm.into()).await.unwrap();
     assert_eq!(listed, json!([]));
-    // Inside the images, what is encrypted stays so.
+    // Inside the images, what is encrypted stays so; but nobody could go back without the key.
     let inside = json!({ "name": "inside" });
     let taken = manager.create_snapshot(vm.into(), inside, never());
-    taken.await.unwrap();
-    let deleted = manager.delete_snapshot(vm.into(), "inside".into(), Value::Null, never());
-    deleted.await.unwrap();
+    assert!(taken.await.unwrap_err().has(ErrorCode::KeyRequired));
 }
 
 async fn needs_its_key(manager: &Manager, vm: &str, disk: &str) {
@@ -212,7 +210,7 @@ fn a_store_with_a_key_keeps_those_of_disks_too() {
         assert_eq!(restarted["success"], true, "{restarted}");
         stop(&manager, vm).await;
         start(&manager, vm, Value::Null).await.unwrap();
-        stop(&manager, vm).await;
+        snapshots_inside_it(&manager, vm).await;
         assert_eq!(leaks(host.path(), KEY), Vec::<String>::new());
         assert_eq!(leaks(host.path(), "pass-123"), Vec::<String>::new());
         let rotated = manager.rotate_secrets_key("6b".repeat(32)).await.unwrap();
@@ -230,6 +228,22 @@ fn a_store_with_a_key_keeps_those_of_disks_too() {
         delete(&manager, vm).await;
         host.is_clean().await;
     });
+}
+
+/// Made while the machine runs, gone back to when it is off, and deleted; and all of it when it is off.
+async fn snapshots_inside_it(manager: &Manager, vm: &str) {
+    let take = |name: &str| manager.create_snapshot(vm.into(), json!({ "name": name }), never());
+    let revert = |name: &str| manager.revert_snapshot(vm.into(), name.into(), Value::Null);
+    let delete = |name: &str| manager.delete_snapshot(vm.into(), name.into(), Value::Null, never());
+    take("running").await.unwrap();
+    stop(manager, vm).await;
+    revert("running").await.unwrap();
+    take("off").await.unwrap();
+    revert("off").await.unwrap();
+    for name in ["running", "off", "memory"] {
+        delete(name).await.unwrap();
+    }
+    assert_eq!(manager.list_snapshots(vm.into()).await.unwrap(), json!([]));
 }
 
 #[test]

@@ -22,7 +22,8 @@ use super::service::{Terms, Told, millis};
 use super::turn::{Turn, slot};
 use super::{BackupError, digest, off_thread, offline, sweep};
 use crate::host::qemu_img::{
-    Clusters, ImageFormat, Job, Parent, ensure_unwritten_now, inspect, inspect_now, refuse_plain_text_now,
+    Clusters, ImageError, ImageFormat, Job, Parent, ensure_unwritten_now, inspect, inspect_now,
+    is_encrypted_now, refuse_plain_text_now,
 };
 use crate::types::{ByteSize, HostPath};
 
@@ -169,9 +170,7 @@ fn size_of(disk: &SourceDisk, offline: bool, within_the_disk: bool) -> Result<u6
     if !path.as_path().exists() {
         return Err(BackupError::NoDisk { path: path.clone() });
     }
-    if !within_the_disk {
-        refuse_plain_text_now(path, disk.format, "a backup of it")?;
-    }
+    refuse_encrypted(disk, within_the_disk)?;
     if !offline {
         // A disk that is written to is asked about through its QEMU.
         return Ok(0);
@@ -179,6 +178,19 @@ fn size_of(disk: &SourceDisk, offline: bool, within_the_disk: bool) -> Result<u6
     ensure_unwritten_now(path)?;
     let found = inspect_now(path, disk.format, &[])?;
     Ok(found.virtual_size.map_or(0, ByteSize::as_bytes))
+}
+
+/// A copy would not be encrypted. A snapshot inside would be, but could not be deleted without the key.
+fn refuse_encrypted(disk: &SourceDisk, within_the_disk: bool) -> Result<(), BackupError> {
+    if within_the_disk && is_encrypted_now(&disk.path, disk.format)? {
+        let path = disk.path.clone();
+        return Err(ImageError::KeyRequired { path }.into());
+    }
+    Ok(refuse_plain_text_now(
+        &disk.path,
+        disk.format,
+        "a backup of it",
+    )?)
 }
 
 /// The parent's chain, if an incremental backup can build on it.

@@ -13,7 +13,8 @@ use super::machine::Machine;
 use super::spec;
 use crate::config::{DiskConfig, DiskKeys, StartOptions, VmConfig};
 use crate::error::{ErrorCode, Failure};
-use crate::host::qemu_img::{ImageError, is_encrypted};
+use crate::host::qemu_img::{ImageError, ImageFormat, is_encrypted};
+use crate::types::HostPath;
 
 impl VmContext {
     /// The keys for a start: those that are given, then those that are stored.
@@ -51,15 +52,35 @@ impl VmContext {
         }
     }
 
-    /// Refuses what needs the key of a disk and is not given one (`KEY_REQUIRED`).
-    pub(super) async fn refuse_keyed(&self, config: &VmConfig) -> Result<(), Failure> {
-        for disk in &config.disks {
+    /// The configuration with the keys that are stored. `KEY_REQUIRED` if one is missing.
+    pub(super) async fn with_stored_keys(&self, config: VmConfig) -> Result<VmConfig, Failure> {
+        let keys = self.keys_for(&config, &DiskKeys::new()).await?;
+        let config = with_keys(config, &keys);
+        for disk in config.disks.iter().filter(|disk| disk.key.is_none()) {
             if is_encrypted(&disk.path, image_format(disk)).await? {
-                let path = disk.path.clone();
-                return Err(Failure::from(ImageError::KeyRequired { path }).of_vm(&self.vm_id));
+                return Err(self.key_required(disk));
             }
         }
-        Ok(())
+        Ok(config)
+    }
+
+    /// The stored keys of those of the files that are encrypted.
+    pub(super) async fn stored_keys(&self, files: &[HostPath]) -> Result<DiskKeys, Failure> {
+        let Some(store) = &self.services.embedded else {
+            return Ok(DiskKeys::new());
+        };
+        let mut stored = store.disk_keys(&self.vm_id).await?;
+        for path in files {
+            if stored.contains_key(path) && !is_encrypted(path, ImageFormat::Qcow2).await? {
+                stored.remove(path);
+            }
+        }
+        Ok(stored)
+    }
+
+    fn key_required(&self, disk: &DiskConfig) -> Failure {
+        let path = disk.path.clone();
+        Failure::from(ImageError::KeyRequired { path }).of_vm(&self.vm_id)
     }
 
     /// Refuses to have what encrypted disks hold written to `what` (`PLAIN_TEXT_REFUSED`).
@@ -102,9 +123,7 @@ impl Machine {
             let keys = self.context.keys_for(&config, &disk_keys).await?;
             for disk in config.disks.iter().filter(|disk| !keys.contains_key(&disk.path)) {
                 if encrypted(disk).await {
-                    let path = disk.path.clone();
-                    let missing = Failure::from(ImageError::KeyRequired { path });
-                    return Err(missing.of_vm(&self.context.vm_id));
+                    return Err(self.context.key_required(disk));
                 }
             }
         }

@@ -61,6 +61,7 @@ pub use layer::{
 pub use partial::{sweep_partials, sweep_partials_of};
 pub use resize::{Resize, resize, resize_with_key};
 pub use snapshot::{
-    SnapshotInfo, SnapshotName, create_snapshot, delete_snapshot, list_snapshots, revert_snapshot,
+    SnapshotInfo, SnapshotName, create_snapshot, create_snapshot_with_key, delete_snapshot,
+    delete_snapshot_with_key, list_snapshots, revert_snapshot, revert_snapshot_with_key,
     snapshot_exists,
 };

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::notes::Notes;
 use crate::config::{DiskFormat, VmConfig};
 use crate::host::qemu_img::{ImageError, SnapshotInfo, SnapshotName};
-use crate::types::{ByteSize, HostPath};
+use crate::types::{ByteSize, DiskKey, HostPath};
 
 /// `VMSnapshot`: one snapshot of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -37,6 +37,8 @@ pub(super) struct Disk {
     pub(super) index: usize,
     pub(super) path: HostPath,
     pub(super) format: DiskFormat,
+    /// Of an encrypted one, where it is needed.
+    pub(super) key: Option<DiskKey>,
 }
 
 /// A disk, and the snapshots it has.
@@ -51,6 +53,7 @@ pub(super) fn of(config: &VmConfig) -> Vec<Disk> {
         index,
         path: disk.path.clone(),
         format: disk.format,
+        key: disk.key.clone(),
     };
     config.disks.iter().enumerate().map(disk).collect()
 }
@@ -164,6 +167,7 @@ mod tests {
                 index,
                 path: HostPath::parse(format!("/srv/{index}.qcow2")).unwrap(),
                 format: DiskFormat::Qcow2,
+                key: None,
             },
             snapshots: snapshots.iter().map(info).collect(),
         }

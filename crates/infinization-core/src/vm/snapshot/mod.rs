@@ -64,11 +64,13 @@ impl Machine {
         let context = &self.context;
         context.refuse_external(name).await?;
         let config = context.disks_config(live.is_some()).await?;
-        match &live {
-            Some(_) if options.memory => context.refuse_plain_memory(&config).await?,
-            Some(_) => {}
-            None => context.refuse_keyed(&config).await?,
-        }
+        let config = if live.is_some() && options.memory {
+            context.refuse_plain_memory(&config).await?;
+            config
+        } else {
+            // Without the keys there would be no way back to it.
+            context.with_stored_keys(config).await?
+        };
         let hardware = match &live {
             Some(live) => live::create(context, live, &config, name, options, cancel).await?,
             None if options.memory => return Err(no_memory()),
@@ -98,6 +100,7 @@ impl Machine {
         let live = self.snapshots_allowed("put back to a snapshot").await?;
         let config = self.context.disks_config(live.is_some()).await?;
         let Some(live) = live else {
+            let config = self.context.with_stored_keys(config).await?;
             let disks = disks::of(&config);
             let had_memory = offline::revert(&self.context, &disks, name).await?;
             let told = self.told(name, "revert", "reverted to");
@@ -109,6 +112,7 @@ impl Machine {
                 .unless_forced(self.load_memory(&live, &found, name))
                 .await?;
         } else if options.restart {
+            let config = self.context.with_stored_keys(config).await?;
             self.revert_between_runs(&disks::of(&config), name, interrupt)
                 .await?;
         } else {
@@ -183,8 +187,6 @@ impl Machine {
         name: &SnapshotName,
         interrupt: &Interrupt,
     ) -> Result<(), Failure> {
-        let config = self.context.disks_config(true).await?;
-        self.context.refuse_keyed(&config).await?;
         let options = self.restart_options().await?;
         let at_once = StopOptions {
             graceful: false,
@@ -253,7 +255,10 @@ impl VmContext {
     ) -> Result<(), Failure> {
         match live {
             Some(live) => live::delete(live, config, name).await,
-            None => offline::delete(&disks::of(config), name).await,
+            None => {
+                let config = self.with_stored_keys(config.clone()).await?;
+                offline::delete(&disks::of(&config), name).await
+            }
         }
     }
 
