@@ -1,8 +1,8 @@
 use infinization_core::Failure;
 use infinization_core::host::qemu_img::{
     ChangeKey, ConvertImage, CreateImage, Encryption, ImageError, ImageFormat, ImageInfo, Job,
-    Preallocation, Resize, Sharing, SnapshotInfo, change_key, check_with_key, convert, create, info,
-    resize_with_key,
+    Preallocation, Resize, Sharing, SnapshotInfo, change_key, check_with_key, convert, create,
+    info, resize_with_key,
 };
 use infinization_core::types::{ByteSize, DiskKey, HostPath};
 use napi_derive::napi;
@@ -130,7 +130,8 @@ impl QemuImgService {
             // `signal`, their other member, is what `cancel` was made of.
             let options: KeyOptions = options.shaped("options").map(Option::unwrap_or_default)?;
             let (path, format) = (path.parsed("path")?, image_format(format)?);
-            let found = check_with_key(&path, format, options.encryption_key.as_ref(), &job).await?;
+            let found =
+                check_with_key(&path, format, options.encryption_key.as_ref(), &job).await?;
             Ok(json!({
                 "errors": found.errors,
                 "leaks": found.leaks,

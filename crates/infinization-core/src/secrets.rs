@@ -60,7 +60,9 @@ impl SecretsKey {
 
     fn seal_with(&self, iv: [u8; IV_LENGTH], plain: &[u8]) -> Option<String> {
         let nonce: &Nonce<Aes256Gcm> = (&iv).into();
-        let sealed = Aes256Gcm::new((&*self.0).into()).encrypt(nonce, plain).ok()?;
+        let sealed = Aes256Gcm::new((&*self.0).into())
+            .encrypt(nonce, plain)
+            .ok()?;
         let (data, tag) = sealed.split_at_checked(sealed.len().checked_sub(TAG_LENGTH)?)?;
         let part = base64::encode;
         Some(format!("{}:{}:{}", part(&iv), part(tag), part(data)))
@@ -160,7 +162,13 @@ mod tests {
     fn nist_s_vectors() {
         let zeros = "00".repeat(32);
         let table = [
-            (zeros.as_str(), "000000000000000000000000", "", "", "530f8afbc74536b9a963b4f1c4cb738b"),
+            (
+                zeros.as_str(),
+                "000000000000000000000000",
+                "",
+                "",
+                "530f8afbc74536b9a963b4f1c4cb738b",
+            ),
             (
                 zeros.as_str(),
                 "000000000000000000000000",
@@ -178,8 +186,13 @@ mod tests {
         ];
         for (secret, iv, plain, data, tag) in table {
             let key = key(secret);
-            let sealed = key.seal_with(hex(iv).try_into().unwrap(), &hex(plain)).unwrap();
-            let parts: Vec<_> = sealed.split(':').map(|part| base64::decode(part).unwrap()).collect();
+            let sealed = key
+                .seal_with(hex(iv).try_into().unwrap(), &hex(plain))
+                .unwrap();
+            let parts: Vec<_> = sealed
+                .split(':')
+                .map(|part| base64::decode(part).unwrap())
+                .collect();
             assert_eq!(parts, [hex(iv), hex(tag), hex(data)], "{secret}");
             assert_eq!(key.opened(&sealed).unwrap(), hex(plain));
         }
@@ -201,7 +214,15 @@ mod tests {
         assert_eq!(key(&base64::encode(&[0xab; 32])), same);
         let (short, long) = (base64::encode(&[0; 31]), base64::encode(&[0; 33]));
         let odd = "g".repeat(64);
-        for bad in ["", "x", &"a".repeat(32), &odd, &"é".repeat(32), &short, &long] {
+        for bad in [
+            "",
+            "x",
+            &"a".repeat(32),
+            &odd,
+            &"é".repeat(32),
+            &short,
+            &long,
+        ] {
             assert!(SecretsKey::from_text(bad).is_err(), "{bad}");
         }
         assert_eq!(SecretsKey::from_bytes(&[0; 31]), None);

@@ -26,10 +26,7 @@ async fn start(manager: &Manager, vm: &str, options: Value) -> Result<Value, Fai
 }
 
 async fn stop(manager: &Manager, vm: &str) {
-    manager
-        .stop_vm(vm.into(), forced(), never())
-        .await
-        .unwrap();
+    manager.stop_vm(vm.into(), forced(), never()).await.unwrap();
 }
 
 fn holds(path: &Path, text: &str) -> bool {
@@ -114,7 +111,10 @@ fn b38_a_guest_s_encrypted_disk_is_readable_with_its_key_alone() {
         assert_eq!(restarted["success"], true, "{restarted}");
         stop(&manager, vm).await;
         assert_eq!(leaks(host.path(), KEY), Vec::<String>::new());
-        assert!(!holds(Path::new(&disk), PATTERN), "the pattern is in the file");
+        assert!(
+            !holds(Path::new(&disk), PATTERN),
+            "the pattern is in the file"
+        );
         let read = decrypted(host.path(), &disk, KEY).unwrap();
         assert!(read.starts_with(format!("{PATTERN}\n{PATTERN}\n").as_bytes()));
 
@@ -135,7 +135,10 @@ async fn snapshots_of_it_are_not_plain(manager: &Manager, vm: &str) {
     ] {
         let taken = manager.create_snapshot(vm.into(), options.clone(), never());
         let refused = taken.await.unwrap_err();
-        assert!(refused.has(ErrorCode::PlainTextRefused), "{options}: {refused:?}");
+        assert!(
+            refused.has(ErrorCode::PlainTextRefused),
+            "{options}: {refused:?}"
+        );
     }
     let listed = manager.list_snapshots(vm.into()).await.unwrap();
     assert_eq!(listed, json!([]));
@@ -157,12 +160,20 @@ async fn needs_its_key(manager: &Manager, vm: &str, disk: &str) {
     let refused = start(manager, vm, wrong).await.unwrap_err();
     assert_eq!(refused.code(), ErrorCode::StartFailed, "{refused:?}");
     assert!(refused.has(ErrorCode::AuthFailed), "{refused:?}");
-    assert_eq!(manager.get_vm_status(vm.into()).await.unwrap()["status"], "off");
+    assert_eq!(
+        manager.get_vm_status(vm.into()).await.unwrap()["status"],
+        "off"
+    );
     let snapshot = manager.create_snapshot(vm.into(), json!({ "name": "s" }), never());
     let refused = snapshot.await.unwrap_err();
     assert!(refused.has(ErrorCode::KeyRequired), "{refused:?}");
-    assert!(fs::read(disk).unwrap() == before, "a refusal has changed the disk");
-    start(manager, vm, json!({ "diskKeys": { disk: KEY } })).await.unwrap();
+    assert!(
+        fs::read(disk).unwrap() == before,
+        "a refusal has changed the disk"
+    );
+    start(manager, vm, json!({ "diskKeys": { disk: KEY } }))
+        .await
+        .unwrap();
     stop(manager, vm).await;
 }
 
@@ -177,7 +188,9 @@ async fn changes_its_key(manager: &Manager, vm: &str, disk: &str) {
     change_key(&path, &change).await.unwrap();
     let old = start(manager, vm, json!({ "diskKeys": { disk: KEY } })).await;
     assert!(old.unwrap_err().has(ErrorCode::AuthFailed));
-    start(manager, vm, json!({ "diskKeys": { disk: NEW_KEY } })).await.unwrap();
+    start(manager, vm, json!({ "diskKeys": { disk: NEW_KEY } }))
+        .await
+        .unwrap();
     stop(manager, vm).await;
 }
 
@@ -218,7 +231,10 @@ fn a_store_with_a_key_keeps_those_of_disks_too() {
         manager.shutdown().await.unwrap();
         drop(manager);
 
-        let refused = Manager::new(settings.clone()).initialize().await.unwrap_err();
+        let refused = Manager::new(settings.clone())
+            .initialize()
+            .await
+            .unwrap_err();
         assert!(refused.has(ErrorCode::DbSecretUnreadable), "{refused:?}");
         settings["secretsKey"] = json!("6b".repeat(32));
         let manager = Manager::new(settings);

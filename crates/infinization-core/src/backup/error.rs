@@ -176,7 +176,9 @@ fn of_image(error: &ImageError) -> ErrorCode {
         ErrorCode::InsufficientSpace => ErrorCode::BackupNoSpace,
         ErrorCode::StorageAborted => ErrorCode::BackupCancelled,
         ErrorCode::PlainTextRefused => ErrorCode::BackupPlainTextRefused,
-        ErrorCode::KeyRequired | ErrorCode::InvalidFormat | ErrorCode::UnsafeBackingFile => ErrorCode::BackupInvalidConfig,
+        ErrorCode::KeyRequired | ErrorCode::InvalidFormat | ErrorCode::UnsafeBackingFile => {
+            ErrorCode::BackupInvalidConfig
+        }
         _ => ErrorCode::BackupFailed,
     }
 }

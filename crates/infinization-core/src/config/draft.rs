@@ -8,7 +8,9 @@ use super::{
     DiskFormat, DisplayProtocol, FirewallConfig, GuestUuid, MachineType, NetworkModel,
     PinningStrategy, RunAsUser, VmConfig,
 };
-use crate::types::{ByteSize, DiskKey, HostPath, InternalName, LinkName, MacAddr, PciAddress, Secret, VmId};
+use crate::types::{
+    ByteSize, DiskKey, HostPath, InternalName, LinkName, MacAddr, PciAddress, Secret, VmId,
+};
 
 /// `None` is what the user left to us, or what was refused and is in the report.
 #[derive(Debug, Default)]

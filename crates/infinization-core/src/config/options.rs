@@ -209,7 +209,12 @@ mod tests {
         assert_eq!(parsed.warnings[0].path, "x");
         assert!(StartOptions::parse(&json!([])).is_err());
         assert!(StartOptions::parse(&json!({ "firewallDefaultAction": "allow" })).is_err());
-        for keys in [json!([]), json!({ "relative": "k" }), json!({ "/a": 1 }), json!({ "/a": "" })] {
+        for keys in [
+            json!([]),
+            json!({ "relative": "k" }),
+            json!({ "/a": 1 }),
+            json!({ "/a": "" }),
+        ] {
             let refused = StartOptions::parse(&json!({ "diskKeys": keys })).unwrap_err();
             assert_eq!(refused.issues[0].path, "diskKeys", "{keys}");
         }

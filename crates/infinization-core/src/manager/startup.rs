@@ -141,7 +141,8 @@ fn with_marks(files: InstallationFiles) -> (Marks, InstallationFiles) {
 }
 
 fn no_store_to_encrypt() -> Failure {
-    let message = "is for the embedded store: the secrets of your own database are yours to encrypt";
+    let message =
+        "is for the embedded store: the secrets of your own database are yours to encrypt";
     let issue = serde_json::json!({
         "path": "secretsKey",
         "message": message,

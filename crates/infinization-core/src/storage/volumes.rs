@@ -11,8 +11,8 @@ use crate::config::{
 };
 use crate::error::Failure;
 use crate::host::qemu_img::{
-    ConvertImage, CreateImage, Encryption, ImageError, ImageFormat, Job, Preallocation, Resize, allocated,
-    convert, create, ensure_unused, layer, resize_with_key,
+    ConvertImage, CreateImage, Encryption, ImageError, ImageFormat, Job, Preallocation, Resize,
+    allocated, convert, create, ensure_unused, layer, resize_with_key,
 };
 use crate::types::{ByteSize, HostPath};
 

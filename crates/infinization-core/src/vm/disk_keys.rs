@@ -30,7 +30,10 @@ impl VmContext {
         let stored = store.disk_keys(&self.vm_id).await?;
         let mut keys = given.clone();
         for disk in &config.disks {
-            let Some(key) = stored.get(&disk.path).filter(|_| !keys.contains_key(&disk.path)) else {
+            let Some(key) = stored
+                .get(&disk.path)
+                .filter(|_| !keys.contains_key(&disk.path))
+            else {
                 continue;
             };
             // An image that took the place of the one the key was for may not be encrypted.
@@ -121,7 +124,11 @@ impl Machine {
         if let Some(config) = spec::read(&self.context.directory)? {
             disk_keys.retain(|path, _| config.disks.iter().any(|disk| disk.path == *path));
             let keys = self.context.keys_for(&config, &disk_keys).await?;
-            for disk in config.disks.iter().filter(|disk| !keys.contains_key(&disk.path)) {
+            for disk in config
+                .disks
+                .iter()
+                .filter(|disk| !keys.contains_key(&disk.path))
+            {
                 if encrypted(disk).await {
                     return Err(self.context.key_required(disk));
                 }
@@ -159,7 +166,7 @@ async fn encrypted(disk: &DiskConfig) -> bool {
 
 /// A key for what is no disk of the VM's is a slip: the disk it was meant for would have none.
 fn refuse_strangers(config: &VmConfig, given: &DiskKeys) -> Result<(), Failure> {
-    let known = |path| config.disks.iter().any(|disk| disk.path == *path);
+    let known = |path: &HostPath| config.disks.iter().any(|disk| disk.path == *path);
     match given.keys().find(|path| !known(path)) {
         None => Ok(()),
         Some(path) => {
@@ -169,8 +176,10 @@ fn refuse_strangers(config: &VmConfig, given: &DiskKeys) -> Result<(), Failure> 
                 "message": message,
                 "code": ErrorCode::InvalidConfig.as_str(),
             });
-            Err(Failure::new(ErrorCode::InvalidConfig, format!("diskKeys {message}"))
-                .with("issues", vec![issue]))
+            Err(
+                Failure::new(ErrorCode::InvalidConfig, format!("diskKeys {message}"))
+                    .with("issues", vec![issue]),
+            )
         }
     }
 }

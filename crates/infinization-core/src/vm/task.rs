@@ -25,7 +25,7 @@ use super::request::{Asked, Reply, Request, Verb};
 use super::snapshot::{Snapshot, SnapshotTree};
 use super::status::{MARKERS, STARTABLE, Status};
 use super::stop::Interrupt;
-use crate::config::{StartOptions, StopOptions, VmConfig, Warning};
+use crate::config::{StopOptions, VmConfig, Warning};
 use crate::error::{ErrorClass, ErrorCode, Failure};
 use crate::host::process::Exit;
 use crate::qmp::MonitorEvent;

@@ -50,7 +50,11 @@ async fn with_a_key_no_secret_is_readable_in_the_file() {
         .await
         .unwrap();
     let disk = keys("/d/a.qcow2", "the-disk's-key");
-    store.db.keep_disk_keys(&vm("vm-1"), disk.clone()).await.unwrap();
+    store
+        .db
+        .keep_disk_keys(&vm("vm-1"), disk.clone())
+        .await
+        .unwrap();
     assert!(is_readable(store.dir.path(), PASSWORD));
     let none = store.db.disk_keys(&vm("vm-1")).await.unwrap();
     assert!(none.is_empty(), "without a key, none is kept");
@@ -78,11 +82,15 @@ async fn with_a_key_no_secret_is_readable_in_the_file() {
         graphic_password: Some(None),
         ..ConfigurationUpdate::default()
     };
-    db.update_machine_configuration(&vm("vm-1"), none).await.unwrap();
+    db.update_machine_configuration(&vm("vm-1"), none)
+        .await
+        .unwrap();
     assert_eq!(password(&db).await.unwrap(), None);
     db.delete_machine(&vm("vm-1")).await.unwrap();
     let rows = Connection::open(dir.path().join("x.db")).unwrap();
-    let count: i64 = rows.query_row("SELECT count(*) FROM secret", [], |row| row.get(0)).unwrap();
+    let count: i64 = rows
+        .query_row("SELECT count(*) FROM secret", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(count, 0);
 }
 
@@ -137,7 +145,10 @@ async fn another_key_takes_over_all_secrets_or_none() {
         .await
         .unwrap();
     assert_eq!(store.db.rotate_key(second.clone()).await.unwrap(), 2);
-    assert_eq!(password(&store.db).await.unwrap().as_deref(), Some(PASSWORD));
+    assert_eq!(
+        password(&store.db).await.unwrap().as_deref(),
+        Some(PASSWORD)
+    );
     let path = store.path();
     let db = open(&path, Some(2)).await.unwrap();
     assert_eq!(db.disk_keys(&vm("vm-1")).await.unwrap().len(), 1);
@@ -146,5 +157,9 @@ async fn another_key_takes_over_all_secrets_or_none() {
     store.sql("UPDATE secret SET sealed = 'x:y:z' WHERE name = 'graphic_password'");
     let refused = db.rotate_key(key(3).unwrap()).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::DbSecretUnreadable);
-    assert_eq!(db.disk_keys(&vm("vm-1")).await.unwrap().len(), 1, "the old key holds");
+    assert_eq!(
+        db.disk_keys(&vm("vm-1")).await.unwrap().len(),
+        1,
+        "the old key holds"
+    );
 }

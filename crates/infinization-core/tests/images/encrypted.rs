@@ -85,7 +85,10 @@ async fn b38_a_verb_needs_the_key_and_the_right_one() {
         code(create_snapshot(&path, &snap("s")).await),
         ErrorCode::KeyRequired
     );
-    assert_eq!(code(inspect(&path, Qcow2, &[]).await), ErrorCode::KeyRequired);
+    assert_eq!(
+        code(inspect(&path, Qcow2, &[]).await),
+        ErrorCode::KeyRequired
+    );
     let wrong = key("s3cret");
     assert_eq!(code(check(Some(&wrong)).await), ErrorCode::AuthFailed);
     assert_eq!(code(grow(Some(&wrong)).await), ErrorCode::AuthFailed);
@@ -127,7 +130,13 @@ async fn what_is_encrypted_stays_so_unless_it_is_said() {
     let table = [
         (None, Qcow2, false, false, ErrorCode::KeyRequired),
         (None, Raw, false, false, ErrorCode::KeyRequired),
-        (quickly("old"), Raw, false, false, ErrorCode::PlainTextRefused),
+        (
+            quickly("old"),
+            Raw,
+            false,
+            false,
+            ErrorCode::PlainTextRefused,
+        ),
         (quickly("old"), Qcow2, false, true, ErrorCode::InvalidFormat),
         (quickly("other"), Qcow2, false, false, ErrorCode::AuthFailed),
         (quickly("other"), Raw, true, false, ErrorCode::AuthFailed),
@@ -138,10 +147,14 @@ async fn what_is_encrypted_stays_so_unless_it_is_said() {
     }
     assert_eq!(images.names(), ["e.qcow2", "plain.raw"]);
 
-    convert(&copy(quickly("old"), "copy", Qcow2, false, false), &JOB).await.unwrap();
+    convert(&copy(quickly("old"), "copy", Qcow2, false, false), &JOB)
+        .await
+        .unwrap();
     let copied = images.path("copy");
     assert!(opens(&copied, "old").await && !holds_pattern(&copied));
-    convert(&copy(quickly("old"), "back.raw", Raw, true, false), &JOB).await.unwrap();
+    convert(&copy(quickly("old"), "back.raw", Raw, true, false), &JOB)
+        .await
+        .unwrap();
     let (back, plain) = (images.path("back.raw"), images.path("plain.raw"));
     assert!(fs::read(back.as_path()).unwrap() == fs::read(plain.as_path()).unwrap());
 }
@@ -182,7 +195,10 @@ async fn b38_the_key_is_changed_and_the_old_one_is_gone() {
     let before = fs::read(path.as_path()).unwrap();
     let refused = change_key(&path, &change("wrong", "new")).await;
     assert_eq!(code(refused), ErrorCode::AuthFailed);
-    assert!(fs::read(path.as_path()).unwrap() == before, "it was changed");
+    assert!(
+        fs::read(path.as_path()).unwrap() == before,
+        "it was changed"
+    );
 
     change_key(&path, &change("old", "new")).await.unwrap();
     assert!(opens(&path, "new").await);
@@ -204,8 +220,9 @@ async fn f39_a_change_that_was_interrupted_is_finished_by_the_same_call() {
     let (old, new) = (images.path("old"), images.path("new"));
     fs::write(old.as_path(), "old").unwrap();
     fs::write(new.as_path(), "new").unwrap();
-    let image =
-        format!("driver=qcow2,encrypt.format=luks,encrypt.key-secret=o,file.driver=file,file.filename={path}");
+    let image = format!(
+        "driver=qcow2,encrypt.format=luks,encrypt.key-secret=o,file.driver=file,file.filename={path}"
+    );
     qemu_img(&[
         "amend",
         "--object",
@@ -254,7 +271,13 @@ async fn b38_no_key_is_in_an_argv_or_an_environment() {
     assert!(opens(&path, "an-unusual-new-key").await);
     stop.store(true, Ordering::Relaxed);
     let seen = watching.join().unwrap();
-    let has = |words: &[u8]| seen.iter().any(|told| told.windows(words.len()).any(|at| at == words));
-    assert!(has(b"amend") && has(path.as_str().as_bytes()), "nothing was seen");
+    let has = |words: &[u8]| {
+        seen.iter()
+            .any(|told| told.windows(words.len()).any(|at| at == words))
+    };
+    assert!(
+        has(b"amend") && has(path.as_str().as_bytes()),
+        "nothing was seen"
+    );
     assert!(!has(b"an-unusual-new-key"));
 }

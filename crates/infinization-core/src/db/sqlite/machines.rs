@@ -296,11 +296,7 @@ fn find_summary(db: &Connection, id: &VmId) -> Result<Option<MachineSummary>, Db
     )
 }
 
-fn complete(
-    db: &Connection,
-    vault: &Vault,
-    machine: MachineSummary,
-) -> Result<VmRecord, DbError> {
+fn complete(db: &Connection, vault: &Vault, machine: MachineSummary) -> Result<VmRecord, DbError> {
     let configuration = configuration::find(db, vault, &machine.id).map_err(|error| DbError {
         message: format!("machine {}: {}", machine.id, error.message),
         ..error

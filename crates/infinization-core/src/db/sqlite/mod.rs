@@ -55,10 +55,7 @@ impl SqliteDatabase {
 
     /// [`open`](Self::open), with a key that secrets are encrypted with. What was stored before without is
     /// encrypted now. `SECRET_UNREADABLE` if there are secrets and the key opens none of them.
-    pub async fn open_with_key(
-        path: &Path,
-        key: Option<SecretsKey>,
-    ) -> Result<Arc<Self>, DbError> {
+    pub async fn open_with_key(path: &Path, key: Option<SecretsKey>) -> Result<Arc<Self>, DbError> {
         let worker = Worker::start(path.to_owned()).await?;
         let vault = Arc::new(Vault::new(key));
         let prepared = Arc::clone(&vault);

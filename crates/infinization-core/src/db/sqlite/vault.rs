@@ -222,9 +222,8 @@ fn remove(db: &Connection, machine: &str, name: &str) -> Result<(), DbError> {
 }
 
 fn seal(key: &SecretsKey, secret: &Secret) -> Result<String, DbError> {
-    key.seal(secret).map_err(|error| {
-        DbError::new(ErrorCode::UpdateFailed, Failure::from(error).to_string())
-    })
+    key.seal(secret)
+        .map_err(|error| DbError::new(ErrorCode::UpdateFailed, Failure::from(error).to_string()))
 }
 
 /// Says which secret it is, and whether there is a key at all.

@@ -107,4 +107,3 @@ async fn erase(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
 fn amend(image: &HostPath, options: Vec<String>) -> QemuImg<'_> {
     QemuImg::new("amend", image).args(["-q".to_owned(), "-o".to_owned(), options.join(",")])
 }
-

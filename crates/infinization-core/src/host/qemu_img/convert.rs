@@ -151,8 +151,8 @@ async fn copy(
     partial: &Partial,
     job: &Job,
 ) -> Result<(), ImageError> {
-    let mut command = QemuImg::new("convert", &image.target)
-        .args(["-p", "-O", image.target_format.as_str()]);
+    let mut command =
+        QemuImg::new("convert", &image.target).args(["-p", "-O", image.target_format.as_str()]);
     if let Some(encryption) = &image.encryption {
         command = command.with_key(&encryption.key);
         if ends.target {

@@ -391,7 +391,10 @@ fn link(real: &Path) -> Result<(HostPath, Qcow2Header), String> {
             refuse_marked(&path, &header)?;
             if header.encrypted() {
                 let what = "what lies on it";
-                return Err(ImageError::PlainText { path: path.clone(), what });
+                return Err(ImageError::PlainText {
+                    path: path.clone(),
+                    what,
+                });
             }
             Ok(header)
         })

@@ -195,8 +195,7 @@ impl Machine {
         self.stop(&at_once, interrupt).await?;
         offline::revert(&self.context, disks, name).await?;
         let never = CancellationToken::new();
-        self.start(&options, &never, interrupt)
-            .await?;
+        self.start(&options, &never, interrupt).await?;
         Ok(())
     }
 

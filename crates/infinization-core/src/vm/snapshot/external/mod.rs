@@ -109,8 +109,7 @@ impl Machine {
         self.stop(&at_once, interrupt).await?;
         self.context.back_to(name, options).await?;
         let never = CancellationToken::new();
-        self.start(&again, &never, interrupt)
-            .await?;
+        self.start(&again, &never, interrupt).await?;
         Ok(self.told(name, "revert", "reverted to"))
     }
 
