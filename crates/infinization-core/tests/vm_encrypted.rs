@@ -130,7 +130,7 @@ fn b38_a_guest_s_encrypted_disk_is_readable_with_its_key_alone() {
 /// Disk 0 is not encrypted: an overlay would not be, and memory would go there.
 async fn snapshots_of_it_are_not_plain(manager: &Manager, vm: &str) {
     for options in [
-        json!({ "name": "external", "type": "external" }),
+        json!({ "name": "external", "kind": "external" }),
         json!({ "name": "memory", "memory": true }),
     ] {
         let taken = manager.create_snapshot(vm.into(), options.clone(), never());
@@ -209,10 +209,11 @@ fn a_store_with_a_key_keeps_those_of_disks_too() {
         let created = manager.create_vm(machine, never()).await.unwrap();
         let disk = created["diskPaths"][0].as_str().unwrap().to_owned();
         assert_eq!(qemus(host.path()).len(), 1);
-        // All of it is encrypted, so memory may be saved in it.
+        // QEMU 7.2 would end on an assertion.
         let memory = json!({ "name": "memory", "memory": true });
         let taken = manager.create_snapshot(vm.into(), memory, never());
-        taken.await.unwrap();
+        let refused = taken.await.unwrap_err();
+        assert!(refused.has(ErrorCode::InvalidFormat), "{refused:?}");
         manager.shutdown().await.unwrap();
         drop(manager);
 
@@ -256,7 +257,7 @@ async fn snapshots_inside_it(manager: &Manager, vm: &str) {
     revert("running").await.unwrap();
     take("off").await.unwrap();
     revert("off").await.unwrap();
-    for name in ["running", "off", "memory"] {
+    for name in ["running", "off"] {
         delete(name).await.unwrap();
     }
     assert_eq!(manager.list_snapshots(vm.into()).await.unwrap(), json!([]));

@@ -102,15 +102,19 @@ impl VmContext {
         Ok(())
     }
 
-    /// The guest's memory holds what it has read of its disks, and is saved in the first one.
-    pub(super) async fn refuse_plain_memory(&self, config: &VmConfig) -> Result<(), Failure> {
-        match config.disks.first() {
-            Some(first) if is_encrypted(&first.path, image_format(first)).await? => Ok(()),
-            _ => {
-                self.refuse_plain_text(config, "the guest's memory in another disk")
-                    .await
-            }
+    /// The guest's memory holds what it has read of its disks, and would be saved in the first one. Should that
+    /// be encrypted, QEMU 7.2 ends on an assertion (`qcow2_co_encdec`), as memory is no whole sectors.
+    pub(super) async fn refuse_memory(&self, config: &VmConfig) -> Result<(), Failure> {
+        if let Some(first) = config.disks.first()
+            && is_encrypted(&first.path, image_format(first)).await?
+        {
+            let path = first.path.clone();
+            let why = "is encrypted, and QEMU saves no memory in such an image".to_owned();
+            let refused = Failure::from(ImageError::Format { path, why });
+            return Err(refused.of_vm(&self.vm_id));
         }
+        self.refuse_plain_text(config, "the guest's memory in another disk")
+            .await
     }
 }
 

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::command::{OTHER_KEY, QemuImg};
-use super::encryption::{iter_time, pipe_of};
+use super::encryption::iter_time;
 use super::in_use::{self, Access};
 use super::job::to_its_end;
 use super::layer::flush;
@@ -79,13 +79,12 @@ async fn opens(image: &HostPath, key: &DiskKey) -> Result<bool, ImageError> {
 
 /// Puts the new key into a free place.
 async fn add(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
-    let new = pipe_of(&change.new, None).map_err(|error| ImageError::io(image, error))?;
     let options = [format!(
         "encrypt.state=active,encrypt.new-secret={OTHER_KEY}"
     )];
     let options = options.into_iter().chain(iter_time(change.iter_time));
     amend(image, options.collect())
-        .with_other_key(new)
+        .with_other_key(&change.new)
         .on_image_as(ImageFormat::Qcow2, Some(&change.old))
         .run_as(&Job::short())
         .await
@@ -94,10 +93,9 @@ async fn add(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
 
 /// Erases the old key, with the new one at hand: it is not the last.
 async fn erase(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
-    let old = pipe_of(&change.old, None).map_err(|error| ImageError::io(image, error))?;
     let options = format!("encrypt.state=inactive,encrypt.old-secret={OTHER_KEY}");
     amend(image, vec![options])
-        .with_other_key(old)
+        .with_other_key(&change.old)
         .on_image_as(ImageFormat::Qcow2, Some(&change.new))
         .run_as(&Job::short())
         .await

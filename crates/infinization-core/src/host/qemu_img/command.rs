@@ -11,6 +11,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
+use super::encryption::pipe_of;
 use super::in_use::in_use;
 use super::{ImageError, ImageFormat, Job};
 use crate::host::program::{Finished, Program, ProgramError};
@@ -20,6 +21,12 @@ use crate::types::{DiskKey, HostPath};
 pub(super) const KEY: &str = "key";
 /// The same of another key: the one to add, or to erase.
 pub(super) const OTHER_KEY: &str = "other-key";
+
+/// What QEMU says when the kernel's clock of used CPU time stood still while it measured how slow a new
+/// key can be made. Nothing was written then, and it is a matter of luck.
+const UNMEASURED: &str = "Unable to get accurate CPU usage";
+/// How often that is tried.
+const MEASUREMENTS: u32 = 12;
 
 /// A `qemu-img` command line about one image.
 ///
@@ -33,7 +40,7 @@ pub(super) struct QemuImg<'a> {
     paths: Vec<String>,
     accepted: &'static [i32],
     key: Option<DiskKey>,
-    stdout: Option<OwnedFd>,
+    other_key: Option<DiskKey>,
 }
 
 impl<'a> QemuImg<'a> {
@@ -45,7 +52,7 @@ impl<'a> QemuImg<'a> {
             paths: vec![image.to_string()],
             accepted: &[0],
             key: None,
-            stdout: None,
+            other_key: None,
         }
     }
 
@@ -55,9 +62,9 @@ impl<'a> QemuImg<'a> {
         self.args(["--object", &secret(KEY, 0)])
     }
 
-    /// Makes a second key, the other end of the pipe `from`, known as [`OTHER_KEY`].
-    pub(super) fn with_other_key(mut self, from: OwnedFd) -> Self {
-        self.stdout = Some(from);
+    /// Makes a second key known as [`OTHER_KEY`].
+    pub(super) fn with_other_key(mut self, key: &DiskKey) -> Self {
+        self.other_key = Some(key.clone());
         self.args(["--object", &secret(OTHER_KEY, 1)])
     }
 
@@ -122,7 +129,17 @@ impl<'a> QemuImg<'a> {
     }
 
     /// Runs a verb on the caller's terms.
-    pub(super) async fn run_as(mut self, job: &Job) -> Result<Finished, ImageError> {
+    pub(super) async fn run_as(self, job: &Job) -> Result<Finished, ImageError> {
+        for _ in 1..MEASUREMENTS {
+            match self.run_once(job).await {
+                Err(ImageError::Failed { stderr, .. }) if stderr.contains(UNMEASURED) => {}
+                outcome => return outcome,
+            }
+        }
+        self.run_once(job).await
+    }
+
+    async fn run_once(&self, job: &Job) -> Result<Finished, ImageError> {
         let program = Program::new("qemu-img")
             .args(self.args.iter().cloned())
             .deadline(job.deadline)
@@ -131,8 +148,8 @@ impl<'a> QemuImg<'a> {
             Some(key) => program.stdin(key.reveal().as_bytes().to_vec()),
             None => program,
         };
-        let program = match self.stdout.take() {
-            Some(descriptor) => program.stdout(descriptor),
+        let program = match &self.other_key {
+            Some(key) => program.stdout(self.pipe_of(key)?),
             None => program,
         };
         let finished = match &job.progress {
@@ -144,6 +161,10 @@ impl<'a> QemuImg<'a> {
             Some(code) if code == 0 || self.accepted.contains(&code) => Ok(finished),
             exit => Err(self.failed(exit, &finished).await),
         }
+    }
+
+    fn pipe_of(&self, key: &DiskKey) -> Result<OwnedFd, ImageError> {
+        pipe_of(key, None).map_err(|error| ImageError::io(self.image, error))
     }
 
     fn ended_early(&self, error: ProgramError) -> ImageError {

@@ -65,7 +65,7 @@ impl Machine {
         context.refuse_external(name).await?;
         let config = context.disks_config(live.is_some()).await?;
         let config = if live.is_some() && options.memory {
-            context.refuse_plain_memory(&config).await?;
+            context.refuse_memory(&config).await?;
             config
         } else {
             // Without the keys there would be no way back to it.
