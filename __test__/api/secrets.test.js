@@ -1,0 +1,87 @@
+'use strict'
+
+const { createDecipheriv, createCipheriv, randomBytes } = require('node:crypto')
+const { mkdtempSync, readFileSync, rmSync } = require('node:fs')
+const { tmpdir } = require('node:os')
+const path = require('node:path')
+const { InfinizationError, LifecycleError, QemuImgService, StorageError, decryptSecret, encryptSecret } = require('../..')
+
+const key = randomBytes(32)
+
+test.each([
+  ['a Buffer', key],
+  ['a Uint8Array', new Uint8Array(key)],
+  ['part of a larger buffer', new Uint8Array(Buffer.concat([Buffer.alloc(8), key]).buffer.slice(0), 8, 32)],
+  ['hexadecimal digits', key.toString('hex')],
+  ['base64', key.toString('base64')]
+])('a secret survives with its key as %s', (_name, form) => {
+  for (const plain of ['', 'hunter2', 'ü : 漢字 \0']) {
+    const text = encryptSecret(plain, form)
+    expect(text).toMatch(/^[\w+/=]+:[\w+/=]+:[\w+/=]*$/)
+    expect(encryptSecret(plain, form)).not.toBe(text)
+    expect(decryptSecret(text, key)).toBe(plain)
+  }
+})
+
+test('Node reads what it writes, and it reads what Node writes', () => {
+  const [iv, tag, data] = encryptSecret('hunter2', key).split(':').map((part) => Buffer.from(part, 'base64'))
+  expect([iv.length, tag.length]).toEqual([12, 16])
+  const decipher = createDecipheriv('aes-256-gcm', key, iv).setAuthTag(tag)
+  expect(decipher.update(data, undefined, 'utf8') + decipher.final('utf8')).toBe('hunter2')
+  for (const length of [12, 16]) {
+    const iv = randomBytes(length)
+    const cipher = createCipheriv('aes-256-gcm', key, iv)
+    const data = Buffer.concat([cipher.update('hunter2'), cipher.final()])
+    const text = [iv, cipher.getAuthTag(), data].map((part) => part.toString('base64')).join(':')
+    expect(decryptSecret(text, key)).toBe('hunter2')
+  }
+})
+
+test('a key that is none is refused, and said which it is', () => {
+  for (const bad of [randomBytes(31), randomBytes(33), 'short', 'g'.repeat(64), '', 5, null, undefined, {}, [1]]) {
+    for (const call of [() => encryptSecret('x', bad), () => decryptSecret('x', bad)]) {
+      expect(call).toThrow(InfinizationError)
+      expect(call).toThrow(expect.objectContaining({ code: 'INVALID_KEY', context: { field: 'key' } }))
+    }
+  }
+})
+
+test('another key and a changed text are one error, which says nothing of the secret', () => {
+  const text = encryptSecret('hunter2', key)
+  const changed = text.split('').map((digit, at) => text.slice(0, at) + (digit === 'A' ? 'B' : 'A') + text.slice(at + 1))
+  for (const [bad, by] of [[text, randomBytes(32)], ['', key], ['a:b', key], [text + ':', key], ...changed.slice(0, -4).map((it) => [it, key])]) {
+    let error
+    try { decryptSecret(bad, by) } catch (caught) { error = caught }
+    expect(error).toMatchObject({ name: 'InfinizationError', code: 'SECRET_UNREADABLE' })
+    expect(error.message).not.toMatch(/hunter2/)
+  }
+  for (const bad of [5, null, undefined, {}]) {
+    expect(() => encryptSecret(bad, key)).toThrow(LifecycleError)
+    expect(() => decryptSecret(bad, key)).toThrow(LifecycleError)
+  }
+})
+
+describe('an encrypted image', () => {
+  const images = new QemuImgService()
+  const folder = mkdtempSync(path.join(tmpdir(), 'infz-'))
+  const image = path.join(folder, 'a.qcow2')
+  afterAll(() => rmSync(folder, { recursive: true }))
+
+  test('takes its key as text or bytes', async () => {
+    await images.createImage({ path: image, sizeGB: 0.01, format: 'qcow2', encryptionKey: Buffer.from('grün') })
+    expect(await images.getImageInfo(image)).toMatchObject({ encrypted: true })
+    expect(await images.checkImage(image, 'qcow2', { encryptionKey: 'grün' })).toMatchObject({ corruptions: 0 })
+    await expect(images.checkImage(image)).rejects.toMatchObject({ code: 'KEY_REQUIRED', path: image })
+    await expect(images.checkImage(image, 'qcow2', { encryptionKey: 'rot' })).rejects.toBeInstanceOf(StorageError)
+    await expect(images.checkImage(image, 'qcow2', { encryptionKey: 'rot' })).rejects.toMatchObject({ code: 'AUTH_FAILED' })
+    for (const encryptionKey of ['', 'a\0', Buffer.from([0xff]), 5]) {
+      await expect(images.resizeImage(image, 1, { encryptionKey })).rejects.toMatchObject({ code: 'INVALID_CONFIG' })
+    }
+    const plain = path.join(folder, 'plain.raw')
+    await expect(images.convertImage({ sourcePath: image, destPath: plain, destFormat: 'raw', encryptionKey: 'grün' }))
+      .rejects.toMatchObject({ code: 'PLAIN_TEXT_REFUSED' })
+    await images.changeKey(image, { encryptionKey: 'grün', newKey: Buffer.from('blau') })
+    await images.convertImage({ sourcePath: image, destPath: plain, destFormat: 'raw', encryptionKey: 'blau', decrypt: true })
+    expect(readFileSync(plain).every((byte) => byte === 0)).toBe(true)
+  }, 240_000)
+})
