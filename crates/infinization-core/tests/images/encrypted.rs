@@ -19,11 +19,11 @@ fn key(text: &str) -> DiskKey {
     DiskKey::try_from(text.to_owned()).unwrap()
 }
 
-fn quickly(text: &str) -> Option<Encryption> {
-    Some(Encryption {
+fn quickly(text: &str) -> Encryption {
+    Encryption {
         key: key(text),
         iter_time: QUICK,
-    })
+    }
 }
 
 /// A raw disk of 1 MiB that holds nothing but the pattern.
@@ -37,7 +37,7 @@ fn plain(images: &Images) -> HostPath {
 async fn encrypted(images: &Images) -> HostPath {
     let (from, to) = (plain(images), images.path("e.qcow2"));
     let image = ConvertImage {
-        encryption: quickly("old"),
+        encryption: Some(quickly("old")),
         ..ConvertImage::new((from, Raw), (to.clone(), Qcow2))
     };
     convert(&image, &Job::default()).await.unwrap();
@@ -68,7 +68,7 @@ async fn b38_a_verb_needs_the_key_and_the_right_one() {
     let images = Images::new();
     let path = images.path("a.qcow2");
     let image = CreateImage {
-        encryption: quickly("s3cret, with = and ü"),
+        encryption: Some(quickly("s3cret, with = and ü")),
         ..CreateImage::new(path.clone(), ByteSize::mib(8))
     };
     create(&image, &Job::default()).await.unwrap();
@@ -105,7 +105,7 @@ async fn b38_a_verb_needs_the_key_and_the_right_one() {
         let image = CreateImage {
             format,
             backing,
-            encryption: quickly("k"),
+            encryption: Some(quickly("k")),
             ..CreateImage::new(images.path("c"), ByteSize::mib(8))
         };
         let made = create(&image, &Job::default()).await;
@@ -131,15 +131,33 @@ async fn what_is_encrypted_stays_so_unless_it_is_said() {
         (None, Qcow2, false, false, ErrorCode::KeyRequired),
         (None, Raw, false, false, ErrorCode::KeyRequired),
         (
-            quickly("old"),
+            Some(quickly("old")),
             Raw,
             false,
             false,
             ErrorCode::PlainTextRefused,
         ),
-        (quickly("old"), Qcow2, false, true, ErrorCode::InvalidFormat),
-        (quickly("other"), Qcow2, false, false, ErrorCode::AuthFailed),
-        (quickly("other"), Raw, true, false, ErrorCode::AuthFailed),
+        (
+            Some(quickly("old")),
+            Qcow2,
+            false,
+            true,
+            ErrorCode::InvalidFormat,
+        ),
+        (
+            Some(quickly("other")),
+            Qcow2,
+            false,
+            false,
+            ErrorCode::AuthFailed,
+        ),
+        (
+            Some(quickly("other")),
+            Raw,
+            true,
+            false,
+            ErrorCode::AuthFailed,
+        ),
     ];
     for (n, (key, format, decrypt, compress, expected)) in table.into_iter().enumerate() {
         let refused = convert(&copy(key, "x", format, decrypt, compress), &JOB).await;
@@ -147,14 +165,20 @@ async fn what_is_encrypted_stays_so_unless_it_is_said() {
     }
     assert_eq!(images.names(), ["e.qcow2", "plain.raw"]);
 
-    convert(&copy(quickly("old"), "copy", Qcow2, false, false), &JOB)
-        .await
-        .unwrap();
+    convert(
+        &copy(Some(quickly("old")), "copy", Qcow2, false, false),
+        &JOB,
+    )
+    .await
+    .unwrap();
     let copied = images.path("copy");
     assert!(opens(&copied, "old").await && !holds_pattern(&copied));
-    convert(&copy(quickly("old"), "back.raw", Raw, true, false), &JOB)
-        .await
-        .unwrap();
+    convert(
+        &copy(Some(quickly("old")), "back.raw", Raw, true, false),
+        &JOB,
+    )
+    .await
+    .unwrap();
     let (back, plain) = (images.path("back.raw"), images.path("plain.raw"));
     assert!(fs::read(back.as_path()).unwrap() == fs::read(plain.as_path()).unwrap());
 }

@@ -82,8 +82,11 @@ async fn add(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
     let options = [format!(
         "encrypt.state=active,encrypt.new-secret={OTHER_KEY}"
     )];
-    let options = options.into_iter().chain(iter_time(change.iter_time));
-    amend(image, options.collect())
+    let options: Vec<_> = options
+        .into_iter()
+        .chain(iter_time(change.iter_time))
+        .collect();
+    amend(image, &options)
         .with_other_key(&change.new)
         .on_image_as(ImageFormat::Qcow2, Some(&change.old))
         .run_as(&Job::short())
@@ -94,7 +97,7 @@ async fn add(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
 /// Erases the old key, with the new one at hand: it is not the last.
 async fn erase(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
     let options = format!("encrypt.state=inactive,encrypt.old-secret={OTHER_KEY}");
-    amend(image, vec![options])
+    amend(image, &[options])
         .with_other_key(&change.old)
         .on_image_as(ImageFormat::Qcow2, Some(&change.new))
         .run_as(&Job::short())
@@ -102,6 +105,6 @@ async fn erase(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
         .map(drop)
 }
 
-fn amend(image: &HostPath, options: Vec<String>) -> QemuImg<'_> {
+fn amend<'a>(image: &'a HostPath, options: &[String]) -> QemuImg<'a> {
     QemuImg::new("amend", image).args(["-q".to_owned(), "-o".to_owned(), options.join(",")])
 }

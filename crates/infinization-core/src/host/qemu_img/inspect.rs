@@ -227,14 +227,13 @@ fn refuse_marked(path: &HostPath, header: &Qcow2Header) -> Result<(), ImageError
 fn fits_key(path: &HostPath, look: &Look, key: Option<&DiskKey>) -> Result<(), ImageError> {
     let header = look.header.as_ref().filter(|header| header.encrypted());
     match (header, key) {
-        (None, None) => Ok(()),
         (None, Some(_)) => Err(ImageError::format(path, "is not encrypted, but has a key")),
         (Some(header), _) if !header.luks() => {
             let why = "has an encryption that QEMU does not run machines on any more";
             Err(ImageError::format(path, why))
         }
-        (Some(_), Some(_)) => Ok(()),
         (Some(_), None) => Err(ImageError::KeyRequired { path: path.clone() }),
+        (None, None) | (Some(_), Some(_)) => Ok(()),
     }
 }
 

@@ -252,13 +252,11 @@ impl VmContext {
         config: &VmConfig,
         name: &SnapshotName,
     ) -> Result<(), Failure> {
-        match live {
-            Some(live) => live::delete(live, config, name).await,
-            None => {
-                let config = self.with_stored_keys(config.clone()).await?;
-                offline::delete(&disks::of(&config), name).await
-            }
+        if let Some(live) = live {
+            return live::delete(live, config, name).await;
         }
+        let config = self.with_stored_keys(config.clone()).await?;
+        offline::delete(&disks::of(&config), name).await
     }
 
     /// What the VM runs with now, or would be started with.
