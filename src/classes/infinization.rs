@@ -236,7 +236,7 @@ impl Infinization {
 
     #[napi]
     pub async fn list_snapshots(&self, vm_id: Argument) -> Outcome {
-        data(async { self.manager.list_snapshots(vm_id.text("vmId")?).await }).await
+        data(async { Box::pin(self.manager.list_snapshots(vm_id.text("vmId")?)).await }).await
     }
 
     #[napi]

@@ -93,7 +93,7 @@ impl Pools {
                 allowed,
                 ..CreateImage::over(path.clone(), source)
             };
-            create(&image, job).await?;
+            Box::pin(create(&image, job)).await?;
         } else {
             let from = (source, image_format(options.source.format()));
             let to = (path.clone(), image_format(options.name.format()));
@@ -104,7 +104,7 @@ impl Pools {
                 allowed,
                 ..ConvertImage::new(from, to)
             };
-            convert(&image, job).await?;
+            Box::pin(convert(&image, job)).await?;
         }
         describe(&path, &options.name, uses).await
     }
