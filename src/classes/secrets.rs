@@ -30,13 +30,11 @@ pub fn decrypt_secret(sealed: Argument, key: Argument) -> Outcome {
 
 /// Any text, an empty one too.
 fn text(argument: Argument, name: &str) -> Result<Secret, Failure> {
-    match argument.value(name)? {
-        Value::String(text) => Ok(Secret::new(text)),
-        _ => {
-            let message = format!("{name} must be a string");
-            Err(Failure::new(ErrorCode::InvalidConfig, message))
-        }
+    if let Value::String(text) = argument.value(name)? {
+        return Ok(Secret::new(text));
     }
+    let message = format!("{name} must be a string");
+    Err(Failure::new(ErrorCode::InvalidConfig, message))
 }
 
 fn read(key: Argument) -> Result<SecretsKey, Failure> {
