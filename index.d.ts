@@ -69,6 +69,13 @@ export interface InfinizationConfig {
    */
   allowedPaths?: string[]
   /**
+   * Encrypts the secrets of the embedded store (displays' passwords, keys of encrypted disks): 32 bytes, or 64 hexadecimal
+   * digits or base64 of as many. Secrets that were stored before are encrypted by `initialize()`. Without it passwords
+   * are stored as they are, in a file that only its owner can read, and keys of disks are not stored at all. Not for a
+   * database of your own (`INVALID_CONFIG`): encrypt there, with {@link encryptSecret}.
+   */
+  secretsKey?: string | Uint8Array
+  /**
    * What to do on a kernel without connection tracking for bridges (`nf_conntrack_bridge`). `fail`:
    * `initialize()` rejects with `CONNTRACK_UNAVAILABLE`. `degrade`: stateless rules. Default: the environment's
    * `INFINIZATION_BRIDGE_CONNTRACK_MODE`, else `fail`.
@@ -222,7 +229,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * @throws LifecycleError `VM_NOT_FOUND`, `INVALID_STATE` (it is neither `off` nor `error`),
    * `INVALID_CONFIG`, `DISK_ERROR` (a disk is missing or damaged), `RESOURCE_UNAVAILABLE` (a file,
    * the TPM's socket, a CPU or the accelerator is not there), `CONCURRENT_MODIFICATION` (another
-   * writer was first), `TIMEOUT` (`waitForBoot`), `ABORTED`, `START_FAILED` for everything else; its
+   * writer was first), `TIMEOUT` (`waitForBoot`), `DISK_ERROR` with the cause `KEY_REQUIRED` (an encrypted disk, and no
+   * key; nothing was begun) and `START_FAILED` with the cause `AUTH_FAILED` (another key), `ABORTED`, `START_FAILED` for everything else; its
    * `cause` is `IDENTITY_UNKNOWN` where a process cannot be proven to be this VM's
    */
   startVM(vmId: string, config?: VMStartConfig & Abortable): Promise<VMOperationResult>
@@ -241,7 +249,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * Stops (by the power button, by force after 30 s) and starts at once, as one operation. The one verb
    * that may resolve with `success: false`: `message` says which half failed, `error` why. A TPM
    * emulator ends with its QEMU, so a machine with `tpmSocketPath` is stopped and started by you.
-   * @throws LifecycleError `VM_NOT_FOUND`, `STOP_FAILED`
+   * @throws LifecycleError `VM_NOT_FOUND`, `STOP_FAILED`; StorageError `KEY_REQUIRED` (an encrypted disk whose key neither
+   * this process nor the embedded store has: the VM runs on)
    */
   restartVM(vmId: string): Promise<VMOperationResult>
   /**
@@ -451,6 +460,15 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * process has it open), `IMAGE_NOT_FOUND`, else as `getPool`; PrismaAdapterError (the rows cannot be read)
    */
   deleteVolume(pool: string, name: string): Promise<null>
+
+  /**
+   * Encrypts the secrets of the embedded store with another key, all or none; the next instance needs it as its `secretsKey`.
+   * Also takes the first key of a store that had none.
+   * @returns how many secrets there are
+   * @throws InfinizationError `INVALID_KEY`; LifecycleError `INVALID_STATE` (the rows are in your own database);
+   * PrismaAdapterError `SECRET_UNREADABLE` (one cannot be read with the key there is: nothing was changed)
+   */
+  rotateSecretsKey(newKey: string | Uint8Array): Promise<number>
 
   /** Emits what QEMU reports of the VMs. Always the same object. */
   getEventHandler(): EventHandler
@@ -679,6 +697,11 @@ export interface DiskConfig {
    * another machine has as a disk or as a layer of a snapshot is `DISK_ERROR` (its `cause`: `IMAGE_IN_USE`).
    */
   backingFile?: string
+  /**
+   * Encrypts the disk (LUKS in qcow2): 1 to 512 bytes of UTF-8 text, without NUL. Not with a `backingFile`. It is kept
+   * only in an embedded store with a `secretsKey`; otherwise every start needs it (`diskKeys`).
+   */
+  encryptionKey?: string | Uint8Array
 }
 
 /**
@@ -927,6 +950,11 @@ export interface VMPlanUndo {
 }
 
 export interface VMStartConfig {
+  /**
+   * The keys of encrypted disks, by the disks' paths. One that is given goes before the one the embedded store keeps,
+   * and, with a `secretsKey`, is kept once the VM runs. A restart within this process needs none.
+   */
+  diskKeys?: Record<string, string | Uint8Array>
   /** Overrules the machine's own, for this run only. */
   firewallDefaultAction?: FirewallDefaultAction
   /** Run QEMU without its seccomp sandbox, for this run only. Default false. */
@@ -1013,6 +1041,8 @@ export interface StorageVolumeOptions extends Abortable {
   capacity: number
   /** What is given its space at once: nothing, the tables (qcow2), or everything. Default `off`. */
   preallocation?: 'off' | 'metadata' | 'falloc' | 'full'
+  /** Encrypts the volume (LUKS in qcow2). It is not kept. */
+  encryptionKey?: string | Uint8Array
 }
 
 export interface StorageVolumeCloneOptions extends Abortable {
@@ -1020,8 +1050,12 @@ export interface StorageVolumeCloneOptions extends Abortable {
   source: string
   /** The clone; as in {@link StorageVolumeOptions}. */
   name: string
-  /** An overlay on the source instead of a copy; both qcow2. Default false. */
+  /** An overlay on the source instead of a copy; both qcow2. Default false. Not of an encrypted volume. */
   linked?: boolean
+  /** The source's key, if it is encrypted. The copy is encrypted with it, whether or not the source is. */
+  encryptionKey?: string | Uint8Array
+  /** Writes the copy of an encrypted volume unencrypted. Default false. */
+  decrypt?: boolean
   /** Told how far a copy is. An overlay is made at once. */
   onProgress?: (progress: VolumeProgress) => void
 }
@@ -1033,6 +1067,10 @@ export interface StorageVolumeConvertOptions extends Abortable {
   name: string
   /** Compress its clusters (qcow2). Default false. */
   compress?: boolean
+  /** The source's key, if it is encrypted. The new volume is encrypted with it, whether or not the source is. */
+  encryptionKey?: string | Uint8Array
+  /** Writes what is made of an encrypted volume unencrypted. Default false. */
+  decrypt?: boolean
   onProgress?: (progress: VolumeProgress) => void
 }
 
@@ -1076,6 +1114,8 @@ export interface StorageVolumeResizeOptions {
   capacity: number
   /** What lies beyond it may be lost. Default false. */
   shrink?: boolean
+  /** Of an encrypted volume that no running machine has. */
+  encryptionKey?: string | Uint8Array
 }
 
 /** A disk image in a pool. */
@@ -1089,6 +1129,8 @@ export interface StorageVolume {
   allocation: number
   /** The file it is an overlay on; null for none. */
   backing: string | null
+  /** Whether a key is needed to read it. */
+  encrypted: boolean
   /** The machines that have it, as a disk or as a layer of a snapshot. */
   usedBy: string[]
   /** The images that lie on it, directly or through others. */
@@ -2114,6 +2156,8 @@ export interface CreateImageOptions {
   preallocation?: 'off' | 'metadata' | 'falloc' | 'full'
   /** Absolute path of a qcow2 image to make an overlay on (qcow2 only). */
   backingFile?: string
+  /** Encrypts it (LUKS in qcow2): 1 to 512 bytes of UTF-8 text, without NUL. Not with a `backingFile`. */
+  encryptionKey?: string | Uint8Array
 }
 
 export interface ConvertImageOptions {
@@ -2123,8 +2167,12 @@ export interface ConvertImageOptions {
   /** Nothing may be there. */
   destPath: string
   destFormat: ImageFormat
-  /** Compress the copy (qcow2 only). Default false. */
+  /** Compress the copy (qcow2 only; not if it is encrypted). Default false. */
   compress?: boolean
+  /** The source's key, if it is encrypted. The copy (qcow2) is encrypted with it, whether or not the source is. */
+  encryptionKey?: string | Uint8Array
+  /** Write the copy of an encrypted image unencrypted. Default false: without a qcow2 copy it is `PLAIN_TEXT_REFUSED`. */
+  decrypt?: boolean
 }
 
 export interface ResizeImageOptions {
@@ -2132,6 +2180,20 @@ export interface ResizeImageOptions {
   format?: ImageFormat
   /** Consent to lose what lies beyond a smaller size. Default false. */
   shrink?: boolean
+  /** Of an encrypted image. */
+  encryptionKey?: string | Uint8Array
+}
+
+export interface ImageKeyOptions {
+  /** Of an encrypted image. */
+  encryptionKey?: string | Uint8Array
+}
+
+export interface ChangeImageKeyOptions {
+  /** The key there is. */
+  encryptionKey: string | Uint8Array
+  /** The key there will be. */
+  newKey: string | Uint8Array
 }
 
 export interface ImageInfo {
@@ -2163,7 +2225,8 @@ export interface ImageCheckResult {
 /**
  * Disk images that no machine runs on, by way of `qemu-img`. Paths are absolute. A new image appears
  * whole or not at all, and never in the place of another file. Failures are {@link StorageError}s;
- * an image that a process has open is `IMAGE_IN_USE` before anything else is said about it.
+ * an image that a process has open is `IMAGE_IN_USE` before anything else is said about it. What would need the key of an
+ * encrypted image is `KEY_REQUIRED` without it and `AUTH_FAILED` with another; info needs none.
  */
 export class QemuImgService {
   /** Touches nothing. */
@@ -2185,7 +2248,16 @@ export class QemuImgService {
   /** @throws StorageError as `createImage` */
   convertImage(options: ConvertImageOptions & Abortable): Promise<void>
   /** @throws StorageError `INVALID_FORMAT` for formats without tables (raw), `IMAGE_NOT_FOUND` */
-  checkImage(path: string, format?: ImageFormat, options?: Abortable): Promise<ImageCheckResult>
+  checkImage(path: string, format?: ImageFormat, options?: ImageKeyOptions & Abortable): Promise<ImageCheckResult>
+  /**
+   * Changes the key of an encrypted qcow2. The new one is added and has opened the image before the old one is erased,
+   * so that at every moment one of the two does; after a crash the call may be repeated. Takes some seconds: LUKS makes
+   * keys slow to guess.
+   * @throws StorageError `AUTH_FAILED` (`encryptionKey` is none of it; neither is `newKey` after a crash),
+   * `KEY_REQUIRED`, `INVALID_FORMAT` (it is not encrypted, or has no free place for a key), `IMAGE_IN_USE`,
+   * `IMAGE_NOT_FOUND`; LifecycleError `INVALID_CONFIG`
+   */
+  changeKey(path: string, options: ChangeImageKeyOptions): Promise<void>
 }
 
 export interface SnapshotCreateOptions {
@@ -3726,6 +3798,7 @@ export type PrismaAdapterErrorCode =
   | 'INVALID_INPUT'
   | 'CONSTRAINT_VIOLATION'
   | 'VERSION_CONFLICT'
+  | 'SECRET_UNREADABLE'
   | 'SCHEMA_MISMATCH'
 export const PrismaAdapterErrorCode: { readonly [K in PrismaAdapterErrorCode]: K }
 
@@ -3757,6 +3830,9 @@ export type StorageErrorCode =
   | 'INVALID_SIZE'
   | 'DATA_LOSS_REFUSED'
   | 'IMAGE_IN_USE'
+  | 'KEY_REQUIRED'
+  | 'AUTH_FAILED'
+  | 'PLAIN_TEXT_REFUSED'
   | 'IMAGE_CORRUPT'
   | 'CHECKSUM_MISMATCH'
   | 'NETWORK_DISK'
@@ -3800,6 +3876,7 @@ export type BackupErrorCode =
   | 'CANCELLED'
   | 'INVALID_CONFIG'
   | 'CORRUPT_BACKUP'
+  | 'PLAIN_TEXT_REFUSED'
   | 'DEPENDENCY'
 export const BackupErrorCode: { readonly [K in BackupErrorCode]: K }
 
@@ -3959,11 +4036,13 @@ export type SyncErrorCode = 'QMP_UNAVAILABLE' | 'DB_ERROR' | 'VM_NOT_FOUND' | 'I
 export const SyncErrorCode: { readonly [K in SyncErrorCode]: K }
 
 export type InfinizationErrorCode =
+  | 'INVALID_KEY'
+  | 'SECRET_UNREADABLE'
   | 'STATE_DIR_LOCKED'
   | 'INTERNAL'
 export const InfinizationErrorCode: { readonly [K in InfinizationErrorCode]: K }
 
-/** The state directory is another process', or (`INTERNAL`) the library has a defect. */
+/** The state directory is another process', a key is none or the wrong one, or (`INTERNAL`) the library has a defect. */
 export class InfinizationError extends Error {
   constructor(
     code: InfinizationErrorCode,
@@ -4070,3 +4149,21 @@ export interface PciAddressValidationResult {
 export function validatePciAddress(address: string): PciAddressValidationResult
 /** In lower case, with its domain. @throws LifecycleError `INVALID_CONFIG` */
 export function normalizePciAddress(address: string): string
+
+// ---------------------------------------------------------------------------------------------------
+// Secrets at rest
+// ---------------------------------------------------------------------------------------------------
+
+/**
+ * Encrypts a text with AES-256-GCM: `iv:tag:data`, each part in base64, with a random IV of 12 bytes; the same text is
+ * encrypted differently each time.
+ * @param key 32 bytes, or 64 hexadecimal digits or base64 of as many
+ * @throws InfinizationError `INVALID_KEY` (`context.field` is `key`); LifecycleError `INVALID_CONFIG` (`plain` is no text)
+ */
+export function encryptSecret(plain: string, key: string | Uint8Array): string
+/**
+ * What {@link encryptSecret} was given. An IV may also have 16 bytes, as some programs make it.
+ * @throws InfinizationError `INVALID_KEY`, `SECRET_UNREADABLE` (another key, or the text was changed: nothing more is
+ * told); LifecycleError `INVALID_CONFIG` (`text` is no text)
+ */
+export function decryptSecret(text: string, key: string | Uint8Array): string

@@ -107,6 +107,7 @@ const { KeyedMutex } = require('./js/keyed-mutex')
 const { PCI_ADDRESS_REGEX, normalizePciAddress, validatePciAddress } = require('./js/pci-address')
 const { BackupScheduleService, BackupScheduler } = require('./js/schedules')
 const { QMPClient } = require('./js/qmp-client')
+const { decryptSecret, encryptSecret } = require('./js/secrets')
 const { StateSync } = require('./js/state-sync')
 const {
   BridgeManager,
@@ -222,7 +223,9 @@ module.exports = {
   TapDeviceManager,
   VM_CHAIN_PREFIX,
   createLifecycleError,
+  decryptSecret,
   defineFirewallPreset,
+  encryptSecret,
   firewallPresets,
   firewallServiceUnit,
   generateVMChainName,

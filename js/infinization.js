@@ -13,6 +13,7 @@ const { forget, remember } = require('./instances')
 const { JournalChanges, JournalStream } = require('./journal')
 const native = require('./native')
 const { QMPClient } = require('./qmp-client')
+const { keyText, requireKey, withDiskKeys, withKeys, withStartKeys } = require('./secrets')
 const { NftablesService } = require('./services')
 const { traced } = require('./traced')
 const { copying, download, upload } = require('./volumes')
@@ -64,12 +65,16 @@ class Infinization extends Manager {
     }
   }
 
+  async planVM (config) {
+    return super.planVM(withDiskKeys(config))
+  }
+
   async createVM (config, options) {
-    return abortable(options, (rest, cancellation) => super.createVM(config, rest, cancellation))
+    return abortable(options, (rest, cancellation) => super.createVM(withDiskKeys(config), rest, cancellation))
   }
 
   async startVM (vmId, config) {
-    return abortable(config, (rest, cancellation) => super.startVM(vmId, rest, cancellation))
+    return abortable(config, (rest, cancellation) => super.startVM(vmId, withStartKeys(rest), cancellation))
   }
 
   async stopVM (vmId, config) {
@@ -89,17 +94,17 @@ class Infinization extends Manager {
   }
 
   async createVolume (pool, options) {
-    return abortable(options, (rest, cancellation) => super.createVolume(pool, rest, cancellation))
+    return abortable(options, (rest, cancellation) => super.createVolume(pool, withKeys(rest, ['encryptionKey']), cancellation))
   }
 
   async cloneVolume (pool, options) {
     return copying(options, (rest, cancellation, progress) =>
-      super.cloneVolume(pool, rest, cancellation, progress))
+      super.cloneVolume(pool, withKeys(rest, ['encryptionKey']), cancellation, progress))
   }
 
   async convertVolume (pool, options) {
     return copying(options, (rest, cancellation, progress) =>
-      super.convertVolume(pool, rest, cancellation, progress))
+      super.convertVolume(pool, withKeys(rest, ['encryptionKey']), cancellation, progress))
   }
 
   async uploadVolume (pool, name, source, options) {
@@ -108,6 +113,14 @@ class Infinization extends Manager {
 
   async downloadVolume (pool, name, options) {
     return download(this, pool, name, options)
+  }
+
+  async resizeVolume (pool, name, options) {
+    return super.resizeVolume(pool, name, withKeys(options, ['encryptionKey']))
+  }
+
+  async rotateSecretsKey (newKey) {
+    return super.rotateSecretsKey(requireKey(newKey, 'newKey'))
   }
 
   getHealthMonitor () {
@@ -199,6 +212,7 @@ if (Symbol.asyncDispose) {
 function split (config) {
   try {
     const { prismaClient, databaseAdapter, eventManager, ...settings } = config
+    if ('secretsKey' in settings) settings.secretsKey = keyText(settings.secretsKey)
     return { settings, eventManager, database: chooseDatabase(config) }
   } catch {
     return { settings: config, database: { kind: 'embedded' } }

@@ -5,6 +5,7 @@
 const native = require('./native')
 const { abortable } = require('./abort')
 const { FirewallTranslationError } = require('./errors')
+const { withKeys } = require('./secrets')
 const { traced, tracedFunction } = require('./traced')
 
 const BridgeManager = traced(class BridgeManager extends native.BridgeManager {})
@@ -28,15 +29,23 @@ const Images = traced(class extends native.QemuImgService {})
 
 class QemuImgService extends Images {
   async createImage (options) {
-    return abortable(options, (rest, cancellation) => super.createImage(rest, cancellation))
+    return abortable(options, (rest, cancellation) => super.createImage(withKeys(rest, ['encryptionKey']), cancellation))
   }
 
   async convertImage (options) {
-    return abortable(options, (rest, cancellation) => super.convertImage(rest, cancellation))
+    return abortable(options, (rest, cancellation) => super.convertImage(withKeys(rest, ['encryptionKey']), cancellation))
   }
 
   async checkImage (path, format, options) {
-    return abortable(options, (rest, cancellation) => super.checkImage(path, format, rest, cancellation))
+    return abortable(options, (rest, cancellation) => super.checkImage(path, format, withKeys(rest, ['encryptionKey']), cancellation))
+  }
+
+  async resizeImage (path, newSizeGB, options) {
+    return super.resizeImage(path, newSizeGB, withKeys(options, ['encryptionKey']))
+  }
+
+  async changeKey (path, options) {
+    return super.changeKey(path, withKeys(options, ['encryptionKey', 'newKey']))
   }
 }
 

@@ -208,6 +208,16 @@ impl Infinization {
         .await
     }
 
+    /// `js/secrets.js` has made text of the key.
+    #[napi]
+    pub async fn rotate_secrets_key(&self, new_key: Argument) -> Outcome {
+        data(async {
+            let new_key = new_key.text("newKey")?;
+            self.manager.rotate_secrets_key(new_key).await
+        })
+        .await
+    }
+
     #[napi]
     pub async fn create_snapshot(
         &self,
@@ -226,7 +236,7 @@ impl Infinization {
 
     #[napi]
     pub async fn list_snapshots(&self, vm_id: Argument) -> Outcome {
-        data(async { self.manager.list_snapshots(vm_id.text("vmId")?).await }).await
+        data(async { Box::pin(self.manager.list_snapshots(vm_id.text("vmId")?)).await }).await
     }
 
     #[napi]

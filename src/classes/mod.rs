@@ -19,6 +19,7 @@ mod nftables_service;
 mod qemu_img_service;
 mod qmp_client;
 mod refused;
+mod secrets;
 mod snapshot_manager;
 mod state_sync;
 mod tap_device_manager;

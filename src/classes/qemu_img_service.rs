@@ -1,9 +1,10 @@
 use infinization_core::Failure;
 use infinization_core::host::qemu_img::{
-    ConvertImage, CreateImage, ImageError, ImageFormat, ImageInfo, Job, Preallocation, Resize,
-    Sharing, SnapshotInfo, check, convert, create, info, resize,
+    ChangeKey, ConvertImage, CreateImage, Encryption, ImageError, ImageFormat, ImageInfo, Job,
+    Preallocation, Resize, Sharing, SnapshotInfo, change_key, check_with_key, convert, create,
+    info, resize_with_key,
 };
-use infinization_core::types::{ByteSize, HostPath};
+use infinization_core::types::{ByteSize, DiskKey, HostPath};
 use napi_derive::napi;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -28,6 +29,7 @@ struct CreateOptions {
     cluster_size: Option<u64>,
     preallocation: Option<Preallocation>,
     backing_file: Option<HostPath>,
+    encryption_key: Option<DiskKey>,
 }
 
 /// `ConvertImageOptions`.
@@ -39,6 +41,23 @@ struct ConvertOptions {
     dest_path: HostPath,
     dest_format: ImageFormat,
     compress: Option<bool>,
+    encryption_key: Option<DiskKey>,
+    decrypt: Option<bool>,
+}
+
+/// `ImageKeyOptions`.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct KeyOptions {
+    encryption_key: Option<DiskKey>,
+}
+
+/// `ChangeImageKeyOptions`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ChangeKeyOptions {
+    encryption_key: DiskKey,
+    new_key: DiskKey,
 }
 
 #[napi]
@@ -81,7 +100,8 @@ impl QemuImgService {
             } else {
                 Resize::Grow
             };
-            Ok(resize(&path, options.format, size, direction).await?)
+            let key = options.encryption_key.as_ref();
+            Ok(resize_with_key(&path, options.format, size, direction, key).await?)
         })
         .await
     }
@@ -107,10 +127,11 @@ impl QemuImgService {
     ) -> Outcome {
         let job = job(cancel);
         data(async {
-            // Their only member, `signal`, is what `cancel` was made of.
-            options.object("options")?;
+            // `signal`, their other member, is what `cancel` was made of.
+            let options: KeyOptions = options.shaped("options").map(Option::unwrap_or_default)?;
             let (path, format) = (path.parsed("path")?, image_format(format)?);
-            let found = check(&path, format, &job).await?;
+            let found =
+                check_with_key(&path, format, options.encryption_key.as_ref(), &job).await?;
             Ok(json!({
                 "errors": found.errors,
                 "leaks": found.leaks,
@@ -121,14 +142,30 @@ impl QemuImgService {
         })
         .await
     }
+
+    #[napi]
+    pub async fn change_key(&self, path: Argument, options: Argument) -> Outcome {
+        done(async {
+            let path: HostPath = path.parsed("path")?;
+            let options: ChangeKeyOptions = options.shaped("options")?;
+            let change = ChangeKey {
+                old: options.encryption_key,
+                new: options.new_key,
+                iter_time: None,
+            };
+            Ok(change_key(&path, &change).await?)
+        })
+        .await
+    }
 }
 
 /// What `resizeImage` takes beside the size.
 #[derive(Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct ResizeOptions {
     format: ImageFormat,
     shrink: bool,
+    encryption_key: Option<DiskKey>,
 }
 
 impl CreateOptions {
@@ -144,6 +181,7 @@ impl CreateOptions {
             cluster_size: self.cluster_size.map(ByteSize::bytes),
             preallocation: self.preallocation.unwrap_or_default(),
             backing: self.backing_file,
+            encryption: self.encryption_key.map(Encryption::with),
             ..CreateImage::new(self.path, ByteSize::bytes(0))
         })
     }
@@ -154,6 +192,8 @@ impl ConvertOptions {
         let source = (self.source_path, self.source_format.unwrap_or_default());
         ConvertImage {
             compress: self.compress.unwrap_or_default(),
+            encryption: self.encryption_key.map(Encryption::with),
+            decrypt: self.decrypt.unwrap_or_default(),
             ..ConvertImage::new(source, (self.dest_path, self.dest_format))
         }
     }

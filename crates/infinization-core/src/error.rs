@@ -108,6 +108,7 @@ error_codes! {
     InvalidInput Database "INVALID_INPUT" "The database was asked with a malformed argument."
     ConstraintViolation Database "CONSTRAINT_VIOLATION" "The row would break a constraint."
     VersionConflict Database "VERSION_CONFLICT" "The row's version is not the expected one."
+    DbSecretUnreadable Database "SECRET_UNREADABLE" "A stored secret cannot be read: `secretsKey` is not given or another, or the store was changed."
     SchemaMismatch Database "SCHEMA_MISMATCH" "The database lacks a table, column or client method that is needed; `details.missing` lists them."
 
     PoolNotFound Storage "POOL_NOT_FOUND" "There is no storage pool of this name."
@@ -122,6 +123,9 @@ error_codes! {
     InvalidSize Storage "INVALID_SIZE" "The size is not a positive number the format can hold."
     DataLossRefused Storage "DATA_LOSS_REFUSED" "Data would be lost (by shrinking, or by leaving what was written since the current snapshot), and consent was not given."
     ImageInUse Storage "IMAGE_IN_USE" "Another process has the image open; `context.holder` names it if known."
+    KeyRequired Storage "KEY_REQUIRED" "The image is encrypted, and its key was not given."
+    AuthFailed Storage "AUTH_FAILED" "The image's key is not the one that was given."
+    PlainTextRefused Storage "PLAIN_TEXT_REFUSED" "What an encrypted image holds would be written unencrypted, and that was not agreed to."
     ImageCorrupt Storage "IMAGE_CORRUPT" "The image cannot be read as its format."
     ChecksumMismatch Storage "CHECKSUM_MISMATCH" "The bytes are not the ones whose checksum was given; they were removed."
     NetworkDisk Storage "NETWORK_DISK" "A disk is on another host (NBD, RBD), and the operation needs a file."
@@ -146,6 +150,7 @@ error_codes! {
     BackupCancelled Backup "CANCELLED" "The caller's AbortSignal fired; what was made was removed."
     BackupInvalidConfig Backup "INVALID_CONFIG" "A given value is refused."
     CorruptBackup Backup "CORRUPT_BACKUP" "The backup's files are not what was written; nothing was restored."
+    BackupPlainTextRefused Backup "PLAIN_TEXT_REFUSED" "A disk is encrypted, and a backup of it would not be."
     BackupDependency Backup "DEPENDENCY" "Other backups build on this one, so it was not deleted."
 
     TableNotFound Nftables "TABLE_NOT_FOUND" "The nftables table does not exist."
@@ -198,6 +203,8 @@ error_codes! {
     StateFile Process "STATE_FILE" "A file in the state directory could not be read or written."
     HostFile Process "HOST_FILE" "A file or directory on the host could not be used."
 
+    InvalidKey Library "INVALID_KEY" "The key is not 32 bytes; `context.field` names the argument."
+    SecretUnreadable Library "SECRET_UNREADABLE" "The text was not encrypted with this key, or was changed since."
     Busy Library "STATE_DIR_LOCKED" "Another process manages this state directory."
     Internal Library "INTERNAL" "A defect of the library; please report it."
 }

@@ -10,7 +10,7 @@
 //! | 3 backup | [`backup`] |
 //! | 3 storage | [`storage`] |
 //! | 2 effects | [`host`], [`qmp`], [`db`], `events` |
-//! | 1 pure | [`config`], [`qemu`], [`firewall`], [`network`] |
+//! | 1 pure | [`config`], [`qemu`], [`firewall`], [`network`], [`secrets`] |
 //! | 0 words | [`types`], [`error`] |
 
 pub mod backup;
@@ -25,6 +25,7 @@ pub mod monitor;
 pub mod network;
 pub mod qemu;
 pub mod qmp;
+pub mod secrets;
 pub mod storage;
 pub mod sync;
 pub mod types;

@@ -8,10 +8,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// References to a module of the same layer that are wanted: (who, whom). An error names the VM it is
-/// about; a command line, and a network, are made of a configuration; the manager runs the monitor, and so do its pieces
+/// about; a configuration may hold a key for secrets; a command line, and a network, are made of a configuration; the manager runs the monitor, and so do its pieces
 /// that work without it.
 const SIDEWAYS: &[(&str, &str)] = &[
     ("error", "types"),
+    ("config", "secrets"),
     ("qemu", "config"),
     ("network", "config"),
     ("manager", "monitor"),

@@ -309,3 +309,55 @@ fn overlay(image: &Path, backing: &str) {
         .status();
     assert!(made.unwrap().success());
 }
+
+#[test]
+fn an_encrypted_volume_s_copies_are_encrypted_too() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let path = pool(&host, &manager, "p").await;
+        let golden = json!({ "name": "a.qcow2", "capacity": 8 * MIB, "encryptionKey": "hunter2" });
+        assert_eq!(volume(&manager, golden).await.unwrap()["encrypted"], true);
+        let copy = |name: &str, more: Value| {
+            let mut options = json!({ "source": "a.qcow2", "name": name });
+            let more = more.as_object().cloned().unwrap_or_default();
+            options.as_object_mut().unwrap().extend(more);
+            manager.clone_volume("p".into(), options, never(), None)
+        };
+        let table = [
+            ("b.qcow2", json!({}), ErrorCode::KeyRequired),
+            (
+                "b.raw",
+                json!({ "encryptionKey": "hunter2" }),
+                ErrorCode::PlainTextRefused,
+            ),
+            (
+                "b.qcow2",
+                json!({ "linked": true }),
+                ErrorCode::PlainTextRefused,
+            ),
+            (
+                "b.qcow2",
+                json!({ "linked": true, "encryptionKey": "hunter2" }),
+                ErrorCode::InvalidFormat,
+            ),
+        ];
+        for (name, options, code) in table {
+            let refused = copy(name, options.clone()).await.unwrap_err();
+            assert_eq!(refused.code(), code, "{options}: {refused:?}");
+        }
+        assert_eq!(names(&manager).await, ["a.qcow2"]);
+        let with = json!({ "encryptionKey": "hunter2" });
+        assert_eq!(copy("b.qcow2", with).await.unwrap()["encrypted"], true);
+        let grow = |options| manager.resize_volume("p".into(), "b.qcow2".into(), options);
+        let refused = grow(json!({ "capacity": 9 * MIB })).await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::KeyRequired);
+        let grown = grow(json!({ "capacity": 9 * MIB, "encryptionKey": "hunter2" }));
+        assert_eq!(grown.await.unwrap()["capacity"], json!(9 * MIB));
+        for name in names(&manager).await {
+            remove(&manager, &name).await.unwrap();
+        }
+        manager.undefine_pool("p".into()).await.unwrap();
+        std::fs::remove_dir(path).unwrap();
+    });
+}

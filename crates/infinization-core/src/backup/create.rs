@@ -22,7 +22,8 @@ use super::service::{Terms, Told, millis};
 use super::turn::{Turn, slot};
 use super::{BackupError, digest, off_thread, offline, sweep};
 use crate::host::qemu_img::{
-    Clusters, ImageFormat, Job, Parent, ensure_unwritten_now, inspect, inspect_now,
+    Clusters, ImageError, ImageFormat, Job, Parent, ensure_unwritten_now, inspect, inspect_now,
+    is_encrypted_now, refuse_plain_text_now,
 };
 use crate::types::{ByteSize, HostPath};
 
@@ -153,7 +154,7 @@ async fn prepare(creation: &Creation, offline: bool) -> Result<Prepared, BackupE
         let sizes = request
             .disks
             .iter()
-            .map(|disk| size_of(disk, offline))
+            .map(|disk| size_of(disk, offline, request.kind == BackupType::Snapshot))
             .collect::<Result<Vec<_>, _>>()?;
         let parents = match &request.parent {
             Some(parent) => parents(&library, &request, parent)?,
@@ -172,11 +173,12 @@ async fn prepare(creation: &Creation, offline: bool) -> Result<Prepared, BackupE
     .await
 }
 
-fn size_of(disk: &SourceDisk, offline: bool) -> Result<u64, BackupError> {
+fn size_of(disk: &SourceDisk, offline: bool, within_the_disk: bool) -> Result<u64, BackupError> {
     let path = &disk.path;
     if !path.as_path().exists() {
         return Err(BackupError::NoDisk { path: path.clone() });
     }
+    refuse_encrypted(disk, within_the_disk)?;
     if !offline {
         // A disk that is written to is asked about through its QEMU.
         return Ok(0);
@@ -184,6 +186,19 @@ fn size_of(disk: &SourceDisk, offline: bool) -> Result<u64, BackupError> {
     ensure_unwritten_now(path)?;
     let found = inspect_now(path, disk.format, &[])?;
     Ok(found.virtual_size.map_or(0, ByteSize::as_bytes))
+}
+
+/// A copy would not be encrypted. A snapshot inside would be, but could not be deleted without the key.
+fn refuse_encrypted(disk: &SourceDisk, within_the_disk: bool) -> Result<(), BackupError> {
+    if within_the_disk && is_encrypted_now(&disk.path, disk.format)? {
+        let path = disk.path.clone();
+        return Err(ImageError::KeyRequired { path }.into());
+    }
+    Ok(refuse_plain_text_now(
+        &disk.path,
+        disk.format,
+        "a backup of it",
+    )?)
 }
 
 /// The parent's chain, if an incremental backup can build on it.

@@ -179,7 +179,10 @@ fn of_image(error: &ImageError) -> ErrorCode {
         ErrorCode::ImageInUse => ErrorCode::BackupVmRunning,
         ErrorCode::InsufficientSpace => ErrorCode::BackupNoSpace,
         ErrorCode::StorageAborted => ErrorCode::BackupCancelled,
-        ErrorCode::InvalidFormat | ErrorCode::UnsafeBackingFile => ErrorCode::BackupInvalidConfig,
+        ErrorCode::PlainTextRefused => ErrorCode::BackupPlainTextRefused,
+        ErrorCode::KeyRequired | ErrorCode::InvalidFormat | ErrorCode::UnsafeBackingFile => {
+            ErrorCode::BackupInvalidConfig
+        }
         _ => ErrorCode::BackupFailed,
     }
 }

@@ -134,6 +134,7 @@ fn disk(at: &str, fields: &Fields<'_>, report: &Report) -> DraftDisk {
         fields.required("sizeGB", integer_in::<u32>(1..=MOST_DISK_GIB))
     };
     let backing_file = fields.optional("backingFile", parsed);
+    let key = fields.optional("encryptionKey", parsed);
     let disk = DraftDisk {
         location: location.map(DiskLocation::Network),
         format: fields.optional("format", parsed),
@@ -142,6 +143,7 @@ fn disk(at: &str, fields: &Fields<'_>, report: &Report) -> DraftDisk {
         cache: fields.optional("cache", parsed),
         discard: fields.optional("discard", boolean),
         backing_file: backing_file.filter(|_| !fields.has("location")),
+        key: key.filter(|_| !fields.has("location")),
     };
     fields.finish();
     disk
@@ -149,7 +151,7 @@ fn disk(at: &str, fields: &Fields<'_>, report: &Report) -> DraftDisk {
 
 /// A disk on the network is neither made nor given a size by us.
 fn refuse_file_options(at: &str, fields: &Fields<'_>, report: &Report) {
-    for key in ["sizeGB", "backingFile"] {
+    for key in ["sizeGB", "backingFile", "encryptionKey"] {
         if fields.has(key) {
             report.refuse(format!("{at}.{key}"), "does not go with a location");
         }

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{DiskLocation, words};
-use crate::types::{ByteSize, HostPath, InternalName, InvalidValue};
+use crate::types::{ByteSize, DiskKey, HostPath, InternalName, InvalidValue};
 
 /// One disk: where its bytes are, and how the guest sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,10 @@ pub struct DiskConfig {
     pub discard: bool,
     /// The image this one is a thin clone of.
     pub backing_file: Option<HostPath>,
+    /// The key of an encrypted image. Never written with the rest; whether an image is encrypted is
+    /// told by its header alone.
+    #[serde(skip)]
+    pub key: Option<DiskKey>,
 }
 
 /// What a disk gets that names no bus or cache of its own.

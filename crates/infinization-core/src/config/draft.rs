@@ -8,7 +8,9 @@ use super::{
     DiskFormat, DiskLocation, DisplayProtocol, FirewallConfig, GuestUuid, MachineType,
     NetworkModel, PinningStrategy, RunAsUser, VmConfig,
 };
-use crate::types::{ByteSize, HostPath, InternalName, LinkName, MacAddr, PciAddress, Secret, VmId};
+use crate::types::{
+    ByteSize, DiskKey, HostPath, InternalName, LinkName, MacAddr, PciAddress, Secret, VmId,
+};
 
 /// `None` is what the user left to us, or what was refused and is in the report.
 #[derive(Debug, Default)]
@@ -70,6 +72,7 @@ pub(super) struct DraftDisk {
     pub(super) cache: Option<CacheMode>,
     pub(super) discard: Option<bool>,
     pub(super) backing_file: Option<HostPath>,
+    pub(super) key: Option<DiskKey>,
 }
 
 impl Draft {
@@ -137,6 +140,7 @@ impl DraftDisk {
             cache: Some(disk.cache).filter(|cache| *cache != defaults.cache),
             discard: Some(disk.discard),
             backing_file: disk.backing_file,
+            key: None,
         }
     }
 }

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::fields::{Fields, Report, elements, integer_in, milliseconds, parsed, words_of_text};
+use super::fields::{
+    Fields, Report, elements, integer_in, milliseconds, parsed, string, words_of_text,
+};
 use super::{
     AcceleratorChoice, ConfigError, Context, LONGEST_SOCKET_PATH, Parsed, PathRules, RunAsUser,
     words,
 };
+use crate::secrets::SecretsKey;
 use crate::types::{ByteSize, HostPath, InvalidValue};
 
 /// The plain-data half of `InfinizationConfig`, checked.
@@ -44,6 +47,8 @@ pub struct ManagerConfig {
     pub host_services: Vec<HostService>,
     /// Where the firewall's table is kept. Default: nowhere.
     pub firewall_persistence_dir: Option<HostPath>,
+    /// Encrypts the embedded store's secrets. Default: none are encrypted, and no disk's key is kept.
+    pub secrets_key: Option<SecretsKey>,
 }
 
 /// The environment variables the library reads, as they are set.
@@ -200,6 +205,7 @@ impl Source<'_> {
                 &self.environment.firewall_persistence_dir,
             ),
         );
+        let secrets_key = fields.optional("secretsKey", |key| SecretsKey::from_text(string(key)?));
         self.refuse_overlay();
         fields.skip(&["prismaClient", "databaseAdapter", "eventManager"]);
         fields.finish();
@@ -229,6 +235,7 @@ impl Source<'_> {
                 .unwrap_or_else(|| self.environment.bridge_conntrack_mode()),
             host_services,
             firewall_persistence_dir,
+            secrets_key,
         })
     }
 

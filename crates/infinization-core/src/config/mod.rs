@@ -59,7 +59,7 @@ pub use manager::{
     BridgeConntrackMode, Environment, HostFacts, HostService, ManagerConfig, Transport,
 };
 pub use network::{NetworkConfig, NetworkModel};
-pub use options::{DeleteOptions, GuestExecOptions, StartOptions, StopOptions};
+pub use options::{DeleteOptions, DiskKeys, GuestExecOptions, StartOptions, StopOptions};
 pub use persistence::{BootUnitOptions, PersistenceOptions};
 pub use rules::parse_rules;
 pub use snapshot::{

@@ -1,13 +1,14 @@
 //! What the verbs take beside a VM's id.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::create::default_action;
-use super::fields::{Fields, Report, milliseconds};
+use super::fields::{Fields, Report, milliseconds, string};
 use super::{ConfigError, Parsed};
-use crate::types::FirewallDefaultAction;
+use crate::types::{DiskKey, FirewallDefaultAction, HostPath, InvalidValue};
 
 /// What `startVM` is asked beside the VM's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +21,12 @@ pub struct StartOptions {
     pub firewall_default_action: Option<FirewallDefaultAction>,
     /// Runs QEMU without its seccomp filter, for this run.
     pub disable_sandbox: bool,
+    /// The keys of encrypted disks.
+    pub disk_keys: DiskKeys,
 }
+
+/// Keys of encrypted disks, by the disks' paths.
+pub type DiskKeys = BTreeMap<HostPath, DiskKey>;
 
 /// What `stopVM` is asked beside the VM's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +68,7 @@ impl Default for StartOptions {
             boot_timeout: Duration::from_secs(60),
             firewall_default_action: None,
             disable_sandbox: false,
+            disk_keys: DiskKeys::new(),
         }
     }
 }
@@ -88,6 +95,7 @@ impl StartOptions {
                     .unwrap_or(default.boot_timeout),
                 firewall_default_action: fields.optional("firewallDefaultAction", default_action),
                 disable_sandbox: fields.flag("disableSandbox", default.disable_sandbox),
+                disk_keys: fields.optional("diskKeys", disk_keys).unwrap_or_default(),
             }
         })
     }
@@ -131,6 +139,19 @@ impl GuestExecOptions {
             }
         })
     }
+}
+
+/// A refusal names the path whose key it is about, never the key.
+fn disk_keys(value: &Value) -> Result<DiskKeys, InvalidValue> {
+    let refused = || InvalidValue::new("must be an object of the disks' paths and their keys");
+    let keys = value.as_object().ok_or_else(refused)?;
+    let key = |(path, key): (&String, &Value)| {
+        let about = |why: InvalidValue| InvalidValue::new(format!("has {path:?}, which {why}"));
+        let path = HostPath::parse(path.as_str()).map_err(about)?;
+        let key = DiskKey::try_from(string(key).map_err(about)?.to_owned()).map_err(about)?;
+        Ok((path, key))
+    };
+    keys.iter().map(key).collect()
 }
 
 /// Reads an options object; null is all defaults.
@@ -188,5 +209,14 @@ mod tests {
         assert_eq!(parsed.warnings[0].path, "x");
         assert!(StartOptions::parse(&json!([])).is_err());
         assert!(StartOptions::parse(&json!({ "firewallDefaultAction": "allow" })).is_err());
+        for keys in [
+            json!([]),
+            json!({ "relative": "k" }),
+            json!({ "/a": 1 }),
+            json!({ "/a": "" }),
+        ] {
+            let refused = StartOptions::parse(&json!({ "diskKeys": keys })).unwrap_err();
+            assert_eq!(refused.issues[0].path, "diskKeys", "{keys}");
+        }
     }
 }

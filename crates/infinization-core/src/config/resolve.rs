@@ -211,6 +211,11 @@ impl Rules<'_> {
                     .refuse(format!("disks[{index}].format"), message);
             }
         }
+        if disk.key.is_some() && (format == DiskFormat::Raw || disk.backing_file.is_some()) {
+            let message = "is for qcow2 disks without a backingFile";
+            self.report
+                .refuse(format!("disks[{index}].encryptionKey"), message);
+        }
         Some(DiskConfig {
             location,
             format,
@@ -219,6 +224,7 @@ impl Rules<'_> {
             cache: disk.cache.unwrap_or(defaults.cache),
             discard: disk.discard.unwrap_or(true),
             backing_file: disk.backing_file.clone(),
+            key: disk.key.clone(),
         })
     }
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::fields::{Fields, Report, parsed, string};
 use super::{ConfigError, DiskFormat, Parsed, words};
-use crate::types::{ByteSize, HostPath, InvalidValue};
+use crate::types::{ByteSize, DiskKey, HostPath, InvalidValue};
 
 /// The longest name of a pool.
 const LONGEST_POOL: usize = 64;
@@ -43,6 +43,8 @@ pub struct VolumeOptions {
     pub capacity: ByteSize,
     /// Default: off.
     pub preallocation: VolumePreallocation,
+    /// Encrypts it.
+    pub key: Option<DiskKey>,
 }
 
 /// What `cloneVolume` takes.
@@ -54,6 +56,10 @@ pub struct CloneOptions {
     pub name: VolumeName,
     /// The clone is an overlay on its source. Default false: a copy of all its data.
     pub linked: bool,
+    /// The source's key if it is encrypted, and the copy's.
+    pub key: Option<DiskKey>,
+    /// The copy of an encrypted volume is not. Default false.
+    pub decrypt: bool,
 }
 
 /// What `convertVolume` takes.
@@ -65,6 +71,10 @@ pub struct VolumeConvertOptions {
     pub name: VolumeName,
     /// Its clusters are compressed; qcow2 only. Default false.
     pub compress: bool,
+    /// The source's key if it is encrypted, and the new volume's.
+    pub key: Option<DiskKey>,
+    /// What is made of an encrypted volume is not. Default false.
+    pub decrypt: bool,
 }
 
 /// What `uploadVolume` takes beside the name.
@@ -79,12 +89,14 @@ pub struct UploadOptions {
 }
 
 /// What `resizeVolume` takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeResizeOptions {
     /// The new size.
     pub capacity: ByteSize,
     /// What lies beyond it may be lost. Default false.
     pub shrink: bool,
+    /// Of an encrypted volume that no running machine has.
+    pub key: Option<DiskKey>,
 }
 
 /// A pool's name: 1 to 64 letters, digits, `-` and `_`, and no `-` in front.
@@ -181,10 +193,12 @@ impl VolumeOptions {
                 fields.required("capacity", capacity),
             );
             let preallocation = fields.optional("preallocation", parsed);
+            let key = fields.optional("encryptionKey", parsed);
             Some(Self {
                 name: name?,
                 capacity: capacity?,
                 preallocation: preallocation.unwrap_or(VolumePreallocation::Off),
+                key,
             })
         })
     }
@@ -200,6 +214,8 @@ impl CloneOptions {
             );
             Some(Self {
                 linked: fields.flag("linked", false),
+                key: fields.optional("encryptionKey", parsed),
+                decrypt: fields.flag("decrypt", false),
                 source: source?,
                 name: name?,
             })
@@ -217,6 +233,8 @@ impl VolumeConvertOptions {
             );
             Some(Self {
                 compress: fields.flag("compress", false),
+                key: fields.optional("encryptionKey", parsed),
+                decrypt: fields.flag("decrypt", false),
                 source: source?,
                 name: name?,
             })
@@ -255,6 +273,7 @@ impl VolumeResizeOptions {
         read(value, |fields| {
             Some(Self {
                 shrink: fields.flag("shrink", false),
+                key: fields.optional("encryptionKey", parsed),
                 capacity: fields.required("capacity", capacity)?,
             })
         })

@@ -4,6 +4,8 @@
 //! QEMU itself outlives the call and has its own spawner ([`super::process`]).
 
 use std::ffi::OsString;
+use std::fmt;
+use std::os::fd::OwnedFd;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use crate::error::{Coded, ErrorCode};
 
@@ -107,10 +110,20 @@ impl Finished {
 pub struct Program {
     name: String,
     args: Vec<OsString>,
-    stdin: Vec<u8>,
+    stdin: Input,
+    stdout: Option<OwnedFd>,
     deadline: Option<Duration>,
     cancel: CancellationToken,
     on_stdout: Option<tokio::sync::mpsc::UnboundedSender<Vec<u8>>>,
+}
+
+/// What a program reads, which may be a secret.
+struct Input(Zeroizing<Vec<u8>>);
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
 }
 
 impl Program {
@@ -119,7 +132,8 @@ impl Program {
         Self {
             name: name.into(),
             args: Vec::new(),
-            stdin: Vec::new(),
+            stdin: Input(Zeroizing::default()),
+            stdout: None,
             deadline: Some(Duration::from_secs(30)),
             cancel: CancellationToken::new(),
             on_stdout: None,
@@ -133,10 +147,18 @@ impl Program {
         self
     }
 
-    /// Written to its standard input, which is then closed.
+    /// Written to its standard input, which is then closed. Wiped afterwards, and never printed.
     #[must_use]
     pub fn stdin(mut self, bytes: Vec<u8>) -> Self {
-        self.stdin = bytes;
+        self.stdin = Input(Zeroizing::new(bytes));
+        self
+    }
+
+    /// What its standard output is, instead of what we read: a second thing to read, for a program that
+    /// writes nothing there.
+    #[must_use]
+    pub fn stdout(mut self, descriptor: OwnedFd) -> Self {
+        self.stdout = Some(descriptor);
         self
     }
 
@@ -166,7 +188,8 @@ impl Program {
         let Self {
             name,
             args,
-            stdin,
+            stdin: Input(stdin),
+            stdout,
             deadline,
             cancel,
             on_stdout,
@@ -176,7 +199,7 @@ impl Program {
             .env("LC_ALL", "C")
             .env("LANG", "C")
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdout(stdout.map_or_else(Stdio::piped, Stdio::from))
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -242,7 +265,7 @@ async fn expired(deadline: Option<Duration>) {
 
 async fn talk(
     child: &mut Child,
-    input: Vec<u8>,
+    input: Zeroizing<Vec<u8>>,
     on_stdout: Option<tokio::sync::mpsc::UnboundedSender<Vec<u8>>>,
 ) -> std::io::Result<Finished> {
     let pid = child.id();

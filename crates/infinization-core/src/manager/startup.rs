@@ -40,6 +40,9 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         tracing::warn!("{} {}", warning.path, warning.message);
     }
     let theirs = inner.database.open(&config).await?;
+    if theirs.is_some() && config.secrets_key.is_some() {
+        return Err(no_store_to_encrypt());
+    }
     let lock = prepare_state_dir(config.state_dir.as_path()).await?;
     let nft = Nft::new();
     let capabilities = nft.capabilities().await?;
@@ -58,7 +61,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     let journals = Journals::start(config.state_dir.as_path())?;
     let rows = match theirs {
         Some(theirs) => Rows::of(theirs),
-        None => Rows::embedded(config.state_dir.as_path()).await?,
+        None => Rows::embedded(&config).await?,
     };
     let database = match &inner.wrap_database {
         Some(wrap) => wrap(rows.database),
@@ -141,6 +144,18 @@ fn with_marks(files: InstallationFiles) -> (Marks, InstallationFiles) {
     (marks, files)
 }
 
+fn no_store_to_encrypt() -> Failure {
+    let message =
+        "is for the embedded store: the secrets of your own database are yours to encrypt";
+    let issue = serde_json::json!({
+        "path": "secretsKey",
+        "message": message,
+        "code": ErrorCode::InvalidConfig.as_str(),
+    });
+    Failure::new(ErrorCode::InvalidConfig, format!("secretsKey {message}"))
+        .with("issues", vec![issue])
+}
+
 /// Where the rows are.
 struct Rows {
     database: Arc<dyn Database>,
@@ -159,8 +174,9 @@ impl Rows {
         }
     }
 
-    async fn embedded(state_dir: &Path) -> Result<Self, Failure> {
-        let store = SqliteDatabase::open(&state_dir.join("infinization.db")).await?;
+    async fn embedded(config: &ManagerConfig) -> Result<Self, Failure> {
+        let path = config.state_dir.as_path().join("infinization.db");
+        let store = SqliteDatabase::open_with_key(&path, config.secrets_key.clone()).await?;
         Ok(Self {
             database: Arc::<SqliteDatabase>::clone(&store),
             embedded: Some(store),

@@ -125,7 +125,7 @@ impl Manager {
                 return to_value(&open.pools.volume(&pool, &name, &uses).await?);
             }
         }
-        let resized = open.pools.resize_volume(&pool, &name, config, &uses);
+        let resized = open.pools.resize_volume(&pool, &name, &config, &uses);
         to_value(&resized.await?)
     }
 

@@ -7,6 +7,7 @@ use super::{Manager, Open, not_found, parse_id, to_value};
 use crate::config::{DeleteOptions, parse_rules};
 use crate::db::sqlite::{MachineSummary, SqliteDatabase, StoredMachine};
 use crate::error::{ErrorCode, Failure};
+use crate::secrets::{SecretsKey, invalid_key};
 use crate::vm::Verb;
 
 impl Manager {
@@ -42,6 +43,14 @@ impl Manager {
         let deleted = handle.verb(Verb::Delete { with_data }).await;
         open.drop_if_empty(&handle);
         to_value(&deleted?)
+    }
+
+    /// `rotateSecretsKey`. A refused key is told without a word of it.
+    pub async fn rotate_secrets_key(&self, new: String) -> Result<Value, Failure> {
+        let open = self.open()?;
+        let store = open.store()?;
+        let new = SecretsKey::from_text(&new).map_err(|why| invalid_key("newKey", &why))?;
+        Ok(store.rotate_key(new).await?.into())
     }
 
     /// `setFirewallRules`: stores the rules, and loads them if the VM runs.

@@ -26,6 +26,8 @@ pub struct Acquired {
     pub firmware: Option<FirmwareFiles>,
     /// The control socket of a running swtpm.
     pub tpm_socket: Option<HostPath>,
+    /// Pipes with the keys of encrypted disks: a disk's place among the VM's, and the descriptor.
+    pub disk_keys: Vec<(usize, RawFd)>,
     /// Host NUMA nodes guest memory is bound to; empty is any.
     pub host_nodes: Vec<u32>,
 }

@@ -12,7 +12,7 @@ use crate::config::{CacheMode, DiskConfig, DiskLocation, NetworkLocation};
 
 /// The options of `blockdev-add` for a disk whose backing file's node is put behind it later.
 pub fn overlay_options(node_name: &str, disk: &DiskConfig) -> Value {
-    let mut options = serde_json::to_value(Blockdev::disk(node_name.to_owned(), disk));
+    let mut options = serde_json::to_value(Blockdev::disk(node_name.to_owned(), disk, None));
     if let Ok(Value::Object(options)) = &mut options {
         options.insert("backing".to_owned(), Value::Null);
     }
@@ -21,7 +21,7 @@ pub fn overlay_options(node_name: &str, disk: &DiskConfig) -> Value {
 
 /// What `-blockdev` of disk `index` says on the command line.
 pub fn blockdev_argument(index: usize, disk: &DiskConfig) -> String {
-    let args = Blockdev::disk(node_of(index), disk).to_args();
+    let args = Blockdev::disk(node_of(index), disk, None).to_args();
     args.into_iter().next_back().unwrap_or_default()
 }
 
@@ -42,7 +42,17 @@ pub(super) struct Blockdev<'a> {
     discard: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<Cache>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encrypt: Option<Encrypt>,
     file: Protocol<'a>,
+}
+
+/// How what is in the image is encrypted, and the id of the `secret` object that opens it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Encrypt {
+    format: &'static str,
+    key_secret: String,
 }
 
 /// The layer below the format.
@@ -89,8 +99,8 @@ impl From<CacheMode> for Cache {
 }
 
 impl<'a> Blockdev<'a> {
-    /// A disk.
-    pub(super) fn disk(node_name: String, disk: &'a DiskConfig) -> Self {
+    /// A disk, with the id of its key if it is encrypted.
+    pub(super) fn disk(node_name: String, disk: &'a DiskConfig, key: Option<String>) -> Self {
         let cache = Cache::from(disk.cache);
         let discard = Some(if disk.discard { "unmap" } else { "ignore" });
         let file = match &disk.location {
@@ -110,6 +120,10 @@ impl<'a> Blockdev<'a> {
             read_only: false,
             discard,
             cache: Some(cache),
+            encrypt: key.map(|key_secret| Encrypt {
+                format: "luks",
+                key_secret,
+            }),
             file,
         }
     }
@@ -122,6 +136,7 @@ impl<'a> Blockdev<'a> {
             read_only,
             discard: None,
             cache: None,
+            encrypt: None,
             file: Protocol::File(File {
                 driver: "file",
                 filename,

@@ -1,11 +1,14 @@
 //! Frontends of disks and CDs, and the controllers they hang on.
 
+use std::os::fd::RawFd;
+
 use serde::Serialize;
 
 use super::args::{Device, ToArgs};
 use super::blockdev::{Blockdev, node_of};
 use super::network_disk::TlsCredentials;
 use super::pci::{PciPlace, Seat};
+use super::secret::Secret;
 use crate::config::{DiskBus, DiskConfig, MachineType, VmConfig};
 use crate::types::HostPath;
 
@@ -162,13 +165,15 @@ impl AtaPort {
     }
 }
 
-/// The arguments of all disks and CDs, controllers first.
-pub(super) fn drives(config: &VmConfig) -> Vec<String> {
+/// The arguments of all disks and CDs, controllers first. `keys` are those of encrypted disks.
+pub(super) fn drives(config: &VmConfig, keys: &[(usize, RawFd)]) -> Vec<String> {
     let machine = config.machine;
     let mut ata = Ata::new(machine);
     let mut drives = Vec::new();
     for (index, disk) in config.disks.iter().enumerate() {
-        drives.extend(disk_args(machine, index, disk, &mut ata));
+        let key = keys.iter().find(|(of, _)| *of == index);
+        let key = key.map(|(_, descriptor)| Secret::of_disk(index, *descriptor));
+        drives.extend(disk_args(machine, index, disk, key, &mut ata));
     }
     // The installer boots when disk 0 does not; nobody boots from the drivers.
     if let Some(iso) = &config.installer_iso {
@@ -196,11 +201,18 @@ fn bootindex(index: usize) -> usize {
     }
 }
 
-fn disk_args(machine: MachineType, index: usize, disk: &DiskConfig, ata: &mut Ata) -> Vec<String> {
+fn disk_args(
+    machine: MachineType,
+    index: usize,
+    disk: &DiskConfig,
+    key: Option<Secret>,
+    ata: &mut Ata,
+) -> Vec<String> {
     let id = node_of(index);
+    let mut args: Vec<String> = key.iter().flat_map(ToArgs::to_args).collect();
     let tls = TlsCredentials::of(&id, &disk.location);
-    let mut args = tls.map(|tls| tls.to_args()).unwrap_or_default();
-    args.extend(Blockdev::disk(id.clone(), disk).to_args());
+    args.extend(tls.map(|tls| tls.to_args()).unwrap_or_default());
+    args.extend(Blockdev::disk(id.clone(), disk, key.map(|key| key.id)).to_args());
     let frontend = Frontend {
         drive: id.clone(),
         id,

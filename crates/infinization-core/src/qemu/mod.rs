@@ -6,7 +6,7 @@
 //!
 //! Invariant: no caller's string can add or change a sub-option. Host paths and names that QEMU
 //! must see travel as JSON strings where QEMU reads JSON, and with doubled commas where it does not.
-//! Sockets and TAPs travel as descriptors, secrets over the monitor.
+//! Sockets, TAPs and the keys of disks travel as descriptors, passwords over the monitor.
 //!
 //! QEMU starts stopped (`-S`): firewall and pinning are in place before the guest's first
 //! instruction, and whoever started it sends `cont`. It stays in the foreground, because its
@@ -30,6 +30,7 @@ mod network_disk;
 mod pci;
 #[cfg(test)]
 mod reader;
+mod secret;
 mod tpm;
 mod usb;
 mod vfio;

@@ -63,6 +63,8 @@ pub struct Volume {
     pub allocation: ByteSize,
     /// The file it is an overlay on.
     pub backing: Option<HostPath>,
+    /// Whether a key is needed to read it.
+    pub encrypted: bool,
     /// The machines that have it, as a disk or a snapshot's layer.
     pub used_by: Vec<VmId>,
     /// The images that are overlays on it.

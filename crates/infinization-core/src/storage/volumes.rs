@@ -12,8 +12,8 @@ use crate::config::{
 };
 use crate::error::Failure;
 use crate::host::qemu_img::{
-    ConvertImage, CreateImage, ImageError, ImageFormat, Job, Preallocation, Resize, allocated,
-    convert, create, ensure_unused, layer, resize,
+    ConvertImage, CreateImage, Encryption, ImageError, ImageFormat, Job, Preallocation, Resize,
+    allocated, convert, create, ensure_unused, layer, resize_with_key,
 };
 use crate::types::{ByteSize, HostPath};
 
@@ -58,6 +58,7 @@ impl Pools {
         let image = CreateImage {
             format: image_format(options.name.format()),
             preallocation: preallocation(options.preallocation),
+            encryption: options.key.clone().map(Encryption::with),
             owner,
             allowed: self.allowed().to_vec(),
             ..CreateImage::new(path.clone(), options.capacity)
@@ -82,11 +83,14 @@ impl Pools {
                 source: options.source.clone(),
                 name: options.name.clone(),
                 compress: false,
+                key: options.key.clone(),
+                decrypt: options.decrypt,
             };
             return self.convert(pool, &copy, owner, job, audience).await;
         }
         let source = self.path_of(pool, &options.source).await?;
         let path = self.free_path(pool, &options.name).await?;
+        refuse_keyed_link(&path, options)?;
         uses.refuse_used(&source)?;
         if options.source.format() != DiskFormat::Qcow2 {
             let why = "is raw, which nothing can be linked to".to_owned();
@@ -119,6 +123,8 @@ impl Pools {
         let to = (path.clone(), image_format(options.name.format()));
         let image = ConvertImage {
             compress: options.compress,
+            encryption: options.key.clone().map(Encryption::with),
+            decrypt: options.decrypt,
             owner,
             allowed: self.allowed().to_vec(),
             ..ConvertImage::new(from, to)
@@ -133,7 +139,7 @@ impl Pools {
         &self,
         pool: &PoolName,
         name: &VolumeName,
-        options: VolumeResizeOptions,
+        options: &VolumeResizeOptions,
         uses: &Uses,
     ) -> Result<Volume, PoolError> {
         let path = self.path_of(pool, name).await?;
@@ -144,7 +150,8 @@ impl Pools {
             Resize::Grow
         };
         let format = image_format(name.format());
-        resize(&path, format, options.capacity, direction).await?;
+        let key = options.key.as_ref();
+        resize_with_key(&path, format, options.capacity, direction, key).await?;
         describe(&path, name, uses).await
     }
 
@@ -208,6 +215,16 @@ impl Pools {
     }
 }
 
+/// An overlay is not encrypted, whatever its source is.
+fn refuse_keyed_link(path: &HostPath, options: &CloneOptions) -> Result<(), PoolError> {
+    if options.key.is_none() && !options.decrypt {
+        return Ok(());
+    }
+    let why = "is a linked clone, which is never encrypted".to_owned();
+    let path = path.clone();
+    Err(ImageError::Format { path, why }.into())
+}
+
 /// Plain files whose names say that they are volumes, by name.
 async fn files_in(directory: &HostPath) -> Result<Vec<(HostPath, VolumeName)>, PoolError> {
     let directory = directory.clone();
@@ -230,12 +247,12 @@ async fn files_in(directory: &HostPath) -> Result<Vec<(HostPath, VolumeName)>, P
 }
 
 async fn describe(path: &HostPath, name: &VolumeName, uses: &Uses) -> Result<Volume, PoolError> {
-    let (capacity, backing) = match name.format() {
+    let (capacity, backing, encrypted) = match name.format() {
         DiskFormat::Qcow2 => {
             let found = layer(path).await?;
-            (found.virtual_size, found.backing)
+            (found.virtual_size, found.backing, found.encrypted)
         }
-        DiskFormat::Raw => (length(path).await?, None),
+        DiskFormat::Raw => (length(path).await?, None, false),
     };
     Ok(Volume {
         name: name.as_str().to_owned(),
@@ -244,6 +261,7 @@ async fn describe(path: &HostPath, name: &VolumeName, uses: &Uses) -> Result<Vol
         capacity,
         allocation: allocated(path).await?,
         backing,
+        encrypted,
         used_by: uses.users(path),
         overlays: uses.overlays(path),
     })

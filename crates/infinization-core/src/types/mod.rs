@@ -2,7 +2,9 @@
 //!
 //! Nothing here touches the host. Neighbours: every other module uses these, they use only `std`.
 
+pub(crate) mod base64;
 mod byte_size;
+mod disk_key;
 mod firewall_rule;
 mod host_path;
 mod ipv4_subnet;
@@ -15,6 +17,7 @@ mod secret;
 mod vm_id;
 
 pub use byte_size::ByteSize;
+pub use disk_key::DiskKey;
 pub use firewall_rule::{FirewallDefaultAction, FirewallRuleInput};
 pub use host_path::HostPath;
 pub use ipv4_subnet::Ipv4Subnet;

@@ -1,16 +1,18 @@
 use std::fmt;
 
-/// Text that must not reach a log, an error or an argv.
+use zeroize::Zeroizing;
+
+/// Text that must not reach a log, an error or an argv. Its memory is wiped when it is dropped.
 ///
 /// It has no `Display` and no `Serialize`; [`Secret::reveal`] is the one way out, so that every
 /// use can be found by name.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Takes the text over.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self(Zeroizing::new(text.into()))
     }
 
     /// The text itself.

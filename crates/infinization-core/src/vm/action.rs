@@ -29,6 +29,8 @@ pub enum Slot {
     Tap(u8),
     /// One queue of vhost-net.
     Vhost(u8),
+    /// A pipe with the key of an encrypted disk, which the spawn itself makes.
+    DiskKey(u8),
 }
 
 /// One thing done to the host or the database.

@@ -38,11 +38,11 @@ use crate::firewall::ChainNames;
 use crate::host;
 use crate::host::cgroup;
 use crate::host::process::RunAs;
-use crate::host::qemu_img::{self, CreateImage, ImageFormat, Job};
+use crate::host::qemu_img::{self, CreateImage, Encryption, ImageFormat, Job};
 use crate::host::tap::{self, Queues, TapOptions};
 use crate::host::users;
 use crate::qmp::QmpClient;
-use crate::types::{VmId, VmNames};
+use crate::types::{DiskKey, VmId, VmNames};
 
 /// The real host, as one VM's actions see it.
 #[derive(Debug)]
@@ -243,6 +243,7 @@ impl HostEffects {
             },
             format: image_format(disk),
             backing: disk.backing_file.clone(),
+            encryption: key_of(disk, bench)?.map(Encryption::with),
             owner: run_as(bench).await?.map(|user| (user.uid, user.gid)),
             allowed: self
                 .services
@@ -294,6 +295,13 @@ async fn run_as(bench: &Bench) -> Result<Option<RunAs>, Failure> {
 
 fn config(bench: &Bench) -> Result<VmConfig, Failure> {
     bench.config().ok_or_else(|| missing("configuration"))
+}
+
+/// The key a disk has in the configuration; in a plan it has none.
+fn key_of(disk: &DiskConfig, bench: &Bench) -> Result<Option<DiskKey>, Failure> {
+    let disks = config(bench)?.disks;
+    let found = disks.into_iter().find(|known| known.path() == disk.path());
+    Ok(found.and_then(|disk| disk.key))
 }
 
 fn monitor(bench: &Bench) -> Result<QmpClient, Failure> {

@@ -11,6 +11,7 @@ use super::boot;
 use super::cleanup::Cleanup;
 use super::condition::Health;
 use super::context::VmContext;
+use super::disk_keys::{keys_of, with_keys};
 use super::facts::{Gathered, Reserved};
 use super::live::{Live, LiveView, memory_of};
 use super::machine::Machine;
@@ -88,6 +89,7 @@ impl Machine {
                 .map(|w| format!("{} {}", w.path, w.message))
                 .collect(),
         };
+        let made = config.clone();
         let launch = Launch {
             operation: Operation::Create,
             spec: config.clone(),
@@ -103,6 +105,7 @@ impl Machine {
                 return Err(self.create_failure(failure));
             }
         };
+        self.context.keep_keys(&made).await;
         self.context.crud(
             "create",
             json!({ "pid": launched.pid, "tapDevice": result.tap_device }),
@@ -139,7 +142,9 @@ impl Machine {
             return Err(self.context.refused("started", &status, &STARTABLE));
         }
         let config = spec::for_start(&self.context, &record)?;
-        let this_run = spec::with_options(config.clone(), options);
+        let keys = self.context.keys_for(&config, &options.disk_keys).await?;
+        let this_run = with_keys(spec::with_options(config.clone(), options), &keys);
+        let used = this_run.clone();
         let witness = boot::witness(&config, options)?;
         let rules = self.context.stored_rules().await?;
         self.context.journal.found_status(&record.status);
@@ -163,6 +168,7 @@ impl Machine {
                 let otherwise = (ErrorCode::StartFailed, "the VM could not be started");
                 launch_failure(self, failure, otherwise)
             })?;
+        self.context.keep_keys(&used).await;
         let data = json!({ "pid": launched.pid, "tapDevice": self.context.names.tap });
         self.context.crud("power_on", data);
         if let Some(agent) = witness {
@@ -315,6 +321,7 @@ impl Machine {
             events,
             _display_port: Some(display_port),
             ending: None,
+            disk_keys: keys_of(&launch.config),
         };
         self.goes_live(live, Status::Running);
         Ok(Launched {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::condition::Health;
+use crate::config::DiskKeys;
 use crate::host::blocking::blocking;
 use crate::host::display_port::ReservedPort;
 use crate::host::oom::MemoryWatch;
@@ -20,6 +21,8 @@ pub(super) struct Live {
     pub(super) _display_port: Option<ReservedPort>,
     /// Why QEMU is ending, as soon as its SHUTDOWN event has said so.
     pub(super) ending: Option<Ending>,
+    /// What opened its disks, for starting it once more; none of a QEMU that was taken back.
+    pub(super) disk_keys: DiskKeys,
 }
 
 /// What a SHUTDOWN event said.

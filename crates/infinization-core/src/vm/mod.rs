@@ -33,6 +33,7 @@ mod cleanup;
 mod condition;
 mod context;
 mod destroy;
+mod disk_keys;
 mod disk_uses;
 mod effects;
 mod ending;

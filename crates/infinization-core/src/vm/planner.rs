@@ -146,12 +146,17 @@ fn claim(facts: &Facts) -> [Vec<Step>; 2] {
     [vec![claim], directories.chain([spec]).collect()]
 }
 
+/// The keys stay on the bench: a plan holds no secret.
 fn create_disks(config: &VmConfig) -> Vec<Step> {
     let disk = |disk: &crate::config::DiskConfig| {
         // One on the network is there already, and stays.
         let path = disk.path()?.clone();
         let undo = Release::RemoveFile { path };
-        let step = Step::new(Action::CreateDisk(Box::new(disk.clone())));
+        let disk = crate::config::DiskConfig {
+            key: None,
+            ..disk.clone()
+        };
+        let step = Step::new(Action::CreateDisk(Box::new(disk)));
         Some(step.undone_by(Lifetime::Data, undo))
     };
     config.disks.iter().filter_map(disk).collect()
@@ -281,7 +286,8 @@ fn spawn(config: &VmConfig, facts: &Facts) -> Result<Spawn, InvalidValue> {
         .into_iter()
         .map(|(slot, _)| slot)
         .chain((0..queues).map(Slot::Tap))
-        .chain((0..vhost).map(Slot::Vhost));
+        .chain((0..vhost).map(Slot::Vhost))
+        .chain(key_slots(config));
     let descriptors: Vec<(Slot, RawFd)> = slots.zip(FIRST_DESCRIPTOR..).collect();
     let number: BTreeMap<Slot, RawFd> = descriptors.iter().copied().collect();
     let at = |slot: Slot| number.get(&slot).copied();
@@ -315,6 +321,12 @@ fn spawn(config: &VmConfig, facts: &Facts) -> Result<Spawn, InvalidValue> {
             vars: firmware.vars.clone(),
         }),
         tpm_socket: config.tpm_socket.clone(),
+        disk_keys: key_slots(config)
+            .filter_map(|slot| match slot {
+                Slot::DiskKey(disk) => Some((usize::from(disk), at(slot)?)),
+                _ => None,
+            })
+            .collect(),
         host_nodes: facts.host_nodes.clone(),
     };
     let QemuCommand { binary, args } = QemuCommand::new(config, &acquired);
@@ -326,6 +338,12 @@ fn spawn(config: &VmConfig, facts: &Facts) -> Result<Spawn, InvalidValue> {
         user,
         log: facts.directory.join(QEMU_LOG)?,
     })
+}
+
+/// The disks whose keys are passed.
+fn key_slots(config: &VmConfig) -> impl Iterator<Item = Slot> {
+    let disks = (0..).zip(&config.disks);
+    disks.filter_map(|(index, disk)| disk.key.as_ref().map(|_| Slot::DiskKey(index)))
 }
 
 fn row_values(config: &VmConfig, tap: &LinkName, facts: &Facts) -> RowValues {

@@ -23,6 +23,7 @@ use super::plan::Operation;
 use super::snapshot::files_of;
 use super::spec;
 use super::status::{FOLLOWED, Status, of_run_state};
+use crate::config::DiskKeys;
 use crate::db::{ConfigurationUpdate, DbError, MachineRecord};
 use crate::error::{ErrorCode, Failure};
 use crate::firewall::ChainNames;
@@ -266,6 +267,7 @@ impl Machine {
             events,
             _display_port: display_port,
             ending: None,
+            disk_keys: DiskKeys::new(),
         };
         self.goes_live(live, shown.clone());
         self.examine(status.as_ref()).await;

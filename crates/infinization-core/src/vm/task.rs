@@ -24,7 +24,7 @@ use super::request::{Asked, Reply, Request, Verb};
 use super::snapshot::{Snapshot, SnapshotTree};
 use super::status::{MARKERS, STARTABLE, Status};
 use super::stop::Interrupt;
-use crate::config::{StartOptions, StopOptions, VmConfig, Warning};
+use crate::config::{StopOptions, VmConfig, Warning};
 use crate::error::{ErrorClass, ErrorCode, Failure};
 use crate::host::process::Exit;
 use crate::qmp::MonitorEvent;
@@ -472,6 +472,7 @@ impl Machine {
         if MARKERS.contains(&status.as_str()) || matches!(status, Status::Marker(_)) {
             return Err(self.context.refused("restarted", &status, &STARTABLE));
         }
+        let options = self.restart_options().await?;
         if let Err(failure) = self.stop(&StopOptions::default(), interrupt).await {
             return Ok(OperationResult::failed(
                 &vm_id,
@@ -480,7 +481,6 @@ impl Machine {
             ));
         }
         let never = CancellationToken::new();
-        let options = StartOptions::default();
         match self.start(&options, &never, interrupt).await {
             Ok(_) => Ok(OperationResult::done(&vm_id, "VM restarted")),
             Err(failure) => Ok(OperationResult::failed(

@@ -15,6 +15,7 @@ mod qmp_kit;
 mod chains;
 mod crashes;
 mod disk;
+mod encrypted;
 mod limits;
 mod live;
 mod offline;

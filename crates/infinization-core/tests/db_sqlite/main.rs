@@ -8,6 +8,7 @@ mod kit;
 mod file;
 mod operations;
 mod rules;
+mod secrets;
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -7,6 +7,7 @@ mod kit;
 
 mod changing;
 mod creating;
+mod encrypted;
 mod faults;
 mod in_use;
 mod inspecting;

@@ -1,10 +1,11 @@
 //! The `machine_configuration` table: the contract's 28 columns, named once.
 
 use rusqlite::types::{FromSql, Value};
-use rusqlite::{Connection, Row, params, params_from_iter};
+use rusqlite::{Connection, Row, TransactionBehavior, params, params_from_iter};
 use serde::Serialize;
 
 use super::failure;
+use super::vault::{PASSWORD, Vault};
 use crate::db::{ConfigurationUpdate, CpuPinning, DbError, MachineConfiguration};
 use crate::error::ErrorCode;
 use crate::types::{Secret, VmId};
@@ -42,15 +43,23 @@ columns! {
 }
 
 /// The machine's configuration row, if it has one.
-pub(super) fn find(db: &Connection, id: &str) -> Result<Option<MachineConfiguration>, DbError> {
+pub(super) fn find(
+    db: &Connection,
+    vault: &Vault,
+    id: &str,
+) -> Result<Option<MachineConfiguration>, DbError> {
     let mut statement = db
         .prepare_cached("SELECT * FROM machine_configuration WHERE machine_id = ?1")
         .map_err(failure::read)?;
     let mut rows = statement.query([id]).map_err(failure::read)?;
-    rows.next()
-        .map_err(failure::read)?
-        .map(read_row)
-        .transpose()
+    let Some(row) = rows.next().map_err(failure::read)? else {
+        return Ok(None);
+    };
+    let mut found = read_row(row)?;
+    if found.graphic_password.is_none() {
+        found.graphic_password = vault.find(db, id, PASSWORD)?;
+    }
+    Ok(Some(found))
 }
 
 /// The [`RUNTIME_COLUMNS`] of a joined row.
@@ -65,12 +74,29 @@ pub(super) fn read_runtime(row: &Row<'_>) -> rusqlite::Result<MachineConfigurati
     })
 }
 
-/// Makes the row or changes it; columns the update does not name stay as they are.
+/// Makes the row or changes it; columns the update does not name stay as they are. With a key, a password
+/// is in the vault, and its column is empty.
 pub(super) fn upsert(
-    db: &Connection,
+    db: &mut Connection,
+    vault: &Vault,
     id: &VmId,
-    update: ConfigurationUpdate,
+    mut update: ConfigurationUpdate,
 ) -> Result<(), DbError> {
+    let Some(password) = update.graphic_password.clone() else {
+        return write(db, id, update);
+    };
+    let change = db
+        .transaction_with_behavior(TransactionBehavior::Immediate)
+        .map_err(failure::write)?;
+    if vault.has_key() {
+        update.graphic_password = Some(None);
+    }
+    write(&change, id, update)?;
+    vault.put(&change, id.as_str(), PASSWORD, password.as_ref())?;
+    change.commit().map_err(failure::write)
+}
+
+fn write(db: &Connection, id: &VmId, update: ConfigurationUpdate) -> Result<(), DbError> {
     let (columns, mut values): (Vec<_>, Vec<_>) = changes(update).into_iter().unzip();
     values.insert(0, Value::from(id.to_string()));
     db.prepare_cached(&upsert_statement(&columns))

@@ -5,6 +5,7 @@ use rusqlite::{
 };
 use serde_json::Value;
 
+use super::vault::Vault;
 use super::{configuration, failure, rules};
 use crate::db::{DbError, MachineDisks, MachineRecord, RunningVm, Transition, VmRecord};
 use crate::error::ErrorCode;
@@ -128,14 +129,18 @@ pub(super) fn list(db: &Connection) -> Result<Vec<MachineSummary>, DbError> {
     all(db, &format!("{SUMMARY} ORDER BY rowid"), [], summary)
 }
 
-pub(super) fn get(db: &mut Connection, id: &VmId) -> Result<Option<StoredMachine>, DbError> {
+pub(super) fn get(
+    db: &mut Connection,
+    vault: &Vault,
+    id: &VmId,
+) -> Result<Option<StoredMachine>, DbError> {
     let snapshot = db.transaction().map_err(failure::read)?;
     let Some(summary) = find_summary(&snapshot, id)? else {
         return Ok(None);
     };
     let (created_at, updated_at) = (summary.created_at.clone(), summary.updated_at.clone());
     Ok(Some(StoredMachine {
-        record: complete(&snapshot, summary)?,
+        record: complete(&snapshot, vault, summary)?,
         created_at,
         updated_at,
     }))
@@ -193,9 +198,15 @@ pub(super) fn disks(db: &Connection) -> Result<Vec<MachineDisks>, DbError> {
 }
 
 /// The record start reads. Run it inside a transaction, so that its parts belong together.
-pub(super) fn find_with_config(db: &Connection, id: &VmId) -> Result<Option<VmRecord>, DbError> {
+pub(super) fn find_with_config(
+    db: &Connection,
+    vault: &Vault,
+    id: &VmId,
+) -> Result<Option<VmRecord>, DbError> {
     let summary = find_summary(db, id)?;
-    summary.map(|summary| complete(db, summary)).transpose()
+    summary
+        .map(|summary| complete(db, vault, summary))
+        .transpose()
 }
 
 /// One conditional write: the guard is in the WHERE, so nobody can step between.
@@ -241,6 +252,7 @@ pub(super) fn write_status_over(
 /// One conditional write, then the row as it is now; both or neither.
 pub(super) fn transition(
     db: &mut Connection,
+    vault: &Vault,
     id: &VmId,
     expected: &str,
     new: &str,
@@ -257,7 +269,7 @@ pub(super) fn transition(
         ":id": id.as_str(), ":expected": expected, ":new": new, ":version": version,
     };
     let changed = step.execute(&sql, params).map_err(failure::write)?;
-    let vm = find_with_config(&step, id)?.ok_or_else(|| failure::no_machine(id))?;
+    let vm = find_with_config(&step, vault, id)?.ok_or_else(|| failure::no_machine(id))?;
     if changed == 0 {
         return Err(conflict(&vm, expected, version));
     }
@@ -304,8 +316,8 @@ fn find_summary(db: &Connection, id: &VmId) -> Result<Option<MachineSummary>, Db
     )
 }
 
-fn complete(db: &Connection, machine: MachineSummary) -> Result<VmRecord, DbError> {
-    let configuration = configuration::find(db, &machine.id).map_err(|error| DbError {
+fn complete(db: &Connection, vault: &Vault, machine: MachineSummary) -> Result<VmRecord, DbError> {
+    let configuration = configuration::find(db, vault, &machine.id).map_err(|error| DbError {
         message: format!("machine {}: {}", machine.id, error.message),
         ..error
     })?;

@@ -5,6 +5,8 @@
 //! and two operations never interleave. Once sent, an operation runs to its end even if the caller
 //! stops waiting.
 //!
+//! Passwords and keys of disks are encrypted where the store is given a key (`vault`).
+//!
 //! The store knows one host and no departments: it is not scoped by node, and a machine's rules are
 //! its own. Its schema (`schema`) is ours and migrates itself.
 
@@ -13,6 +15,7 @@ mod failure;
 mod machines;
 mod rules;
 mod schema;
+mod vault;
 mod worker;
 
 use std::path::Path;
@@ -26,13 +29,17 @@ use super::{
     ConfigurationUpdate, Database, DbError, MachineDisks, MachineRecord, RuleSplit, RunningVm,
     Transition, VmRecord, legacy_disk_path,
 };
+use crate::config::DiskKeys;
+use crate::secrets::SecretsKey;
 use crate::types::{FirewallRuleInput, InternalName, VmId};
+use vault::Vault;
 use worker::Worker;
 
 /// A handle on the store. The connection closes, and its thread ends, with the last one.
 #[derive(Debug)]
 pub struct SqliteDatabase {
     worker: Worker,
+    vault: Arc<Vault>,
 }
 
 impl SqliteDatabase {
@@ -40,9 +47,41 @@ impl SqliteDatabase {
     ///
     /// A file that a newer release wrote, or that is not ours, is refused and left as it is
     /// (`DB_CONNECTION_ERROR`). The directory must exist.
+    ///
+    /// Secrets are stored as they are: see [`open_with_key`](Self::open_with_key).
     pub async fn open(path: &Path) -> Result<Arc<Self>, DbError> {
+        Self::open_with_key(path, None).await
+    }
+
+    /// [`open`](Self::open), with a key that secrets are encrypted with. What was stored before without is
+    /// encrypted now. `SECRET_UNREADABLE` if there are secrets and the key opens none of them.
+    pub async fn open_with_key(path: &Path, key: Option<SecretsKey>) -> Result<Arc<Self>, DbError> {
         let worker = Worker::start(path.to_owned()).await?;
-        Ok(Arc::new(Self { worker }))
+        let vault = Arc::new(Vault::new(key));
+        let prepared = Arc::clone(&vault);
+        worker.run(move |db| prepared.prepare(db)).await?;
+        Ok(Arc::new(Self { worker, vault }))
+    }
+
+    /// Encrypts all secrets with another key, or none. Answers how many there are. `SECRET_UNREADABLE` if
+    /// one cannot be read with the key there is.
+    pub async fn rotate_key(&self, new: SecretsKey) -> Result<usize, DbError> {
+        let vault = Arc::clone(&self.vault);
+        self.worker.run(move |db| vault.rotate(db, new)).await
+    }
+
+    /// The keys of a machine's disks that are kept.
+    pub async fn disk_keys(&self, id: &VmId) -> Result<DiskKeys, DbError> {
+        let (vault, id) = (Arc::clone(&self.vault), id.clone());
+        self.worker.run(move |db| vault.disk_keys(db, &id)).await
+    }
+
+    /// Keeps the keys of a machine's disks, beside those it keeps already. A store without a key keeps none.
+    pub async fn keep_disk_keys(&self, id: &VmId, keys: DiskKeys) -> Result<(), DbError> {
+        let (vault, id) = (Arc::clone(&self.vault), id.clone());
+        self.worker
+            .run(move |db| vault.keep_disk_keys(db, &id, &keys))
+            .await
     }
 
     /// Adds a machine with its rules. `CONSTRAINT_VIOLATION` if its id or internal name is taken, or
@@ -68,7 +107,10 @@ impl SqliteDatabase {
     /// One machine with its configuration and rules.
     pub async fn get_machine(&self, id: &VmId) -> Result<Option<StoredMachine>, DbError> {
         let id = id.clone();
-        self.worker.run(move |db| machines::get(db, &id)).await
+        let vault = Arc::clone(&self.vault);
+        self.worker
+            .run(move |db| machines::get(db, &vault, &id))
+            .await
     }
 
     /// Removes a machine, its configuration and its rules. Says whether there was one.
@@ -109,11 +151,11 @@ impl Database for SqliteDatabase {
     }
 
     async fn find_machine_with_config(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
-        let id = id.clone();
+        let (vault, id) = (Arc::clone(&self.vault), id.clone());
         self.worker
             .run(move |db| {
                 let snapshot = db.transaction().map_err(failure::read)?;
-                machines::find_with_config(&snapshot, &id)
+                machines::find_with_config(&snapshot, &vault, &id)
             })
             .await
     }
@@ -165,9 +207,9 @@ impl Database for SqliteDatabase {
         id: &VmId,
         update: ConfigurationUpdate,
     ) -> Result<(), DbError> {
-        let id = id.clone();
+        let (vault, id) = (Arc::clone(&self.vault), id.clone());
         self.worker
-            .run(move |db| configuration::upsert(db, &id, update))
+            .run(move |db| configuration::upsert(db, &vault, &id, update))
             .await
     }
 
@@ -179,8 +221,9 @@ impl Database for SqliteDatabase {
         version: i64,
     ) -> Result<Transition, DbError> {
         let (id, expected, new) = (id.clone(), expected.to_owned(), new.to_owned());
+        let vault = Arc::clone(&self.vault);
         self.worker
-            .run(move |db| machines::transition(db, &id, &expected, &new, version))
+            .run(move |db| machines::transition(db, &vault, &id, &expected, &new, version))
             .await
     }
 

@@ -17,7 +17,10 @@ const APPLICATION_ID: i32 = 0x696e_667a;
 /// How long a write waits for another process (an operator's `sqlite3`, a backup) to let go.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-const MIGRATIONS: &[&str] = &[include_str!("migrations/001_machines.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/001_machines.sql"),
+    include_str!("migrations/002_secrets.sql"),
+];
 
 /// Opens or makes the file with mode 0600 (passwords are in it) and runs what migrations it lacks.
 pub(super) fn open(path: &Path) -> Result<Connection, DbError> {

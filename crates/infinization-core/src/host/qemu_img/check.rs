@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::command::QemuImg;
 use super::in_use::{self, Access};
 use super::{ImageError, ImageFormat, Job, inspect, lock};
-use crate::types::HostPath;
+use crate::types::{DiskKey, HostPath};
 
 /// Exit codes that come with a report: corruption, and leaks alone.
 const REPORTED: &[i32] = &[2, 3];
@@ -34,12 +34,22 @@ pub async fn check(
     format: ImageFormat,
     job: &Job,
 ) -> Result<ImageCheck, ImageError> {
+    check_with_key(path, format, None, job).await
+}
+
+/// [`check`] of an image that may be encrypted, and has a key exactly then.
+pub async fn check_with_key(
+    path: &HostPath,
+    format: ImageFormat,
+    key: Option<&DiskKey>,
+    job: &Job,
+) -> Result<ImageCheck, ImageError> {
     let _settled = job.unless_cancelled(path, lock::shared(path)).await??;
     in_use::refuse(path, Access::Read).await?;
-    inspect::vet(path, format, &[]).await?;
+    inspect::vet_with_key(path, format, &[], key).await?;
     QemuImg::new("check", path)
-        .args(["--output=json", "-f", format.as_str()])
-        .on_image()
+        .args(["--output=json"])
+        .on_image_as(format, key)
         .accept(REPORTED)
         .json(job)
         .await

@@ -5,17 +5,33 @@
 //! words once every path is cut out of them (`LC_ALL=C` is set by [`Program`]).
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
+use super::encryption::pipe_of;
 use super::in_use::in_use;
-use super::{ImageError, Job};
+use super::{ImageError, ImageFormat, Job};
 use crate::host::program::{Finished, Program, ProgramError};
-use crate::types::HostPath;
+use crate::types::{DiskKey, HostPath};
+
+/// The id of the `secret` object that holds an image's key.
+pub(super) const KEY: &str = "key";
+/// The same of another key: the one to add, or to erase.
+pub(super) const OTHER_KEY: &str = "other-key";
+
+/// What QEMU says when the kernel's clock of used CPU time stood still while it measured how slow a new
+/// key can be made. Nothing was written then, and it is a matter of luck.
+const UNMEASURED: &str = "Unable to get accurate CPU usage";
+/// How often that is tried.
+const MEASUREMENTS: u32 = 12;
 
 /// A `qemu-img` command line about one image.
+///
+/// A key travels through a pipe: the first one is its standard input. The second one, which only `amend`
+/// needs, is its standard output, where that writes nothing.
 #[derive(Debug)]
 pub(super) struct QemuImg<'a> {
     image: &'a HostPath,
@@ -23,6 +39,8 @@ pub(super) struct QemuImg<'a> {
     /// Every path on the command line, to be cut out of qemu-img's words.
     paths: Vec<String>,
     accepted: &'static [i32],
+    key: Option<DiskKey>,
+    other_key: Option<DiskKey>,
 }
 
 impl<'a> QemuImg<'a> {
@@ -33,6 +51,31 @@ impl<'a> QemuImg<'a> {
             args: vec![verb.into()],
             paths: vec![image.to_string()],
             accepted: &[0],
+            key: None,
+            other_key: None,
+        }
+    }
+
+    /// Makes the key known as [`KEY`].
+    pub(super) fn with_key(mut self, key: &DiskKey) -> Self {
+        self.key = Some(key.clone());
+        self.args(["--object", &secret(KEY, 0)])
+    }
+
+    /// Makes a second key known as [`OTHER_KEY`].
+    pub(super) fn with_other_key(mut self, key: &DiskKey) -> Self {
+        self.other_key = Some(key.clone());
+        self.args(["--object", &secret(OTHER_KEY, 1)])
+    }
+
+    /// Ends the options and names the image as what it is; with its key, if it is encrypted.
+    pub(super) fn on_image_as(self, format: ImageFormat, key: Option<&DiskKey>) -> Self {
+        match key {
+            None => self.args(["-f", format.as_str()]).on_image(),
+            Some(key) => {
+                let image = encrypted(self.image);
+                self.with_key(key).args(["--image-opts", "--", &image])
+            }
         }
     }
 
@@ -69,7 +112,8 @@ impl<'a> QemuImg<'a> {
         self
     }
 
-    fn also_about(mut self, path: &Path) -> Self {
+    /// A path that may be in its words without being an argument by itself.
+    pub(super) fn also_about(mut self, path: &Path) -> Self {
         self.paths.push(path.to_string_lossy().into_owned());
         self
     }
@@ -86,10 +130,28 @@ impl<'a> QemuImg<'a> {
 
     /// Runs a verb on the caller's terms.
     pub(super) async fn run_as(self, job: &Job) -> Result<Finished, ImageError> {
+        for _ in 1..MEASUREMENTS {
+            match self.run_once(job).await {
+                Err(ImageError::Failed { stderr, .. }) if stderr.contains(UNMEASURED) => {}
+                outcome => return outcome,
+            }
+        }
+        self.run_once(job).await
+    }
+
+    async fn run_once(&self, job: &Job) -> Result<Finished, ImageError> {
         let program = Program::new("qemu-img")
             .args(self.args.iter().cloned())
             .deadline(job.deadline)
             .cancel(job.cancel.clone());
+        let program = match &self.key {
+            Some(key) => program.stdin(key.reveal().as_bytes().to_vec()),
+            None => program,
+        };
+        let program = match &self.other_key {
+            Some(key) => program.stdout(self.pipe_of(key)?),
+            None => program,
+        };
         let finished = match &job.progress {
             Some(progress) => watched(program, progress).await,
             None => program.run().await,
@@ -99,6 +161,10 @@ impl<'a> QemuImg<'a> {
             Some(code) if code == 0 || self.accepted.contains(&code) => Ok(finished),
             exit => Err(self.failed(exit, &finished).await),
         }
+    }
+
+    fn pipe_of(&self, key: &DiskKey) -> Result<OwnedFd, ImageError> {
+        pipe_of(key, None).map_err(|error| ImageError::io(self.image, error))
     }
 
     fn ended_early(&self, error: ProgramError) -> ImageError {
@@ -121,6 +187,7 @@ impl<'a> QemuImg<'a> {
                 ImageError::size(&path, "is more than its format or file system can hold")
             }
             Meaning::Unsupported => ImageError::format(&path, format!("cannot do this: {stderr}")),
+            Meaning::WrongKey => ImageError::AuthFailed { path },
             Meaning::Corrupt => ImageError::corrupt(&path, "is corrupt"),
             Meaning::Unknown => ImageError::Failed { path, exit, stderr },
         }
@@ -134,6 +201,7 @@ enum Meaning {
     PermissionDenied,
     TooLarge,
     Unsupported,
+    WrongKey,
     Corrupt,
     Unknown,
 }
@@ -153,8 +221,21 @@ const PHRASES: &[(&str, Meaning)] = &[
     ("does not support", Meaning::Unsupported),
     ("not supported", Meaning::Unsupported),
     ("Unsupported", Meaning::Unsupported),
+    ("Invalid password, cannot unlock", Meaning::WrongKey),
     ("Image is corrupt", Meaning::Corrupt),
 ];
+
+/// An object that is read of a descriptor.
+fn secret(id: &str, descriptor: u8) -> String {
+    format!("secret,id={id},file=/proc/self/fd/{descriptor}")
+}
+
+/// An encrypted image for `--image-opts`. A [`HostPath`] holds no `,` that would end the file name there.
+pub(super) fn encrypted(path: &HostPath) -> String {
+    format!(
+        "driver=qcow2,encrypt.format=luks,encrypt.key-secret={KEY},file.driver=file,file.filename={path}"
+    )
+}
 
 fn meaning(words: &str) -> Meaning {
     PHRASES

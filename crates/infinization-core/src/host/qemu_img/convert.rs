@@ -1,11 +1,13 @@
 //! `qemu-img convert`: a copy of an image, or of one of its snapshots, in another format.
 
-use super::command::QemuImg;
+use std::path::Path;
+
+use super::command::{QemuImg, encrypted};
 use super::in_use::{self, Access};
 use super::info::{Sharing, info_locked};
 use super::job::{blocking, supervised};
 use super::partial::Partial;
-use super::{ImageError, ImageFormat, Job, SnapshotName, inspect, lock};
+use super::{Encryption, ImageError, ImageFormat, Job, SnapshotName, inspect, lock};
 use crate::types::HostPath;
 
 /// A copy to make. It holds everything, including what the source's backing files hold.
@@ -23,6 +25,10 @@ pub struct ConvertImage {
     pub target_format: ImageFormat,
     /// Compresses the copy's clusters (qcow2).
     pub compress: bool,
+    /// Encrypts the copy. It is the source's key, too, if that is encrypted.
+    pub encryption: Option<Encryption>,
+    /// Agrees to a copy of an encrypted source that is not encrypted itself.
+    pub decrypt: bool,
     /// Who may use the copy. Default: us. The mode is always 0600.
     pub owner: Option<(u32, u32)>,
     /// Where the source and its backing chain must be, if they are confined.
@@ -39,6 +45,8 @@ impl ConvertImage {
             target: target.0,
             target_format: target.1,
             compress: false,
+            encryption: None,
+            decrypt: false,
             owner: None,
             allowed: Vec::new(),
         }
@@ -61,6 +69,39 @@ impl ConvertImage {
     }
 }
 
+/// Whether a copy's two ends are encrypted.
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    source: bool,
+    target: bool,
+}
+
+impl Ends {
+    /// Nothing that is encrypted becomes plain without consent.
+    fn of(image: &ConvertImage, source: bool) -> Result<Self, ImageError> {
+        let path = || image.source.clone();
+        let target = image.encryption.is_some() && !image.decrypt;
+        let qcow2 = image.target_format == ImageFormat::Qcow2;
+        match (source, &image.encryption) {
+            (true, None) => Err(ImageError::KeyRequired { path: path() }),
+            (false, _) if image.decrypt => Err(ImageError::format(&path(), "is not encrypted")),
+            (true, Some(_)) if target && !qcow2 => Err(ImageError::PlainText {
+                path: path(),
+                what: "its copy in a format without encryption",
+            }),
+            _ if target && !qcow2 => Err(ImageError::format(
+                &image.target,
+                "can only be encrypted as qcow2",
+            )),
+            _ if target && image.compress => Err(ImageError::format(
+                &image.target,
+                "cannot be both encrypted and compressed",
+            )),
+            _ => Ok(Self { source, target }),
+        }
+    }
+}
+
 /// Makes the copy, reporting progress. Nothing is ever overwritten, nothing is left if it fails or
 /// is cancelled, and the source is only read.
 pub async fn convert(image: &ConvertImage, job: &Job) -> Result<(), ImageError> {
@@ -74,13 +115,17 @@ async fn make(image: ConvertImage, job: Job) -> Result<(), ImageError> {
         .unless_cancelled(&image.source, lock::shared(&image.source))
         .await??;
     in_use::refuse(&image.source, Access::Read).await?;
-    inspect::vet(&image.source, image.source_format, &image.allowed).await?;
+    let source = inspect::is_encrypted(&image.source, image.source_format).await?;
+    let ends = Ends::of(&image, source)?;
+    let key = image.encryption.as_ref().map(|encryption| &encryption.key);
+    let key = key.filter(|_| ends.source);
+    inspect::vet_with_key(&image.source, image.source_format, &image.allowed, key).await?;
     if let Some(name) = &image.snapshot {
         require_snapshot(&image, name).await?;
     }
     let target = image.target.clone();
     let partial = blocking(&image.target, move || Partial::beside(&target)).await?;
-    copy(&image, &partial, &job).await?;
+    copy(&image, ends, &partial, &job).await?;
     blocking(&image.target, move || partial.publish(image.owner)).await
 }
 
@@ -100,19 +145,47 @@ async fn require_snapshot(image: &ConvertImage, name: &SnapshotName) -> Result<(
     }
 }
 
-async fn copy(image: &ConvertImage, partial: &Partial, job: &Job) -> Result<(), ImageError> {
-    let mut command = QemuImg::new("convert", &image.target)
-        .args(["-p", "-f", image.source_format.as_str()])
-        .args(["-O", image.target_format.as_str()]);
+async fn copy(
+    image: &ConvertImage,
+    ends: Ends,
+    partial: &Partial,
+    job: &Job,
+) -> Result<(), ImageError> {
+    let mut command =
+        QemuImg::new("convert", &image.target).args(["-p", "-O", image.target_format.as_str()]);
+    if let Some(encryption) = &image.encryption {
+        command = command.with_key(&encryption.key);
+        if ends.target {
+            command = command.args(["-o".to_owned(), encryption.options().join(",")]);
+        }
+    }
     if image.compress {
         command = command.args(["-c"]);
     }
     if let Some(name) = &image.snapshot {
         command = command.args(["-l", name.as_str()]);
     }
-    command
-        .files([image.source.as_path(), partial.path()])
+    // What the source is called with `--image-opts` is no path, which only the messages mind.
+    let options = encrypted(&image.source);
+    let (how, source) = if ends.source {
+        (vec!["--image-opts"], Path::new(&options))
+    } else {
+        (
+            vec!["-f", image.source_format.as_str()],
+            image.source.as_path(),
+        )
+    };
+    let copied = command
+        .args(how)
+        .also_about(image.source.as_path())
+        .files([source, partial.path()])
         .run_as(job)
-        .await?;
-    Ok(())
+        .await;
+    match copied {
+        // The new image's key fits what it was made with.
+        Err(ImageError::AuthFailed { .. }) => Err(ImageError::AuthFailed {
+            path: image.source.clone(),
+        }),
+        copied => copied.map(drop),
+    }
 }

@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::command::QemuImg;
 use super::in_use::{self, Access};
-use super::inspect::inspect;
+use super::inspect::{inspect, refuse_plain_text_now};
 use super::job::{blocking, supervised};
 use super::partial::Partial;
-use super::{ImageError, ImageFormat, Job, lock};
+use super::{Encryption, ImageError, ImageFormat, Job, lock};
 use crate::types::{ByteSize, HostPath};
 
 /// What of the disk is given its space when the image is made.
@@ -52,6 +52,8 @@ pub struct CreateImage {
     pub cluster_size: Option<ByteSize>,
     /// The qcow2 image that holds what the new one does not. Only for qcow2.
     pub backing: Option<HostPath>,
+    /// Encrypts what it will hold. Only for qcow2, and not with a backing file.
+    pub encryption: Option<Encryption>,
     /// Who may use it: the user and group QEMU runs as. Default: us. The mode is always 0600.
     pub owner: Option<(u32, u32)>,
     /// Where the backing chain must be, if it is confined.
@@ -68,6 +70,7 @@ impl CreateImage {
             preallocation: Preallocation::Off,
             cluster_size: None,
             backing: None,
+            encryption: None,
             owner: None,
             allowed: Vec::new(),
         }
@@ -91,6 +94,9 @@ impl CreateImage {
         }
         if self.backing.is_some() && self.preallocation != Preallocation::Off {
             return refuse("cannot be preallocated, as it has a backing file");
+        }
+        if self.encryption.is_some() && (!qcow2 || self.backing.is_some()) {
+            return refuse("can only be encrypted as qcow2 without a backing file");
         }
         if self.cluster_size.is_some() && !qcow2 {
             return refuse("can only have a cluster size as qcow2");
@@ -122,7 +128,12 @@ impl CreateImage {
             .map(|size| format!("cluster_size={}", size.as_bytes()));
         let preallocation = (self.preallocation != Preallocation::Off)
             .then(|| format!("preallocation={}", self.preallocation.as_str()));
-        cluster.into_iter().chain(preallocation).collect()
+        let encryption = self.encryption.iter().flat_map(Encryption::options);
+        cluster
+            .into_iter()
+            .chain(preallocation)
+            .chain(encryption)
+            .collect()
     }
 }
 
@@ -182,6 +193,7 @@ async fn make(image: CreateImage, job: Job) -> Result<(), ImageError> {
 
 async fn vet_backing(image: &CreateImage, backing: &HostPath) -> Result<(), ImageError> {
     in_use::refuse(backing, Access::Read).await?;
+    refuse_plain_text(backing).await?;
     let found = inspect(backing, ImageFormat::Qcow2, &image.allowed).await?;
     match (image.size, found.virtual_size) {
         (Some(size), Some(backing)) if size < backing => Err(ImageError::size(
@@ -192,8 +204,20 @@ async fn vet_backing(image: &CreateImage, backing: &HostPath) -> Result<(), Imag
     }
 }
 
+/// The new image would hold in plain text what is written to it.
+async fn refuse_plain_text(backing: &HostPath) -> Result<(), ImageError> {
+    let path = backing.clone();
+    blocking(backing, move || {
+        refuse_plain_text_now(&path, ImageFormat::Qcow2, "what lies on it")
+    })
+    .await
+}
+
 async fn fill(image: &CreateImage, partial: &Partial, job: &Job) -> Result<(), ImageError> {
     let mut command = QemuImg::new("create", &image.path).args(["-q", "-f", image.format.as_str()]);
+    if let Some(encryption) = &image.encryption {
+        command = command.with_key(&encryption.key);
+    }
     let options = image.options();
     if !options.is_empty() {
         command = command.args(["-o".to_owned(), options.join(",")]);

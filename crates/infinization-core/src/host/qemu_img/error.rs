@@ -43,6 +43,12 @@ pub enum ImageError {
         path: HostPath,
         holder: Option<Holder>,
     },
+    #[error("the image {path} is encrypted, and its key was not given")]
+    KeyRequired { path: HostPath },
+    #[error("the image {path} is encrypted with another key")]
+    AuthFailed { path: HostPath },
+    #[error("the image {path} is encrypted, and {what} would not be")]
+    PlainText { path: HostPath, what: &'static str },
     #[error("the image {path} {why}")]
     Corrupt { path: HostPath, why: String },
     #[error("the image {path} depends on a file that may not be opened: {why}")]
@@ -154,6 +160,9 @@ impl ImageError {
             | Self::Size { path, .. }
             | Self::ShrinkRefused { path, .. }
             | Self::InUse { path, .. }
+            | Self::KeyRequired { path }
+            | Self::AuthFailed { path }
+            | Self::PlainText { path, .. }
             | Self::Corrupt { path, .. }
             | Self::UnsafeBacking { path, .. }
             | Self::OutsideAllowed { path }
@@ -182,6 +191,9 @@ impl Coded for ImageError {
             Self::Size { .. } => ErrorCode::InvalidSize,
             Self::ShrinkRefused { .. } => ErrorCode::DataLossRefused,
             Self::InUse { .. } => ErrorCode::ImageInUse,
+            Self::KeyRequired { .. } => ErrorCode::KeyRequired,
+            Self::AuthFailed { .. } => ErrorCode::AuthFailed,
+            Self::PlainText { .. } => ErrorCode::PlainTextRefused,
             Self::Corrupt { .. } => ErrorCode::ImageCorrupt,
             Self::UnsafeBacking { .. } => ErrorCode::UnsafeBackingFile,
             Self::OutsideAllowed { .. } | Self::PermissionDenied { .. } => {

@@ -20,6 +20,9 @@ const USUAL_CLUSTER_BITS: u32 = 16;
 const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 
+/// Of the encryption methods.
+const LUKS: u32 = 2;
+
 const DIRTY: u64 = 1 << 0;
 const CORRUPT: u64 = 1 << 1;
 const EXTERNAL_DATA_FILE: u64 = 1 << 2;
@@ -118,8 +121,14 @@ impl Qcow2Header {
         self.incompatible & EXTERNAL_DATA_FILE != 0
     }
 
+    /// Its data is encrypted.
     pub(super) fn encrypted(&self) -> bool {
         self.crypt_method != 0
+    }
+
+    /// It is encrypted by LUKS; what else there was is not run by QEMU any more.
+    pub(super) fn luks(&self) -> bool {
+        self.crypt_method == LUKS
     }
 }
 
@@ -201,7 +210,7 @@ impl Fields {
         if length < shortest as u64 || length > self.cluster_size() {
             return Err(Broken("has an impossible header length"));
         }
-        if self.crypt_method > 2 {
+        if self.crypt_method > LUKS {
             return Err(Broken("has an unknown encryption"));
         }
         self.check_tables()

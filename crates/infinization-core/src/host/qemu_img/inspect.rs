@@ -17,7 +17,7 @@ use super::header::{
 };
 use super::job::blocking;
 use super::{ImageError, ImageFormat, vmdk};
-use crate::types::{ByteSize, HostPath};
+use crate::types::{ByteSize, DiskKey, HostPath};
 
 /// More links than this are a mistake or an attack; QEMU opens them all at once.
 const LONGEST_CHAIN: usize = 256;
@@ -39,8 +39,7 @@ pub struct Inspection {
 /// what the file claims. Raw images are only checked to be files.
 ///
 /// Refused: what is no file or block device (`INVALID_FORMAT`), corrupt, truncated or not closed
-/// cleanly (`IMAGE_CORRUPT`), encrypted (`INVALID_FORMAT`, as there is no secret to open it with),
-/// a backing chain that leads elsewhere (`UNSAFE_BACKING_FILE`), and a path outside `allowed` unless
+/// cleanly (`IMAGE_CORRUPT`), encrypted (`KEY_REQUIRED`), a backing chain that leads elsewhere (`UNSAFE_BACKING_FILE`), and a path outside `allowed` unless
 /// that is empty (`PERMISSION_DENIED`).
 pub async fn inspect(
     path: &HostPath,
@@ -57,9 +56,21 @@ pub fn inspect_now(
     format: ImageFormat,
     allowed: &[HostPath],
 ) -> Result<Inspection, ImageError> {
+    inspect_with_key_now(image, format, allowed, None)
+}
+
+/// [`inspect_now`] for whoever may have the image's key: it must have one exactly if it is encrypted
+/// (`INVALID_FORMAT`). Whether it is the right one only QEMU finds out.
+pub fn inspect_with_key_now(
+    image: &HostPath,
+    format: ImageFormat,
+    allowed: &[HostPath],
+    key: Option<&DiskKey>,
+) -> Result<Inspection, ImageError> {
     let look = look_at(image, format)?;
+    fits_key(image, &look, key)?;
     if let Some(header) = &look.header {
-        refuse_unusable(image, header)?;
+        refuse_marked(image, header)?;
         refuse_dirty(image, header)?;
         refuse_lost_tables(image, header, &look)?;
     }
@@ -77,9 +88,20 @@ pub(super) async fn vet(
     format: ImageFormat,
     allowed: &[HostPath],
 ) -> Result<(), ImageError> {
-    let (image, allowed) = (path.clone(), allowed.to_vec());
+    vet_with_key(path, format, allowed, None).await
+}
+
+/// [`vet`] for verbs that may have been given the image's key.
+pub(super) async fn vet_with_key(
+    path: &HostPath,
+    format: ImageFormat,
+    allowed: &[HostPath],
+    key: Option<&DiskKey>,
+) -> Result<(), ImageError> {
+    let (image, allowed, key) = (path.clone(), allowed.to_vec(), key.cloned());
     blocking(path, move || {
         let look = look_at(&image, format)?;
+        fits_key(&image, &look, key.as_ref())?;
         follow(&image, look.header.as_ref(), &allowed).map(drop)
     })
     .await
@@ -89,6 +111,31 @@ pub(super) async fn vet(
 pub(super) async fn vet_alone(path: &HostPath, format: ImageFormat) -> Result<(), ImageError> {
     let image = path.clone();
     blocking(path, move || look_at(&image, format).map(drop)).await
+}
+
+/// Whether a key is needed to read the image. Only qcow2 has any encryption here.
+pub async fn is_encrypted(path: &HostPath, format: ImageFormat) -> Result<bool, ImageError> {
+    let image = path.clone();
+    blocking(path, move || is_encrypted_now(&image, format)).await
+}
+
+/// [`is_encrypted`] for whoever is on a thread that may block.
+pub fn is_encrypted_now(path: &HostPath, format: ImageFormat) -> Result<bool, ImageError> {
+    let qcow2 = format == ImageFormat::Qcow2;
+    Ok(qcow2 && header_of(path)?.encrypted())
+}
+
+/// Refuses to have what an encrypted image holds written to `what`, which is not encrypted.
+pub fn refuse_plain_text_now(
+    path: &HostPath,
+    format: ImageFormat,
+    what: &'static str,
+) -> Result<(), ImageError> {
+    if is_encrypted_now(path, format)? {
+        let path = path.clone();
+        return Err(ImageError::PlainText { path, what });
+    }
+    Ok(())
 }
 
 /// A qcow2's header. Blocks.
@@ -189,17 +236,25 @@ pub(super) fn parse_header(
     }
 }
 
-fn refuse_unusable(path: &HostPath, header: &Qcow2Header) -> Result<(), ImageError> {
+fn refuse_marked(path: &HostPath, header: &Qcow2Header) -> Result<(), ImageError> {
     if header.marked_corrupt() {
         return Err(ImageError::corrupt(path, "is marked as corrupt"));
     }
-    if header.encrypted() {
-        return Err(ImageError::format(
-            path,
-            "is encrypted, and no secret is known",
-        ));
-    }
     Ok(())
+}
+
+/// A key that is not needed is refused, too: whoever gives one takes the image for encrypted.
+fn fits_key(path: &HostPath, look: &Look, key: Option<&DiskKey>) -> Result<(), ImageError> {
+    let header = look.header.as_ref().filter(|header| header.encrypted());
+    match (header, key) {
+        (None, Some(_)) => Err(ImageError::format(path, "is not encrypted, but has a key")),
+        (Some(header), _) if !header.luks() => {
+            let why = "has an encryption that QEMU does not run machines on any more";
+            Err(ImageError::format(path, why))
+        }
+        (Some(_), None) => Err(ImageError::KeyRequired { path: path.clone() }),
+        (None, None) | (Some(_), Some(_)) => Ok(()),
+    }
 }
 
 fn refuse_dirty(path: &HostPath, header: &Qcow2Header) -> Result<(), ImageError> {
@@ -352,7 +407,14 @@ fn link(real: &Path) -> Result<(HostPath, Qcow2Header), String> {
             let header = look
                 .header
                 .ok_or_else(|| ImageError::format(&path, "has no header"))?;
-            refuse_unusable(&path, &header)?;
+            refuse_marked(&path, &header)?;
+            if header.encrypted() {
+                let what = "what lies on it";
+                return Err(ImageError::PlainText {
+                    path: path.clone(),
+                    what,
+                });
+            }
             Ok(header)
         })
         .map_err(|error| error.to_string())?;

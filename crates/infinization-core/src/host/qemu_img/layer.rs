@@ -36,6 +36,8 @@ pub struct Layer {
     pub snapshots: u32,
     /// Whether it has persistent dirty bitmaps.
     pub bitmaps: bool,
+    /// Whether a key is needed to read it.
+    pub encrypted: bool,
     /// What its file takes on the host.
     pub allocated: ByteSize,
 }
@@ -45,6 +47,7 @@ pub async fn layer(path: &HostPath) -> Result<Layer, ImageError> {
     let image = path.clone();
     blocking(path, move || {
         let header = header_of(&image)?;
+        let encrypted = header.encrypted();
         let backing = header.backing.map(|claim| {
             let directory = image.as_path().parent().unwrap_or(Path::new("/"));
             let named = directory.join(&claim.name);
@@ -56,6 +59,7 @@ pub async fn layer(path: &HostPath) -> Result<Layer, ImageError> {
             backing: backing.transpose()?,
             snapshots: header.snapshots,
             bitmaps: header.bitmaps,
+            encrypted,
             allocated: allocated_now(&image)?,
         })
     })
@@ -76,8 +80,8 @@ fn allocated_now(image: &HostPath) -> Result<ByteSize, ImageError> {
     Ok(ByteSize::bytes(file.blocks() * BLOCK))
 }
 
-/// Makes an empty qcow2 on `backing`, which is not opened: a running machine may have it. The new file
-/// belongs to whoever owns that one.
+/// Makes an empty qcow2 on `backing`, which QEMU does not open: a running machine may have it. The new file
+/// belongs to whoever owns that one. It is not encrypted, so neither may that one be (`PLAIN_TEXT_REFUSED`).
 pub async fn make_overlay(
     path: &HostPath,
     backing: &HostPath,
@@ -86,6 +90,7 @@ pub async fn make_overlay(
     let (path, backing) = (path.clone(), backing.clone());
     check_size(&path, ImageFormat::Qcow2, size, None)?;
     blocking(&path.clone(), move || {
+        inspect::refuse_plain_text_now(&backing, ImageFormat::Qcow2, "the overlay on it")?;
         let overlay = EmptyOverlay::new(&path, size.as_bytes(), &backing)?;
         let file = std::fs::metadata(backing.as_path());
         let below = file.map_err(|error| ImageError::io(&backing, error))?;
@@ -234,11 +239,11 @@ async fn forget_bitmaps(image: &HostPath) -> Result<(), ImageError> {
         return Ok(());
     }
     let found = info_locked(image, ImageFormat::Qcow2, Sharing::Refuse).await?;
-    drop_bitmaps(image, &found.bitmaps).await
+    drop_bitmaps(image, None, &found.bitmaps).await
 }
 
 /// qemu-img's cache mode does not reach the disk by itself.
-async fn flush(image: &HostPath) -> Result<(), ImageError> {
+pub(super) async fn flush(image: &HostPath) -> Result<(), ImageError> {
     let path = image.clone();
     blocking(image, move || {
         let file = std::fs::File::open(path.as_path());

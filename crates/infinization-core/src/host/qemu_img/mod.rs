@@ -10,17 +10,21 @@
 //! - What was begun on an existing image is carried to its end, even if the caller stops waiting.
 //!   Making a new image ends when the caller stops waiting, and leaves nothing.
 //! - A verb that opens an image's backing files has seen the chain first ([`inspect()`]).
+//! - What an encrypted image holds is written to nothing that is not encrypted, unless the caller says so
+//!   ([`ImageError::PlainText`]). Its key travels through a pipe, never on a command line or in a file.
 //!
 //! QEMU itself never learns of a path through here, and a running machine's disks are the monitor's
 //! business, not ours.
 
 mod backup;
 mod bitmap;
+mod change_key;
 mod check;
 mod command;
 mod convert;
 mod create;
 mod describe;
+mod encryption;
 mod error;
 mod format;
 mod header;
@@ -40,9 +44,11 @@ mod tables;
 mod vmdk;
 
 pub use backup::{Clusters, Parent, Source, difference, export, flatten, make_target};
-pub use check::{ImageCheck, check};
+pub use change_key::{ChangeKey, change_key};
+pub use check::{ImageCheck, check, check_with_key};
 pub use convert::{ConvertImage, convert};
 pub use create::{CreateImage, Preallocation, create};
+pub use encryption::{Encryption, pipe_of};
 pub use error::ImageError;
 pub use format::ImageFormat;
 pub use in_use::{
@@ -50,7 +56,10 @@ pub use in_use::{
 };
 pub use incoming::{Incoming, IncomingImage};
 pub use info::{ImageInfo, Sharing, info};
-pub use inspect::{Inspection, files_below, inspect, inspect_now};
+pub use inspect::{
+    Inspection, files_below, inspect, inspect_now, inspect_with_key_now, is_encrypted,
+    is_encrypted_now, refuse_plain_text_now,
+};
 pub use job::Job;
 pub use layer::{
     Layer, Rebase, allocated, commit_layer, freeze_layer, layer, make_overlay, outwait_orphan,
@@ -58,8 +67,9 @@ pub use layer::{
 };
 pub use outgoing::Outgoing;
 pub use partial::{sweep_partials, sweep_partials_of};
-pub use resize::{Resize, resize};
+pub use resize::{Resize, resize, resize_with_key};
 pub use snapshot::{
-    SnapshotInfo, SnapshotName, create_snapshot, delete_snapshot, list_snapshots, revert_snapshot,
+    SnapshotInfo, SnapshotName, create_snapshot, create_snapshot_with_key, delete_snapshot,
+    delete_snapshot_with_key, list_snapshots, revert_snapshot, revert_snapshot_with_key,
     snapshot_exists,
 };

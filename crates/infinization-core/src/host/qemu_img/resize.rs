@@ -7,7 +7,7 @@ use super::in_use::{self, Access};
 use super::info::{Sharing, info_locked};
 use super::job::to_its_end;
 use super::{ImageError, ImageFormat, Job, inspect, lock};
-use crate::types::{ByteSize, HostPath};
+use crate::types::{ByteSize, DiskKey, HostPath};
 
 /// Which way an image may change its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,19 +25,31 @@ pub async fn resize(
     size: ByteSize,
     direction: Resize,
 ) -> Result<(), ImageError> {
-    let image = path.clone();
+    resize_with_key(path, format, size, direction, None).await
+}
+
+/// [`resize`] of an image that may be encrypted, and has a key exactly then.
+pub async fn resize_with_key(
+    path: &HostPath,
+    format: ImageFormat,
+    size: ByteSize,
+    direction: Resize,
+    key: Option<&DiskKey>,
+) -> Result<(), ImageError> {
+    let (image, key) = (path.clone(), key.cloned());
     to_its_end(path, async move {
         let _alone = lock::exclusive(&image).await?;
         in_use::refuse(&image, Access::Write).await?;
-        inspect::vet(&image, format, &[]).await?;
+        let key = key.as_ref();
+        inspect::vet_with_key(&image, format, &[], key).await?;
         let now = info_locked(&image, format, Sharing::Refuse).await?;
         check_size(&image, format, size, now.cluster_size)?;
         match size.cmp(&now.virtual_size) {
             std::cmp::Ordering::Equal => Ok(()),
-            std::cmp::Ordering::Greater => run(&image, format, size, &[]).await,
+            std::cmp::Ordering::Greater => run(&image, format, size, key, &[]).await,
             std::cmp::Ordering::Less if direction == Resize::GrowOrShrink => {
-                drop_bitmaps(&image, &now.bitmaps).await?;
-                run(&image, format, size, &["--shrink"]).await
+                drop_bitmaps(&image, key, &now.bitmaps).await?;
+                run(&image, format, size, key, &["--shrink"]).await
             }
             std::cmp::Ordering::Less => Err(ImageError::ShrinkRefused {
                 path: image,
@@ -53,12 +65,13 @@ async fn run(
     path: &HostPath,
     format: ImageFormat,
     size: ByteSize,
+    key: Option<&DiskKey>,
     consent: &'static [&'static str],
 ) -> Result<(), ImageError> {
     QemuImg::new("resize", path)
-        .args(["-q", "-f", format.as_str()])
+        .args(["-q"])
         .args(consent.iter().copied())
-        .on_image()
+        .on_image_as(format, key)
         .args([size.as_bytes().to_string()])
         .run_as(&Job::short())
         .await?;

@@ -4,12 +4,12 @@
 use serde::Deserialize;
 
 use super::bitmap::drop_bitmaps;
-use super::command::QemuImg;
+use super::command::{QemuImg, encrypted};
 use super::in_use::{self, Access};
 use super::info::{ImageInfo, Sharing, info, info_locked};
 use super::job::to_its_end;
 use super::{ImageError, ImageFormat, Job, inspect, lock};
-use crate::types::{ByteSize, HostPath, clock, iso_date};
+use crate::types::{ByteSize, DiskKey, HostPath, clock, iso_date};
 
 const LONGEST_NAME: usize = 64;
 /// The option that puts a disk back.
@@ -66,7 +66,16 @@ pub struct SnapshotInfo {
 /// Makes a snapshot of the disk as it is. `SNAPSHOT_ALREADY_EXISTS` if the name is taken
 /// (`qemu-img` itself would make a second one).
 pub async fn create_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(), ImageError> {
-    change(path, name, |path, name, snapshots| {
+    create_snapshot_with_key(path, name, None).await
+}
+
+/// [`create_snapshot`] in an image that may be encrypted, and has a key exactly then.
+pub async fn create_snapshot_with_key(
+    path: &HostPath,
+    name: &SnapshotName,
+    key: Option<&DiskKey>,
+) -> Result<(), ImageError> {
+    change(path, name, key, |path, name, snapshots| {
         if has(snapshots, name) {
             Err(ImageError::SnapshotAlreadyExists {
                 path: path.clone(),
@@ -81,7 +90,16 @@ pub async fn create_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(),
 
 /// Puts the disk back to the snapshot; what was written since is lost. The snapshot stays.
 pub async fn revert_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(), ImageError> {
-    change(path, name, |path, name, snapshots| {
+    revert_snapshot_with_key(path, name, None).await
+}
+
+/// [`revert_snapshot`] of an image that may be encrypted, and has a key exactly then.
+pub async fn revert_snapshot_with_key(
+    path: &HostPath,
+    name: &SnapshotName,
+    key: Option<&DiskKey>,
+) -> Result<(), ImageError> {
+    change(path, name, key, |path, name, snapshots| {
         if has(snapshots, name) {
             Ok(Some(REVERT))
         } else {
@@ -96,7 +114,16 @@ pub async fn revert_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(),
 
 /// Deletes the snapshot. One that does not exist is deleted already.
 pub async fn delete_snapshot(path: &HostPath, name: &SnapshotName) -> Result<(), ImageError> {
-    change(path, name, |_, name, snapshots| {
+    delete_snapshot_with_key(path, name, None).await
+}
+
+/// [`delete_snapshot`] of an image that may be encrypted, and has a key exactly then.
+pub async fn delete_snapshot_with_key(
+    path: &HostPath,
+    name: &SnapshotName,
+    key: Option<&DiskKey>,
+) -> Result<(), ImageError> {
+    change(path, name, key, |_, name, snapshots| {
         Ok(has(snapshots, name).then_some("-d"))
     })
     .await
@@ -132,6 +159,7 @@ fn has(snapshots: &[SnapshotInfo], name: &SnapshotName) -> bool {
 async fn change(
     path: &HostPath,
     name: &SnapshotName,
+    key: Option<&DiskKey>,
     decide: impl FnOnce(
         &HostPath,
         &SnapshotName,
@@ -140,19 +168,20 @@ async fn change(
     + Send
     + 'static,
 ) -> Result<(), ImageError> {
-    let (image, name) = (path.clone(), name.clone());
+    let (image, name, key) = (path.clone(), name.clone(), key.cloned());
     to_its_end(path, async move {
         let _alone = lock::exclusive(&image).await?;
         in_use::refuse(&image, Access::Write).await?;
-        inspect::vet(&image, ImageFormat::Qcow2, &[]).await?;
+        let key = key.as_ref();
+        inspect::vet_with_key(&image, ImageFormat::Qcow2, &[], key).await?;
         let ImageInfo {
             snapshots, bitmaps, ..
         } = info_locked(&image, ImageFormat::Qcow2, Sharing::Refuse).await?;
         if let Some(option) = decide(&image, &name, &snapshots)? {
             if option == REVERT {
-                drop_bitmaps(&image, &bitmaps).await?;
+                drop_bitmaps(&image, key, &bitmaps).await?;
             }
-            run(&image, option, &name).await?;
+            run(&image, option, &name, key).await?;
         }
         Ok(())
     })
@@ -161,9 +190,19 @@ async fn change(
 
 /// `qemu-img snapshot` has no `-f`, so the format goes into the image's options. A [`HostPath`]
 /// holds no `,` that would end the file name there.
-async fn run(path: &HostPath, option: &str, name: &SnapshotName) -> Result<(), ImageError> {
-    let options = format!("driver=qcow2,file.driver=file,file.filename={path}");
-    QemuImg::new("snapshot", path)
+async fn run(
+    path: &HostPath,
+    option: &str,
+    name: &SnapshotName,
+    key: Option<&DiskKey>,
+) -> Result<(), ImageError> {
+    let mut command = QemuImg::new("snapshot", path);
+    let mut options = format!("driver=qcow2,file.driver=file,file.filename={path}");
+    if let Some(key) = key {
+        command = command.with_key(key);
+        options = encrypted(path);
+    }
+    command
         .args(["--image-opts", option, name.as_str(), "--", &options])
         .run_as(&Job::short())
         .await?;

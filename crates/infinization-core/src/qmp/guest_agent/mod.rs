@@ -6,7 +6,6 @@
 //! Neighbours: `link` keeps one connection in step, `verbs` are the agent's commands, `socket` is
 //! connected to later, or anew.
 
-mod base64;
 mod error;
 mod link;
 mod socket;

@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
 
 use super::GuestAgent;
-use super::base64;
 use super::error::AgentError;
+use crate::types::base64;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_millis(500);

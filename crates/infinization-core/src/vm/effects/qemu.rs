@@ -1,26 +1,32 @@
 //! Starting QEMU, reaching its monitor, and what is told it before its guest runs.
 
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::files::{file_failure, prepare_log};
 use super::{HostEffects, blocking, config, missing, monitor, run_as};
-use crate::config::DisplayProtocol;
+use crate::config::{DisplayProtocol, VmConfig};
 use crate::error::{ErrorCode, Failure};
 use crate::host::affinity;
 use crate::host::cgroup::Placement;
 use crate::host::process::{self, ProcessHandle, SpawnSpec, StderrLog};
+use crate::host::qemu_img;
 use crate::qemu::name_argument;
 use crate::qmp::{self, QmpClient, QmpError, QmpOptions, Reconnect};
 use crate::types::HostPath;
-use crate::vm::action::Spawn;
+use crate::vm::action::{Slot, Spawn};
 use crate::vm::bench::Bench;
 use crate::vm::ledger::Lived;
 use crate::vm::{QEMU_LOG, SERIAL_LOG};
 
 /// For connecting to a QEMU that was just started: loading its modules and files takes a moment.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What QEMU says of an encrypted disk that it cannot open.
+const WRONG_KEY: &str = "Invalid password, cannot unlock";
 
 impl HostEffects {
     /// Starts QEMU, and writes its identity down before anything else can happen.
@@ -36,10 +42,12 @@ impl HostEffects {
         let stderr = log
             .open()
             .map_err(|error| file_failure("opened", log.path(), &error))?;
+        let user_ids = user.as_ref().map(|user| (user.uid, user.gid));
         let mut descriptors = bench.take_descriptors();
         let mut what = SpawnSpec::new(&spawn.binary, stderr)
             .args(&spawn.args)
             .user(user);
+        offer_keys(&config, spawn, user_ids, &mut descriptors)?;
         for (slot, number) in &spawn.descriptors {
             let descriptor = descriptors.remove(slot).ok_or_else(|| {
                 Failure::new(ErrorCode::Internal, format!("no descriptor for {slot:?}"))
@@ -101,7 +109,9 @@ impl HostEffects {
             .unwrap_or_default();
         // The second is what the SPICE library says instead.
         let taken = ["Address already in use", "binding socket to"];
-        let code = if taken.iter().any(|words| stderr.contains(words)) {
+        let code = if stderr.contains(WRONG_KEY) {
+            ErrorCode::AuthFailed
+        } else if taken.iter().any(|words| stderr.contains(words)) {
             ErrorCode::AddressInUse
         } else {
             ErrorCode::QemuStartFailed
@@ -111,6 +121,28 @@ impl HostEffects {
             .with("stderr", stderr)
             .with("exit", exit)
     }
+}
+
+/// Pipes that hold the keys of the disks. QEMU opens what it was given by its number, so whom it runs as
+/// must own the pipe.
+fn offer_keys(
+    config: &VmConfig,
+    spawn: &Spawn,
+    user: Option<(u32, u32)>,
+    descriptors: &mut BTreeMap<Slot, OwnedFd>,
+) -> Result<(), Failure> {
+    for (slot, _) in &spawn.descriptors {
+        let Slot::DiskKey(disk) = slot else { continue };
+        let key = config.disks.get(usize::from(*disk));
+        let key = key.and_then(|disk| disk.key.as_ref());
+        let key = key.ok_or_else(|| missing("disk key"))?;
+        let pipe = qemu_img::pipe_of(key, user).map_err(|error| {
+            let message = format!("a pipe for a disk's key could not be made: {error}");
+            Failure::new(ErrorCode::HostFile, message)
+        })?;
+        descriptors.insert(*slot, pipe);
+    }
+    Ok(())
 }
 
 /// Connects to a monitor whose process may end meanwhile; afterwards reconnects while it lives.

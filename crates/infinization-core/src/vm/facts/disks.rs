@@ -7,7 +7,7 @@ use super::host::Host;
 use crate::config::DiskConfig;
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{self, ImageError, ImageFormat};
-use crate::types::{HostPath, VmId};
+use crate::types::{DiskKey, HostPath, VmId};
 use crate::vm::effects::image_format;
 
 /// Refuses the first disk that cannot be used. No program is run. Disks on the network have a check of their own.
@@ -35,7 +35,7 @@ fn check_new(field: &str, path: &HostPath, disk: &DiskConfig, host: &Host) -> Re
     };
     let stands = || -> Result<(), Failure> {
         qemu_img::ensure_unwritten_now(backing)?;
-        let below = unwritten_chain(backing, ImageFormat::Qcow2, host.allowed())?;
+        let below = unwritten_chain(backing, ImageFormat::Qcow2, host.allowed(), None)?;
         refuse_written(backing, &below, &host.written)
     };
     stands().map_err(|error| unusable(&format!("{field}.backingFile"), backing, error))
@@ -54,7 +54,7 @@ fn check_existing(
     }
     let runs = || {
         qemu_img::ensure_unused_now(path)?;
-        unwritten_chain(path, image_format(disk), allowed)
+        unwritten_chain(path, image_format(disk), allowed, disk.key.as_ref())
     };
     let sound = runs().map_err(|error| unusable(field, path, error));
     sound.map(drop)
@@ -65,8 +65,9 @@ fn unwritten_chain(
     image: &HostPath,
     format: ImageFormat,
     allowed: &[HostPath],
+    key: Option<&DiskKey>,
 ) -> Result<Vec<HostPath>, ImageError> {
-    let chain = qemu_img::inspect_now(image, format, allowed)?.backing_chain;
+    let chain = qemu_img::inspect_with_key_now(image, format, allowed, key)?.backing_chain;
     chain.iter().try_for_each(qemu_img::ensure_unwritten_now)?;
     Ok(chain)
 }

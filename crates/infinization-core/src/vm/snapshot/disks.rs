@@ -6,7 +6,7 @@ use super::notes::Notes;
 use crate::config::{DiskFormat, VmConfig};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{ImageError, SnapshotInfo, SnapshotName};
-use crate::types::{ByteSize, HostPath};
+use crate::types::{ByteSize, DiskKey, HostPath};
 
 /// `VMSnapshot`: one snapshot of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -38,6 +38,8 @@ pub(super) struct Disk {
     pub(super) index: usize,
     pub(super) path: HostPath,
     pub(super) format: DiskFormat,
+    /// Of an encrypted one, where it is needed.
+    pub(super) key: Option<DiskKey>,
 }
 
 /// A disk, and the snapshots it has.
@@ -54,6 +56,7 @@ pub(super) fn of(config: &VmConfig) -> Vec<Disk> {
             index,
             path: disk.path()?.clone(),
             format: disk.format,
+            key: disk.key.clone(),
         })
     };
     config.disks.iter().enumerate().filter_map(disk).collect()
@@ -179,6 +182,7 @@ mod tests {
                 index,
                 path: HostPath::parse(format!("/srv/{index}.qcow2")).unwrap(),
                 format: DiskFormat::Qcow2,
+                key: None,
             },
             snapshots: snapshots.iter().map(info).collect(),
         }

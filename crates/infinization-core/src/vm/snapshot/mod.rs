@@ -40,8 +40,7 @@ use super::spec;
 use super::status::Status;
 use super::stop::Interrupt;
 use crate::config::{
-    RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions, StartOptions, StopOptions,
-    VmConfig,
+    RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions, StopOptions, VmConfig,
 };
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::SnapshotName;
@@ -66,6 +65,13 @@ impl Machine {
         context.refuse_external(name).await?;
         let config = context.disks_config(live.is_some()).await?;
         disks::refuse_network(&config)?;
+        let config = if live.is_some() && options.memory {
+            context.refuse_memory(&config).await?;
+            config
+        } else {
+            // Without the keys there would be no way back to it.
+            context.with_stored_keys(config).await?
+        };
         let hardware = match &live {
             Some(live) => live::create(context, live, &config, name, options, cancel).await?,
             None if options.memory => return Err(no_memory()),
@@ -96,6 +102,7 @@ impl Machine {
         let config = self.context.disks_config(live.is_some()).await?;
         disks::refuse_network(&config)?;
         let Some(live) = live else {
+            let config = self.context.with_stored_keys(config).await?;
             let disks = disks::of(&config);
             let had_memory = offline::revert(&self.context, &disks, name).await?;
             let told = self.told(name, "revert", "reverted to");
@@ -107,6 +114,7 @@ impl Machine {
                 .unless_forced(self.load_memory(&live, &found, name))
                 .await?;
         } else if options.restart {
+            let config = self.context.with_stored_keys(config).await?;
             self.revert_between_runs(&disks::of(&config), name, interrupt)
                 .await?;
         } else {
@@ -181,6 +189,7 @@ impl Machine {
         name: &SnapshotName,
         interrupt: &Interrupt,
     ) -> Result<(), Failure> {
+        let options = self.restart_options().await?;
         let at_once = StopOptions {
             graceful: false,
             ..StopOptions::default()
@@ -188,8 +197,7 @@ impl Machine {
         self.stop(&at_once, interrupt).await?;
         offline::revert(&self.context, disks, name).await?;
         let never = CancellationToken::new();
-        self.start(&StartOptions::default(), &never, interrupt)
-            .await?;
+        self.start(&options, &never, interrupt).await?;
         Ok(())
     }
 
@@ -264,10 +272,11 @@ impl VmContext {
         config: &VmConfig,
         name: &SnapshotName,
     ) -> Result<(), Failure> {
-        match live {
-            Some(live) => live::delete(live, config, name).await,
-            None => offline::delete(self, &disks::of(config), name).await,
+        if let Some(live) = live {
+            return live::delete(live, config, name).await;
         }
+        let config = self.with_stored_keys(config.clone()).await?;
+        offline::delete(self, &disks::of(&config), name).await
     }
 
     /// What the VM runs with now, or would be started with.

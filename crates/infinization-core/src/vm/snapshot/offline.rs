@@ -2,7 +2,8 @@
 //!
 //! With several disks a failure in the middle is undone, and before the first change a note says how
 //! ([`Unfinished`]), so that whoever comes after a killed process can do it too. A disk that is put
-//! back gets a snapshot of what it is now first, or there would be nothing to undo with.
+//! back gets a snapshot of what it is now first, or there would be nothing to undo with. Encrypted disks
+//! need stored keys, since whoever comes after a killed process has no others.
 
 use std::path::PathBuf;
 
@@ -14,11 +15,11 @@ use super::disks::{self, Disk, Listed};
 use crate::error::Failure;
 use crate::host::blocking::{blocking, file_call};
 use crate::host::qemu_img::{
-    ImageError, Sharing, SnapshotName, create_snapshot, delete_snapshot, layer, list_snapshots,
-    revert_snapshot, snapshot_exists,
+    ImageError, Sharing, SnapshotName, create_snapshot_with_key, delete_snapshot_with_key, layer,
+    list_snapshots, revert_snapshot_with_key, snapshot_exists,
 };
 use crate::host::state_file::{self, Durability, StateFileError};
-use crate::types::HostPath;
+use crate::types::{DiskKey, HostPath};
 
 /// The note's file name in the VM's state directory.
 const FILE: &str = "snapshot-unfinished.json";
@@ -77,7 +78,7 @@ pub(super) async fn create(
         disks: paths(disks),
     };
     undo.note(context).await?;
-    let made = on_each(disks, name, create_snapshot).await;
+    let made = on_each(disks, name, create_snapshot_with_key).await;
     conclude(context, made, &undo).await
 }
 
@@ -93,7 +94,7 @@ pub(super) async fn revert(
     let mut found = listed.iter().filter_map(|listed| listed.find(name));
     let has_memory = found.any(|found| found.vm_state_size.as_bytes() > 0);
     if let [only] = disks {
-        revert_snapshot(&only.path, name).await?;
+        revert_snapshot_with_key(&only.path, name, only.key.as_ref()).await?;
         return Ok(has_memory);
     }
     let before = before_name()?;
@@ -104,8 +105,8 @@ pub(super) async fn revert(
     };
     undo.note(context).await?;
     let reverted = async {
-        on_each(disks, &before, create_snapshot).await?;
-        on_each(disks, name, revert_snapshot).await
+        on_each(disks, &before, create_snapshot_with_key).await?;
+        on_each(disks, name, revert_snapshot_with_key).await
     };
     conclude(context, reverted.await, &undo).await?;
     // All disks are back: from here on only the way back is to be removed.
@@ -135,7 +136,7 @@ pub(super) async fn delete(
         // Deleting may be what makes room for it.
         tracing::warn!(vm = %context.vm_id, %error, "a snapshot is deleted without a note");
     }
-    let deleted = on_each(disks, name, delete_snapshot).await;
+    let deleted = on_each(disks, name, delete_snapshot_with_key).await;
     Unfinished::forget(context).await?;
     Ok(deleted?)
 }
@@ -170,13 +171,13 @@ async fn conclude(
 async fn on_each<'d, F>(
     disks: &'d [Disk],
     name: &'d SnapshotName,
-    work: impl Fn(&'d HostPath, &'d SnapshotName) -> F,
+    work: impl Fn(&'d HostPath, &'d SnapshotName, Option<&'d DiskKey>) -> F,
 ) -> Result<(), ImageError>
 where
     F: Future<Output = Result<(), ImageError>>,
 {
     for disk in disks {
-        work(&disk.path, name).await?;
+        work(&disk.path, name, disk.key.as_ref()).await?;
     }
     Ok(())
 }
@@ -240,11 +241,12 @@ impl Unfinished {
 
     /// Doing it again changes nothing, so it may be cut short as well.
     async fn settle(&self, context: &VmContext) -> Result<(), Failure> {
+        let keys = context.stored_keys(&self.disks).await?;
         if let Some(name) = &self.revert {
             let name = SnapshotName::parse(name.as_str())?;
             for path in &self.disks {
                 if snapshot_exists(path, &name, Sharing::Refuse).await? {
-                    revert_snapshot(path, &name).await?;
+                    revert_snapshot_with_key(path, &name, keys.get(path)).await?;
                 }
             }
             // Were one of them deleted and this cut short, the others must not be put back again.
@@ -257,7 +259,7 @@ impl Unfinished {
         let name = SnapshotName::parse(self.delete.as_str())?;
         for path in &self.disks {
             if snapshot_exists(path, &name, Sharing::Refuse).await? {
-                delete_snapshot(path, &name).await?;
+                delete_snapshot_with_key(path, &name, keys.get(path)).await?;
             }
         }
         Self::forget(context).await

@@ -140,6 +140,14 @@ impl<'a> Layers<'a> {
         Ok(disks::refuse_raw(&disks::of(&self.config))?)
     }
 
+    /// An overlay would hold in plain text what is written from now on.
+    pub(super) async fn refuse_encrypted(&self) -> Result<(), Failure> {
+        let context = self.context;
+        context
+            .refuse_plain_text(&self.config, "the overlay on it")
+            .await
+    }
+
     /// New files' names, beside the active layers.
     pub(super) fn new_files(&self) -> Result<Vec<HostPath>, Failure> {
         let id = Uuid::new_v4().simple().to_string();

@@ -42,7 +42,7 @@ use self::layers::Layers;
 use self::record::Record;
 use self::tree::Tree;
 use super::disks;
-use crate::config::{Dependents, RevertOptions, SnapshotOptions, StartOptions, StopOptions};
+use crate::config::{Dependents, RevertOptions, SnapshotOptions, StopOptions};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::SnapshotName;
 use crate::host::state_file::StateFileError;
@@ -64,6 +64,7 @@ impl Machine {
         let live = self.changes_allowed("snapshotted").await?;
         let mut layers = self.context.layers(live.clone()).await?;
         layers.refuse_raw()?;
+        layers.refuse_encrypted().await?;
         self.context.refuse_internal(live.as_deref(), name).await?;
         let label = Label::of(name, options.description.clone());
         let overlay = layers.record.tree.create(label, layers.new_files()?)?;
@@ -100,6 +101,7 @@ impl Machine {
         if !options.restart {
             return Err(super::needs_restart(name));
         }
+        let again = self.restart_options().await?;
         let at_once = StopOptions {
             graceful: false,
             ..StopOptions::default()
@@ -107,8 +109,7 @@ impl Machine {
         self.stop(&at_once, interrupt).await?;
         self.context.back_to(name, options).await?;
         let never = CancellationToken::new();
-        self.start(&StartOptions::default(), &never, interrupt)
-            .await?;
+        self.start(&again, &never, interrupt).await?;
         Ok(self.told(name, "revert", "reverted to"))
     }
 

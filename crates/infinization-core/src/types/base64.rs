@@ -1,7 +1,23 @@
-//! Base64 (RFC 4648 §4), the form in which the guest agent returns output. Reading only.
+//! Base64 (RFC 4648 §4): how the guest agent returns output, and how sealed secrets are written.
+
+const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// `bytes` as padded base64.
+pub(crate) fn encode(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(three.get(at).copied().unwrap_or_default());
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for at in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * at) & 0x3f) as usize];
+            text.push(if at <= three.len() { digit.into() } else { '=' });
+        }
+    }
+    text
+}
 
 /// The bytes `text` stands for; `None` when it is not whole, padded base64.
-pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     let text = text.as_bytes();
     if !text.len().is_multiple_of(4) {
         return None;
@@ -52,8 +68,10 @@ mod tests {
             ("Zm9vYmFy", "foobar"),
         ] {
             assert_eq!(decode(text).unwrap(), bytes.as_bytes(), "{text}");
+            assert_eq!(encode(bytes.as_bytes()), text);
         }
         assert_eq!(decode("/+8A").unwrap(), [0xff, 0xef, 0x00]);
+        assert_eq!(encode(&[0xff, 0xef, 0x00]), "/+8A");
     }
 
     #[test]

@@ -1,0 +1,110 @@
+//! Changes the key of an encrypted image.
+//!
+//! LUKS has eight places for keys. The new one is put into a free place, has opened the image, and is on
+//! the disk before the old one is erased: whatever ends us, one of the two opens the image, and the same
+//! call finishes what was begun.
+
+use std::time::Duration;
+
+use super::command::{OTHER_KEY, QemuImg};
+use super::encryption::iter_time;
+use super::in_use::{self, Access};
+use super::job::to_its_end;
+use super::layer::flush;
+use super::{ImageError, ImageFormat, Job, inspect, lock};
+use crate::types::{DiskKey, HostPath};
+
+/// A change of an image's key.
+#[derive(Debug, Clone)]
+pub struct ChangeKey {
+    /// The key there is.
+    pub old: DiskKey,
+    /// The key there will be.
+    pub new: DiskKey,
+    /// As [`super::Encryption::iter_time`].
+    pub iter_time: Option<Duration>,
+}
+
+/// Changes the key. `AUTH_FAILED` if neither the old nor the new one opens the image; if only the new one
+/// does, it has been changed already.
+pub async fn change_key(path: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
+    let (image, change) = (path.clone(), change.clone());
+    to_its_end(path, async move {
+        let _alone = lock::exclusive(&image).await?;
+        in_use::refuse(&image, Access::Write).await?;
+        inspect::vet_with_key(&image, ImageFormat::Qcow2, &[], Some(&change.old)).await?;
+        run(&image, &change).await
+    })
+    .await
+}
+
+async fn run(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
+    let old_opens = opens(image, &change.old).await?;
+    if change.old == change.new {
+        return if old_opens { Ok(()) } else { Err(wrong(image)) };
+    }
+    match (old_opens, opens(image, &change.new).await?) {
+        (false, false) => return Err(wrong(image)),
+        (false, true) => return Ok(()),
+        (true, true) => {}
+        (true, false) => add(image, change).await?,
+    }
+    flush(image).await?;
+    if !opens(image, &change.new).await? {
+        return Err(wrong(image));
+    }
+    erase(image, change).await?;
+    flush(image).await
+}
+
+fn wrong(image: &HostPath) -> ImageError {
+    ImageError::AuthFailed {
+        path: image.clone(),
+    }
+}
+
+/// Whether the key opens the image. Nothing but its first tables is read.
+async fn opens(image: &HostPath, key: &DiskKey) -> Result<bool, ImageError> {
+    let looked = QemuImg::new("map", image)
+        .args(["--output=json", "--max-length=512"])
+        .on_image_as(ImageFormat::Qcow2, Some(key))
+        .run_as(&Job::short())
+        .await;
+    match looked {
+        Ok(_) => Ok(true),
+        Err(ImageError::AuthFailed { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts the new key into a free place.
+async fn add(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
+    let options = [format!(
+        "encrypt.state=active,encrypt.new-secret={OTHER_KEY}"
+    )];
+    let options: Vec<_> = options
+        .into_iter()
+        .chain(iter_time(change.iter_time))
+        .collect();
+    amend(image, &options)
+        .with_other_key(&change.new)
+        .on_image_as(ImageFormat::Qcow2, Some(&change.old))
+        .run_as(&Job::short())
+        .await
+        .map(drop)
+}
+
+/// Erases the old key, with the new one at hand: it is not the last.
+async fn erase(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
+    let options = format!("encrypt.state=inactive,encrypt.old-secret={OTHER_KEY}");
+    amend(image, &[options])
+        .with_other_key(&change.old)
+        .on_image_as(ImageFormat::Qcow2, Some(&change.new))
+        .run_as(&Job::short())
+        .await
+        .map(drop)
+}
+
+fn amend<'a>(image: &'a HostPath, options: &[String]) -> QemuImg<'a> {
+    QemuImg::new("amend", image).args(["-q".to_owned(), "-o".to_owned(), options.join(",")])
+}

@@ -1,0 +1,165 @@
+use infinization_core::config::DiskKeys;
+use infinization_core::secrets::SecretsKey;
+use infinization_core::types::{DiskKey, HostPath};
+
+use super::*;
+
+const PASSWORD: &str = "hunter2-and-more";
+
+fn key(byte: u8) -> Option<SecretsKey> {
+    SecretsKey::from_bytes(&[byte; 32])
+}
+
+async fn open(path: &Path, byte: Option<u8>) -> Result<Arc<SqliteDatabase>, DbError> {
+    SqliteDatabase::open_with_key(path, byte.and_then(key)).await
+}
+
+fn with_password() -> ConfigurationUpdate {
+    ConfigurationUpdate {
+        graphic_password: Some(Some(Secret::new(PASSWORD))),
+        ..ConfigurationUpdate::default()
+    }
+}
+
+async fn password(db: &SqliteDatabase) -> Result<Option<String>, DbError> {
+    let found = db.find_machine_with_config(&vm("vm-1")).await?.unwrap();
+    let password = found.configuration.unwrap().graphic_password;
+    Ok(password.map(|password| password.reveal().to_owned()))
+}
+
+fn keys(path: &str, text: &str) -> DiskKeys {
+    let key = DiskKey::try_from(text.to_owned()).unwrap();
+    DiskKeys::from([(HostPath::parse(path).unwrap(), key)])
+}
+
+/// Whether a text is anywhere in the store's files.
+fn is_readable(dir: &Path, text: &str) -> bool {
+    let files = fs::read_dir(dir).unwrap().flatten();
+    files.into_iter().any(|file| {
+        let bytes = fs::read(file.path()).unwrap();
+        bytes.windows(text.len()).any(|at| at == text.as_bytes())
+    })
+}
+
+#[tokio::test]
+async fn with_a_key_no_secret_is_readable_in_the_file() {
+    let store = Store::with_machine().await;
+    store
+        .db
+        .update_machine_configuration(&vm("vm-1"), with_password())
+        .await
+        .unwrap();
+    let disk = keys("/d/a.qcow2", "the-disk's-key");
+    store
+        .db
+        .keep_disk_keys(&vm("vm-1"), disk.clone())
+        .await
+        .unwrap();
+    assert!(is_readable(store.dir.path(), PASSWORD));
+    let none = store.db.disk_keys(&vm("vm-1")).await.unwrap();
+    assert!(none.is_empty(), "without a key, none is kept");
+    let Store { dir, db } = store;
+    drop(db);
+
+    // What was stored before is encrypted as the store is opened.
+    let db = open(&dir.path().join("x.db"), Some(1)).await.unwrap();
+    assert!(!is_readable(dir.path(), PASSWORD));
+    assert_eq!(password(&db).await.unwrap().as_deref(), Some(PASSWORD));
+    db.update_machine_configuration(&vm("vm-1"), with_password())
+        .await
+        .unwrap();
+    db.keep_disk_keys(&vm("vm-1"), disk.clone()).await.unwrap();
+    db.keep_disk_keys(&vm("vm-1"), keys("/d/b.qcow2", "another"))
+        .await
+        .unwrap();
+    assert!(!is_readable(dir.path(), PASSWORD));
+    assert!(!is_readable(dir.path(), "the-disk's-key"));
+    let kept = db.disk_keys(&vm("vm-1")).await.unwrap();
+    assert_eq!(kept.len(), 2);
+    assert_eq!(kept.values().next(), disk.values().next());
+
+    let none = ConfigurationUpdate {
+        graphic_password: Some(None),
+        ..ConfigurationUpdate::default()
+    };
+    db.update_machine_configuration(&vm("vm-1"), none)
+        .await
+        .unwrap();
+    assert_eq!(password(&db).await.unwrap(), None);
+    db.delete_machine(&vm("vm-1")).await.unwrap();
+    let rows = Connection::open(dir.path().join("x.db")).unwrap();
+    let count: i64 = rows
+        .query_row("SELECT count(*) FROM secret", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(count, 0);
+}
+
+#[tokio::test]
+async fn a_key_that_is_missing_or_wrong_is_told_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.db");
+    let db = open(&path, Some(1)).await.unwrap();
+    for id in ["vm-1", "vm-2"] {
+        db.insert_machine(machine(id)).await.unwrap();
+        db.update_machine_configuration(&vm(id), with_password())
+            .await
+            .unwrap();
+    }
+    drop(db);
+    for byte in [None, Some(2)] {
+        let refused = open(&path, byte).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::DbSecretUnreadable);
+        assert!(!format!("{refused:?}").contains(PASSWORD));
+    }
+
+    // One that was changed is an error of its machine alone.
+    let sql = "UPDATE secret SET sealed = replace(sealed, substr(sealed, -3), 'AA=') WHERE machine_id = 'vm-1'";
+    Connection::open(&path).unwrap().execute(sql, []).unwrap();
+    let db = open(&path, Some(1)).await.unwrap();
+    let refused = password(&db).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::DbSecretUnreadable);
+    assert_eq!(refused.details["machine"], "vm-1");
+    assert_eq!(refused.details["secret"], "graphic_password");
+    assert!(db.find_machine_with_config(&vm("vm-2")).await.is_ok());
+    assert!(db.find_machine(&vm("vm-1")).await.unwrap().is_some());
+    db.update_machine_configuration(&vm("vm-1"), with_password())
+        .await
+        .unwrap();
+    assert_eq!(password(&db).await.unwrap().as_deref(), Some(PASSWORD));
+}
+
+#[tokio::test]
+async fn another_key_takes_over_all_secrets_or_none() {
+    let store = Store::with_machine().await;
+    store
+        .db
+        .update_machine_configuration(&vm("vm-1"), with_password())
+        .await
+        .unwrap();
+    let (first, second) = (key(1).unwrap(), key(2).unwrap());
+    assert_eq!(store.db.rotate_key(first).await.unwrap(), 1);
+    assert!(!is_readable(store.dir.path(), PASSWORD));
+    store
+        .db
+        .keep_disk_keys(&vm("vm-1"), keys("/d/a.qcow2", "k"))
+        .await
+        .unwrap();
+    assert_eq!(store.db.rotate_key(second.clone()).await.unwrap(), 2);
+    assert_eq!(
+        password(&store.db).await.unwrap().as_deref(),
+        Some(PASSWORD)
+    );
+    let path = store.path();
+    let db = open(&path, Some(2)).await.unwrap();
+    assert_eq!(db.disk_keys(&vm("vm-1")).await.unwrap().len(), 1);
+    assert!(open(&path, Some(1)).await.is_err());
+
+    store.sql("UPDATE secret SET sealed = 'x:y:z' WHERE name = 'graphic_password'");
+    let refused = db.rotate_key(key(3).unwrap()).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::DbSecretUnreadable);
+    assert_eq!(
+        db.disk_keys(&vm("vm-1")).await.unwrap().len(),
+        1,
+        "the old key holds"
+    );
+}

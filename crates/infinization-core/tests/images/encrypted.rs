@@ -1,0 +1,307 @@
+//! Encrypted images with the real `qemu-img`. Keys are made slow to guess for 10 ms only.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use infinization_core::host::qemu_img::{
+    ChangeKey, Encryption, change_key, check_with_key, make_overlay, refuse_plain_text_now,
+    resize_with_key,
+};
+use infinization_core::types::DiskKey;
+
+use super::*;
+
+const PATTERN: &[u8; 16] = b"INFZ-PLAIN-TEXT!";
+const QUICK: Option<Duration> = Some(Duration::from_millis(10));
+
+fn key(text: &str) -> DiskKey {
+    DiskKey::try_from(text.to_owned()).unwrap()
+}
+
+fn quickly(text: &str) -> Encryption {
+    Encryption {
+        key: key(text),
+        iter_time: QUICK,
+    }
+}
+
+/// A raw disk of 1 MiB that holds nothing but the pattern.
+fn plain(images: &Images) -> HostPath {
+    let path = images.path("plain.raw");
+    fs::write(path.as_path(), PATTERN.repeat(1 << 16)).unwrap();
+    path
+}
+
+/// The same, encrypted with `old`.
+async fn encrypted(images: &Images) -> HostPath {
+    let (from, to) = (plain(images), images.path("e.qcow2"));
+    let image = ConvertImage {
+        encryption: Some(quickly("old")),
+        ..ConvertImage::new((from, Raw), (to.clone(), Qcow2))
+    };
+    convert(&image, &Job::default()).await.unwrap();
+    to
+}
+
+fn holds_pattern(path: &HostPath) -> bool {
+    let bytes = fs::read(path.as_path()).unwrap();
+    bytes.windows(PATTERN.len()).any(|at| at == PATTERN)
+}
+
+async fn opens(path: &HostPath, with: &str) -> bool {
+    match check_with_key(path, Qcow2, Some(&key(with)), &Job::default()).await {
+        Ok(found) => {
+            assert_eq!(found.corruptions, 0);
+            true
+        }
+        Err(error) => {
+            assert_eq!(error.code(), ErrorCode::AuthFailed, "{error}");
+            assert!(!error.to_string().contains(with), "{error}");
+            false
+        }
+    }
+}
+
+#[tokio::test]
+async fn b38_a_verb_needs_the_key_and_the_right_one() {
+    let images = Images::new();
+    let path = images.path("a.qcow2");
+    let image = CreateImage {
+        encryption: Some(quickly("s3cret, with = and ü")),
+        ..CreateImage::new(path.clone(), ByteSize::mib(8))
+    };
+    create(&image, &Job::default()).await.unwrap();
+    let right = key("s3cret, with = and ü");
+    let told = info(&path, Qcow2, Sharing::Refuse).await.unwrap();
+    assert!(told.encrypted);
+    assert_eq!(told.virtual_size, ByteSize::mib(8));
+
+    let check = |key| check_with_key(&path, Qcow2, key, &JOB);
+    let grow = |key| resize_with_key(&path, Qcow2, ByteSize::mib(9), Resize::Grow, key);
+    assert_eq!(code(check(None).await), ErrorCode::KeyRequired);
+    assert_eq!(code(grow(None).await), ErrorCode::KeyRequired);
+    assert_eq!(
+        code(create_snapshot(&path, &snap("s")).await),
+        ErrorCode::KeyRequired
+    );
+    assert_eq!(
+        code(inspect(&path, Qcow2, &[]).await),
+        ErrorCode::KeyRequired
+    );
+    let wrong = key("s3cret");
+    assert_eq!(code(check(Some(&wrong)).await), ErrorCode::AuthFailed);
+    assert_eq!(code(grow(Some(&wrong)).await), ErrorCode::AuthFailed);
+    check(Some(&right)).await.unwrap();
+    grow(Some(&right)).await.unwrap();
+    let told = info(&path, Qcow2, Sharing::Refuse).await.unwrap();
+    assert_eq!(told.virtual_size, ByteSize::mib(9));
+
+    // Whoever gives a key takes the image for encrypted.
+    let other = images.qcow2("b.qcow2");
+    let checked = check_with_key(&other, Qcow2, Some(&right), &JOB).await;
+    assert_eq!(code(checked), ErrorCode::InvalidFormat);
+    for (format, backing) in [(Raw, None), (Qcow2, Some(other.clone()))] {
+        let image = CreateImage {
+            format,
+            backing,
+            encryption: Some(quickly("k")),
+            ..CreateImage::new(images.path("c"), ByteSize::mib(8))
+        };
+        let made = create(&image, &Job::default()).await;
+        assert_eq!(code(made), ErrorCode::InvalidFormat);
+    }
+    assert_eq!(images.names(), ["a.qcow2", "b.qcow2"]);
+}
+
+static JOB: std::sync::LazyLock<Job> = std::sync::LazyLock::new(Job::default);
+
+#[tokio::test]
+async fn what_is_encrypted_stays_so_unless_it_is_said() {
+    let images = Images::new();
+    let path = encrypted(&images).await;
+    assert!(!holds_pattern(&path), "the pattern is in the file");
+    let copy = |encryption, target: &str, format, decrypt, compress| ConvertImage {
+        encryption,
+        decrypt,
+        compress,
+        ..ConvertImage::new((path.clone(), Qcow2), (images.path(target), format))
+    };
+    let table = [
+        (None, Qcow2, false, false, ErrorCode::KeyRequired),
+        (None, Raw, false, false, ErrorCode::KeyRequired),
+        (
+            Some(quickly("old")),
+            Raw,
+            false,
+            false,
+            ErrorCode::PlainTextRefused,
+        ),
+        (
+            Some(quickly("old")),
+            Qcow2,
+            false,
+            true,
+            ErrorCode::InvalidFormat,
+        ),
+        (
+            Some(quickly("other")),
+            Qcow2,
+            false,
+            false,
+            ErrorCode::AuthFailed,
+        ),
+        (
+            Some(quickly("other")),
+            Raw,
+            true,
+            false,
+            ErrorCode::AuthFailed,
+        ),
+    ];
+    for (n, (key, format, decrypt, compress, expected)) in table.into_iter().enumerate() {
+        let refused = convert(&copy(key, "x", format, decrypt, compress), &JOB).await;
+        assert_eq!(code(refused), expected, "{n}");
+    }
+    assert_eq!(images.names(), ["e.qcow2", "plain.raw"]);
+
+    convert(
+        &copy(Some(quickly("old")), "copy", Qcow2, false, false),
+        &JOB,
+    )
+    .await
+    .unwrap();
+    let copied = images.path("copy");
+    assert!(opens(&copied, "old").await && !holds_pattern(&copied));
+    convert(
+        &copy(Some(quickly("old")), "back.raw", Raw, true, false),
+        &JOB,
+    )
+    .await
+    .unwrap();
+    let (back, plain) = (images.path("back.raw"), images.path("plain.raw"));
+    assert!(fs::read(back.as_path()).unwrap() == fs::read(plain.as_path()).unwrap());
+}
+
+#[tokio::test]
+async fn nothing_plain_is_put_on_an_encrypted_image() {
+    let images = Images::new();
+    let path = encrypted(&images).await;
+    let over = images.path("over.qcow2");
+    let made = make_overlay(&over, &path, MIB).await;
+    assert_eq!(code(made), ErrorCode::PlainTextRefused);
+    let image = CreateImage::over(over.clone(), path.clone());
+    let made = create(&image, &Job::default()).await;
+    assert_eq!(code(made), ErrorCode::PlainTextRefused);
+    let refused = refuse_plain_text_now(&path, Qcow2, "a backup of it");
+    assert_eq!(code(refused), ErrorCode::PlainTextRefused);
+    assert_eq!(images.names(), ["e.qcow2", "plain.raw"]);
+
+    // Nor is one taken that somebody else has put there.
+    let args = ["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b"];
+    qemu_img(&[&args[..], &[path.as_str(), over.as_str(), "1M"]].concat());
+    let refused = inspect(&over, Qcow2, &[]).await;
+    assert_eq!(code(refused), ErrorCode::UnsafeBackingFile);
+}
+
+fn change(old: &str, new: &str) -> ChangeKey {
+    ChangeKey {
+        old: key(old),
+        new: key(new),
+        iter_time: QUICK,
+    }
+}
+
+#[tokio::test]
+async fn b38_the_key_is_changed_and_the_old_one_is_gone() {
+    let images = Images::new();
+    let path = encrypted(&images).await;
+    let before = fs::read(path.as_path()).unwrap();
+    let refused = change_key(&path, &change("wrong", "new")).await;
+    assert_eq!(code(refused), ErrorCode::AuthFailed);
+    assert!(
+        fs::read(path.as_path()).unwrap() == before,
+        "it was changed"
+    );
+
+    change_key(&path, &change("old", "new")).await.unwrap();
+    assert!(opens(&path, "new").await);
+    assert!(!opens(&path, "old").await);
+    change_key(&path, &change("old", "new")).await.unwrap();
+    change_key(&path, &change("new", "new")).await.unwrap();
+    let refused = change_key(&path, &change("old", "old")).await;
+    assert_eq!(code(refused), ErrorCode::AuthFailed);
+    let plain = images.qcow2("b.qcow2");
+    let refused = change_key(&plain, &change("old", "new")).await;
+    assert_eq!(code(refused), ErrorCode::InvalidFormat);
+}
+
+#[tokio::test]
+async fn f39_a_change_that_was_interrupted_is_finished_by_the_same_call() {
+    let images = Images::new();
+    let path = encrypted(&images).await;
+    // The new key is there, the old one is not erased yet.
+    let (old, new) = (images.path("old"), images.path("new"));
+    fs::write(old.as_path(), "old").unwrap();
+    fs::write(new.as_path(), "new").unwrap();
+    let image = format!(
+        "driver=qcow2,encrypt.format=luks,encrypt.key-secret=o,file.driver=file,file.filename={path}"
+    );
+    qemu_img(&[
+        "amend",
+        "--object",
+        &format!("secret,id=o,file={old}"),
+        "--object",
+        &format!("secret,id=n,file={new}"),
+        "-o",
+        "encrypt.state=active,encrypt.new-secret=n,encrypt.iter-time=10",
+        "--image-opts",
+        &image,
+    ]);
+    assert!(opens(&path, "old").await && opens(&path, "new").await);
+    change_key(&path, &change("old", "new")).await.unwrap();
+    assert!(opens(&path, "new").await && !opens(&path, "old").await);
+}
+
+/// What every `qemu-img` of ours was told, while `stop` is not set.
+fn watch_programs(stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<BTreeSet<Vec<u8>>> {
+    let stop = Arc::clone(stop);
+    std::thread::spawn(move || {
+        let mut seen = BTreeSet::new();
+        while !stop.load(Ordering::Relaxed) {
+            for entry in fs::read_dir("/proc").unwrap().flatten() {
+                let read = |file| fs::read(entry.path().join(file)).unwrap_or_default();
+                let command = read("cmdline");
+                if command.starts_with(b"qemu-img") {
+                    seen.insert([command, read("environ")].concat());
+                }
+            }
+        }
+        seen
+    })
+}
+
+#[tokio::test]
+async fn b38_no_key_is_in_an_argv_or_an_environment() {
+    let images = Images::new();
+    let path = encrypted(&images).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let watching = watch_programs(&stop);
+    let slowly = ChangeKey {
+        iter_time: Some(Duration::from_millis(500)),
+        ..change("old", "an-unusual-new-key")
+    };
+    change_key(&path, &slowly).await.unwrap();
+    assert!(opens(&path, "an-unusual-new-key").await);
+    stop.store(true, Ordering::Relaxed);
+    let seen = watching.join().unwrap();
+    let has = |words: &[u8]| {
+        seen.iter()
+            .any(|told| told.windows(words.len()).any(|at| at == words))
+    };
+    assert!(
+        has(b"amend") && has(path.as_str().as_bytes()),
+        "nothing was seen"
+    );
+    assert!(!has(b"an-unusual-new-key"));
+}
