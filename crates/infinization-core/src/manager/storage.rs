@@ -80,7 +80,7 @@ impl Manager {
         };
         let (pools, uses) = (&open.pools, &uses);
         let cloned = pools.clone_volume(&pool, &config, uses, owner, &job, &audience);
-        to_value(&cloned.await?)
+        to_value(&Box::pin(cloned).await?)
     }
 
     /// `convertVolume`.
@@ -95,11 +95,8 @@ impl Manager {
         let Parsed { config, .. } = VolumeConvertOptions::parse(&options)?;
         let (owner, job) = (open.image_owner().await?, job(cancel));
         let pools = &open.pools;
-        to_value(
-            &pools
-                .convert(&pool, &config, owner, &job, &audience)
-                .await?,
-        )
+        let converted = pools.convert(&pool, &config, owner, &job, &audience);
+        to_value(&converted.await?)
     }
 
     /// `resizeVolume`: by QEMU, where a running machine has it.
