@@ -5,9 +5,12 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Deserializer, Value};
 
-use super::transport::{CommittedRule, Element, Listing, Reading};
+use super::NftError;
+use super::transport::{CommittedRule, Element, Reading};
 use crate::firewall::{Hook, NatListing, NatRule, SharedChain, VerdictMap};
 
 const MAPS: [VerdictMap; 2] = [VerdictMap::FromVm, VerdictMap::ToVm];
@@ -20,48 +23,110 @@ pub(super) fn committed_rule(rule: &Value) -> Option<CommittedRule> {
     })
 }
 
-pub(super) fn reading(objects: &[Value]) -> Reading {
-    let of = |kind: &'static str| objects.iter().filter_map(move |object| object.get(kind));
-    Reading {
-        listing: Listing {
-            rules: rules_in(objects),
-            elements: elements_in(objects),
-        },
-        table: true,
-        // nft 1.0.6 garbles which flags they are.
-        dormant: of("table").any(|table| table.get("flags").is_some()),
-        chains: of("chain")
-            .filter_map(|chain| text(chain, "name"))
-            .collect(),
-        hooks: words_of(objects, |chain| {
-            Hook::ALL
-                .into_iter()
-                .map(Hook::as_str)
-                .find(|hook| *hook == chain)
-        }),
-        shared: words_of(objects, |chain| {
-            SharedChain::is_name(chain).then(|| chain.to_owned())
-        }),
-        jumps: jumps_in(objects),
-        handle: of("table").find_map(|table| table.get("handle")?.as_u64()),
-        handles: handles_in(objects),
-        said: said_in(objects),
+/// What `nft` printed: one document after the other.
+pub(super) struct Printed(pub(super) Vec<u8>);
+
+/// One of those; its objects are left as text, for a table as values takes ten times the room.
+#[derive(Deserialize)]
+struct Document<'a> {
+    #[serde(borrow, default)]
+    nftables: Vec<&'a RawValue>,
+}
+
+impl Printed {
+    /// The objects of all documents, one at a time; a change without echo prints none.
+    pub(super) fn each(&self, mut take: impl FnMut(Value)) -> Result<(), NftError> {
+        for document in Deserializer::from_slice(&self.0).into_iter::<Document<'_>>() {
+            for object in document.map_err(NftError::Answer)?.nftables {
+                take(serde_json::from_str(object.get()).map_err(NftError::Answer)?);
+            }
+        }
+        Ok(())
     }
 }
 
-fn said_in(objects: &[Value]) -> BTreeMap<String, u64> {
-    let mut all: BTreeMap<_, DefaultHasher> = BTreeMap::new();
-    for rule in objects.iter().filter_map(|object| object.get("rule")) {
-        let chain = text(rule, "chain").unwrap_or_default();
-        let digest = all.entry(chain).or_default();
+pub(super) fn reading(printed: &Printed) -> Result<Reading, NftError> {
+    let mut reader = Reader::default();
+    printed.each(|object| reader.take(&object))?;
+    Ok(reader.reading())
+}
+
+/// Reads a table's objects, one at a time.
+#[derive(Default)]
+struct Reader {
+    reading: Reading,
+    said: BTreeMap<String, DefaultHasher>,
+}
+
+impl Reader {
+    fn take(&mut self, object: &Value) {
+        if let Some(table) = object.get("table") {
+            // nft 1.0.6 garbles which flags they are.
+            self.reading.dormant |= table.get("flags").is_some();
+            self.reading.handle = table["handle"].as_u64();
+        }
+        if let Some(chain) = object.get("chain").and_then(|chain| text(chain, "name")) {
+            self.word(&chain, object);
+            self.reading.handles.entry(chain.clone()).or_default();
+            self.reading.chains.insert(chain);
+        }
+        if let Some(map) = object.get("map") {
+            self.reading.listing.elements.extend(elements_in(map));
+        }
+        if let Some((chain, rule)) = rule_in(object) {
+            self.word(&chain, object);
+            self.rule(chain, rule);
+        }
+    }
+
+    fn rule(&mut self, chain: String, rule: &Value) {
+        let digest = self.said.entry(chain.clone()).or_default();
         for part in ["comment", "expr"] {
             digest_of(&rule[part], digest);
         }
+        let reading = &mut self.reading;
+        let handles = reading.handles.entry(chain.clone()).or_default();
+        handles.extend(rule["handle"].as_u64());
+        let jumps = jumps_in(rule);
+        if !jumps.is_empty() {
+            reading
+                .jumps
+                .entry(chain.clone())
+                .or_default()
+                .extend(jumps);
+        }
+        reading.listing.rules.push((chain, text(rule, "comment")));
     }
-    let finished = all.into_iter();
-    finished
-        .map(|(chain, digest)| (chain, digest.finish()))
-        .collect()
+
+    /// A hook's chain, and one that machines share, are kept with their rules as text to compare.
+    fn word(&mut self, chain: &str, object: &Value) {
+        let mut hooks = Hook::ALL.into_iter().map(Hook::as_str);
+        let words = if let Some(hook) = hooks.find(|hook| *hook == chain) {
+            self.reading.hooks.entry(hook).or_default()
+        } else if SharedChain::is_name(chain) {
+            self.reading.shared.entry(chain.to_owned()).or_default()
+        } else {
+            return;
+        };
+        words.push_str(&without_handle(object));
+        words.push('\n');
+    }
+
+    fn reading(self) -> Reading {
+        let said = self.said.into_iter();
+        Reading {
+            table: true,
+            said: said
+                .map(|(chain, digest)| (chain, digest.finish()))
+                .collect(),
+            ..self.reading
+        }
+    }
+}
+
+fn rule_in(object: &Value) -> Option<(String, &Value)> {
+    let rule = object.get("rule")?;
+    Some((text(rule, "chain")?, rule))
 }
 
 fn digest_of(said: &Value, digest: &mut DefaultHasher) {
@@ -87,34 +152,6 @@ fn digest_of(said: &Value, digest: &mut DefaultHasher) {
     }
 }
 
-fn handles_in(objects: &[Value]) -> BTreeMap<String, Vec<u64>> {
-    let of = |kind: &'static str| objects.iter().filter_map(move |object| object.get(kind));
-    let chains = of("chain").filter_map(|chain| text(chain, "name"));
-    let mut all: BTreeMap<_, Vec<_>> = chains.map(|chain| (chain, Vec::new())).collect();
-    for rule in of("rule") {
-        let chain = rule["chain"].as_str().and_then(|chain| all.get_mut(chain));
-        if let (Some(handles), Some(handle)) = (chain, rule["handle"].as_u64()) {
-            handles.push(handle);
-        }
-    }
-    all
-}
-
-/// Each of these chains with its rules, as text to compare.
-fn words_of<K: Ord>(objects: &[Value], key_of: impl Fn(&str) -> Option<K>) -> BTreeMap<K, String> {
-    let mut all = BTreeMap::new();
-    for object in objects {
-        let chain = object["chain"]["name"].as_str();
-        let chain = chain.or_else(|| object["rule"]["chain"].as_str());
-        if let Some(key) = chain.and_then(&key_of) {
-            let words: &mut String = all.entry(key).or_default();
-            words.push_str(&without_handle(object));
-            words.push('\n');
-        }
-    }
-    all
-}
-
 fn without_handle(object: &Value) -> String {
     let mut object = object.clone();
     for kind in ["chain", "rule"] {
@@ -125,26 +162,23 @@ fn without_handle(object: &Value) -> String {
     object.to_string()
 }
 
-fn jumps_in(objects: &[Value]) -> BTreeMap<String, Vec<String>> {
-    let mut jumps: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for rule in objects.iter().filter_map(|object| object.get("rule")) {
-        let statements = rule["expr"].as_array().map_or(&[][..], Vec::as_slice);
-        for word in ["jump", "goto"] {
-            let targets = statements
-                .iter()
-                .filter_map(|it| it[word]["target"].as_str());
-            for target in targets.filter(|target| SharedChain::is_name(target)) {
-                let chain = text(rule, "chain").unwrap_or_default();
-                jumps.entry(chain).or_default().push(target.to_owned());
-            }
-        }
+/// The chains that machines share to which a rule jumps, in order.
+fn jumps_in(rule: &Value) -> Vec<String> {
+    let statements = rule["expr"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut jumps = Vec::new();
+    for word in ["jump", "goto"] {
+        let targets = statements
+            .iter()
+            .filter_map(|it| it[word]["target"].as_str());
+        let shared = targets.filter(|target| SharedChain::is_name(target));
+        jumps.extend(shared.map(str::to_owned));
     }
     jumps
 }
 
-pub(super) fn nat_listing(objects: Vec<Value>) -> NatListing {
+pub(super) fn nat_listing(printed: &Printed) -> Result<NatListing, NftError> {
     let mut listing = NatListing::default();
-    for mut object in objects {
+    printed.each(|mut object| {
         let chain = &object["chain"];
         listing.hooked |= chain["type"] == "nat" && chain["hook"] == "postrouting";
         if let Some(rule) = object.get_mut("rule") {
@@ -154,31 +188,21 @@ pub(super) fn nat_listing(objects: Vec<Value>) -> NatListing {
                 statements: rule["expr"].take(),
             });
         }
-    }
-    listing
+    })?;
+    Ok(listing)
 }
 
-fn rules_in(objects: &[Value]) -> Vec<(String, Option<String>)> {
-    let rules = objects.iter().filter_map(|object| object.get("rule"));
-    rules
-        .filter_map(|rule| Some((text(rule, "chain")?, text(rule, "comment"))))
-        .collect()
-}
-
-fn elements_in(objects: &[Value]) -> Vec<Element> {
-    let maps = objects.iter().filter_map(|object| object.get("map"));
-    maps.flat_map(|object| {
-        let map = MAPS.into_iter().find(|map| object["name"] == map.as_str());
-        let entries = object["elem"].as_array().map_or(&[][..], Vec::as_slice);
-        entries.iter().filter_map(move |entry| {
-            Some(Element {
-                map: map?,
-                tap: entry.get(0)?.as_str()?.to_owned(),
-                chain: text(entry.get(1)?.get("jump")?, "target")?,
-            })
+fn elements_in(object: &Value) -> Vec<Element> {
+    let map = MAPS.into_iter().find(|map| object["name"] == map.as_str());
+    let entries = object["elem"].as_array().map_or(&[][..], Vec::as_slice);
+    let element = |entry: &Value| {
+        Some(Element {
+            map: map?,
+            tap: entry.get(0)?.as_str()?.to_owned(),
+            chain: text(entry.get(1)?.get("jump")?, "target")?,
         })
-    })
-    .collect()
+    };
+    entries.iter().filter_map(element).collect()
 }
 
 pub(super) fn text(object: &Value, key: &str) -> Option<String> {

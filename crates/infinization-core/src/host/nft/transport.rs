@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
-use super::answer::{committed_rule, nat_listing, reading, text};
+use super::answer::{Printed, committed_rule, nat_listing, reading, text};
 use super::encode::{Encoded, encode};
 use super::error::NftError;
 use super::netlink::Batches;
@@ -17,7 +17,7 @@ use crate::firewall::{
     ChainNames, Hook, NAT_CHAIN, NAT_TABLE, NatListing, NatTransaction, TABLE, Transaction,
     VerdictMap, document,
 };
-use crate::host::program::{Finished, Program, ProgramError};
+use crate::host::program::{Program, ProgramError};
 use crate::types::LinkName;
 
 /// How the kernel's nftables is talked to.
@@ -188,17 +188,20 @@ impl NftTransport for NftProgram {
     }
 
     async fn chains(&self) -> Result<Vec<String>, NftError> {
-        let objects = list(&json!({ "chains": { "family": "bridge" } })).await?;
-        let chains = objects.iter().filter_map(|object| object.get("chain"));
-        let ours = chains.filter(|chain| chain["table"] == TABLE);
-        Ok(ours.filter_map(|chain| text(chain, "name")).collect())
+        let printed = list(&json!({ "chains": { "family": "bridge" } })).await?;
+        let mut chains = Vec::new();
+        printed.each(|object| {
+            let ours = object.get("chain").filter(|chain| chain["table"] == TABLE);
+            chains.extend(ours.and_then(|chain| text(chain, "name")));
+        })?;
+        Ok(chains)
     }
 
     async fn read(&self) -> Result<Reading, NftError> {
         // The whole table, as nft 1.0.6 finds only the last of several chains listed in one go.
         let table = json!({ "table": { "family": "bridge", "name": TABLE } });
         match list(&table).await {
-            Ok(objects) => Ok(reading(&objects)),
+            Ok(printed) => reading(&printed),
             Err(error) if error.is_absent() => Ok(Reading::default()),
             Err(error) => Err(error),
         }
@@ -211,7 +214,7 @@ impl NftTransport for NftProgram {
     async fn read_nat(&self) -> Result<NatListing, NftError> {
         let chain = json!({ "family": "ip", "table": NAT_TABLE, "name": NAT_CHAIN });
         match list(&json!({ "chain": chain })).await {
-            Ok(objects) => Ok(nat_listing(objects)),
+            Ok(printed) => nat_listing(&printed),
             Err(error) if error.is_absent() => Ok(NatListing::default()),
             Err(error) => Err(error),
         }
@@ -220,24 +223,23 @@ impl NftTransport for NftProgram {
 
 async fn commit(document: &Value) -> Result<Committed, NftError> {
     // -e echoes what was committed, -a adds the kernel's handles.
-    let (pid, objects) = nft(&["-e", "-a"], document).await?;
-    let added = objects
-        .iter()
-        .filter_map(|object| object.get("add")?.get("rule"));
+    let (pid, printed) = nft(&["-e", "-a"], document).await?;
+    let mut rules = Vec::new();
+    printed.each(|object| rules.extend(committed_rule(&object["add"]["rule"])))?;
     Ok(Committed {
         // libmnl has the kernel choose the port, and that is the process' number unless it is taken.
         sender: pid,
-        rules: added.filter_map(committed_rule).collect(),
+        rules,
     })
 }
 
-async fn list(what: &Value) -> Result<Vec<Value>, NftError> {
+async fn list(what: &Value) -> Result<Printed, NftError> {
     let question = json!({ "nftables": [{ "list": what }] });
     Ok(nft(&[], &question).await?.1)
 }
 
 /// Runs `nft`; answers its process number and what it printed.
-async fn nft(options: &[&str], document: &Value) -> Result<(Option<u32>, Vec<Value>), NftError> {
+async fn nft(options: &[&str], document: &Value) -> Result<(Option<u32>, Printed), NftError> {
     let finished = Program::new("nft")
         .args(["-j"])
         .args(options)
@@ -248,17 +250,5 @@ async fn nft(options: &[&str], document: &Value) -> Result<(Option<u32>, Vec<Val
     if !finished.status.success() {
         return Err(NftError::refused(&finished));
     }
-    Ok((finished.pid, objects_in(&finished)?))
-}
-
-/// The objects of all the documents `nft` printed; a change without echo prints none.
-fn objects_in(finished: &Finished) -> Result<Vec<Value>, NftError> {
-    let mut objects = Vec::new();
-    for document in serde_json::Deserializer::from_slice(&finished.stdout).into_iter::<Value>() {
-        let mut document = document.map_err(NftError::Answer)?;
-        if let Some(Value::Array(more)) = document.get_mut("nftables").map(Value::take) {
-            objects.extend(more);
-        }
-    }
-    Ok(objects)
+    Ok((finished.pid, Printed(finished.stdout)))
 }
