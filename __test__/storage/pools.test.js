@@ -25,7 +25,7 @@ test('a pool and its volumes, from the first to the last', async () => {
   expect(await instance.getPool('images')).toEqual(pool)
   const golden = {
     name: 'golden.qcow2', path: path.join(directory, 'golden.qcow2'), format: 'qcow2', capacity: 4 * MIB,
-    allocation: number, backing: null, usedBy: [], overlays: []
+    allocation: number, encrypted: false, backing: null, usedBy: [], overlays: []
   }
   expect(await instance.createVolume('images', { name: 'golden.qcow2', capacity: 4 * MIB })).toEqual(golden)
   const linked = await instance.cloneVolume('images', { source: 'golden.qcow2', name: 'thin.qcow2', linked: true })
