@@ -48,6 +48,14 @@ struct Staged {
     inode: Option<u64>,
 }
 
+impl Staged {
+    /// Whether what was staged is not the target, and nothing else has its name.
+    fn is_aside(&self) -> bool {
+        let aside = inode_of(&self.aside);
+        inode_of(&self.target) != self.inode && (aside.is_none() || aside == self.inode)
+    }
+}
+
 impl Stage {
     /// Notes what will be staged, one file beside each target.
     pub(super) async fn begin(
@@ -107,16 +115,34 @@ impl Stage {
         }
     }
 
-    /// Gives every staged disk its target's owner and name. On failure every target is what it was.
+    /// Gives every staged disk its target's owner and name. On failure every target is what it was, or
+    /// could not be made so, and then the old disks stay for [`recover`].
     pub(super) async fn commit(mut self) -> Result<(), BackupError> {
         off_thread(move || match self.replace() {
             Ok(()) => self.clear(),
             Err(error) => {
-                self.clear()?;
+                self.give_up()?;
                 Err(error)
             }
         })
         .await
+    }
+
+    /// Removes what was staged, once it is certain that no old disk is among it.
+    fn give_up(mut self) -> Result<(), BackupError> {
+        if self.plan.committing {
+            if !self.plan.disks.iter().all(Staged::is_aside) {
+                tracing::error!(journal = %self.journal, "a failed restore could not be undone yet");
+                return Ok(());
+            }
+            self.sync_directories()?;
+            // From here on a crash must not be carried on. A full disk does not let it be noted.
+            self.plan.committing = false;
+            if let Err(error) = self.write() {
+                tracing::warn!(journal = %self.journal, %error, "that a restore failed is not noted");
+            }
+        }
+        self.clear()
     }
 
     fn replace(&mut self) -> Result<(), BackupError> {
@@ -141,15 +167,25 @@ impl Stage {
 
     fn rename_all(&self) -> Result<(), BackupError> {
         for (n, disk) in self.plan.disks.iter().enumerate() {
-            let Err(error) = exchange(&disk.aside, &disk.target) else {
-                continue;
-            };
-            for done in self.plan.disks[..n].iter().rev() {
-                put_back(done).map_err(|error| BackupError::io(&done.target, error))?;
+            if let Err(error) = exchange(&disk.aside, &disk.target) {
+                self.undo(n);
+                return Err(BackupError::io(&disk.target, error));
             }
-            return Err(BackupError::io(&disk.target, error));
         }
-        self.sync_directories()
+        let synced = self.sync_directories();
+        if synced.is_err() {
+            self.undo(self.plan.disks.len());
+        }
+        synced
+    }
+
+    /// Undoes as many renames, as far as it can be done: [`Stage::give_up`] looks what came of it.
+    fn undo(&self, renamed: usize) {
+        for disk in self.plan.disks[..renamed].iter().rev() {
+            if let Err(error) = put_back(disk) {
+                tracing::error!(target = %disk.target, %error, "a restored disk could not be put back");
+            }
+        }
     }
 
     fn sync_directories(&self) -> Result<(), BackupError> {

@@ -125,6 +125,33 @@ async fn k3_a_rename_that_fails_puts_back_those_before_it() {
 }
 
 #[tokio::test]
+async fn k3_renames_that_cannot_be_kept_are_all_undone() {
+    let place = Place::new();
+    let (mut stage, _) = place.staged().await;
+    stage.settle().unwrap();
+    stage.rename_all().unwrap();
+    stage.undo(3);
+    stage.give_up().unwrap();
+    assert_eq!(place.contents(), all(["old", "old", ""]));
+    assert!(place.journal_is_gone());
+}
+
+#[tokio::test]
+async fn k3_an_old_disk_that_could_not_be_put_back_is_kept_for_the_next() {
+    let place = Place::new();
+    let (mut stage, targets) = place.staged().await;
+    stage.settle().unwrap();
+    let first = stage.plan.disks[0].clone();
+    exchange(&first.aside, &first.target).unwrap();
+    stage.give_up().unwrap();
+    assert_eq!(fs::read_to_string(first.aside.as_path()).unwrap(), "old");
+    assert_eq!(fs::read_to_string(targets[1].as_path()).unwrap(), "old");
+    let off = Off(Vec::new());
+    recover(&place.library, &place.vm_id, &off).await.unwrap();
+    assert_eq!(place.contents(), all(["new", "new", "new"]));
+}
+
+#[tokio::test]
 async fn k3_a_disk_that_a_machine_has_by_now_keeps_all_of_them() {
     let place = Place::new();
     let (stage, targets) = place.staged().await;
