@@ -3,7 +3,8 @@
 //! Disks are staged beside their targets under names of their own, which the journal `restore.json`
 //! lists before they exist. Once all are on disk the journal says so, and each is exchanged with its
 //! target by one rename, which can be undone by the same. So an error undoes those before it, a crash
-//! is carried on by the next who has the machine's turn, and the old disks go last.
+//! is carried on by the next who has the machine's turn, and the old disks go last. What a machine has
+//! written since the crash is not replaced.
 
 use std::fs::{self, File};
 use std::io;
@@ -44,15 +45,59 @@ struct Staged {
     /// Where it is made, and what it replaces is afterwards.
     aside: HostPath,
     target: HostPath,
-    /// Of the staged file, known once it is whole: tells whether the target is it already.
-    inode: Option<u64>,
+    /// The staged file, known once it is whole: tells whether the target is it already.
+    new: Option<Version>,
+    /// What it replaces, if there is such a thing, as it was before any was renamed.
+    old: Option<Version>,
+}
+
+/// A file, and when it was last written to. No rename and no link changes either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Version {
+    inode: u64,
+    seconds: i64,
+    nanoseconds: i64,
+}
+
+impl Version {
+    fn of(file: &fs::Metadata) -> Self {
+        Self {
+            inode: file.ino(),
+            seconds: file.mtime(),
+            nanoseconds: file.mtime_nsec(),
+        }
+    }
+
+    /// Of what has this name, if anything.
+    fn at(path: &HostPath) -> Option<Self> {
+        let found = fs::symlink_metadata(path.as_path());
+        found.map(|file| Self::of(&file)).ok()
+    }
 }
 
 impl Staged {
+    fn inode(&self) -> Option<u64> {
+        self.new.map(|new| new.inode)
+    }
+
+    fn is_done(&self) -> bool {
+        inode_of(&self.target) == self.inode()
+    }
+
     /// Whether what was staged is not the target, and nothing else has its name.
     fn is_aside(&self) -> bool {
         let aside = inode_of(&self.aside);
-        inode_of(&self.target) != self.inode && (aside.is_none() || aside == self.inode)
+        !self.is_done() && (aside.is_none() || aside == self.inode())
+    }
+
+    /// Whether nobody has written to the target since the renames began, and it is renamed or can be.
+    fn is_untouched(&self) -> bool {
+        let target = Version::at(&self.target);
+        if self.is_done() {
+            target == self.new
+        } else {
+            target == self.old && Version::at(&self.aside) == self.new
+        }
     }
 }
 
@@ -70,7 +115,8 @@ impl Stage {
                 Ok(Staged {
                     aside: name_beside(target)?,
                     target: target.clone(),
-                    inode: None,
+                    new: None,
+                    old: None,
                 })
             })
             .collect::<Result<_, BackupError>>()?;
@@ -159,7 +205,8 @@ impl Stage {
             let file = File::open(disk.aside.as_path()).map_err(failed)?;
             take_after(&file, disk.target.as_path()).map_err(failed)?;
             file.sync_all().map_err(failed)?;
-            disk.inode = Some(file.metadata().map_err(failed)?.ino());
+            disk.new = Some(Version::of(&file.metadata().map_err(failed)?));
+            disk.old = settled(&disk.target).map_err(failed)?;
         }
         self.plan.committing = true;
         self.write()
@@ -211,36 +258,50 @@ impl Stage {
             .map_err(|error| failed(io::Error::other(error)))
     }
 
-    /// What a crash left to rename. All of it may be, or none is.
-    fn unfinished(&self, frozen: &[HostPath]) -> Result<Vec<&Staged>, BackupError> {
-        let mut unfinished = Vec::new();
-        for disk in &self.plan.disks {
-            if inode_of(&disk.target) == disk.inode {
-                continue;
-            }
-            if inode_of(&disk.aside) != disk.inode {
-                tracing::error!(target = %disk.target, "an interrupted restore cannot be finished here");
-                continue;
-            }
-            refuse_frozen_now(&disk.target, frozen)?;
-            unfinished.push(disk);
-        }
-        Ok(unfinished)
-    }
-
+    /// Renames what a crash left to rename: all of it, or nothing.
     fn carry_on(&self, frozen: &[HostPath]) -> Result<(), BackupError> {
-        let unfinished = self.unfinished(frozen)?;
-        let _nobody_else = claim(unfinished.iter().copied())?;
+        let unfinished = self.plan.disks.iter().filter(|disk| !disk.is_done());
+        let unfinished: Vec<_> = unfinished.collect();
+        if unfinished.is_empty() {
+            self.sync_directories()?;
+            return self.clear();
+        }
+        let claimed = claim(unfinished.iter().copied());
+        if !self.plan.disks.iter().all(Staged::is_untouched) {
+            return self.forsake();
+        }
+        let _nobody_else = claimed?;
+        for disk in &unfinished {
+            refuse_frozen_now(&disk.target, frozen)?;
+        }
         for disk in unfinished {
             exchange(&disk.aside, &disk.target)
                 .map_err(|error| BackupError::io(&disk.target, error))?;
         }
-        self.sync_directories()
+        self.sync_directories()?;
+        self.clear()
+    }
+
+    /// Ends a restore that was overtaken: its disks were written to, or removed, since the crash. They stay
+    /// as they are, and so does what may be an old disk, for whoever put them there to choose from.
+    fn forsake(&self) -> Result<(), BackupError> {
+        if self.plan.disks.iter().all(Staged::is_aside) {
+            tracing::warn!(journal = %self.journal, "an interrupted restore was dropped: its disks were used since");
+            return self.clear();
+        }
+        for disk in &self.plan.disks {
+            tracing::error!(
+                target = %disk.target, left = %disk.aside,
+                "an interrupted restore replaced only some of the disks, and they were used since: all are left"
+            );
+        }
+        remove_file(&self.journal)
     }
 }
 
 /// Ends a restore whose process died: one that had not begun to rename never was, any other is
-/// finished. A target that has become a frozen layer is refused, until its snapshots are gone.
+/// finished, unless its disks were used since. A target that has become a frozen layer is refused,
+/// until its snapshots are gone.
 pub(super) async fn recover(
     library: &Library,
     vm_id: &VmId,
@@ -257,9 +318,10 @@ pub(super) async fn recover(
     };
     off_thread(move || {
         if stage.plan.committing {
-            stage.carry_on(&frozen)?;
+            stage.carry_on(&frozen)
+        } else {
+            stage.clear()
         }
-        stage.clear()
     })
     .await
 }
@@ -342,6 +404,18 @@ fn put_back(disk: &Staged) -> io::Result<()> {
         exchange(&disk.aside, &disk.target)
     } else {
         fs::rename(disk.target.as_path(), disk.aside.as_path())
+    }
+}
+
+/// What is to be replaced, on disk: a crash of the host must not make it look written to.
+fn settled(target: &HostPath) -> io::Result<Option<Version>> {
+    match File::open(target.as_path()) {
+        Ok(file) => {
+            file.sync_all()?;
+            Ok(Some(Version::of(&file.metadata()?)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -211,6 +211,60 @@ async fn a_crashed_restore_leaves_a_disk_that_was_snapshotted_since() {
     assert_eq!(place.contents(), all(["new", "new", "new"]));
 }
 
+/// A machine that knows nothing of the journal was started, and wrote.
+#[tokio::test]
+async fn k3_disks_that_were_used_since_a_crash_are_not_replaced() {
+    for (done, used) in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)] {
+        let place = Place::new();
+        let (mut stage, targets) = place.staged().await;
+        stage.settle().unwrap();
+        for disk in &stage.plan.disks[..done] {
+            exchange(&disk.aside, &disk.target).unwrap();
+        }
+        let (old, journal) = (stage.file(0).clone(), stage.journal.clone());
+        drop(stage);
+        write_later(&targets[used]);
+        let before = place.contents();
+        let off = Off(Vec::new());
+        recover(&place.library, &place.vm_id, &off).await.unwrap();
+        assert!(!journal.as_path().exists());
+        let case = format!("{done} renamed, {used} used");
+        if done > 0 {
+            assert_eq!(place.contents(), before, "{case}");
+            assert_eq!(fs::read_to_string(old.as_path()).unwrap(), "old", "{case}");
+        } else {
+            let words = if used == 0 {
+                ["used", "old", ""]
+            } else {
+                ["old", "used", ""]
+            };
+            assert_eq!(place.contents(), all(words), "{case}");
+        }
+    }
+}
+
+/// Writes, at a time that no coarse clock confuses with that of a test's beginning.
+fn write_later(disk: &HostPath) {
+    fs::write(disk.as_path(), "used").unwrap();
+    let file = File::options().append(true).open(disk.as_path()).unwrap();
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
+    file.set_modified(later).unwrap();
+}
+
+#[tokio::test]
+async fn k3_a_finished_restore_is_cleared_though_its_disks_were_used_since() {
+    let place = Place::new();
+    let (mut stage, targets) = place.staged().await;
+    stage.settle().unwrap();
+    stage.rename_all().unwrap();
+    drop(stage);
+    write_later(&targets[0]);
+    let off = Off(Vec::new());
+    recover(&place.library, &place.vm_id, &off).await.unwrap();
+    assert_eq!(place.contents(), all(["used", "new", "new"]));
+    assert!(place.journal_is_gone());
+}
+
 #[test]
 fn without_exchanging_renames_it_comes_to_the_same() {
     let place = Place::new();
