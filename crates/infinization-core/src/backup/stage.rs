@@ -47,7 +47,8 @@ struct Staged {
     target: HostPath,
     /// The staged file, known once it is whole: tells whether the target is it already.
     new: Option<Version>,
-    /// What it replaces, if there is such a thing, as it was before any was renamed.
+    /// What it replaces, as it was when it was last looked at before the renames. Without this nothing is
+    /// replaced, whatever is there by now.
     old: Option<Version>,
 }
 
@@ -102,30 +103,29 @@ impl Staged {
 }
 
 impl Stage {
-    /// Notes what will be staged, one file beside each target.
+    /// Notes what will be staged, one file beside each target. Only with `overwrite` is one replaced.
     pub(super) async fn begin(
         library: &Library,
         vm_id: &VmId,
         targets: &[HostPath],
+        overwrite: bool,
     ) -> Result<Self, BackupError> {
         let journal = journal(library, vm_id)?;
-        let disks = targets
-            .iter()
-            .map(|target| {
-                Ok(Staged {
-                    aside: name_beside(target)?,
-                    target: target.clone(),
-                    new: None,
-                    old: None,
-                })
-            })
-            .collect::<Result<_, BackupError>>()?;
-        let plan = Plan {
-            committing: false,
-            disks,
-        };
-        let stage = Self { journal, plan };
+        let targets = targets.to_vec();
         off_thread(move || {
+            let disks = targets.into_iter().map(|target| {
+                Ok(Staged {
+                    aside: name_beside(&target)?,
+                    new: None,
+                    old: Version::at(&target).filter(|_| overwrite),
+                    target,
+                })
+            });
+            let plan = Plan {
+                committing: false,
+                disks: disks.collect::<Result<_, BackupError>>()?,
+            };
+            let stage = Self { journal, plan };
             stage.write()?;
             Ok(stage)
         })
@@ -203,10 +203,15 @@ impl Stage {
         for disk in &mut self.plan.disks {
             let failed = |error| BackupError::io(&disk.target, error);
             let file = File::open(disk.aside.as_path()).map_err(failed)?;
-            take_after(&file, disk.target.as_path()).map_err(failed)?;
+            if disk.old.is_some() {
+                let old = File::open(disk.target.as_path()).map_err(failed)?;
+                take_after(&file, &old).map_err(failed)?;
+                // A crash of the host must not make it look written to.
+                old.sync_all().map_err(failed)?;
+                disk.old = Some(Version::of(&old.metadata().map_err(failed)?));
+            }
             file.sync_all().map_err(failed)?;
             disk.new = Some(Version::of(&file.metadata().map_err(failed)?));
-            disk.old = settled(&disk.target).map_err(failed)?;
         }
         self.plan.committing = true;
         self.write()
@@ -214,9 +219,9 @@ impl Stage {
 
     fn rename_all(&self) -> Result<(), BackupError> {
         for (n, disk) in self.plan.disks.iter().enumerate() {
-            if let Err(error) = exchange(&disk.aside, &disk.target) {
+            if let Err(error) = exchange(disk) {
                 self.undo(n);
-                return Err(BackupError::io(&disk.target, error));
+                return Err(not_named(disk, error));
             }
         }
         let synced = self.sync_directories();
@@ -275,8 +280,7 @@ impl Stage {
             refuse_frozen_now(&disk.target, frozen)?;
         }
         for disk in unfinished {
-            exchange(&disk.aside, &disk.target)
-                .map_err(|error| BackupError::io(&disk.target, error))?;
+            exchange(disk).map_err(|error| not_named(disk, error))?;
         }
         self.sync_directories()?;
         self.clear()
@@ -328,8 +332,9 @@ pub(super) async fn recover(
 
 /// Keeps machines off the disks that are to be replaced.
 fn claim<'a>(disks: impl IntoIterator<Item = &'a Staged>) -> Result<Vec<Claim>, BackupError> {
-    let targets = disks.into_iter().map(|disk| &disk.target);
-    let old = targets.filter(|target| target.as_path().exists());
+    let replaced = disks.into_iter().filter(|disk| disk.old.is_some());
+    let old = replaced.map(|disk| &disk.target);
+    let old = old.filter(|target| target.as_path().exists());
     Ok(old.map(claim_now).collect::<Result<_, _>>()?)
 }
 
@@ -359,63 +364,60 @@ fn directory_of(path: &HostPath) -> Result<HostPath, BackupError> {
 }
 
 /// The owner and mode of the disk that is replaced: QEMU may run as somebody else.
-fn take_after(file: &File, target: &Path) -> io::Result<()> {
-    let Ok(old) = fs::metadata(target) else {
-        return Ok(());
-    };
-    let ours = file.metadata()?;
+fn take_after(file: &File, old: &File) -> io::Result<()> {
+    let (ours, old) = (file.metadata()?, old.metadata()?);
     if (ours.uid(), ours.gid()) != (old.uid(), old.gid()) {
         fchown(file, Some(old.uid()), Some(old.gid()))?;
     }
     file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o777))
 }
 
-/// Gives `staged` the target's name; what had it, if anything, has the staged name then.
-fn exchange(staged: &HostPath, target: &HostPath) -> io::Result<()> {
-    let (staged, target) = (staged.as_path(), target.as_path());
-    let flags = if target.exists() {
+/// Gives what is staged the target's name; what it replaces, if anything, has the staged name then.
+fn exchange(disk: &Staged) -> io::Result<()> {
+    let (staged, target) = (disk.aside.as_path(), disk.target.as_path());
+    let replaces = disk.old.is_some();
+    let flags = if replaces {
         RenameFlags::EXCHANGE
     } else {
         RenameFlags::NOREPLACE
     };
     match renameat_with(CWD, staged, CWD, target, flags) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => exchange_by_links(staged, target),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if replaces => {
+            exchange_by_links(staged, target)
+        }
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => name_by_link(staged, target),
         outcome => Ok(outcome?),
+    }
+}
+
+fn not_named(disk: &Staged, error: io::Error) -> BackupError {
+    let path = disk.target.clone();
+    match error.kind() {
+        io::ErrorKind::AlreadyExists if disk.old.is_none() => BackupError::TargetExists { path },
+        _ => BackupError::io(&path, error),
     }
 }
 
 /// For file systems without such renames (NFS): three steps, of which the middle one replaces.
 fn exchange_by_links(staged: &Path, target: &Path) -> io::Result<()> {
     let aside = staged.with_extension("old");
-    let replaces = target.exists();
-    if replaces {
-        fs::hard_link(target, &aside)?;
-    }
+    fs::hard_link(target, &aside)?;
     fs::rename(staged, target)?;
-    if replaces {
-        fs::rename(&aside, staged)?;
-    }
-    Ok(())
+    fs::rename(&aside, staged)
+}
+
+/// Where nothing is replaced: a plain rename would replace what came in between.
+fn name_by_link(staged: &Path, target: &Path) -> io::Result<()> {
+    fs::hard_link(staged, target)?;
+    fs::remove_file(staged)
 }
 
 /// Undoes [`exchange`].
 fn put_back(disk: &Staged) -> io::Result<()> {
-    if disk.aside.as_path().exists() {
-        exchange(&disk.aside, &disk.target)
+    if disk.old.is_some() {
+        exchange(disk)
     } else {
         fs::rename(disk.target.as_path(), disk.aside.as_path())
-    }
-}
-
-/// What is to be replaced, on disk: a crash of the host must not make it look written to.
-fn settled(target: &HostPath) -> io::Result<Option<Version>> {
-    match File::open(target.as_path()) {
-        Ok(file) => {
-            file.sync_all()?;
-            Ok(Some(Version::of(&file.metadata()?)))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }
 
