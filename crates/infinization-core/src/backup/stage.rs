@@ -42,7 +42,7 @@ struct Plan {
 /// One disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Staged {
-    /// Where it is made, and what it replaces is afterwards.
+    /// Where it is made, and what it replaces is afterwards, or under [`old_name`].
     aside: HostPath,
     target: HostPath,
     /// The staged file, known once it is whole: tells whether the target is it already.
@@ -85,10 +85,13 @@ impl Staged {
         inode_of(&self.target) == self.inode()
     }
 
-    /// Whether what was staged is not the target, and nothing else has its name.
+    /// Whether what was staged is not the target, and what it was to replace has no other name alone.
     fn is_aside(&self) -> bool {
-        let aside = inode_of(&self.aside);
-        !self.is_done() && (aside.is_none() || aside == self.inode())
+        let (target, aside) = (inode_of(&self.target), inode_of(&self.aside));
+        let old = inode_at(&self.aside.as_path().with_extension("old"));
+        target != self.inode()
+            && (aside.is_none() || aside == self.inode())
+            && (old.is_none() || old == target)
     }
 
     /// Whether nobody has written to the target since the renames began, and it is renamed or can be.
@@ -251,6 +254,7 @@ impl Stage {
     fn clear(&self) -> Result<(), BackupError> {
         for disk in &self.plan.disks {
             remove_file(&disk.aside)?;
+            remove_file(&old_name(&disk.aside)?)?;
             remove_file(&unpacked_name(&disk.aside)?)?;
         }
         remove_file(&self.journal)
@@ -296,7 +300,8 @@ impl Stage {
         for disk in &self.plan.disks {
             tracing::error!(
                 target = %disk.target, left = %disk.aside,
-                "an interrupted restore replaced only some of the disks, and they were used since: all are left"
+                "an interrupted restore replaced only some of the disks, and they were used since: all are \
+                 left (without exchanging renames what was replaced ends in .old)"
             );
         }
         remove_file(&self.journal)
@@ -347,6 +352,15 @@ fn name_beside(target: &HostPath) -> Result<HostPath, BackupError> {
     inside(&directory_of(target)?, &name)
 }
 
+/// What is replaced, on a file system that cannot exchange.
+fn old_name(staged: &HostPath) -> Result<HostPath, BackupError> {
+    let name = staged.as_path().with_extension("old");
+    inside(
+        &directory_of(staged)?,
+        &name.file_name().unwrap_or_default().to_string_lossy(),
+    )
+}
+
 fn unpacked_name(staged: &HostPath) -> Result<HostPath, BackupError> {
     let name = staged.as_path().file_name().unwrap_or_default();
     inside(
@@ -383,7 +397,7 @@ fn exchange(disk: &Staged) -> io::Result<()> {
     };
     match renameat_with(CWD, staged, CWD, target, flags) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if replaces => {
-            exchange_by_links(staged, target)
+            replace_by_link(staged, target)
         }
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => name_by_link(staged, target),
         outcome => Ok(outcome?),
@@ -398,12 +412,22 @@ fn not_named(disk: &Staged, error: io::Error) -> BackupError {
     }
 }
 
-/// For file systems without such renames (NFS): three steps, of which the middle one replaces.
-fn exchange_by_links(staged: &Path, target: &Path) -> io::Result<()> {
-    let aside = staged.with_extension("old");
-    fs::hard_link(target, &aside)?;
-    fs::rename(staged, target)?;
-    fs::rename(&aside, staged)
+/// For file systems without such renames (NFS): what is replaced gets its [`old_name`] first. A process
+/// that died in between has done that already.
+fn replace_by_link(staged: &Path, target: &Path) -> io::Result<()> {
+    let old = staged.with_extension("old");
+    if let Err(error) = fs::hard_link(target, &old)
+        && inode_at(&old) != inode_at(target)
+    {
+        return Err(error);
+    }
+    fs::rename(staged, target)
+}
+
+/// Undoes [`replace_by_link`]. The target has a file at any moment.
+fn put_back_by_link(staged: &Path, target: &Path) -> io::Result<()> {
+    fs::hard_link(target, staged)?;
+    fs::rename(staged.with_extension("old"), target)
 }
 
 /// Where nothing is replaced: a plain rename would replace what came in between.
@@ -414,17 +438,20 @@ fn name_by_link(staged: &Path, target: &Path) -> io::Result<()> {
 
 /// Undoes [`exchange`].
 fn put_back(disk: &Staged) -> io::Result<()> {
-    if disk.old.is_some() {
-        exchange(disk)
-    } else {
-        fs::rename(disk.target.as_path(), disk.aside.as_path())
+    let (staged, target) = (disk.aside.as_path(), disk.target.as_path());
+    match disk.old {
+        Some(_) if staged.exists() => exchange(disk),
+        Some(_) => put_back_by_link(staged, target),
+        None => fs::rename(target, staged),
     }
 }
 
 fn inode_of(path: &HostPath) -> Option<u64> {
-    fs::symlink_metadata(path.as_path())
-        .map(|file| file.ino())
-        .ok()
+    inode_at(path.as_path())
+}
+
+fn inode_at(path: &Path) -> Option<u64> {
+    fs::symlink_metadata(path).map(|file| file.ino()).ok()
 }
 
 #[cfg(test)]

@@ -316,14 +316,72 @@ async fn k3_a_finished_restore_is_cleared_though_its_disks_were_used_since() {
 #[test]
 fn without_exchanging_renames_it_comes_to_the_same() {
     let place = Place::new();
-    for (name, word) in [("a", "old"), ("x", "new")] {
-        fs::write(place.disk(name).as_path(), word).unwrap();
+    let (staged, target) = (place.disk("x"), place.disk("a"));
+    fs::write(target.as_path(), "old").unwrap();
+    fs::write(staged.as_path(), "new").unwrap();
+    replace_by_link(staged.as_path(), target.as_path()).unwrap();
+    assert_eq!(read_to(&target), "new");
+    put_back_by_link(staged.as_path(), target.as_path()).unwrap();
+    assert_eq!(
+        (read_to(&target), read_to(&staged)),
+        ("old".into(), "new".into())
+    );
+    // A process died between the two steps.
+    fs::hard_link(target.as_path(), place.disk("x.old").as_path()).unwrap();
+    replace_by_link(staged.as_path(), target.as_path()).unwrap();
+    assert_eq!(read_to(&target), "new");
+    assert_eq!(read_to(&place.disk("x.old")), "old");
+}
+
+fn read_to(path: &HostPath) -> String {
+    fs::read_to_string(path.as_path()).unwrap()
+}
+
+/// After the link, and after the rename, of the first disk or of the second.
+#[tokio::test]
+async fn f22_a_crash_between_links_and_renames_is_carried_on() {
+    for steps in 0..=4 {
+        let place = Place::new();
+        let (mut stage, _) = place.staged().await;
+        stage.settle().unwrap();
+        for step in 0..steps {
+            let disk = &stage.plan.disks[step / 2];
+            let (staged, target) = (disk.aside.as_path(), disk.target.as_path());
+            let old = old_name(&disk.aside).unwrap();
+            match step % 2 {
+                0 => fs::hard_link(target, old.as_path()).unwrap(),
+                _ => fs::rename(staged, target).unwrap(),
+            }
+        }
+        drop(stage);
+        let off = Off(Vec::new());
+        recover(&place.library, &place.vm_id, &off).await.unwrap();
+        assert_eq!(
+            place.contents(),
+            all(["new", "new", "new"]),
+            "{steps} steps"
+        );
+        assert!(place.journal_is_gone());
     }
-    exchange_by_links(place.disk("x").as_path(), place.disk("a").as_path()).unwrap();
-    let found = place.contents();
-    let words: Vec<_> = found
-        .iter()
-        .map(|(n, w)| (n.as_str(), w.as_str()))
-        .collect();
-    assert_eq!(words, [("a", "new"), ("x", "old")]);
+}
+
+/// Without an exchange what is replaced has a name that nothing but the undoing may take from it.
+#[tokio::test]
+async fn k3_what_links_keep_of_a_failed_restore_is_put_back_or_left() {
+    for put_back_too in [true, false] {
+        let place = Place::new();
+        let (mut stage, targets) = place.staged().await;
+        stage.settle().unwrap();
+        let first = stage.plan.disks[0].clone();
+        replace_by_link(first.aside.as_path(), first.target.as_path()).unwrap();
+        if put_back_too {
+            stage.undo(1);
+            stage.give_up().unwrap();
+            assert_eq!(place.contents(), all(["old", "old", ""]));
+        } else {
+            stage.give_up().unwrap();
+            assert_eq!(read_to(&targets[0]), "new");
+            assert_eq!(read_to(&old_name(&first.aside).unwrap()), "old");
+        }
+    }
 }
