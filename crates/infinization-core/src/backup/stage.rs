@@ -6,15 +6,12 @@
 //! is carried on by the next who has the machine's turn, and the old disks go last. What a machine has
 //! written since the crash is not replaced.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
-use std::path::Path;
+mod staged;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
+use std::fs::File;
+use std::io;
+
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::folder::{Library, inside, remove_file, sync_directory};
 use super::machine::{Machine, frozen_layers, refuse_frozen_now};
@@ -22,6 +19,10 @@ use super::{BackupError, off_thread};
 use crate::host::qemu_img::{Claim, claim_now};
 use crate::host::state_file::{self, Durability};
 use crate::types::{HostPath, VmId};
+use staged::{
+    Staged, Version, directory_of, exchange, name_beside, not_named, old_name, put_back,
+    take_after, unpacked_name,
+};
 
 /// A restore in progress. Dropped before it is committed it leaves its journal, and whoever is next
 /// removes what it staged: so [`Stage::abandon`] it where you can.
@@ -37,72 +38,6 @@ struct Plan {
     /// Everything is staged, and renaming may have begun.
     committing: bool,
     disks: Vec<Staged>,
-}
-
-/// One disk.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Staged {
-    /// Where it is made, and what it replaces is afterwards, or under [`old_name`].
-    aside: HostPath,
-    target: HostPath,
-    /// The staged file, known once it is whole: tells whether the target is it already.
-    new: Option<Version>,
-    /// What it replaces, as it was when it was last looked at before the renames. Without this nothing is
-    /// replaced, whatever is there by now.
-    old: Option<Version>,
-}
-
-/// A file, and when it was last written to. No rename and no link changes either.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Version {
-    inode: u64,
-    seconds: i64,
-    nanoseconds: i64,
-}
-
-impl Version {
-    fn of(file: &fs::Metadata) -> Self {
-        Self {
-            inode: file.ino(),
-            seconds: file.mtime(),
-            nanoseconds: file.mtime_nsec(),
-        }
-    }
-
-    /// Of what has this name, if anything.
-    fn at(path: &HostPath) -> Option<Self> {
-        let found = fs::symlink_metadata(path.as_path());
-        found.map(|file| Self::of(&file)).ok()
-    }
-}
-
-impl Staged {
-    fn inode(&self) -> Option<u64> {
-        self.new.map(|new| new.inode)
-    }
-
-    fn is_done(&self) -> bool {
-        inode_of(&self.target) == self.inode()
-    }
-
-    /// Whether what was staged is not the target, and what it was to replace has no other name alone.
-    fn is_aside(&self) -> bool {
-        let (target, aside) = (inode_of(&self.target), inode_of(&self.aside));
-        let old = inode_at(&self.aside.as_path().with_extension("old"));
-        target != self.inode()
-            && (aside.is_none() || aside == self.inode())
-            && (old.is_none() || old == target)
-    }
-
-    /// Whether nobody has written to the target since the renames began, and it is renamed or can be.
-    fn is_untouched(&self) -> bool {
-        let target = Version::at(&self.target);
-        if self.is_done() {
-            target == self.new
-        } else {
-            target == self.old && Version::at(&self.aside) == self.new
-        }
-    }
 }
 
 impl Stage {
@@ -345,113 +280,6 @@ fn claim<'a>(disks: impl IntoIterator<Item = &'a Staged>) -> Result<Vec<Claim>, 
 
 fn journal(library: &Library, vm_id: &VmId) -> Result<HostPath, BackupError> {
     inside(&library.machine(vm_id)?, "restore.json")
-}
-
-fn name_beside(target: &HostPath) -> Result<HostPath, BackupError> {
-    let name = format!(".{}.restoring", Uuid::new_v4().simple());
-    inside(&directory_of(target)?, &name)
-}
-
-/// What is replaced, on a file system that cannot exchange.
-fn old_name(staged: &HostPath) -> Result<HostPath, BackupError> {
-    let name = staged.as_path().with_extension("old");
-    inside(
-        &directory_of(staged)?,
-        &name.file_name().unwrap_or_default().to_string_lossy(),
-    )
-}
-
-fn unpacked_name(staged: &HostPath) -> Result<HostPath, BackupError> {
-    let name = staged.as_path().file_name().unwrap_or_default();
-    inside(
-        &directory_of(staged)?,
-        &format!("{}.qcow2", name.to_string_lossy()),
-    )
-}
-
-fn directory_of(path: &HostPath) -> Result<HostPath, BackupError> {
-    let above = path.as_path().parent().unwrap_or(Path::new("/"));
-    HostPath::parse(above.display().to_string()).map_err(|why| BackupError::Destination {
-        path: above.display().to_string(),
-        why: why.to_string(),
-    })
-}
-
-/// The owner and mode of the disk that is replaced: QEMU may run as somebody else.
-fn take_after(file: &File, old: &File) -> io::Result<()> {
-    let (ours, old) = (file.metadata()?, old.metadata()?);
-    if (ours.uid(), ours.gid()) != (old.uid(), old.gid()) {
-        fchown(file, Some(old.uid()), Some(old.gid()))?;
-    }
-    file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o777))
-}
-
-/// Gives what is staged the target's name; what it replaces, if anything, has the staged name then.
-fn exchange(disk: &Staged) -> io::Result<()> {
-    let (staged, target) = (disk.aside.as_path(), disk.target.as_path());
-    let replaces = disk.old.is_some();
-    let flags = if replaces {
-        RenameFlags::EXCHANGE
-    } else {
-        RenameFlags::NOREPLACE
-    };
-    match renameat_with(CWD, staged, CWD, target, flags) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if replaces => {
-            replace_by_link(staged, target)
-        }
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => name_by_link(staged, target),
-        outcome => Ok(outcome?),
-    }
-}
-
-fn not_named(disk: &Staged, error: io::Error) -> BackupError {
-    let path = disk.target.clone();
-    match error.kind() {
-        io::ErrorKind::AlreadyExists if disk.old.is_none() => BackupError::TargetExists { path },
-        _ => BackupError::io(&path, error),
-    }
-}
-
-/// For file systems without such renames (NFS): what is replaced gets its [`old_name`] first. A process
-/// that died in between has done that already.
-fn replace_by_link(staged: &Path, target: &Path) -> io::Result<()> {
-    let old = staged.with_extension("old");
-    if let Err(error) = fs::hard_link(target, &old)
-        && inode_at(&old) != inode_at(target)
-    {
-        return Err(error);
-    }
-    fs::rename(staged, target)
-}
-
-/// Undoes [`replace_by_link`]. The target has a file at any moment.
-fn put_back_by_link(staged: &Path, target: &Path) -> io::Result<()> {
-    fs::hard_link(target, staged)?;
-    fs::rename(staged.with_extension("old"), target)
-}
-
-/// Where nothing is replaced: a plain rename would replace what came in between.
-fn name_by_link(staged: &Path, target: &Path) -> io::Result<()> {
-    fs::hard_link(staged, target)?;
-    fs::remove_file(staged)
-}
-
-/// Undoes [`exchange`].
-fn put_back(disk: &Staged) -> io::Result<()> {
-    let (staged, target) = (disk.aside.as_path(), disk.target.as_path());
-    match disk.old {
-        Some(_) if staged.exists() => exchange(disk),
-        Some(_) => put_back_by_link(staged, target),
-        None => fs::rename(target, staged),
-    }
-}
-
-fn inode_of(path: &HostPath) -> Option<u64> {
-    inode_at(path.as_path())
-}
-
-fn inode_at(path: &Path) -> Option<u64> {
-    fs::symlink_metadata(path).map(|file| file.ino()).ok()
 }
 
 #[cfg(test)]

@@ -1,5 +1,9 @@
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
 use async_trait::async_trait;
 
+use super::staged::{name_by_link, put_back_by_link, replace_by_link};
 use super::*;
 use crate::error::{Coded as _, ErrorCode};
 use crate::qmp::QmpClient;
