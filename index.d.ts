@@ -2510,8 +2510,9 @@ export interface BackupServiceEvents {
 /**
  * Backups of machines' disks, each in a folder of its own with a manifest of checksums.
  *
- * A stopped machine's disks are copied by `qemu-img`; an incremental backup stores what differs from its
- * parent, found by comparing. A running machine's are copied by its own QEMU, all at one moment, with
+ * A stopped machine's disks are copied by `qemu-img`, all as they were at one moment: until the last is copied
+ * the machine cannot be started. An incremental backup stores what differs from its parent, found by
+ * comparing. A running machine's are copied by its own QEMU, all at one moment, with
  * its file systems frozen if its guest can; for that an {@link Infinization} of this process must have
  * its monitor, else it is `VM_RUNNING`. Incremental ones then copy what a dirty bitmap has marked
  * since the parent; where there is no such bitmap, everything is copied and compared.

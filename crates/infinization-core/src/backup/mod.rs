@@ -35,7 +35,7 @@
 //! The links are checked against their checksums, and opened by an explicit list: no backing name out
 //! of a file is followed. Every disk is staged beside its target; only when all are on disk are they
 //! renamed, and a rename that fails puts back those before it. A crash between two renames is carried
-//! on from `restore.json`. The machine must be known to be stopped.
+//! on from `restore.json`, unless the disks were used since. The machine must be known to be stopped.
 //!
 //! # What retention may delete
 //! Complete backups beyond the wanted number, oldest first, but none that one that stays builds on;

@@ -1,14 +1,15 @@
-//! Copying the disks of a stopped machine.
+//! Copying the disks of a stopped machine, as they all were at one moment.
 
-use super::BackupError;
 use super::create::{COPYING, Creation, Prepared, parent_of, seal};
 use super::draft::Draft;
 use super::kinds::BackupType;
 use super::manifest::DiskRecord;
 use super::progress::Reporter;
+use super::request::SourceDisk;
+use super::{BackupError, off_thread};
 use crate::host::qemu_img::{
-    ImageError, ImageFormat, SnapshotName, Source, create_snapshot, delete_snapshot, difference,
-    export,
+    ImageError, ImageFormat, Parent, SnapshotName, Source, Unchanged, create_snapshot,
+    delete_snapshot, difference, export, keep_unchanged_now,
 };
 
 /// What a SNAPSHOT will leave in the disks; nothing for the other types.
@@ -42,22 +43,37 @@ pub(super) async fn copy(
         return snapshot_all(creation, prepared).await;
     }
     let reporter = creation.reporter(&prepared.sizes);
+    let unchanged = keep_unchanged(&creation.request.disks).await?;
     let mut disks = Vec::new();
-    for n in 0..creation.request.disks.len() {
-        let disk = copy_one(creation, prepared, draft, n, &reporter).await?;
+    for (n, unchanged) in unchanged.into_iter().enumerate() {
+        let parent = copy_one(creation, prepared, draft, n, &reporter).await?;
+        drop(unchanged);
+        let disk = seal(creation, draft, n, prepared.sizes[n], parent.as_ref()).await?;
         reporter.tell(n, 1.0);
         disks.push(disk);
     }
     Ok(disks)
 }
 
+/// Holds every disk until it is copied, from before the first is: a machine that ran in between would
+/// have changed those that come later.
+async fn keep_unchanged(disks: &[SourceDisk]) -> Result<Vec<Unchanged>, BackupError> {
+    let disks = disks.to_vec();
+    off_thread(move || {
+        let held = disks.iter().map(|disk| keep_unchanged_now(&disk.path));
+        Ok(held.collect::<Result<_, _>>()?)
+    })
+    .await
+}
+
+/// Writes disk `n` into the draft: what it holds, or what it holds other than the parent, which is told.
 async fn copy_one(
     creation: &Creation,
     prepared: &Prepared,
     draft: &Draft,
     n: usize,
     reporter: &Reporter,
-) -> Result<DiskRecord, BackupError> {
+) -> Result<Option<Parent>, BackupError> {
     let disk = &creation.request.disks[n];
     let source = Source {
         path: disk.path.clone(),
@@ -71,7 +87,7 @@ async fn copy_one(
                 export(&source, &image, creation.clusters(), &job).await
             })
             .await?;
-        return seal(creation, draft, n, prepared.sizes[n], None).await;
+        return Ok(None);
     }
     let parent = parent_of(prepared, n, &draft.folder).await?;
     let scratch = draft.scratch(n, "delta")?;
@@ -89,7 +105,7 @@ async fn copy_one(
             .await
         })
         .await?;
-    seal(creation, draft, n, prepared.sizes[n], Some(&parent)).await
+    Ok(Some(parent))
 }
 
 /// Makes the snapshot in every disk, or in none.

@@ -211,7 +211,7 @@ async fn restore_files(restoration: &Restoration, kept: Kept) -> Result<(), Back
     } = restoration;
     let links = verified(library, kept, &terms.cancel).await?;
     require_space(&links, &request.targets).await?;
-    let stage = Stage::begin(library, &request.vm_id, &request.targets).await?;
+    let stage = Stage::begin(library, &request.vm_id, &request.targets, request.overwrite).await?;
     let staged = stage_all(restoration, &links, &stage).await;
     put_in_place(restoration, stage, staged).await
 }

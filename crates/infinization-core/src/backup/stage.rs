@@ -3,17 +3,15 @@
 //! Disks are staged beside their targets under names of their own, which the journal `restore.json`
 //! lists before they exist. Once all are on disk the journal says so, and each is exchanged with its
 //! target by one rename, which can be undone by the same. So an error undoes those before it, a crash
-//! is carried on by the next who has the machine's turn, and the old disks go last.
+//! is carried on by the next who has the machine's turn, and the old disks go last. What a machine has
+//! written since the crash is not replaced.
 
-use std::fs::{self, File};
+mod staged;
+
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
-use std::path::Path;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::folder::{Library, inside, remove_file, sync_directory};
 use super::machine::{Machine, frozen_layers, refuse_frozen_now};
@@ -21,6 +19,10 @@ use super::{BackupError, off_thread};
 use crate::host::qemu_img::{Claim, claim_now};
 use crate::host::state_file::{self, Durability};
 use crate::types::{HostPath, VmId};
+use staged::{
+    Staged, Version, directory_of, exchange, name_beside, not_named, old_name, put_back,
+    take_after, unpacked_name,
+};
 
 /// A restore in progress. Dropped before it is committed it leaves its journal, and whoever is next
 /// removes what it staged: so [`Stage::abandon`] it where you can.
@@ -38,40 +40,30 @@ struct Plan {
     disks: Vec<Staged>,
 }
 
-/// One disk.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Staged {
-    /// Where it is made, and what it replaces is afterwards.
-    aside: HostPath,
-    target: HostPath,
-    /// Of the staged file, known once it is whole: tells whether the target is it already.
-    inode: Option<u64>,
-}
-
 impl Stage {
-    /// Notes what will be staged, one file beside each target.
+    /// Notes what will be staged, one file beside each target. Only with `overwrite` is one replaced.
     pub(super) async fn begin(
         library: &Library,
         vm_id: &VmId,
         targets: &[HostPath],
+        overwrite: bool,
     ) -> Result<Self, BackupError> {
         let journal = journal(library, vm_id)?;
-        let disks = targets
-            .iter()
-            .map(|target| {
-                Ok(Staged {
-                    aside: name_beside(target)?,
-                    target: target.clone(),
-                    inode: None,
-                })
-            })
-            .collect::<Result<_, BackupError>>()?;
-        let plan = Plan {
-            committing: false,
-            disks,
-        };
-        let stage = Self { journal, plan };
+        let targets = targets.to_vec();
         off_thread(move || {
+            let disks = targets.into_iter().map(|target| {
+                Ok(Staged {
+                    aside: name_beside(&target)?,
+                    new: None,
+                    old: Version::at(&target).filter(|_| overwrite),
+                    target,
+                })
+            });
+            let plan = Plan {
+                committing: false,
+                disks: disks.collect::<Result<_, BackupError>>()?,
+            };
+            let stage = Self { journal, plan };
             stage.write()?;
             Ok(stage)
         })
@@ -107,16 +99,34 @@ impl Stage {
         }
     }
 
-    /// Gives every staged disk its target's owner and name. On failure every target is what it was.
+    /// Gives every staged disk its target's owner and name. On failure every target is what it was, or
+    /// could not be made so, and then the old disks stay for [`recover`].
     pub(super) async fn commit(mut self) -> Result<(), BackupError> {
         off_thread(move || match self.replace() {
             Ok(()) => self.clear(),
             Err(error) => {
-                self.clear()?;
+                self.give_up()?;
                 Err(error)
             }
         })
         .await
+    }
+
+    /// Removes what was staged, once it is certain that no old disk is among it.
+    fn give_up(mut self) -> Result<(), BackupError> {
+        if self.plan.committing {
+            if !self.plan.disks.iter().all(Staged::is_aside) {
+                tracing::error!(journal = %self.journal, "a failed restore could not be undone yet");
+                return Ok(());
+            }
+            self.sync_directories()?;
+            // From here on a crash must not be carried on. A full disk does not let it be noted.
+            self.plan.committing = false;
+            if let Err(error) = self.write() {
+                tracing::warn!(journal = %self.journal, %error, "that a restore failed is not noted");
+            }
+        }
+        self.clear()
     }
 
     fn replace(&mut self) -> Result<(), BackupError> {
@@ -131,9 +141,15 @@ impl Stage {
         for disk in &mut self.plan.disks {
             let failed = |error| BackupError::io(&disk.target, error);
             let file = File::open(disk.aside.as_path()).map_err(failed)?;
-            take_after(&file, disk.target.as_path()).map_err(failed)?;
+            if disk.old.is_some() {
+                let old = File::open(disk.target.as_path()).map_err(failed)?;
+                take_after(&file, &old).map_err(failed)?;
+                // A crash of the host must not make it look written to.
+                old.sync_all().map_err(failed)?;
+                disk.old = Some(Version::of(&old.metadata().map_err(failed)?));
+            }
             file.sync_all().map_err(failed)?;
-            disk.inode = Some(file.metadata().map_err(failed)?.ino());
+            disk.new = Some(Version::of(&file.metadata().map_err(failed)?));
         }
         self.plan.committing = true;
         self.write()
@@ -141,15 +157,25 @@ impl Stage {
 
     fn rename_all(&self) -> Result<(), BackupError> {
         for (n, disk) in self.plan.disks.iter().enumerate() {
-            let Err(error) = exchange(&disk.aside, &disk.target) else {
-                continue;
-            };
-            for done in self.plan.disks[..n].iter().rev() {
-                put_back(done).map_err(|error| BackupError::io(&done.target, error))?;
+            if let Err(error) = exchange(disk) {
+                self.undo(n);
+                return Err(not_named(disk, error));
             }
-            return Err(BackupError::io(&disk.target, error));
         }
-        self.sync_directories()
+        let synced = self.sync_directories();
+        if synced.is_err() {
+            self.undo(self.plan.disks.len());
+        }
+        synced
+    }
+
+    /// Undoes as many renames, as far as it can be done: [`Stage::give_up`] looks what came of it.
+    fn undo(&self, renamed: usize) {
+        for disk in self.plan.disks[..renamed].iter().rev() {
+            if let Err(error) = put_back(disk) {
+                tracing::error!(target = %disk.target, %error, "a restored disk could not be put back");
+            }
+        }
     }
 
     fn sync_directories(&self) -> Result<(), BackupError> {
@@ -163,6 +189,7 @@ impl Stage {
     fn clear(&self) -> Result<(), BackupError> {
         for disk in &self.plan.disks {
             remove_file(&disk.aside)?;
+            remove_file(&old_name(&disk.aside)?)?;
             remove_file(&unpacked_name(&disk.aside)?)?;
         }
         remove_file(&self.journal)
@@ -175,36 +202,50 @@ impl Stage {
             .map_err(|error| failed(io::Error::other(error)))
     }
 
-    /// What a crash left to rename. All of it may be, or none is.
-    fn unfinished(&self, frozen: &[HostPath]) -> Result<Vec<&Staged>, BackupError> {
-        let mut unfinished = Vec::new();
-        for disk in &self.plan.disks {
-            if inode_of(&disk.target) == disk.inode {
-                continue;
-            }
-            if inode_of(&disk.aside) != disk.inode {
-                tracing::error!(target = %disk.target, "an interrupted restore cannot be finished here");
-                continue;
-            }
-            refuse_frozen_now(&disk.target, frozen)?;
-            unfinished.push(disk);
+    /// Renames what a crash left to rename: all of it, or nothing.
+    fn carry_on(&self, frozen: &[HostPath]) -> Result<(), BackupError> {
+        let unfinished = self.plan.disks.iter().filter(|disk| !disk.is_done());
+        let unfinished: Vec<_> = unfinished.collect();
+        if unfinished.is_empty() {
+            self.sync_directories()?;
+            return self.clear();
         }
-        Ok(unfinished)
+        let claimed = claim(unfinished.iter().copied());
+        if !self.plan.disks.iter().all(Staged::is_untouched) {
+            return self.forsake();
+        }
+        let _nobody_else = claimed?;
+        for disk in &unfinished {
+            refuse_frozen_now(&disk.target, frozen)?;
+        }
+        for disk in unfinished {
+            exchange(disk).map_err(|error| not_named(disk, error))?;
+        }
+        self.sync_directories()?;
+        self.clear()
     }
 
-    fn carry_on(&self, frozen: &[HostPath]) -> Result<(), BackupError> {
-        let unfinished = self.unfinished(frozen)?;
-        let _nobody_else = claim(unfinished.iter().copied())?;
-        for disk in unfinished {
-            exchange(&disk.aside, &disk.target)
-                .map_err(|error| BackupError::io(&disk.target, error))?;
+    /// Ends a restore that was overtaken: its disks were written to, or removed, since the crash. They stay
+    /// as they are, and so does what may be an old disk, for whoever put them there to choose from.
+    fn forsake(&self) -> Result<(), BackupError> {
+        if self.plan.disks.iter().all(Staged::is_aside) {
+            tracing::warn!(journal = %self.journal, "an interrupted restore was dropped: its disks were used since");
+            return self.clear();
         }
-        self.sync_directories()
+        for disk in &self.plan.disks {
+            tracing::error!(
+                target = %disk.target, left = %disk.aside,
+                "an interrupted restore replaced only some of the disks, and they were used since: all are \
+                 left (without exchanging renames what was replaced ends in .old)"
+            );
+        }
+        remove_file(&self.journal)
     }
 }
 
 /// Ends a restore whose process died: one that had not begun to rename never was, any other is
-/// finished. A target that has become a frozen layer is refused, until its snapshots are gone.
+/// finished, unless its disks were used since. A target that has become a frozen layer is refused,
+/// until its snapshots are gone.
 pub(super) async fn recover(
     library: &Library,
     vm_id: &VmId,
@@ -221,98 +262,24 @@ pub(super) async fn recover(
     };
     off_thread(move || {
         if stage.plan.committing {
-            stage.carry_on(&frozen)?;
+            stage.carry_on(&frozen)
+        } else {
+            stage.clear()
         }
-        stage.clear()
     })
     .await
 }
 
 /// Keeps machines off the disks that are to be replaced.
 fn claim<'a>(disks: impl IntoIterator<Item = &'a Staged>) -> Result<Vec<Claim>, BackupError> {
-    let targets = disks.into_iter().map(|disk| &disk.target);
-    let old = targets.filter(|target| target.as_path().exists());
+    let replaced = disks.into_iter().filter(|disk| disk.old.is_some());
+    let old = replaced.map(|disk| &disk.target);
+    let old = old.filter(|target| target.as_path().exists());
     Ok(old.map(claim_now).collect::<Result<_, _>>()?)
 }
 
 fn journal(library: &Library, vm_id: &VmId) -> Result<HostPath, BackupError> {
     inside(&library.machine(vm_id)?, "restore.json")
-}
-
-fn name_beside(target: &HostPath) -> Result<HostPath, BackupError> {
-    let name = format!(".{}.restoring", Uuid::new_v4().simple());
-    inside(&directory_of(target)?, &name)
-}
-
-fn unpacked_name(staged: &HostPath) -> Result<HostPath, BackupError> {
-    let name = staged.as_path().file_name().unwrap_or_default();
-    inside(
-        &directory_of(staged)?,
-        &format!("{}.qcow2", name.to_string_lossy()),
-    )
-}
-
-fn directory_of(path: &HostPath) -> Result<HostPath, BackupError> {
-    let above = path.as_path().parent().unwrap_or(Path::new("/"));
-    HostPath::parse(above.display().to_string()).map_err(|why| BackupError::Destination {
-        path: above.display().to_string(),
-        why: why.to_string(),
-    })
-}
-
-/// The owner and mode of the disk that is replaced: QEMU may run as somebody else.
-fn take_after(file: &File, target: &Path) -> io::Result<()> {
-    let Ok(old) = fs::metadata(target) else {
-        return Ok(());
-    };
-    let ours = file.metadata()?;
-    if (ours.uid(), ours.gid()) != (old.uid(), old.gid()) {
-        fchown(file, Some(old.uid()), Some(old.gid()))?;
-    }
-    file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o777))
-}
-
-/// Gives `staged` the target's name; what had it, if anything, has the staged name then.
-fn exchange(staged: &HostPath, target: &HostPath) -> io::Result<()> {
-    let (staged, target) = (staged.as_path(), target.as_path());
-    let flags = if target.exists() {
-        RenameFlags::EXCHANGE
-    } else {
-        RenameFlags::NOREPLACE
-    };
-    match renameat_with(CWD, staged, CWD, target, flags) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => exchange_by_links(staged, target),
-        outcome => Ok(outcome?),
-    }
-}
-
-/// For file systems without such renames (NFS): three steps, of which the middle one replaces.
-fn exchange_by_links(staged: &Path, target: &Path) -> io::Result<()> {
-    let aside = staged.with_extension("old");
-    let replaces = target.exists();
-    if replaces {
-        fs::hard_link(target, &aside)?;
-    }
-    fs::rename(staged, target)?;
-    if replaces {
-        fs::rename(&aside, staged)?;
-    }
-    Ok(())
-}
-
-/// Undoes [`exchange`].
-fn put_back(disk: &Staged) -> io::Result<()> {
-    if disk.aside.as_path().exists() {
-        exchange(&disk.aside, &disk.target)
-    } else {
-        fs::rename(disk.target.as_path(), disk.aside.as_path())
-    }
-}
-
-fn inode_of(path: &HostPath) -> Option<u64> {
-    fs::symlink_metadata(path.as_path())
-        .map(|file| file.ino())
-        .ok()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Full backups of stopped machines.
 
 use infinization_core::backup::Told;
+use infinization_core::host::qemu_img::ensure_unused_now;
 
 use super::*;
 
@@ -51,6 +52,41 @@ async fn every_compression_comes_back_bit_by_bit() {
         .collect();
     assert_eq!(dates.len(), 4);
     assert!(dates.is_sorted_by(|a, b| a >= b), "newest first: {dates:?}");
+}
+
+/// A machine that ran between two copies would have changed the second disk only.
+#[tokio::test]
+async fn k1_no_disk_can_be_written_to_before_it_is_copied() {
+    let place = Place::new();
+    let disks = [place.disk("a.qcow2", 2), place.disk("b.qcow2", 2)];
+    let paths = disks.each_ref().map(|disk| path(&disk.path));
+    let refused: Arc<Mutex<Vec<_>>> = Arc::default();
+    let seen = Arc::clone(&refused);
+    let audience = Arc::new(move |told| {
+        if let Told::Progress(progress) = told {
+            let held = paths
+                .each_ref()
+                .map(|disk| ensure_unused_now(disk).is_err());
+            seen.lock().unwrap().push((progress.overall_progress, held));
+        }
+    });
+    let service = BackupService::new(path(&place.root()), audience);
+    for kind in ["FULL", "INCREMENTAL"] {
+        let mut request = place.request(kind, &[&disks[0], &disks[1]]);
+        if kind == "INCREMENTAL" {
+            request["parentBackupId"] = json!(place.full(&[&disks[0], &disks[1]]).await);
+        }
+        let request = CreateBackup::read(request).unwrap();
+        let made = service.create(request, Arc::new(Stopped), CancellationToken::new());
+        made.await.unwrap();
+        let refused = std::mem::take(&mut *refused.lock().unwrap());
+        assert_eq!(refused.first(), Some(&(0.0, [true, true])), "{kind}");
+        assert!(
+            refused.contains(&(50.0, [false, true])),
+            "{kind}: {refused:?}"
+        );
+        assert_eq!(refused.last(), Some(&(100.0, [false, false])), "{kind}");
+    }
 }
 
 #[tokio::test]

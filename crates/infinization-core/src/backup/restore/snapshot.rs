@@ -90,7 +90,7 @@ async fn materialise(
     let Restoration {
         library, request, ..
     } = restoration;
-    let stage = Stage::begin(library, &request.vm_id, &request.targets).await?;
+    let stage = Stage::begin(library, &request.vm_id, &request.targets, request.overwrite).await?;
     let staged = copy_snapshots(restoration, &kept.manifest, name, &stage).await;
     put_in_place(restoration, stage, staged).await
 }

@@ -1,5 +1,9 @@
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
 use async_trait::async_trait;
 
+use super::staged::{name_by_link, put_back_by_link, replace_by_link};
 use super::*;
 use crate::error::{Coded as _, ErrorCode};
 use crate::qmp::QmpClient;
@@ -60,7 +64,7 @@ impl Place {
         for old in &targets[..2] {
             fs::write(old.as_path(), "old").unwrap();
         }
-        let begun = Stage::begin(&self.library, &self.vm_id, &targets).await;
+        let begun = Stage::begin(&self.library, &self.vm_id, &targets, true).await;
         let stage = begun.unwrap();
         for n in 0..3 {
             fs::write(stage.file(n).as_path(), "new").unwrap();
@@ -117,11 +121,86 @@ async fn k3_a_rename_that_fails_puts_back_those_before_it() {
     stage.settle().unwrap();
     // It was not there when the restore began: it is not replaced.
     fs::write(targets[2].as_path(), "theirs").unwrap();
-    fs::remove_file(stage.file(2).as_path()).unwrap();
-    assert!(stage.rename_all().is_err());
-    stage.abandon().await;
+    let refused = stage.rename_all().unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::TargetExists);
+    stage.give_up().unwrap();
     assert_eq!(place.contents(), all(["old", "old", "theirs"]));
     assert!(place.journal_is_gone());
+}
+
+#[tokio::test]
+async fn a_file_that_appeared_meanwhile_is_not_replaced() {
+    for crash in [false, true] {
+        let place = Place::new();
+        let (mut stage, targets) = place.staged().await;
+        if crash {
+            stage.settle().unwrap();
+        }
+        fs::write(targets[2].as_path(), "theirs").unwrap();
+        if crash {
+            drop(stage);
+            let off = Off(Vec::new());
+            recover(&place.library, &place.vm_id, &off).await.unwrap();
+        } else {
+            let refused = stage.commit().await.unwrap_err();
+            assert_eq!(refused.code(), ErrorCode::TargetExists);
+        }
+        assert_eq!(place.contents(), all(["old", "old", "theirs"]), "{crash}");
+        assert!(place.journal_is_gone());
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_replaced_that_was_not_agreed_to() {
+    let place = Place::new();
+    let target = place.disk("a");
+    fs::write(target.as_path(), "old").unwrap();
+    let targets = std::slice::from_ref(&target);
+    let begun = Stage::begin(&place.library, &place.vm_id, targets, false).await;
+    let stage = begun.unwrap();
+    fs::write(stage.file(0).as_path(), "new").unwrap();
+    let refused = stage.commit().await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::TargetExists);
+    assert_eq!(place.contents(), all(["old", "", ""]));
+}
+
+#[test]
+fn without_such_a_rename_nothing_is_replaced_either() {
+    let place = Place::new();
+    let (staged, target) = (place.disk("x"), place.disk("a"));
+    fs::write(staged.as_path(), "new").unwrap();
+    name_by_link(staged.as_path(), target.as_path()).unwrap();
+    assert_eq!(place.contents(), all(["new", "", ""]));
+    fs::write(staged.as_path(), "newer").unwrap();
+    assert!(name_by_link(staged.as_path(), target.as_path()).is_err());
+    assert_eq!(fs::read_to_string(target.as_path()).unwrap(), "new");
+}
+
+#[tokio::test]
+async fn k3_renames_that_cannot_be_kept_are_all_undone() {
+    let place = Place::new();
+    let (mut stage, _) = place.staged().await;
+    stage.settle().unwrap();
+    stage.rename_all().unwrap();
+    stage.undo(3);
+    stage.give_up().unwrap();
+    assert_eq!(place.contents(), all(["old", "old", ""]));
+    assert!(place.journal_is_gone());
+}
+
+#[tokio::test]
+async fn k3_an_old_disk_that_could_not_be_put_back_is_kept_for_the_next() {
+    let place = Place::new();
+    let (mut stage, targets) = place.staged().await;
+    stage.settle().unwrap();
+    let first = stage.plan.disks[0].clone();
+    exchange(&first).unwrap();
+    stage.give_up().unwrap();
+    assert_eq!(fs::read_to_string(first.aside.as_path()).unwrap(), "old");
+    assert_eq!(fs::read_to_string(targets[1].as_path()).unwrap(), "old");
+    let off = Off(Vec::new());
+    recover(&place.library, &place.vm_id, &off).await.unwrap();
+    assert_eq!(place.contents(), all(["new", "new", "new"]));
 }
 
 #[tokio::test]
@@ -156,7 +235,7 @@ async fn f22_a_crash_between_the_renames_is_carried_on() {
         let (mut stage, _) = place.staged().await;
         stage.settle().unwrap();
         for disk in &stage.plan.disks[..done] {
-            exchange(&disk.aside, &disk.target).unwrap();
+            exchange(disk).unwrap();
         }
         drop(stage);
         recover(&place.library, &place.vm_id, &Off(Vec::new()))
@@ -184,18 +263,129 @@ async fn a_crashed_restore_leaves_a_disk_that_was_snapshotted_since() {
     assert_eq!(place.contents(), all(["new", "new", "new"]));
 }
 
+/// A machine that knows nothing of the journal was started, and wrote.
+#[tokio::test]
+async fn k3_disks_that_were_used_since_a_crash_are_not_replaced() {
+    for (done, used) in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)] {
+        let place = Place::new();
+        let (mut stage, targets) = place.staged().await;
+        stage.settle().unwrap();
+        for disk in &stage.plan.disks[..done] {
+            exchange(disk).unwrap();
+        }
+        let (old, journal) = (stage.file(0).clone(), stage.journal.clone());
+        drop(stage);
+        write_later(&targets[used]);
+        let before = place.contents();
+        let off = Off(Vec::new());
+        recover(&place.library, &place.vm_id, &off).await.unwrap();
+        assert!(!journal.as_path().exists());
+        let case = format!("{done} renamed, {used} used");
+        if done > 0 {
+            assert_eq!(place.contents(), before, "{case}");
+            assert_eq!(fs::read_to_string(old.as_path()).unwrap(), "old", "{case}");
+        } else {
+            let words = if used == 0 {
+                ["used", "old", ""]
+            } else {
+                ["old", "used", ""]
+            };
+            assert_eq!(place.contents(), all(words), "{case}");
+        }
+    }
+}
+
+/// Writes, at a time that no coarse clock confuses with that of a test's beginning.
+fn write_later(disk: &HostPath) {
+    fs::write(disk.as_path(), "used").unwrap();
+    let file = File::options().append(true).open(disk.as_path()).unwrap();
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
+    file.set_modified(later).unwrap();
+}
+
+#[tokio::test]
+async fn k3_a_finished_restore_is_cleared_though_its_disks_were_used_since() {
+    let place = Place::new();
+    let (mut stage, targets) = place.staged().await;
+    stage.settle().unwrap();
+    stage.rename_all().unwrap();
+    drop(stage);
+    write_later(&targets[0]);
+    let off = Off(Vec::new());
+    recover(&place.library, &place.vm_id, &off).await.unwrap();
+    assert_eq!(place.contents(), all(["used", "new", "new"]));
+    assert!(place.journal_is_gone());
+}
+
 #[test]
 fn without_exchanging_renames_it_comes_to_the_same() {
     let place = Place::new();
-    for (name, word) in [("a", "old"), ("x", "new"), ("y", "new")] {
-        fs::write(place.disk(name).as_path(), word).unwrap();
+    let (staged, target) = (place.disk("x"), place.disk("a"));
+    fs::write(target.as_path(), "old").unwrap();
+    fs::write(staged.as_path(), "new").unwrap();
+    replace_by_link(staged.as_path(), target.as_path()).unwrap();
+    assert_eq!(read_to(&target), "new");
+    put_back_by_link(staged.as_path(), target.as_path()).unwrap();
+    assert_eq!(
+        (read_to(&target), read_to(&staged)),
+        ("old".into(), "new".into())
+    );
+    // A process died between the two steps.
+    fs::hard_link(target.as_path(), place.disk("x.old").as_path()).unwrap();
+    replace_by_link(staged.as_path(), target.as_path()).unwrap();
+    assert_eq!(read_to(&target), "new");
+    assert_eq!(read_to(&place.disk("x.old")), "old");
+}
+
+fn read_to(path: &HostPath) -> String {
+    fs::read_to_string(path.as_path()).unwrap()
+}
+
+/// After the link, and after the rename, of the first disk or of the second.
+#[tokio::test]
+async fn f22_a_crash_between_links_and_renames_is_carried_on() {
+    for steps in 0..=4 {
+        let place = Place::new();
+        let (mut stage, _) = place.staged().await;
+        stage.settle().unwrap();
+        for step in 0..steps {
+            let disk = &stage.plan.disks[step / 2];
+            let (staged, target) = (disk.aside.as_path(), disk.target.as_path());
+            let old = old_name(&disk.aside).unwrap();
+            match step % 2 {
+                0 => fs::hard_link(target, old.as_path()).unwrap(),
+                _ => fs::rename(staged, target).unwrap(),
+            }
+        }
+        drop(stage);
+        let off = Off(Vec::new());
+        recover(&place.library, &place.vm_id, &off).await.unwrap();
+        assert_eq!(
+            place.contents(),
+            all(["new", "new", "new"]),
+            "{steps} steps"
+        );
+        assert!(place.journal_is_gone());
     }
-    exchange_by_links(place.disk("x").as_path(), place.disk("a").as_path()).unwrap();
-    exchange_by_links(place.disk("y").as_path(), place.disk("b").as_path()).unwrap();
-    let found = place.contents();
-    let words: Vec<_> = found
-        .iter()
-        .map(|(n, w)| (n.as_str(), w.as_str()))
-        .collect();
-    assert_eq!(words, [("a", "new"), ("b", "new"), ("x", "old")]);
+}
+
+/// Without an exchange what is replaced has a name that nothing but the undoing may take from it.
+#[tokio::test]
+async fn k3_what_links_keep_of_a_failed_restore_is_put_back_or_left() {
+    for put_back_too in [true, false] {
+        let place = Place::new();
+        let (mut stage, targets) = place.staged().await;
+        stage.settle().unwrap();
+        let first = stage.plan.disks[0].clone();
+        replace_by_link(first.aside.as_path(), first.target.as_path()).unwrap();
+        if put_back_too {
+            stage.undo(1);
+            stage.give_up().unwrap();
+            assert_eq!(place.contents(), all(["old", "old", ""]));
+        } else {
+            stage.give_up().unwrap();
+            assert_eq!(read_to(&targets[0]), "new");
+            assert_eq!(read_to(&old_name(&first.aside).unwrap()), "old");
+        }
+    }
 }

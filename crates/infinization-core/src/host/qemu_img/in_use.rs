@@ -162,6 +162,20 @@ pub fn claim_now(path: &HostPath) -> Result<Claim, ImageError> {
     Err(ImageError::InUse { path, holder })
 }
 
+/// Keeps every machine, and every program of QEMU's, from writing to an image, until it is dropped.
+/// Anybody may read it.
+#[derive(Debug)]
+pub struct Unchanged {
+    _locked: File,
+}
+
+/// Holds an image as it is: `IMAGE_IN_USE` if somebody writes to it. From then on nobody can. Blocks.
+pub fn keep_unchanged_now(path: &HostPath) -> Result<Unchanged, ImageError> {
+    let (file, _) = open(path)?;
+    read_unchanged(path, &file)?;
+    Ok(Unchanged { _locked: file })
+}
+
 /// The failure for an image whose locks qemu-img could not get.
 pub(super) async fn in_use(path: &HostPath) -> ImageError {
     match refuse(path, Access::Write).await {

@@ -52,7 +52,8 @@ pub use encryption::{Encryption, pipe_of};
 pub use error::ImageError;
 pub use format::ImageFormat;
 pub use in_use::{
-    Claim, Holder, claim_now, ensure_unused, ensure_unused_now, ensure_unwritten_now,
+    Claim, Holder, Unchanged, claim_now, ensure_unused, ensure_unused_now, ensure_unwritten_now,
+    keep_unchanged_now,
 };
 pub use incoming::{Incoming, IncomingImage};
 pub use info::{ImageInfo, Sharing, info};
