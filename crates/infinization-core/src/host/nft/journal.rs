@@ -358,18 +358,15 @@ impl State {
 }
 
 /// Takes out what others have done since the commit that came from the port `own`, and that commit. Where it
-/// is missing, all may have been done since.
+/// or anything else is missing, all of the others may have been done since.
 fn since_ours(commits: &mut Vec<Commit>, own: Option<u32>, lost: bool) -> Vec<Commit> {
     let Some(own) = own else { return Vec::new() };
     let ours = commits.iter().rposition(|it| it.sender == own);
-    match ours.filter(|_| !lost) {
-        Some(ours) => {
-            let since = commits.split_off(ours + 1);
-            commits.truncate(ours);
-            since
-        }
-        None => std::mem::take(commits),
-    }
+    let before = ours.filter(|_| !lost).unwrap_or_default();
+    let mut since = commits.split_off(before);
+    // What we have loaded ourselves nobody has touched.
+    since.retain(|it| it.sender != own);
+    since
 }
 
 impl Trust {
