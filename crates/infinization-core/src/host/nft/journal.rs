@@ -298,23 +298,37 @@ impl Drop for Committing<'_> {
 impl State {
     /// Gathers the commits that were told since the last time.
     fn gather(&mut self) -> io::Result<()> {
+        let socket = self.listening()?.as_raw_fd();
+        self.gather_from(|datagram| recv(socket, datagram, MsgFlags::MSG_DONTWAIT))
+    }
+
+    fn gather_from(
+        &mut self,
+        mut receive: impl FnMut(&mut [u8]) -> nix::Result<usize>,
+    ) -> io::Result<()> {
         let mut datagram = vec![0; DATAGRAM];
+        let mut overflowed = false;
         loop {
-            let socket = self.listening()?.as_raw_fd();
-            match recv(socket, &mut datagram, MsgFlags::MSG_DONTWAIT) {
+            match receive(&mut datagram) {
                 Ok(length) => match self.reader.read(&datagram[..length]) {
                     Ok(ended) => self.gathered.extend(ended),
                     Err(_torn) => self.lost(),
                 },
-                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
-                Err(Errno::ENOBUFS) => self.lost(),
+                // What there was room for is still to come.
+                Err(Errno::ENOBUFS) => overflowed = true,
                 Err(error) => return Err(error.into()),
             }
         }
+        if overflowed {
+            self.lost();
+        }
+        Ok(())
     }
 
-    /// More was told than there was room for, or nobody listened: anything may have been done.
+    /// More was told than there was room for, or nobody listened: anything may have been done. What was read
+    /// of a commit whose end is missing is not the beginning of the next.
     fn lost(&mut self) {
         self.reader.restart();
         self.generation = None;

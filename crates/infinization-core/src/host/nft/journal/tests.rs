@@ -1,6 +1,8 @@
 use super::super::notice::Touched;
 use super::super::tests::compiled;
+use super::super::wire::{FAMILY_BRIDGE, SUBSYS_NFTABLES, kind, message, text};
 use super::*;
+use crate::firewall::TABLE;
 
 fn commit(sender: u32, chain: &str) -> Commit {
     let touched = Touched {
@@ -81,6 +83,45 @@ fn what_others_do_to_a_chain_after_we_have_loaded_it_is_not_forgotten_with_the_l
         committing.ended(Some(7), |known| known.loaded(&compiled, false));
         assert_eq!(journal.known.change(&compiled).is_some(), is_as_loaded);
     }
+}
+
+/// What the kernel tells of a rule in this chain, and of the end of a commit.
+fn told(chain: &str) -> [Vec<u8>; 2] {
+    let rule = [text(1, TABLE), text(2, chain)].concat();
+    let nft = |kind| (SUBSYS_NFTABLES << 8) + kind;
+    [
+        message(nft(kind::NEW_RULE), 0, FAMILY_BRIDGE, 0, &rule),
+        message(nft(15), 0, 0, 0, &[]),
+    ]
+}
+
+#[test]
+fn the_beginning_of_a_commit_whose_end_was_lost_is_not_the_next_one_s() {
+    let mut state = State::default();
+    let [ours, _lost] = told("ours");
+    let [theirs, end] = told("theirs");
+    // The kernel says that there was no room before it gives what there was room for.
+    let mut heard = [
+        Err(Errno::ENOBUFS),
+        Ok(ours),
+        Err(Errno::EAGAIN),
+        Ok(theirs),
+        Ok(end),
+        Err(Errno::EAGAIN),
+    ]
+    .into_iter();
+    for _ in 0..2 {
+        let gathered = state.gather_from(|datagram| {
+            let bytes = heard.next().unwrap()?;
+            datagram[..bytes.len()].copy_from_slice(&bytes);
+            Ok(bytes.len())
+        });
+        gathered.unwrap();
+        assert!(state.lost);
+    }
+    let commits = state.gathered;
+    assert_eq!(commits.len(), 1);
+    assert_eq!(commits[0].touched.chains, ["theirs".to_owned()].into());
 }
 
 #[test]
