@@ -31,7 +31,8 @@ use crate::host::readable::readable;
 
 /// `NFNLGRP_NFTABLES` (7) as a bit of `nl_groups`.
 const GROUP: u32 = 1 << 6;
-/// Room for what is told between two looks: a commit of some thousand rules.
+/// Room for what is told between two looks: a commit that changes some thousand rules. What a larger one
+/// overflows is found by reading.
 const BACKLOG: usize = 1024 * 1024;
 /// No datagram is longer: the kernel fills a page or two (`NLMSG_GOODSIZE`).
 pub(super) const DATAGRAM: usize = 32 * 1024;
@@ -68,7 +69,7 @@ struct State {
     committing: bool,
     filter: Trust,
     nat: Trust,
-    /// The number of the last state that was told of, if none may have been missed since.
+    /// The number of the last state that was told of or read, if none may have been missed since.
     generation: Option<u32>,
 }
 
@@ -190,10 +191,10 @@ impl Journal {
     /// before, it has overwritten; what they did since counts.
     fn attribute(&self, state: &mut State, own: Option<u32>, learn: impl FnOnce(&Known)) {
         let mut commits = std::mem::take(&mut state.gathered);
-        if let Some(last) = commits.last() {
+        let lost = std::mem::take(&mut state.lost);
+        if let Some(last) = commits.last().filter(|_| !lost) {
             state.generation = last.generation;
         }
-        let lost = std::mem::take(&mut state.lost);
         let since = since_ours(&mut commits, own, lost);
         self.note(state, commits);
         learn(&self.known);
@@ -238,6 +239,15 @@ impl Journal {
         let mut state = self.state();
         let trust = state.trust_mut(table);
         trust.settled = trust.settled.max(mark.0);
+    }
+
+    /// The filter was read in this state, and taken in was what was told until after that.
+    /// What was told of since is newer.
+    pub(super) fn saw_generation(&self, generation: Option<u32>) {
+        let mut state = self.state();
+        if state.filter.is_firm() {
+            state.generation = state.generation.or(generation);
+        }
     }
 
     /// Resolves when the table is in doubt and something is known of it; given a mark, when it came into

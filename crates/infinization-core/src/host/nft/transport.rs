@@ -88,6 +88,8 @@ pub struct Reading {
     pub table: bool,
     /// The kernel's number for it: one that is made anew has another.
     pub handle: Option<u64>,
+    /// The number of nftables' state that this is, if nobody has committed anything while it was read.
+    pub generation: Option<u32>,
     /// Whether it sees no packets: it has flags, and we give it none.
     pub dormant: bool,
     /// The chains there are.
@@ -198,13 +200,19 @@ impl NftTransport for NftProgram {
     }
 
     async fn read(&self) -> Result<Reading, NftError> {
+        let before = self.batches.generation().await.ok();
         // The whole table, as nft 1.0.6 finds only the last of several chains listed in one go.
         let table = json!({ "table": { "family": "bridge", "name": TABLE } });
-        match list(&table).await {
-            Ok(printed) => reading(&printed),
-            Err(error) if error.is_absent() => Ok(Reading::default()),
-            Err(error) => Err(error),
-        }
+        let reading = match list(&table).await {
+            Ok(printed) => reading(&printed)?,
+            Err(error) if error.is_absent() => Reading::default(),
+            Err(error) => return Err(error),
+        };
+        let after = self.batches.generation().await.ok();
+        Ok(Reading {
+            generation: before.filter(|_| before == after),
+            ..reading
+        })
     }
 
     async fn commit_nat(&self, transaction: &NatTransaction) -> Result<Committed, NftError> {

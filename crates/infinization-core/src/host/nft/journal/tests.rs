@@ -139,3 +139,25 @@ fn a_doubt_that_comes_while_reading_is_not_settled_by_it() {
         "another table's doubts are its own"
     );
 }
+
+#[test]
+fn the_state_s_number_is_learnt_by_reading_unless_a_newer_one_was_told() {
+    let journal = Journal::default();
+    journal.catch_up();
+    assert_eq!(journal.generation(), None, "nobody has listened before");
+    journal.saw_generation(Some(4));
+    assert_eq!(journal.generation(), None, "what was read is in doubt");
+    journal.settle(OurTable::Filter, journal.mark(OurTable::Filter));
+    journal.saw_generation(Some(4));
+    assert_eq!(journal.generation(), Some(4));
+    journal.state().gathered.push(Commit {
+        generation: Some(5),
+        ..Commit::default()
+    });
+    journal.catch_up();
+    journal.saw_generation(Some(4));
+    assert_eq!(journal.generation(), Some(5));
+    journal.state().lost();
+    journal.catch_up();
+    assert_eq!(journal.generation(), None);
+}
