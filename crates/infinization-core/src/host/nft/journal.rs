@@ -6,7 +6,7 @@
 //! there is none, memory is the truth, and "unchanged" costs no program.
 //!
 //! Invariant: whatever is lost (an overflow, a socket that cannot be opened, bytes that make no
-//! sense) is a doubt. Neighbours: [`super::notice`] reads the messages, [`super::known`] is what is
+//! sense) is a doubt, unless the state's number says that it was only ours. Neighbours: [`super::notice`] reads the messages, [`super::known`] is what is
 //! believed.
 
 use std::collections::HashMap;
@@ -31,8 +31,7 @@ use crate::host::readable::readable;
 
 /// `NFNLGRP_NFTABLES` (7) as a bit of `nl_groups`.
 const GROUP: u32 = 1 << 6;
-/// Room for what is told between two looks: a commit that changes some thousand rules. What a larger one
-/// overflows is found by reading.
+/// Room for what is told between two looks: a commit that changes some thousand rules.
 const BACKLOG: usize = 1024 * 1024;
 /// No datagram is longer: the kernel fills a page or two (`NLMSG_GOODSIZE`).
 pub(super) const DATAGRAM: usize = 32 * 1024;
@@ -88,6 +87,12 @@ pub struct Mark(u64);
 #[derive(Debug)]
 pub(super) struct Committing<'a> {
     journal: &'a Journal,
+    /// The state's number when it began, if that is known.
+    before: Option<u32>,
+    /// More was told meanwhile than there was room for, and it need not have been ours.
+    lost: bool,
+    /// The state's number after it, where it was asked for and nobody else had committed.
+    after: Option<u32>,
     ended: bool,
 }
 
@@ -148,23 +153,35 @@ impl Journal {
     /// A commit of ours begins: what was told until now is of others.
     pub(super) fn begin_commit(&self) -> Committing<'_> {
         self.keep_reading(None);
+        let mut before = None;
         self.look(|state| {
             self.attribute(state, None, |_| ());
             state.committing = true;
+            before = state.generation;
         });
         Committing {
             journal: self,
+            before,
+            lost: false,
+            after: None,
             ended: false,
         }
     }
 
     /// The commit of ours that came from the port `own` has ended, from which there is something to `learn`.
-    fn end_commit(&self, own: Option<u32>, learn: impl FnOnce(&Known)) {
+    fn end_commit(
+        &self,
+        committing: &Committing<'_>,
+        own: Option<u32>,
+        learn: impl FnOnce(&Known),
+    ) {
         if self.blind {
             return learn(&self.known);
         }
         self.look(|state| {
             state.committing = false;
+            state.lost |= committing.lost;
+            state.generation = committing.after.or(state.generation);
             self.attribute(state, own, learn);
         });
     }
@@ -192,7 +209,10 @@ impl Journal {
     fn attribute(&self, state: &mut State, own: Option<u32>, learn: impl FnOnce(&Known)) {
         let mut commits = std::mem::take(&mut state.gathered);
         let lost = std::mem::take(&mut state.lost);
-        if let Some(last) = commits.last().filter(|_| !lost) {
+        if lost {
+            state.generation = None;
+            state.doubt_all();
+        } else if let Some(last) = commits.last() {
             state.generation = last.generation;
         }
         let since = since_ours(&mut commits, own, lost);
@@ -290,17 +310,38 @@ impl Journal {
 }
 
 impl Committing<'_> {
+    /// Takes in what was told of it; whether that was more than there was room for. Who asks for the
+    /// state's number after this tells whether all of it was ours: what others commit from here on is
+    /// heard again.
+    pub(super) fn has_overflowed(&mut self) -> bool {
+        let lost = &mut self.lost;
+        self.journal
+            .look(|state| *lost |= std::mem::take(&mut state.lost));
+        self.lost
+    }
+
+    /// It is confirmed, and the state has this number now. If that is the next one, nobody else has committed, and
+    /// what was lost was ours.
+    pub(super) fn made(&mut self, generation: Option<u32>) {
+        // The kernel leaves zero out.
+        let next = self.before.map(|it| it.wrapping_add(1).max(1));
+        if generation.is_some() && generation == next {
+            self.lost = false;
+            self.after = generation;
+        }
+    }
+
     /// It has ended; `own` is the port it came from, if that is known.
     pub(super) fn ended(mut self, own: Option<u32>, learn: impl FnOnce(&Known)) {
         self.ended = true;
-        self.journal.end_commit(own, learn);
+        self.journal.end_commit(&self, own, learn);
     }
 }
 
 impl Drop for Committing<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.journal.end_commit(None, |_| ());
+            self.journal.end_commit(self, None, |_| ());
         }
     }
 }
@@ -341,9 +382,7 @@ impl State {
     /// of a commit whose end is missing is not the beginning of the next.
     fn lost(&mut self) {
         self.reader.restart();
-        self.generation = None;
         self.lost = true;
-        self.doubt_all();
     }
 
     fn doubt_all(&mut self) {

@@ -41,6 +41,9 @@ pub trait NftTransport: std::fmt::Debug + Send + Sync {
     /// Everything in the table; nothing if there is no table.
     async fn read(&self) -> Result<Reading, NftError>;
 
+    /// The number of the state that nftables is in, which each commit counts on; none if that cannot be asked.
+    async fn generation(&self) -> Option<u32>;
+
     /// Commits a change of the NAT table.
     async fn commit_nat(&self, transaction: &NatTransaction) -> Result<Committed, NftError>;
 
@@ -200,7 +203,7 @@ impl NftTransport for NftProgram {
     }
 
     async fn read(&self) -> Result<Reading, NftError> {
-        let before = self.batches.generation().await.ok();
+        let before = self.generation().await;
         // The whole table, as nft 1.0.6 finds only the last of several chains listed in one go.
         let table = json!({ "table": { "family": "bridge", "name": TABLE } });
         let reading = match list(&table).await {
@@ -208,11 +211,18 @@ impl NftTransport for NftProgram {
             Err(error) if error.is_absent() => Reading::default(),
             Err(error) => return Err(error),
         };
-        let after = self.batches.generation().await.ok();
+        let after = self.generation().await;
         Ok(Reading {
             generation: before.filter(|_| before == after),
             ..reading
         })
+    }
+
+    async fn generation(&self) -> Option<u32> {
+        let asked = self.batches.generation().await;
+        asked
+            .inspect_err(|error| tracing::debug!(%error, "the state's number cannot be asked"))
+            .ok()
     }
 
     async fn commit_nat(&self, transaction: &NatTransaction) -> Result<Committed, NftError> {

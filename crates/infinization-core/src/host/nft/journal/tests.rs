@@ -161,3 +161,34 @@ fn the_state_s_number_is_learnt_by_reading_unless_a_newer_one_was_told() {
     journal.catch_up();
     assert_eq!(journal.generation(), None);
 }
+
+#[test]
+fn what_was_lost_while_nobody_else_has_committed_was_ours() {
+    // The state's number before, after, and whether more is lost when it was asked for.
+    for (before, after, again, was_ours) in [
+        (Some(4), Some(5), false, true),
+        (Some(u32::MAX), Some(1), false, true),
+        (Some(4), Some(6), false, false),
+        (Some(4), None, false, false),
+        (None, Some(5), false, false),
+        (None, None, false, false),
+        (Some(4), Some(5), true, false),
+    ] {
+        let journal = Journal::default();
+        journal.catch_up();
+        journal.state().generation = before;
+        let doubts = journal.state().doubts();
+        let mut committing = journal.begin_commit();
+        journal.state().lost();
+        // Somebody who waits looks before the committer does.
+        journal.catch_up();
+        assert!(committing.has_overflowed());
+        committing.made(after);
+        if again {
+            journal.state().lost();
+        }
+        committing.ended(Some(7), |_| ());
+        assert_eq!(journal.state().doubts() == doubts, was_ours);
+        assert_eq!(journal.generation(), after.filter(|_| was_ours));
+    }
+}
