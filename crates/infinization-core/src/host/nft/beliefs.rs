@@ -58,6 +58,24 @@ impl Beliefs {
         }
     }
 
+    /// Something was done that nobody has told. Reading finds it, except a rule replaced under its comment in a
+    /// chain that was not read since we changed it: such a chain is as good as touched.
+    pub(super) fn missed(&mut self) {
+        let handles = &self.handles;
+        let is_unseen = |chain: &&str| !handles.has_seen(chain);
+        let ours = self.machines.values_mut();
+        for loaded in ours {
+            let Rules::Ours(compiled) = &loaded.rules else {
+                continue;
+            };
+            for chain in compiled.ruleset.shared_names().filter(is_unseen) {
+                self.shared.touched(chain);
+            }
+            let own = loaded.names.all().into_iter().filter(is_unseen);
+            loaded.touched.extend(own.map(str::to_owned));
+        }
+    }
+
     /// Whose rules are others than they were was touched, whoever has heard of it; whose are the same was not.
     pub(super) fn judge_touched(&mut self, reading: &Reading) {
         for chain in self.handles.check(reading) {

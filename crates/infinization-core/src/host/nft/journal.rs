@@ -212,6 +212,7 @@ impl Journal {
         if lost {
             state.generation = None;
             state.doubt_all();
+            self.known.missed();
         } else if let Some(last) = commits.last() {
             state.generation = last.generation;
         }
