@@ -34,9 +34,9 @@ impl Beliefs {
         self.hooked = true;
         let compiled = self.shared.with_one_copy(compiled);
         let (names, tap) = (compiled.ruleset.names.clone(), &compiled.ruleset.tap);
-        let before = self.machines.get(&names.vm);
-        let before = before.filter(|it| it.attached && it.tap == *tap);
-        let others = before.map_or_else(BTreeSet::new, |it| it.others.clone());
+        let before = self.machines.get(&names.vm).filter(|it| it.attached);
+        let ports = before.into_iter().flat_map(Loaded::ports);
+        let others = ports.filter(|port| *port != tap).cloned().collect();
         let loaded = Loaded {
             others,
             load,
