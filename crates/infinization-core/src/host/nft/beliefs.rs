@@ -33,6 +33,7 @@ impl Beliefs {
     pub(super) fn load(&mut self, compiled: &Arc<Compiled>, load: u64) {
         self.hooked = true;
         let compiled = self.shared.with_one_copy(compiled);
+        self.shared.is_ours(&compiled.ruleset.names.vm);
         let (names, tap) = (compiled.ruleset.names.clone(), &compiled.ruleset.tap);
         let before = self.machines.get(&names.vm).filter(|it| it.attached);
         let ports = before.into_iter().flat_map(Loaded::ports);
@@ -133,9 +134,8 @@ impl Beliefs {
                 .get(chain)
                 .is_some_and(|it| it.ours().is_some())
         };
-        let others = reading.jumps.iter().filter(|(chain, _)| !is_ours(chain));
-        let elsewhere = others.flat_map(|(_, targets)| targets).cloned().collect();
-        self.shared.saw(reading, elsewhere);
+        let others = reading.jumps.keys().filter(|chain| !is_ours(chain));
+        self.shared.saw(reading, others);
         let damaged = chains
             .values()
             .filter_map(|chain| self.shared.damage(chain, reading));
