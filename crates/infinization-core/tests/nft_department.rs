@@ -117,6 +117,33 @@ fn lines_of(text: &str) -> Vec<String> {
 }
 
 #[test]
+fn machines_of_an_earlier_process_leave_the_old_chain_together() {
+    in_private_network(|| async {
+        let before = all(&["DROP IN tcp 80"]);
+        load(&settled().await, &before).await;
+        let nft = settled().await;
+        for machine in &before {
+            nft.adopt_vm(&machine.ruleset.names, &machine.ruleset.tap);
+        }
+        let found = nft.repair().await.unwrap();
+        assert_eq!(found.unconfirmed.len(), MACHINES);
+        for machine in &before {
+            assert!(!nft.ensure_vm_if_changed(machine).await.unwrap());
+        }
+        load(&nft, &all(&["DROP IN tcp 443"])).await;
+        assert_eq!(shared(&nft).await.len(), 1, "{:?}", shared(&nft).await);
+        let untouched = handles(&before[0]);
+        load(&nft, &all(&["DROP IN tcp 444"])).await;
+        let without_jumps = |text: &str| -> String {
+            let lines = text.lines().filter(|line| !line.contains("jump dept_"));
+            lines.collect()
+        };
+        assert_eq!(without_jumps(&handles(&before[0])), without_jumps(&untouched));
+        assert_eq!(shared(&nft).await.len(), 1);
+    });
+}
+
+#[test]
 fn machines_that_go_different_ways_get_what_each_of_them_asked_for() {
     in_private_network(|| async {
         let nft = settled().await;

@@ -133,9 +133,15 @@ impl Compiled {
         both
     }
 
-    /// Whether the other is the same machine with exactly the same rules.
+    /// Whether the other is the same machine, behind the same port, with exactly the same rules.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        self.hash == other.hash && self.ruleset.shared_names().eq(other.ruleset.shared_names())
+        self.says_the_same_of_its_own(other) && self.ruleset.shared_names().eq(other.ruleset.shared_names())
+    }
+
+    /// As [`Compiled::says_the_same`], whatever the chains hold that it shares.
+    pub(crate) fn says_the_same_of_its_own(&self, other: &Self) -> bool {
+        // What was loaded for a port that is closed now is another's.
+        self.hash == other.hash && self.ruleset.tap == other.ruleset.tap
     }
 }
 

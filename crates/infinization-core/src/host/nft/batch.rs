@@ -293,7 +293,7 @@ fn wanted_chains(all: &[Arc<Compiled>]) -> BTreeMap<String, Arc<SharedChain>> {
 /// What each of the machine's shared chains, by name, is to be instead; none if more than that changes.
 fn changes(known: &Known, new: &Compiled) -> Option<Vec<(String, Arc<SharedChain>)>> {
     let old = known.compiled(&new.ruleset.names)?;
-    let (old, is_alike) = (&old.ruleset.shared, old.hash == new.hash);
+    let (old, is_alike) = (&old.ruleset.shared, old.says_the_same_of_its_own(new));
     let pairs = old.iter().zip(&new.ruleset.shared);
     let pairs = pairs.map(|(old, new)| (old.name.clone(), Arc::clone(new)));
     (is_alike && old.len() == new.ruleset.shared.len()).then(|| pairs.collect())

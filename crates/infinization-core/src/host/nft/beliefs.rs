@@ -33,10 +33,11 @@ impl Beliefs {
     pub(super) fn load(&mut self, compiled: &Arc<Compiled>, load: u64) {
         self.hooked = true;
         let compiled = self.shared.with_one_copy(compiled);
+        self.shared.is_ours(&compiled.ruleset.names.vm);
         let (names, tap) = (compiled.ruleset.names.clone(), &compiled.ruleset.tap);
-        let before = self.machines.get(&names.vm);
-        let before = before.filter(|it| it.attached && it.tap == *tap);
-        let others = before.map_or_else(BTreeSet::new, |it| it.others.clone());
+        let before = self.machines.get(&names.vm).filter(|it| it.attached);
+        let ports = before.into_iter().flat_map(Loaded::ports);
+        let others = ports.filter(|port| *port != tap).cloned().collect();
         let loaded = Loaded {
             others,
             load,
@@ -55,6 +56,24 @@ impl Beliefs {
             if loaded.names.all().contains(&chain) {
                 loaded.touched.insert(chain.to_owned());
             }
+        }
+    }
+
+    /// Something was done that nobody has told. Reading finds it, except a rule replaced under its comment in a
+    /// chain that was not read since we changed it: such a chain is as good as touched.
+    pub(super) fn missed(&mut self) {
+        let handles = &self.handles;
+        let is_unseen = |chain: &&str| !handles.has_seen(chain);
+        let ours = self.machines.values_mut();
+        for loaded in ours {
+            let Rules::Ours(compiled) = &loaded.rules else {
+                continue;
+            };
+            for chain in compiled.ruleset.shared_names().filter(is_unseen) {
+                self.shared.touched(chain);
+            }
+            let own = loaded.names.all().into_iter().filter(is_unseen);
+            loaded.touched.extend(own.map(str::to_owned));
         }
     }
 
@@ -115,9 +134,8 @@ impl Beliefs {
                 .get(chain)
                 .is_some_and(|it| it.ours().is_some())
         };
-        let others = reading.jumps.iter().filter(|(chain, _)| !is_ours(chain));
-        let elsewhere = others.flat_map(|(_, targets)| targets).cloned().collect();
-        self.shared.saw(reading, elsewhere);
+        let others = reading.jumps.keys().filter(|chain| !is_ours(chain));
+        self.shared.saw(reading, others);
         let damaged = chains
             .values()
             .filter_map(|chain| self.shared.damage(chain, reading));

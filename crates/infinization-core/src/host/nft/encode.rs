@@ -66,6 +66,11 @@ pub(super) fn get_chain(name: &str) -> Request {
     Request::new(kind::GET_CHAIN, flags::ACK, chain(name))
 }
 
+/// Asks for the number of nftables' state.
+pub(super) fn get_generation() -> Request {
+    Request::new(kind::GET_GENERATION, flags::ACK, Vec::new())
+}
+
 #[derive(Default)]
 struct Encoder {
     encoded: Encoded,

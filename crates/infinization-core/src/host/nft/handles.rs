@@ -93,6 +93,11 @@ impl Handles {
         Some(reading.said.get(chain) == Some(said))
     }
 
+    /// Whether the chain was read since it was changed last.
+    pub(super) fn has_seen(&self, chain: &str) -> bool {
+        self.said.contains_key(chain)
+    }
+
     /// Forgets, and answers, the chains that were found otherwise.
     pub(super) fn check(&mut self, reading: &Reading) -> Vec<String> {
         let is_same_table = self.table.is_none() || self.table == reading.handle;

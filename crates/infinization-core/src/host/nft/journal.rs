@@ -6,7 +6,7 @@
 //! there is none, memory is the truth, and "unchanged" costs no program.
 //!
 //! Invariant: whatever is lost (an overflow, a socket that cannot be opened, bytes that make no
-//! sense) is a doubt. Neighbours: [`super::notice`] reads the messages, [`super::known`] is what is
+//! sense) is a doubt, unless the state's number says that it was only ours. Neighbours: [`super::notice`] reads the messages, [`super::known`] is what is
 //! believed.
 
 use std::collections::HashMap;
@@ -31,7 +31,7 @@ use crate::host::readable::readable;
 
 /// `NFNLGRP_NFTABLES` (7) as a bit of `nl_groups`.
 const GROUP: u32 = 1 << 6;
-/// Room for what is told between two looks: a commit of some thousand rules.
+/// Room for what is told between two looks: a commit that changes some thousand rules.
 const BACKLOG: usize = 1024 * 1024;
 /// No datagram is longer: the kernel fills a page or two (`NLMSG_GOODSIZE`).
 pub(super) const DATAGRAM: usize = 32 * 1024;
@@ -68,7 +68,7 @@ struct State {
     committing: bool,
     filter: Trust,
     nat: Trust,
-    /// The number of the last state that was told of, if none may have been missed since.
+    /// The number of the last state that was told of or read, if none may have been missed since.
     generation: Option<u32>,
 }
 
@@ -87,6 +87,12 @@ pub struct Mark(u64);
 #[derive(Debug)]
 pub(super) struct Committing<'a> {
     journal: &'a Journal,
+    /// The state's number when it began, if that is known.
+    before: Option<u32>,
+    /// More was told meanwhile than there was room for, and it need not have been ours.
+    lost: bool,
+    /// The state's number after it, where it was asked for and nobody else had committed.
+    after: Option<u32>,
     ended: bool,
 }
 
@@ -147,23 +153,35 @@ impl Journal {
     /// A commit of ours begins: what was told until now is of others.
     pub(super) fn begin_commit(&self) -> Committing<'_> {
         self.keep_reading(None);
+        let mut before = None;
         self.look(|state| {
             self.attribute(state, None, |_| ());
             state.committing = true;
+            before = state.generation;
         });
         Committing {
             journal: self,
+            before,
+            lost: false,
+            after: None,
             ended: false,
         }
     }
 
     /// The commit of ours that came from the port `own` has ended, from which there is something to `learn`.
-    fn end_commit(&self, own: Option<u32>, learn: impl FnOnce(&Known)) {
+    fn end_commit(
+        &self,
+        committing: &Committing<'_>,
+        own: Option<u32>,
+        learn: impl FnOnce(&Known),
+    ) {
         if self.blind {
             return learn(&self.known);
         }
         self.look(|state| {
             state.committing = false;
+            state.lost |= committing.lost;
+            state.generation = committing.after.or(state.generation);
             self.attribute(state, own, learn);
         });
     }
@@ -190,10 +208,14 @@ impl Journal {
     /// before, it has overwritten; what they did since counts.
     fn attribute(&self, state: &mut State, own: Option<u32>, learn: impl FnOnce(&Known)) {
         let mut commits = std::mem::take(&mut state.gathered);
-        if let Some(last) = commits.last() {
+        let lost = std::mem::take(&mut state.lost);
+        if lost {
+            state.generation = None;
+            state.doubt_all();
+            self.known.missed();
+        } else if let Some(last) = commits.last() {
             state.generation = last.generation;
         }
-        let lost = std::mem::take(&mut state.lost);
         let since = since_ours(&mut commits, own, lost);
         self.note(state, commits);
         learn(&self.known);
@@ -240,6 +262,15 @@ impl Journal {
         trust.settled = trust.settled.max(mark.0);
     }
 
+    /// The filter was read in this state, and taken in was what was told until after that.
+    /// What was told of since is newer.
+    pub(super) fn saw_generation(&self, generation: Option<u32>) {
+        let mut state = self.state();
+        if state.filter.is_firm() {
+            state.generation = state.generation.or(generation);
+        }
+    }
+
     /// Resolves when the table is in doubt and something is known of it; given a mark, when it came into
     /// doubt again since. An error where the kernel cannot be listened to.
     pub(super) async fn in_doubt(&self, table: OurTable, since: Option<Mark>) -> io::Result<()> {
@@ -280,17 +311,38 @@ impl Journal {
 }
 
 impl Committing<'_> {
+    /// Takes in what was told of it; whether that was more than there was room for. Who asks for the
+    /// state's number after this tells whether all of it was ours: what others commit from here on is
+    /// heard again.
+    pub(super) fn has_overflowed(&mut self) -> bool {
+        let lost = &mut self.lost;
+        self.journal
+            .look(|state| *lost |= std::mem::take(&mut state.lost));
+        self.lost
+    }
+
+    /// It is confirmed, and the state has this number now. If that is the next one, nobody else has committed, and
+    /// what was lost was ours.
+    pub(super) fn made(&mut self, generation: Option<u32>) {
+        // The kernel leaves zero out.
+        let next = self.before.map(|it| it.wrapping_add(1).max(1));
+        if generation.is_some() && generation == next {
+            self.lost = false;
+            self.after = generation;
+        }
+    }
+
     /// It has ended; `own` is the port it came from, if that is known.
     pub(super) fn ended(mut self, own: Option<u32>, learn: impl FnOnce(&Known)) {
         self.ended = true;
-        self.journal.end_commit(own, learn);
+        self.journal.end_commit(&self, own, learn);
     }
 }
 
 impl Drop for Committing<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.journal.end_commit(None, |_| ());
+            self.journal.end_commit(self, None, |_| ());
         }
     }
 }
@@ -298,28 +350,40 @@ impl Drop for Committing<'_> {
 impl State {
     /// Gathers the commits that were told since the last time.
     fn gather(&mut self) -> io::Result<()> {
+        let socket = self.listening()?.as_raw_fd();
+        self.gather_from(|datagram| recv(socket, datagram, MsgFlags::MSG_DONTWAIT))
+    }
+
+    fn gather_from(
+        &mut self,
+        mut receive: impl FnMut(&mut [u8]) -> nix::Result<usize>,
+    ) -> io::Result<()> {
         let mut datagram = vec![0; DATAGRAM];
+        let mut overflowed = false;
         loop {
-            let socket = self.listening()?.as_raw_fd();
-            match recv(socket, &mut datagram, MsgFlags::MSG_DONTWAIT) {
+            match receive(&mut datagram) {
                 Ok(length) => match self.reader.read(&datagram[..length]) {
                     Ok(ended) => self.gathered.extend(ended),
                     Err(_torn) => self.lost(),
                 },
-                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
-                Err(Errno::ENOBUFS) => self.lost(),
+                // What there was room for is still to come.
+                Err(Errno::ENOBUFS) => overflowed = true,
                 Err(error) => return Err(error.into()),
             }
         }
+        if overflowed {
+            self.lost();
+        }
+        Ok(())
     }
 
-    /// More was told than there was room for, or nobody listened: anything may have been done.
+    /// More was told than there was room for, or nobody listened: anything may have been done. What was read
+    /// of a commit whose end is missing is not the beginning of the next.
     fn lost(&mut self) {
         self.reader.restart();
-        self.generation = None;
         self.lost = true;
-        self.doubt_all();
     }
 
     fn doubt_all(&mut self) {
@@ -358,18 +422,15 @@ impl State {
 }
 
 /// Takes out what others have done since the commit that came from the port `own`, and that commit. Where it
-/// is missing, all may have been done since.
+/// or anything else is missing, all of the others may have been done since.
 fn since_ours(commits: &mut Vec<Commit>, own: Option<u32>, lost: bool) -> Vec<Commit> {
     let Some(own) = own else { return Vec::new() };
     let ours = commits.iter().rposition(|it| it.sender == own);
-    match ours.filter(|_| !lost) {
-        Some(ours) => {
-            let since = commits.split_off(ours + 1);
-            commits.truncate(ours);
-            since
-        }
-        None => std::mem::take(commits),
-    }
+    let before = ours.filter(|_| !lost).unwrap_or_default();
+    let mut since = commits.split_off(before);
+    // What we have loaded ourselves nobody has touched.
+    since.retain(|it| it.sender != own);
+    since
 }
 
 impl Trust {

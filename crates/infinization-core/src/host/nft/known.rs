@@ -173,6 +173,11 @@ impl Known {
         self.beliefs().touched(chain);
     }
 
+    /// Others may have done anything of which nothing was told.
+    pub(super) fn missed(&self) {
+        self.beliefs().missed();
+    }
+
     /// Nobody knows what is in the chain now.
     pub(super) fn lost(&self, chain: &str) {
         let mut beliefs = self.beliefs();

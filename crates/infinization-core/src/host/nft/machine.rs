@@ -153,7 +153,7 @@ impl Loaded {
         }
     }
 
-    fn ports(&self) -> impl Iterator<Item = &LinkName> {
+    pub(super) fn ports(&self) -> impl Iterator<Item = &LinkName> {
         [&self.tap].into_iter().chain(&self.others)
     }
 
@@ -168,10 +168,12 @@ impl Loaded {
             return self.attached;
         }
         match self.others.pop_first() {
-            // What was loaded was for the port that is closed.
+            // The rules name no port: they are the other one's as well.
             Some(other) if self.attached => {
+                if let Rules::Ours(compiled) = &mut self.rules {
+                    Arc::make_mut(compiled).ruleset.tap = other.clone();
+                }
                 self.tap = other;
-                self.rules = Rules::Found;
             }
             _ => self.attached = false,
         }

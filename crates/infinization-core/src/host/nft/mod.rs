@@ -295,8 +295,11 @@ impl Nft {
         transaction: &Transaction,
         learn: impl FnOnce(&Known) + Send,
     ) -> Result<(), NftError> {
-        let committing = self.journal.begin_commit();
+        let mut committing = self.journal.begin_commit();
         let committed = self.transport.commit(transaction).await;
+        if committed.is_ok() && committing.has_overflowed() {
+            committing.made(self.transport.generation().await);
+        }
         let sender = sender_of(&committed);
         let confirmed = committed.and_then(|committed| confirmed(transaction, committed.rules));
         committing.ended(sender, |known| match &confirmed {

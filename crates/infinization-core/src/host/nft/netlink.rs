@@ -18,12 +18,12 @@ use nix::sys::socket::{
     recv, send, setsockopt, socket, sockopt,
 };
 
-use super::encode::{Encoded, get_chain, rename};
+use super::encode::{Encoded, get_chain, get_generation, rename};
 use super::error::NftError;
 use super::transport::{Committed, CommittedRule};
 use super::wire::{
-    GENERIC_HEADER, HEADER, NLMSG_ERROR, SUBSYS_NFTABLES, batch, find, find_text, kind, u16_at,
-    u32_at,
+    GENERIC_HEADER, HEADER, NLMSG_ERROR, SUBSYS_NFTABLES, batch, find, find_text, generation, kind,
+    u16_at, u32_at,
 };
 use crate::firewall::VerdictMap;
 use crate::host::blocking::blocking;
@@ -31,6 +31,7 @@ use crate::types::LinkName;
 
 const NEW_CHAIN: u16 = (SUBSYS_NFTABLES << 8) + kind::NEW_CHAIN;
 const NEW_RULE: u16 = (SUBSYS_NFTABLES << 8) + kind::NEW_RULE;
+const NEW_GENERATION: u16 = (SUBSYS_NFTABLES << 8) + kind::NEW_GENERATION;
 /// No datagram is longer: the kernel fills a page or two (`NLMSG_GOODSIZE`).
 const DATAGRAM: usize = 64 * 1024;
 /// Room for answers to a batch that is not large.
@@ -56,25 +57,42 @@ impl Batches {
             .map_err(|error| NftError::Netlink(error.into()))?
     }
 
+    /// The number of the state that nftables is in: each commit makes the next.
+    pub(super) async fn generation(self: &Arc<Self>) -> Result<u32, NftError> {
+        let batches = Arc::clone(self);
+        blocking(move || batches.with_socket(generation_now))
+            .await
+            .map_err(|error| NftError::Netlink(error.into()))?
+    }
+
     /// Renames come last: until then everything is under its old name.
     fn commit_now(&self, encoded: Encoded) -> Result<Committed, NftError> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let socket = match held.take() {
-            Some(socket) => socket,
-            None => open().map_err(NftError::Netlink)?,
-        };
         let Encoded {
             mut requests,
             renames,
             generation,
         } = encoded;
-        for (chain, to) in &renames {
-            requests.push(rename(&handle_of(&socket, chain)?, to));
-        }
-        let committed = exchange(&socket, &batch(requests, generation))?;
+        self.with_socket(|socket| {
+            for (chain, to) in &renames {
+                requests.push(rename(&handle_of(socket, chain)?, to));
+            }
+            exchange(socket, &batch(requests, generation))
+        })
+    }
+
+    fn with_socket<T>(
+        &self,
+        work: impl FnOnce(&OwnedFd) -> Result<T, NftError>,
+    ) -> Result<T, NftError> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = match held.take() {
+            Some(socket) => socket,
+            None => open().map_err(NftError::Netlink)?,
+        };
+        let done = work(&socket)?;
         // Only a socket with nothing left unread is used again.
         *held = Some(socket);
-        Ok(committed)
+        Ok(done)
     }
 }
 
@@ -97,6 +115,17 @@ fn handle_of(socket: &OwnedFd, chain: &str) -> Result<Vec<u8>, NftError> {
         }
     })?;
     handle.ok_or(NftError::Rejected(Errno::ENOENT))
+}
+
+fn generation_now(socket: &OwnedFd) -> Result<u32, NftError> {
+    send(socket.as_raw_fd(), &get_generation().bytes(), MsgFlags::empty()).map_err(lost)?;
+    let mut number = None;
+    receive(socket, |kind, attributes| {
+        if kind == NEW_GENERATION {
+            number = generation(attributes);
+        }
+    })?;
+    number.ok_or_else(torn)
 }
 
 /// Sends a batch and reads what came of it.

@@ -8,12 +8,12 @@
 use std::collections::BTreeSet;
 
 use super::wire::{
-    FAMILY_BRIDGE, GENERIC_HEADER, SUBSYS_NFTABLES, find, find_text, u16_at, u32_at,
+    FAMILY_BRIDGE, GENERIC_HEADER, SUBSYS_NFTABLES, find_text, generation, kind, u16_at, u32_at,
 };
 use crate::firewall::{NAT_TABLE, TABLE};
 
 /// `NFT_MSG_NEWGEN`: the end of a commit.
-const NEW_GENERATION: u16 = (SUBSYS_NFTABLES << 8) + 15;
+const NEW_GENERATION: u16 = (SUBSYS_NFTABLES << 8) + kind::NEW_GENERATION;
 const FAMILY_IPV4: u8 = 2;
 /// `NFT_MSG_NEWRULE`, which also is a replacement, and `NFT_MSG_DELRULE`.
 const RULES: [u16; 2] = [(SUBSYS_NFTABLES << 8) + 6, (SUBSYS_NFTABLES << 8) + 8];
@@ -96,10 +96,9 @@ impl Reader {
         let sender = u32_at(message, 12).ok_or(Torn)?;
         let attributes = message.get(GENERIC_HEADER..).ok_or(Torn)?;
         if kind == NEW_GENERATION {
-            let generation = find(attributes, 1).and_then(|id| Some(*id.first_chunk()?));
             return Ok(Some(Commit {
                 sender,
-                generation: generation.map(u32::from_be_bytes),
+                generation: generation(attributes),
                 touched: std::mem::take(&mut self.touched),
             }));
         }

@@ -17,8 +17,8 @@ pub(super) struct Shared {
     touched: BTreeSet<String>,
     /// What nft said of them when nobody had touched them.
     words: BTreeMap<String, String>,
-    /// Chains that others' machines jump to, as far as was read.
-    elsewhere: BTreeSet<String>,
+    /// Chains that others' machines jump to, as far as was read, each with the chains of those machines.
+    elsewhere: BTreeMap<String, BTreeSet<String>>,
     /// One copy of each is enough for all machines.
     copies: BTreeMap<String, Weak<SharedChain>>,
 }
@@ -35,8 +35,14 @@ impl Shared {
     }
 
     /// Takes in what there is, and what machines of others jump to.
-    pub(super) fn saw(&mut self, reading: &Reading, elsewhere: BTreeSet<String>) {
-        self.elsewhere = elsewhere;
+    pub(super) fn saw<'a>(&mut self, reading: &Reading, others: impl Iterator<Item = &'a String>) {
+        self.elsewhere.clear();
+        for jumper in others {
+            for target in reading.jumps.get(jumper).into_iter().flatten() {
+                let jumpers = self.elsewhere.entry(target.clone()).or_default();
+                jumpers.insert(jumper.clone());
+            }
+        }
         self.touched
             .retain(|chain| reading.shared.contains_key(chain));
         self.words
@@ -50,8 +56,16 @@ impl Shared {
         }
     }
 
+    /// The machine with this chain was loaded: where it jumps is known otherwise from now on.
+    pub(super) fn is_ours(&mut self, jumper: &str) {
+        self.elsewhere.retain(|_, jumpers| {
+            jumpers.remove(jumper);
+            !jumpers.is_empty()
+        });
+    }
+
     pub(super) fn is_used_elsewhere(&self, chain: &str) -> bool {
-        self.elsewhere.contains(chain)
+        self.elsewhere.contains_key(chain)
     }
 
     /// Whether it says something else than it did when nobody had touched it. One that was touched

@@ -55,6 +55,10 @@ impl NftTransport for Fake {
         Ok(Reading::default())
     }
 
+    async fn generation(&self) -> Option<u32> {
+        None
+    }
+
     async fn commit_nat(&self, _: &NatTransaction) -> Result<Committed, NftError> {
         self.commits.fetch_add(1, Ordering::Relaxed);
         Ok(Committed::default())

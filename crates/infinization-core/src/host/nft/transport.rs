@@ -41,6 +41,9 @@ pub trait NftTransport: std::fmt::Debug + Send + Sync {
     /// Everything in the table; nothing if there is no table.
     async fn read(&self) -> Result<Reading, NftError>;
 
+    /// The number of the state that nftables is in, which each commit counts on; none if that cannot be asked.
+    async fn generation(&self) -> Option<u32>;
+
     /// Commits a change of the NAT table.
     async fn commit_nat(&self, transaction: &NatTransaction) -> Result<Committed, NftError>;
 
@@ -88,6 +91,8 @@ pub struct Reading {
     pub table: bool,
     /// The kernel's number for it: one that is made anew has another.
     pub handle: Option<u64>,
+    /// The number of nftables' state that this is, if nobody has committed anything while it was read.
+    pub generation: Option<u32>,
     /// Whether it sees no packets: it has flags, and we give it none.
     pub dormant: bool,
     /// The chains there are.
@@ -198,13 +203,26 @@ impl NftTransport for NftProgram {
     }
 
     async fn read(&self) -> Result<Reading, NftError> {
+        let before = self.generation().await;
         // The whole table, as nft 1.0.6 finds only the last of several chains listed in one go.
         let table = json!({ "table": { "family": "bridge", "name": TABLE } });
-        match list(&table).await {
-            Ok(printed) => reading(&printed),
-            Err(error) if error.is_absent() => Ok(Reading::default()),
-            Err(error) => Err(error),
-        }
+        let reading = match list(&table).await {
+            Ok(printed) => reading(&printed)?,
+            Err(error) if error.is_absent() => Reading::default(),
+            Err(error) => return Err(error),
+        };
+        let after = self.generation().await;
+        Ok(Reading {
+            generation: before.filter(|_| before == after),
+            ..reading
+        })
+    }
+
+    async fn generation(&self) -> Option<u32> {
+        let asked = self.batches.generation().await;
+        asked
+            .inspect_err(|error| tracing::debug!(%error, "the state's number cannot be asked"))
+            .ok()
     }
 
     async fn commit_nat(&self, transaction: &NatTransaction) -> Result<Committed, NftError> {

@@ -300,6 +300,7 @@ impl Nft {
         let damages = known.compare(reading);
         if damages.is_empty() {
             self.journal.settle(OurTable::Filter, mark);
+            self.journal.saw_generation(reading.generation);
         }
         let is_asked_for = damages.is_empty() && !known.unconfirmed().is_empty();
         self.journal.keep_reading(is_asked_for.then_some(reading));

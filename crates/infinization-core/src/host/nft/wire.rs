@@ -32,6 +32,8 @@ pub(super) mod kind {
     pub(in super::super) const NEW_SET: u16 = 9;
     pub(in super::super) const NEW_ELEMENTS: u16 = 12;
     pub(in super::super) const DELETE_ELEMENTS: u16 = 14;
+    pub(in super::super) const NEW_GENERATION: u16 = 15;
+    pub(in super::super) const GET_GENERATION: u16 = 16;
 }
 
 /// One request about the table: what kind, with which flags beyond `NLM_F_REQUEST`, and attributes.
@@ -142,6 +144,11 @@ pub(super) fn find(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
 pub(super) fn find_text(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     let text = find(attributes, wanted)?;
     Some(text.strip_suffix(&[0]).unwrap_or(text))
+}
+
+/// `NFTA_GEN_ID`: the number of nftables' state.
+pub(super) fn generation(attributes: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(*find(attributes, 1)?.first_chunk()?))
 }
 
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
