@@ -265,6 +265,7 @@ impl Machine {
             Reserved {
                 display_port,
                 mac: _until_the_launch_is_over,
+                network_disks: _as_long,
                 warnings,
             },
         ) = (gathered.facts, gathered.reserved);
