@@ -178,7 +178,7 @@ impl Machine {
         Ok(OperationResult::done(&vm_id, "VM started").warned(launched.warnings))
     }
 
-    async fn record(&self) -> Result<VmRecord, Failure> {
+    pub(super) async fn record(&self) -> Result<VmRecord, Failure> {
         let record = self
             .context
             .services
