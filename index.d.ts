@@ -708,7 +708,10 @@ export interface DiskConfig {
  * A disk that is on another host or behind another program. It is there already and stays there: it is neither
  * made nor removed, its content is always a raw disk, and its size is what the server says. A machine with
  * one has no snapshots (`NETWORK_DISK`). In `diskPaths` it is a text such as `nbd://host:10809/export`, by which
- * it is found again; such a text is never read as a location.
+ * it is found again; such a text is never read as a location. `createVM` refuses one that another machine of this
+ * `stateDir` has, even one that is off (`DISK_ERROR`, its `cause`: `IMAGE_IN_USE`): by server and export, or by pool,
+ * namespace and image. Machines of other hosts and of other state directories are not seen, nor that one
+ * server has two names; two clusters are not told apart.
  */
 export interface NetworkDiskConfig {
   location: DiskLocation

@@ -69,8 +69,17 @@ impl Argument {
 
     /// Data of the shape of `T`; absent reads as null.
     pub(crate) fn shaped<T: DeserializeOwned>(self, name: &str) -> Result<T, Failure> {
-        let value = self.value(name)?;
-        serde_json::from_value(value).map_err(|why| wrong(name, &format!("is refused: {why}")))
+        read_as(self.value(name)?, name)
+    }
+
+    /// An object of the shape of `T`; absent and null read as an empty one. What is no object is not quoted: it may
+    /// be a key that was meant to be in one.
+    pub(crate) fn options<T: DeserializeOwned>(self, name: &str) -> Result<T, Failure> {
+        match self.present(name)? {
+            None | Some(Value::Null) => read_as(Value::Object(Map::new()), name),
+            Some(object @ Value::Object(_)) => read_as(object, name),
+            Some(_) => Err(wrong(name, "must be an object")),
+        }
     }
 
     /// An array; it must be given.
@@ -129,6 +138,10 @@ impl Issue {
     }
 }
 
+fn read_as<T: DeserializeOwned>(value: Value, name: &str) -> Result<T, Failure> {
+    serde_json::from_value(value).map_err(|why| wrong(name, &format!("is refused: {why}")))
+}
+
 /// A refusal of the argument itself.
 pub(crate) fn wrong(name: &str, message: &str) -> Failure {
     refusal(name, vec![Issue::of_all(message)])
@@ -150,6 +163,22 @@ pub(crate) fn refusal(name: &str, mut issues: Vec<Issue>) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn b38_what_stands_where_options_should_is_not_quoted() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Options {
+            _size: Option<u64>,
+        }
+        let read = |value: Option<Value>| Argument(Ok(value)).options::<Options>("options");
+        for given in [json!("hunter2"), json!(123_456), json!(["hunter2"])] {
+            let refused = read(Some(given)).unwrap_err();
+            assert_eq!(refused.to_string(), "options must be an object");
+        }
+        for none in [None, Some(Value::Null), Some(json!({}))] {
+            assert!(read(none).is_ok());
+        }
+    }
 
     #[test]
     fn a_refusal_names_every_issue_and_the_argument_itself() {

@@ -72,7 +72,7 @@ impl QemuImgService {
     pub async fn create_image(&self, options: Argument, cancel: Option<&Cancellation>) -> Outcome {
         let job = job(cancel);
         done(async {
-            let options: CreateOptions = options.shaped("options")?;
+            let options: CreateOptions = options.options("options")?;
             Ok(create(&options.image()?, &job).await?)
         })
         .await
@@ -93,8 +93,7 @@ impl QemuImgService {
         done(async {
             let path: HostPath = path.parsed("path")?;
             let size = size(&path, gib.shaped("newSizeGB")?)?;
-            let options: ResizeOptions =
-                options.shaped("options").map(Option::unwrap_or_default)?;
+            let options: ResizeOptions = options.options("options")?;
             let direction = if options.shrink {
                 Resize::GrowOrShrink
             } else {
@@ -110,7 +109,7 @@ impl QemuImgService {
     pub async fn convert_image(&self, options: Argument, cancel: Option<&Cancellation>) -> Outcome {
         let job = job(cancel);
         done(async {
-            let options: ConvertOptions = options.shaped("options")?;
+            let options: ConvertOptions = options.options("options")?;
             Ok(convert(&options.image(), &job).await?)
         })
         .await
@@ -128,7 +127,7 @@ impl QemuImgService {
         let job = job(cancel);
         data(async {
             // `signal`, their other member, is what `cancel` was made of.
-            let options: KeyOptions = options.shaped("options").map(Option::unwrap_or_default)?;
+            let options: KeyOptions = options.options("options")?;
             let (path, format) = (path.parsed("path")?, image_format(format)?);
             let found =
                 check_with_key(&path, format, options.encryption_key.as_ref(), &job).await?;
@@ -147,7 +146,7 @@ impl QemuImgService {
     pub async fn change_key(&self, path: Argument, options: Argument) -> Outcome {
         done(async {
             let path: HostPath = path.parsed("path")?;
-            let options: ChangeKeyOptions = options.shaped("options")?;
+            let options: ChangeKeyOptions = options.options("options")?;
             let change = ChangeKey {
                 old: options.encryption_key,
                 new: options.new_key,

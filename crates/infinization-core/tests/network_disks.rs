@@ -180,7 +180,9 @@ fn an_export_over_tcp_is_asked_for_before_anything_is_made() {
         let blocks = manager.qmp_execute(vm, "query-block", Value::Null).await;
         let size = format!("\"virtual-size\": {SIZE}");
         assert!(blocks.unwrap().get().contains(&size));
+        is_another_s(&host, &manager, &at).await;
         manager.stop_vm(vm.into(), forced(), never()).await.unwrap();
+        is_another_s(&host, &manager, &at).await;
         server.end().await;
 
         let read_only = [&options[..], &["--read-only"]].concat();
@@ -191,10 +193,31 @@ fn an_export_over_tcp_is_asked_for_before_anything_is_made() {
         assert!(refused.to_string().contains("nobody write"), "{refused}");
         server.end().await;
         delete(&manager, vm).await;
+        let server = Server::start(&host, &disk, &options).await;
+        let machine = on_disks(&host, "nbd-tcp-2", json!([{ "location": at }]));
+        manager.plan_vm(machine).await.unwrap();
+        server.end().await;
         assert!(disk.exists());
         fs::remove_file(disk).unwrap();
         host.is_clean().await;
     });
+}
+
+/// The server would let both write.
+async fn is_another_s(host: &Host, manager: &Manager, location: &Value) {
+    let before = host.files();
+    let machine = on_disks(
+        host,
+        "nbd-tcp-2",
+        json!([{ "sizeGB": 1 }, { "location": location }]),
+    );
+    let planned = manager.plan_vm(machine.clone()).await.unwrap_err();
+    let created = manager.create_vm(machine, never()).await.unwrap_err();
+    for refused in [planned, created] {
+        assert!(refused.has(ErrorCode::ImageInUse), "{refused:?}");
+        assert_eq!(issue(&refused), ("disks[1].location", "DISK_ERROR"));
+    }
+    assert_eq!(host.files(), before);
 }
 
 /// What only QEMU finds out ends its start, and is cleaned up after.

@@ -262,6 +262,32 @@ fn s4_an_upload_that_ends_early_leaves_nothing_and_replaces_nothing() {
     });
 }
 
+/// A shutdown that comes when the volume has its name waits until that is told.
+#[test]
+fn an_upload_that_is_finishing_is_told_of_before_the_instance_closes() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let mut manager = host.manager().await;
+        let path = pool(&host, &manager).await;
+        for round in 0..5 {
+            let name = format!("{round}.raw");
+            let said = json!({ "format": "raw" });
+            let upload = begin(&manager, &name, said).await.unwrap();
+            upload.write(vec![1; 4096]).await.unwrap();
+            let shut = async {
+                while !path.join(&name).exists() {
+                    tokio::task::yield_now().await;
+                }
+                manager.shutdown().await.unwrap();
+            };
+            let (finished, ()) = tokio::join!(upload.finish(), shut);
+            assert_eq!(finished.unwrap()["capacity"], json!(4096));
+            drop(upload);
+            manager = host.manager().await;
+        }
+    });
+}
+
 /// What is let go is let go behind the call.
 async fn empty(directory: &Path) {
     let emptied = async {

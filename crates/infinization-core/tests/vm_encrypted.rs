@@ -7,7 +7,7 @@
 mod kit;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -309,6 +309,27 @@ fn without_a_stored_key_a_machine_that_was_taken_back_is_not_stopped_for_a_resta
         assert!(refused.has(ErrorCode::KeyRequired), "{refused:?}");
         assert_eq!(qemus(host.path()).len(), 1, "it runs on");
         delete(&manager, vm).await;
+        host.is_clean().await;
+    });
+}
+
+/// The start goes by the row, so what is asked before the stop does too.
+#[test]
+fn a_restart_asks_for_no_key_of_a_disk_that_was_taken_away() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let vm = "luks-4";
+        let mut machine = host.machine(vm);
+        machine["disks"] = json!([{ "sizeGB": 1 }, { "sizeGB": 1, "encryptionKey": KEY }]);
+        let created = manager.create_vm(machine, never()).await.unwrap();
+        let disk = |index: usize| PathBuf::from(created["diskPaths"][index].as_str().unwrap());
+        host.claim_disks(vm, &[disk(0)]);
+        let restarted = manager.restart_vm(vm.into()).await.unwrap();
+        assert_eq!(restarted["success"], true, "{restarted}");
+        assert_eq!(qemus(host.path()).len(), 1, "it runs");
+        delete(&manager, vm).await;
+        fs::remove_file(disk(1)).unwrap();
         host.is_clean().await;
     });
 }

@@ -151,6 +151,24 @@ impl DiskLocation {
     }
 }
 
+impl NetworkLocation {
+    /// Whether both are one disk, as far as their names tell: by which user, by which monitors and whether by TLS
+    /// makes no difference to what is written. One server by two names is not found out; two clusters whose pools
+    /// and images have the same names are taken for one.
+    pub fn is_same_disk(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Nbd(one), Self::Nbd(other)) => {
+                (&one.server, &one.export) == (&other.server, &other.export)
+            }
+            (Self::Rbd(one), Self::Rbd(other)) => {
+                (&one.pool, &one.namespace, &one.image)
+                    == (&other.pool, &other.namespace, &other.image)
+            }
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for DiskLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -421,6 +439,30 @@ mod tests {
             serde_json::to_value(&file).unwrap(),
             json!({ "path": "/a" })
         );
+    }
+
+    #[test]
+    fn one_disk_is_one_however_it_is_reached() {
+        let nbd = json!({ "type": "nbd", "host": "h", "export": "e" });
+        let rbd = json!({ "type": "rbd", "pool": "p", "image": "i" });
+        for (location, member, value, same) in [
+            (&nbd, "port", json!(10809), true),
+            (&nbd, "reconnectDelay", json!(9), true),
+            (&nbd, "tls", json!({ "credentials": "/c" }), true),
+            (&nbd, "port", json!(1), false),
+            (&nbd, "export", json!("f"), false),
+            (&rbd, "user", json!("u"), true),
+            (&rbd, "conf", json!("/c"), true),
+            (&rbd, "namespace", json!("n"), false),
+            (&rbd, "image", json!("j"), false),
+        ] {
+            let mut other = location.clone();
+            other[member] = value;
+            let (one, two) = (given(location).unwrap(), given(&other).unwrap());
+            assert_eq!(one.is_same_disk(&two), same, "{other}");
+        }
+        let (nbd, rbd) = (given(&nbd).unwrap(), given(&rbd).unwrap());
+        assert!(!nbd.is_same_disk(&rbd));
     }
 
     #[test]

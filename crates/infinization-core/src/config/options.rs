@@ -141,12 +141,18 @@ impl GuestExecOptions {
     }
 }
 
-/// A refusal names the path whose key it is about, never the key.
+/// A refusal names the path whose key it is about, never the key: nor what does not begin as a path, for the two
+/// may have changed places.
 fn disk_keys(value: &Value) -> Result<DiskKeys, InvalidValue> {
     let refused = || InvalidValue::new("must be an object of the disks' paths and their keys");
     let keys = value.as_object().ok_or_else(refused)?;
     let key = |(path, key): (&String, &Value)| {
-        let about = |why: InvalidValue| InvalidValue::new(format!("has {path:?}, which {why}"));
+        let about = |why: InvalidValue| {
+            InvalidValue::new(match path.starts_with('/') {
+                true => format!("has {path:?}, which {why}"),
+                false => format!("has an entry whose name {why}"),
+            })
+        };
         let path = HostPath::parse(path.as_str()).map_err(about)?;
         let key = DiskKey::try_from(string(key).map_err(about)?.to_owned()).map_err(about)?;
         Ok((path, key))
@@ -218,5 +224,13 @@ mod tests {
             let refused = StartOptions::parse(&json!({ "diskKeys": keys })).unwrap_err();
             assert_eq!(refused.issues[0].path, "diskKeys", "{keys}");
         }
+    }
+
+    #[test]
+    fn b38_a_key_that_stands_where_its_path_should_is_not_quoted() {
+        let value = json!({ "diskKeys": { "hunter2": "/srv/a.qcow2" } });
+        let refused = StartOptions::parse(&value).unwrap_err();
+        let message = &refused.issues[0].message;
+        assert_eq!(message, "has an entry whose name must be an absolute path");
     }
 }

@@ -7,7 +7,8 @@ use super::draft::{Draft, DraftDisk};
 use super::fields::Report;
 use super::{
     Context, CpuConfig, DiskBus, DiskConfig, DiskDefaults, DiskFormat, DiskLocation, GuestOs,
-    MachineType, MemoryConfig, NetworkConfig, NetworkModel, PinningStrategy, Preset, VmConfig,
+    MachineType, MemoryConfig, NetworkConfig, NetworkLocation, NetworkModel, PinningStrategy,
+    Preset, VmConfig,
 };
 use crate::types::{ByteSize, HostPath, InternalName, VmNames};
 
@@ -256,18 +257,17 @@ impl Rules<'_> {
     }
 
     fn refuse_shared_locations(&self, disks: &[DiskConfig]) {
-        let mut seen: Vec<String> = Vec::new();
+        let mut seen: Vec<&NetworkLocation> = Vec::new();
         for (index, disk) in disks.iter().enumerate() {
             let Some(location) = disk.location.network() else {
                 continue;
             };
-            let text = location.to_string();
-            if seen.contains(&text) {
+            if seen.iter().any(|other| location.is_same_disk(other)) {
                 let message = "must be one that no other disk has";
                 self.report
                     .refuse(format!("disks[{index}].location"), message);
             }
-            seen.push(text);
+            seen.push(location);
         }
     }
 

@@ -30,7 +30,7 @@ use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::storage::Pools;
 use crate::types::VmId;
-use crate::vm::{InstallationFiles, Journals, MacClaims, Marks, Pins, Services};
+use crate::vm::{InstallationFiles, Journals, MacClaims, Marks, NetworkDiskClaims, Pins, Services};
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
@@ -86,6 +86,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         capabilities,
         display_ports: DisplayPorts::default(),
         macs: MacClaims::default(),
+        network_disks: NetworkDiskClaims::default(),
         pins: Pins::default(),
         cgroups: Cgroups::host(),
         journals,

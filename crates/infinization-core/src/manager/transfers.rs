@@ -9,18 +9,21 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
 use super::storage::{job, named};
 use super::{Manager, Open, REST_DEADLINE, to_value};
 use crate::config::{Parsed, PoolName, UploadOptions, VolumeName, parse_no_options};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{Incoming, Outgoing};
-use crate::storage::Uses;
+use crate::storage::{Pools, Uses};
 
 /// A volume that comes in.
 #[derive(Debug)]
 pub struct VolumeUpload {
-    manager: Manager,
+    /// Not the manager: it may be closed before the volume is told of.
+    pools: Pools,
+    transfers: TaskTracker,
     pool: PoolName,
     name: VolumeName,
     transfer: Transfer<Incoming>,
@@ -50,7 +53,8 @@ impl Manager {
         let owner = open.image_owner().await?;
         let incoming = open.pools.upload(&pool, &name, &config, owner).await?;
         Ok(VolumeUpload {
-            manager: self.clone(),
+            pools: open.pools.clone(),
+            transfers: open.transfers.clone(),
             transfer: Transfer::of(incoming, &open, &cancel),
             pool,
             name,
@@ -90,14 +94,17 @@ impl VolumeUpload {
         Ok(())
     }
 
-    /// Makes the volume out of what was written, and tells of it.
+    /// Makes the volume out of what was written, and tells of it. A shutdown that comes in between ends it or, once
+    /// the volume has its name, waits for it.
     pub async fn finish(&self) -> Result<Value, Failure> {
+        // A shutdown waits for the watcher, and from before nothing is left to watch over for this.
+        let _under_way = self.transfers.token();
         let incoming = self.transfer.held.lock().await.take();
         let incoming = incoming.ok_or_else(|| self.transfer.over())?;
         incoming.finish(&job(self.transfer.stop.clone())).await?;
-        let open = self.manager.open()?;
-        let (pools, nobody) = (&open.pools, Uses::default());
-        to_value(&pools.volume(&self.pool, &self.name, &nobody).await?)
+        let nobody = Uses::default();
+        let made = self.pools.volume(&self.pool, &self.name, &nobody).await?;
+        to_value(&made)
     }
 
     /// Ends it; nothing of it stays.

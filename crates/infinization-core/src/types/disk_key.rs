@@ -1,4 +1,5 @@
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::{InvalidValue, Secret};
 
@@ -6,8 +7,7 @@ use super::{InvalidValue, Secret};
 const LONGEST: usize = 512;
 
 /// The passphrase of an encrypted image: 1 to 512 bytes of UTF-8 without a NUL, which is what QEMU takes.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskKey(Secret);
 
 impl DiskKey {
@@ -30,8 +30,19 @@ impl TryFrom<String> for DiskKey {
     }
 }
 
+/// By hand, as serde's own words for what is no text quote it.
+impl<'de> Deserialize<'de> for DiskKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer);
+        let text = text.map_err(|_words| D::Error::custom("a key must be a string"))?;
+        Self::try_from(text).map_err(|why| D::Error::custom(format_args!("a key {why}")))
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -42,5 +53,21 @@ mod tests {
         let key = DiskKey::try_from("hunter2 ü".to_owned()).unwrap();
         assert_eq!(key.reveal(), "hunter2 ü");
         assert!(!format!("{key:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn b38_what_is_no_key_is_not_quoted() {
+        for (given, why) in [
+            (json!(123_456), "a key must be a string"),
+            (json!(["hunter2"]), "a key must be a string"),
+            (json!({ "hunter2": true }), "a key must be a string"),
+            (
+                json!("hunter2\0"),
+                "a key must have 1 to 512 bytes of UTF-8 text and no NUL",
+            ),
+        ] {
+            let refused = serde_json::from_value::<DiskKey>(given).unwrap_err();
+            assert_eq!(refused.to_string(), why);
+        }
     }
 }

@@ -122,13 +122,13 @@ impl Machine {
         if let Some(live) = &self.live {
             disk_keys.clone_from(&live.disk_keys);
         }
-        if let Some(config) = spec::read(&self.context.directory)? {
-            disk_keys.retain(|path, _| is_disk_of(&config, path));
-            let keys = self.context.keys_for(&config, &disk_keys).await?;
-            for (path, disk) in files(&config).filter(|(path, _)| !keys.contains_key(*path)) {
-                if encrypted(path, disk).await {
-                    return Err(self.context.key_required(path));
-                }
+        // The row may have other disks than the run had.
+        let config = spec::for_start(&self.context, &self.record().await?)?;
+        disk_keys.retain(|path, _| is_disk_of(&config, path));
+        let keys = self.context.keys_for(&config, &disk_keys).await?;
+        for (path, disk) in files(&config).filter(|(path, _)| !keys.contains_key(*path)) {
+            if encrypted(path, disk).await {
+                return Err(self.context.key_required(path));
             }
         }
         Ok(StartOptions {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::snapshot::{files_of, frozen_of};
 use super::spec;
-use crate::config::{DiskConfig, DiskFormat};
+use crate::config::{DiskConfig, DiskFormat, NetworkLocation};
 use crate::db::{Database, DbError, MachineDisks};
 use crate::host::state_file::StateFileError;
 use crate::types::{HostPath, InternalName, VmId};
@@ -35,6 +35,21 @@ pub(super) fn written_files(machines: &Path) -> Result<Vec<(VmId, HostPath)>, St
         written.extend(files.into_iter().map(|path| (vm_id.clone(), path)));
     }
     Ok(written)
+}
+
+/// Every disk on the network of every machine below `machines`, whether it runs or not. Blocks. What cannot be
+/// read is an error: a disk nobody seems to have is written to.
+pub(super) fn network_uses(
+    machines: &Path,
+) -> Result<Vec<(VmId, NetworkLocation)>, StateFileError> {
+    let mut uses = Vec::new();
+    for (vm_id, directory) in directories(machines)? {
+        let disks = spec::read(&directory)?.map(|spec| spec.disks);
+        let locations = disks.into_iter().flatten();
+        let locations = locations.filter_map(|disk| disk.location.network().cloned());
+        uses.extend(locations.map(|location| (vm_id.clone(), location)));
+    }
+    Ok(uses)
 }
 
 /// Every file that a row names as a machine's disk. What is no path, or of no machine of ours, names none.

@@ -2,8 +2,8 @@
 //! refuse an operation refuses here, before the first side effect, and names the field it is about
 //! (`context.issues[].path`) as the parser does.
 //!
-//! The two things it takes are the display port's reservation and a new machine's MAC address, which
-//! are given back when dropped.
+//! The three things it takes are the display port's reservation, and a new machine's MAC address and disks on the
+//! network, which are given back when dropped.
 //!
 //! | file | what it holds |
 //! | --- | --- |
@@ -27,6 +27,8 @@ use serde_json::json;
 use self::host::{Host, Seen};
 use self::macs::MacClaim;
 pub use self::macs::MacClaims;
+use self::network_disks::NetworkDiskClaim;
+pub use self::network_disks::NetworkDiskClaims;
 use super::context::VmContext;
 use super::disk_uses::{row_uses, written_files};
 use super::firewall::sensible;
@@ -55,6 +57,8 @@ pub(super) struct Reserved {
     pub(super) display_port: ReservedPort,
     /// Until the launch is over; then the machine's spec file says it.
     pub(super) mac: Option<MacClaim>,
+    /// Likewise.
+    pub(super) network_disks: Option<NetworkDiskClaim>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -117,6 +121,7 @@ impl VmContext {
         let reserved = Reserved {
             display_port: seen.display_port,
             mac: seen.mac,
+            network_disks: seen.network_disks,
             warnings,
         };
         Ok(Gathered { facts, reserved })

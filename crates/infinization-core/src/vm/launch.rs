@@ -178,7 +178,7 @@ impl Machine {
         Ok(OperationResult::done(&vm_id, "VM started").warned(launched.warnings))
     }
 
-    async fn record(&self) -> Result<VmRecord, Failure> {
+    pub(super) async fn record(&self) -> Result<VmRecord, Failure> {
         let record = self
             .context
             .services
@@ -265,6 +265,7 @@ impl Machine {
             Reserved {
                 display_port,
                 mac: _until_the_launch_is_over,
+                network_disks: _as_long,
                 warnings,
             },
         ) = (gathered.facts, gathered.reserved);

@@ -74,7 +74,7 @@ pub use condition::{Ailment, Condition, Health, IoErrorReason};
 pub use context::VmContext;
 pub use disk_uses::{disk_uses, frozen_layers, row_uses};
 pub use effects::HostEffects;
-pub use facts::MacClaims;
+pub use facts::{MacClaims, NetworkDiskClaims};
 pub use journal::{Actor, Journal, JournalEntry, JournalReader, Journals, Kind, Note, Phase};
 pub use ledger::{Contents, Entry, Ledger, Lived};
 pub use live::LiveView;

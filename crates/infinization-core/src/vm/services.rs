@@ -24,7 +24,7 @@ use crate::types::{FirewallDefaultAction, VmId, VmNames};
 
 use super::context::VmContext;
 use super::effects::HostEffects;
-use super::facts::MacClaims;
+use super::facts::{MacClaims, NetworkDiskClaims};
 use super::journal::Journals;
 use super::marks::{InstallationFiles, Marks};
 use super::pins::Pins;
@@ -66,6 +66,8 @@ pub struct Services {
     pub display_ports: DisplayPorts,
     /// The MAC addresses of machines that are being created.
     pub macs: MacClaims,
+    /// Their disks on the network.
+    pub network_disks: NetworkDiskClaims,
     /// The addresses machines were given and may not leave.
     pub pins: Pins,
     /// What was done with each VM.

@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -50,6 +51,10 @@ const WRITER: [libc::off_t; 4] = [
     NOT_SHARED + WRITE,
     NOT_SHARED + RESIZE,
 ];
+
+const HOUR: u64 = 60 * 60;
+/// Whoever makes a file writes to it more often than this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(24 * HOUR);
 
 #[expect(
     clippy::cast_possible_truncation,
@@ -144,14 +149,10 @@ pub struct Claim {
 pub fn claim_now(path: &HostPath) -> Result<Claim, ImageError> {
     let io = |source| ImageError::io(path, source);
     let (file, _) = open(path)?;
-    for byte in WRITER {
-        let lock = lock_of(SHARED, byte);
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
-            // A file system without locks: QEMU goes without, too.
-            Ok(_) | Err(Errno::EOPNOTSUPP | Errno::ENOLCK) => {}
-            Err(errno) => return Err(io(errno.into())),
-        }
-    }
+    let mut bytes = WRITER.iter();
+    bytes
+        .try_for_each(|byte| hold(&file, SHARED, *byte))
+        .map_err(io)?;
     // As QEMU does: first locked, then looked, so of two that come at once not both get it.
     if !is_locked(&file, Access::Write).map_err(io)? {
         return Ok(Claim { _locked: file });
@@ -189,11 +190,32 @@ pub(super) async fn in_use(path: &HostPath) -> ImageError {
 }
 
 /// Says of a file that is not finished that it is being made, until the descriptor is closed: by a kill, too.
-/// Where a file system has no locks, whoever sweeps goes by names alone.
 pub(super) fn mark_as_making(file: &File) {
     if let Err(error) = hold(file, EXCLUSIVE, MAKING) {
         tracing::debug!(%error, "a file that is being made could not be marked");
     }
+}
+
+/// Whether nobody makes the file that is not finished any more. Where a file system has no locks, its age has to
+/// tell.
+pub(super) async fn is_abandoned(path: &HostPath) -> Result<bool, ImageError> {
+    let partial = path.clone();
+    blocking(path, move || {
+        let (file, _) = open(&partial)?;
+        let abandoned = if has_locks(&file) {
+            is_locked(&file, Access::Sweep).map(|locked| !locked)
+        } else {
+            let written = file.metadata().and_then(|found| found.modified());
+            written.map(is_old)
+        };
+        abandoned.map_err(|source| ImageError::io(&partial, source))
+    })
+    .await
+}
+
+/// A time to come is none: the clock was set back.
+fn is_old(written: SystemTime) -> bool {
+    written.elapsed().is_ok_and(|age| age > LONGEST_PAUSE)
 }
 
 /// Reads the image as QEMU reads what must not change: nobody may write to it until the descriptor is closed.
@@ -216,9 +238,23 @@ pub(super) fn read_unchanged(path: &HostPath, file: &File) -> Result<(), ImageEr
     Ok(())
 }
 
+/// Does nothing on a file system without locks: QEMU goes without, too.
 fn hold(file: &File, kind: libc::c_short, byte: libc::off_t) -> io::Result<()> {
-    fcntl(file, FcntlArg::F_OFD_SETLK(&lock_of(kind, byte)))?;
-    Ok(())
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&lock_of(kind, byte))) {
+        Err(errno) if !means_no_locks(errno) => Err(errno.into()),
+        _ => Ok(()),
+    }
+}
+
+fn has_locks(file: &File) -> bool {
+    let mut lock = lock_of(EXCLUSIVE, MAKING);
+    let asked = fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock));
+    !asked.is_err_and(means_no_locks)
+}
+
+/// NFS without its lock daemon, Lustre without `flock`, and what has no such thing at all.
+fn means_no_locks(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP)
 }
 
 fn lock_of(kind: libc::c_short, byte: libc::off_t) -> libc::flock {
@@ -235,9 +271,11 @@ fn is_locked(file: &File, access: Access) -> io::Result<bool> {
     for &byte in access.conflicts() {
         // An exclusive lock conflicts with every other; asking takes none.
         let mut lock = lock_of(EXCLUSIVE, byte);
-        fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
-        if lock.l_type != NONE {
-            return Ok(true);
+        match fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)) {
+            Err(errno) if means_no_locks(errno) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+            Ok(_) if lock.l_type != NONE => return Ok(true),
+            Ok(_) => {}
         }
     }
     Ok(false)
@@ -272,4 +310,29 @@ fn locks(pid: u32, image: &fs::Metadata) -> bool {
 fn name_of(pid: u32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm"))
         .map_or_else(|_| "a process".to_owned(), |name| name.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_to_lately_is_not_old() {
+        let now = SystemTime::now();
+        for (written, old) in [
+            (now, false),
+            (now - Duration::from_secs(23 * HOUR), false),
+            (now - Duration::from_secs(25 * HOUR), true),
+            (now + Duration::from_secs(48 * HOUR), false),
+        ] {
+            assert_eq!(is_old(written), old, "{written:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_system_without_locks_is_told_from_a_lock() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(has_locks(&file));
+        assert!(!means_no_locks(Errno::EAGAIN) && means_no_locks(Errno::ENOLCK));
+    }
 }

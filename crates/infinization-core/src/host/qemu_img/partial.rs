@@ -10,7 +10,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use uuid::Uuid;
 
 use super::ImageError;
-use super::in_use::{self, Access};
+use super::in_use;
 use super::job::blocking;
 use crate::host::blocking::file_call;
 use crate::types::HostPath;
@@ -115,11 +115,12 @@ impl Drop for Partial {
 }
 
 /// Removes what a process that was killed left in `dir` half made, and says what that was. A file
-/// that qemu-img still works on, or that another process is making, is left alone.
+/// that qemu-img still works on, or that another process is making, is left alone; on a file system without locks,
+/// every one that was written to within a day.
 pub async fn sweep_partials(dir: &HostPath) -> Result<Vec<HostPath>, ImageError> {
     let mut swept = Vec::new();
     for path in partials_in(dir).await? {
-        if in_use::refuse(&path, Access::Sweep).await.is_ok() {
+        if matches!(in_use::is_abandoned(&path).await, Ok(true)) {
             let name = path.clone();
             let removed = file_call(move || fs::remove_file(name.as_path())).await;
             removed.map_err(|source| ImageError::io(&path, source))?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::macs::{self, MacClaim};
+use super::network_disks::{self, NetworkDiskClaim};
 use super::{about, disks, files, pci};
 use crate::config::{
     AcceleratorChoice, BindAddress, ConfigError, Issue, NetworkModel, PathRules, VmConfig,
@@ -46,6 +47,8 @@ pub(super) struct Seen {
     pub(super) missing_directories: Vec<HostPath>,
     /// Only a create claims its address.
     pub(super) mac: Option<MacClaim>,
+    /// As its disks on the network.
+    pub(super) network_disks: Option<NetworkDiskClaim>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -59,6 +62,7 @@ impl Host {
         let config = &self.config;
         let mac = self.check_named()?;
         disks::check(self)?;
+        let network_disks = self.claim_network_disks()?;
         check_cpus(config)?;
         let accelerator = choose_accelerator(config.accelerator)?;
         let vars_template = vars_template(config)?;
@@ -72,6 +76,7 @@ impl Host {
             vars_template,
             missing_directories: self.missing_directories(),
             mac,
+            network_disks,
             warnings,
         })
     }
@@ -99,6 +104,15 @@ impl Host {
         }
         let (machines, claims) = (self.services.machines_directory(), &self.services.macs);
         macs::claim(&self.config, &machines, claims).map(Some)
+    }
+
+    fn claim_network_disks(&self) -> Result<Option<NetworkDiskClaim>, Failure> {
+        if !self.creating {
+            return Ok(None);
+        }
+        let services = &self.services;
+        let (machines, claims) = (services.machines_directory(), &services.network_disks);
+        network_disks::claim(&self.config, &machines, claims).map(Some)
     }
 
     fn rules(&self) -> &PathRules {
