@@ -2386,7 +2386,10 @@ export interface BackupConfig {
   vmId: string
   /** Absolute, at least one; their order is the disks' order. */
   diskPaths: string[]
-  /** One for each of `diskPaths`; never guessed. Default: all `qcow2`. */
+  /**
+   * One for each of `diskPaths`; never guessed. Default: all `qcow2`. Refused (`INVALID_CONFIG`) where a running machine's
+   * QEMU has another.
+   */
   diskFormats?: Array<'qcow2' | 'raw'>
   /** Where the folder `<backupId>` is made. Usually `<backupRootDir>/<vmId>`; no symbolic link. */
   destinationDir: string
@@ -2527,7 +2530,8 @@ export class BackupService extends EventEmitter<BackupServiceEvents> {
   get activeBackupCount(): number
   /**
    * @throws BackupError `VM_RUNNING`, `DISK_NOT_FOUND`, `INVALID_CONFIG`, `INVALID_DESTINATION`,
-   * `PARENT_NOT_FOUND`, `CORRUPT_BACKUP` (the parent), `INSUFFICIENT_SPACE`, `CANCELLED`, `OPERATION_FAILED`
+   * `PARENT_NOT_FOUND`, `CORRUPT_BACKUP` (the parent), `INSUFFICIENT_SPACE`, `CANCELLED`, `OPERATION_FAILED`,
+   * `PLAIN_TEXT_REFUSED` (an encrypted disk, whatever `diskFormats` says of it)
    */
   createBackup(config: BackupConfig & Abortable): Promise<BackupResult>
   /**
