@@ -41,15 +41,17 @@ impl VmContext {
         Ok(keys)
     }
 
-    /// Has the embedded store keep what opened the disks. Without a key of its own it keeps none.
-    pub(super) async fn keep_keys(&self, config: &VmConfig) {
+    /// Has the embedded store keep what opened the disks, once QEMU has. Without a key of its own it keeps
+    /// none. The guest runs, so a failure is no more than a warning.
+    pub(super) async fn keep_keys(&self, config: &VmConfig) -> Option<String> {
         let keys = keys_of(config);
-        let Some(store) = self.services.embedded.as_ref().filter(|_| !keys.is_empty()) else {
-            return;
-        };
-        if let Err(error) = store.keep_disk_keys(&self.vm_id, keys).await {
-            tracing::warn!(vm = %self.vm_id, %error, "the keys of disks were not kept: the next start needs them");
-        }
+        let store = self.services.embedded.as_ref();
+        let store = store.filter(|_| !keys.is_empty())?;
+        let error = store.keep_disk_keys(&self.vm_id, keys).await.err()?;
+        tracing::warn!(vm = %self.vm_id, %error, "the keys of disks were not kept");
+        Some(format!(
+            "diskKeys could not be stored, so the next start needs them again: {error}"
+        ))
     }
 
     /// The configuration with the keys that are stored. `KEY_REQUIRED` if one is missing.

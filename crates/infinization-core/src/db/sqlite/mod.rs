@@ -31,7 +31,7 @@ use super::{
 };
 use crate::config::DiskKeys;
 use crate::secrets::SecretsKey;
-use crate::types::{FirewallRuleInput, InternalName, VmId};
+use crate::types::{FirewallRuleInput, HostPath, InternalName, VmId};
 use vault::Vault;
 use worker::Worker;
 
@@ -81,6 +81,14 @@ impl SqliteDatabase {
         let (vault, id) = (Arc::clone(&self.vault), id.clone());
         self.worker
             .run(move |db| vault.keep_disk_keys(db, &id, &keys))
+            .await
+    }
+
+    /// Forgets the keys of these disks of a machine.
+    pub async fn forget_disk_keys(&self, id: &VmId, disks: Vec<HostPath>) -> Result<(), DbError> {
+        let id = id.clone();
+        self.worker
+            .run(move |db| vault::forget_disk_keys(db, &id, &disks))
             .await
     }
 

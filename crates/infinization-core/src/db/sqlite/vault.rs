@@ -119,8 +119,7 @@ impl Vault {
         let change = begin(db)?;
         for (path, key) in keys {
             let secret = Secret::new(key.reveal());
-            let name = format!("{DISK_KEY}{path}");
-            self.put(&change, id.as_str(), &name, Some(&secret))?;
+            self.put(&change, id.as_str(), &name_of(path), Some(&secret))?;
         }
         change.commit().map_err(failure::write)
     }
@@ -140,6 +139,23 @@ impl Vault {
         empty_journal(db)?;
         Ok(count)
     }
+}
+
+/// The name of a disk's key.
+fn name_of(disk: &HostPath) -> String {
+    format!("{DISK_KEY}{disk}")
+}
+
+pub(super) fn forget_disk_keys(
+    db: &mut Connection,
+    id: &VmId,
+    disks: &[HostPath],
+) -> Result<(), DbError> {
+    let change = begin(db)?;
+    for disk in disks {
+        remove(&change, id.as_str(), &name_of(disk))?;
+    }
+    change.commit().map_err(failure::write)
 }
 
 /// A row.
