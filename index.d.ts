@@ -463,7 +463,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
 
   /**
    * Encrypts the secrets of the embedded store with another key, all or none; the next instance needs it as its `secretsKey`.
-   * Also takes the first key of a store that had none.
+   * Also takes the first key of a store that had none. Resolves once it is on the disk, without a deadline; keep both keys
+   * until an instance has opened with the new one.
    * @returns how many secrets there are
    * @throws InfinizationError `INVALID_KEY`; LifecycleError `INVALID_STATE` (the rows are in your own database);
    * PrismaAdapterError `SECRET_UNREADABLE` (one cannot be read with the key there is: nothing was changed)

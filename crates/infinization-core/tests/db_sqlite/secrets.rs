@@ -128,6 +128,32 @@ async fn a_key_that_is_missing_or_wrong_is_told_and_changes_nothing() {
     assert_eq!(password(&db).await.unwrap().as_deref(), Some(PASSWORD));
 }
 
+/// A reader keeps the journal from being emptied, which fails nothing, and is made up for.
+#[tokio::test]
+async fn the_journal_is_emptied_of_plain_secrets_as_soon_as_it_can_be() {
+    let store = Store::with_machine().await;
+    store
+        .db
+        .update_machine_configuration(&vm("vm-1"), with_password())
+        .await
+        .unwrap();
+    let path = store.path();
+    let mut reader = Connection::open(&path).unwrap();
+    let read = reader.transaction().unwrap();
+    read.query_row("SELECT count(*) FROM machine", [], |_row| Ok(()))
+        .unwrap();
+    assert_eq!(store.db.rotate_key(key(1).unwrap()).await.unwrap(), 1);
+    assert_eq!(
+        password(&store.db).await.unwrap().as_deref(),
+        Some(PASSWORD)
+    );
+    assert!(is_readable(store.dir.path(), PASSWORD), "in the journal");
+    drop(read);
+    let again = open(&path, Some(1)).await.unwrap();
+    assert!(!is_readable(store.dir.path(), PASSWORD));
+    assert_eq!(password(&again).await.unwrap().as_deref(), Some(PASSWORD));
+}
+
 #[tokio::test]
 async fn another_key_takes_over_all_secrets_or_none() {
     let store = Store::with_machine().await;

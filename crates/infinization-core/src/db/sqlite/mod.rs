@@ -63,11 +63,12 @@ impl SqliteDatabase {
         Ok(Arc::new(Self { worker, vault }))
     }
 
-    /// Encrypts all secrets with another key, or none. Answers how many there are. `SECRET_UNREADABLE` if
-    /// one cannot be read with the key there is.
+    /// Encrypts all secrets with another key, or none. Answers how many there are, once that is on the disk,
+    /// however long it takes: who is told of a failure keeps using the old key. `SECRET_UNREADABLE` if one
+    /// cannot be read with the key there is.
     pub async fn rotate_key(&self, new: SecretsKey) -> Result<usize, DbError> {
         let vault = Arc::clone(&self.vault);
-        self.worker.run(move |db| vault.rotate(db, new)).await
+        self.worker.finish(move |db| vault.rotate(db, new)).await
     }
 
     /// The keys of a machine's disks that are kept.

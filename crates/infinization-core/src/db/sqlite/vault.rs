@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::failure;
+use super::schema::durably;
 use crate::config::DiskKeys;
 use crate::db::DbError;
 use crate::error::{ErrorCode, Failure};
@@ -59,10 +60,11 @@ impl Vault {
             Some(error) => tracing::warn!(%error, count = failed.len(), "secrets cannot be read"),
             None => {}
         }
-        match self.key().as_ref() {
-            Some(key) => seal_plain(db, key),
-            None => Ok(()),
+        if let Some(key) = self.key().as_ref() {
+            seal_plain(db, key)?;
+            empty_journal(db);
         }
+        Ok(())
     }
 
     /// A machine's secret of this name.
@@ -106,7 +108,8 @@ impl Vault {
         Ok(keys)
     }
 
-    /// Keeps the keys, beside those of other disks. Nothing without a key of our own.
+    /// Keeps the keys, beside those of other disks; they are on the disk when it returns, since the images
+    /// that only they open may be, too. Nothing without a key of our own.
     pub(super) fn keep_disk_keys(
         &self,
         db: &mut Connection,
@@ -116,27 +119,35 @@ impl Vault {
         if !self.has_key() {
             return Ok(());
         }
-        let change = begin(db)?;
-        for (path, key) in keys {
-            let secret = Secret::new(key.reveal());
-            self.put(&change, id.as_str(), &name_of(path), Some(&secret))?;
-        }
-        change.commit().map_err(failure::write)
+        durably(db, |db| {
+            let change = begin(db)?;
+            for (path, key) in keys {
+                let secret = Secret::new(key.reveal());
+                self.put(&change, id.as_str(), &name_of(path), Some(&secret))?;
+            }
+            change.commit().map_err(failure::write)
+        })
     }
 
-    /// Encrypts everything with another key, or nothing. Answers how many secrets there are.
+    /// Encrypts everything with another key, or nothing. Answers how many secrets there are. Once it is
+    /// committed nothing fails it any more: the new key is the one that reads.
     pub(super) fn rotate(&self, db: &mut Connection, new: SecretsKey) -> Result<usize, DbError> {
+        let count = durably(db, |db| self.seal_anew(db, &new))?;
+        *self.key() = Some(new);
+        empty_journal(db);
+        Ok(count)
+    }
+
+    fn seal_anew(&self, db: &mut Connection, new: &SecretsKey) -> Result<usize, DbError> {
         let all = sealed(db, None)?;
         let change = begin(db)?;
         for one in &all {
             let secret = self.open(one)?;
-            write(&change, &one.machine, &one.name, &seal(&new, &secret)?)?;
+            write(&change, &one.machine, &one.name, &seal(new, &secret)?)?;
         }
-        move_plain(&change, &new)?;
+        move_plain(&change, new)?;
         let count = sealed(&change, None)?.len();
         change.commit().map_err(failure::write)?;
-        *self.key() = Some(new);
-        empty_journal(db)?;
         Ok(count)
     }
 }
@@ -180,14 +191,13 @@ fn sealed(db: &Connection, id: Option<&str>) -> Result<Vec<Sealed>, DbError> {
         .map_err(failure::read)
 }
 
-/// Moves passwords out of their column, and out of the journal that may still hold them.
+/// Moves passwords out of their column.
 fn seal_plain(db: &mut Connection, key: &SecretsKey) -> Result<(), DbError> {
     let change = begin(db)?;
     if !move_plain(&change, key)? {
         return Ok(());
     }
-    change.commit().map_err(failure::write)?;
-    empty_journal(db)
+    change.commit().map_err(failure::write)
 }
 
 /// Says whether there was any.
@@ -202,10 +212,16 @@ fn move_plain(db: &Connection, key: &SecretsKey) -> Result<bool, DbError> {
     Ok(!plain.is_empty())
 }
 
-/// The write-ahead journal holds pages as they were.
-fn empty_journal(db: &Connection) -> Result<(), DbError> {
-    let emptied = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(()));
-    emptied.map_err(failure::write)
+/// The write-ahead journal holds pages as they were, and so perhaps secrets nobody encrypted. One that
+/// cannot be emptied now is as the store is opened the next time: a kill may have come between, too.
+fn empty_journal(db: &Connection) {
+    let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+    let why = match db.query_row(sql, [], |row| row.get("busy")) {
+        Ok(false) => return,
+        Ok(true) => "another process reads the store".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!(%why, "SQLite's journal was not emptied: it may hold secrets as they were");
 }
 
 fn plain_passwords(db: &Connection) -> Result<Vec<(String, Secret)>, DbError> {
