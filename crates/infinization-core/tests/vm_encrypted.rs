@@ -288,6 +288,7 @@ fn b38_a_key_that_cannot_be_stored_fails_a_create_and_is_told_at_a_start() {
         let vm = "luks-4";
         let mut machine = host.machine(vm);
         machine["disks"] = json!([{ "sizeGB": 1, "encryptionKey": KEY }]);
+        machine["displayPassword"] = json!("pass-123");
         let before = host.files();
         refuse_secrets(&host, true);
         let failed = manager.create_vm(machine.clone(), never()).await;
@@ -305,9 +306,37 @@ fn b38_a_key_that_cannot_be_stored_fails_a_create_and_is_told_at_a_start() {
         let started = start(&manager, vm, json!({ "diskKeys": { &disk: KEY } })).await;
         let warnings = started.unwrap()["warnings"].to_string();
         assert!(warnings.contains("no more secrets"), "{warnings}");
+        refuse_secrets(&host, false);
+        does_with_damaged_secrets_what_needs_none(&host, &manager, vm, &disk).await;
         delete(&manager, vm).await;
         host.is_clean().await;
     });
+}
+
+async fn does_with_damaged_secrets_what_needs_none(
+    host: &Host,
+    manager: &Manager,
+    vm: &str,
+    disk: &str,
+) {
+    let damage = |name: &str| {
+        let store = rusqlite::Connection::open(host.state_dir().join("infinization.db")).unwrap();
+        let sql = "UPDATE secret SET sealed = 'x:y:z' WHERE name LIKE ?1";
+        assert_eq!(store.execute(sql, [name]).unwrap(), 1);
+    };
+    stop(manager, vm).await;
+    damage("disk_key:%");
+    let refused = start(manager, vm, Value::Null).await.unwrap_err();
+    assert!(refused.has(ErrorCode::DbSecretUnreadable), "{refused:?}");
+    // A key that is given takes the place of the damaged one.
+    for options in [json!({ "diskKeys": { disk: KEY } }), Value::Null] {
+        start(manager, vm, options).await.unwrap();
+        stop(manager, vm).await;
+    }
+    damage("graphic_password");
+    let refused = start(manager, vm, Value::Null).await.unwrap_err();
+    assert!(refused.has(ErrorCode::DbSecretUnreadable), "{refused:?}");
+    assert_eq!(manager.get_vm(vm.into()).await.unwrap()["vmId"], vm);
 }
 
 /// Has the store's table of secrets take no more, or take them again.

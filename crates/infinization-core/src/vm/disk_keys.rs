@@ -27,15 +27,16 @@ impl VmContext {
         let Some(store) = &self.services.embedded else {
             return Ok(given.clone());
         };
-        let stored = store.disk_keys(&self.vm_id).await?;
+        let mut stored = store.disk_keys(&self.vm_id).await?;
         let mut keys = given.clone();
         for (path, disk) in files(config) {
-            let Some(key) = stored.get(path).filter(|_| !keys.contains_key(path)) else {
+            let stored = stored.remove(path);
+            let Some(key) = stored.filter(|_| !keys.contains_key(path)) else {
                 continue;
             };
             // An image that took the place of the one the key was for may not be encrypted.
             if encrypted(path, disk).await {
-                keys.insert(path.clone(), key.clone());
+                keys.insert(path.clone(), key?);
             }
         }
         Ok(keys)
@@ -72,12 +73,15 @@ impl VmContext {
             return Ok(DiskKeys::new());
         };
         let mut stored = store.disk_keys(&self.vm_id).await?;
+        let mut keys = DiskKeys::new();
         for path in files {
-            if stored.contains_key(path) && !is_encrypted(path, ImageFormat::Qcow2).await? {
-                stored.remove(path);
+            if let Some(key) = stored.remove(path)
+                && is_encrypted(path, ImageFormat::Qcow2).await?
+            {
+                keys.insert(path.clone(), key?);
             }
         }
-        Ok(stored)
+        Ok(keys)
     }
 
     fn key_required(&self, path: &HostPath) -> Failure {

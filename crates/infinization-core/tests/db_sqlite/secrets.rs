@@ -76,7 +76,8 @@ async fn with_a_key_no_secret_is_readable_in_the_file() {
     assert!(!is_readable(dir.path(), "the-disk's-key"));
     let kept = db.disk_keys(&vm("vm-1")).await.unwrap();
     assert_eq!(kept.len(), 2);
-    assert_eq!(kept.values().next(), disk.values().next());
+    let first = kept.into_values().next().unwrap().unwrap();
+    assert_eq!(Some(&first), disk.values().next());
 
     let none = ConfigurationUpdate {
         graphic_password: Some(None),
@@ -120,6 +121,7 @@ async fn a_key_that_is_missing_or_wrong_is_told_and_changes_nothing() {
     assert_eq!(refused.code, ErrorCode::DbSecretUnreadable);
     assert_eq!(refused.details["machine"], "vm-1");
     assert_eq!(refused.details["secret"], "graphic_password");
+    assert!(db.get_machine(&vm("vm-1")).await.unwrap().is_some());
     assert!(db.find_machine_with_config(&vm("vm-2")).await.is_ok());
     assert!(db.find_machine(&vm("vm-1")).await.unwrap().is_some());
     db.update_machine_configuration(&vm("vm-1"), with_password())
@@ -183,9 +185,6 @@ async fn another_key_takes_over_all_secrets_or_none() {
     store.sql("UPDATE secret SET sealed = 'x:y:z' WHERE name = 'graphic_password'");
     let refused = db.rotate_key(key(3).unwrap()).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::DbSecretUnreadable);
-    assert_eq!(
-        db.disk_keys(&vm("vm-1")).await.unwrap().len(),
-        1,
-        "the old key holds"
-    );
+    let kept = db.disk_keys(&vm("vm-1")).await.unwrap();
+    assert!(kept.values().all(Result::is_ok), "the old key holds");
 }

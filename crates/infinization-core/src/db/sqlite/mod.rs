@@ -24,6 +24,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use machines::{MachineSummary, NewMachine, StoredMachine};
+pub use vault::StoredKeys;
 
 use super::{
     ConfigurationUpdate, Database, DbError, MachineDisks, MachineRecord, RuleSplit, RunningVm,
@@ -71,8 +72,9 @@ impl SqliteDatabase {
         self.worker.finish(move |db| vault.rotate(db, new)).await
     }
 
-    /// The keys of a machine's disks that are kept.
-    pub async fn disk_keys(&self, id: &VmId) -> Result<DiskKeys, DbError> {
+    /// The keys of a machine's disks that are kept. One that cannot be read (`SECRET_UNREADABLE`) matters to
+    /// whoever needs it.
+    pub async fn disk_keys(&self, id: &VmId) -> Result<StoredKeys, DbError> {
         let (vault, id) = (Arc::clone(&self.vault), id.clone());
         self.worker.run(move |db| vault.disk_keys(db, &id)).await
     }
@@ -113,13 +115,10 @@ impl SqliteDatabase {
         self.worker.run(|db| machines::list(db)).await
     }
 
-    /// One machine with its configuration and rules.
+    /// One machine with its configuration, without its password, and its rules.
     pub async fn get_machine(&self, id: &VmId) -> Result<Option<StoredMachine>, DbError> {
         let id = id.clone();
-        let vault = Arc::clone(&self.vault);
-        self.worker
-            .run(move |db| machines::get(db, &vault, &id))
-            .await
+        self.worker.run(move |db| machines::get(db, &id)).await
     }
 
     /// Removes a machine, its configuration and its rules. Says whether there was one.

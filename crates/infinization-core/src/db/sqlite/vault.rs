@@ -23,6 +23,9 @@ pub(super) const PASSWORD: &str = "graphic_password";
 /// What the names of disks' keys begin with.
 const DISK_KEY: &str = "disk_key:";
 
+/// What a store has of keys, by the disks' paths: each, or why it cannot be read.
+pub type StoredKeys = BTreeMap<HostPath, Result<DiskKey, DbError>>;
+
 /// The key there is. It changes only on the thread that owns the connection.
 #[derive(Debug)]
 pub(super) struct Vault {
@@ -93,17 +96,20 @@ impl Vault {
         }
     }
 
-    pub(super) fn disk_keys(&self, db: &Connection, id: &VmId) -> Result<DiskKeys, DbError> {
+    pub(super) fn disk_keys(&self, db: &Connection, id: &VmId) -> Result<StoredKeys, DbError> {
         let mut keys = BTreeMap::new();
         for one in sealed(db, Some(id.as_str()))? {
             let Some(path) = one.name.strip_prefix(DISK_KEY) else {
                 continue;
             };
-            let secret = self.open(&one)?;
-            let key = DiskKey::try_from(secret.reveal().to_owned());
-            if let (Ok(path), Ok(key)) = (HostPath::parse(path), key) {
-                keys.insert(path, key);
-            }
+            let Ok(path) = HostPath::parse(path) else {
+                continue;
+            };
+            let key = self.open(&one).and_then(|secret| {
+                let key = DiskKey::try_from(secret.reveal().to_owned());
+                key.map_err(|_unfit| unreadable(&one, true))
+            });
+            keys.insert(path, key);
         }
         Ok(keys)
     }
