@@ -463,7 +463,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
 
   /**
    * Encrypts the secrets of the embedded store with another key, all or none; the next instance needs it as its `secretsKey`.
-   * Also takes the first key of a store that had none.
+   * Also takes the first key of a store that had none. Resolves once it is on the disk, without a deadline; keep both keys
+   * until an instance has opened with the new one.
    * @returns how many secrets there are
    * @throws InfinizationError `INVALID_KEY`; LifecycleError `INVALID_STATE` (the rows are in your own database);
    * PrismaAdapterError `SECRET_UNREADABLE` (one cannot be read with the key there is: nothing was changed)
@@ -2389,7 +2390,10 @@ export interface BackupConfig {
   vmId: string
   /** Absolute, at least one; their order is the disks' order. */
   diskPaths: string[]
-  /** One for each of `diskPaths`; never guessed. Default: all `qcow2`. */
+  /**
+   * One for each of `diskPaths`; never guessed. Default: all `qcow2`. Refused (`INVALID_CONFIG`) where a running machine's
+   * QEMU has another.
+   */
   diskFormats?: Array<'qcow2' | 'raw'>
   /** Where the folder `<backupId>` is made. Usually `<backupRootDir>/<vmId>`; no symbolic link. */
   destinationDir: string
@@ -2531,7 +2535,8 @@ export class BackupService extends EventEmitter<BackupServiceEvents> {
   get activeBackupCount(): number
   /**
    * @throws BackupError `VM_RUNNING`, `DISK_NOT_FOUND`, `INVALID_CONFIG`, `INVALID_DESTINATION`,
-   * `PARENT_NOT_FOUND`, `CORRUPT_BACKUP` (the parent), `INSUFFICIENT_SPACE`, `CANCELLED`, `OPERATION_FAILED`
+   * `PARENT_NOT_FOUND`, `CORRUPT_BACKUP` (the parent), `INSUFFICIENT_SPACE`, `CANCELLED`, `OPERATION_FAILED`,
+   * `PLAIN_TEXT_REFUSED` (an encrypted disk, whatever `diskFormats` says of it)
    */
   createBackup(config: BackupConfig & Abortable): Promise<BackupResult>
   /**

@@ -277,6 +277,85 @@ fn a_store_with_a_key_keeps_those_of_disks_too() {
     });
 }
 
+#[test]
+fn b38_a_key_that_cannot_be_stored_fails_a_create_and_is_told_at_a_start() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let mut settings = host.settings();
+        settings["secretsKey"] = json!("5a".repeat(32));
+        let manager = Manager::new(settings);
+        manager.initialize().await.unwrap();
+        let vm = "luks-4";
+        let mut machine = host.machine(vm);
+        machine["disks"] = json!([{ "sizeGB": 1, "encryptionKey": KEY }]);
+        machine["displayPassword"] = json!("pass-123");
+        let before = host.files();
+        refuse_secrets(&host, true);
+        let failed = manager.create_vm(machine.clone(), never()).await;
+        let failed = failed.unwrap_err();
+        assert_eq!(failed.code(), ErrorCode::CreateFailed);
+        assert!(failed.to_string().contains("no more secrets"), "{failed}");
+        assert_eq!(host.files(), before, "no disk was made");
+        assert_eq!(manager.list_vms().await.unwrap(), json!([]));
+
+        refuse_secrets(&host, false);
+        let created = manager.create_vm(machine, never()).await.unwrap();
+        let disk = created["diskPaths"][0].as_str().unwrap().to_owned();
+        stop(&manager, vm).await;
+        refuse_secrets(&host, true);
+        let started = start(&manager, vm, json!({ "diskKeys": { &disk: KEY } })).await;
+        let warnings = started.unwrap()["warnings"].to_string();
+        assert!(warnings.contains("no more secrets"), "{warnings}");
+        refuse_secrets(&host, false);
+        does_with_damaged_secrets_what_needs_none(&host, &manager, vm, &disk).await;
+        delete(&manager, vm).await;
+        host.is_clean().await;
+    });
+}
+
+async fn does_with_damaged_secrets_what_needs_none(
+    host: &Host,
+    manager: &Manager,
+    vm: &str,
+    disk: &str,
+) {
+    let damage = |name: &str| {
+        let store = rusqlite::Connection::open(host.state_dir().join("infinization.db")).unwrap();
+        let sql = "UPDATE secret SET sealed = 'x:y:z' WHERE name LIKE ?1";
+        assert_eq!(store.execute(sql, [name]).unwrap(), 1);
+    };
+    stop(manager, vm).await;
+    damage("disk_key:%");
+    let refused = start(manager, vm, Value::Null).await.unwrap_err();
+    assert!(refused.has(ErrorCode::DbSecretUnreadable), "{refused:?}");
+    // A key that is given takes the place of the damaged one.
+    for options in [json!({ "diskKeys": { disk: KEY } }), Value::Null] {
+        start(manager, vm, options).await.unwrap();
+        stop(manager, vm).await;
+    }
+    damage("graphic_password");
+    let refused = start(manager, vm, Value::Null).await.unwrap_err();
+    assert!(refused.has(ErrorCode::DbSecretUnreadable), "{refused:?}");
+    assert_eq!(manager.get_vm(vm.into()).await.unwrap()["vmId"], vm);
+}
+
+/// Has the store's table of secrets take no more, or take them again.
+fn refuse_secrets(host: &Host, refused: bool) {
+    let store = rusqlite::Connection::open(host.state_dir().join("infinization.db")).unwrap();
+    let refusal = |event: &str| {
+        format!(
+            "CREATE TRIGGER no_{event} BEFORE {event} ON secret \
+             BEGIN SELECT RAISE(ABORT, 'no more secrets'); END;"
+        )
+    };
+    let sql = if refused {
+        refusal("insert") + &refusal("update")
+    } else {
+        "DROP TRIGGER no_insert; DROP TRIGGER no_update;".to_owned()
+    };
+    store.execute_batch(&sql).unwrap();
+}
+
 /// Made while the machine runs, gone back to when it is off, and deleted; and all of it when it is off.
 async fn snapshots_inside_it(manager: &Manager, vm: &str) {
     let take = |name: &str| manager.create_snapshot(vm.into(), json!({ "name": name }), never());

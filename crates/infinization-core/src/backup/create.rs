@@ -23,7 +23,7 @@ use super::turn::{Turn, slot};
 use super::{BackupError, digest, off_thread, offline, sweep};
 use crate::host::qemu_img::{
     Clusters, ImageError, ImageFormat, Job, Parent, ensure_unwritten_now, inspect, inspect_now,
-    is_encrypted_now, refuse_plain_text_now,
+    is_encrypted_now,
 };
 use crate::types::{ByteSize, HostPath};
 
@@ -102,17 +102,21 @@ pub(super) async fn create(creation: Creation) -> Result<Value, BackupError> {
     )
     .await?;
     let prepared = prepare(&creation, matches!(access, Access::Offline)).await?;
+    let live = match access {
+        Access::Offline => None,
+        Access::Live(monitor) => Some(Live::new(&creation, &prepared, monitor)),
+    };
+    if let Some(live) = &live {
+        live.refuse_unfit().await?;
+    }
     let planned = offline::planned(&creation, &prepared);
     let request = &creation.request;
     let (library, sequence) = (&creation.library, prepared.next_sequence());
     let draft = Draft::begin(library, &creation.id, request, sequence, planned).await?;
     let began = Instant::now();
-    let kept = match access {
-        Access::Offline => make_offline(&creation, &prepared, draft).await,
-        Access::Live(monitor) => {
-            let live = Live::new(&creation, &prepared, monitor);
-            live.make(draft).await
-        }
+    let kept = match live {
+        None => make_offline(&creation, &prepared, draft).await,
+        Some(live) => live.make(draft).await,
     };
     let (outcome, kept) = match kept {
         Ok(kept) => (Ok(()), kept),
@@ -188,17 +192,22 @@ fn size_of(disk: &SourceDisk, offline: bool, within_the_disk: bool) -> Result<u6
     Ok(found.virtual_size.map_or(0, ByteSize::as_bytes))
 }
 
-/// A copy would not be encrypted. A snapshot inside would be, but could not be deleted without the key.
 fn refuse_encrypted(disk: &SourceDisk, within_the_disk: bool) -> Result<(), BackupError> {
-    if within_the_disk && is_encrypted_now(&disk.path, disk.format)? {
-        let path = disk.path.clone();
-        return Err(ImageError::KeyRequired { path }.into());
+    if is_encrypted_now(&disk.path, disk.format)? {
+        return Err(encrypted(&disk.path, within_the_disk));
     }
-    Ok(refuse_plain_text_now(
-        &disk.path,
-        disk.format,
-        "a backup of it",
-    )?)
+    Ok(())
+}
+
+/// A copy would not be encrypted. A snapshot inside would be, but could not be deleted without the key.
+pub(super) fn encrypted(path: &HostPath, within_the_disk: bool) -> BackupError {
+    let path = path.clone();
+    let what = "a backup of it";
+    if within_the_disk {
+        ImageError::KeyRequired { path }.into()
+    } else {
+        ImageError::PlainText { path, what }.into()
+    }
 }
 
 /// The parent's chain, if an incremental backup can build on it.

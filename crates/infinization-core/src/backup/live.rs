@@ -76,6 +76,20 @@ impl<'a> Live<'a> {
         }
     }
 
+    /// Before anything is made: whether QEMU has the disks, as what the request says, and may copy them.
+    pub(super) async fn refuse_unfit(&self) -> Result<(), BackupError> {
+        self.disks().await.map(drop)
+    }
+
+    async fn disks(&self) -> Result<Vec<Attached>, BackupError> {
+        let request = &self.creation.request;
+        let disks = attached(&self.monitor, &self.paths()).await?;
+        for (disk, asked) in disks.iter().zip(&request.disks) {
+            disk.refuse_unfit(asked, request.kind == BackupType::Snapshot)?;
+        }
+        Ok(disks)
+    }
+
     /// Fills the draft, and leaves the bitmaps as the outcome wants them.
     pub(super) async fn make(self, draft: Draft) -> Result<Kept, (BackupError, Kept)> {
         let made = match self.copy(&draft).await {
@@ -89,15 +103,14 @@ impl<'a> Live<'a> {
     }
 
     async fn copy(&self, draft: &Draft) -> Result<(Vec<DiskRecord>, Circumstances), BackupError> {
-        let paths = self.paths();
-        let disks = attached(&self.monitor, &paths).await?;
+        let disks = self.disks().await?;
         jobs::clear_leftovers(&self.monitor).await?;
         self.drop_bitmaps(&disks, |name| self.is_stale(name))
             .await?;
         if self.creation.request.kind == BackupType::Snapshot {
             return self.snapshot(&disks).await;
         }
-        let disks = attached(&self.monitor, &paths).await?;
+        let disks = self.disks().await?;
         self.require_space(&disks).await?;
         let mut copies = Vec::new();
         for (n, disk) in disks.into_iter().enumerate() {

@@ -46,6 +46,11 @@ pub enum Action {
         /// Which one.
         path: HostPath,
     },
+    /// Has the embedded store keep the keys of disks that are to be made, if it has a key of its own.
+    KeepDiskKeys {
+        /// The disks.
+        paths: Vec<HostPath>,
+    },
     /// Makes a disk image that does not exist yet.
     CreateDisk(Box<DiskConfig>),
     /// Copies the firmware's variable store for this VM.
@@ -201,6 +206,11 @@ pub enum Release {
     EndQemu,
     /// Removes the VM's empty cgroup.
     RemoveCgroup,
+    /// Has the embedded store forget keys of disks.
+    ForgetDiskKeys {
+        /// The disks.
+        paths: Vec<HostPath>,
+    },
     /// Deletes the machine from the embedded store.
     DeleteRow,
     /// Puts the spec back that the machine had before the attempt, if it had one.
@@ -280,6 +290,7 @@ impl Action {
             | Self::CopyFirmwareVars { path, .. }
             | Self::WritePidFile { path }
             | Self::ConnectMonitor { path } => json!({ "path": path }),
+            Self::KeepDiskKeys { paths } => json!({ "paths": paths }),
             Self::CreateDisk(disk) => json!({ "path": disk.path() }),
             Self::CreateTap { tap, queues, .. } | Self::OpenTap { tap, queues } => {
                 json!({ "tap": tap, "queues": queues })
@@ -316,6 +327,7 @@ impl Action {
     pub fn name(&self) -> &'static str {
         match self {
             Self::MakeDirectory { .. } => "make directory",
+            Self::KeepDiskKeys { .. } => "keep keys of disks",
             Self::CreateDisk(_) => "create disk",
             Self::CopyFirmwareVars { .. } => "copy firmware variables",
             Self::CreateTap { .. } => "create TAP",
@@ -381,6 +393,7 @@ impl Release {
             Self::RemoveFirewall => "remove firewall",
             Self::EndQemu => "end QEMU",
             Self::RemoveCgroup => "remove cgroup",
+            Self::ForgetDiskKeys { .. } => "forget keys of disks",
             Self::DeleteRow => "delete row",
             Self::RestoreSpec => "restore spec",
             Self::RestoreStatus { .. } => "restore status",

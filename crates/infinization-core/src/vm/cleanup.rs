@@ -118,7 +118,9 @@ fn resource_type(release: &Release) -> &'static str {
         Release::RemoveFile { .. } | Release::RestoreSpec => "FILE",
         Release::EndQemu => "PROCESS",
         Release::RemoveCgroup => "CGROUP",
-        Release::DeleteRow | Release::RestoreStatus { .. } => "DB_CONFIGURATION",
+        Release::DeleteRow | Release::ForgetDiskKeys { .. } | Release::RestoreStatus { .. } => {
+            "DB_CONFIGURATION"
+        }
     }
 }
 
@@ -132,6 +134,7 @@ fn identifier(release: &Release, vm_id: &VmId) -> String {
         | Release::RemoveFirewall
         | Release::EndQemu
         | Release::RemoveCgroup
+        | Release::ForgetDiskKeys { .. }
         | Release::DeleteRow
         | Release::RestoreSpec
         | Release::RestoreStatus { .. } => vm_id.to_string(),

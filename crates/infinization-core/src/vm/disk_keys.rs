@@ -27,29 +27,32 @@ impl VmContext {
         let Some(store) = &self.services.embedded else {
             return Ok(given.clone());
         };
-        let stored = store.disk_keys(&self.vm_id).await?;
+        let mut stored = store.disk_keys(&self.vm_id).await?;
         let mut keys = given.clone();
         for (path, disk) in files(config) {
-            let Some(key) = stored.get(path).filter(|_| !keys.contains_key(path)) else {
+            let stored = stored.remove(path);
+            let Some(key) = stored.filter(|_| !keys.contains_key(path)) else {
                 continue;
             };
             // An image that took the place of the one the key was for may not be encrypted.
             if encrypted(path, disk).await {
-                keys.insert(path.clone(), key.clone());
+                keys.insert(path.clone(), key?);
             }
         }
         Ok(keys)
     }
 
-    /// Has the embedded store keep what opened the disks. Without a key of its own it keeps none.
-    pub(super) async fn keep_keys(&self, config: &VmConfig) {
+    /// Has the embedded store keep what opened the disks, once QEMU has. Without a key of its own it keeps
+    /// none. The guest runs, so a failure is no more than a warning.
+    pub(super) async fn keep_keys(&self, config: &VmConfig) -> Option<String> {
         let keys = keys_of(config);
-        let Some(store) = self.services.embedded.as_ref().filter(|_| !keys.is_empty()) else {
-            return;
-        };
-        if let Err(error) = store.keep_disk_keys(&self.vm_id, keys).await {
-            tracing::warn!(vm = %self.vm_id, %error, "the keys of disks were not kept: the next start needs them");
-        }
+        let store = self.services.embedded.as_ref();
+        let store = store.filter(|_| !keys.is_empty())?;
+        let error = store.keep_disk_keys(&self.vm_id, keys).await.err()?;
+        tracing::warn!(vm = %self.vm_id, %error, "the keys of disks were not kept");
+        Some(format!(
+            "diskKeys could not be stored, so the next start needs them again: {error}"
+        ))
     }
 
     /// The configuration with the keys that are stored. `KEY_REQUIRED` if one is missing.
@@ -70,12 +73,15 @@ impl VmContext {
             return Ok(DiskKeys::new());
         };
         let mut stored = store.disk_keys(&self.vm_id).await?;
+        let mut keys = DiskKeys::new();
         for path in files {
-            if stored.contains_key(path) && !is_encrypted(path, ImageFormat::Qcow2).await? {
-                stored.remove(path);
+            if let Some(key) = stored.remove(path)
+                && is_encrypted(path, ImageFormat::Qcow2).await?
+            {
+                keys.insert(path.clone(), key?);
             }
         }
-        Ok(stored)
+        Ok(keys)
     }
 
     fn key_required(&self, path: &HostPath) -> Failure {

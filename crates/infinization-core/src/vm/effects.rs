@@ -89,6 +89,7 @@ impl Effects for HostEffects {
                 })
                 .await
             }
+            Action::KeepDiskKeys { .. } => self.keep_disk_keys(bench).await,
             Action::CreateDisk(disk) => self.create_disk(disk, bench, cancel).await,
             Action::CopyFirmwareVars { template, path } => {
                 let owner = run_as(bench).await?.map(|user| (user.uid, user.gid));
@@ -197,6 +198,7 @@ impl Effects for HostEffects {
                 let scope = self.services.cgroups.scope_of(&self.vm_id);
                 Ok(cgroup::remove(&scope).await?)
             }
+            Release::ForgetDiskKeys { paths } => self.forget_disk_keys(paths).await,
             Release::DeleteRow => match &self.services.embedded {
                 Some(store) => {
                     store.delete_machine(&self.vm_id).await?;

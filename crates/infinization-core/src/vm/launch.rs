@@ -89,7 +89,6 @@ impl Machine {
                 .map(|w| format!("{} {}", w.path, w.message))
                 .collect(),
         };
-        let made = config.clone();
         let launch = Launch {
             operation: Operation::Create,
             spec: config.clone(),
@@ -105,7 +104,6 @@ impl Machine {
                 return Err(self.create_failure(failure));
             }
         };
-        self.context.keep_keys(&made).await;
         self.context.crud(
             "create",
             json!({ "pid": launched.pid, "tapDevice": result.tap_device }),
@@ -168,14 +166,15 @@ impl Machine {
                 let otherwise = (ErrorCode::StartFailed, "the VM could not be started");
                 launch_failure(self, failure, otherwise)
             })?;
-        self.context.keep_keys(&used).await;
+        let mut warnings = launched.warnings;
+        warnings.extend(self.context.keep_keys(&used).await);
         let data = json!({ "pid": launched.pid, "tapDevice": self.context.names.tap });
         self.context.crud("power_on", data);
         if let Some(agent) = witness {
             self.wait_for_boot(&agent, options.boot_timeout, interrupt)
                 .await?;
         }
-        Ok(OperationResult::done(&vm_id, "VM started").warned(launched.warnings))
+        Ok(OperationResult::done(&vm_id, "VM started").warned(warnings))
     }
 
     pub(super) async fn record(&self) -> Result<VmRecord, Failure> {

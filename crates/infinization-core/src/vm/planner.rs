@@ -89,8 +89,9 @@ pub(super) fn plan_create(
     acquire.extend(acquire_firmware(config, facts));
     acquire.extend(acquire_network(config, names, facts));
     acquire.extend(listen(config));
-    let mut stages = Vec::from(claim(facts));
-    stages.push(acquire);
+    let [claimed, mut prepared] = claim(facts);
+    prepared.extend(keep_keys(config, facts));
+    let mut stages = vec![claimed, prepared, acquire];
     stages.extend(launch(config, names, facts, Operation::Create)?);
     Ok(Plan {
         operation: Operation::Create,
@@ -144,6 +145,22 @@ fn claim(facts: &Facts) -> [Vec<Step>; 2] {
         spec = spec.undone_by(Lifetime::Attempt, Release::RestoreSpec);
     }
     [vec![claim], directories.chain([spec]).collect()]
+}
+
+/// Before there is anything that only they open. A row that is new takes them with it as it goes.
+fn keep_keys(config: &VmConfig, facts: &Facts) -> Option<Step> {
+    let keyed = config.disks.iter().filter(|disk| disk.key.is_some());
+    let paths: Vec<_> = keyed.filter_map(|disk| disk.path().cloned()).collect();
+    if paths.is_empty() {
+        return None;
+    }
+    let keep = Step::new(Action::KeepDiskKeys {
+        paths: paths.clone(),
+    });
+    Some(match facts.row {
+        RowClaim::Insert => keep,
+        _ => keep.undone_by(Lifetime::Attempt, Release::ForgetDiskKeys { paths }),
+    })
 }
 
 /// The keys stay on the bench: a plan holds no secret.

@@ -46,6 +46,11 @@ async fn b38_what_an_encrypted_disk_holds_is_not_backed_up_in_plain_text() {
         let made = place.create_with(place.request(kind, &[&disk]), machine);
         refused(made.await, code);
     }
+    // Nor where it is said to be raw, and so nobody reads its header.
+    disk.format = "raw";
+    let machine = Running::new(&monitor, Ok(None));
+    let made = place.create_with(place.request("FULL", &[&disk]), machine);
+    refused(made.await, ErrorCode::BackupPlainTextRefused);
     assert!(place.list().await.is_empty());
 }
 

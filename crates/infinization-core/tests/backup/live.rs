@@ -225,6 +225,18 @@ async fn stopped_and_running_links_mix_and_a_bitmap_survives_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_of_another_format_to_its_machine_is_refused() {
+    let place = Place::new();
+    let mut disk = place.disk("a.qcow2", 1);
+    let guest = Guest::start(&[&disk]).await;
+    disk.format = "raw";
+    let made = place.create_with(place.request("FULL", &[&disk]), guest.machine());
+    refused(made.await, ErrorCode::BackupInvalidConfig);
+    assert!(place.list().await.is_empty(), "nothing was begun");
+    guest.quit().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bitmap_that_a_crash_spoiled_is_not_trusted() {
     let place = Place::new();
     let mut disk = place.disk("a.qcow2", 4);

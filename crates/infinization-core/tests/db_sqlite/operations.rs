@@ -434,7 +434,7 @@ async fn secrets_are_stored_but_never_printed() {
     let update = full_update();
     assert!(!format!("{update:?}").contains("hunter2"));
     db.update_machine_configuration(&id, update).await.unwrap();
-    let stored = db.get_machine(&id).await.unwrap().unwrap();
+    let stored = db.find_machine_with_config(&id).await.unwrap().unwrap();
     assert!(!format!("{stored:?}").contains("hunter2"));
 
     store.sql("DROP TABLE machine_configuration");

@@ -5,7 +5,10 @@ use std::os::unix::fs::MetadataExt as _;
 
 use serde::Deserialize;
 
+use super::super::create::encrypted;
+use super::super::request::SourceDisk;
 use super::super::{BackupError, off_thread};
+use crate::host::qemu_img::ImageError;
 use crate::qmp::{QmpClient, file_name};
 use crate::types::HostPath;
 
@@ -15,6 +18,8 @@ pub(super) struct Attached {
     pub(super) node: String,
     /// QEMU's name for what it is.
     pub(super) format: String,
+    /// Whether QEMU decrypts what it reads of it, or of a file below.
+    pub(super) encrypted: bool,
     /// As the guest sees it, in bytes.
     pub(super) size: u64,
     /// What its file takes on the host, in bytes.
@@ -38,6 +43,25 @@ pub(super) struct Bitmap {
 }
 
 impl Attached {
+    /// Refuses what is not as the request says, or would be copied in plain text. A file that is said to be
+    /// raw is not looked into, since its guest writes its header: QEMU alone knows what it runs on.
+    pub(super) fn refuse_unfit(
+        &self,
+        asked: &SourceDisk,
+        within_the_disk: bool,
+    ) -> Result<(), BackupError> {
+        if self.encrypted {
+            return Err(encrypted(&asked.path, within_the_disk));
+        }
+        let SourceDisk { path, format } = asked;
+        if self.format != format.as_str() {
+            let path = path.clone();
+            let why = format!("is {} to its machine, not {}", self.format, format.as_str());
+            return Err(ImageError::Format { path, why }.into());
+        }
+        Ok(())
+    }
+
     /// Whether a bitmap of this name has marked every change since it was made.
     pub(super) fn has_usable_bitmap(&self, name: &str) -> bool {
         self.bitmaps.iter().any(|bitmap| {
@@ -57,6 +81,8 @@ struct Device {
 struct Inserted {
     node_name: Option<String>,
     drv: String,
+    #[serde(default)]
+    encrypted: bool,
     image: Image,
     #[serde(default)]
     dirty_bitmaps: Vec<Bitmap>,
@@ -70,7 +96,17 @@ struct Image {
     #[serde(default)]
     actual_size: u64,
     #[serde(default)]
+    encrypted: bool,
+    #[serde(default)]
     snapshots: Vec<Snapshot>,
+    backing_image: Option<Box<Image>>,
+}
+
+impl Image {
+    fn is_encrypted(&self) -> bool {
+        let below = self.backing_image.as_deref();
+        self.encrypted || below.is_some_and(Self::is_encrypted)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -108,6 +144,7 @@ fn find(devices: &[Inserted], path: &HostPath) -> Result<Attached, BackupError> 
     Ok(Attached {
         node: device.node_name.clone().ok_or_else(missing)?,
         format: device.drv.clone(),
+        encrypted: device.encrypted || device.image.is_encrypted(),
         size: device.image.virtual_size,
         allocated: device.image.actual_size,
         bitmaps: device.dirty_bitmaps.clone(),
@@ -138,6 +175,7 @@ mod tests {
         let bitmap = |recording, busy, inconsistent| Attached {
             node: String::new(),
             format: String::new(),
+            encrypted: false,
             size: 0,
             allocated: 0,
             bitmaps: vec![Bitmap {

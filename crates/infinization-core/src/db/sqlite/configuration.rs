@@ -42,10 +42,10 @@ columns! {
     tpm_socket_path virtio_drivers_iso enable_audio enable_usb_tablet
 }
 
-/// The machine's configuration row, if it has one.
+/// The machine's configuration row, if it has one; its password only with the vault.
 pub(super) fn find(
     db: &Connection,
-    vault: &Vault,
+    vault: Option<&Vault>,
     id: &str,
 ) -> Result<Option<MachineConfiguration>, DbError> {
     let mut statement = db
@@ -56,9 +56,11 @@ pub(super) fn find(
         return Ok(None);
     };
     let mut found = read_row(row)?;
-    if found.graphic_password.is_none() {
-        found.graphic_password = vault.find(db, id, PASSWORD)?;
-    }
+    found.graphic_password = match (vault, found.graphic_password) {
+        (None, _) => None,
+        (Some(vault), None) => vault.find(db, id, PASSWORD)?,
+        (Some(_), stored) => stored,
+    };
     Ok(Some(found))
 }
 

@@ -60,10 +60,10 @@ pub struct MachineSummary {
     pub updated_at: String,
 }
 
-/// A machine with everything the store knows of it.
+/// A machine with everything the store knows of it but its secrets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredMachine {
-    /// The row, its configuration and its rules.
+    /// The row, its configuration without the password, and its rules.
     pub record: VmRecord,
     /// ISO 8601, UTC.
     pub created_at: String,
@@ -129,18 +129,14 @@ pub(super) fn list(db: &Connection) -> Result<Vec<MachineSummary>, DbError> {
     all(db, &format!("{SUMMARY} ORDER BY rowid"), [], summary)
 }
 
-pub(super) fn get(
-    db: &mut Connection,
-    vault: &Vault,
-    id: &VmId,
-) -> Result<Option<StoredMachine>, DbError> {
+pub(super) fn get(db: &mut Connection, id: &VmId) -> Result<Option<StoredMachine>, DbError> {
     let snapshot = db.transaction().map_err(failure::read)?;
     let Some(summary) = find_summary(&snapshot, id)? else {
         return Ok(None);
     };
     let (created_at, updated_at) = (summary.created_at.clone(), summary.updated_at.clone());
     Ok(Some(StoredMachine {
-        record: complete(&snapshot, vault, summary)?,
+        record: complete(&snapshot, None, summary)?,
         created_at,
         updated_at,
     }))
@@ -205,7 +201,7 @@ pub(super) fn find_with_config(
 ) -> Result<Option<VmRecord>, DbError> {
     let summary = find_summary(db, id)?;
     summary
-        .map(|summary| complete(db, vault, summary))
+        .map(|summary| complete(db, Some(vault), summary))
         .transpose()
 }
 
@@ -316,7 +312,11 @@ fn find_summary(db: &Connection, id: &VmId) -> Result<Option<MachineSummary>, Db
     )
 }
 
-fn complete(db: &Connection, vault: &Vault, machine: MachineSummary) -> Result<VmRecord, DbError> {
+fn complete(
+    db: &Connection,
+    vault: Option<&Vault>,
+    machine: MachineSummary,
+) -> Result<VmRecord, DbError> {
     let configuration = configuration::find(db, vault, &machine.id).map_err(|error| DbError {
         message: format!("machine {}: {}", machine.id, error.message),
         ..error

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use machines::{MachineSummary, NewMachine, StoredMachine};
+pub use vault::StoredKeys;
 
 use super::{
     ConfigurationUpdate, Database, DbError, MachineDisks, MachineRecord, RuleSplit, RunningVm,
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::config::DiskKeys;
 use crate::secrets::SecretsKey;
-use crate::types::{FirewallRuleInput, InternalName, VmId};
+use crate::types::{FirewallRuleInput, HostPath, InternalName, VmId};
 use vault::Vault;
 use worker::Worker;
 
@@ -63,15 +64,17 @@ impl SqliteDatabase {
         Ok(Arc::new(Self { worker, vault }))
     }
 
-    /// Encrypts all secrets with another key, or none. Answers how many there are. `SECRET_UNREADABLE` if
-    /// one cannot be read with the key there is.
+    /// Encrypts all secrets with another key, or none. Answers how many there are, once that is on the disk,
+    /// however long it takes: who is told of a failure keeps using the old key. `SECRET_UNREADABLE` if one
+    /// cannot be read with the key there is.
     pub async fn rotate_key(&self, new: SecretsKey) -> Result<usize, DbError> {
         let vault = Arc::clone(&self.vault);
-        self.worker.run(move |db| vault.rotate(db, new)).await
+        self.worker.finish(move |db| vault.rotate(db, new)).await
     }
 
-    /// The keys of a machine's disks that are kept.
-    pub async fn disk_keys(&self, id: &VmId) -> Result<DiskKeys, DbError> {
+    /// The keys of a machine's disks that are kept. One that cannot be read (`SECRET_UNREADABLE`) matters to
+    /// whoever needs it.
+    pub async fn disk_keys(&self, id: &VmId) -> Result<StoredKeys, DbError> {
         let (vault, id) = (Arc::clone(&self.vault), id.clone());
         self.worker.run(move |db| vault.disk_keys(db, &id)).await
     }
@@ -81,6 +84,14 @@ impl SqliteDatabase {
         let (vault, id) = (Arc::clone(&self.vault), id.clone());
         self.worker
             .run(move |db| vault.keep_disk_keys(db, &id, &keys))
+            .await
+    }
+
+    /// Forgets the keys of these disks of a machine.
+    pub async fn forget_disk_keys(&self, id: &VmId, disks: Vec<HostPath>) -> Result<(), DbError> {
+        let id = id.clone();
+        self.worker
+            .run(move |db| vault::forget_disk_keys(db, &id, &disks))
             .await
     }
 
@@ -104,13 +115,10 @@ impl SqliteDatabase {
         self.worker.run(|db| machines::list(db)).await
     }
 
-    /// One machine with its configuration and rules.
+    /// One machine with its configuration, without its password, and its rules.
     pub async fn get_machine(&self, id: &VmId) -> Result<Option<StoredMachine>, DbError> {
         let id = id.clone();
-        let vault = Arc::clone(&self.vault);
-        self.worker
-            .run(move |db| machines::get(db, &vault, &id))
-            .await
+        self.worker.run(move |db| machines::get(db, &id)).await
     }
 
     /// Removes a machine, its configuration and its rules. Says whether there was one.

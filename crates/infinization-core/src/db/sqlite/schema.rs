@@ -83,10 +83,27 @@ fn check_ours(path: &Path, db: &Connection) -> Result<(), DbError> {
 fn configure(db: &Connection) -> rusqlite::Result<()> {
     db.pragma_update(None, "journal_mode", "WAL")?;
     // With WAL, NORMAL never corrupts; a power cut may only undo the last transactions.
-    db.pragma_update(None, "synchronous", "NORMAL")?;
+    set_synchronous(db, "NORMAL")?;
     db.pragma_update(None, "foreign_keys", true)?;
     // What is deleted (a password) does not stay readable in free pages.
     db.pragma_update(None, "secure_delete", true)
+}
+
+/// Has what `change` commits be on the disk when it returns.
+pub(super) fn durably<T>(
+    db: &mut Connection,
+    change: impl FnOnce(&mut Connection) -> Result<T, DbError>,
+) -> Result<T, DbError> {
+    set_synchronous(db, "FULL").map_err(failure::write)?;
+    let changed = change(db);
+    if let Err(error) = set_synchronous(db, "NORMAL") {
+        tracing::warn!(%error, "the store goes on with a flush for each change");
+    }
+    changed
+}
+
+fn set_synchronous(db: &Connection, how: &str) -> rusqlite::Result<()> {
+    db.pragma_update(None, "synchronous", how)
 }
 
 fn migrate(db: &mut Connection) -> rusqlite::Result<()> {

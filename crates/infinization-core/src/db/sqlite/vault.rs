@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::failure;
+use super::schema::durably;
 use crate::config::DiskKeys;
 use crate::db::DbError;
 use crate::error::{ErrorCode, Failure};
@@ -21,6 +22,9 @@ use crate::types::{DiskKey, HostPath, Secret, VmId};
 pub(super) const PASSWORD: &str = "graphic_password";
 /// What the names of disks' keys begin with.
 const DISK_KEY: &str = "disk_key:";
+
+/// What a store has of keys, by the disks' paths: each, or why it cannot be read.
+pub type StoredKeys = BTreeMap<HostPath, Result<DiskKey, DbError>>;
 
 /// The key there is. It changes only on the thread that owns the connection.
 #[derive(Debug)]
@@ -59,10 +63,11 @@ impl Vault {
             Some(error) => tracing::warn!(%error, count = failed.len(), "secrets cannot be read"),
             None => {}
         }
-        match self.key().as_ref() {
-            Some(key) => seal_plain(db, key),
-            None => Ok(()),
+        if let Some(key) = self.key().as_ref() {
+            seal_plain(db, key)?;
+            empty_journal(db);
         }
+        Ok(())
     }
 
     /// A machine's secret of this name.
@@ -91,22 +96,26 @@ impl Vault {
         }
     }
 
-    pub(super) fn disk_keys(&self, db: &Connection, id: &VmId) -> Result<DiskKeys, DbError> {
+    pub(super) fn disk_keys(&self, db: &Connection, id: &VmId) -> Result<StoredKeys, DbError> {
         let mut keys = BTreeMap::new();
         for one in sealed(db, Some(id.as_str()))? {
             let Some(path) = one.name.strip_prefix(DISK_KEY) else {
                 continue;
             };
-            let secret = self.open(&one)?;
-            let key = DiskKey::try_from(secret.reveal().to_owned());
-            if let (Ok(path), Ok(key)) = (HostPath::parse(path), key) {
-                keys.insert(path, key);
-            }
+            let Ok(path) = HostPath::parse(path) else {
+                continue;
+            };
+            let key = self.open(&one).and_then(|secret| {
+                let key = DiskKey::try_from(secret.reveal().to_owned());
+                key.map_err(|_unfit| unreadable(&one, true))
+            });
+            keys.insert(path, key);
         }
         Ok(keys)
     }
 
-    /// Keeps the keys, beside those of other disks. Nothing without a key of our own.
+    /// Keeps the keys, beside those of other disks; they are on the disk when it returns, since the images
+    /// that only they open may be, too. Nothing without a key of our own.
     pub(super) fn keep_disk_keys(
         &self,
         db: &mut Connection,
@@ -116,30 +125,54 @@ impl Vault {
         if !self.has_key() {
             return Ok(());
         }
-        let change = begin(db)?;
-        for (path, key) in keys {
-            let secret = Secret::new(key.reveal());
-            let name = format!("{DISK_KEY}{path}");
-            self.put(&change, id.as_str(), &name, Some(&secret))?;
-        }
-        change.commit().map_err(failure::write)
+        durably(db, |db| {
+            let change = begin(db)?;
+            for (path, key) in keys {
+                let secret = Secret::new(key.reveal());
+                self.put(&change, id.as_str(), &name_of(path), Some(&secret))?;
+            }
+            change.commit().map_err(failure::write)
+        })
     }
 
-    /// Encrypts everything with another key, or nothing. Answers how many secrets there are.
+    /// Encrypts everything with another key, or nothing. Answers how many secrets there are. Once it is
+    /// committed nothing fails it any more: the new key is the one that reads.
     pub(super) fn rotate(&self, db: &mut Connection, new: SecretsKey) -> Result<usize, DbError> {
+        let count = durably(db, |db| self.seal_anew(db, &new))?;
+        *self.key() = Some(new);
+        empty_journal(db);
+        Ok(count)
+    }
+
+    fn seal_anew(&self, db: &mut Connection, new: &SecretsKey) -> Result<usize, DbError> {
         let all = sealed(db, None)?;
         let change = begin(db)?;
         for one in &all {
             let secret = self.open(one)?;
-            write(&change, &one.machine, &one.name, &seal(&new, &secret)?)?;
+            write(&change, &one.machine, &one.name, &seal(new, &secret)?)?;
         }
-        move_plain(&change, &new)?;
+        move_plain(&change, new)?;
         let count = sealed(&change, None)?.len();
         change.commit().map_err(failure::write)?;
-        *self.key() = Some(new);
-        empty_journal(db)?;
         Ok(count)
     }
+}
+
+/// The name of a disk's key.
+fn name_of(disk: &HostPath) -> String {
+    format!("{DISK_KEY}{disk}")
+}
+
+pub(super) fn forget_disk_keys(
+    db: &mut Connection,
+    id: &VmId,
+    disks: &[HostPath],
+) -> Result<(), DbError> {
+    let change = begin(db)?;
+    for disk in disks {
+        remove(&change, id.as_str(), &name_of(disk))?;
+    }
+    change.commit().map_err(failure::write)
 }
 
 /// A row.
@@ -164,14 +197,13 @@ fn sealed(db: &Connection, id: Option<&str>) -> Result<Vec<Sealed>, DbError> {
         .map_err(failure::read)
 }
 
-/// Moves passwords out of their column, and out of the journal that may still hold them.
+/// Moves passwords out of their column.
 fn seal_plain(db: &mut Connection, key: &SecretsKey) -> Result<(), DbError> {
     let change = begin(db)?;
     if !move_plain(&change, key)? {
         return Ok(());
     }
-    change.commit().map_err(failure::write)?;
-    empty_journal(db)
+    change.commit().map_err(failure::write)
 }
 
 /// Says whether there was any.
@@ -186,10 +218,16 @@ fn move_plain(db: &Connection, key: &SecretsKey) -> Result<bool, DbError> {
     Ok(!plain.is_empty())
 }
 
-/// The write-ahead journal holds pages as they were.
-fn empty_journal(db: &Connection) -> Result<(), DbError> {
-    let emptied = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(()));
-    emptied.map_err(failure::write)
+/// The write-ahead journal holds pages as they were, and so perhaps secrets nobody encrypted. One that
+/// cannot be emptied now is as the store is opened the next time: a kill may have come between, too.
+fn empty_journal(db: &Connection) {
+    let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+    let why = match db.query_row(sql, [], |row| row.get("busy")) {
+        Ok(false) => return,
+        Ok(true) => "another process reads the store".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!(%why, "SQLite's journal was not emptied: it may hold secrets as they were");
 }
 
 fn plain_passwords(db: &Connection) -> Result<Vec<(String, Secret)>, DbError> {

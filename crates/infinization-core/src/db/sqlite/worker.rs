@@ -46,16 +46,25 @@ impl Worker {
         &self,
         job: impl FnOnce(&mut Connection) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T, DbError> {
+        match timeout(DEADLINE, self.finish(job)).await {
+            Ok(done) => done,
+            Err(_elapsed) => Err(gone()),
+        }
+    }
+
+    /// [`run`](Self::run), however long it takes: for what must not be told to have failed and be done
+    /// all the same.
+    pub(super) async fn finish<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Connection) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T, DbError> {
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |db| {
             // A caller who stopped waiting is no reason to stop the work.
             let _unheard = reply.send(job(db));
         });
         self.jobs.send(job).map_err(|_| gone())?;
-        match timeout(DEADLINE, answer).await {
-            Ok(answer) => answer.map_err(|_| gone())?,
-            Err(_elapsed) => Err(gone()),
-        }
+        answer.await.map_err(|_| gone())?
     }
 }
 

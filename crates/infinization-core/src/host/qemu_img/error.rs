@@ -132,11 +132,21 @@ impl ImageError {
     fn path_mut(&mut self) -> Option<&mut HostPath> {
         match self {
             Self::NotFound { path }
+            | Self::NoDirectory { path }
+            | Self::Checksum { path, .. }
+            | Self::AlreadyExists { path }
+            | Self::SnapshotNotFound { path, .. }
+            | Self::SnapshotAlreadyExists { path, .. }
             | Self::Format { path, .. }
             | Self::Size { path, .. }
+            | Self::ShrinkRefused { path, .. }
             | Self::InUse { path, .. }
+            | Self::KeyRequired { path }
+            | Self::AuthFailed { path }
+            | Self::PlainText { path, .. }
             | Self::Corrupt { path, .. }
             | Self::UnsafeBacking { path, .. }
+            | Self::OutsideAllowed { path }
             | Self::PermissionDenied { path }
             | Self::NoSpace { path }
             | Self::Cancelled { path }
@@ -144,7 +154,7 @@ impl ImageError {
             | Self::Failed { path, .. }
             | Self::Answer { path, .. }
             | Self::Io { path, .. } => Some(path),
-            _ => None,
+            Self::InvalidSnapshotName { .. } | Self::Program(_) => None,
         }
     }
 

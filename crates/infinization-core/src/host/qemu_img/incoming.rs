@@ -147,7 +147,12 @@ impl Incoming {
 }
 
 fn look_at_qcow2(at: &HostPath) -> Result<(), ImageError> {
-    if let Some(backing) = header_of(at)?.backing {
+    let header = header_of(at)?;
+    // Whether there is a key for it nobody can tell, and a check of its tables would need that.
+    if header.encrypted() {
+        return Err(ImageError::format(at, "is encrypted"));
+    }
+    if let Some(backing) = header.backing {
         let why = format!("{:?}, and it is to be whole", backing.name);
         return Err(ImageError::unsafe_backing(at, why));
     }

@@ -6,8 +6,10 @@ use crate::db::outbox::may_have_happened;
 use crate::db::sqlite::NewMachine;
 use crate::db::{ConfigurationUpdate, CpuPinning, Database as _, DbError};
 use crate::error::{ErrorCode, Failure};
+use crate::types::HostPath;
 use crate::vm::action::RowValues;
 use crate::vm::bench::Bench;
+use crate::vm::disk_keys::keys_of;
 use crate::vm::status::{OURS, STARTABLE};
 
 impl HostEffects {
@@ -35,6 +37,22 @@ impl HostEffects {
             return Ok(());
         }
         Err(self.row_changed())
+    }
+
+    /// A database of the user's own keeps no keys.
+    pub(super) async fn keep_disk_keys(&self, bench: &Bench) -> Result<(), Failure> {
+        let Some(store) = &self.services.embedded else {
+            return Ok(());
+        };
+        let keys = keys_of(&config(bench)?);
+        Ok(store.keep_disk_keys(&self.vm_id, keys).await?)
+    }
+
+    pub(super) async fn forget_disk_keys(&self, paths: &[HostPath]) -> Result<(), Failure> {
+        let Some(store) = &self.services.embedded else {
+            return Ok(());
+        };
+        Ok(store.forget_disk_keys(&self.vm_id, paths.to_vec()).await?)
     }
 
     /// A row of the user's own database: claimed as a start does, so that of two creates one gets it.

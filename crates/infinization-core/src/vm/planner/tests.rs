@@ -349,6 +349,30 @@ fn no_plan_tells_the_password() {
 }
 
 #[test]
+fn the_keys_of_disks_are_kept_before_the_disks_are_made() {
+    let config = config(&json!({ "disks": [{ "sizeGB": 1, "encryptionKey": PASSWORD }] }));
+    for (row, undone) in [(RowClaim::Insert, false), (RowClaim::Take, true)] {
+        let facts = facts(&config, TapState::Absent, row);
+        let plan = plan_create(&config, &names(&config), &facts).unwrap();
+        assert!(stage_of(&plan, "keep keys of disks") < stage_of(&plan, "create disk"));
+        assert!(
+            stage_of(&plan, "keep keys of disks") > Some(0),
+            "the row is there"
+        );
+        let paths = vec![config.disks[0].path().unwrap().clone()];
+        let forgets = releases(&plan).contains(&&Release::ForgetDiskKeys { paths });
+        assert_eq!(forgets, undone);
+        assert!(!format!("{plan:?}").contains(PASSWORD));
+    }
+    let plan = start(&config, TapState::Kept);
+    assert_eq!(
+        stage_of(&plan, "keep keys of disks"),
+        None,
+        "QEMU is to say whether they fit"
+    );
+}
+
+#[test]
 fn the_plan_names_the_port_that_was_reserved() {
     let plan = create(&plain());
     let row = steps(&plan).find_map(|step| match &step.action {
