@@ -294,7 +294,7 @@ fn b38_a_key_that_cannot_be_stored_fails_a_create_and_is_told_at_a_start() {
         let failed = manager.create_vm(machine.clone(), never()).await;
         let failed = failed.unwrap_err();
         assert_eq!(failed.code(), ErrorCode::CreateFailed);
-        assert!(failed.to_string().contains("no more secrets"), "{failed}");
+        assert!(failed.to_string().contains("no more keys"), "{failed}");
         assert_eq!(host.files(), before, "no disk was made");
         assert_eq!(manager.list_vms().await.unwrap(), json!([]));
 
@@ -305,7 +305,7 @@ fn b38_a_key_that_cannot_be_stored_fails_a_create_and_is_told_at_a_start() {
         refuse_secrets(&host, true);
         let started = start(&manager, vm, json!({ "diskKeys": { &disk: KEY } })).await;
         let warnings = started.unwrap()["warnings"].to_string();
-        assert!(warnings.contains("no more secrets"), "{warnings}");
+        assert!(warnings.contains("no more keys"), "{warnings}");
         refuse_secrets(&host, false);
         does_with_damaged_secrets_what_needs_none(&host, &manager, vm, &disk).await;
         delete(&manager, vm).await;
@@ -339,13 +339,13 @@ async fn does_with_damaged_secrets_what_needs_none(
     assert_eq!(manager.get_vm(vm.into()).await.unwrap()["vmId"], vm);
 }
 
-/// Has the store's table of secrets take no more, or take them again.
+/// Has the store take no more keys of disks, or take them again.
 fn refuse_secrets(host: &Host, refused: bool) {
     let store = rusqlite::Connection::open(host.state_dir().join("infinization.db")).unwrap();
     let refusal = |event: &str| {
         format!(
-            "CREATE TRIGGER no_{event} BEFORE {event} ON secret \
-             BEGIN SELECT RAISE(ABORT, 'no more secrets'); END;"
+            "CREATE TRIGGER no_{event} BEFORE {event} ON secret WHEN new.name LIKE 'disk_key:%' \
+             BEGIN SELECT RAISE(ABORT, 'no more keys'); END;"
         )
     };
     let sql = if refused {

@@ -76,8 +76,10 @@ impl<'a> Live<'a> {
         }
     }
 
-    /// Before anything is made: whether QEMU has the disks, as what the request says, and may copy them.
+    /// Before anything is made: whether QEMU has the disks, as what the request says, and may copy them. A job
+    /// that a dead process left would hide a disk below its filter.
     pub(super) async fn refuse_unfit(&self) -> Result<(), BackupError> {
+        jobs::clear_leftovers(&self.monitor).await?;
         self.disks().await.map(drop)
     }
 
@@ -104,7 +106,6 @@ impl<'a> Live<'a> {
 
     async fn copy(&self, draft: &Draft) -> Result<(Vec<DiskRecord>, Circumstances), BackupError> {
         let disks = self.disks().await?;
-        jobs::clear_leftovers(&self.monitor).await?;
         self.drop_bitmaps(&disks, |name| self.is_stale(name))
             .await?;
         if self.creation.request.kind == BackupType::Snapshot {

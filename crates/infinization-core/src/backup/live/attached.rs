@@ -99,12 +99,13 @@ struct Image {
     encrypted: bool,
     #[serde(default)]
     snapshots: Vec<Snapshot>,
-    backing_image: Option<Box<Image>>,
+    #[serde(rename = "backing-image")]
+    below: Option<Box<Image>>,
 }
 
 impl Image {
     fn is_encrypted(&self) -> bool {
-        let below = self.backing_image.as_deref();
+        let below = self.below.as_deref();
         self.encrypted || below.is_some_and(Self::is_encrypted)
     }
 }
