@@ -138,7 +138,10 @@ fn machines_of_an_earlier_process_leave_the_old_chain_together() {
             let lines = text.lines().filter(|line| !line.contains("jump dept_"));
             lines.collect()
         };
-        assert_eq!(without_jumps(&handles(&before[0])), without_jumps(&untouched));
+        assert_eq!(
+            without_jumps(&handles(&before[0])),
+            without_jumps(&untouched)
+        );
         assert_eq!(shared(&nft).await.len(), 1);
     });
 }

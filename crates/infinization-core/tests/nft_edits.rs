@@ -330,7 +330,14 @@ async fn change_nobody_heard_of(is_seen: bool) {
         let damaged = repair.damages.iter();
         let damaged: Vec<_> = damaged.map(|it| (it.part, it.name.as_str())).collect();
         let found = (Part::Rules, meddled);
-        assert!(if is_seen { damaged == [found] } else { damaged.contains(&found) }, "{damaged:?}");
+        assert!(
+            if is_seen {
+                damaged == [found]
+            } else {
+                damaged.contains(&found)
+            },
+            "{damaged:?}"
+        );
         assert_eq!(chain(meddled), good);
         assert_eq!(
             handles(&other.ruleset.names.vm),
@@ -352,4 +359,33 @@ fn f28_a_change_nobody_heard_of_is_found_in_any_chain() {
 #[test]
 fn f28_a_change_nobody_heard_of_is_undone_in_chains_that_were_not_read_since_they_were_loaded() {
     in_private_network(|| change_nobody_heard_of(false));
+}
+
+/// Somebody replaces a rule by one that looks the same while no process of ours is there to hear of it.
+#[test]
+fn f28_what_was_changed_before_this_process_began_is_undone_by_its_first_load() {
+    in_private_network(|| async {
+        let both = compiled(&VmFirewall {
+            department_rules: rules(&["DROP IN tcp 23"]),
+            ..vm("edited")
+        });
+        settled().await.ensure_vm(&both).await.unwrap();
+        let department = both.ruleset.shared_names().next().unwrap();
+        let own = &both.ruleset.names.vm;
+        let good = [department, own].map(chain);
+        meddle_unheard(department, "DROP IN tcp 23", "accept");
+        meddle_unheard(own, "infinization-default-drop", "accept");
+
+        let nft = settled().await;
+        nft.adopt_vm(&both.ruleset.names, &both.ruleset.tap);
+        nft.repair().await.unwrap();
+        assert!(!nft.ensure_vm_if_changed(&both).await.unwrap());
+        assert_ne!([department, own].map(chain), good);
+        nft.ensure_vm(&both).await.unwrap();
+        assert_eq!([department, own].map(chain), good);
+        let before = handles(own);
+        nft.ensure_vm(&both).await.unwrap();
+        assert_eq!(handles(own), before, "from then on it is known");
+        assert_is_believed_rightly(&nft).await;
+    });
 }

@@ -135,7 +135,8 @@ impl Compiled {
 
     /// Whether the other is the same machine, behind the same port, with exactly the same rules.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        self.says_the_same_of_its_own(other) && self.ruleset.shared_names().eq(other.ruleset.shared_names())
+        self.says_the_same_of_its_own(other)
+            && self.ruleset.shared_names().eq(other.ruleset.shared_names())
     }
 
     /// As [`Compiled::says_the_same`], whatever the chains hold that it shares.

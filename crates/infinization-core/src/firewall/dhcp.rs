@@ -45,8 +45,8 @@ pub(super) fn requests(bridge: &[IpAddr]) -> [NftRule; 2] {
 }
 
 /// Answers of servers on the link, which need not be the bridge's own. A host far away has no answer for the VM,
-/// and could reach it by pretending to: what is routed here comes from elsewhere, and is not to everybody. A
-/// bridge without an address routes nothing.
+/// and could reach it by pretending to: what is routed here comes from elsewhere, and is not to everybody. That it does
+/// not bear an address of the link is for the host's `rp_filter`. A bridge without an address routes nothing.
 pub(super) fn answers(bridge: &[Network]) -> Vec<NftRule> {
     let mut conditions = on_link(bridge, "ip", Field::Ip(Side::Source));
     if conditions.is_empty() {

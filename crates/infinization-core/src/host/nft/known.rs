@@ -47,11 +47,12 @@ impl Known {
             !it.attached && is_same
         };
         let load = before.filter(is_opened).map_or(beliefs.loads, |it| it.load);
-        let touched = before.filter(|_| follows).map(|it| it.touched.clone());
+        let kept = before.filter(|_| follows);
+        let kept = kept.map(|it| (it.touched.clone(), it.inherited));
         beliefs.load(compiled, load);
         let machine = beliefs.machines.get_mut(&compiled.ruleset.names.vm);
-        if let (Some(machine), Some(touched)) = (machine, touched) {
-            machine.touched = touched;
+        if let (Some(machine), Some(kept)) = (machine, kept) {
+            (machine.touched, machine.inherited) = kept;
         }
     }
 
@@ -185,10 +186,14 @@ impl Known {
         beliefs.touched(chain);
     }
 
-    /// The machine's rules are what was loaded, and stand in the kernel like this.
+    /// The machine's rules are these, as far as comments tell, and stand in the kernel like this.
     pub(super) fn found_as(&self, compiled: &Arc<Compiled>, reading: &Reading) {
+        let is_new = !self.knows(&compiled.ruleset.names);
         self.loaded(compiled, true);
         let mut beliefs = self.beliefs();
+        if let Some(machine) = beliefs.machines.get_mut(&compiled.ruleset.names.vm) {
+            machine.inherited |= is_new;
+        }
         for chain in compiled.ruleset.names.all() {
             beliefs.handles.saw(chain, reading);
         }
@@ -296,6 +301,24 @@ impl Known {
         let beliefs = self.beliefs();
         let mut all = beliefs.ours().flat_map(|it| &it.ruleset.shared);
         all.find(|it| it.name == chain).map(Arc::clone)
+    }
+
+    /// Whether this process has loaded the shared chain for a machine that jumps to it.
+    pub(super) fn has_loaded_shared(&self, chain: &str) -> bool {
+        let beliefs = self.beliefs();
+        let mut loaded = beliefs.machines.values().filter(|it| !it.inherited);
+        loaded.any(|it| {
+            let ours = it.ours().into_iter();
+            let mut names = ours.flat_map(|it| it.ruleset.shared_names());
+            names.any(|name| name == chain)
+        })
+    }
+
+    /// Whether the machine's rules were found, and this process has not loaded them itself yet.
+    pub(super) fn has_inherited(&self, names: &ChainNames) -> bool {
+        let beliefs = self.beliefs();
+        let machine = beliefs.machines.get(&names.vm);
+        machine.is_some_and(|machine| machine.inherited)
     }
 
     /// These chains hold what their names say.

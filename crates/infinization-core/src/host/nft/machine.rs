@@ -58,6 +58,9 @@ pub(super) struct Loaded {
     pub(super) load: u64,
     /// Whether they are those that should be in force has yet to be found out.
     pub(super) unconfirmed: bool,
+    /// Its rules were found in force when this process first asked, by their comments: what the kernel holds
+    /// under those, nobody here has loaded.
+    pub(super) inherited: bool,
     /// Those of its chains whose rules another has touched since.
     pub(super) touched: BTreeSet<String>,
 }
@@ -84,6 +87,7 @@ impl Loaded {
             attached: true,
             load: 0,
             unconfirmed: false,
+            inherited: false,
             touched: BTreeSet::new(),
         }
     }
@@ -95,9 +99,9 @@ impl Loaded {
         }
     }
 
-    /// Whether its chains hold what was loaded and its port leads there, as far as is known.
+    /// Whether its chains hold what this process has loaded and its port leads there, as far as is known.
     pub(super) fn is_as_loaded(&self) -> bool {
-        self.attached && self.touched.is_empty()
+        self.attached && !self.inherited && self.touched.is_empty()
     }
 
     pub(super) fn damages(&self, reading: &Reading, shared: &Shared) -> Vec<Damage> {

@@ -118,7 +118,12 @@ fn handle_of(socket: &OwnedFd, chain: &str) -> Result<Vec<u8>, NftError> {
 }
 
 fn generation_now(socket: &OwnedFd) -> Result<u32, NftError> {
-    send(socket.as_raw_fd(), &get_generation().bytes(), MsgFlags::empty()).map_err(lost)?;
+    send(
+        socket.as_raw_fd(),
+        &get_generation().bytes(),
+        MsgFlags::empty(),
+    )
+    .map_err(lost)?;
     let mut number = None;
     receive(socket, |kind, attributes| {
         if kind == NEW_GENERATION {
