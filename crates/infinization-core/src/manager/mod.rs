@@ -128,6 +128,8 @@ struct Open {
     reloading: Mutex<HashMap<ChainNames, reload::Pending>>,
     /// A look after an outage waits for its turn.
     will_catch_up: AtomicBool,
+    /// Since when it looks after machines, in milliseconds since 1970.
+    since: u64,
     /// The rows that an earlier process left between two states were looked at.
     has_settled: AtomicBool,
     /// Virtual networks.

@@ -19,6 +19,7 @@ use crate::db::outbox::Outbox;
 use crate::db::sqlite::SqliteDatabase;
 use crate::db::{Database, DbError};
 use crate::error::{ErrorCode, Failure};
+use crate::events::now_ms;
 use crate::host::accelerator;
 use crate::host::blocking::{blocking, file_call};
 use crate::host::cgroup::Cgroups;
@@ -116,6 +117,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             will_catch_up: AtomicBool::new(false),
+            since: now_ms(),
             has_settled: AtomicBool::new(false),
             networks,
             keeper,
@@ -253,7 +255,7 @@ impl Open {
     }
 
     /// Settles what an earlier process left between two states: once in this one's life.
-    pub(super) async fn settle_transient(&self) -> Result<(), Failure> {
+    async fn settle_transient(&self) -> Result<(), Failure> {
         self.reconcile(&TRANSIENT).await?;
         self.has_settled.store(true, SeqCst);
         Ok(())
