@@ -24,8 +24,28 @@ const WRITTEN: Duration = Duration::from_millis(20);
 const AGAIN: Duration = Duration::from_secs(1);
 
 impl Networks {
+    /// Pins what was given until now, and what will be, whether or not dnsmasq runs; or nothing, if the network is
+    /// not to. The caller holds the network's turn.
+    pub(super) async fn start_pinning(
+        self: &Arc<Self>,
+        network: &Arc<Network>,
+    ) -> Result<(), Failure> {
+        drop(network.status().pinning.take());
+        let config = network.config();
+        if !config.pin_addresses {
+            self.pins.forget(&config.bridge);
+            return Ok(());
+        }
+        let pinned = self.pin(network).await;
+        let ending = self.closing.child_token();
+        network.status().pinning = Some(ending.clone().drop_guard());
+        let pinning = Self::keep_pinning(Arc::downgrade(self), Arc::clone(network));
+        tokio::spawn(async move { ending.run_until_cancelled_owned(pinning).await });
+        pinned
+    }
+
     /// Pins what was given until now. Does nothing unless the network is to.
-    pub(super) async fn pin(&self, network: &Network) -> Result<(), Failure> {
+    async fn pin(&self, network: &Network) -> Result<(), Failure> {
         let config = network.config();
         let Some(dhcp) = config.dhcp.as_ref().filter(|_| config.pin_addresses) else {
             return Ok(());
@@ -41,10 +61,7 @@ impl Networks {
     }
 
     /// Pins what will be given.
-    pub(super) async fn keep_pinning(networks: Weak<Self>, network: Arc<Network>) {
-        if !network.config().pin_addresses {
-            return;
-        }
+    async fn keep_pinning(networks: Weak<Self>, network: Arc<Network>) {
         let mut watch = match DirWatch::on(&network.dir) {
             Ok(watch) => watch,
             Err(error) => {

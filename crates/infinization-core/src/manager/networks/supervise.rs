@@ -35,9 +35,6 @@ impl Networks {
         status.watch = Some(ending.clone().drop_guard());
         drop(status);
         let (networks, network) = (Arc::downgrade(self), Arc::clone(network));
-        let pinning = Self::keep_pinning(Weak::clone(&networks), Arc::clone(&network));
-        let until = ending.clone();
-        tokio::spawn(async move { until.run_until_cancelled_owned(pinning).await });
         self.work
             .spawn(supervise(networks, network, process, ending));
     }
