@@ -10,6 +10,7 @@ mod process_kit;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -885,6 +886,16 @@ fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
         let bridge = made["bridge"].as_str().unwrap();
         run(&format!("ip route add {own}/32 dev {bridge}"));
         assert!(!answers(&own), "{own} is not the network's");
+
+        // With its lease it keeps what it has, whatever it is to have next.
+        let mut both = ["10.20.0.8", &address].map(|it| it.parse::<Ipv4Addr>().unwrap());
+        both.sort();
+        let hosts = json!([{ "mac": leases[0]["mac"], "ip": "10.20.0.8" }]);
+        let static_host = json!({ "dhcp": { "hosts": hosts } });
+        manager.update_network("vms", static_host).await.unwrap();
+        let pinned = format!("ip saddr != {{ 0.0.0.0, {}, {} }} drop", both[0], both[1]);
+        eventually("both are pinned", async || ruleset().contains(&pinned)).await;
+        assert!(answers(&address), "its lease has not ended");
         manager.stop_vm(id.into(), forced(), never()).await.unwrap();
         manager
             .start_vm(id.into(), json!({}), never())
@@ -894,6 +905,8 @@ fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
             ruleset().contains(&pinned),
             "from the start, as the lease is known"
         );
+        let pinned = "ip saddr != { 0.0.0.0, 10.20.0.8 } drop";
+        eventually("its lease has gone", async || ruleset().contains(pinned)).await;
         manager.stop_vm(id.into(), forced(), never()).await.unwrap();
         delete(&manager, id).await;
         manager.remove_network("vms").await.unwrap();
@@ -903,7 +916,7 @@ fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
 }
 
 #[test]
-fn p4_chains_of_no_machine_are_told_and_left_alone() {
+fn without_dnsmasq_machine_are_told_and_left_alone() {
     in_private_network(|| async {
         let lab = Lab::new().await;
         let manager = lab.0.manager().await;

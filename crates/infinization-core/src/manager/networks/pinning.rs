@@ -1,7 +1,7 @@
 //! Machines may only use the address their network gave them, where that was asked for.
 //!
-//! A static address counts from the start, another one with its lease. A machine whose address has changed
-//! has its firewall loaded again, by its own task.
+//! A static address counts from the start, another one with its lease; a machine that is given a static address
+//! has both until that ends. A machine whose address has changed has its firewall loaded again, by its own task.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -50,13 +50,11 @@ impl Networks {
         let Some(dhcp) = config.dhcp.as_ref().filter(|_| config.pin_addresses) else {
             return Ok(());
         };
-        let fixed: Vec<_> = dhcp.hosts.iter().map(|host| (host.mac, host.ip)).collect();
-        let leases = network.leases().await?;
-        let is_fixed = |mac: MacAddr| fixed.iter().any(|(other, _)| *other == mac);
-        let leased = leases.into_iter().filter(|lease| !is_fixed(lease.mac));
-        let leased: Vec<_> = leased.map(|lease| (lease.mac, lease.ip)).collect();
-        self.pins
-            .learn(&config.bridge, leased.into_iter().chain(fixed));
+        let leases = network.leases().await?.into_iter();
+        let leased = leases.map(|lease| (lease.mac, lease.ip));
+        // What is static is nobody else's: it counts, and so comes last.
+        let fixed = dhcp.hosts.iter().map(|host| (host.mac, host.ip));
+        self.pins.learn(&config.bridge, leased.chain(fixed));
         Ok(())
     }
 
