@@ -916,7 +916,63 @@ fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
 }
 
 #[test]
-fn without_dnsmasq_machine_are_told_and_left_alone() {
+fn without_dnsmasq_machines_are_held_to_their_addresses_until_it_can_be_started() {
+    const NAME: &str =
+        "without_dnsmasq_machines_are_held_to_their_addresses_until_it_can_be_started";
+    let tools = || Toolbox::of(&["nft", "dnsmasq", "ip", "qemu-img", "qemu-system-x86_64"]);
+    process_kit::in_own_process_with(NAME, tools, |tools| {
+        in_private_network(|| async move {
+            let lab = Lab::new().await;
+            let manager = lab.0.manager().await;
+            let (id, mac) = ("net-dark", "52:54:00:20:00:0d");
+            let network = json!({
+                "name": "dark", "subnet": "10.20.0.0/24", "pinAddresses": true,
+                "dhcp": { "hosts": [{ "mac": mac, "ip": "10.20.0.5" }] },
+            });
+            let made = manager.create_network(network).await.unwrap();
+            let mut machine = lab.0.machine(id);
+            machine["network"] = json!("dark");
+            machine["bridge"] = json!(null);
+            machine["macAddress"] = json!(mac);
+            manager.create_vm(machine, never()).await.unwrap();
+            let pinned = "ip saddr != { 0.0.0.0, 10.20.0.5 } drop";
+            assert!(ruleset().contains(pinned));
+            manager.stop_vm(id.into(), forced(), never()).await.unwrap();
+            manager.shutdown().await.unwrap();
+            drop(manager);
+            tools.take_away("dnsmasq");
+            kill(i32::try_from(made["pid"].as_i64().unwrap()).unwrap());
+
+            let next = lab.0.manager().await;
+            let mut events = next.subscribe();
+            let dark = next.network("dark").unwrap();
+            assert_eq!((&dark["state"], dark.get("pid")), (&json!("failed"), None));
+            let run = next.start_vm(id.into(), json!({}), never()).await;
+            run.unwrap();
+            assert!(ruleset().contains(pinned), "whether or not it is served");
+
+            // Nor does one more failure keep it from being tried.
+            next.start_network("dark").await.unwrap_err();
+            next_event(&mut events, "network-failed").await;
+            tools.put_back("dnsmasq");
+            next_event(&mut events, "network-restarted").await;
+            let back = next.network("dark").unwrap();
+            assert_eq!(
+                (&back["state"], &back["restarts"]),
+                (&json!("active"), &json!(0))
+            );
+            assert_eq!(dnsmasqs(lab.0.path()).len(), 1);
+            next.stop_vm(id.into(), forced(), never()).await.unwrap();
+            delete(&next, id).await;
+            next.remove_network("dark").await.unwrap();
+            lab.is_clean().await;
+            next.shutdown().await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn p4_chains_of_no_machine_are_told_and_left_alone() {
     in_private_network(|| async {
         let lab = Lab::new().await;
         let manager = lab.0.manager().await;

@@ -68,9 +68,10 @@ impl Networks {
         if !network.is_served() {
             return self.stop_serving(network).await;
         }
-        let process = self.serve(network).await?;
-        self.look_after(network, process);
-        Ok(())
+        let served = self.serve(network).await;
+        // Where it did not start and the network stays all the same, it is tried again.
+        self.look_after(network, served.as_ref().ok().cloned());
+        served.map(drop)
     }
 
     async fn stop_serving(&self, network: &Network) -> Result<(), Failure> {
