@@ -24,6 +24,7 @@ use firewall::{ruleset, run};
 use guests::Guest;
 use kit::in_private_network;
 use kit::machine::{Host, PATIENCE, delete, forced, never, next_event};
+use kit::switch::{Mode, Switch};
 use process_kit::{Toolbox, mount_at, unmount};
 
 /// What a client was given.
@@ -1004,6 +1005,40 @@ fn p4_chains_of_no_machine_are_told_and_left_alone() {
         next.stop_vm(id.into(), forced(), never()).await.unwrap();
         delete(&next, id).await;
         next.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn p4_chains_of_no_machine_are_told_once_whenever_the_database_goes() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        lab.0.manager().await.shutdown().await.unwrap();
+        let nobody = firewall::compiled(&firewall::vm("net-nobody"));
+        let nft = infinization_core::host::nft::Nft::new();
+        nft.ensure_vm(&nobody).await.unwrap();
+        for answers in 0.. {
+            let switch = Switch::new();
+            switch.turn(Mode::DownAfter(answers));
+            let settings = lab.0.settings();
+            let manager = Manager::with_wrappers(settings, None, Some(switch.wrapper()));
+            let (mut events, mut all) = (manager.subscribe(), manager.subscribe());
+            manager.initialize().await.unwrap();
+            let went = switch.is_down();
+            switch.turn(Mode::Up);
+            if went {
+                next_event(&mut events, "database-restored").await;
+                next_event(&mut events, "reconcile-complete").await;
+                switch.rests().await;
+            }
+            let told = std::iter::from_fn(|| all.try_recv().ok());
+            let told = told.filter(|event| event.kind == "firewall-orphans");
+            assert_eq!(told.count(), 1, "away after {answers} answers");
+            manager.shutdown().await.unwrap();
+            if !went {
+                assert!(answers > 1, "it is asked for rows and for chains' machines");
+                return;
+            }
+        }
     });
 }
 

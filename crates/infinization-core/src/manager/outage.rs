@@ -85,6 +85,9 @@ impl Open {
         left.retain(|vm_id| self.is_at_rest(vm_id));
         join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
         self.settle_rows(&left).await?;
+        if !self.has_told_orphans.load(SeqCst) {
+            self.tell_orphaned_chains().await;
+        }
         self.check_claims(&left).await
     }
 
@@ -114,10 +117,7 @@ impl Open {
             rows.extend(older);
         }
         self.reconcile_rows(&rows).await;
-        if makes_up {
-            self.has_settled.store(true, SeqCst);
-            self.tell_orphaned_chains().await;
-        }
+        self.has_settled.fetch_or(makes_up, SeqCst);
         Ok(())
     }
 

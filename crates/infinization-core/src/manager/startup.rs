@@ -119,6 +119,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             will_catch_up: AtomicBool::new(false),
             since: now_ms(),
             has_settled: AtomicBool::new(false),
+            has_told_orphans: AtomicBool::new(false),
             networks,
             keeper,
             _alive: alive.drop_guard(),
@@ -211,9 +212,17 @@ fn directory_failure(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 impl Open {
+    /// What an earlier process left. Where the database comes back meanwhile, the look after that outage waits.
+    pub(super) async fn look_at_everything(&self) -> Result<(), Failure> {
+        let _one_at_a_time = self.restoring.lock().await;
+        self.take_back_all().await?;
+        self.tell_orphaned_chains().await;
+        Ok(())
+    }
+
     /// Every VM that left something in the state directory, at once: one that hangs delays no
     /// other.
-    pub(super) async fn take_back_all(&self) -> Result<(), Failure> {
+    async fn take_back_all(&self) -> Result<(), Failure> {
         if let Err(error) = self.sweep_half_made_images().await {
             tracing::warn!(%error, "half-made images were not looked for");
         }
