@@ -843,7 +843,10 @@ fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
     in_private_network(|| async {
         let lab = Lab::new().await;
         let manager = lab.0.manager().await;
-        let network = json!({ "name": "vms", "subnet": "10.20.0.0/24", "pinAddresses": true });
+        let network = json!({
+            "name": "vms", "subnet": "10.20.0.0/24", "pinAddresses": true,
+            "dhcp": { "start": "10.20.0.100" },
+        });
         let made = manager.create_network(network).await.unwrap();
         let id = "net-lease";
         let mut machine = lab.0.tiny_guest(id);
