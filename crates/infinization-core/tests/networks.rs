@@ -10,6 +10,7 @@ mod process_kit;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +24,7 @@ use firewall::{ruleset, run};
 use guests::Guest;
 use kit::in_private_network;
 use kit::machine::{Host, PATIENCE, delete, forced, never, next_event};
+use kit::switch::{Mode, Switch};
 use process_kit::{Toolbox, mount_at, unmount};
 
 /// What a client was given.
@@ -841,7 +843,10 @@ fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
     in_private_network(|| async {
         let lab = Lab::new().await;
         let manager = lab.0.manager().await;
-        let network = json!({ "name": "vms", "subnet": "10.20.0.0/24", "pinAddresses": true });
+        let network = json!({
+            "name": "vms", "subnet": "10.20.0.0/24", "pinAddresses": true,
+            "dhcp": { "start": "10.20.0.100" },
+        });
         let made = manager.create_network(network).await.unwrap();
         let id = "net-lease";
         let mut machine = lab.0.tiny_guest(id);
@@ -885,6 +890,16 @@ fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
         let bridge = made["bridge"].as_str().unwrap();
         run(&format!("ip route add {own}/32 dev {bridge}"));
         assert!(!answers(&own), "{own} is not the network's");
+
+        // With its lease it keeps what it has, whatever it is to have next.
+        let mut both = ["10.20.0.8", &address].map(|it| it.parse::<Ipv4Addr>().unwrap());
+        both.sort();
+        let hosts = json!([{ "mac": leases[0]["mac"], "ip": "10.20.0.8" }]);
+        let static_host = json!({ "dhcp": { "hosts": hosts } });
+        manager.update_network("vms", static_host).await.unwrap();
+        let pinned = format!("ip saddr != {{ 0.0.0.0, {}, {} }} drop", both[0], both[1]);
+        eventually("both are pinned", async || ruleset().contains(&pinned)).await;
+        assert!(answers(&address), "its lease has not ended");
         manager.stop_vm(id.into(), forced(), never()).await.unwrap();
         manager
             .start_vm(id.into(), json!({}), never())
@@ -894,11 +909,69 @@ fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
             ruleset().contains(&pinned),
             "from the start, as the lease is known"
         );
+        let pinned = "ip saddr != { 0.0.0.0, 10.20.0.8 } drop";
+        eventually("its lease has gone", async || ruleset().contains(pinned)).await;
         manager.stop_vm(id.into(), forced(), never()).await.unwrap();
         delete(&manager, id).await;
         manager.remove_network("vms").await.unwrap();
         lab.is_clean().await;
         manager.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn without_dnsmasq_machines_are_held_to_their_addresses_until_it_can_be_started() {
+    const NAME: &str =
+        "without_dnsmasq_machines_are_held_to_their_addresses_until_it_can_be_started";
+    let tools = || Toolbox::of(&["nft", "dnsmasq", "ip", "qemu-img", "qemu-system-x86_64"]);
+    process_kit::in_own_process_with(NAME, tools, |tools| {
+        in_private_network(|| async move {
+            let lab = Lab::new().await;
+            let manager = lab.0.manager().await;
+            let (id, mac) = ("net-dark", "52:54:00:20:00:0d");
+            let network = json!({
+                "name": "dark", "subnet": "10.20.0.0/24", "pinAddresses": true,
+                "dhcp": { "hosts": [{ "mac": mac, "ip": "10.20.0.5" }] },
+            });
+            let made = manager.create_network(network).await.unwrap();
+            let mut machine = lab.0.machine(id);
+            machine["network"] = json!("dark");
+            machine["bridge"] = json!(null);
+            machine["macAddress"] = json!(mac);
+            manager.create_vm(machine, never()).await.unwrap();
+            let pinned = "ip saddr != { 0.0.0.0, 10.20.0.5 } drop";
+            assert!(ruleset().contains(pinned));
+            manager.stop_vm(id.into(), forced(), never()).await.unwrap();
+            manager.shutdown().await.unwrap();
+            drop(manager);
+            tools.take_away("dnsmasq");
+            kill(i32::try_from(made["pid"].as_i64().unwrap()).unwrap());
+
+            let next = lab.0.manager().await;
+            let mut events = next.subscribe();
+            let dark = next.network("dark").unwrap();
+            assert_eq!((&dark["state"], dark.get("pid")), (&json!("failed"), None));
+            let run = next.start_vm(id.into(), json!({}), never()).await;
+            run.unwrap();
+            assert!(ruleset().contains(pinned), "whether or not it is served");
+
+            // Nor does one more failure keep it from being tried.
+            next.start_network("dark").await.unwrap_err();
+            next_event(&mut events, "network-failed").await;
+            tools.put_back("dnsmasq");
+            next_event(&mut events, "network-restarted").await;
+            let back = next.network("dark").unwrap();
+            assert_eq!(
+                (&back["state"], &back["restarts"]),
+                (&json!("active"), &json!(0))
+            );
+            assert_eq!(dnsmasqs(lab.0.path()).len(), 1);
+            next.stop_vm(id.into(), forced(), never()).await.unwrap();
+            delete(&next, id).await;
+            next.remove_network("dark").await.unwrap();
+            lab.is_clean().await;
+            next.shutdown().await.unwrap();
+        });
     });
 }
 
@@ -935,6 +1008,40 @@ fn p4_chains_of_no_machine_are_told_and_left_alone() {
         next.stop_vm(id.into(), forced(), never()).await.unwrap();
         delete(&next, id).await;
         next.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn p4_chains_of_no_machine_are_told_once_whenever_the_database_goes() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        lab.0.manager().await.shutdown().await.unwrap();
+        let nobody = firewall::compiled(&firewall::vm("net-nobody"));
+        let nft = infinization_core::host::nft::Nft::new();
+        nft.ensure_vm(&nobody).await.unwrap();
+        for answers in 0.. {
+            let switch = Switch::new();
+            switch.turn(Mode::DownAfter(answers));
+            let settings = lab.0.settings();
+            let manager = Manager::with_wrappers(settings, None, Some(switch.wrapper()));
+            let (mut events, mut all) = (manager.subscribe(), manager.subscribe());
+            manager.initialize().await.unwrap();
+            let went = switch.is_down();
+            switch.turn(Mode::Up);
+            if went {
+                next_event(&mut events, "database-restored").await;
+                next_event(&mut events, "reconcile-complete").await;
+                switch.rests().await;
+            }
+            let told = std::iter::from_fn(|| all.try_recv().ok());
+            let told = told.filter(|event| event.kind == "firewall-orphans");
+            assert_eq!(told.count(), 1, "away after {answers} answers");
+            manager.shutdown().await.unwrap();
+            if !went {
+                assert!(answers > 1, "it is asked for rows and for chains' machines");
+                return;
+            }
+        }
     });
 }
 

@@ -315,7 +315,7 @@ fn f31_machines_are_taken_back_without_a_database_and_rows_follow_when_it_is_bac
         for vm_id in ["back-1", "back-2", "back-3"] {
             pids.push(create(&host, &first, vm_id).await);
         }
-        for vm_id in ["back-4", "back-5"] {
+        for vm_id in ["back-4", "back-5", "back-6", "back-7"] {
             stopped(&host, &first, vm_id).await;
         }
         first.shutdown().await.unwrap();
@@ -332,6 +332,9 @@ fn f31_machines_are_taken_back_without_a_database_and_rows_follow_when_it_is_bac
         let next = Manager::with_wrappers(host.settings(), None, Some(switch.wrapper()));
         let mut events = next.subscribe();
         next.initialize().await.unwrap();
+        // The consumer finds the database before this process does, and is at work on these.
+        host.claim("back-6", "rebuilding");
+        host.claim("back-7", "powering_off_update");
         let mut active = next.get_active_vms();
         active.sort();
         assert_eq!(active, ["back-1", "back-2"]);
@@ -358,6 +361,11 @@ fn f31_machines_are_taken_back_without_a_database_and_rows_follow_when_it_is_bac
         ] {
             row_says(&next, vm_id, status).await;
             assert_eq!(consistent_status(&next, vm_id).await["status"], status);
+            delete(&next, vm_id).await;
+        }
+        for (vm_id, claim) in [("back-6", "rebuilding"), ("back-7", "powering_off_update")] {
+            assert_eq!(row(&next, vm_id).await["status"], claim, "{vm_id}");
+            host.claim(vm_id, "off");
             delete(&next, vm_id).await;
         }
         next.shutdown().await.unwrap();

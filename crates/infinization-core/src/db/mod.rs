@@ -94,7 +94,7 @@ impl Coded for DbError {
 }
 
 /// The 16 operations. Method names and meaning are the public `InfinizationDatabase`'s, and there are
-/// two of the library's own, which come of the others where a database has nothing better.
+/// three of the library's own, which come of the others, or to nothing, where a database has nothing better.
 #[async_trait]
 pub trait Database: Send + Sync + std::fmt::Debug {
     /// The machine's id and status, whichever node it is on.
@@ -115,6 +115,16 @@ pub trait Database: Send + Sync + std::fmt::Debug {
     /// This node's machines with one of `statuses`.
     async fn find_machines_by_statuses(&self, statuses: &[&str])
     -> Result<Vec<RunningVm>, DbError>;
+
+    /// Those of them whose row nobody has changed since then (milliseconds since 1970), by the clock of
+    /// whoever changed it last. None of a database that cannot tell.
+    async fn find_machines_unchanged_since(
+        &self,
+        _statuses: &[&str],
+        _since: u64,
+    ) -> Result<Vec<RunningVm>, DbError> {
+        Ok(Vec::new())
+    }
 
     /// Which disks the rows of this node's machines name. Who would delete a file must know them all; a
     /// database that is only asked by status tells of the statuses that are known.

@@ -122,14 +122,18 @@ struct Open {
     strays: Mutex<HashMap<ProcessId, health::Sighting>>,
     /// Held by an orphan scan.
     looking: tokio::sync::Mutex<()>,
-    /// Held while rows are made true after an outage.
+    /// Held while rows are made true, by `initialize` or after an outage.
     restoring: tokio::sync::Mutex<()>,
     /// Machines whose firewall is being loaded again.
     reloading: Mutex<HashMap<ChainNames, reload::Pending>>,
     /// A look after an outage waits for its turn.
     will_catch_up: AtomicBool,
+    /// Since when it looks after machines, in milliseconds since 1970.
+    since: u64,
     /// The rows that an earlier process left between two states were looked at.
     has_settled: AtomicBool,
+    /// Chains of no machine were looked for.
+    has_told_orphans: AtomicBool,
     /// Virtual networks.
     networks: Arc<Networks>,
     /// Keeps the firewall's file, where there is to be one.
@@ -219,8 +223,7 @@ impl Manager {
         }
         let open = startup::open(&self.inner).await?;
         open.networks.take_back().await;
-        open.take_back_all().await?;
-        open.tell_orphaned_chains().await;
+        open.look_at_everything().await?;
         open.start_monitor().await;
         *self.phase() = Phase::Open(open);
         Ok(())

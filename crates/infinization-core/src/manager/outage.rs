@@ -11,7 +11,8 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::Open;
+use super::{Open, TRANSIENT};
+use crate::db::RunningVm;
 use crate::db::outbox::Notice;
 use crate::error::{Coded as _, Failure};
 use crate::events::{EventBus, Source, now_ms};
@@ -81,15 +82,17 @@ impl Open {
 
     async fn find_out_again(&self) -> Result<(), Failure> {
         let mut left = self.left_behind().await?;
-        left.retain(|vm_id| !self.services.marks.installing.contains(vm_id));
-        left.retain(|vm_id| !self.is_busy(vm_id));
+        left.retain(|vm_id| self.is_at_rest(vm_id));
         join_all(left.iter().map(|vm_id| self.take_back(vm_id))).await;
-        if self.has_settled.load(SeqCst) {
-            self.settle_starts_of(&left).await?;
-        } else {
-            self.make_up_for_start().await?;
+        self.settle_rows(&left).await?;
+        if !self.has_told_orphans.load(SeqCst) {
+            self.tell_orphaned_chains().await;
         }
         self.check_claims(&left).await
+    }
+
+    fn is_at_rest(&self, vm_id: &VmId) -> bool {
+        !self.services.marks.installing.contains(vm_id) && !self.is_busy(vm_id)
     }
 
     /// Whether somebody asks something of the machine: what he asks for looks at it anyway.
@@ -99,20 +102,32 @@ impl Open {
         vms.get(vm_id).is_some_and(|vm| !vm.is_last_beside(0))
     }
 
-    /// What `initialize` does with a database, for one that began without: nobody could claim a row meanwhile.
-    async fn make_up_for_start(&self) -> Result<(), Failure> {
-        self.settle_transient().await?;
-        self.tell_orphaned_chains().await;
-        Ok(())
-    }
-
     /// Settles starts of `ours` that the outage has cut off. The other statuses between two are the
-    /// consumer's, who may be at work; they are settled at a start of this process, and when he asks.
-    async fn settle_starts_of(&self, ours: &[VmId]) -> Result<(), Failure> {
+    /// consumer's, who may be at work; they are settled at a start of this process, and when he asks. Where
+    /// that start was without a database it is made up for.
+    async fn settle_rows(&self, ours: &[VmId]) -> Result<(), Failure> {
         let database = &self.services.database;
         let mut rows = database.find_machines_by_statuses(&["starting"]).await?;
         rows.retain(|row| ours.iter().any(|vm_id| vm_id.as_str() == row.id));
+        let makes_up = !self.has_settled.load(SeqCst);
+        if makes_up {
+            let older = self.rows_of_others().await?;
+            let is_new = |row: &RunningVm| rows.iter().all(|other| other.id != row.id);
+            let older: Vec<_> = older.into_iter().filter(is_new).collect();
+            rows.extend(older);
+        }
         self.reconcile_rows(&rows).await;
+        self.has_settled.fetch_or(makes_up, SeqCst);
         Ok(())
+    }
+
+    /// The rows between two states that were left by earlier processes: who writes one now may have found
+    /// the database before this process has, so that only what was written before counts.
+    async fn rows_of_others(&self) -> Result<Vec<RunningVm>, Failure> {
+        let database = &self.services.database;
+        let found = database.find_machines_unchanged_since(&TRANSIENT, self.since);
+        let mut rows = found.await?;
+        rows.retain(|row| VmId::parse(row.id.as_str()).is_ok_and(|vm_id| self.is_at_rest(&vm_id)));
+        Ok(rows)
     }
 }

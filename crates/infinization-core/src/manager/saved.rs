@@ -4,6 +4,7 @@
 //! [`crate::host::nft_file`] does the work, [`super::firewall`] is the service this belongs to.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering::SeqCst;
 
 use serde_json::json;
 
@@ -87,19 +88,25 @@ impl Firewall {
 }
 
 impl Open {
-    /// Whoever made them, their machines are gone: removing them is left to the user.
+    /// Whoever made them, their machines are gone: removing them is left to the user. The caller has the turn of
+    /// those who make rows true.
     pub(super) async fn tell_orphaned_chains(&self) {
-        match self.orphaned_chains().await {
-            Ok(chains) if chains.is_empty() => {}
-            Ok(chains) => {
-                // No warning: they may be those of another manager of this host.
-                tracing::info!(?chains, "the firewall has chains of no machine");
-                let data = json!({ "chains": chains, "timestamp": now_ms() });
-                let events = &self.services.events;
-                events.publish(Source::HealthMonitor, "firewall-orphans", None, data);
+        let chains = match self.orphaned_chains().await {
+            Ok(chains) => chains,
+            Err(error) => {
+                tracing::warn!(%error, "chains of no machine were not looked for");
+                return;
             }
-            Err(error) => tracing::warn!(%error, "chains of no machine were not looked for"),
+        };
+        self.has_told_orphans.store(true, SeqCst);
+        if chains.is_empty() {
+            return;
         }
+        // No warning: they may be those of another manager of this host.
+        tracing::info!(?chains, "the firewall has chains of no machine");
+        let data = json!({ "chains": chains, "timestamp": now_ms() });
+        let events = &self.services.events;
+        events.publish(Source::HealthMonitor, "firewall-orphans", None, data);
     }
 
     async fn orphaned_chains(&self) -> Result<Vec<String>, Failure> {

@@ -19,6 +19,7 @@ use crate::db::outbox::Outbox;
 use crate::db::sqlite::SqliteDatabase;
 use crate::db::{Database, DbError};
 use crate::error::{ErrorCode, Failure};
+use crate::events::now_ms;
 use crate::host::accelerator;
 use crate::host::blocking::{blocking, file_call};
 use crate::host::cgroup::Cgroups;
@@ -117,7 +118,9 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             will_catch_up: AtomicBool::new(false),
+            since: now_ms(),
             has_settled: AtomicBool::new(false),
+            has_told_orphans: AtomicBool::new(false),
             networks,
             keeper,
             _alive: alive.drop_guard(),
@@ -210,9 +213,17 @@ fn directory_failure(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 impl Open {
+    /// What an earlier process left. Where the database comes back meanwhile, the look after that outage waits.
+    pub(super) async fn look_at_everything(&self) -> Result<(), Failure> {
+        let _one_at_a_time = self.restoring.lock().await;
+        self.take_back_all().await?;
+        self.tell_orphaned_chains().await;
+        Ok(())
+    }
+
     /// Every VM that left something in the state directory, at once: one that hangs delays no
     /// other.
-    pub(super) async fn take_back_all(&self) -> Result<(), Failure> {
+    async fn take_back_all(&self) -> Result<(), Failure> {
         if let Err(error) = self.sweep_half_made_images().await {
             tracing::warn!(%error, "half-made images were not looked for");
         }
@@ -254,7 +265,7 @@ impl Open {
     }
 
     /// Settles what an earlier process left between two states: once in this one's life.
-    pub(super) async fn settle_transient(&self) -> Result<(), Failure> {
+    async fn settle_transient(&self) -> Result<(), Failure> {
         self.reconcile(&TRANSIENT).await?;
         self.has_settled.store(true, SeqCst);
         Ok(())

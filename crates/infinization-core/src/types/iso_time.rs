@@ -27,6 +27,13 @@ pub(crate) fn iso_date(seconds: i64, millis: u32) -> String {
     format!("{year:04}-{month:02}-{day:02}T{clock}Z")
 }
 
+/// The same of milliseconds since 1970.
+pub(crate) fn iso_date_ms(millis: u64) -> String {
+    let seconds = i64::try_from(millis / 1000).unwrap_or(i64::MAX);
+    let rest = u32::try_from(millis % 1000).unwrap_or_default();
+    iso_date(seconds, rest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

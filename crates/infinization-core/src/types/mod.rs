@@ -21,7 +21,7 @@ pub use disk_key::DiskKey;
 pub use firewall_rule::{FirewallDefaultAction, FirewallRuleInput};
 pub use host_path::HostPath;
 pub use ipv4_subnet::Ipv4Subnet;
-pub(crate) use iso_time::{clock, iso_date};
+pub(crate) use iso_time::{clock, iso_date, iso_date_ms};
 pub use link_name::LinkName;
 pub use mac_addr::MacAddr;
 pub use names::VmNames;

@@ -25,6 +25,10 @@ struct Shared {
 
 type Addresses = HashMap<MacAddr, BTreeSet<Ipv4Addr>>;
 
+/// What the machines on a bridge had at some time.
+#[derive(Debug)]
+pub struct Pinned(Addresses);
+
 #[derive(Debug, Default)]
 struct Known {
     bridges: HashMap<LinkName, Addresses>,
@@ -67,6 +71,30 @@ impl Pins {
         }
         changed.extend(said.keys());
         all.extend(said);
+        if !changed.is_empty() {
+            self.0.told.notify_one();
+        }
+    }
+
+    /// What the bridge's machines have.
+    pub fn on(&self, bridge: &LinkName) -> Pinned {
+        Pinned(
+            self.known()
+                .bridges
+                .get(bridge)
+                .cloned()
+                .unwrap_or_default(),
+        )
+    }
+
+    /// The bridge's machines have what they had, and nothing that was learned since.
+    pub fn put_back(&self, bridge: &LinkName, Pinned(had): Pinned) {
+        let mut known = self.known();
+        let Known { bridges, changed } = &mut *known;
+        let have = bridges.remove(bridge).unwrap_or_default();
+        let differs = |mac: &&MacAddr| have.get(mac) != had.get(mac);
+        changed.extend(have.keys().chain(had.keys()).filter(differs));
+        bridges.insert(bridge.clone(), had);
         if !changed.is_empty() {
             self.0.told.notify_one();
         }
@@ -133,6 +161,23 @@ mod tests {
             HashSet::from([mac(1), mac(2), mac(3)])
         );
         assert!(of(1).is_empty() && of(2).is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_learned_for_nothing_is_taken_back() {
+        let pins = Pins::default();
+        let bridge = LinkName::parse("br-a").unwrap();
+        let mac = |last: u8| MacAddr::new([2, 0, 0, 0, 0, last]).unwrap();
+        let ip = |last: u8| Ipv4Addr::new(10, 0, 0, last);
+        pins.learn(&bridge, [(mac(1), ip(1)), (mac(2), ip(2))]);
+        let had = pins.on(&bridge);
+        pins.learn(&bridge, [(mac(1), ip(9)), (mac(3), ip(3))]);
+        pins.changed().await;
+        pins.put_back(&bridge, had);
+        assert_eq!(pins.changed().await, HashSet::from([mac(1), mac(3)]));
+        assert_eq!(pins.of(&bridge, mac(1)), [IpAddr::V4(ip(1))]);
+        assert_eq!(pins.of(&bridge, mac(2)), [IpAddr::V4(ip(2))]);
+        assert!(pins.of(&bridge, mac(3)).is_empty());
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@ use infinization_core::error::ErrorCode;
 use infinization_core::types::InternalName;
 use serde_json::{Value, json};
 
-use crate::port_kit::{row, says, vm};
+use crate::port_kit::{Answer, error, known, row, says, script, vm};
 use crate::{database, of_node};
 
 /// What `find_machine_with_config` makes of a row that differs from a plain one.
@@ -93,6 +93,29 @@ async fn the_disks_of_all_rows_are_one_query_whatever_their_status() {
     let torn = json!([{ "id": "a", "internalName": "a", "configuration": { "diskPaths": [7] } }]);
     let torn = database(&says(torn)).find_machine_disks().await;
     assert_eq!(torn.unwrap_err().code, ErrorCode::QueryFailed);
+}
+
+#[tokio::test]
+async fn f31_rows_that_nobody_changed_are_asked_for_and_a_schema_that_cannot_tell_has_none() {
+    let port = says(json!([]));
+    let db = of_node(&port);
+    let found = db.find_machines_unchanged_since(&["rebuilding"], 951_782_400_007);
+    assert_eq!(found.await.unwrap(), []);
+    let wanted = json!({
+        "nodeId": "node-a", "status": { "in": ["rebuilding"] },
+        "updatedAt": { "lt": "2000-02-29T00:00:00.007Z" },
+    });
+    assert_eq!(port.asked()[0]["args"]["where"], wanted);
+    let unknown = "Unknown argument `updatedAt`. Available options are marked with ?.";
+    let unknown = error("PrismaClientValidationError", None, unknown, Value::Null);
+    for (thrown, outcome) in [
+        (unknown, Ok(Vec::new())),
+        (known("P1001"), Err(ErrorCode::DbConnectionError)),
+    ] {
+        let db = database(&script([Answer::Throws(thrown)]));
+        let found = db.find_machines_unchanged_since(&["rebuilding"], 0).await;
+        assert_eq!(found.map_err(|error| error.code), outcome);
+    }
 }
 
 #[tokio::test]

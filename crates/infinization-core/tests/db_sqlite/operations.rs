@@ -417,6 +417,10 @@ async fn a_stored_machine_knows_when_it_changed() {
         made.created_at
     );
     store.sql("UPDATE machine SET updated_at = '2000-01-01T00:00:00.000Z'");
+    for (since, count) in [(946_684_800_000, 0), (946_684_800_001, 1)] {
+        let older = store.db.find_machines_unchanged_since(&["off"], since);
+        assert_eq!(older.await.unwrap().len(), count, "{since}");
+    }
     store
         .db
         .update_machine_status(&id, "starting", &[])

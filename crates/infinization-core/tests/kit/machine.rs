@@ -176,7 +176,8 @@ impl Host {
         let path = self.state_dir().join("infinization.db");
         let store = rusqlite::Connection::open(path).unwrap();
         let changed = store.execute(
-            "UPDATE machine SET status = ?1 WHERE id = ?2",
+            "UPDATE machine SET status = ?1, \
+             updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE id = ?2",
             [status, vm_id],
         );
         assert_eq!(changed.unwrap(), 1);

@@ -200,6 +200,15 @@ impl Database for Switched {
         self.switch.read(work).await
     }
 
+    async fn find_machines_unchanged_since(
+        &self,
+        statuses: &[&str],
+        since: u64,
+    ) -> Result<Vec<RunningVm>, DbError> {
+        let work = self.inner.find_machines_unchanged_since(statuses, since);
+        self.switch.read(work).await
+    }
+
     async fn update_machine_status(
         &self,
         id: &VmId,

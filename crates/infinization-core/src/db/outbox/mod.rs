@@ -190,6 +190,16 @@ impl Database for Outbox {
         read.await.map(without_old_rows)
     }
 
+    async fn find_machines_unchanged_since(
+        &self,
+        statuses: &[&str],
+        since: u64,
+    ) -> Result<Vec<RunningVm>, DbError> {
+        let courier = &self.courier;
+        let read = courier.read_all(|db| db.find_machines_unchanged_since(statuses, since));
+        read.await.map(without_old_rows)
+    }
+
     /// Also of rows that are behind: what they were told of is in their machines' own files.
     async fn find_machine_disks(&self) -> Result<Vec<MachineDisks>, DbError> {
         let read = self.courier.read_all(|db| db.find_machine_disks());

@@ -25,7 +25,7 @@ use super::{
     RuleSplit, RunningVm, Transition, VmRecord, known_but, legacy_disk_path,
 };
 use crate::error::ErrorCode;
-use crate::types::{FirewallRuleInput, InternalName, VmId};
+use crate::types::{FirewallRuleInput, InternalName, VmId, iso_date_ms};
 use queries::{Scope, Upsert};
 
 /// How often a write is tried while other transactions are in its way.
@@ -115,6 +115,19 @@ impl Database for PrismaDatabase {
             &self.read(self.scope.by_statuses(statuses)).await?,
             running_vm,
         )
+    }
+
+    /// A schema need not have `updatedAt`.
+    async fn find_machines_unchanged_since(
+        &self,
+        statuses: &[&str],
+        since: u64,
+    ) -> Result<Vec<RunningVm>, DbError> {
+        let asked = self.scope.unchanged_since(statuses, &iso_date_ms(since));
+        match self.read(asked).await {
+            Err(error) if error.code == ErrorCode::SchemaMismatch => Ok(Vec::new()),
+            answered => list(&answered?, running_vm),
+        }
     }
 
     async fn find_machine_disks(&self) -> Result<Vec<MachineDisks>, DbError> {

@@ -98,6 +98,10 @@ impl Scope {
         self.many(json!({ "status": { "in": statuses } }))
     }
 
+    pub(super) fn unchanged_since(&self, statuses: &[&str], since: &str) -> Value {
+        self.many(json!({ "status": { "in": statuses }, "updatedAt": { "lt": since } }))
+    }
+
     pub(super) fn disks(&self) -> Value {
         let mut select = columns(&["id", "internalName"]);
         select["configuration"] = json!({ "select": { "diskPaths": true } });

@@ -173,6 +173,18 @@ pub(super) fn find_by_statuses(
     all(db, &sql, [json_list(statuses)], running_vm)
 }
 
+/// `since` is written as `updated_at` is.
+pub(super) fn find_unchanged_since(
+    db: &Connection,
+    statuses: &[String],
+    since: &str,
+) -> Result<Vec<RunningVm>, DbError> {
+    let sql = running(
+        "status IN (SELECT value FROM json_each(?1)) AND updated_at < ?2 ORDER BY machine.rowid",
+    );
+    all(db, &sql, [json_list(statuses).as_str(), since], running_vm)
+}
+
 pub(super) fn disks(db: &Connection) -> Result<Vec<MachineDisks>, DbError> {
     let sql = "SELECT id, internal_name, disk_paths FROM machine \
          LEFT JOIN machine_configuration ON machine_id = id ORDER BY machine.rowid";

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::config::DiskKeys;
 use crate::secrets::SecretsKey;
-use crate::types::{FirewallRuleInput, HostPath, InternalName, VmId};
+use crate::types::{FirewallRuleInput, HostPath, InternalName, VmId, iso_date_ms};
 use vault::Vault;
 use worker::Worker;
 
@@ -179,6 +179,17 @@ impl Database for SqliteDatabase {
         let statuses = owned(statuses);
         self.worker
             .run(move |db| machines::find_by_statuses(db, &statuses))
+            .await
+    }
+
+    async fn find_machines_unchanged_since(
+        &self,
+        statuses: &[&str],
+        since: u64,
+    ) -> Result<Vec<RunningVm>, DbError> {
+        let statuses = owned(statuses);
+        self.worker
+            .run(move |db| machines::find_unchanged_since(db, &statuses, &iso_date_ms(since)))
             .await
     }
 

@@ -47,6 +47,8 @@ impl Networks {
         let config = network.config();
         self.ensure_bridge(network).await?;
         network.status().up = true;
+        // Machines may be on it already: whatever else fails, they are held to their addresses.
+        let pinned = self.start_pinning(network).await;
         self.load_guard().await?;
         self.open_bridge(network).await?;
         match config.mode {
@@ -57,23 +59,19 @@ impl Networks {
             }
             NetworkMode::Isolated => self.nft.stop_masquerading(&config.bridge).await?,
         }
-        self.furnish_addresses(network).await
+        self.furnish_addresses(network).await.and(pinned)
     }
 
     /// Whoever looks after dnsmasq as it was does so no longer.
     async fn furnish_addresses(self: &Arc<Self>, network: &Arc<Network>) -> Result<(), Failure> {
-        let config = network.config();
         drop(network.status().watch.take());
-        if !config.pin_addresses {
-            self.pins.forget(&config.bridge);
-        }
         if !network.is_served() {
             return self.stop_serving(network).await;
         }
-        let process = self.serve(network).await?;
-        self.pin(network).await?;
-        self.look_after(network, process);
-        Ok(())
+        let served = self.serve(network).await;
+        // Where it did not start and the network stays all the same, it is tried again.
+        self.look_after(network, served.as_ref().ok().cloned());
+        served.map(drop)
     }
 
     async fn stop_serving(&self, network: &Network) -> Result<(), Failure> {
@@ -159,6 +157,7 @@ impl Networks {
     pub(super) async fn take_down(&self, network: &Network) -> Result<(), Failure> {
         let config = network.config();
         drop(network.status().watch.take());
+        drop(network.status().pinning.take());
         let mut outcomes = vec![self.stop_serving(network).await];
         if config.mode == NetworkMode::Nat {
             outcomes.push(self.stop_masquerading(network).await);

@@ -36,6 +36,8 @@ pub(super) struct Status {
     pub(super) restarts: u64,
     /// Ends who looks after dnsmasq.
     pub(super) watch: Option<DropGuard>,
+    /// Ends who looks for leases to be pinned.
+    pub(super) pinning: Option<DropGuard>,
 }
 
 /// `VirtualNetwork` of the public types.

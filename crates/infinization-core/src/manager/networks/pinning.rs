@@ -1,7 +1,7 @@
 //! Machines may only use the address their network gave them, where that was asked for.
 //!
-//! A static address counts from the start, another one with its lease. A machine whose address has changed
-//! has its firewall loaded again, by its own task.
+//! A static address counts from the start, another one with its lease; a machine that is given a static address
+//! has both until that ends. A machine whose address has changed has its firewall loaded again, by its own task.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -24,27 +24,42 @@ const WRITTEN: Duration = Duration::from_millis(20);
 const AGAIN: Duration = Duration::from_secs(1);
 
 impl Networks {
+    /// Pins what was given until now, and what will be, whether or not dnsmasq runs; or nothing, if the network is
+    /// not to. The caller holds the network's turn.
+    pub(super) async fn start_pinning(
+        self: &Arc<Self>,
+        network: &Arc<Network>,
+    ) -> Result<(), Failure> {
+        drop(network.status().pinning.take());
+        let config = network.config();
+        if !config.pin_addresses {
+            self.pins.forget(&config.bridge);
+            return Ok(());
+        }
+        let pinned = self.pin(network).await;
+        let ending = self.closing.child_token();
+        network.status().pinning = Some(ending.clone().drop_guard());
+        let pinning = Self::keep_pinning(Arc::downgrade(self), Arc::clone(network));
+        tokio::spawn(async move { ending.run_until_cancelled_owned(pinning).await });
+        pinned
+    }
+
     /// Pins what was given until now. Does nothing unless the network is to.
-    pub(super) async fn pin(&self, network: &Network) -> Result<(), Failure> {
+    async fn pin(&self, network: &Network) -> Result<(), Failure> {
         let config = network.config();
         let Some(dhcp) = config.dhcp.as_ref().filter(|_| config.pin_addresses) else {
             return Ok(());
         };
-        let fixed: Vec<_> = dhcp.hosts.iter().map(|host| (host.mac, host.ip)).collect();
-        let leases = network.leases().await?;
-        let is_fixed = |mac: MacAddr| fixed.iter().any(|(other, _)| *other == mac);
-        let leased = leases.into_iter().filter(|lease| !is_fixed(lease.mac));
-        let leased: Vec<_> = leased.map(|lease| (lease.mac, lease.ip)).collect();
-        self.pins
-            .learn(&config.bridge, leased.into_iter().chain(fixed));
+        let leases = network.leases().await?.into_iter();
+        let leased = leases.map(|lease| (lease.mac, lease.ip));
+        // What is static is nobody else's: it counts, and so comes last.
+        let fixed = dhcp.hosts.iter().map(|host| (host.mac, host.ip));
+        self.pins.learn(&config.bridge, leased.chain(fixed));
         Ok(())
     }
 
     /// Pins what will be given.
-    pub(super) async fn keep_pinning(networks: Weak<Self>, network: Arc<Network>) {
-        if !network.config().pin_addresses {
-            return;
-        }
+    async fn keep_pinning(networks: Weak<Self>, network: Arc<Network>) {
         let mut watch = match DirWatch::on(&network.dir) {
             Ok(watch) => watch,
             Err(error) => {

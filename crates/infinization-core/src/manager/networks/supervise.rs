@@ -27,17 +27,18 @@ const WELL: Duration = Duration::from_secs(60);
 const BREATH: Duration = Duration::from_millis(200);
 
 impl Networks {
-    /// Has dnsmasq started again when it ends. The caller holds the network's turn.
-    pub(super) fn look_after(self: &Arc<Self>, network: &Arc<Network>, process: ProcessHandle) {
+    /// Has dnsmasq started again when it ends, or has not started. The caller holds the network's turn.
+    pub(super) fn look_after(
+        self: &Arc<Self>,
+        network: &Arc<Network>,
+        process: Option<ProcessHandle>,
+    ) {
         let ending = self.closing.child_token();
         let mut status = network.status();
-        status.process = Some(process.clone());
+        status.process.clone_from(&process);
         status.watch = Some(ending.clone().drop_guard());
         drop(status);
         let (networks, network) = (Arc::downgrade(self), Arc::clone(network));
-        let pinning = Self::keep_pinning(Weak::clone(&networks), Arc::clone(&network));
-        let until = ending.clone();
-        tokio::spawn(async move { until.run_until_cancelled_owned(pinning).await });
         self.work
             .spawn(supervise(networks, network, process, ending));
     }
@@ -101,44 +102,35 @@ impl Networks {
     }
 }
 
+/// None when nobody is to look after it any more.
 async fn supervise(
     networks: Weak<Networks>,
     network: Arc<Network>,
-    mut process: ProcessHandle,
+    mut running: Option<ProcessHandle>,
     ending: CancellationToken,
-) {
+) -> Option<()> {
     let mut pause = SOON;
     loop {
-        let since = Instant::now();
-        let Some(exit) = ending.run_until_cancelled(process.exited()).await else {
-            return;
-        };
-        let Some(of_all) = networks.upgrade() else {
-            return;
-        };
-        network.status().restarts += 1;
-        of_all.has_failed(&network, format!("dnsmasq ended by {exit}"));
-        drop(of_all);
-        if since.elapsed() > WELL {
-            pause = SOON;
+        if let Some(process) = running.take() {
+            let since = Instant::now();
+            let exit = ending.run_until_cancelled(process.exited()).await?;
+            network.status().restarts += 1;
+            let of_all = networks.upgrade()?;
+            of_all.has_failed(&network, format!("dnsmasq ended by {exit}"));
+            if since.elapsed() > WELL {
+                pause = SOON;
+            }
         }
-        process = loop {
-            if ending.run_until_cancelled(sleep(pause)).await.is_none() {
-                return;
+        ending.run_until_cancelled(sleep(pause)).await?;
+        pause = (pause * 2).min(LATEST);
+        let of_all = networks.upgrade()?;
+        match of_all.serve_again(&network, &ending).await? {
+            Ok(process) => {
+                of_all.is_back(&network, &process);
+                running = Some(process);
             }
-            pause = (pause * 2).min(LATEST);
-            let Some(of_all) = networks.upgrade() else {
-                return;
-            };
-            match of_all.serve_again(&network, &ending).await {
-                None => return,
-                Some(Ok(process)) => {
-                    of_all.is_back(&network, &process);
-                    break process;
-                }
-                Some(Err(error)) => of_all.has_failed(&network, error.to_string()),
-            }
-        };
+            Err(error) => of_all.has_failed(&network, error.to_string()),
+        }
     }
 }
 

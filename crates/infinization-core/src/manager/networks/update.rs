@@ -12,6 +12,7 @@ use super::all::Networks;
 use super::one::Network;
 use crate::config::{NetworkName, VirtualNetwork};
 use crate::error::Failure;
+use crate::vm::Pinned;
 
 impl Networks {
     pub(super) async fn update(
@@ -61,13 +62,14 @@ impl Networks {
         wanted: Arc<VirtualNetwork>,
     ) -> Result<(), Failure> {
         let is_up = network.status().up;
+        let pinned = self.pins.on(&was.bridge);
         let changed = if is_up && moves(&was, &wanted) {
             self.move_to(network, wanted).await
         } else {
             self.change_in_place(network, wanted).await
         };
         if changed.is_err()
-            && let Err(error) = self.change_back(network, was, is_up).await
+            && let Err(error) = self.change_back(network, was, is_up, pinned).await
         {
             tracing::error!(network = %network.name, %error, "a change could not be undone");
         }
@@ -102,8 +104,11 @@ impl Networks {
         network: &Arc<Network>,
         was: Arc<VirtualNetwork>,
         was_up: bool,
+        pinned: Pinned,
     ) -> Result<(), Failure> {
+        let bridge = was.bridge.clone();
         network.shall_be(was);
+        self.pins.put_back(&bridge, pinned);
         let written = self.write(network).await;
         if was_up {
             self.set_up(network).await?;
