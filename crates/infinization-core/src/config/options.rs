@@ -148,10 +148,11 @@ fn disk_keys(value: &Value) -> Result<DiskKeys, InvalidValue> {
     let keys = value.as_object().ok_or_else(refused)?;
     let key = |(path, key): (&String, &Value)| {
         let about = |why: InvalidValue| {
-            InvalidValue::new(match path.starts_with('/') {
-                true => format!("has {path:?}, which {why}"),
-                false => format!("has an entry whose name {why}"),
-            })
+            let path = Some(path).filter(|path| path.starts_with('/'));
+            InvalidValue::new(path.map_or_else(
+                || format!("has an entry whose name {why}"),
+                |path| format!("has {path:?}, which {why}"),
+            ))
         };
         let path = HostPath::parse(path.as_str()).map_err(about)?;
         let key = DiskKey::try_from(string(key).map_err(about)?.to_owned()).map_err(about)?;

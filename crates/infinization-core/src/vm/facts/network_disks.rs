@@ -33,10 +33,10 @@ pub(crate) struct NetworkDiskClaim {
 
 impl NetworkDiskClaims {
     /// Claims all of them, or none and tells who is faster with which.
-    fn claim(&self, own: Vec<Claimed>) -> Result<NetworkDiskClaim, Claimed> {
+    fn claim(&self, own: Vec<Claimed>) -> Result<NetworkDiskClaim, Box<Claimed>> {
         let mut claimed = self.claimed();
         if let Some(taken) = own.iter().find_map(|own| taken_by(own, &claimed)) {
-            return Err(taken);
+            return Err(Box::new(taken));
         }
         claimed.extend(own.iter().cloned());
         let claims = self.clone();
@@ -170,11 +170,11 @@ mod tests {
         let created = claims.claim(vec![disk("a", "1"), disk("a", "2")]).unwrap();
         let planned = claims.claim(vec![disk("a", "1")]).unwrap();
         let both = || vec![disk("b", "3"), disk("b", "1")];
-        assert_eq!(claims.claim(both()).unwrap_err(), disk("a", "1"));
+        assert_eq!(*claims.claim(both()).unwrap_err(), disk("a", "1"));
         let other = claims.claim(vec![disk("b", "3")]);
         drop(other.expect("a claim that was refused has taken nothing"));
         drop(created);
-        assert_eq!(claims.claim(both()).unwrap_err(), disk("a", "1"));
+        assert_eq!(*claims.claim(both()).unwrap_err(), disk("a", "1"));
         drop(planned);
         drop(claims.claim(both()).unwrap());
         assert!(claims.claimed().is_empty());
