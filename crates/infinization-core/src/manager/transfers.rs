@@ -99,6 +99,11 @@ impl VolumeUpload {
     pub async fn finish(&self) -> Result<Value, Failure> {
         // A shutdown waits for the watcher, and from before nothing is left to watch over for this.
         let _under_way = self.transfers.token();
+        if self.transfer.stop.is_cancelled() {
+            // What is missing of it is no fault of the source's.
+            self.transfer.end().await;
+            return Err(self.transfer.over());
+        }
         let incoming = self.transfer.held.lock().await.take();
         let incoming = incoming.ok_or_else(|| self.transfer.over())?;
         incoming.finish(&job(self.transfer.stop.clone())).await?;

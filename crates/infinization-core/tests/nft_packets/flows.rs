@@ -162,6 +162,8 @@ fn infrastructure(round: usize) -> Vec<Draft> {
     let everybody = "255.255.255.255";
     // Another host each time: its ports cannot change, and a connection outlives its rules.
     let far = format!("203.0.113.{}", 1 + round % 250);
+    let server = format!("192.0.2.{}", 1 + round % 250);
+    let server_v6 = format!("fd99::{:x}", 1 + round);
     vec![
         direct(A1, A2, true, What::Arp),
         direct(A2, A1, true, What::Arp),
@@ -185,8 +187,8 @@ fn infrastructure(round: usize) -> Vec<Draft> {
         group(A1, Outside, "10.1.0.2", &far, udp(68, 67)),
         direct(Wire, A1, true, udp(67, 68)),
         direct(Host, A1, true, udp(67, 68)),
-        direct(Outside, A1, true, udp(67, 68)),
-        direct(Outside, A1, false, udp(547, 546)),
+        group(Outside, A1, &server, "10.1.0.2", udp(67, 68)),
+        group(Outside, A1, &server_v6, "fd01::2", udp(547, 546)),
         group(Wire, A1, "203.0.113.9", everybody, udp(67, 68)),
         direct(A2, A1, true, udp(67, 68)),
         group(A1, A2, "10.1.0.2", everybody, udp(67, 68)),

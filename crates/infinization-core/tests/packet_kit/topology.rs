@@ -286,10 +286,14 @@ fn links() -> Vec<String> {
     lines.extend(up(Outside));
     lines.extend(PORTS.into_iter().flat_map(neighbours));
     // Somebody beyond the outside.
-    lines.push(format!(
-        "route add 203.0.113.0/24 via {}",
-        Outside.address(true)
-    ));
+    for (network, is_v4) in [
+        ("203.0.113.0/24", true),
+        ("192.0.2.0/24", true),
+        ("fd99::/64", false),
+    ] {
+        let via = Outside.address(is_v4);
+        lines.push(format!("route add {network} via {via}"));
+    }
     lines
 }
 
