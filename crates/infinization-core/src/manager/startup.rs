@@ -52,13 +52,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             .await?;
     }
     nft.prepare().await?;
-    let host = accelerator::host_size()?;
-    let highest = host.online_cpus.last().copied().unwrap_or_default();
-    let facts = HostFacts {
-        cpus: highest + 1,
-        memory: host.memory,
-        hugepage_size: accelerator::default_hugepage_size()?,
-    };
+    let facts = host_facts()?;
     let journals = Journals::start(config.state_dir.as_path())?;
     let rows = match theirs {
         Some(theirs) => Rows::of(theirs),
@@ -134,6 +128,16 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     tokio::spawn(async move { until.run_until_cancelled_owned(watch).await });
     tokio::spawn(async move { too.run_until_cancelled_owned(follow).await });
     Ok(open)
+}
+
+fn host_facts() -> Result<HostFacts, Failure> {
+    let host = accelerator::host_size()?;
+    let highest = host.online_cpus.last().copied().unwrap_or_default();
+    Ok(HostFacts {
+        cpus: highest + 1,
+        memory: host.memory,
+        hugepage_size: accelerator::default_hugepage_size()?,
+    })
 }
 
 /// With the marks of installations that an earlier process has left.
