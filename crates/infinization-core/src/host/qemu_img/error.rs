@@ -86,6 +86,38 @@ fn by(holder: Option<&Holder>) -> String {
     })
 }
 
+/// The file that a failure is about, by reference or to be changed, as the failure is given.
+macro_rules! path_in {
+    ($failure:expr) => {
+        match $failure {
+            ImageError::NotFound { path }
+            | ImageError::NoDirectory { path }
+            | ImageError::Checksum { path, .. }
+            | ImageError::AlreadyExists { path }
+            | ImageError::SnapshotNotFound { path, .. }
+            | ImageError::SnapshotAlreadyExists { path, .. }
+            | ImageError::Format { path, .. }
+            | ImageError::Size { path, .. }
+            | ImageError::ShrinkRefused { path, .. }
+            | ImageError::InUse { path, .. }
+            | ImageError::KeyRequired { path }
+            | ImageError::AuthFailed { path }
+            | ImageError::PlainText { path, .. }
+            | ImageError::Corrupt { path, .. }
+            | ImageError::UnsafeBacking { path, .. }
+            | ImageError::OutsideAllowed { path }
+            | ImageError::PermissionDenied { path }
+            | ImageError::NoSpace { path }
+            | ImageError::Cancelled { path }
+            | ImageError::TimedOut { path, .. }
+            | ImageError::Failed { path, .. }
+            | ImageError::Answer { path, .. }
+            | ImageError::Io { path, .. } => Some(path),
+            ImageError::InvalidSnapshotName { .. } | ImageError::Program(_) => None,
+        }
+    };
+}
+
 impl ImageError {
     /// Says what the kernel's refusal means for the image at `path`.
     pub(super) fn io(path: &HostPath, source: io::Error) -> Self {
@@ -130,61 +162,11 @@ impl ImageError {
     }
 
     fn path_mut(&mut self) -> Option<&mut HostPath> {
-        match self {
-            Self::NotFound { path }
-            | Self::NoDirectory { path }
-            | Self::Checksum { path, .. }
-            | Self::AlreadyExists { path }
-            | Self::SnapshotNotFound { path, .. }
-            | Self::SnapshotAlreadyExists { path, .. }
-            | Self::Format { path, .. }
-            | Self::Size { path, .. }
-            | Self::ShrinkRefused { path, .. }
-            | Self::InUse { path, .. }
-            | Self::KeyRequired { path }
-            | Self::AuthFailed { path }
-            | Self::PlainText { path, .. }
-            | Self::Corrupt { path, .. }
-            | Self::UnsafeBacking { path, .. }
-            | Self::OutsideAllowed { path }
-            | Self::PermissionDenied { path }
-            | Self::NoSpace { path }
-            | Self::Cancelled { path }
-            | Self::TimedOut { path, .. }
-            | Self::Failed { path, .. }
-            | Self::Answer { path, .. }
-            | Self::Io { path, .. } => Some(path),
-            Self::InvalidSnapshotName { .. } | Self::Program(_) => None,
-        }
+        path_in!(self)
     }
 
     fn path(&self) -> Option<&HostPath> {
-        match self {
-            Self::NotFound { path }
-            | Self::NoDirectory { path }
-            | Self::Checksum { path, .. }
-            | Self::AlreadyExists { path }
-            | Self::SnapshotNotFound { path, .. }
-            | Self::SnapshotAlreadyExists { path, .. }
-            | Self::Format { path, .. }
-            | Self::Size { path, .. }
-            | Self::ShrinkRefused { path, .. }
-            | Self::InUse { path, .. }
-            | Self::KeyRequired { path }
-            | Self::AuthFailed { path }
-            | Self::PlainText { path, .. }
-            | Self::Corrupt { path, .. }
-            | Self::UnsafeBacking { path, .. }
-            | Self::OutsideAllowed { path }
-            | Self::PermissionDenied { path }
-            | Self::NoSpace { path }
-            | Self::Cancelled { path }
-            | Self::TimedOut { path, .. }
-            | Self::Failed { path, .. }
-            | Self::Answer { path, .. }
-            | Self::Io { path, .. } => Some(path),
-            Self::InvalidSnapshotName { .. } | Self::Program(_) => None,
-        }
+        path_in!(self)
     }
 }
 
