@@ -28,11 +28,11 @@ mod volume_download;
 mod volume_upload;
 mod watching;
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, OnceLock};
 
-use infinization_core::Failure;
 use infinization_core::config::{Parsed, Warning};
 use infinization_core::host::link::Links;
+use infinization_core::{ErrorCode, Failure};
 
 use cancellation::Cancellation;
 use copy_progress::CopyProgress;
@@ -48,6 +48,12 @@ fn told(sentence: &str, failure: impl Into<Failure>) -> Failure {
     let outer = Failure::new(failure.code(), format!("{sentence}: {failure}"));
     let context = failure.context().iter();
     context.fold(outer, |outer, (key, value)| outer.with(key, value.clone()))
+}
+
+/// What `begin()` of a class has put there.
+fn begun<T>(held: &OnceLock<Arc<T>>, otherwise: &str) -> Result<Arc<T>, Failure> {
+    let held = held.get().map(Arc::clone);
+    held.ok_or_else(|| Failure::new(ErrorCode::Internal, otherwise))
 }
 
 /// Options of a class; what of them has no effect is logged.

@@ -1,7 +1,6 @@
 use std::sync::{Arc, OnceLock};
 
 use infinization_core::manager::{self, Manager};
-use infinization_core::{ErrorCode, Failure};
 use napi_derive::napi;
 
 use super::{Cancellation, Infinization};
@@ -53,9 +52,8 @@ impl VolumeDownload {
     #[napi]
     pub async fn read(&self) -> Outcome {
         bytes(async {
-            let download = self.download.get().map(Arc::clone);
-            let begun = || Failure::new(ErrorCode::Internal, "the download was not begun");
-            download.ok_or_else(begun)?.read().await
+            let download = super::begun(&self.download, "the download was not begun")?;
+            download.read().await
         })
         .await
     }

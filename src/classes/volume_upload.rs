@@ -1,8 +1,8 @@
 use std::mem;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use infinization_core::Failure;
 use infinization_core::manager::{self, Manager};
-use infinization_core::{ErrorCode, Failure};
 use napi_derive::napi;
 
 use super::{Cancellation, Infinization};
@@ -86,7 +86,6 @@ impl VolumeUpload {
     }
 
     fn begun(&self) -> Result<Arc<manager::VolumeUpload>, Failure> {
-        let begun = self.upload.get().map(Arc::clone);
-        begun.ok_or_else(|| Failure::new(ErrorCode::Internal, "the upload was not begun"))
+        super::begun(&self.upload, "the upload was not begun")
     }
 }
