@@ -117,7 +117,11 @@ fn f03_one_qemu_that_hangs_holds_up_nobody_else() {
             began.elapsed()
         );
         let told = told(&manager, "hang-1").await;
-        assert_eq!(told, ["none -> unresponsive", "unresponsive -> none"]);
+        // The forced stop may find it silent too, if the host is slow; the end of QEMU ends that.
+        for pair in told.chunks(2) {
+            assert_eq!(pair, ["none -> unresponsive", "unresponsive -> none"]);
+        }
+        assert!(matches!(told.len(), 2 | 4), "{told:?}");
         for name in names {
             delete(&manager, name).await;
         }
