@@ -14,9 +14,7 @@
 
 mod kit;
 
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use infinization_core::manager::Manager;
@@ -35,8 +33,7 @@ const MOST_STEPS: usize = 60;
 const LATER: Duration = Duration::from_micros(400);
 
 fn main() {
-    if let Some(orders) = std::env::var_os("INFINIZATION_TEST_VICTIM") {
-        let orders: Value = serde_json::from_str(orders.to_str().unwrap()).unwrap();
+    if let Some(orders) = kit::victim::orders() {
         kit::runtime().block_on(victim(&orders));
         return;
     }
@@ -179,7 +176,9 @@ async fn victim(orders: &Value) {
             if verb == "resume" {
                 manager.suspend_vm(VM.into()).await.unwrap();
             }
-            die_when_begun(orders, verb, LATER * u32::try_from(step).unwrap());
+            // These have no steps of a plan.
+            let delay = LATER * u32::try_from(step).unwrap();
+            kit::victim::die_when_begun(orders, VM, verb, delay);
             match verb {
                 "suspend" => manager.suspend_vm(VM.into()).await,
                 "resume" => manager.resume_vm(VM.into()).await,
@@ -199,25 +198,6 @@ async fn victim(orders: &Value) {
             manager.delete_vm(VM.into(), with_disks).await.unwrap();
         }
     }
-}
-
-/// These have no steps of a plan: the process dies so long after the journal has that the verb was
-/// begun.
-fn die_when_begun(orders: &Value, verb: &str, delay: Duration) {
-    let state = Path::new(orders["settings"]["stateDir"].as_str().unwrap());
-    let journal = state.join(format!("journals/{VM}.jsonl"));
-    let begun = format!(r#""operation":"{verb}","kind":"operation","phase":"begun""#);
-    let count = move || {
-        let text = std::fs::read_to_string(&journal).unwrap();
-        text.matches(&begun).count()
-    };
-    let before = count();
-    std::thread::spawn(move || {
-        while count() == before {}
-        std::thread::sleep(delay);
-        let me = i32::try_from(std::process::id()).unwrap();
-        send_signal(me, nix::sys::signal::SIGKILL);
-    });
 }
 
 /// Kills ever later, until the verb is done first. Answers how often that took.
@@ -286,15 +266,7 @@ fn run_victim(host: &Host, verb: &str, deed: &str, step: usize) -> bool {
         "settings": host.settings(),
         "machine": host.machine(VM),
     });
-    let status = Command::new(std::env::current_exe().unwrap())
-        .env("INFINIZATION_TEST_VICTIM", orders.to_string())
-        .status()
-        .unwrap();
-    match status.signal() {
-        Some(9) => true,
-        None if status.success() => false,
-        other => panic!("the victim of {verb} at step {step} ended otherwise: {status} {other:?}"),
-    }
+    kit::victim::run(&[], &orders)
 }
 
 /// The next process finds the machine wholly there or wholly gone, and can go on with it.

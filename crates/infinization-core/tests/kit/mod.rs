@@ -9,6 +9,7 @@ pub mod faults;
 pub mod machine;
 pub mod meddler;
 pub mod switch;
+pub mod victim;
 
 use std::future::Future;
 use std::path::PathBuf;

@@ -3,31 +3,23 @@
 //!
 //! The test starts itself again as the victim, in the same private network.
 
-use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 use kit::machine::PATIENCE;
-use nix::sys::signal::Signal;
+use kit::victim;
 
 use super::*;
 
-const ORDERS: &str = "INFINIZATION_TEST_VICTIM";
-/// How much later the second kill comes than the first; every further one comes later still, so that a
-/// busy machine needs few more.
+/// How much later the second kill comes than the first.
 const LATER: Duration = Duration::from_millis(4);
 const MOST_ROUNDS: u32 = 40;
-
-fn delay(round: u32) -> Duration {
-    LATER * (round * (round + 1) / 2)
-}
 
 /// Not a test of its own: what a test starts, and kills.
 #[test]
 fn victim() {
-    let Some(orders) = std::env::var_os(ORDERS) else {
+    let Some(orders) = victim::orders() else {
         return;
     };
-    let orders: Value = serde_json::from_str(orders.to_str().unwrap()).unwrap();
     kit::runtime().block_on(async {
         let manager = Manager::new(orders["settings"].clone());
         manager.initialize().await.unwrap();
@@ -57,29 +49,13 @@ fn die_later(orders: &Value) {
         .join(orders["vm"].as_str().unwrap())
         .join("snapshot-tree.json");
     let read = move || std::fs::read(&record).unwrap_or_default();
-    let before = read();
     let round = u32::try_from(orders["round"].as_u64().unwrap()).unwrap();
-    std::thread::spawn(move || {
-        while read() == before {}
-        std::thread::sleep(delay(round));
-        let me = nix::unistd::Pid::from_raw(i32::try_from(std::process::id()).unwrap());
-        nix::sys::signal::kill(me, Signal::SIGKILL).unwrap();
-    });
+    victim::die_after_change(read, victim::delay(LATER, round));
 }
 
 fn run_victim(host: &Host, vm: &str, verb: &str, round: u32) -> bool {
     let orders = json!({ "vm": vm, "verb": verb, "round": round, "settings": host.settings() });
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "kills::victim", "--quiet"])
-        .env(ORDERS, orders.to_string())
-        .stdout(std::process::Stdio::null())
-        .status()
-        .unwrap();
-    match status.signal() {
-        Some(9) => true,
-        None if status.success() => false,
-        other => panic!("the victim of {verb} in round {round}: {status} {other:?}"),
-    }
+    victim::run(&["--exact", "kills::victim", "--quiet"], &orders)
 }
 
 /// `a` with the children `b` and `c`, which are leaves but for the active layer on `b`.
@@ -180,7 +156,10 @@ async fn kill_ever_later(verb: &'static str, both: bool) {
         }
         manager.shutdown().await.unwrap();
     }
-    panic!("{verb} takes longer than {:?}", delay(MOST_ROUNDS));
+    panic!(
+        "{verb} takes longer than {:?}",
+        victim::delay(LATER, MOST_ROUNDS)
+    );
 }
 
 fn find<'c>(contents: &'c [(String, Vec<Vec<u8>>)], name: &str) -> &'c Vec<Vec<u8>> {
@@ -282,5 +261,8 @@ async fn kill_running(verb: &'static str) {
         }
         manager.shutdown().await.unwrap();
     }
-    panic!("{verb} takes longer than {:?}", delay(MOST_ROUNDS));
+    panic!(
+        "{verb} takes longer than {:?}",
+        victim::delay(LATER, MOST_ROUNDS)
+    );
 }

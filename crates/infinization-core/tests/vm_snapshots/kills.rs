@@ -3,40 +3,35 @@
 //!
 //! The test starts itself again as the victim, in the same private network.
 
-use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 use kit::faults::start;
 use kit::machine::{PATIENCE, qemus};
-use nix::sys::signal::Signal;
+use kit::victim;
 
 use super::*;
 
-const ORDERS: &str = "INFINIZATION_TEST_VICTIM";
-/// How much later the second kill comes than the first; every further one comes later still.
+/// How much later the second kill comes than the first.
 const LATER: Duration = Duration::from_millis(8);
 const MOST_ROUNDS: u32 = 40;
 /// What the disks hold in the snapshot `first`, and now.
 const FIRST: u8 = 0x11;
 const NOW: u8 = 0x22;
 
-fn delay(round: u32) -> Duration {
-    LATER * (round * (round + 1) / 2)
-}
-
 /// Not a test of its own: what a test starts, and kills.
 #[test]
 fn victim() {
-    let Some(orders) = std::env::var_os(ORDERS) else {
+    let Some(orders) = victim::orders() else {
         return;
     };
-    let orders: Value = serde_json::from_str(orders.to_str().unwrap()).unwrap();
     kit::runtime().block_on(async {
         let manager = Manager::new(orders["settings"].clone());
         manager.initialize().await.unwrap();
         let text = |key: &str| orders[key].as_str().unwrap();
         let (vm, verb) = (text("vm"), text("verb"));
-        die_later(&orders, vm, verb.split(',').next().unwrap());
+        let operation = format!("{} snapshot", verb.split(',').next().unwrap());
+        let round = u32::try_from(orders["round"].as_u64().unwrap()).unwrap();
+        victim::die_when_begun(&orders, vm, &operation, victim::delay(LATER, round));
         perform(&manager, vm, verb).await.unwrap();
     });
 }
@@ -58,39 +53,13 @@ async fn drop_second(manager: &Manager, vm: &str) -> Result<Value, Failure> {
         .await
 }
 
-/// Counts from the moment the journal says that the verb was begun.
-fn die_later(orders: &Value, vm: &str, verb: &str) {
-    let state = std::path::Path::new(orders["settings"]["stateDir"].as_str().unwrap());
-    let journal = state.join(format!("journals/{vm}.jsonl"));
-    let begun = format!(r#""operation":"{verb} snapshot","kind":"operation","phase":"begun""#);
-    let count = move || {
-        let text = std::fs::read_to_string(&journal).unwrap_or_default();
-        text.matches(&begun).count()
-    };
-    let before = count();
-    let round = u32::try_from(orders["round"].as_u64().unwrap()).unwrap();
-    std::thread::spawn(move || {
-        while count() == before {}
-        std::thread::sleep(delay(round));
-        let me = nix::unistd::Pid::from_raw(i32::try_from(std::process::id()).unwrap());
-        nix::sys::signal::kill(me, Signal::SIGKILL).unwrap();
-    });
-}
-
 /// Whether the victim was killed rather than done.
 fn run_victim(host: &Host, vm: &str, verb: &str, round: u32) -> bool {
     let orders = json!({ "vm": vm, "verb": verb, "round": round, "settings": host.settings() });
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "kills::victim", "--quiet", "--nocapture"])
-        .env(ORDERS, orders.to_string())
-        .stdout(std::process::Stdio::null())
-        .status()
-        .unwrap();
-    match status.signal() {
-        Some(9) => true,
-        None if status.success() => false,
-        other => panic!("the victim of {verb} in round {round}: {status} {other:?}"),
-    }
+    victim::run(
+        &["--exact", "kills::victim", "--quiet", "--nocapture"],
+        &orders,
+    )
 }
 
 /// Off: the disks hold [`NOW`], and there are `first` and what the verb needs.
@@ -242,7 +211,10 @@ async fn kill_ever_later(verb: &'static str, runs: bool) {
         }
         manager.shutdown().await.unwrap();
     }
-    panic!("{verb} takes longer than {:?}", delay(MOST_ROUNDS));
+    panic!(
+        "{verb} takes longer than {:?}",
+        victim::delay(LATER, MOST_ROUNDS)
+    );
 }
 
 #[test]
