@@ -7,9 +7,11 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 
 use super::encryption::pipe_of;
 use super::in_use::in_use;
@@ -23,10 +25,11 @@ pub(super) const KEY: &str = "key";
 pub(super) const OTHER_KEY: &str = "other-key";
 
 /// What QEMU says when the kernel's clock of used CPU time stood still while it measured how slow a new
-/// key can be made. Nothing was written then, and it is a matter of luck.
+/// key can be made: it only goes on where a timer tick meets the thread in user mode. Nothing was written
+/// then, and it is a matter of luck; more than every second time is lost on a busy host.
 const UNMEASURED: &str = "Unable to get accurate CPU usage";
-/// How often that is tried.
-const MEASUREMENTS: u32 = 12;
+/// How often that is tried; a try that is lost takes some 20 ms.
+const MEASUREMENTS: u64 = 60;
 
 /// A `qemu-img` command line about one image.
 ///
@@ -130,11 +133,13 @@ impl<'a> QemuImg<'a> {
 
     /// Runs a verb on the caller's terms.
     pub(super) async fn run_as(self, job: &Job) -> Result<Finished, ImageError> {
-        for _ in 1..MEASUREMENTS {
+        for lost in 1..MEASUREMENTS {
             match self.run_once(job).await {
                 Err(ImageError::Failed { stderr, .. }) if stderr.contains(UNMEASURED) => {}
                 outcome => return outcome,
             }
+            // Ever another distance to the ticks: tries of one length would meet them alike.
+            sleep(Duration::from_millis(lost % 16)).await;
         }
         self.run_once(job).await
     }
