@@ -6,7 +6,9 @@
 //! is told, and so is a machine of ours that lives without a row: it is never ended. Where only one node's rows are seen, a row that is not found may be another node's.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -26,6 +28,8 @@ use crate::types::{InternalName, VmId};
 use crate::vm::status::Status;
 use crate::vm::{LiveView, Release, VmHandle, found_status};
 
+/// What an unwanted QEMU has to write what it has to, and end.
+const GRACE: Duration = Duration::from_secs(5);
 /// Rows that claim a QEMU.
 const CLAIMING: [&str; 3] = ["running", "suspended", "paused"];
 /// Rows whose QEMU comes or goes.
@@ -78,8 +82,8 @@ impl Watched for Open {
             return Ok((Vec::new(), 0));
         }
         let mut cleaned = 0;
-        for path in found.stale {
-            cleaned += usize::from(removed(&path).await);
+        for file in found.stale {
+            cleaned += usize::from(removed_stale(file).await);
         }
         let mut orphans = Vec::new();
         let mut seen = HashMap::new();
@@ -124,7 +128,7 @@ pub(super) struct Sighting {
 struct PidFiles {
     strays: Vec<Stray>,
     /// Of processes that are gone, or of none.
-    stale: Vec<PathBuf>,
+    stale: Vec<PidFile>,
 }
 
 impl Open {
@@ -243,7 +247,7 @@ impl Open {
             .partition(|file| file.pid.is_some_and(is_alive));
         let mut found = PidFiles {
             strays: Vec::new(),
-            stale: stale.into_iter().map(|file| file.path).collect(),
+            stale,
         };
         if alive.is_empty() {
             return Ok(found);
@@ -315,7 +319,7 @@ impl Open {
         let grace = self.services.config.health_monitor_interval;
         let stays = sighting.first.elapsed() >= grace;
         let ends = unwanted && stays && !sighting.claimed;
-        let killed = ends && stray.process.kill_now().await.is_ok();
+        let killed = ends && stray.process.terminate(GRACE).await.is_ok();
         let told = OrphanEvent {
             machine: row
                 .as_ref()
@@ -415,6 +419,18 @@ async fn removed(path: &Path) -> bool {
     file_call(move || std::fs::remove_file(path)).await.is_ok()
 }
 
+/// Unless a start has written it meanwhile.
+async fn removed_stale(file: PidFile) -> bool {
+    let removed = file_call(move || {
+        if pid_file(file.path.clone()).as_ref() == Some(&file) {
+            std::fs::remove_file(&file.path)
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    });
+    removed.await.is_ok()
+}
+
 fn pid_files(directory: &Path) -> Vec<PidFile> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
@@ -422,13 +438,15 @@ fn pid_files(directory: &Path) -> Vec<PidFile> {
     let paths = entries.flatten().map(|entry| entry.path());
     paths
         .filter(|path| path.extension().is_some_and(|extension| extension == "pid"))
-        .filter_map(|path| {
-            let name = InternalName::parse(path.file_stem()?.to_str()?).ok()?;
-            let pid = std::fs::read_to_string(&path).ok()?.trim().parse().ok();
-            let pid = pid.filter(|pid| *pid > 0);
-            Some(PidFile { path, name, pid })
-        })
+        .filter_map(pid_file)
         .collect()
+}
+
+fn pid_file(path: PathBuf) -> Option<PidFile> {
+    let name = InternalName::parse(path.file_stem()?.to_str()?).ok()?;
+    let pid = std::fs::read_to_string(&path).ok()?.trim().parse().ok();
+    let pid = pid.filter(|pid| *pid > 0);
+    Some(PidFile { path, name, pid })
 }
 
 #[cfg(test)]
