@@ -11,6 +11,7 @@ use super::outcome::{EndCause, OperationResult};
 use super::plan::{Lifetime, Operation, Undo};
 use super::snapshot::files_of;
 use super::status::Status;
+use super::stop::TERM_GRACE;
 use crate::config::{DiskLocation, FirmwareConfig};
 use crate::db::sqlite::SqliteDatabase;
 use crate::error::{ErrorCode, Failure};
@@ -73,7 +74,11 @@ impl Machine {
         };
         self.context.ledger.begin_release(operation, now_ms());
         if let Some(process) = &process {
-            let ended = process.kill_now().await;
+            // Its disks may stay: QEMU writes what it holds of them before it ends.
+            let ended = match operation {
+                Operation::DeleteData => process.kill_now().await,
+                _ => process.terminate(TERM_GRACE).await,
+            };
             ended.map_err(|error| {
                 Failure::caused_by(ErrorCode::StopFailed, "QEMU could not be ended", error)
                     .of_vm(&self.context.vm_id)

@@ -27,7 +27,7 @@ use crate::qmp::{QmpError, RunState};
 /// A guest in its first seconds loses the power button; it is pressed again this often.
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// How long QEMU may take to end after SIGTERM before SIGKILL.
-const TERM_GRACE: Duration = Duration::from_secs(5);
+pub(super) const TERM_GRACE: Duration = Duration::from_secs(5);
 /// A monitor that takes longer than this hangs.
 const HANG: Duration = Duration::from_millis(500);
 /// How long after its monitor a QEMU may take to end.
