@@ -219,7 +219,7 @@ async function crash ({ infinization }, { vmId, log, address }) {
     assert.equal(event.vmId, vmId)
     assert.ok(event.cleanupPerformed, 'the crash event comes after the clean-up')
     await expectStatus(infinization, vmId, 'off')
-    return `\`crash\` event ${latency} after SIGKILL`
+    return `cleaned up and \`crash\` event sent ${latency} after SIGKILL`
   })
 }
 

@@ -20,6 +20,14 @@ has() { command -v "$1" >/dev/null 2>&1; }
 # version_at_least HAVE WANT - compares dotted versions.
 version_at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 
+# need_private_namespaces - what `private` cannot do without, before anything is built for minutes.
+need_private_namespaces() {
+  [ "$(id -u)" = 0 ] || fail "Namespaces, TAPs and nftables need root: run the same command with sudo."
+  [ -c /dev/net/tun ] || fail "The kernel offers no TAP devices (/dev/net/tun): run \`modprobe tun\` as root."
+  unshare --net --mount --pid --fork true 2>/dev/null ||
+    fail "No namespaces can be made here: run it on the host itself, or in a container started with --privileged."
+}
+
 # only_one FILE - waits until no other run of ours holds FILE; released when the script ends.
 only_one() {
   exec 9<"$1"
