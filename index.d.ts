@@ -817,7 +817,8 @@ export interface VMCreateConfig {
   /**
    * An IP address; `*` is `0.0.0.0`. Default `127.0.0.1`. An address that this host does not have is
    * healed, with a warning: to `0.0.0.0`, since a password guards it. (A start without a password heals
-   * to `127.0.0.1`.) So is a host name other than `localhost`.
+   * to `127.0.0.1`.) A host name is resolved, to an address that others can reach if it has one, and
+   * is refused with `INVALID_CONFIG` if it cannot be or means another host.
    */
   displayAddr?: string
   /** What happens to traffic that no rule speaks of. Default `drop`. */
@@ -829,7 +830,7 @@ export interface VMCreateConfig {
   firewallRules?: FirewallRuleInput[]
   /**
    * User that QEMU runs as: a login name, or `uid:gid`. Default: the environment's
-   * `INFINIZATION_QEMU_USER`, else ours.
+   * `INFINIZATION_QEMU_USER`, else ours, with a warning of the process if that is root.
    */
   runAsUser?: string
   /** Run QEMU without its seccomp sandbox, for this run only: a later start has it. Default false. */

@@ -77,6 +77,14 @@ test('B33: a display address that is not on this host', async () => {
   expect(host.run('ss', '-Htln', `sport = :${displayPort}`)).toContain(`0.0.0.0:${displayPort}`)
 })
 
+test('B33: a display address that is a name of no host', async () => {
+  const instance = await openInstance()
+  const config = machine(await newBridge(), { displayAddr: 'desktops.invalid', displayPassword: PASSWORD })
+  const error = await rejection(instance.createVM(config))
+  expect(error).toMatchObject({ code: 'INVALID_CONFIG', context: { issues: [{ path: 'displayAddr' }] } })
+  expect(await instance.listVMs()).toEqual([])
+})
+
 // Everything an object says, its errors' hidden parts too.
 function textOf (things) {
   const seen = new Set()

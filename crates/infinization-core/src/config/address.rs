@@ -56,22 +56,26 @@ impl BindAddress {
         matches!(self, Self::Ip(ip) if ip.to_canonical().is_unspecified())
     }
 
+    /// The host name, unless it is `localhost`: whether that is an address of this host, the name
+    /// service knows.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Name(name) if !self.is_loopback() => Some(name),
+            _ => None,
+        }
+    }
+
     /// The address to use on a host that has `local`: itself where that works, else every address
     /// when a password guards the console, and loopback when none does. A moved or renumbered
-    /// host keeps its VMs startable; the caller warns when the answer is another address.
+    /// host keeps its VMs startable; the caller warns when the answer is another address. A name is
+    /// never healed to more than loopback.
     #[must_use]
     pub fn healed(&self, local: &[IpAddr], has_password: bool) -> Self {
-        let here = match self {
-            Self::Ip(ip) => local.contains(ip),
-            Self::Name(_) => false,
-        };
-        match (
-            here || self.is_loopback() || self.is_wildcard(),
-            has_password,
-        ) {
-            (true, _) => self.clone(),
-            (false, true) => Self::WILDCARD,
-            (false, false) => Self::LOOPBACK,
+        match self {
+            here if here.is_loopback() || here.is_wildcard() => here.clone(),
+            Self::Ip(ip) if local.contains(ip) => self.clone(),
+            Self::Ip(_) if has_password => Self::WILDCARD,
+            _ => Self::LOOPBACK,
         }
     }
 }
@@ -147,6 +151,6 @@ mod tests {
         assert_eq!(healed("localhost", false), "localhost");
         assert_eq!(healed("192.0.2.2", true), "0.0.0.0");
         assert_eq!(healed("192.0.2.2", false), "127.0.0.1");
-        assert_eq!(healed("old.example", true), "0.0.0.0");
+        assert_eq!(healed("old.example", true), "127.0.0.1");
     }
 }

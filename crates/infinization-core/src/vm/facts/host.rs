@@ -3,14 +3,16 @@
 //! A dead network file system answers none of them, so they are asked in one go, away from the tasks
 //! of other VMs, and with a deadline. A thread that a dead file system holds ends when that is back.
 
-use std::sync::Arc;
+use std::net::{IpAddr, ToSocketAddrs as _};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use super::macs::{self, MacClaim};
 use super::network_disks::{self, NetworkDiskClaim};
 use super::{about, disks, files, pci};
 use crate::config::{
-    AcceleratorChoice, BindAddress, ConfigError, Issue, NetworkModel, PathRules, VmConfig,
+    AcceleratorChoice, BindAddress, ConfigError, DisplayConfig, Issue, NetworkModel, PathRules,
+    VmConfig,
 };
 use crate::error::{ErrorCode, Failure};
 use crate::host::accelerator;
@@ -86,6 +88,9 @@ impl Host {
         let config = &self.config;
         let user = config.run_as_user.as_ref().map(users::resolve).transpose();
         let user = user.map_err(|error| about("runAsUser", error.into()))?;
+        if user.is_none() {
+            warn_of_root();
+        }
         let mut issues = files::issues(config, self.rules(), user.as_ref())?;
         issues.extend(pci::issues(config));
         let mac = self.claim_mac()?;
@@ -124,14 +129,13 @@ impl Host {
     }
 
     fn display_address(&self) -> Result<(BindAddress, Vec<String>), Failure> {
-        let display = &self.config.display;
         let local = services::local_addresses()?;
+        let (display, mut warnings) = self.resolved_display(&local)?;
         let address = display.bind_on(&local).map_err(|why| {
             let message = format!("displayPassword {why}");
             let failure = Failure::new(ErrorCode::InvalidConfig, message);
             about("displayPassword", failure)
         })?;
-        let mut warnings = Vec::new();
         if address != display.address {
             warnings.push(format!(
                 "displayAddr {} is not on this host: the display listens on {address}",
@@ -139,6 +143,34 @@ impl Host {
             ));
         }
         Ok((address, warnings))
+    }
+
+    /// With the address of this host in place of a name.
+    fn resolved_display(&self, local: &[IpAddr]) -> Result<(DisplayConfig, Vec<String>), Failure> {
+        let mut display = self.config.display.clone();
+        let Some(name) = display.address.name() else {
+            return Ok((display, Vec::new()));
+        };
+        let refused = |why: String| {
+            let message = format!("displayAddr {name} {why}");
+            about(
+                "displayAddr",
+                Failure::new(ErrorCode::InvalidConfig, message),
+            )
+        };
+        let known = (name, 0).to_socket_addrs();
+        let known = known.map_err(|error| refused(format!("could not be resolved: {error}")))?;
+        let known: Vec<IpAddr> = known.map(|known| known.ip().to_canonical()).collect();
+        let here = of_this_host(&known, local);
+        let here = here.ok_or_else(|| refused("is the name of another host".to_owned()))?;
+        let mut warnings = Vec::new();
+        if here.is_loopback() {
+            warnings.push(format!(
+                "displayAddr {name} is {here} here: the display is for this host alone"
+            ));
+        }
+        display.address = BindAddress::Ip(here);
+        Ok((display, warnings))
     }
 
     fn reserve_port(&self, address: &BindAddress) -> Result<ReservedPort, Failure> {
@@ -169,6 +201,15 @@ impl Host {
     }
 }
 
+/// What a name stands for on this host: what others can reach before what they cannot.
+fn of_this_host(known: &[IpAddr], local: &[IpAddr]) -> Option<IpAddr> {
+    let outside = |ip: &&IpAddr| local.contains(ip) && !ip.is_loopback();
+    let found = known.iter().find(outside);
+    found
+        .or_else(|| known.iter().find(|ip| ip.is_loopback()))
+        .copied()
+}
+
 /// Does `work` where it may block, but waits no longer than `deadline` for it. It is begun at once:
 /// what it knows need not travel in the future.
 fn within<T: Send + 'static>(
@@ -189,6 +230,18 @@ fn no_answer(deadline: Duration) -> Failure {
     let message =
         format!("a file system or name service of the host did not answer within {deadline:?}");
     Failure::new(ErrorCode::Timeout, message)
+}
+
+/// Once: the same is true of every machine.
+fn warn_of_root() {
+    static TOLD: Once = Once::new();
+    if nix::unistd::Uid::effective().is_root() {
+        TOLD.call_once(|| {
+            tracing::warn!(
+                "QEMU runs as root: name a user for it with runAsUser or INFINIZATION_QEMU_USER"
+            );
+        });
+    }
 }
 
 fn check_cpus(config: &VmConfig) -> Result<(), Failure> {
@@ -271,5 +324,23 @@ mod tests {
         drop(end);
         let answered = within(DEADLINE, || Ok(7)).await;
         assert_eq!(answered.unwrap(), 7);
+    }
+
+    #[test]
+    fn b33_a_name_is_an_address_of_this_host_or_none() {
+        let ips = |list: &[&str]| -> Vec<IpAddr> {
+            list.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let local = ips(&["127.0.0.1", "192.0.2.1", "2001:db8::1"]);
+        for (known, expected) in [
+            (&["192.0.2.1"][..], Some("192.0.2.1")),
+            (&["127.0.1.1", "2001:db8::1"], Some("2001:db8::1")),
+            (&["127.0.1.1"], Some("127.0.1.1")),
+            (&["192.0.2.2"], None),
+            (&[], None),
+        ] {
+            let expected = expected.map(|text| text.parse().unwrap());
+            assert_eq!(of_this_host(&ips(known), &local), expected, "{known:?}");
+        }
     }
 }
