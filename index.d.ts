@@ -2569,7 +2569,7 @@ export interface BackupSchedule {
   cronExpression: string
   /**
    * How many complete backups of this schedule stay; 0 keeps all. One that another which stays builds on
-   * stays as well.
+   * stays as well. Its backups are those whose `tags` are `['scheduled', id]`; it deletes no others.
    */
   retentionCount: number
   destinationDir: string

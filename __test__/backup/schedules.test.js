@@ -59,6 +59,21 @@ test('a tick makes a backup that list and restore find, and retention keeps two'
   expect(scheduler.getSchedule('nightly')).toMatchObject({ lastRunAt: expect.any(String), nextRunAt: '2099-01-01T00:00:00.000Z' })
 })
 
+test('C1: retention deletes no backup that somebody else made, whatever its tags or the schedule are called', async () => {
+  const made = async (tags) => (await backups.createBackup({ ...schedule(), tags })).backupId
+  const theirs = [await made(['nightly']), await made(['scheduled']), await made(['scheduled', 'weekly'])]
+  const ours = []
+  for (const id of ['nightly', 'scheduled']) {
+    const scheduler = new BackupScheduler(backups, clock)
+    scheduler.addSchedule(schedule({ id, retentionCount: 1 }))
+    await run(scheduler)
+    ours.push((await run(scheduler))[2].id)
+    scheduler.stopAll()
+  }
+  const left = (await backups.listBackups('vm-1')).map(({ id }) => id)
+  expect(left.sort()).toEqual([...theirs, ...ours].sort())
+})
+
 test('without an adapter its own timers make a backup each minute, and it restores', async () => {
   jest.useFakeTimers({ now: new Date(2026, 0, 1, 10, 0, 30), doNotFake: ['nextTick', 'queueMicrotask', 'setImmediate'] })
   try {

@@ -322,8 +322,8 @@ fn plan<T>(
     };
     let all = backups.into_iter().map(Manifest::of_metadata);
     let all = all.collect::<Result<Vec<_>, _>>()?;
-    let scheduled = |one: &Manifest| one.tags.contains(&schedule);
-    Ok(decide(&all, &scheduled))
+    let ours = |one: &Manifest| backup::made_by(&schedule, one);
+    Ok(decide(&all, &ours))
 }
 
 /// An id that is none is of no backup.
