@@ -2563,7 +2563,10 @@ export interface BackupSchedule {
   vmId: string
   /** Default: what the `diskPathResolver` says. */
   diskPaths?: string[]
-  /** An `INCREMENTAL` schedule makes every seventh backup, and the first, a `FULL` one. */
+  /**
+   * An `INCREMENTAL` schedule makes every seventh backup, and the first, a `FULL` one; also, with a process
+   * warning, one whose parent is damaged or gone.
+   */
   type: BackupType
   /** Whatever the adapter takes; five fields where none is given. */
   cronExpression: string

@@ -19,6 +19,9 @@ const { warn } = require('./warn')
 // whole.
 const LONGEST_CHAIN = 7
 
+// What `createBackup` says when a parent is not what it was.
+const BROKEN_CHAIN = ['CORRUPT_BACKUP', 'PARENT_NOT_FOUND']
+
 const refuse = (message, details) => { throw new BackupError('INVALID_CONFIG', message, details) }
 
 // A schedule as it is kept: checked, complete, and nobody else's object.
@@ -170,22 +173,33 @@ class BackupScheduler extends EventEmitter {
   }
 
   async #back (schedule) {
-    const { id, vmId, destinationDir, compression } = schedule
+    const { id, vmId, type, destinationDir, compression } = schedule
     const diskPaths = schedule.diskPaths ?? await this.#diskPathResolver?.(vmId)
     if (!Array.isArray(diskPaths) || diskPaths.length === 0) {
       refuse(`nobody says which disks ${vmId} has: give the schedule diskPaths, or the scheduler a diskPathResolver`, { vmId })
     }
-    const parentBackupId = schedule.type === 'INCREMENTAL' ? await this.#parent(schedule, diskPaths.length) : undefined
-    const type = schedule.type === 'INCREMENTAL' && parentBackupId === undefined ? 'FULL' : schedule.type
-    const { backupId } = await this.#service.createBackup({
-      vmId, diskPaths, destinationDir, type, compression, parentBackupId, description: schedule.label, tags: ['scheduled', id]
-    })
+    const config = { vmId, diskPaths, destinationDir, type, compression, description: schedule.label, tags: ['scheduled', id] }
+    const { backupId } = type === 'INCREMENTAL' ? await this.#increment(id, config) : await this.#service.createBackup(config)
     return this.#service.getBackupMetadata(backupId, vmId)
   }
 
-  async #parent ({ id, vmId }, disks) {
-    const backups = await this.#service.listBackups(vmId)
-    return native.nextParent(backups, id, disks, LONGEST_CHAIN) ?? undefined
+  // A FULL one where there is no chain, where it is long enough, and where it is damaged: to that nothing can
+  // be added.
+  async #increment (id, config) {
+    const full = { ...config, type: 'FULL' }
+    const parentBackupId = await this.#parent(id, config)
+    if (parentBackupId === null) return this.#service.createBackup(full)
+    try {
+      return await this.#service.createBackup({ ...config, parentBackupId })
+    } catch (error) {
+      if (!BROKEN_CHAIN.includes(error?.code)) throw error
+      warn(`schedule ${id} begins a new chain: ${error.message}`)
+      return this.#service.createBackup(full)
+    }
+  }
+
+  async #parent (id, { vmId, diskPaths }) {
+    return native.nextParent(await this.#service.listBackups(vmId), id, diskPaths.length, LONGEST_CHAIN)
   }
 
   // A backup was made, whether or not older ones could be deleted.

@@ -2,7 +2,7 @@
 
 const { execFileSync } = require('node:child_process')
 const { once } = require('node:events')
-const { mkdirSync, readFileSync, writeFileSync } = require('node:fs')
+const { mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
 const { BackupScheduleService, BackupScheduler, BackupService, QemuImgService } = require('../..')
 const { cleanUp, files, newDirectory, rejection, warning } = require('../kit')
@@ -115,6 +115,26 @@ test('C2: an incremental schedule begins with a full one, and with another after
     types.push(metadata.type)
   }
   expect(types).toEqual(['FULL', ...Array(6).fill('INCREMENTAL'), 'FULL', 'INCREMENTAL'])
+})
+
+test.each([
+  ['a file of its chain is gone', 'disk-0.qcow2', (file) => rmSync(file), /schedule nightly begins a new chain/],
+  ['a file of its chain was cut', 'disk-0.qcow2', (file) => truncateSync(file, 512), /schedule nightly begins a new chain/],
+  ['a manifest of its chain makes no sense', 'backup.json', (file) => writeFileSync(file, '{'), /a backup was left out/]
+])('C2: where %s, an incremental schedule begins a new one', async (_what, name, damage, telling) => {
+  const warned = warning(telling)
+  const scheduler = new BackupScheduler(backups, clock)
+  scheduler.addSchedule(schedule({ type: 'INCREMENTAL', retentionCount: 0 }))
+  const [, , full] = await run(scheduler)
+  await run(scheduler)
+  damage(path.join(root, 'vm-1', full.id, name))
+  const made = [await run(scheduler), await run(scheduler)]
+  expect(made.map(([event, , { type }]) => [event, type])).toEqual([
+    ['schedule:completed', 'FULL'], ['schedule:completed', 'INCREMENTAL']
+  ])
+  expect(made[1][2].parentBackupId).toBe(made[0][2].id)
+  expect(await backups.verifyBackup(made[1][2].id, 'vm-1')).toMatchObject({ valid: true, links: 2 })
+  await warned
 })
 
 test('C3: every run ends, also one that cannot', async () => {
