@@ -2573,6 +2573,7 @@ export interface BackupSchedule {
   /**
    * How many complete backups of this schedule stay; 0 keeps all. One that another which stays builds on
    * stays as well. Its backups are those whose `tags` are `['scheduled', id]`; it deletes no others.
+   * One that cannot be deleted is a process warning, and is tried again after the next run.
    */
   retentionCount: number
   destinationDir: string

@@ -202,15 +202,21 @@ class BackupScheduler extends EventEmitter {
     return native.nextParent(await this.#service.listBackups(vmId), id, diskPaths.length, LONGEST_CHAIN)
   }
 
-  // A backup was made, whether or not older ones could be deleted.
+  // A backup was made, whether or not older ones could be deleted; and one that cannot keeps no other.
   async #retain ({ id, vmId, retentionCount }) {
     try {
       const backups = await this.#service.listBackups(vmId)
-      for (const backupId of native.expiredBackups(backups, id, retentionCount)) {
-        await this.#service.deleteBackup(backupId, vmId)
-      }
+      for (const backupId of native.expiredBackups(backups, id, retentionCount)) await this.#expire(id, backupId, vmId)
     } catch (error) {
       warn(`the retention of schedule ${id} failed: ${error.message}`)
+    }
+  }
+
+  async #expire (id, backupId, vmId) {
+    try {
+      await this.#service.deleteBackup(backupId, vmId)
+    } catch (error) {
+      warn(`the retention of schedule ${id} could not delete ${backupId}: ${error.message}`)
     }
   }
 }

@@ -179,6 +179,27 @@ test('a retention that fails is a warning: the backup was made', async () => {
   await warned
 })
 
+test('a backup that cannot be deleted keeps no other, and is tried again', async () => {
+  const scheduler = new BackupScheduler(backups, clock)
+  scheduler.addSchedule(schedule({ retentionCount: 3 }))
+  const made = []
+  for (let n = 0; n < 3; n++) made.push((await run(scheduler))[2].id)
+  const warned = warning(new RegExp(`retention of schedule nightly could not delete ${made[1]}: busy`))
+  const { deleteBackup } = backups
+  backups.deleteBackup = async (id, vmId) => {
+    if (id === made[1]) throw new Error('busy')
+    return deleteBackup.call(backups, id, vmId)
+  }
+  scheduler.updateSchedule(schedule({ retentionCount: 1 }))
+  const ids = async () => (await backups.listBackups('vm-1')).map(({ id }) => id)
+  made.push((await run(scheduler))[2].id)
+  await warned
+  expect(await ids()).toEqual([made[3], made[1]])
+  backups.deleteBackup = deleteBackup
+  made.push((await run(scheduler))[2].id)
+  expect(await ids()).toEqual([made[4]])
+})
+
 test('what is refused', () => {
   const scheduler = new BackupScheduler(backups, clock, root)
   scheduler.addSchedule(schedule())
