@@ -2580,7 +2580,9 @@ export interface BackupSchedule {
   compression?: BackupCompression
   enabled: boolean
   label?: string
+  /** When its last run began. */
   lastRunAt?: string
+  /** When its next run is due; while one is under way, when that was. */
   nextRunAt?: string
 }
 
@@ -2683,7 +2685,8 @@ export class BackupScheduleService extends EventEmitter<BackupScheduleServiceEve
   listSchedules(vmId?: string): Promise<BackupSchedule[]>
   getSchedule(id: string): Promise<BackupSchedule | undefined>
   /**
-   * Loads what is kept, and begins. A schedule that missed runs while nobody was there makes one at once.
+   * Loads what is kept, and begins. A schedule that missed runs while nobody was there, or whose run the end of
+   * the process cut short, makes one at once.
    * @throws BackupError `OPERATION_FAILED`: the file made no sense, and was put aside as `.corrupt`
    */
   start(): Promise<void>

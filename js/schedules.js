@@ -59,7 +59,9 @@ class BackupScheduler extends EventEmitter {
   #diskPathResolver
   #schedules = new Map()
   #jobs = new Map()
-  #inFlight = new Set()
+  // Of the schedules whose runs are under way: when the next is due. They themselves say when this one was until
+  // it has ended, so that one that is cut short is seen to be due still.
+  #inFlight = new Map()
   #stopped = false
 
   constructor (backupService, adapter, options = {}) {
@@ -121,6 +123,7 @@ class BackupScheduler extends EventEmitter {
 
   #put (schedule) {
     this.#start(schedule)
+    if (!schedule.enabled) this.#noteNext(schedule)
     this.#schedules.set(schedule.id, schedule)
   }
 
@@ -143,9 +146,14 @@ class BackupScheduler extends EventEmitter {
   }
 
   #noteNext (schedule) {
-    const next = this.#jobs.get(schedule.id)?.getNextRunDate()
-    if (next === undefined || next === null) delete schedule.nextRunAt
-    else schedule.nextRunAt = String(next)
+    const next = this.#nextRun(schedule.id)
+    if (this.#inFlight.has(schedule.id)) this.#inFlight.set(schedule.id, next)
+    else schedule.nextRunAt = next
+  }
+
+  #nextRun (id) {
+    const next = this.#jobs.get(id)?.getNextRunDate() ?? undefined
+    return next === undefined ? undefined : String(next)
   }
 
   // Makes a schedule's backup at once, unless one of its runs is under way. Never rejects: how it went
@@ -153,22 +161,30 @@ class BackupScheduler extends EventEmitter {
   async runNow (id) {
     const schedule = this.#schedules.get(id)
     if (schedule === undefined || this.#inFlight.has(id)) return
-    this.#inFlight.add(id)
+    this.#inFlight.set(id, undefined)
     schedule.lastRunAt = new Date().toISOString()
     this.#noteNext(schedule)
     emitGuarded(this, 'schedule:started', copy(schedule))
-    const outcome = await this.#run(schedule)
-    this.#inFlight.delete(id)
-    emitGuarded(this, ...outcome)
+    const [event, outcome] = await this.#run(schedule)
+    emitGuarded(this, event, this.#ended(schedule), outcome)
+  }
+
+  // The schedule as it is by now, if it is still there.
+  #ended (schedule) {
+    const now = this.#schedules.get(schedule.id) ?? schedule
+    const noted = this.#inFlight.get(schedule.id)
+    this.#inFlight.delete(schedule.id)
+    now.nextRunAt = this.#nextRun(schedule.id) ?? noted
+    return copy(now)
   }
 
   async #run (schedule) {
     try {
       const metadata = await this.#back(schedule)
       await this.#retain(schedule)
-      return ['schedule:completed', copy(schedule), metadata]
+      return ['schedule:completed', metadata]
     } catch (error) {
-      return ['schedule:failed', copy(schedule), error]
+      return ['schedule:failed', error]
     }
   }
 
@@ -250,7 +266,8 @@ class BackupScheduleService extends EventEmitter {
     return this.#scheduler.activeJobCount
   }
 
-  // Loads what is kept and begins. A run that was missed meanwhile is made up once, however many there were.
+  // Loads what is kept and begins. A run that was missed meanwhile, or cut short, is made up once, however many
+  // there were.
   start () {
     this.#started ??= this.#load().catch((error) => {
       this.#started = undefined
@@ -274,9 +291,10 @@ class BackupScheduleService extends EventEmitter {
       if (!known.has(schedule.id)) this.#scheduler.addSchedule(schedule)
       if (schedule.enabled && Date.parse(schedule.nextRunAt) < Date.now()) missed.push(schedule.id)
     }
+    // Before what they say of their next runs is anew: that they are due is kept until these have ended.
+    for (const id of missed) this.#scheduler.runNow(id)
     this.#scheduler.startAll()
     emitGuarded(this, 'loaded', kept.length)
-    for (const id of missed) this.#scheduler.runNow(id)
   }
 
   async createSchedule (input) {

@@ -12,9 +12,10 @@ afterEach(cleanUp)
 // An adapter whose clock the test turns.
 class Clock {
   jobs = new Set()
+  next = '2099-01-01T00:00:00.000Z'
   schedule (cron, callback) {
     if (cron === 'never') throw new Error('that never comes')
-    const job = { cron, callback, stop: () => this.jobs.delete(job), getNextRunDate: () => '2099-01-01T00:00:00.000Z' }
+    const job = { cron, callback, stop: () => this.jobs.delete(job), getNextRunDate: () => this.next }
     this.jobs.add(job)
     return job
   }
@@ -260,6 +261,53 @@ test('schedules are kept, and a missed run is made up once', async () => {
   await again.stop()
   expect(await backups.listBackups('vm-1')).toHaveLength(1)
   expect(JSON.parse(readFileSync(file, 'utf8')).schedules[0].nextRunAt).toBe('2099-01-01T00:00:00.000Z')
+})
+
+test('C3: a run that the end of the process cut short is made up, and ends', async () => {
+  const kept = () => JSON.parse(readFileSync(path.join(root, 'schedules.json'), 'utf8')).schedules[0]
+  const hangs = { createBackup: () => new Promise(() => {}), listBackups: async () => [] }
+  const due = '2020-01-01T02:00:00.000Z'
+  const dying = new BackupScheduleService(hangs, clock, { backupRootDir: root })
+  await dying.start()
+  clock.next = due
+  const { id } = await dying.createSchedule({ vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' })
+  clock.next = '2099-01-01T00:00:00.000Z'
+  const persisted = once(dying, 'persisted')
+  clock.tick()
+  await persisted
+  await dying.updateSchedule(id, { label: 'nightly' })
+  expect(kept()).toMatchObject({ nextRunAt: due, lastRunAt: expect.any(String), label: 'nightly' })
+  clock.jobs.clear()
+
+  // It makes up for it, and is cut short as well.
+  const [started] = await startAnd('schedule:started', hangs)
+  expect(started).toMatchObject({ id, nextRunAt: due })
+  expect(kept()).toMatchObject({ nextRunAt: due })
+
+  const [ended, metadata] = await startAnd('schedule:completed', backups)
+  expect([ended, metadata]).toMatchObject([{ id, nextRunAt: clock.next }, { status: 'COMPLETED' }])
+  expect(kept()).toMatchObject({ nextRunAt: clock.next })
+})
+
+// A process that begins, and what it then tells first.
+async function startAnd (event, service) {
+  const schedules = new BackupScheduleService(service, clock, { backupRootDir: root })
+  const [told] = await Promise.all([once(schedules, event), schedules.start()])
+  await schedules.stop()
+  return told
+}
+
+test('a schedule that was disabled in its run is due no more', async () => {
+  let finish
+  const slow = { createBackup: () => new Promise((resolve, reject) => { finish = reject }), listBackups: async () => [] }
+  const scheduler = new BackupScheduler(slow, clock)
+  scheduler.addSchedule(schedule())
+  clock.tick()
+  scheduler.updateSchedule(schedule({ enabled: false, nextRunAt: clock.next }))
+  const ended = once(scheduler, 'schedule:failed')
+  await new Promise(setImmediate)
+  finish(new Error('gone'))
+  expect((await ended)[0].nextRunAt).toBeUndefined()
 })
 
 test('C4: writes at once do not lose each other', async () => {
