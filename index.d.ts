@@ -2668,8 +2668,8 @@ export interface BackupScheduleServiceEvents extends BackupSchedulerEvents {
 }
 
 /**
- * Schedules that are kept in `<backupRootDir>/schedules.json`. Failures are {@link BackupError}s: an unknown
- * id is `BACKUP_NOT_FOUND`, bad input `INVALID_CONFIG`.
+ * Schedules that are kept in `<backupRootDir>/schedules.json`. It is read once, and nobody else may write it
+ * meanwhile. Failures are {@link BackupError}s: an unknown id is `BACKUP_NOT_FOUND`, bad input `INVALID_CONFIG`.
  */
 export class BackupScheduleService extends EventEmitter<BackupScheduleServiceEvents> {
   /** Touches nothing. */

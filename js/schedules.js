@@ -242,6 +242,7 @@ class BackupScheduleService extends EventEmitter {
   #root
   #file
   #scheduler
+  #known
   #started
 
   constructor (backupService, adapter, options = {}) {
@@ -269,7 +270,7 @@ class BackupScheduleService extends EventEmitter {
   // Loads what is kept and begins. A run that was missed meanwhile, or cut short, is made up once, however many
   // there were.
   start () {
-    this.#started ??= this.#load().catch((error) => {
+    this.#started ??= this.#begin().catch((error) => {
       this.#started = undefined
       throw error
     })
@@ -283,18 +284,30 @@ class BackupScheduleService extends EventEmitter {
     await this.#file.settled()
   }
 
-  async #load () {
-    const kept = await this.#file.read()
-    const known = new Set(this.#scheduler.getAllSchedules().map(({ id }) => id))
-    const missed = []
-    for (const schedule of kept) {
-      if (!known.has(schedule.id)) this.#scheduler.addSchedule(schedule)
-      if (schedule.enabled && Date.parse(schedule.nextRunAt) < Date.now()) missed.push(schedule.id)
-    }
+  async #begin () {
+    await this.#loaded()
+    const isMissed = ({ enabled, nextRunAt }) => enabled && Date.parse(nextRunAt) < Date.now()
+    const missed = this.#scheduler.getAllSchedules().filter(isMissed)
     // Before what they say of their next runs is anew: that they are due is kept until these have ended.
-    for (const id of missed) this.#scheduler.runNow(id)
+    for (const { id } of missed) this.#scheduler.runNow(id)
     this.#scheduler.startAll()
-    emitGuarded(this, 'loaded', kept.length)
+    emitGuarded(this, 'loaded', this.scheduleCount)
+  }
+
+  // What is kept is known before it is changed, also where nobody called start(). It is read once: what was read
+  // beside a change would bring back what that has deleted.
+  #loaded () {
+    this.#known ??= this.#load().catch((error) => {
+      this.#known = undefined
+      throw error
+    })
+    return this.#known
+  }
+
+  async #load () {
+    for (const schedule of await this.#file.read()) {
+      if (this.#scheduler.getSchedule(schedule.id) === undefined) this.#scheduler.addSchedule(schedule)
+    }
   }
 
   async createSchedule (input) {
@@ -315,25 +328,25 @@ class BackupScheduleService extends EventEmitter {
   async updateSchedule (id, input) {
     await this.#loaded()
     const { vmId, diskPaths, ...changes } = plain(input)
-    this.#scheduler.updateSchedule({ ...this.#known(id), ...changes, id })
+    this.#scheduler.updateSchedule({ ...this.#require(id), ...changes, id })
     return this.#changed('schedule:updated', id)
   }
 
   async enableSchedule (id) {
     await this.#loaded()
-    this.#scheduler.updateSchedule({ ...this.#known(id), enabled: true })
+    this.#scheduler.updateSchedule({ ...this.#require(id), enabled: true })
     return this.#changed('schedule:enabled', id)
   }
 
   async disableSchedule (id) {
     await this.#loaded()
-    this.#scheduler.updateSchedule({ ...this.#known(id), enabled: false })
+    this.#scheduler.updateSchedule({ ...this.#require(id), enabled: false })
     return this.#changed('schedule:disabled', id)
   }
 
   async deleteSchedule (id) {
     await this.#loaded()
-    this.#known(id)
+    this.#require(id)
     this.#scheduler.removeSchedule(id)
     await this.#persist()
     emitGuarded(this, 'schedule:deleted', id)
@@ -349,15 +362,7 @@ class BackupScheduleService extends EventEmitter {
     return this.#scheduler.getSchedule(id)
   }
 
-  // What is kept is known before it is changed, also where nobody called start().
-  async #loaded () {
-    if (this.#started) return this.#started
-    for (const schedule of await this.#file.read()) {
-      if (this.#scheduler.getSchedule(schedule.id) === undefined) this.#scheduler.addSchedule(schedule)
-    }
-  }
-
-  #known (id) {
+  #require (id) {
     const schedule = this.#scheduler.getSchedule(id)
     if (schedule === undefined) throw new BackupError('BACKUP_NOT_FOUND', `there is no schedule ${id}`)
     return schedule

@@ -320,6 +320,18 @@ test('C4: writes at once do not lose each other', async () => {
   expect(await again.listSchedules()).toHaveLength(20)
 })
 
+test('C4: a schedule that is deleted while others are asked for stays deleted', async () => {
+  const before = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  const input = { vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' }
+  const [gone, stays] = [await before.createSchedule(input), await before.createSchedule(input)]
+  await before.stop()
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  await Promise.all([service.deleteSchedule(gone.id), service.listSchedules(), service.getSchedule(gone.id)])
+  await service.updateSchedule(stays.id, { label: 'nightly' })
+  expect(await service.listSchedules()).toMatchObject([{ id: stays.id }])
+  expect(JSON.parse(readFileSync(path.join(root, 'schedules.json'), 'utf8')).schedules).toMatchObject([{ id: stays.id }])
+})
+
 test.each(['{', '{"version":2,"schedules":[]}', '[]'])('a file that makes no sense (%s) is put aside', async (text) => {
   mkdirSync(root)
   writeFileSync(path.join(root, 'schedules.json'), text)
