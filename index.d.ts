@@ -2621,7 +2621,10 @@ export class BackupScheduler extends EventEmitter<BackupSchedulerEvents> {
    */
   constructor(backupService: BackupService, adapter?: ScheduleAdapter | null, options?: string | BackupSchedulerOptions)
   get activeJobCount(): number
-  /** @throws BackupError `BACKUP_EXISTS`, `INVALID_CONFIG` (also a bad cron expression) */
+  /**
+   * @throws BackupError `BACKUP_EXISTS`, `INVALID_CONFIG` (also a bad cron expression; after `stopAll()` that is
+   * found out by `startAll()`)
+   */
   addSchedule(schedule: BackupSchedule): void
   /** Fine when there is none of this id. */
   removeSchedule(id: string): void
@@ -2629,7 +2632,7 @@ export class BackupScheduler extends EventEmitter<BackupSchedulerEvents> {
   updateSchedule(schedule: BackupSchedule): void
   getAllSchedules(): BackupSchedule[]
   getSchedule(id: string): BackupSchedule | undefined
-  /** Undoes `stopAll()`. */
+  /** Undoes `stopAll()`. A schedule that the adapter refuses is told by `schedule:failed`; the others start. */
   startAll(): void
   /** No schedule ticks from now on, new ones included. What runs goes on to its end. */
   stopAll(): void
@@ -2686,7 +2689,8 @@ export class BackupScheduleService extends EventEmitter<BackupScheduleServiceEve
   getSchedule(id: string): Promise<BackupSchedule | undefined>
   /**
    * Loads what is kept, and begins. A schedule that missed runs while nobody was there, or whose run the end of
-   * the process cut short, makes one at once.
+   * the process cut short, makes one at once. One that the adapter refuses is told by `schedule:failed`; the
+   * others start.
    * @throws BackupError `OPERATION_FAILED`: the file made no sense, and was put aside as `.corrupt`
    */
   start(): Promise<void>

@@ -80,7 +80,7 @@ class BackupScheduler extends EventEmitter {
     if (this.#schedules.has(schedule.id)) {
       throw new BackupError('BACKUP_EXISTS', `there is a schedule ${schedule.id} already`, { vmId: schedule.vmId })
     }
-    this.#put(schedule)
+    this.#put(schedule, this.#job(schedule))
   }
 
   // An unknown id is no error: it is removed.
@@ -91,15 +91,8 @@ class BackupScheduler extends EventEmitter {
 
   updateSchedule (given) {
     const schedule = checked(given)
-    const before = this.#schedules.get(schedule.id)
-    if (before === undefined) throw new BackupError('BACKUP_NOT_FOUND', `there is no schedule ${schedule.id}`)
-    this.#stop(schedule.id)
-    try {
-      this.#put(schedule)
-    } catch (error) {
-      this.#put(before)
-      throw error
-    }
+    if (!this.#schedules.has(schedule.id)) throw new BackupError('BACKUP_NOT_FOUND', `there is no schedule ${schedule.id}`)
+    this.#put(schedule, this.#job(schedule))
   }
 
   getAllSchedules () {
@@ -112,7 +105,9 @@ class BackupScheduler extends EventEmitter {
 
   startAll () {
     this.#stopped = false
-    for (const schedule of this.#schedules.values()) this.#start(schedule)
+    for (const schedule of this.#schedules.values()) {
+      if (!this.#jobs.has(schedule.id)) this.#start(schedule)
+    }
   }
 
   // Runs that have begun go on to their end.
@@ -121,28 +116,46 @@ class BackupScheduler extends EventEmitter {
     for (const id of [...this.#jobs.keys()]) this.#stop(id)
   }
 
-  #put (schedule) {
-    this.#start(schedule)
-    if (!schedule.enabled) this.#noteNext(schedule)
-    this.#schedules.set(schedule.id, schedule)
+  // One that cannot be started fails, and keeps no other from it.
+  #start (schedule) {
+    try {
+      this.#put(schedule, this.#job(schedule))
+    } catch (error) {
+      this.#noteNext(schedule)
+      emitGuarded(this, 'schedule:failed', copy(schedule), error)
+    }
   }
 
-  // The adapter is who knows what a cron expression is.
-  #start (schedule) {
-    if (!schedule.enabled || this.#stopped || this.#jobs.has(schedule.id)) return
+  // What ticks for a schedule, if anything is to. The adapter is who knows what a cron expression is.
+  #job ({ id, vmId, cronExpression, enabled }) {
+    if (!enabled || this.#stopped) return undefined
     try {
-      this.#jobs.set(schedule.id, this.#adapter.schedule(schedule.cronExpression, () => { this.runNow(schedule.id) }))
+      // A job that could not be stopped is not heard.
+      return this.#adapter.schedule(cronExpression, () => { if (this.#jobs.has(id)) this.runNow(id) })
     } catch (error) {
-      const refused = new BackupError('INVALID_CONFIG', `cronExpression is refused: ${error.message}`, { vmId: schedule.vmId })
+      const refused = new BackupError('INVALID_CONFIG', `cronExpression is refused: ${error.message}`, { vmId })
       refused.cause = error
       throw refused
     }
-    this.#noteNext(schedule)
   }
 
+  // Of one that waits for startAll() it stays known when it was due.
+  #put (schedule, job) {
+    this.#stop(schedule.id)
+    this.#schedules.set(schedule.id, schedule)
+    if (job !== undefined) this.#jobs.set(schedule.id, job)
+    if (!this.#stopped || !schedule.enabled) this.#noteNext(schedule)
+  }
+
+  // The user's adapter may throw whatever is asked of it.
   #stop (id) {
-    this.#jobs.get(id)?.stop()
+    const job = this.#jobs.get(id)
     this.#jobs.delete(id)
+    try {
+      job?.stop()
+    } catch (error) {
+      warn(`schedule ${id} could not be stopped: ${error.message}`)
+    }
   }
 
   #noteNext (schedule) {
@@ -152,8 +165,13 @@ class BackupScheduler extends EventEmitter {
   }
 
   #nextRun (id) {
-    const next = this.#jobs.get(id)?.getNextRunDate() ?? undefined
-    return next === undefined ? undefined : String(next)
+    try {
+      const next = this.#jobs.get(id)?.getNextRunDate() ?? undefined
+      return next === undefined ? undefined : String(next)
+    } catch (error) {
+      warn(`nobody can say when schedule ${id} is due: ${error.message}`)
+      return undefined
+    }
   }
 
   // Makes a schedule's backup at once, unless one of its runs is under way. Never rejects: how it went

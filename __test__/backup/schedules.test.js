@@ -201,6 +201,51 @@ test('a backup that cannot be deleted keeps no other, and is tried again', async
   expect(await ids()).toEqual([made[4]])
 })
 
+test('a schedule that the adapter refuses keeps no other from starting, and can be mended', async () => {
+  const before = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  const input = { vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: 'never' }
+  const refused = await before.createSchedule(input)
+  const good = await before.createSchedule({ ...input, cronExpression: '0 2 * * *' })
+  await before.stop()
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  const [[told, error]] = await Promise.all([once(service, 'schedule:failed'), service.start()])
+  expect([told, error]).toMatchObject([{ id: refused.id }, { name: 'BackupError', code: 'INVALID_CONFIG' }])
+  expect([service.activeJobCount, [...clock.jobs].map(({ cron }) => cron)]).toEqual([1, ['0 2 * * *']])
+  expect(await rejection(service.updateSchedule(refused.id, { label: 'still' }))).toMatchObject({ code: 'INVALID_CONFIG' })
+  expect(await service.getSchedule(refused.id)).not.toHaveProperty('label')
+  await service.disableSchedule(refused.id)
+  await service.updateSchedule(refused.id, { enabled: true, cronExpression: '0 3 * * *' })
+  expect([...clock.jobs].map(({ cron }) => cron).sort()).toEqual(['0 2 * * *', '0 3 * * *'])
+  await service.deleteSchedule(good.id)
+  await service.stop()
+  expect(clock.jobs.size).toBe(0)
+})
+
+test('jobs of the adapter that throw stop nothing', async () => {
+  const warned = [warning(/nobody can say when schedule nightly is due: no idea/), warning(/schedule nightly could not be stopped: no way/)]
+  warning(/schedule weekly/)
+  const throwing = {
+    schedule: (cron, callback) => ({
+      ...clock.schedule(cron, callback),
+      stop: () => { throw new Error('no way') },
+      getNextRunDate: () => { throw new Error('no idea') }
+    })
+  }
+  const scheduler = new BackupScheduler(backups, throwing)
+  scheduler.addSchedule(schedule())
+  for (let n = 0; n < 2; n++) expect((await run(scheduler))[0]).toBe('schedule:completed')
+  expect(scheduler.getSchedule('nightly').nextRunAt).toBeUndefined()
+  scheduler.addSchedule(schedule({ id: 'weekly' }))
+  scheduler.stopAll()
+  const started = jest.fn()
+  scheduler.on('schedule:started', started)
+  clock.tick()
+  expect(started).not.toHaveBeenCalled()
+  scheduler.removeSchedule('nightly')
+  expect([scheduler.activeJobCount, scheduler.getAllSchedules()]).toEqual([0, [expect.objectContaining({ id: 'weekly' })]])
+  await Promise.all(warned)
+})
+
 test('what is refused', () => {
   const scheduler = new BackupScheduler(backups, clock, root)
   scheduler.addSchedule(schedule())
