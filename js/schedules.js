@@ -272,7 +272,7 @@ class BackupScheduleService extends EventEmitter {
     for (const name of ['schedule:started', 'schedule:completed', 'schedule:failed']) {
       this.#scheduler.on(name, (...args) => {
         emitGuarded(this, name, ...args)
-        this.#persist().catch((error) => warn(`schedules were not kept: ${error.message}`))
+        this.#file.inTurn(() => this.#persist()).catch((error) => warn(`schedules were not kept: ${error.message}`))
       })
     }
   }
@@ -339,35 +339,31 @@ class BackupScheduleService extends EventEmitter {
       ...given,
       id: crypto.randomUUID()
     }
-    this.#scheduler.addSchedule(schedule)
-    return this.#changed('schedule:created', schedule.id)
+    return this.#change('schedule:created', schedule.id, () => this.#scheduler.addSchedule(schedule))
   }
 
   async updateSchedule (id, input) {
     await this.#loaded()
     const { vmId, diskPaths, ...changes } = plain(input)
-    this.#scheduler.updateSchedule({ ...this.#require(id), ...changes, id })
-    return this.#changed('schedule:updated', id)
+    return this.#update('schedule:updated', id, changes)
   }
 
   async enableSchedule (id) {
     await this.#loaded()
-    this.#scheduler.updateSchedule({ ...this.#require(id), enabled: true })
-    return this.#changed('schedule:enabled', id)
+    return this.#update('schedule:enabled', id, { enabled: true })
   }
 
   async disableSchedule (id) {
     await this.#loaded()
-    this.#scheduler.updateSchedule({ ...this.#require(id), enabled: false })
-    return this.#changed('schedule:disabled', id)
+    return this.#update('schedule:disabled', id, { enabled: false })
   }
 
   async deleteSchedule (id) {
     await this.#loaded()
-    this.#require(id)
-    this.#scheduler.removeSchedule(id)
-    await this.#persist()
-    emitGuarded(this, 'schedule:deleted', id)
+    await this.#change('schedule:deleted', id, () => {
+      this.#require(id)
+      this.#scheduler.removeSchedule(id)
+    })
   }
 
   async listSchedules (vmId) {
@@ -386,11 +382,34 @@ class BackupScheduleService extends EventEmitter {
     return schedule
   }
 
-  async #changed (event, id) {
-    await this.#persist()
-    const schedule = this.#scheduler.getSchedule(id)
-    emitGuarded(this, event, copy(schedule))
+  #update (event, id, changes) {
+    return this.#change(event, id, () => this.#scheduler.updateSchedule({ ...this.#require(id), ...changes, id }))
+  }
+
+  // A change that cannot be kept has not happened. So it is made when all before it are kept.
+  async #change (event, id, change) {
+    const schedule = await this.#file.inTurn(async () => {
+      const before = this.#scheduler.getSchedule(id)
+      change()
+      try {
+        await this.#persist()
+      } catch (error) {
+        this.#putBack(id, before)
+        throw error
+      }
+      return this.#scheduler.getSchedule(id)
+    })
+    emitGuarded(this, event, copy(schedule) ?? id)
     return schedule
+  }
+
+  #putBack (id, before) {
+    try {
+      this.#scheduler.removeSchedule(id)
+      if (before !== undefined) this.#scheduler.addSchedule(before)
+    } catch (error) {
+      warn(`schedule ${id} could not be put back: ${error.message}`)
+    }
   }
 
   async #persist () {

@@ -2,7 +2,7 @@
 
 const { execFileSync } = require('node:child_process')
 const { once } = require('node:events')
-const { mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } = require('node:fs')
+const { mkdirSync, promises, readFileSync, rmSync, truncateSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
 const { BackupScheduleService, BackupScheduler, BackupService, QemuImgService } = require('../..')
 const { cleanUp, files, newDirectory, rejection, warning } = require('../kit')
@@ -375,6 +375,28 @@ test('C4: a schedule that is deleted while others are asked for stays deleted', 
   await service.updateSchedule(stays.id, { label: 'nightly' })
   expect(await service.listSchedules()).toMatchObject([{ id: stays.id }])
   expect(JSON.parse(readFileSync(path.join(root, 'schedules.json'), 'utf8')).schedules).toMatchObject([{ id: stays.id }])
+})
+
+test('a change that cannot be kept has not happened', async () => {
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  await service.start()
+  const input = { vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' }
+  const { id } = await service.createSchedule(input)
+  const before = [await service.listSchedules(), readFileSync(path.join(root, 'schedules.json'), 'utf8')]
+  const told = jest.fn()
+  for (const name of ['schedule:created', 'schedule:updated', 'schedule:disabled', 'schedule:deleted']) service.on(name, told)
+  const full = jest.spyOn(promises, 'rename').mockRejectedValue(Object.assign(new Error('no space'), { code: 'ENOSPC' }))
+  const changes = [
+    service.createSchedule(input), service.updateSchedule(id, { cronExpression: '0 3 * * *' }), service.disableSchedule(id), service.deleteSchedule(id)
+  ].map(rejection)
+  for (const refused of await Promise.all(changes)) expect(refused).toMatchObject({ name: 'BackupError', code: 'OPERATION_FAILED' })
+  full.mockRestore()
+  expect([await service.listSchedules(), readFileSync(path.join(root, 'schedules.json'), 'utf8')]).toEqual(before)
+  expect([...clock.jobs].map(({ cron }) => cron)).toEqual(['0 2 * * *'])
+  expect(told).not.toHaveBeenCalled()
+  expect(files(root)).toEqual(['schedules.json'])
+  await service.deleteSchedule(id)
+  await service.stop()
 })
 
 test.each(['{', '{"version":2,"schedules":[]}', '[]'])('a file that makes no sense (%s) is put aside', async (text) => {
