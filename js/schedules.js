@@ -288,22 +288,22 @@ class BackupScheduleService extends EventEmitter {
   // Loads what is kept and begins. A run that was missed meanwhile, or cut short, is made up once, however many
   // there were.
   start () {
-    this.#started ??= this.#begin().catch((error) => {
-      this.#started = undefined
-      throw error
-    })
-    return this.#started
+    if (this.#started !== undefined) return this.#started
+    const started = this.#loaded().then(() => { if (this.#started === started) this.#begin() })
+    this.#started = started
+    started.catch(() => { if (this.#started === started) this.#started = undefined })
+    return started
   }
 
   async stop () {
-    await this.#started?.catch(() => {})
-    this.#scheduler.stopAll()
+    const started = this.#started
     this.#started = undefined
+    this.#scheduler.stopAll()
+    await started?.catch(() => {})
     await this.#file.settled()
   }
 
-  async #begin () {
-    await this.#loaded()
+  #begin () {
     const isMissed = ({ enabled, nextRunAt }) => enabled && Date.parse(nextRunAt) < Date.now()
     const missed = this.#scheduler.getAllSchedules().filter(isMissed)
     // Before what they say of their next runs is anew: that they are due is kept until these have ended.

@@ -377,6 +377,17 @@ test('C4: a schedule that is deleted while others are asked for stays deleted', 
   expect(JSON.parse(readFileSync(path.join(root, 'schedules.json'), 'utf8')).schedules).toMatchObject([{ id: stays.id }])
 })
 
+test('of start() and stop() the last that was called counts', async () => {
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  await service.createSchedule({ vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' })
+  await Promise.all([service.start(), service.stop()])
+  expect(service.activeJobCount).toBe(0)
+  await Promise.all([service.start(), service.stop(), service.start()])
+  expect(service.activeJobCount).toBe(1)
+  await service.stop()
+  expect(clock.jobs.size).toBe(0)
+})
+
 test('a change that cannot be kept has not happened', async () => {
   const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
   await service.start()
