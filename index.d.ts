@@ -2355,7 +2355,7 @@ export const DEFAULT_RETENTION_COUNT: 5
 export const MAX_CONCURRENT_BACKUPS: 2
 export const BACKUP_MANIFEST_FILENAME: 'backup.json'
 
-/** Whether a machine runs; null when that is not known, which is refused as if it did. */
+/** Whether a machine runs; null, or no answer in 30 s, when that is not known, which is refused as if it did. */
 export type IsVmRunningProbe = (vmId: string) => Promise<boolean | null> | boolean | null
 
 /** What freezes and thaws a guest's file systems: a `GuestAgentClient`, for example. */
