@@ -19,6 +19,9 @@ const { warn } = require('./warn')
 // whole.
 const LONGEST_CHAIN = 7
 
+// What the core can count to.
+const MOST_KEPT = 2 ** 32 - 1
+
 // What `createBackup` says when a parent is not what it was.
 const BROKEN_CHAIN = ['CORRUPT_BACKUP', 'PARENT_NOT_FOUND']
 
@@ -240,7 +243,8 @@ class BackupScheduler extends EventEmitter {
   async #retain ({ id, vmId, retentionCount }) {
     try {
       const backups = await this.#service.listBackups(vmId)
-      for (const backupId of native.expiredBackups(backups, id, retentionCount)) await this.#expire(id, backupId, vmId)
+      const keep = Math.min(retentionCount, MOST_KEPT)
+      for (const backupId of native.expiredBackups(backups, id, keep)) await this.#expire(id, backupId, vmId)
     } catch (error) {
       warn(`the retention of schedule ${id} failed: ${error.message}`)
     }

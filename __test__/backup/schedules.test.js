@@ -75,6 +75,13 @@ test('C1: retention deletes no backup that somebody else made, whatever its tags
   expect(left.sort()).toEqual([...theirs, ...ours].sort())
 })
 
+test('C1: a number that is larger than any that counts keeps all', async () => {
+  const scheduler = new BackupScheduler(backups, clock)
+  scheduler.addSchedule(schedule({ retentionCount: 2 ** 32 + 1 }))
+  for (let n = 0; n < 3; n++) await run(scheduler)
+  expect(await backups.listBackups('vm-1')).toHaveLength(3)
+})
+
 test('without an adapter its own timers make a backup each minute, and it restores', async () => {
   jest.useFakeTimers({ now: new Date(2026, 0, 1, 10, 0, 30), doNotFake: ['nextTick', 'queueMicrotask', 'setImmediate'] })
   try {
