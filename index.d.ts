@@ -2596,6 +2596,7 @@ export interface ScheduleAdapter {
   schedule(cronExpression: string, callback: () => void): ScheduledJob
 }
 
+/** The disks of a machine. A run that has no answer in 60 s fails. */
 export type DiskPathResolver = (vmId: string) => Promise<string[]> | string[]
 
 export interface BackupSchedulerOptions {

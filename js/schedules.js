@@ -19,6 +19,9 @@ const { warn } = require('./warn')
 // whole.
 const LONGEST_CHAIN = 7
 
+// How long the user may take to say which disks a machine has. A run that waits for it keeps the next from beginning.
+const RESOLVER_DEADLINE = 60_000
+
 // What the core can count to.
 const MOST_KEPT = 2 ** 32 - 1
 
@@ -51,6 +54,19 @@ function structuredCloneOf (given) {
     return JSON.parse(JSON.stringify(given))
   } catch (error) {
     return refuse(`a schedule must be plain data: ${error.message}`)
+  }
+}
+
+async function inTime (answer, who) {
+  let timer
+  const late = new Promise((resolve, reject) => {
+    const error = new BackupError('OPERATION_FAILED', `${who} did not answer in ${RESOLVER_DEADLINE / 1000} s`)
+    timer = setTimeout(reject, RESOLVER_DEADLINE, error).unref()
+  })
+  try {
+    return await Promise.race([answer, late])
+  } finally {
+    clearTimeout(timer)
   }
 }
 
@@ -211,7 +227,7 @@ class BackupScheduler extends EventEmitter {
 
   async #back (schedule) {
     const { id, vmId, type, destinationDir, compression } = schedule
-    const diskPaths = schedule.diskPaths ?? await this.#diskPathResolver?.(vmId)
+    const diskPaths = schedule.diskPaths ?? await inTime(this.#diskPathResolver?.(vmId), 'diskPathResolver')
     if (!Array.isArray(diskPaths) || diskPaths.length === 0) {
       refuse(`nobody says which disks ${vmId} has: give the schedule diskPaths, or the scheduler a diskPathResolver`, { vmId })
     }

@@ -155,6 +155,22 @@ test('C3: every run ends, also one that cannot', async () => {
   expect(await run(resolving)).toEqual(['schedule:failed', expect.anything(), expect.objectContaining({ code: 'DISK_NOT_FOUND' })])
 })
 
+test('C3: a run ends also where nobody says which disks there are', async () => {
+  jest.useFakeTimers({ doNotFake: ['nextTick', 'queueMicrotask', 'setImmediate'] })
+  try {
+    const scheduler = new BackupScheduler(backups, clock, { diskPathResolver: () => new Promise(() => {}) })
+    scheduler.addSchedule(schedule({ diskPaths: undefined }))
+    for (let n = 0; n < 2; n++) {
+      const ended = once(scheduler, 'schedule:failed')
+      clock.tick()
+      jest.advanceTimersByTime(60_000)
+      expect((await ended)[1]).toMatchObject({ name: 'BackupError', code: 'OPERATION_FAILED' })
+    }
+  } finally {
+    jest.useRealTimers()
+  }
+})
+
 test('a tick during a run is skipped', async () => {
   let made = 0
   let finish
