@@ -26,8 +26,8 @@ const NICKNAMES = {
   '@annually': '0 0 1 1 *'
 }
 
-// A leap day comes again within eight years.
-const FARTHEST_YEARS = 9
+// A leap day comes again within eight years, and on the same day of the week within forty.
+const FARTHEST_YEARS = 41
 
 function parse (expression) {
   const text = String(expression).trim().toLowerCase()
