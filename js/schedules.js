@@ -292,7 +292,7 @@ class BackupScheduleService extends EventEmitter {
     for (const name of ['schedule:started', 'schedule:completed', 'schedule:failed']) {
       this.#scheduler.on(name, (...args) => {
         emitGuarded(this, name, ...args)
-        this.#file.inTurn(() => this.#persist()).catch((error) => warn(`schedules were not kept: ${error.message}`))
+        this.#keep()
       })
     }
   }
@@ -330,6 +330,8 @@ class BackupScheduleService extends EventEmitter {
     for (const { id } of missed) this.#scheduler.runNow(id)
     this.#scheduler.startAll()
     emitGuarded(this, 'loaded', this.scheduleCount)
+    // When they are due: also where nothing runs before this process ends, what is missed is known.
+    if (this.scheduleCount > 0) this.#keep()
   }
 
   // What is kept is known before it is changed, also where nobody called start(). It is read once: what was read
@@ -430,6 +432,11 @@ class BackupScheduleService extends EventEmitter {
     } catch (error) {
       warn(`schedule ${id} could not be put back: ${error.message}`)
     }
+  }
+
+  // Of what is no change of the caller's a failure is a warning.
+  #keep () {
+    this.#file.inTurn(() => this.#persist()).catch((error) => warn(`schedules were not kept: ${error.message}`))
   }
 
   async #persist () {

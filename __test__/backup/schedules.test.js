@@ -400,6 +400,16 @@ test('C4: a schedule that is deleted while others are asked for stays deleted', 
   expect(JSON.parse(readFileSync(path.join(root, 'schedules.json'), 'utf8')).schedules).toMatchObject([{ id: stays.id }])
 })
 
+test('C3: start() keeps when each is due', async () => {
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  await service.createSchedule({ vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' })
+  await service.start()
+  await once(service, 'persisted')
+  const { schedules } = JSON.parse(readFileSync(path.join(root, 'schedules.json'), 'utf8'))
+  expect(schedules).toMatchObject([{ nextRunAt: clock.next }])
+  await service.stop()
+})
+
 test('of start() and stop() the last that was called counts', async () => {
   const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
   await service.createSchedule({ vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' })
