@@ -6,6 +6,8 @@
 // The core waits for a freeze only so long, then thaws and goes on. So a freeze that comes about after
 // that is undone here: no guest is left frozen.
 
+const { messageOf } = require('./warn')
+
 class Guests {
   #isVmRunning
   #guestAgentFactory
@@ -21,7 +23,7 @@ class Guests {
       const { ask, vmId } = JSON.parse(request)
       return JSON.stringify({ value: await this[ask](vmId) ?? null })
     } catch (error) {
-      return JSON.stringify({ error: String(error?.message ?? error) })
+      return JSON.stringify({ error: messageOf(error) })
     }
   }
 

@@ -13,7 +13,7 @@ const { BackupError } = require('./errors')
 const { emitGuarded } = require('./events')
 const native = require('./native')
 const { ScheduleFile } = require('./schedule-file')
-const { warn } = require('./warn')
+const { messageOf, warn } = require('./warn')
 
 // An INCREMENTAL schedule makes every seventh backup a FULL one: a chain is read as a whole and kept as a
 // whole.
@@ -53,7 +53,7 @@ function structuredCloneOf (given) {
   try {
     return JSON.parse(JSON.stringify(given))
   } catch (error) {
-    return refuse(`a schedule must be plain data: ${error.message}`)
+    return refuse(`a schedule must be plain data: ${messageOf(error)}`)
   }
 }
 
@@ -152,7 +152,7 @@ class BackupScheduler extends EventEmitter {
       // A job that could not be stopped is not heard.
       return this.#adapter.schedule(cronExpression, () => { if (this.#jobs.has(id)) this.runNow(id) })
     } catch (error) {
-      const refused = new BackupError('INVALID_CONFIG', `cronExpression is refused: ${error.message}`, { vmId })
+      const refused = new BackupError('INVALID_CONFIG', `cronExpression is refused: ${messageOf(error)}`, { vmId })
       refused.cause = error
       throw refused
     }
@@ -173,7 +173,7 @@ class BackupScheduler extends EventEmitter {
     try {
       job?.stop()
     } catch (error) {
-      warn(`schedule ${id} could not be stopped: ${error.message}`)
+      warn(`schedule ${id} could not be stopped: ${messageOf(error)}`)
     }
   }
 
@@ -188,7 +188,7 @@ class BackupScheduler extends EventEmitter {
       const next = this.#jobs.get(id)?.getNextRunDate() ?? undefined
       return next === undefined ? undefined : String(next)
     } catch (error) {
-      warn(`nobody can say when schedule ${id} is due: ${error.message}`)
+      warn(`nobody can say when schedule ${id} is due: ${messageOf(error)}`)
       return undefined
     }
   }
@@ -246,7 +246,7 @@ class BackupScheduler extends EventEmitter {
       return await this.#service.createBackup({ ...config, parentBackupId })
     } catch (error) {
       if (!BROKEN_CHAIN.includes(error?.code)) throw error
-      warn(`schedule ${id} begins a new chain: ${error.message}`)
+      warn(`schedule ${id} begins a new chain: ${messageOf(error)}`)
       return this.#service.createBackup(full)
     }
   }
@@ -262,7 +262,7 @@ class BackupScheduler extends EventEmitter {
       const keep = Math.min(retentionCount, MOST_KEPT)
       for (const backupId of native.expiredBackups(backups, id, keep)) await this.#expire(id, backupId, vmId)
     } catch (error) {
-      warn(`the retention of schedule ${id} failed: ${error.message}`)
+      warn(`the retention of schedule ${id} failed: ${messageOf(error)}`)
     }
   }
 
@@ -270,7 +270,7 @@ class BackupScheduler extends EventEmitter {
     try {
       await this.#service.deleteBackup(backupId, vmId)
     } catch (error) {
-      warn(`the retention of schedule ${id} could not delete ${backupId}: ${error.message}`)
+      warn(`the retention of schedule ${id} could not delete ${backupId}: ${messageOf(error)}`)
     }
   }
 }
@@ -430,13 +430,13 @@ class BackupScheduleService extends EventEmitter {
       this.#scheduler.removeSchedule(id)
       if (before !== undefined) this.#scheduler.addSchedule(before)
     } catch (error) {
-      warn(`schedule ${id} could not be put back: ${error.message}`)
+      warn(`schedule ${id} could not be put back: ${messageOf(error)}`)
     }
   }
 
   // Of what is no change of the caller's a failure is a warning.
   #keep () {
-    this.#file.inTurn(() => this.#persist()).catch((error) => warn(`schedules were not kept: ${error.message}`))
+    this.#file.inTurn(() => this.#persist()).catch((error) => warn(`schedules were not kept: ${messageOf(error)}`))
   }
 
   async #persist () {
