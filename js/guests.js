@@ -36,8 +36,9 @@ class Guests {
 
   // How many file systems, or null when nobody in the guest can freeze them.
   async freeze (vmId) {
-    const attempt = { over: false }
+    const [before, attempt] = [this.#attempts.get(vmId), { over: false }]
     this.#attempts.set(vmId, attempt)
+    await letGo(before?.agent)
     const agent = await this.#guestAgentFactory?.(vmId)
     if (!agent) return null
     if (agent.isConnected?.() === false) await agent.connect?.()
@@ -61,6 +62,13 @@ class Guests {
     }
     this.#attempts.delete(vmId)
   }
+}
+
+// What is left of a thaw that failed: an agent has one client at a time.
+async function letGo (agent) {
+  try {
+    await agent?.disconnect?.()
+  } catch {}
 }
 
 module.exports = { Guests }
