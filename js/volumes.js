@@ -40,7 +40,8 @@ async function copying (options, call) {
       cancellation.cancel()
       return { error }
     })
-    const copy = call(rest, cancellation, progress).finally(() => progress.end())
+    // Async, so that what refuses before the copy begins ends the telling, too.
+    const copy = (async () => call(rest, cancellation, progress))().finally(() => progress.end())
     const [made] = await Promise.allSettled([copy])
     const thrown = await telling
     if (thrown) throw thrown.error
