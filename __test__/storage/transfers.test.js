@@ -112,6 +112,12 @@ test('what ends early leaves nothing and lets the source go', async () => {
   const broken = new Error('the source broke')
   async function * breaks () { yield bytes; throw broken }
   expect(await upload(breaks())).toBe(broken)
+  const clumsy = {
+    * [Symbol.iterator] () { yield Buffer.alloc(MIB, 1); throw broken },
+    destroy () { throw new Error('it cannot be let go') }
+  }
+  expect(await upload(clumsy)).toBe(broken)
+  await isEmpty(directory)
   const refused = new Error('no more')
   expect(await upload(createReadStream(given), { onProgress () { throw refused } })).toBe(refused)
   for (const [source, options, Class, code] of [
