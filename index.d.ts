@@ -2356,7 +2356,7 @@ export const DEFAULT_RETENTION_COUNT: 5
 export const MAX_CONCURRENT_BACKUPS: 2
 export const BACKUP_MANIFEST_FILENAME: 'backup.json'
 
-/** Whether a machine runs; null when that is not known, which is refused as if it did. */
+/** Whether a machine runs; null, or no answer in 30 s, when that is not known, which is refused as if it did. */
 export type IsVmRunningProbe = (vmId: string) => Promise<boolean | null> | boolean | null
 
 /** What freezes and thaws a guest's file systems: a `GuestAgentClient`, for example. */
@@ -2564,20 +2564,26 @@ export interface BackupSchedule {
   vmId: string
   /** Default: what the `diskPathResolver` says. */
   diskPaths?: string[]
-  /** An `INCREMENTAL` schedule makes every seventh backup, and the first, a `FULL` one. */
+  /**
+   * An `INCREMENTAL` schedule makes every seventh backup, and the first, a `FULL` one; also, with a process
+   * warning, one whose parent is damaged or gone.
+   */
   type: BackupType
   /** Whatever the adapter takes; five fields where none is given. */
   cronExpression: string
   /**
    * How many complete backups of this schedule stay; 0 keeps all. One that another which stays builds on
-   * stays as well.
+   * stays as well. Its backups are those whose `tags` are `['scheduled', id]`; it deletes no others.
+   * One that cannot be deleted is a process warning, and is tried again after the next run.
    */
   retentionCount: number
   destinationDir: string
   compression?: BackupCompression
   enabled: boolean
   label?: string
+  /** When its last run began. */
   lastRunAt?: string
+  /** When its next run is due; while one is under way, when that was. */
   nextRunAt?: string
 }
 
@@ -2591,6 +2597,7 @@ export interface ScheduleAdapter {
   schedule(cronExpression: string, callback: () => void): ScheduledJob
 }
 
+/** The disks of a machine. A run that has no answer in 60 s fails. */
 export type DiskPathResolver = (vmId: string) => Promise<string[]> | string[]
 
 export interface BackupSchedulerOptions {
@@ -2616,7 +2623,10 @@ export class BackupScheduler extends EventEmitter<BackupSchedulerEvents> {
    */
   constructor(backupService: BackupService, adapter?: ScheduleAdapter | null, options?: string | BackupSchedulerOptions)
   get activeJobCount(): number
-  /** @throws BackupError `BACKUP_EXISTS`, `INVALID_CONFIG` (also a bad cron expression) */
+  /**
+   * @throws BackupError `BACKUP_EXISTS`, `INVALID_CONFIG` (also a bad cron expression; after `stopAll()` that is
+   * found out by `startAll()`)
+   */
   addSchedule(schedule: BackupSchedule): void
   /** Fine when there is none of this id. */
   removeSchedule(id: string): void
@@ -2624,7 +2634,7 @@ export class BackupScheduler extends EventEmitter<BackupSchedulerEvents> {
   updateSchedule(schedule: BackupSchedule): void
   getAllSchedules(): BackupSchedule[]
   getSchedule(id: string): BackupSchedule | undefined
-  /** Undoes `stopAll()`. */
+  /** Undoes `stopAll()`. A schedule that the adapter refuses is told by `schedule:failed`; the others start. */
   startAll(): void
   /** No schedule ticks from now on, new ones included. What runs goes on to its end. */
   stopAll(): void
@@ -2663,8 +2673,8 @@ export interface BackupScheduleServiceEvents extends BackupSchedulerEvents {
 }
 
 /**
- * Schedules that are kept in `<backupRootDir>/schedules.json`. Failures are {@link BackupError}s: an unknown
- * id is `BACKUP_NOT_FOUND`, bad input `INVALID_CONFIG`.
+ * Schedules that are kept in `<backupRootDir>/schedules.json`. It is read once, and nobody else may write it
+ * meanwhile. Failures are {@link BackupError}s: an unknown id is `BACKUP_NOT_FOUND`, bad input `INVALID_CONFIG`.
  */
 export class BackupScheduleService extends EventEmitter<BackupScheduleServiceEvents> {
   /** Touches nothing. */
@@ -2680,7 +2690,9 @@ export class BackupScheduleService extends EventEmitter<BackupScheduleServiceEve
   listSchedules(vmId?: string): Promise<BackupSchedule[]>
   getSchedule(id: string): Promise<BackupSchedule | undefined>
   /**
-   * Loads what is kept, and begins. A schedule that missed runs while nobody was there makes one at once.
+   * Loads what is kept, and begins. A schedule that missed runs while nobody was there, or whose run the end of
+   * the process cut short, makes one at once. One that the adapter refuses is told by `schedule:failed`; the
+   * others start.
    * @throws BackupError `OPERATION_FAILED`: the file made no sense, and was put aside as `.corrupt`
    */
   start(): Promise<void>

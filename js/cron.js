@@ -26,8 +26,8 @@ const NICKNAMES = {
   '@annually': '0 0 1 1 *'
 }
 
-// A leap day comes again within eight years.
-const FARTHEST_YEARS = 9
+// A leap day comes again within eight years, and on the same day of the week within forty.
+const FARTHEST_YEARS = 41
 
 function parse (expression) {
   const text = String(expression).trim().toLowerCase()
@@ -94,8 +94,8 @@ const wallClock = (date) => Date.UTC(date.getFullYear(), date.getMonth(), date.g
 
 const isSecondTime = ({ everyHour }, at, after) => !everyHour && wallClock(at) <= wallClock(after)
 
-// Longer timers fire at once.
-const LONGEST_TIMER = 2 ** 31 - 1
+// A timer knows nothing of a clock that is set or a host that sleeps. So it is looked at each minute.
+const LONGEST_TIMER = 60_000
 
 // A ScheduleAdapter on this process' timers. They do not keep the process alive.
 class TimerAdapter {
@@ -105,12 +105,11 @@ class TimerAdapter {
     if (next === undefined) throw new RangeError(`'${expression}' never comes`)
     let timer
     const wait = () => {
-      const rest = next - Date.now()
-      timer = setTimeout(rest > LONGEST_TIMER ? wait : run, Math.min(Math.max(rest, 0), LONGEST_TIMER))
+      timer = setTimeout(run, Math.min(Math.max(next - Date.now(), 0), LONGEST_TIMER))
       timer.unref()
     }
     const run = () => {
-      // A timer may be a little early.
+      // A timer may be a little early, or one of many.
       if (Date.now() < next) return wait()
       next = nextRun(cron, new Date())
       wait()

@@ -3,15 +3,14 @@
 // As it is now: a test's fake timers would keep what is withheld for ever.
 const { setImmediate } = require('node:timers')
 const { revive } = require('./revive')
-const { warn } = require('./warn')
+const { stackOf, warn } = require('./warn')
 
 // How many events wait for a slow `for await`, or for `initialize()`, before the oldest are dropped.
 const STREAM_CAPACITY = 4096
 
 // Tells a failing callback of the user's apart from a failure of ours: a warning, never a crash.
 function warnOf (what, error) {
-  const reason = error instanceof Error ? error.stack : String(error)
-  warn(`${what} failed: ${reason}`)
+  warn(`${what} failed: ${stackOf(error)}`)
 }
 
 // Runs a callback of the user's. Neither a throw nor a rejection leaves here.

@@ -6,6 +6,8 @@
 // The core waits for a freeze only so long, then thaws and goes on. So a freeze that comes about after
 // that is undone here: no guest is left frozen.
 
+const { messageOf } = require('./warn')
+
 class Guests {
   #isVmRunning
   #guestAgentFactory
@@ -21,7 +23,7 @@ class Guests {
       const { ask, vmId } = JSON.parse(request)
       return JSON.stringify({ value: await this[ask](vmId) ?? null })
     } catch (error) {
-      return JSON.stringify({ error: String(error?.message ?? error) })
+      return JSON.stringify({ error: messageOf(error) })
     }
   }
 
@@ -34,8 +36,9 @@ class Guests {
 
   // How many file systems, or null when nobody in the guest can freeze them.
   async freeze (vmId) {
-    const attempt = { over: false }
+    const [before, attempt] = [this.#attempts.get(vmId), { over: false }]
     this.#attempts.set(vmId, attempt)
+    await letGo(before?.agent)
     const agent = await this.#guestAgentFactory?.(vmId)
     if (!agent) return null
     if (agent.isConnected?.() === false) await agent.connect?.()
@@ -59,6 +62,13 @@ class Guests {
     }
     this.#attempts.delete(vmId)
   }
+}
+
+// What is left of a thaw that failed: an agent has one client at a time.
+async function letGo (agent) {
+  try {
+    await agent?.disconnect?.()
+  } catch {}
 }
 
 module.exports = { Guests }

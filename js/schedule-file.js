@@ -1,16 +1,17 @@
 'use strict'
 
-// `schedules.json`: replaced as a whole, by one writer at a time, and on disk when a write is done.
+// `schedules.json`: replaced as a whole, and on disk when a write is done. Its owner writes it in turn.
 
 const fs = require('node:fs')
 const { dirname } = require('node:path')
 const { BackupError } = require('./errors')
+const { KeyedMutex } = require('./keyed-mutex')
 
 const VERSION = 1
 
 class ScheduleFile {
   #path
-  #writing = Promise.resolve()
+  #turns = new KeyedMutex()
 
   constructor (path) {
     this.#path = path
@@ -18,7 +19,6 @@ class ScheduleFile {
 
   // The schedules, none if there is no file. One that makes no sense is put aside and told.
   async read () {
-    await this.settled()
     let text
     try {
       text = await fs.promises.readFile(this.#path, 'utf8')
@@ -36,19 +36,17 @@ class ScheduleFile {
     }
   }
 
-  // Writes in the order of the calls.
-  write (schedules) {
-    const written = this.#writing.then(() => this.#replace(schedules))
-    this.#writing = written.catch(() => {})
-    return written
+  // Runs what changes and writes, in the order of the calls.
+  inTurn (work) {
+    return this.#turns.runExclusive(this.#path, work)
   }
 
   // Resolves when what was to be written is.
   settled () {
-    return this.#writing
+    return this.inTurn(() => {})
   }
 
-  async #replace (schedules) {
+  async write (schedules) {
     const text = JSON.stringify({ version: VERSION, updatedAt: new Date().toISOString(), schedules }, null, 2)
     const temporary = `${this.#path}.${process.pid}.tmp`
     try {
@@ -57,7 +55,7 @@ class ScheduleFile {
       await fs.promises.rename(temporary, this.#path)
       await synced(dirname(this.#path), 'r', () => {})
     } catch (error) {
-      await fs.promises.rm(temporary, { force: true })
+      await fs.promises.rm(temporary, { force: true }).catch(() => {})
       throw failed(`${this.#path} could not be written: ${error.message}`, error)
     }
   }

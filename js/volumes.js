@@ -40,7 +40,8 @@ async function copying (options, call) {
       cancellation.cancel()
       return { error }
     })
-    const copy = call(rest, cancellation, progress).finally(() => progress.end())
+    // Async, so that what refuses before the copy begins ends the telling, too.
+    const copy = (async () => call(rest, cancellation, progress))().finally(() => progress.end())
     const [made] = await Promise.allSettled([copy])
     const thrown = await telling
     if (thrown) throw thrown.error
@@ -137,10 +138,10 @@ function bytesOf (piece) {
   return new Uint8Array(piece.buffer, piece.byteOffset, piece.byteLength)
 }
 
-// A source that is not read to its end. Nobody waits for one that does not answer.
+// A source that is not read to its end. Nobody waits for one that does not answer, or minds what it throws.
 function letGo (source, pieces) {
-  if (typeof source.destroy === 'function') source.destroy()
-  else Promise.resolve(pieces.return?.()).catch(() => {})
+  const ended = async () => typeof source.destroy === 'function' ? source.destroy() : pieces.return?.()
+  ended().catch(() => {})
 }
 
 class VolumeDownload extends Readable {

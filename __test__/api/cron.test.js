@@ -14,6 +14,8 @@ test.each([
   ['0 0 13 * 5', at(2026, 0, 1), at(2026, 0, 2)],
   ['0 0 * * 7', at(2026, 0, 1), at(2026, 0, 4)],
   ['0 0 29 2 *', at(2026, 0, 1), at(2028, 1, 29)],
+  ['0 0 29 2 */7', at(2032, 1, 29), at(2060, 1, 29)],
+  ['0 0 29 2 */7', at(2088, 1, 29), at(2128, 1, 29)],
   ['5/20 0 * * *', at(2026, 0, 1, 0, 6), at(2026, 0, 1, 0, 25)],
   ['0 12 31 JAN,dec *', at(2026, 1, 1), at(2026, 11, 31, 12, 0)],
   ['@weekly', at(2026, 0, 1), at(2026, 0, 4)],
@@ -60,12 +62,18 @@ test('the timers tick, go on, stop, and keep no process alive', async () => {
     job.stop()
     jest.advanceTimersByTime(10 * 3_600_000)
     expect(ticks).toBe(3)
-    const far = new TimerAdapter().schedule('0 0 1 12 *', () => { ticks++ })
-    jest.advanceTimersByTime(330 * 24 * 3_600_000)
+    const far = new TimerAdapter().schedule('0 0 5 2 *', () => { ticks++ })
+    jest.advanceTimersByTime(33 * 24 * 3_600_000)
     expect(ticks).toBe(3)
-    jest.advanceTimersByTime(10 * 24 * 3_600_000)
+    jest.advanceTimersByTime(2 * 24 * 3_600_000)
     expect(ticks).toBe(4)
     far.stop()
+    const daily = new TimerAdapter().schedule('0 2 * * *', () => { ticks++ })
+    jest.setSystemTime(at(2026, 2, 1, 2, 1))
+    jest.advanceTimersByTime(60_000)
+    expect(ticks).toBe(5)
+    expect(daily.getNextRunDate()).toBe(at(2026, 2, 2, 2).toISOString())
+    daily.stop()
   } finally {
     jest.useRealTimers()
   }

@@ -55,6 +55,18 @@ test('F39: a thaw that fails can be tried again', async () => {
   expect([await thaw(), await thaw(), await thaw()]).toEqual(['{"error":"busy"}', '{"error":"busy"}', '{"value":null}'])
 })
 
+test('F39: the client of a thaw that failed is let go before the next connects', async () => {
+  const calls = []
+  const broken = async () => { throw new Error('broken') }
+  const agents = [agentOf(calls, { fsThaw: broken }), agentOf(calls, { isConnected: () => false, connect: async () => { calls.push('connect') } })]
+  const guests = new Guests(undefined, () => agents.shift())
+  await guests.freeze('a')
+  expect(await guests.answer('{"ask":"thaw","vmId":"a"}')).toBe('{"error":"broken"}')
+  await guests.freeze('a')
+  await guests.thaw('a')
+  expect(calls).toEqual(['freeze', 'disconnect', 'connect', 'freeze', 'thaw', 'disconnect'])
+})
+
 test('what callbacks throw is an answer', async () => {
   const guests = new Guests(() => { throw new Error('no database') }, () => { throw new Error('no agent') })
   expect(await guests.answer('{"ask":"isRunning","vmId":"a"}')).toBe('{"error":"no database"}')

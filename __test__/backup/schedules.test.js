@@ -1,32 +1,17 @@
 'use strict'
 
-const { execFileSync } = require('node:child_process')
 const { once } = require('node:events')
-const { mkdirSync, readFileSync, writeFileSync } = require('node:fs')
+const { mkdirSync, promises, readFileSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
-const { BackupScheduleService, BackupScheduler, BackupService, QemuImgService } = require('../..')
-const { cleanUp, files, newDirectory, rejection, warning } = require('../kit')
+const { BackupScheduleService, BackupService, QemuImgService } = require('../..')
+const { cleanUp, files, newDirectory, rejection } = require('../kit')
+const { Clock } = require('../kit/clock')
 
 afterEach(cleanUp)
 
-// An adapter whose clock the test turns.
-class Clock {
-  jobs = new Set()
-  schedule (cron, callback) {
-    if (cron === 'never') throw new Error('that never comes')
-    const job = { cron, callback, stop: () => this.jobs.delete(job), getNextRunDate: () => '2099-01-01T00:00:00.000Z' }
-    this.jobs.add(job)
-    return job
-  }
-
-  tick () {
-    for (const job of this.jobs) job.callback()
-  }
-}
-
-let directory, root, disk, clock, backups
+let root, disk, clock, backups
 beforeEach(async () => {
-  directory = newDirectory()
+  const directory = newDirectory()
   root = path.join(directory, 'backups')
   disk = path.join(directory, 'disk.qcow2')
   clock = new Clock()
@@ -34,135 +19,24 @@ beforeEach(async () => {
   await new QemuImgService().createImage({ path: disk, sizeGB: 1 / 256, format: 'qcow2' })
 })
 
-const schedule = (more = {}) => ({
-  id: 'nightly', vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *', retentionCount: 2,
-  destinationDir: path.join(root, 'vm-1'), enabled: true, ...more
-})
-
-const run = async (scheduler) => {
-  const ended = Promise.race(['schedule:completed', 'schedule:failed'].map((name) => once(scheduler, name).then((args) => [name, ...args])))
-  clock.tick()
-  return ended
-}
-
-test('a tick makes a backup that list and restore find, and retention keeps two', async () => {
-  const scheduler = new BackupScheduler(backups, clock)
-  scheduler.addSchedule(schedule({ label: 'nightly' }))
-  expect(scheduler.activeJobCount).toBe(1)
-  const made = []
-  for (let n = 0; n < 4; n++) {
-    const [name, told, metadata] = await run(scheduler)
-    expect([name, told.id, metadata.status, metadata.tags]).toEqual(['schedule:completed', 'nightly', 'COMPLETED', ['scheduled', 'nightly']])
-    made.unshift(metadata.id)
-  }
-  expect((await backups.listBackups('vm-1')).map(({ id }) => id)).toEqual(made.slice(0, 2))
-  expect(scheduler.getSchedule('nightly')).toMatchObject({ lastRunAt: expect.any(String), nextRunAt: '2099-01-01T00:00:00.000Z' })
-})
-
-test('without an adapter its own timers make a backup each minute, and it restores', async () => {
-  jest.useFakeTimers({ now: new Date(2026, 0, 1, 10, 0, 30), doNotFake: ['nextTick', 'queueMicrotask', 'setImmediate'] })
-  try {
-    execFileSync('qemu-io', ['-f', 'qcow2', '-c', 'write -P 65 0 64k', disk])
-    const scheduler = new BackupScheduler(backups)
-    scheduler.addSchedule(schedule({ type: 'INCREMENTAL', cronExpression: '* * * * *' }))
-    const minute = async (pattern) => {
-      const ended = Promise.race(['schedule:completed', 'schedule:failed'].map((name) => once(scheduler, name)))
-      jest.advanceTimersByTime(60_000)
-      const [, told] = await ended
-      execFileSync('qemu-io', ['-f', 'qcow2', '-c', `write -P ${pattern} 0 64k`, disk])
-      return told
-    }
-    const [first, second] = [await minute(66), await minute(67)]
-    expect([first, second]).toMatchObject([{ type: 'FULL', sequence: 1 }, { type: 'INCREMENTAL', parentBackupId: first.id, sequence: 2 }])
-    expect(scheduler.getSchedule('nightly')).toMatchObject({ nextRunAt: new Date(2026, 0, 1, 10, 3).toISOString() })
-    scheduler.stopAll()
-    jest.advanceTimersByTime(600_000)
-    expect(await backups.listBackups('vm-1')).toHaveLength(2)
-    for (const [{ id }, pattern] of [[first, 65], [second, 66]]) {
-      const restored = path.join(directory, `${pattern}.qcow2`)
-      await backups.restoreBackup({ backupId: id, vmId: 'vm-1', diskPaths: [restored] })
-      const read = execFileSync('qemu-io', ['-f', 'qcow2', '-c', `read -P ${pattern} 0 64k`, restored], { encoding: 'utf8' })
-      expect(read).not.toMatch(/failed/)
-    }
-  } finally {
-    jest.useRealTimers()
-  }
-})
-
-test('C2: an incremental schedule begins with a full one, and with another after seven', async () => {
-  const scheduler = new BackupScheduler(backups, clock)
-  scheduler.addSchedule(schedule({ type: 'INCREMENTAL', retentionCount: 0 }))
-  const types = []
-  for (let n = 0; n < 9; n++) {
-    execFileSync('qemu-io', ['-f', 'qcow2', '-c', `write -P ${n + 1} 0 64k`, disk])
-    const [name, , metadata] = await run(scheduler)
-    expect([name, metadata?.message]).toEqual(['schedule:completed', undefined])
-    types.push(metadata.type)
-  }
-  expect(types).toEqual(['FULL', ...Array(6).fill('INCREMENTAL'), 'FULL', 'INCREMENTAL'])
-})
-
-test('C3: every run ends, also one that cannot', async () => {
-  const scheduler = new BackupScheduler(backups, clock)
-  scheduler.addSchedule(schedule({ diskPaths: undefined }))
-  expect(await run(scheduler)).toEqual(['schedule:failed', expect.objectContaining({ id: 'nightly' }), expect.objectContaining({ code: 'INVALID_CONFIG' })])
-  const resolving = new BackupScheduler(backups, clock, { diskPathResolver: async (vmId) => [path.join(directory, `${vmId}.qcow2`)] })
-  scheduler.stopAll()
-  resolving.addSchedule(schedule({ diskPaths: undefined }))
-  expect(await run(resolving)).toEqual(['schedule:failed', expect.anything(), expect.objectContaining({ code: 'DISK_NOT_FOUND' })])
-})
-
-test('a tick during a run is skipped', async () => {
-  let made = 0
-  let finish
-  const slow = {
-    createBackup: () => { made++; return new Promise((resolve) => { finish = () => resolve({ backupId: 'x' }) }) },
-    getBackupMetadata: async () => ({ id: 'x' }),
-    listBackups: async () => []
-  }
-  const scheduler = new BackupScheduler(slow, clock)
-  scheduler.addSchedule(schedule())
-  clock.tick()
-  clock.tick()
-  const ended = once(scheduler, 'schedule:completed')
-  await new Promise(setImmediate)
-  finish()
-  await ended
-  expect(made).toBe(1)
-})
-
-test('a retention that fails is a warning: the backup was made', async () => {
-  const warned = warning(/retention of schedule nightly failed: no list/)
-  const broken = {
-    createBackup: async () => ({ backupId: 'x' }),
-    getBackupMetadata: async () => ({ id: 'x' }),
-    listBackups: async () => { throw new Error('no list') }
-  }
-  const scheduler = new BackupScheduler(broken, clock)
-  scheduler.addSchedule(schedule())
-  expect((await run(scheduler))[0]).toBe('schedule:completed')
-  await warned
-})
-
-test('what is refused', () => {
-  const scheduler = new BackupScheduler(backups, clock, root)
-  scheduler.addSchedule(schedule())
-  const throwing = [
-    [() => scheduler.addSchedule(schedule()), 'BACKUP_EXISTS'],
-    [() => scheduler.addSchedule(schedule({ id: 'b', cronExpression: 'never' })), 'INVALID_CONFIG'],
-    [() => scheduler.addSchedule(schedule({ id: 'b', type: 'full' })), 'INVALID_CONFIG'],
-    [() => scheduler.addSchedule(schedule({ id: 'b', retentionCount: -1 })), 'INVALID_CONFIG'],
-    [() => scheduler.addSchedule(schedule({ id: 'b', destinationDir: 'x' })), 'INVALID_CONFIG'],
-    [() => scheduler.addSchedule(null), 'INVALID_CONFIG'],
-    [() => scheduler.updateSchedule(schedule({ id: 'b' })), 'BACKUP_NOT_FOUND'],
-    [() => scheduler.updateSchedule(schedule({ cronExpression: 'never' })), 'INVALID_CONFIG']
-  ]
-  for (const [call, code] of throwing) expect(call).toThrow(expect.objectContaining({ name: 'BackupError', code }))
-  expect(scheduler.getAllSchedules()).toEqual([expect.objectContaining({ id: 'nightly', cronExpression: '0 2 * * *' })])
-  expect(scheduler.activeJobCount).toBe(1)
-  scheduler.removeSchedule('nightly')
-  scheduler.removeSchedule('nightly')
-  expect([scheduler.activeJobCount, clock.jobs.size]).toEqual([0, 0])
+test('a schedule that the adapter refuses keeps no other from starting, and can be mended', async () => {
+  const before = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  const input = { vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: 'never' }
+  const refused = await before.createSchedule(input)
+  const good = await before.createSchedule({ ...input, cronExpression: '0 2 * * *' })
+  await before.stop()
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  const [[told, error]] = await Promise.all([once(service, 'schedule:failed'), service.start()])
+  expect([told, error]).toMatchObject([{ id: refused.id }, { name: 'BackupError', code: 'INVALID_CONFIG' }])
+  expect([service.activeJobCount, [...clock.jobs].map(({ cron }) => cron)]).toEqual([1, ['0 2 * * *']])
+  expect(await rejection(service.updateSchedule(refused.id, { label: 'still' }))).toMatchObject({ code: 'INVALID_CONFIG' })
+  expect(await service.getSchedule(refused.id)).not.toHaveProperty('label')
+  await service.disableSchedule(refused.id)
+  await service.updateSchedule(refused.id, { enabled: true, cronExpression: '0 3 * * *' })
+  expect([...clock.jobs].map(({ cron }) => cron).sort()).toEqual(['0 2 * * *', '0 3 * * *'])
+  await service.deleteSchedule(good.id)
+  await service.stop()
+  expect(clock.jobs.size).toBe(0)
 })
 
 test('schedules are kept, and a missed run is made up once', async () => {
@@ -206,6 +80,40 @@ test('schedules are kept, and a missed run is made up once', async () => {
   expect(JSON.parse(readFileSync(file, 'utf8')).schedules[0].nextRunAt).toBe('2099-01-01T00:00:00.000Z')
 })
 
+test('C3: a run that the end of the process cut short is made up, and ends', async () => {
+  const kept = () => JSON.parse(readFileSync(path.join(root, 'schedules.json'), 'utf8')).schedules[0]
+  const hangs = { createBackup: () => new Promise(() => {}), listBackups: async () => [] }
+  const due = '2020-01-01T02:00:00.000Z'
+  const dying = new BackupScheduleService(hangs, clock, { backupRootDir: root })
+  await dying.start()
+  clock.next = due
+  const { id } = await dying.createSchedule({ vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' })
+  clock.next = '2099-01-01T00:00:00.000Z'
+  const persisted = once(dying, 'persisted')
+  clock.tick()
+  await persisted
+  await dying.updateSchedule(id, { label: 'nightly' })
+  expect(kept()).toMatchObject({ nextRunAt: due, lastRunAt: expect.any(String), label: 'nightly' })
+  clock.jobs.clear()
+
+  // It makes up for it, and is cut short as well.
+  const [started] = await startAnd('schedule:started', hangs)
+  expect(started).toMatchObject({ id, nextRunAt: due })
+  expect(kept()).toMatchObject({ nextRunAt: due })
+
+  const [ended, metadata] = await startAnd('schedule:completed', backups)
+  expect([ended, metadata]).toMatchObject([{ id, nextRunAt: clock.next }, { status: 'COMPLETED' }])
+  expect(kept()).toMatchObject({ nextRunAt: clock.next })
+})
+
+// A process that begins, and what it then tells first.
+async function startAnd (event, service) {
+  const schedules = new BackupScheduleService(service, clock, { backupRootDir: root })
+  const [told] = await Promise.all([once(schedules, event), schedules.start()])
+  await schedules.stop()
+  return told
+}
+
 test('C4: writes at once do not lose each other', async () => {
   const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
   const input = { vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' }
@@ -214,6 +122,61 @@ test('C4: writes at once do not lose each other', async () => {
   expect(JSON.parse(readFileSync(path.join(root, 'schedules.json'), 'utf8')).schedules).toHaveLength(20)
   const again = new BackupScheduleService(backups, clock, { backupRootDir: root })
   expect(await again.listSchedules()).toHaveLength(20)
+})
+
+test('C4: a schedule that is deleted while others are asked for stays deleted', async () => {
+  const before = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  const input = { vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' }
+  const [gone, stays] = [await before.createSchedule(input), await before.createSchedule(input)]
+  await before.stop()
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  await Promise.all([service.deleteSchedule(gone.id), service.listSchedules(), service.getSchedule(gone.id)])
+  await service.updateSchedule(stays.id, { label: 'nightly' })
+  expect(await service.listSchedules()).toMatchObject([{ id: stays.id }])
+  expect(JSON.parse(readFileSync(path.join(root, 'schedules.json'), 'utf8')).schedules).toMatchObject([{ id: stays.id }])
+})
+
+test('C3: start() keeps when each is due', async () => {
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  await service.createSchedule({ vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' })
+  await service.start()
+  await once(service, 'persisted')
+  const { schedules } = JSON.parse(readFileSync(path.join(root, 'schedules.json'), 'utf8'))
+  expect(schedules).toMatchObject([{ nextRunAt: clock.next }])
+  await service.stop()
+})
+
+test('of start() and stop() the last that was called counts', async () => {
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  await service.createSchedule({ vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' })
+  await Promise.all([service.start(), service.stop()])
+  expect(service.activeJobCount).toBe(0)
+  await Promise.all([service.start(), service.stop(), service.start()])
+  expect(service.activeJobCount).toBe(1)
+  await service.stop()
+  expect(clock.jobs.size).toBe(0)
+})
+
+test('a change that cannot be kept has not happened', async () => {
+  const service = new BackupScheduleService(backups, clock, { backupRootDir: root })
+  await service.start()
+  const input = { vmId: 'vm-1', diskPaths: [disk], type: 'FULL', cronExpression: '0 2 * * *' }
+  const { id } = await service.createSchedule(input)
+  const before = [await service.listSchedules(), readFileSync(path.join(root, 'schedules.json'), 'utf8')]
+  const told = jest.fn()
+  for (const name of ['schedule:created', 'schedule:updated', 'schedule:disabled', 'schedule:deleted']) service.on(name, told)
+  const full = jest.spyOn(promises, 'rename').mockRejectedValue(Object.assign(new Error('no space'), { code: 'ENOSPC' }))
+  const changes = [
+    service.createSchedule(input), service.updateSchedule(id, { cronExpression: '0 3 * * *' }), service.disableSchedule(id), service.deleteSchedule(id)
+  ].map(rejection)
+  for (const refused of await Promise.all(changes)) expect(refused).toMatchObject({ name: 'BackupError', code: 'OPERATION_FAILED' })
+  full.mockRestore()
+  expect([await service.listSchedules(), readFileSync(path.join(root, 'schedules.json'), 'utf8')]).toEqual(before)
+  expect([...clock.jobs].map(({ cron }) => cron)).toEqual(['0 2 * * *'])
+  expect(told).not.toHaveBeenCalled()
+  expect(files(root)).toEqual(['schedules.json'])
+  await service.deleteSchedule(id)
+  await service.stop()
 })
 
 test.each(['{', '{"version":2,"schedules":[]}', '[]'])('a file that makes no sense (%s) is put aside', async (text) => {

@@ -9,7 +9,7 @@ const path = require('node:path')
 const { Readable, Writable } = require('node:stream')
 const { pipeline } = require('node:stream/promises')
 const { LifecycleError, StorageError } = require('../..')
-const { cleanUp, newDirectory, openInstance, rejection, startNode } = require('../kit')
+const { cleanUp, newDirectory, openInstance, rejection, runNode, startNode } = require('../kit')
 
 jest.setTimeout(60_000)
 afterEach(cleanUp)
@@ -112,6 +112,12 @@ test('what ends early leaves nothing and lets the source go', async () => {
   const broken = new Error('the source broke')
   async function * breaks () { yield bytes; throw broken }
   expect(await upload(breaks())).toBe(broken)
+  const clumsy = {
+    * [Symbol.iterator] () { yield Buffer.alloc(MIB, 1); throw broken },
+    destroy () { throw new Error('it cannot be let go') }
+  }
+  expect(await upload(clumsy)).toBe(broken)
+  await isEmpty(directory)
   const refused = new Error('no more')
   expect(await upload(createReadStream(given), { onProgress () { throw refused } })).toBe(refused)
   for (const [source, options, Class, code] of [
@@ -173,6 +179,21 @@ test('copies tell how far they are, in bytes of the disk', async () => {
   const aborted = { source: 'a.raw', name: 'x.qcow2', compress: true, signal: controller.signal, onProgress: () => controller.abort() }
   expect(await rejection(instance.convertVolume('p', aborted))).toMatchObject({ code: 'ABORTED' })
   expect(readdirSync(directory).sort()).toEqual(['a.raw', 'b.qcow2', 'c.raw'])
+})
+
+test('F10: a copy that is refused before it begins keeps no process alive', async () => {
+  const directory = realpathSync(newDirectory())
+  const stateDir = newDirectory()
+  const { code, stdout } = await runNode(`
+    const { Infinization } = require('.')
+    const instance = new Infinization(${JSON.stringify({ stateDir, accelerator: 'tcg', bridgeConntrackMode: 'degrade' })})
+    const options = { source: 'a.raw', name: 'b.qcow2', encryptionKey: Buffer.from([0xff]), onProgress () {} }
+    instance.initialize()
+      .then(() => instance.definePool('p', { path: ${JSON.stringify(directory)} }))
+      .then(() => instance.convertVolume('p', options))
+      .catch((error) => { console.log(error.code); return instance.shutdown() })
+  `)
+  expect({ code, stdout }).toEqual({ code: 0, stdout: 'INVALID_CONFIG\n' })
 })
 
 test('F9: killed in the middle of an upload, the next process finds nothing of it', async () => {

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use infinization_core::backup::{
@@ -17,6 +18,7 @@ use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::{Cancellation, Infinization};
 use crate::argument::Argument;
@@ -25,6 +27,9 @@ use crate::outcome::{Outcome, done, now, verbatim};
 
 /// `ask(request: string): Promise<string>` of `js/backup.js`; it never throws or rejects.
 pub type Ask = ThreadsafeFunction<String, Promise<String>, String, Status, false, true>;
+
+/// How long `isVmRunning` may take. Until it answers a verb has its turn, and a backup one of the few places.
+const PROBE: Duration = Duration::from_secs(30);
 
 /// What travels to the listeners, and a mark to know that all before it were told.
 enum Parcel {
@@ -234,7 +239,7 @@ impl Asked {
 #[async_trait]
 impl Machine for Asked {
     async fn is_running(&self) -> Option<bool> {
-        match self.ask("isRunning").await {
+        match in_time(self.ask("isRunning")).await {
             Ok(answer) => answer.as_bool(),
             Err(why) => {
                 tracing::warn!(vm_id = %self.vm_id, why, "isVmRunning failed");
@@ -264,6 +269,11 @@ impl Machine for Asked {
         }
         Ok(frozen)
     }
+}
+
+async fn in_time(answer: impl Future<Output = Result<Value, String>>) -> Result<Value, String> {
+    let late = |_| Err(format!("no answer in {} s", PROBE.as_secs()));
+    timeout(PROBE, answer).await.unwrap_or_else(late)
 }
 
 /// Carries what is told, one call at a time, until the service or the JavaScript side is gone.
@@ -322,8 +332,8 @@ fn plan<T>(
     };
     let all = backups.into_iter().map(Manifest::of_metadata);
     let all = all.collect::<Result<Vec<_>, _>>()?;
-    let scheduled = |one: &Manifest| one.tags.contains(&schedule);
-    Ok(decide(&all, &scheduled))
+    let ours = |one: &Manifest| backup::made_by(&schedule, one);
+    Ok(decide(&all, &ours))
 }
 
 /// An id that is none is of no backup.
@@ -350,4 +360,16 @@ fn invalid(why: &str) -> Failure {
 fn raw<T: serde::Serialize>(value: &T) -> Result<Box<RawValue>, Failure> {
     to_raw_value(value)
         .map_err(|error| Failure::new(ErrorCode::Internal, format!("no JSON form: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_never_answers_is_given_up() {
+        assert_eq!(in_time(async { Ok(json!(true)) }).await, Ok(json!(true)));
+        let silent = in_time(std::future::pending()).await;
+        assert_eq!(silent.unwrap_err(), "no answer in 30 s");
+    }
 }

@@ -86,7 +86,7 @@ pub use manifest::{DiskRecord, Manifest};
 pub use names::BackupId;
 pub use progress::Progress;
 pub use request::{CreateBackup, RestoreBackup, SourceDisk};
-pub use retention::{Keep, expired, next_parent};
+pub use retention::{Keep, expired, made_by, next_parent};
 pub use service::{Audience, BackupService, Told};
 pub use turn::MAX_CONCURRENT_BACKUPS;
 

@@ -10,6 +10,12 @@ use super::names::BackupId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep(pub u32);
 
+/// Whether this schedule made the backup: its tags are those that a run gives, and no others. What somebody
+/// else made stays theirs, whatever they tagged it with.
+pub fn made_by(schedule: &str, one: &Manifest) -> bool {
+    one.tags == ["scheduled", schedule]
+}
+
 /// The backups to delete, in an order in which none is deleted before what builds on it.
 ///
 /// `ours` says which backups the retention is about: a schedule deletes only what it made, but what
@@ -145,6 +151,23 @@ mod tests {
         with.push(by_hand.clone());
         let expired = expired(&with, |one| one.id != by_hand.id, Keep(3));
         assert_eq!(expired, [all[2].id.clone()]);
+    }
+
+    #[test]
+    fn c1_a_backup_is_of_the_schedule_that_made_it_alone() {
+        for (tags, schedule, expected) in [
+            (vec!["scheduled", "nightly"], "nightly", true),
+            (vec!["scheduled", "scheduled"], "scheduled", true),
+            (vec!["scheduled", "nightly"], "scheduled", false),
+            (vec!["nightly"], "nightly", false),
+            (vec!["nightly", "scheduled"], "nightly", false),
+            (vec!["scheduled", "nightly", "keep"], "nightly", false),
+            (vec![], "", false),
+        ] {
+            let mut one = complete(0, None);
+            one.tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+            assert_eq!(made_by(schedule, &one), expected, "{tags:?} of {schedule}");
+        }
     }
 
     #[test]
