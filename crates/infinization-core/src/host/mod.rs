@@ -22,6 +22,7 @@ pub mod net_guard;
 pub mod nft;
 pub mod nft_file;
 pub mod oom;
+pub(crate) mod pid_file;
 pub mod process;
 pub mod program;
 pub mod qemu_img;
