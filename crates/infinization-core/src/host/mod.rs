@@ -12,6 +12,7 @@ pub mod dir_watch;
 pub mod display_port;
 pub mod dnsmasq;
 mod ethtool;
+mod file_lock;
 pub mod line_log;
 pub mod link;
 pub mod mac;
