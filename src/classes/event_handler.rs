@@ -1,6 +1,7 @@
 //! `EventHandler`, over the core's `sync`.
 
 use infinization_core::config::EventHandlerOptions;
+use infinization_core::manager::Manager;
 use infinization_core::sync::EventHandler as Alone;
 use infinization_core::types::VmId;
 use infinization_core::{ErrorCode, Failure};
