@@ -106,14 +106,17 @@ export interface InfinizationConfig {
   overlay?: OverlayConfig
 }
 
+/** How the guest's CPUs run: by KVM, by emulation (TCG, some ten times slower), or by whichever there is. */
 export type Accelerator = 'auto' | 'kvm' | 'tcg'
 
+/** A port of this host that guests may reach. */
 export interface HostService {
   protocol: 'tcp' | 'udp'
   /** 1 to 65535. */
   port: number
 }
 
+/** For a later version: what this host is in an overlay. */
 export interface OverlayConfig {
   /** This host's address inside the overlay. */
   vtepIp: string
@@ -121,6 +124,7 @@ export interface OverlayConfig {
   wgListenPort: number
 }
 
+/** For a later version: another host of an overlay. */
 export interface OverlayPeer {
   nodeId: string
   vtepIp: string
@@ -129,6 +133,7 @@ export interface OverlayPeer {
   wgEndpoint: string
 }
 
+/** For a later version: a department's part of an overlay. */
 export interface OverlaySegmentSpec {
   deptId: string
   bridgeName: string
@@ -673,9 +678,12 @@ export interface InfinizationEvent {
 // Verbs: what they take and give
 // ---------------------------------------------------------------------------------------------------
 
+/** How the machine's screen is reached over the network. */
 export type DisplayProtocol = 'spice' | 'vnc'
+/** What happens to a packet that no rule speaks of. */
 export type FirewallDefaultAction = 'accept' | 'drop'
 
+/** A disk of a new machine: an image that `createVM` makes in `diskDir`. */
 export interface DiskConfig {
   /**
    * Virtual size in GiB, a whole number from 1 to 2097152 (2 PiB). With a `backingFile` the clone has
@@ -726,6 +734,7 @@ export interface NetworkDiskConfig {
   discard?: boolean
 }
 
+/** Where a disk is that this host only uses. */
 export type DiskLocation = NbdLocation | RbdLocation
 
 /**
@@ -905,6 +914,7 @@ export interface VMCreateConfig {
   serialConsole?: boolean
 }
 
+/** A machine whose guest runs. */
 export interface VMCreateResult {
   success: true
   vmId: string
@@ -943,6 +953,7 @@ export interface VMPlanStep {
   [fact: string]: unknown
 }
 
+/** What gives back what a step makes. */
 export interface VMPlanUndo {
   /** `removeFile`, `deleteTap`, `endQemu`, … */
   release: string
@@ -954,6 +965,7 @@ export interface VMPlanUndo {
   [fact: string]: unknown
 }
 
+/** How one run differs from what the machine was created with. */
 export interface VMStartConfig {
   /**
    * The keys of encrypted disks, by the disks' paths. One that is given goes before the one the embedded store keeps,
@@ -973,6 +985,7 @@ export interface VMStartConfig {
   bootTimeout?: number
 }
 
+/** How patient a stop is. */
 export interface VMStopConfig {
   /** Ask the guest first: press its power button, and again every 3 s. Default true. */
   graceful?: boolean
@@ -985,6 +998,7 @@ export interface VMStopConfig {
   force?: boolean
 }
 
+/** What goes with a machine. */
 export interface VMDeleteOptions {
   /** Also remove the disks and the UEFI variables. Default false. */
   deleteDisks?: boolean
@@ -1020,6 +1034,7 @@ export interface VMSnapshotRevertOptions {
   discard?: boolean
 }
 
+/** A pool that is made known. */
 export interface StoragePoolOptions {
   /** The directory: absolute, and reached through no symbolic link. */
   path: string
@@ -1039,6 +1054,7 @@ export interface StoragePool {
   available: number
 }
 
+/** A volume that is made empty. */
 export interface StorageVolumeOptions extends Abortable {
   /** A file name of letters, digits, `-`, `_` and `.` whose ending says the format: `.qcow2`, `.raw` or `.img`. */
   name: string
@@ -1050,6 +1066,7 @@ export interface StorageVolumeOptions extends Abortable {
   encryptionKey?: string | Uint8Array
 }
 
+/** A volume that begins as another. */
 export interface StorageVolumeCloneOptions extends Abortable {
   /** The volume that is cloned. */
   source: string
@@ -1065,6 +1082,7 @@ export interface StorageVolumeCloneOptions extends Abortable {
   onProgress?: (progress: VolumeProgress) => void
 }
 
+/** A volume that is made of another, in a format of its own. */
 export interface StorageVolumeConvertOptions extends Abortable {
   /** The volume that is converted; it stays. */
   source: string
@@ -1092,6 +1110,7 @@ export interface VolumeProgress {
 /** Bytes: a stream, anything that yields pieces, or all of them at once. */
 export type VolumeSource = AsyncIterable<Uint8Array> | Iterable<Uint8Array> | Uint8Array
 
+/** What the bytes that come must be. */
 export interface VolumeUploadOptions extends Abortable {
   /** What the bytes are, to be sure; it must be what the name's ending says. */
   format?: 'qcow2' | 'raw'
@@ -1102,6 +1121,7 @@ export interface VolumeUploadOptions extends Abortable {
   onProgress?: (progress: VolumeProgress) => void
 }
 
+/** How a volume is read. */
 export interface VolumeDownloadOptions extends Abortable {
   /** Told what was read, piece by piece. */
   onProgress?: (progress: VolumeProgress) => void
@@ -1114,6 +1134,7 @@ export interface VolumeDownload extends Readable {
   readonly size: number
 }
 
+/** A volume's new size. */
 export interface StorageVolumeResizeOptions {
   /** The new size in bytes, a multiple of 512. */
   capacity: number
@@ -1200,6 +1221,7 @@ export interface VMSnapshot {
   disks: string[]
 }
 
+/** What came of a verb. */
 export interface VMOperationResult {
   /** False only from `restartVM`; the others reject. */
   success: boolean
@@ -1218,6 +1240,7 @@ export interface VMOperationResult {
   warnings?: string[]
 }
 
+/** A machine as its row has it and as it is. */
 export interface VMStatusResult {
   vmId: string
   status: string
@@ -1302,6 +1325,7 @@ export interface VMExitCause {
   stderr?: string
 }
 
+/** How a program in the guest is run. */
 export interface GuestExecOptions {
   /** Milliseconds the program may run, at most a week. Default 30000. */
   timeout?: number
@@ -1350,6 +1374,7 @@ export type DBVMStatus =
   | 'updating_hardware'
   | 'powering_off_update'
   | 'error'
+/** Whether it is one of {@link DBVMStatus}. */
 export function isValidDBStatus(status: unknown): status is DBVMStatus
 
 /** The ids of the machines that were settled, and how. */
@@ -1393,6 +1418,7 @@ export interface ReconcileCompleteEvent {
 // Firewall
 // ---------------------------------------------------------------------------------------------------
 
+/** A rule as you write it. What makes no sense is refused with the path of each such member. */
 export interface FirewallRuleInput {
   id: string
   name: string
@@ -1426,6 +1452,7 @@ export interface FirewallRuleInput {
   overridesDept?: boolean
 }
 
+/** The states of a connection that a rule is for (conntrack's words): those that are true. */
 export interface ConnectionStateConfig {
   established?: boolean
   new?: boolean
@@ -1433,6 +1460,7 @@ export interface ConnectionStateConfig {
   invalid?: boolean
 }
 
+/** What came of loading a machine's rules. */
 export interface FirewallApplyResult {
   totalRules: number
   appliedRules: number
@@ -2114,6 +2142,7 @@ export class MacAddressGenerator {
 /** Six hex pairs joined by `:`. */
 export type MacAddress = string
 
+/** What the kernel says of a link (`operstate`). */
 export type NetworkDeviceState = 'up' | 'down' | 'unknown'
 export const NetworkDeviceState: {
   readonly UP: 'up'
@@ -2121,6 +2150,7 @@ export const NetworkDeviceState: {
   readonly UNKNOWN: 'unknown'
 }
 
+/** Families of nftables' tables. */
 export type NftablesFamily = 'bridge' | 'inet' | 'ip' | 'ip6'
 export const NftablesFamily: {
   readonly BRIDGE: 'bridge'
@@ -2129,6 +2159,7 @@ export const NftablesFamily: {
   readonly IP6: 'ip6'
 }
 
+/** nftables' hooks. */
 export type NftablesHookType = 'prerouting' | 'input' | 'forward' | 'output' | 'postrouting'
 export const NftablesHookType: {
   readonly PREROUTING: 'prerouting'
@@ -2138,6 +2169,7 @@ export const NftablesHookType: {
   readonly POSTROUTING: 'postrouting'
 }
 
+/** What a base chain does with a packet that none of its rules decides. */
 export type NftablesChainPolicy = 'accept' | 'drop'
 export const NftablesChainPolicy: { readonly ACCEPT: 'accept'; readonly DROP: 'drop' }
 
@@ -2145,8 +2177,11 @@ export const NftablesChainPolicy: { readonly ACCEPT: 'accept'; readonly DROP: 'd
 // Images
 // ---------------------------------------------------------------------------------------------------
 
+/** The formats that images are made in, read and converted to. */
 export type ImageFormat = 'qcow2' | 'raw' | 'vmdk' | 'vdi' | 'vhdx'
+/** All of {@link ImageFormat}. */
 export const SUPPORTED_IMAGE_FORMATS: readonly ImageFormat[]
+/** Whether it is one of {@link ImageFormat}. */
 export function isValidImageFormat(format: unknown): format is ImageFormat
 
 export interface CreateImageOptions {
@@ -2704,6 +2739,7 @@ export class BackupScheduleService extends EventEmitter<BackupScheduleServiceEve
 // Events
 // ---------------------------------------------------------------------------------------------------
 
+/** QEMU's events that `vm:event` tells of. */
 export type QMPEventType =
   | 'SHUTDOWN'
   | 'POWERDOWN'
@@ -2715,6 +2751,7 @@ export type QMPEventType =
   | 'DEVICE_DELETED'
   | 'BLOCK_JOB_COMPLETED'
 
+/** Payload of the `vm:*` events that come from QEMU. */
 export interface VMEventData {
   vmId: string
   event: QMPEventType
@@ -2767,6 +2804,7 @@ export interface EventHandlerConfig {
   emitCustomEvents: boolean
 }
 
+/** Another name of {@link EventHandlerConfig}, kept for compatibility. */
 export type ConfigEventHandlerConfig = EventHandlerConfig
 
 /**
@@ -2906,6 +2944,7 @@ export interface CleanupResult {
   timestamp: Date
 }
 
+/** Payload of `cleanup-alert`: things that could not be given back. */
 export interface CleanupAlertEvent {
   vmId: string
   failedResources: CleanupResourceState[]
@@ -2945,6 +2984,7 @@ export interface FirewallRepairedEvent {
   timestamp: Date
 }
 
+/** What a cycle found of one machine. */
 export interface HealthCheckResult {
   vmId: string
   pid: number | null
@@ -2953,6 +2993,7 @@ export interface HealthCheckResult {
   timestamp: Date
 }
 
+/** What one cycle of the health monitor found. */
 export interface HealthCheckSummary {
   /** Machines whose row claims a QEMU: `running`, `suspended`, `paused`. */
   totalChecked: number
@@ -2969,6 +3010,7 @@ export interface HealthCheckSummary {
   results: HealthCheckResult[]
 }
 
+/** What a {@link HealthMonitor} emits; the machines' own events are {@link EventHandlerEvents}. */
 export interface HealthMonitorEvents {
   crash: [event: CrashEvent]
   'orphan-detected': [event: OrphanEvent]
@@ -3031,6 +3073,7 @@ export interface HealthMonitorConfig {
   onCleanupAlert?(event: CleanupAlertEvent): Promise<void> | void
 }
 
+/** Another name of {@link HealthMonitorConfig}, kept for compatibility. */
 export type ConfigHealthMonitorConfig = HealthMonitorConfig
 
 /** For `vmLock` see {@link EventHandlerOptions}. */
@@ -3164,22 +3207,26 @@ export class StateSync {
 // QMP
 // ---------------------------------------------------------------------------------------------------
 
+/** When QEMU sent an event, since 1970. */
 export interface QMPTimestamp {
   seconds: number
   microseconds: number
 }
 
+/** An event as QEMU sends it. */
 export interface QMPEvent<T = unknown> {
   event: string
   data?: T
   timestamp: QMPTimestamp
 }
 
+/** QEMU's version. */
 export interface QMPVersion {
   qemu: { major: number; minor: number; micro: number }
   package: string
 }
 
+/** The first that QEMU says on a connection. */
 export interface QMPGreeting {
   QMP: {
     version: QMPVersion
@@ -3235,6 +3282,7 @@ export interface QMPShutdownEventData {
   reason: QMPShutdownReason
 }
 
+/** Why QEMU ended, or reset the guest (QEMU's `ShutdownCause`). */
 export type QMPShutdownReason =
   | 'host-error'
   | 'host-qmp-quit'
@@ -3299,6 +3347,7 @@ export class QMPClient extends EventEmitter {
    * go then, or one had more than 64 KiB. Each time a `lost` event tells `{ count }`.
    */
   get lost(): number
+  /** Whether commands can be sent now. */
   isConnected(): boolean
   /** The connection broke and is being made again: one's own as its options say, the library's for as long as QEMU lives. */
   isReconnecting(): boolean
@@ -3306,14 +3355,21 @@ export class QMPClient extends EventEmitter {
   getGreeting(): QMPGreeting | null
   /** Any command; its answer is QEMU's own JSON. Arguments without a member are left out. */
   execute<T = unknown>(command: string, args?: Record<string, unknown>): Promise<T>
+  /** `query-status`. */
   queryStatus(): Promise<QMPStatusInfo>
+  /** `query-cpus-fast`. */
   queryCpus(): Promise<QMPCpuInfo[]>
+  /** `query-block`. */
   queryBlock(): Promise<QMPBlockInfo[]>
+  /** `query-balloon`; a machine without `memoryBalloon` is `QMP_COMMAND_FAILED`. */
   queryBalloon(): Promise<QMPBalloonInfo>
   /** Presses the power button; resolves before the guest reacts. */
   powerdown(): Promise<void>
+  /** `system_reset`: presses the reset button. */
   reset(): Promise<void>
+  /** Stops the guest's CPUs. */
   stop(): Promise<void>
+  /** Lets the guest's CPUs run. */
   cont(): Promise<void>
   /** Asks the guest to give or take memory until it has `bytes`. */
   balloon(bytes: number): Promise<void>
@@ -3329,6 +3385,7 @@ export class QMPClient extends EventEmitter {
   quit(options?: { ignoreErrors?: boolean }): Promise<void>
 }
 
+/** QEMU's run states (`RunState`) that the contract knows. */
 export type QMPVMStatus =
   | 'running'
   | 'paused'
@@ -3346,12 +3403,14 @@ export type QMPVMStatus =
 /** False for the states that QEMU has beside these; `error` stands for them. */
 export function isValidQMPStatus(status: unknown): status is QMPVMStatus
 
+/** The answer to `query-status`. */
 export interface QMPStatusInfo {
   running: boolean
   singlestep: boolean
   status: QMPVMStatus
 }
 
+/** A member of the answer to `query-cpus-fast`. */
 export interface QMPCpuInfo {
   'cpu-index': number
   'qom-path': string
@@ -3360,11 +3419,13 @@ export interface QMPCpuInfo {
   target?: string
 }
 
+/** The answer to `query-balloon`. */
 export interface QMPBalloonInfo {
   /** Bytes the guest has. */
   actual: number
 }
 
+/** Who is connected by VNC. */
 export interface QMPVncClientInfo {
   host: string
   service: string
@@ -3384,6 +3445,7 @@ export interface QMPVncInfo {
   clients?: QMPVncClientInfo[]
 }
 
+/** A channel of who is connected by SPICE. */
 export interface QMPSpiceChannel {
   host: string
   family: string
@@ -3413,6 +3475,7 @@ export interface QMPMemorySizeInfo {
   'plugged-memory'?: number
 }
 
+/** The image that a drive has open. Sizes are in bytes. */
 export interface QMPBlockImageInfo {
   filename: string
   format: string
@@ -3428,6 +3491,7 @@ export interface QMPBlockImageInfo {
   'backing-image'?: QMPBlockImageInfo
 }
 
+/** The medium of a drive. */
 export interface QMPBlockInsertedInfo {
   file: string
   'node-name'?: string
@@ -3445,6 +3509,7 @@ export interface QMPBlockInsertedInfo {
   write_threshold?: number
 }
 
+/** A member of the answer to `query-block`. */
 export interface QMPBlockInfo {
   device: string
   qdev?: string
@@ -3558,11 +3623,13 @@ export interface PrismaClientLike {
   $transaction(run: (tx: any) => Promise<any>, options?: any): Promise<any>
 }
 
+/** The two columns of a machine's row that most calls need. */
 export interface MachineRecord {
   id: string
   status: string
 }
 
+/** What a row's configuration says of the run. */
 export interface MachineConfigurationRecord {
   qemuPid: number | null
   tapDeviceName: string | null
@@ -3571,6 +3638,7 @@ export interface MachineConfigurationRecord {
   infiniServiceSocketPath: string | null
 }
 
+/** A machine's row as lists have it. */
 export interface RunningVMRecord {
   id: string
   status: string
@@ -3579,6 +3647,7 @@ export interface RunningVMRecord {
   MachineConfiguration: MachineConfigurationRecord | null
 }
 
+/** All of a row's configuration. Null where the row says nothing. */
 export interface ExtendedMachineConfigurationRecord extends MachineConfigurationRecord {
   graphicProtocol: string | null
   graphicPort: number | null
@@ -3605,10 +3674,12 @@ export interface ExtendedMachineConfigurationRecord extends MachineConfiguration
   enableUsbTablet: boolean | null
 }
 
+/** Columns that are written: an absent one stays, null empties it. */
 export type MachineConfigUpdate = {
   [K in keyof ExtendedMachineConfigurationRecord]?: ExtendedMachineConfigurationRecord[K] | null
 }
 
+/** A rule's row: {@link FirewallRuleInput} with every member there. */
 export interface FirewallRuleRecord {
   id: string
   name: string
@@ -3629,6 +3700,7 @@ export interface FirewallRuleRecord {
   overridesDept: boolean
 }
 
+/** A set of rules, which a machine or a department has. */
 export interface FirewallRuleSetRecord {
   id: string
   name: string
@@ -3639,12 +3711,14 @@ export interface FirewallRuleSetRecord {
   rules: FirewallRuleRecord[]
 }
 
+/** A machine's department. */
 export interface DepartmentRecord {
   id: string
   name: string
   firewallRuleSet: FirewallRuleSetRecord | null
 }
 
+/** All that a start reads of a machine's row. */
 export interface VMConfigRecord {
   id: string
   status: string
@@ -3661,7 +3735,10 @@ export interface VMConfigRecord {
   version: number
 }
 
-/** What the scans need of a database. Failures reject; null means that there is no such row. */
+/**
+ * What the scans need of a database. Failures reject; null means that there is no such row. What each operation
+ * does, the method of the same name of {@link PrismaAdapter} says.
+ */
 export interface DatabaseAdapter {
   findMachine(id: string): Promise<MachineRecord | null>
   updateMachineStatus(id: string, status: string, options?: { onlyIfNotIn?: string[] }): Promise<void>
@@ -3673,7 +3750,7 @@ export interface DatabaseAdapter {
   findMachineWithConfig(id: string): Promise<VMConfigRecord | null>
 }
 
-/** The 16 operations the library needs of a database. */
+/** The 16 operations the library needs of a database, as {@link PrismaAdapter} does them. */
 export interface InfinizationDatabase extends DatabaseAdapter {
   updateMachineConfiguration(id: string, update: MachineConfigUpdate): Promise<void>
   transitionVMStatus(
@@ -3692,6 +3769,7 @@ export interface InfinizationDatabase extends DatabaseAdapter {
   getFirewallRuleSetId(vmId: string): Promise<string | null>
 }
 
+/** How long the adapter waits. */
 export interface PrismaAdapterOptions {
   /** Milliseconds that one answer may take. Default 20000. */
   timeout?: number
@@ -3718,9 +3796,11 @@ export class PrismaAdapter implements InfinizationDatabase {
    * @throws PrismaAdapterError `INVALID_INPUT` when `nodeId` is blank or `timeout` is no positive number
    */
   constructor(prisma: PrismaClientLike, nodeId?: string | null, options?: PrismaAdapterOptions)
+  /** A machine, of whichever node. */
   findMachine(id: string): Promise<MachineRecord | null>
   /** A machine of this node; null only means that there is none. */
   findMachineByInternalName(internalName: string): Promise<RunningVMRecord | null>
+  /** All that a start reads: the row, its configuration, the department and the rules. */
   findMachineWithConfig(id: string): Promise<VMConfigRecord | null>
   /** This node's machines with status `running`. */
   findRunningVMs(): Promise<RunningVMRecord[]>
@@ -3744,16 +3824,19 @@ export class PrismaAdapter implements InfinizationDatabase {
   clearMachineConfiguration(id: string): Promise<void>
   /** Clears pid and QMP socket. */
   clearVolatileMachineConfiguration(id: string): Promise<void>
+  /** The column `internalName`. */
   getMachineInternalName(id: string): Promise<string | null>
   /** `/var/lib/infinization/disks/<internalName>.qcow2`, whatever `diskDir` is. */
   getMachineDiskPath(id: string): Promise<string | null>
   /** The department's and the machine's rules, lowest priority first. */
   getFirewallRules(vmId: string): Promise<FirewallRuleRecord[]>
+  /** The same, told apart. */
   getFirewallRulesSplit(
     vmId: string
   ): Promise<{ departmentRules: FirewallRuleRecord[]; vmRules: FirewallRuleRecord[] }>
   /** `ALLOW_ALL`, `BLOCK_ALL`, or null without a department. */
   getDepartmentFirewallPolicy(vmId: string): Promise<string | null>
+  /** The machine's own set; null without one. */
   getFirewallRuleSetId(vmId: string): Promise<string | null>
 }
 
@@ -3761,6 +3844,10 @@ export class PrismaAdapter implements InfinizationDatabase {
 // Errors
 // ---------------------------------------------------------------------------------------------------
 
+/**
+ * The codes of a {@link LifecycleError}; docs/errors.md says what each means. The last two are
+ * kept for compatibility and never thrown.
+ */
 export type LifecycleErrorCode =
   | 'VM_NOT_FOUND'
   | 'CREATE_FAILED'
@@ -3797,6 +3884,7 @@ export class LifecycleError extends Error {
   readonly context?: Record<string, unknown>
 }
 
+/** A value that was refused. */
 export interface ConfigIssue {
   /** `disks[0].sizeGB`; the argument's name when it is refused as a whole. */
   path: string
@@ -3804,7 +3892,9 @@ export interface ConfigIssue {
   message: string
 }
 
+/** `error instanceof LifecycleError`. */
 export function isLifecycleError(error: unknown): error is LifecycleError
+/** The same as `new LifecycleError(…)`. */
 export function createLifecycleError(
   code: LifecycleErrorCode,
   message: string,
@@ -3812,6 +3902,7 @@ export function createLifecycleError(
   context?: Record<string, unknown>
 ): LifecycleError
 
+/** The codes of a {@link PrismaAdapterError}; docs/errors.md says what each means. */
 export type PrismaAdapterErrorCode =
   | 'MACHINE_NOT_FOUND'
   | 'DB_CONNECTION_ERROR'
@@ -3837,8 +3928,10 @@ export class PrismaAdapterError extends Error {
   readonly details?: Record<string, unknown>
 }
 
+/** `error instanceof PrismaAdapterError`. */
 export function isPrismaAdapterError(error: unknown): error is PrismaAdapterError
 
+/** The codes of a {@link StorageError}; docs/errors.md says what each means. */
 export type StorageErrorCode =
   | 'POOL_NOT_FOUND'
   | 'POOL_ALREADY_EXISTS'
@@ -3929,6 +4022,7 @@ export class BackupError extends Error {
 
 export function isBackupError(error: unknown): error is BackupError
 
+/** The codes of an {@link NftablesError}; docs/errors.md says what each means. */
 export type NftablesErrorCode =
   | 'TABLE_NOT_FOUND'
   | 'CHAIN_NOT_FOUND'
@@ -3962,6 +4056,7 @@ export class NftablesError extends Error {
   readonly vmId?: string
 }
 
+/** The codes of a {@link NetworkError}; docs/errors.md says what each means. */
 export type NetworkErrorCode =
   | 'DEVICE_NOT_FOUND'
   | 'DEVICE_ALREADY_EXISTS'
@@ -3987,6 +4082,7 @@ export class NetworkError extends Error {
   readonly vmId?: string
 }
 
+/** The codes of a {@link DisplayError}. */
 export type DisplayErrorCode =
   | 'INVALID_PORT'
   | 'INVALID_PASSWORD'
@@ -4011,6 +4107,7 @@ export class DisplayError extends Error {
   readonly context?: Record<string, unknown>
 }
 
+/** The codes of a {@link QMPError}; docs/errors.md says what each means. */
 export type QMPErrorCode =
   | 'QMP_CONNECT_FAILED'
   | 'QMP_TIMEOUT'
@@ -4033,6 +4130,7 @@ export class QMPError extends Error {
   readonly vmId?: string
 }
 
+/** The codes of a {@link ProcessError}; docs/errors.md says what each means. */
 export type ProcessErrorCode =
   | 'PROGRAM_NOT_FOUND'
   | 'SPAWN_FAILED'
@@ -4057,6 +4155,7 @@ export class ProcessError extends Error {
 export type SyncErrorCode = 'QMP_UNAVAILABLE' | 'DB_ERROR' | 'VM_NOT_FOUND' | 'INVALID_STATUS'
 export const SyncErrorCode: { readonly [K in SyncErrorCode]: K }
 
+/** The codes of an {@link InfinizationError}; docs/errors.md says what each means. */
 export type InfinizationErrorCode =
   | 'INVALID_KEY'
   | 'SECRET_UNREADABLE'
@@ -4095,10 +4194,11 @@ export class KeyedMutex {
 
 /** Milliseconds a guest may take to stop. */
 export const DEFAULT_STOP_TIMEOUT: 30000
-/** Milliseconds. */
+/** Milliseconds a guest's agent may take to answer with `waitForBoot`. */
 export const DEFAULT_BOOT_TIMEOUT: 60000
 /** The systems that `OS_INSTALLATION_TIMEOUTS` knows. */
 export type OSType = 'windows10' | 'windows11' | 'ubuntu' | 'fedora'
+/** Whether it is one of {@link OSType}. */
 export function isValidOSType(os: unknown): os is OSType
 /** Milliseconds that an unattended installation may take: 45 minutes (`ubuntu`), 60, 90, 120 (`windows11`). */
 export const OS_INSTALLATION_TIMEOUTS: Readonly<Record<OSType, number>>
@@ -4106,20 +4206,29 @@ export const OS_INSTALLATION_TIMEOUTS: Readonly<Record<OSType, number>>
 export const DEFAULT_INSTALLATION_TIMEOUT: 3600000
 /** Milliseconds that an unattended installation of this system may take. Never throws. */
 export function getInstallationTimeout(os: string): number
-/** Milliseconds. */
+/** Milliseconds for connecting to a monitor and the handshake together. */
 export const DEFAULT_QMP_CONNECT_TIMEOUT: 5000
+/** Where the monitors' sockets are, unless `stateDir` or `qmpSocketDir` says otherwise. */
 export const DEFAULT_QMP_SOCKET_DIR: '/var/run/infinization'
+/** Where disks are made, unless `stateDir` or `diskDir` says otherwise. */
 export const DEFAULT_DISK_DIR: '/var/lib/infinization/disks'
+/** Where pidfiles are, unless `stateDir` or `pidfileDir` says otherwise. */
 export const DEFAULT_PIDFILE_DIR: '/var/run/infinization/pids'
+/** Of a machine whose `os` says nothing else. */
 export const DEFAULT_NETWORK_MODEL: 'virtio-net-pci'
+/** Of a machine whose `os` says nothing else. */
 export const DEFAULT_DISK_BUS: 'virtio'
+/** Of a machine whose `os` says nothing else. */
 export const DEFAULT_DISK_CACHE: 'writeback'
+/** Of a new disk. */
 export const DEFAULT_DISK_FORMAT: 'qcow2'
+/** Of the files of new disks. */
 export const DEFAULT_DISK_EXTENSION: '.qcow2'
 /** `getMachineDiskPath` answers with a path below it, whatever `diskDir` says. */
 export const DEFAULT_DISK_PATH_PREFIX: '/var/lib/infinization/disks'
+/** The same as {@link DEFAULT_QMP_SOCKET_DIR}. */
 export const DEFAULT_QMP_SOCKET_PATH_PREFIX: '/var/run/infinization'
-/** Milliseconds. */
+/** Milliseconds between two cycles of the health monitor. */
 export const DEFAULT_HEALTH_CHECK_INTERVAL: 30000
 /** Kept for compatibility, in milliseconds; a status has its own deadlines. */
 export const DEFAULT_SYNC_TIMEOUT: 5000
@@ -4129,7 +4238,7 @@ export const MAX_SYNC_RETRIES: 3
 export const MAX_CLEANUP_RETRIES: 3
 /** Milliseconds from the first try to the second; then twice as long. */
 export const CLEANUP_RETRY_BASE_DELAY_MS: 1000
-/** Milliseconds. */
+/** Milliseconds between two tries at the most; with three tries it is never so long. */
 export const CLEANUP_RETRY_MAX_DELAY_MS: 10000
 /** Kept for compatibility; nothing pauses this long. */
 export const RESTART_DELAY_MS: 2000
@@ -4145,22 +4254,29 @@ export const MAX_TAP_NAME_LENGTH: 15
 export const TAP_NAME_PREFIX: 'vnet-'
 /** The nftables table that is the library's. */
 export const INFINIZATION_TABLE_NAME: 'infinization'
+/** That table's family. */
 export const INFINIZATION_TABLE_FAMILY: 'bridge'
 /** Of the table's hooks. */
 export const DEFAULT_CHAIN_PRIORITY: 0
+/** What the comments of the library's own rules begin with. */
 export const NFTABLES_COMMENT_PREFIX: 'infinization'
+/** Of a chain's name, in bytes. */
 export const MAX_CHAIN_NAME_LENGTH: 31
 /** The visible chains of machines are called so, then 24 hex digits. */
 export const VM_CHAIN_PREFIX: 'vm_'
+/** What a rule's `protocol` may be. */
 export const SUPPORTED_PROTOCOLS: readonly string[]
+/** The members of {@link ConnectionStateConfig}. */
 export const CONNECTION_STATES: readonly string[]
 /** QEMU's, in bytes. */
 export const DEFAULT_CLUSTER_SIZE: 65536
+/** Of a snapshot's name. */
 export const MAX_SNAPSHOT_NAME_LENGTH: 64
 
 /** The form of a PCI address, `[dddd:]bb:ss.f`. `validatePciAddress` looks at the numbers, too. */
 export const PCI_ADDRESS_REGEX: RegExp
 
+/** Whether a text is a PCI address. */
 export interface PciAddressValidationResult {
   valid: boolean
   /** What is wrong, in a sentence. */

@@ -1,3 +1,5 @@
+//! Backups, and how the managers of this process lend their machines to them.
+
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

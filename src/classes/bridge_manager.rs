@@ -1,3 +1,5 @@
+//! `BridgeManager`, over the core's `host::bridge`.
+
 use infinization_core::Failure;
 use infinization_core::host::bridge::{self, Ipv4Cidr};
 use infinization_core::types::LinkName;

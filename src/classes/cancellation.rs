@@ -1,3 +1,5 @@
+//! An `AbortSignal` on this side of the boundary.
+
 use napi_derive::napi;
 use tokio_util::sync::CancellationToken;
 

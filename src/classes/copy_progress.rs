@@ -1,3 +1,5 @@
+//! The progress of a copy, which the façade asks for while the call is under way.
+
 use infinization_core::storage::{Audience, Progress};
 use napi_derive::napi;
 use tokio::sync::{Mutex, watch};

@@ -1,3 +1,5 @@
+//! `PrismaAdapter` and `getPrismaAdapter()`, over the core's `db`.
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! `DepartmentNatService`, over the core's `host::nft`.
+
 use std::sync::LazyLock;
 
 use infinization_core::Failure;

@@ -1,3 +1,5 @@
+//! `EventHandler`, over the core's `sync`.
+
 use infinization_core::config::EventHandlerOptions;
 use infinization_core::manager::Manager;
 use infinization_core::sync::EventHandler as Alone;
@@ -7,8 +9,7 @@ use napi::bindgen_prelude::spawn;
 use napi_derive::napi;
 
 use super::qmp_client::QmpClient;
-use super::refused::Refused;
-use super::watching::watching;
+use super::watching::{Of, watching};
 use super::{Infinization, warned};
 use crate::argument::Argument;
 use crate::events::Deliver;
@@ -19,16 +20,7 @@ use crate::outcome::{Outcome, checked, done, now};
 #[napi]
 #[derive(Debug)]
 pub struct EventHandler {
-    of: Of,
-}
-
-/// Whose machines it follows.
-#[derive(Debug)]
-enum Of {
-    /// A manager's, which follows its own: what `getEventHandler()` returns.
-    Manager(Manager),
-    /// The user's.
-    User(Result<Alone, Refused>),
+    of: Of<Alone>,
 }
 
 #[napi]
@@ -43,11 +35,9 @@ impl EventHandler {
         lock: Option<Ask>,
         deliver: Option<Deliver>,
     ) -> Self {
-        let of = match owner {
-            Some(owner) => Of::Manager(owner.manager()),
-            None => Of::User(alone(config, database, lock, deliver).map_err(Refused::from)),
-        };
-        Self { of }
+        Self {
+            of: Of::new(owner, || alone(config, database, lock, deliver)),
+        }
     }
 
     #[napi(js_name = "attachToVM")]

@@ -1,3 +1,5 @@
+//! `firewallPreset`, over the core's `firewall`.
+
 use infinization_core::firewall::{PresetOptions, Service, preset_values};
 use infinization_core::{ErrorCode, Failure};
 use napi_derive::napi;

@@ -1,3 +1,5 @@
+//! `FirewallRuleTranslator`, over the core's `firewall`.
+
 use infinization_core::Failure;
 use infinization_core::firewall::{FirewallRuleTranslator as Translator, TranslationError};
 use infinization_core::types::FirewallRuleInput;

@@ -1,3 +1,5 @@
+//! `GuestAgentClient`, over the core's `qmp::guest_agent`.
+
 use std::sync::Arc;
 
 use infinization_core::Failure;

@@ -1,38 +1,27 @@
+//! `HealthMonitor`, over the core's `sync` and `monitor`.
+
 use infinization_core::Failure;
 use infinization_core::config::HealthMonitorOptions;
 use infinization_core::db::wire;
 use infinization_core::host::process::{is_alive, is_qemu_alive};
-use infinization_core::manager::Manager;
+use infinization_core::manager::TRANSIENT;
 use infinization_core::sync::HealthMonitor as Alone;
 use infinization_core::types::VmId;
 use napi_derive::napi;
 use serde_json::{Map, Value, json};
 
-use super::refused::Refused;
-use super::watching::watching;
+use super::watching::{Of, watching};
 use super::{Infinization, warned};
 use crate::argument::Argument;
 use crate::events::Deliver;
 use crate::js_port::Ask;
 use crate::outcome::{Outcome, data, done, now};
 
-/// What a reconciliation settles unless told otherwise.
-const TRANSIENT: [&str; 3] = ["starting", "powering_off_update", "rebuilding"];
-
 /// Looks for what nobody watches, once `js/health-monitor.js` has made it an `EventEmitter`.
 #[napi]
 #[derive(Debug)]
 pub struct HealthMonitor {
-    of: Of,
-}
-
-/// Whose machines it looks at.
-#[derive(Debug)]
-enum Of {
-    /// A manager's: what `getHealthMonitor()` returns.
-    Manager(Manager),
-    /// The user's.
-    User(Result<Alone, Refused>),
+    of: Of<Alone>,
 }
 
 #[napi]
@@ -47,11 +36,9 @@ impl HealthMonitor {
         lock: Option<Ask>,
         deliver: Option<Deliver>,
     ) -> Self {
-        let of = match owner {
-            Some(owner) => Of::Manager(owner.manager()),
-            None => Of::User(alone(config, database, lock, deliver).map_err(Refused::from)),
-        };
-        Self { of }
+        Self {
+            of: Of::new(owner, || alone(config, database, lock, deliver)),
+        }
     }
 
     /// Runs one cycle, then one per interval.

@@ -1,3 +1,8 @@
+//! The public class: machines are here, each other thing it manages in a file below.
+
+mod snapshots;
+mod volumes;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +13,7 @@ use napi_derive::napi;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{Cancellation, CopyProgress};
+use super::Cancellation;
 use crate::argument::{Argument, Issue, refusal};
 use crate::events::{Deliver, carry};
 use crate::js_port::{Ask, JsPort};
@@ -216,189 +221,6 @@ impl Infinization {
             self.manager.rotate_secrets_key(new_key).await
         })
         .await
-    }
-
-    #[napi]
-    pub async fn create_snapshot(
-        &self,
-        vm_id: Argument,
-        options: Argument,
-        cancel: Option<&Cancellation>,
-    ) -> Outcome {
-        let cancel = Cancellation::token(cancel);
-        data(async {
-            let (vm_id, options) = (vm_id.text("vmId")?, options.object("options")?);
-            let cancel = not_yet_fired(cancel, &vm_id)?;
-            self.manager.create_snapshot(vm_id, options, cancel).await
-        })
-        .await
-    }
-
-    #[napi]
-    pub async fn list_snapshots(&self, vm_id: Argument) -> Outcome {
-        data(async { Box::pin(self.manager.list_snapshots(vm_id.text("vmId")?)).await }).await
-    }
-
-    #[napi]
-    pub async fn revert_snapshot(
-        &self,
-        vm_id: Argument,
-        name: Argument,
-        options: Argument,
-    ) -> Outcome {
-        data(async {
-            let (vm_id, name) = (vm_id.text("vmId")?, name.text("name")?);
-            let options = options.object("options")?;
-            self.manager.revert_snapshot(vm_id, name, options).await
-        })
-        .await
-    }
-
-    #[napi]
-    pub async fn delete_snapshot(
-        &self,
-        vm_id: Argument,
-        name: Argument,
-        options: Argument,
-        cancel: Option<&Cancellation>,
-    ) -> Outcome {
-        let cancel = Cancellation::token(cancel);
-        data(async {
-            let (vm_id, name) = (vm_id.text("vmId")?, name.text("name")?);
-            let (options, cancel) = (options.object("options")?, not_yet_fired(cancel, &vm_id)?);
-            let deleted = self.manager.delete_snapshot(vm_id, name, options, cancel);
-            deleted.await
-        })
-        .await
-    }
-
-    #[napi]
-    pub async fn commit_snapshot(
-        &self,
-        vm_id: Argument,
-        name: Argument,
-        cancel: Option<&Cancellation>,
-    ) -> Outcome {
-        let cancel = Cancellation::token(cancel);
-        data(async {
-            let (vm_id, name) = (vm_id.text("vmId")?, name.text("name")?);
-            let cancel = not_yet_fired(cancel, &vm_id)?;
-            self.manager.commit_snapshot(vm_id, name, cancel).await
-        })
-        .await
-    }
-
-    #[napi]
-    pub async fn define_pool(&self, name: Argument, options: Argument) -> Outcome {
-        data(async {
-            let (name, options) = (name.text("name")?, options.object("options")?);
-            self.manager.define_pool(name, options).await
-        })
-        .await
-    }
-
-    #[napi]
-    pub async fn list_pools(&self) -> Outcome {
-        data(self.manager.list_pools()).await
-    }
-
-    #[napi]
-    pub async fn get_pool(&self, name: Argument) -> Outcome {
-        data(async { self.manager.get_pool(name.text("name")?).await }).await
-    }
-
-    #[napi]
-    pub async fn undefine_pool(&self, name: Argument) -> Outcome {
-        data(async { self.manager.undefine_pool(name.text("name")?).await }).await
-    }
-
-    #[napi]
-    pub async fn list_volumes(&self, pool: Argument) -> Outcome {
-        data(async { self.manager.list_volumes(pool.text("pool")?).await }).await
-    }
-
-    #[napi]
-    pub async fn create_volume(
-        &self,
-        pool: Argument,
-        options: Argument,
-        cancel: Option<&Cancellation>,
-    ) -> Outcome {
-        let cancel = Cancellation::token(cancel);
-        data(async {
-            let (pool, options) = (pool.text("pool")?, options.object("options")?);
-            self.manager.create_volume(pool, options, cancel).await
-        })
-        .await
-    }
-
-    #[napi]
-    pub async fn clone_volume(
-        &self,
-        pool: Argument,
-        options: Argument,
-        cancel: Option<&Cancellation>,
-        progress: Option<&CopyProgress>,
-    ) -> Outcome {
-        let (cancel, audience) = (
-            Cancellation::token(cancel),
-            CopyProgress::audience(progress),
-        );
-        data(async {
-            let (pool, options) = (pool.text("pool")?, options.object("options")?);
-            let cloned = self.manager.clone_volume(pool, options, cancel, audience);
-            cloned.await
-        })
-        .await
-    }
-
-    #[napi]
-    pub async fn convert_volume(
-        &self,
-        pool: Argument,
-        options: Argument,
-        cancel: Option<&Cancellation>,
-        progress: Option<&CopyProgress>,
-    ) -> Outcome {
-        let (cancel, audience) = (
-            Cancellation::token(cancel),
-            CopyProgress::audience(progress),
-        );
-        data(async {
-            let (pool, options) = (pool.text("pool")?, options.object("options")?);
-            let converted = self.manager.convert_volume(pool, options, cancel, audience);
-            converted.await
-        })
-        .await
-    }
-
-    #[napi]
-    pub async fn resize_volume(
-        &self,
-        pool: Argument,
-        name: Argument,
-        options: Argument,
-    ) -> Outcome {
-        data(async {
-            let (pool, name) = (pool.text("pool")?, name.text("name")?);
-            let options = options.object("options")?;
-            self.manager.resize_volume(pool, name, options).await
-        })
-        .await
-    }
-
-    #[napi]
-    pub async fn delete_volume(&self, pool: Argument, name: Argument) -> Outcome {
-        data(async {
-            let (pool, name) = (pool.text("pool")?, name.text("name")?);
-            self.manager.delete_volume(pool, name).await
-        })
-        .await
-    }
-
-    #[napi]
-    pub async fn snapshot_tree(&self, vm_id: Argument) -> Outcome {
-        data(async { self.manager.snapshot_tree(vm_id.text("vmId")?).await }).await
     }
 
     #[napi]

@@ -1,3 +1,5 @@
+//! What `infinization.journal()` reads from.
+
 use std::sync::OnceLock;
 
 use infinization_core::Failure;

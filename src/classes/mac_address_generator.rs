@@ -1,3 +1,5 @@
+//! `MacAddressGenerator`, over the core's `host::mac`.
+
 use infinization_core::host::mac;
 use infinization_core::types::{VmId, VmNames};
 use napi_derive::napi;

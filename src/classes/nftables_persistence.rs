@@ -1,3 +1,5 @@
+//! `NftablesPersistence`, over the core's `host::nft_file`.
+
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use infinization_core::Failure;

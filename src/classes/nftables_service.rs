@@ -1,3 +1,5 @@
+//! `NftablesService`, over the core's `manager::Firewall`.
+
 use infinization_core::Failure;
 use infinization_core::db::RuleSplit;
 use infinization_core::host::nft_file::{NftFiles, PERSISTENCE_DIR};

@@ -1,3 +1,5 @@
+//! `QemuImgService`, over the core's `host::qemu_img`.
+
 use infinization_core::Failure;
 use infinization_core::host::qemu_img::{
     ChangeKey, ConvertImage, CreateImage, Encryption, ImageError, ImageFormat, ImageInfo, Job,

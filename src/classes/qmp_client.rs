@@ -1,3 +1,5 @@
+//! `QMPClient`, over the core's `qmp`.
+
 use std::fmt;
 use std::sync::Arc;
 

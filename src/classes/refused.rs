@@ -1,3 +1,5 @@
+//! Constructors that were given what makes no sense.
+
 use infinization_core::{ErrorCode, Failure};
 use serde_json::{Map, Value};
 

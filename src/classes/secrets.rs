@@ -1,3 +1,5 @@
+//! Secrets as encrypted text, over the core's `secrets`.
+
 use infinization_core::secrets::{SecretsKey, invalid_key};
 use infinization_core::types::Secret;
 use infinization_core::{ErrorCode, Failure};

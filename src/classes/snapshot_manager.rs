@@ -1,3 +1,5 @@
+//! `SnapshotManager`, over the core's `host::qemu_img`.
+
 use infinization_core::Failure;
 use infinization_core::host::qemu_img::{
     ConvertImage, ImageFormat, Sharing, SnapshotName, convert, create_snapshot, delete_snapshot,

@@ -1,3 +1,5 @@
+//! `StateSync`, over the core's `sync`.
+
 use infinization_core::Failure;
 use infinization_core::sync::{StateSync as Core, SyncResult};
 use infinization_core::types::VmId;

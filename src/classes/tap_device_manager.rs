@@ -1,3 +1,5 @@
+//! `TapDeviceManager`, over the core's `host::tap`.
+
 use infinization_core::Failure;
 use infinization_core::host::link::{Link, OperState};
 use infinization_core::host::nft::Nft;

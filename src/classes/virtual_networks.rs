@@ -1,3 +1,5 @@
+//! `infinization.networks`, over the core's `manager`.
+
 use infinization_core::manager::Manager;
 use napi_derive::napi;
 

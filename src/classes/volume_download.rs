@@ -1,3 +1,5 @@
+//! Bytes of a volume, on their way out.
+
 use std::sync::{Arc, OnceLock};
 
 use infinization_core::manager::{self, Manager};

@@ -1,3 +1,5 @@
+//! Bytes of a volume, on their way in.
+
 use std::mem;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 

@@ -3,53 +3,25 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod kit;
+#[path = "kit/nbd.rs"]
+mod nbd;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
 use infinization_core::host::block_driver;
 use infinization_core::manager::Manager;
 use infinization_core::{ErrorCode, Failure};
-use kit::machine::{Host, PATIENCE, delete, forced, never};
+use kit::machine::{Host, delete, forced, never};
+use nbd::NbdServer;
 use serde_json::{Value, json};
-use tokio::process::{Child, Command};
 
 const SIZE: u64 = 64 << 20;
 
-/// A `qemu-nbd` that serves an image as the export `disk`.
-struct Server {
-    child: Child,
-    pid_file: PathBuf,
-}
-
-impl Server {
-    async fn start(host: &Host, image: &Path, options: &[&str]) -> Self {
-        let pid_file = host.path().join("nbd.pid");
-        let mut command = Command::new("qemu-nbd");
-        command
-            .args(["--persistent", "--export-name=disk", "--shared=2"])
-            .arg(format!("--pid-file={}", pid_file.display()))
-            .args(options)
-            .arg(image)
-            .stdout(Stdio::null())
-            .kill_on_drop(true);
-        let child = command.spawn().unwrap();
-        // It is written when the server listens.
-        let listens = async {
-            while fs::read(&pid_file).unwrap_or_default().is_empty() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, listens).await.unwrap();
-        Self { child, pid_file }
-    }
-
-    async fn end(mut self) {
-        self.child.kill().await.unwrap();
-        fs::remove_file(&self.pid_file).unwrap();
-    }
+/// Serves an image as the export `disk`.
+async fn serving(host: &Host, image: &Path, options: &[&str]) -> NbdServer {
+    let export = ["--export-name=disk", "--shared=2"];
+    NbdServer::start(host, image, &[&export, options].concat()).await
 }
 
 /// A raw image, with a size.
@@ -106,7 +78,7 @@ fn a_guest_boots_from_an_nbd_export() {
         let disk = tiny_image(&host);
         let socket = host.path().canonicalize().unwrap().join("nbd.sock");
         let at = format!("--socket={}", socket.display());
-        let server = Server::start(&host, &disk, &["--format=qcow2", &at]).await;
+        let server = serving(&host, &disk, &["--format=qcow2", &at]).await;
         let mut machine = host.tiny_guest(vm);
         let location = json!({ "type": "nbd", "path": socket, "export": "disk" });
         machine["disks"] = json!([{ "location": location }, { "sizeGB": 1 }]);
@@ -171,7 +143,7 @@ fn an_export_over_tcp_is_asked_for_before_anything_is_made() {
         );
 
         let options = ["--format=raw", "--bind=127.0.0.1", "--port=10809"];
-        let server = Server::start(&host, &disk, &options).await;
+        let server = serving(&host, &disk, &options).await;
         let other = refused(&host, &manager, &with("export", json!("other"))).await;
         assert!(other.to_string().contains("no export"), "{other}");
         let vm = "nbd-tcp-1";
@@ -186,14 +158,14 @@ fn an_export_over_tcp_is_asked_for_before_anything_is_made() {
         server.end().await;
 
         let read_only = [&options[..], &["--read-only"]].concat();
-        let server = Server::start(&host, &disk, &read_only).await;
+        let server = serving(&host, &disk, &read_only).await;
         let start = manager.start_vm(vm.into(), Value::Null, never()).await;
         let refused = start.unwrap_err();
         assert_eq!(issue(&refused), ("disks[0].location", "DISK_ERROR"));
         assert!(refused.to_string().contains("nobody write"), "{refused}");
         server.end().await;
         delete(&manager, vm).await;
-        let server = Server::start(&host, &disk, &options).await;
+        let server = serving(&host, &disk, &options).await;
         let machine = on_disks(&host, "nbd-tcp-2", json!([{ "location": at }]));
         manager.plan_vm(machine).await.unwrap();
         server.end().await;
@@ -238,7 +210,7 @@ fn an_export_by_tls_is_trusted_only_by_its_certificate() {
             &object,
             "--tls-creds=tls",
         ];
-        let server = Server::start(&host, &disk, &options).await;
+        let server = serving(&host, &disk, &options).await;
         let mut at = json!({ "type": "nbd", "host": "127.0.0.1", "export": "disk" });
         let plain = refused(&host, &manager, &at).await;
         assert!(plain.to_string().contains("demands TLS"), "{plain}");
@@ -255,15 +227,7 @@ fn an_export_by_tls_is_trusted_only_by_its_certificate() {
         at["tls"] = json!({ "credentials": ours.0, "hostname": "other.example" });
         let other_name = manager.create_vm(machine("nbd-tls-1", &at), never()).await;
         assert!(other_name.is_err());
-        assert!(
-            manager
-                .list_vms()
-                .await
-                .unwrap()
-                .as_array()
-                .unwrap()
-                .is_empty()
-        );
+        assert_eq!(manager.list_vms().await.unwrap(), json!([]));
         at["tls"]["hostname"] = json!("storage.example");
         manager
             .create_vm(machine("nbd-tls-1", &at), never())
@@ -360,15 +324,7 @@ fn a_cluster_that_cannot_be_had_is_told() {
             let machine = on_disks(&host, "rbd-1", json!([{ "location": at }]));
             let failed = manager.create_vm(machine, never()).await.unwrap_err();
             assert_eq!(failed.code(), ErrorCode::CreateFailed, "{failed:?}");
-            assert!(
-                manager
-                    .list_vms()
-                    .await
-                    .unwrap()
-                    .as_array()
-                    .unwrap()
-                    .is_empty()
-            );
+            assert_eq!(manager.list_vms().await.unwrap(), json!([]));
         }
         let missing = json!({ "type": "rbd", "pool": "p", "image": "i", "conf": "/no/ceph.conf" });
         let missing = refused(&host, &manager, &missing).await;

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use firewall::{address, chain, compiled, network, rule, rules, ruleset, run, strongest, vm};
 use kit::in_private_network;
-use kit::machine::{Host, delete, forced, never};
+use kit::machine::{Host, create, delete, forced, never};
 
 /// What nft lists after it was given the text.
 fn loaded_from_text(compiled: &Compiled) -> String {
@@ -97,10 +97,7 @@ fn a_machine_that_is_off_or_runs_is_explained_by_its_stored_rules() {
         let nobody = manager.explain_firewall("nobody".into()).await.unwrap_err();
         assert_eq!(nobody.code(), ErrorCode::VmNotFound);
 
-        manager
-            .create_vm(host.machine("explain-1"), never())
-            .await
-            .unwrap();
+        create(&host, &manager, "explain-1").await;
         let ssh = Service::known("ssh").unwrap();
         let from = serde_json::from_value(json!({ "from": "10.0.0.0/8" })).unwrap();
         let rules = serde_json::to_value(ssh.rules(&from).unwrap()).unwrap();

@@ -14,7 +14,7 @@ use infinization_core::ErrorCode::{
 use infinization_core::manager::{Manager, VolumeUpload};
 use infinization_core::storage::Progress;
 use infinization_core::{ErrorCode, Failure};
-use kit::machine::{Host, delete, forced, never};
+use kit::machine::{Host, create, delete, forced, never};
 use kit::small_disk::SmallDisk;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -326,7 +326,7 @@ fn a_download_keeps_the_volume_as_it_is() {
         let host = Host::new().await;
         let manager = host.manager().await;
         let vm = "downloaded-1";
-        manager.create_vm(host.machine(vm), never()).await.unwrap();
+        create(&host, &manager, vm).await;
         let disks = host.state_dir().canonicalize().unwrap().join("disks");
         pool_at(&manager, &disks).await;
         let name = format!("{vm}.qcow2");
@@ -421,7 +421,7 @@ fn who_has_a_volume_by_his_row_alone_keeps_it() {
             let made = manager.create_volume("p".into(), options, never());
             made.await.unwrap();
         }
-        manager.create_vm(host.machine(vm), never()).await.unwrap();
+        create(&host, &manager, vm).await;
         manager.stop_vm(vm.into(), forced(), never()).await.unwrap();
         let own = host.state_dir().join(format!("disks/{vm}.qcow2"));
         host.claim_disks(vm, &[own.clone(), path.join("mine.qcow2")]);

@@ -15,8 +15,8 @@ use infinization_core::manager::Manager;
 use infinization_core::types::HostPath;
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
 use kit::machine::{
-    Host, PATIENCE, consistent_status, delete, forced, has_no_gaps, journal_of, never, next_event,
-    send_signal,
+    Host, PATIENCE, consistent_status, create, delete, forced, has_no_gaps, journal_of, never,
+    next_event, pid_of, send_signal,
 };
 use kit::small_disk::SmallDisk;
 use nix::sys::signal::Signal;
@@ -28,10 +28,6 @@ type Writing = tokio::task::JoinHandle<Result<Value, Failure>>;
 
 async fn next_condition(events: &mut Receiver<Arc<Event>>) -> Value {
     next_event(events, "vm:condition").await.data["condition"].clone()
-}
-
-fn pid_of(created: &Value) -> i32 {
-    i32::try_from(created["pid"].as_i64().unwrap()).unwrap()
 }
 
 /// The changes of condition in a journal.
@@ -367,10 +363,7 @@ fn f18_why_the_last_qemu_ended_is_known_after_a_restart() {
         let host = Host::new().await;
         let manager = host.manager().await;
         let mut events = manager.subscribe();
-        let created = manager
-            .create_vm(host.machine("last-1"), never())
-            .await
-            .unwrap();
+        let created = create(&host, &manager, "last-1").await;
         send_signal(pid_of(&created), Signal::SIGABRT);
         next_event(&mut events, "crash").await;
         next_event(&mut events, "crash").await;
@@ -420,10 +413,7 @@ fn f08_a_flood_of_events_is_bounded_and_what_was_dropped_is_counted() {
         const FLOOD: usize = 500;
         let host = Host::new().await;
         let manager = host.manager().await;
-        let created = manager
-            .create_vm(host.machine("flood-1"), never())
-            .await
-            .unwrap();
+        let created = create(&host, &manager, "flood-1").await;
         assert_eq!(
             consistent_status(&manager, "flood-1").await["missedEvents"],
             0

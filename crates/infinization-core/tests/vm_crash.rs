@@ -16,7 +16,8 @@ use infinization_core::manager::Manager;
 use infinization_core::types::{HostPath, VmId, VmNames};
 use kit::faults::start;
 use kit::machine::{
-    Host, PATIENCE, consistent_status, delete, never, next_event, qemus, send_signal,
+    Host, PATIENCE, consistent_status, create, delete, never, next_event, pid_of, qemus,
+    send_signal,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -50,7 +51,7 @@ async fn writing(host: &Host, manager: &Manager, vm_id: &str) -> i32 {
         }
     };
     timeout(PATIENCE, under_way).await.unwrap();
-    i32::try_from(created["pid"].as_i64().unwrap()).unwrap()
+    pid_of(&created)
 }
 
 /// What the kernel holds of the machine's firewall.
@@ -124,12 +125,9 @@ fn f01_a_row_that_says_error_says_so_after_a_crash_too() {
         let host = Host::new().await;
         let manager = host.manager().await;
         let mut events = manager.subscribe();
-        let created = manager
-            .create_vm(host.machine("f01-2"), never())
-            .await
-            .unwrap();
+        let created = create(&host, &manager, "f01-2").await;
         host.claim("f01-2", "error");
-        let pid = i32::try_from(created["pid"].as_i64().unwrap()).unwrap();
+        let pid = pid_of(&created);
         send_signal(pid, Signal::SIGKILL);
         next_event(&mut events, "crash").await;
         next_event(&mut events, "crash").await;

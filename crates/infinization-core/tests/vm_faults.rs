@@ -14,7 +14,8 @@ use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
 use infinization_core::{ErrorCode, Failure};
 use kit::faults::{snapshot, start, stopped};
 use kit::machine::{
-    Host, PATIENCE, consistent_status, delete, forced, never, next_event, qemus, send_signal,
+    Host, PATIENCE, consistent_status, create, delete, forced, never, next_event, pid_of, qemus,
+    send_signal,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -84,11 +85,8 @@ fn f05_a_qemu_that_dies_in_the_middle_of_a_command_ends_the_command() {
         let host = Host::new().await;
         let manager = host.manager().await;
         let mut events = manager.subscribe();
-        let created = manager
-            .create_vm(host.machine("f05-1"), never())
-            .await
-            .unwrap();
-        let pid = i32::try_from(created["pid"].as_i64().unwrap()).unwrap();
+        let created = create(&host, &manager, "f05-1").await;
+        let pid = pid_of(&created);
 
         // A stopped QEMU takes the command and does not answer it.
         send_signal(pid, Signal::SIGSTOP);
@@ -120,10 +118,7 @@ fn f06_a_machine_whose_monitor_socket_was_removed_stays_managed() {
     kit::in_private_network(|| async {
         let host = Host::new().await;
         let manager = host.manager().await;
-        let created = manager
-            .create_vm(host.machine("f06-1"), never())
-            .await
-            .unwrap();
+        let created = create(&host, &manager, "f06-1").await;
         std::fs::remove_file(created["qmpSocketPath"].as_str().unwrap()).unwrap();
 
         let status = consistent_status(&manager, "f06-1").await;
@@ -152,14 +147,11 @@ fn f3_a_stopped_qemu_is_told_and_can_be_ended_and_no_other_vm_waits_for_it() {
         let host = Host::new().await;
         let manager = host.manager().await;
         for vm_id in ["f3-1", "f3-2"] {
-            manager
-                .create_vm(host.machine(vm_id), never())
-                .await
-                .unwrap();
+            create(&host, &manager, vm_id).await;
         }
         let frozen = consistent_status(&manager, "f3-1").await;
         assert_eq!(frozen["unresponsive"], false);
-        let pid = i32::try_from(frozen["pid"].as_i64().unwrap()).unwrap();
+        let pid = pid_of(&frozen);
         send_signal(pid, Signal::SIGSTOP);
 
         let (frozen, other) = tokio::join!(
@@ -243,10 +235,7 @@ fn a_claim_made_during_a_start_stays_in_the_row() {
             Arc::new(Claimant { host, store })
         });
         let manager = host.manager_with(Some(wrapper)).await;
-        manager
-            .create_vm(host.machine("mine-1"), never())
-            .await
-            .unwrap();
+        create(&host, &manager, "mine-1").await;
         let status = manager.get_vm_status("mine-1".into()).await.unwrap();
         assert_eq!(
             (&status["status"], &status["processAlive"]),
@@ -291,10 +280,7 @@ fn f38_a_guest_that_ignores_the_power_button_is_ended_only_when_that_is_allowed(
     kit::in_private_network(|| async {
         let host = Host::new().await;
         let manager = host.manager().await;
-        manager
-            .create_vm(host.machine("f38-1"), never())
-            .await
-            .unwrap();
+        create(&host, &manager, "f38-1").await;
         let before = manager.get_vm("f38-1".into()).await.unwrap();
         let patient = json!({ "graceful": true, "force": false, "timeout": 1500 });
         let failure = manager
@@ -319,23 +305,29 @@ fn f38_a_guest_that_ignores_the_power_button_is_ended_only_when_that_is_allowed(
     });
 }
 
+/// A signal that fires so much later; at once, where that is nothing.
+fn fires_after(delay: Duration) -> (CancellationToken, tokio::task::JoinHandle<()>) {
+    let cancel = CancellationToken::new();
+    if delay.is_zero() {
+        cancel.cancel();
+    }
+    let later = tokio::spawn({
+        let cancel = cancel.clone();
+        async move {
+            tokio::time::sleep(delay).await;
+            cancel.cancel();
+        }
+    });
+    (cancel, later)
+}
+
 #[test]
 fn f52_an_aborted_create_leaves_nothing_and_can_be_tried_again() {
     kit::in_private_network(|| async {
         let host = Host::new().await;
         let manager = host.manager().await;
         for delay in [0, 5, 15, 30, 60] {
-            let cancel = CancellationToken::new();
-            if delay == 0 {
-                cancel.cancel();
-            }
-            let later = tokio::spawn({
-                let cancel = cancel.clone();
-                async move {
-                    tokio::time::sleep(Duration::from_millis(delay)).await;
-                    cancel.cancel();
-                }
-            });
+            let (cancel, later) = fires_after(Duration::from_millis(delay));
             let created = manager.create_vm(host.machine("f52-1"), cancel).await;
             later.await.unwrap();
             match created {
@@ -348,10 +340,7 @@ fn f52_an_aborted_create_leaves_nothing_and_can_be_tried_again() {
                     );
                     assert_eq!(manager.list_vms().await.unwrap(), json!([]));
                     host.is_clean().await;
-                    manager
-                        .create_vm(host.machine("f52-1"), never())
-                        .await
-                        .unwrap();
+                    create(&host, &manager, "f52-1").await;
                 }
             }
             assert_eq!(
@@ -372,17 +361,7 @@ fn f52_an_aborted_start_leaves_the_machine_as_it_was() {
         stopped(&host, &manager, "f52-2").await;
         for delay in [0, 5, 15, 30] {
             let before = snapshot(&host, &manager, "f52-2").await;
-            let cancel = CancellationToken::new();
-            if delay == 0 {
-                cancel.cancel();
-            }
-            let later = tokio::spawn({
-                let cancel = cancel.clone();
-                async move {
-                    tokio::time::sleep(Duration::from_millis(delay)).await;
-                    cancel.cancel();
-                }
-            });
+            let (cancel, later) = fires_after(Duration::from_millis(delay));
             let started = manager.start_vm("f52-2".into(), Value::Null, cancel).await;
             later.await.unwrap();
             match started {

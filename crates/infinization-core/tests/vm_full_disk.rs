@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use infinization_core::manager::Manager;
 use infinization_core::{ErrorCode, Failure};
 use kit::faults::{snapshot, start, stopped};
-use kit::machine::{Host, consistent_status, delete, forced, never, next_event, qemus, vm_chains};
+use kit::machine::{
+    Host, consistent_status, create, delete, forced, never, next_event, qemus, vm_chains,
+};
 use kit::small_disk::SmallDisk;
 use serde_json::{Value, json};
 
@@ -23,10 +25,7 @@ fn f17_a_full_runtime_directory_refuses_starts_and_harms_no_guest() {
         settings["qmpSocketDir"] = json!(disk.path());
         let manager = Manager::new(settings);
         manager.initialize().await.unwrap();
-        manager
-            .create_vm(host.machine("f17-1"), never())
-            .await
-            .unwrap();
+        create(&host, &manager, "f17-1").await;
         stopped(&host, &manager, "f17-2").await;
         let running = qemus(host.path());
         let before = snapshot(&host, &manager, "f17-2").await;
@@ -94,10 +93,7 @@ fn f17_a_full_state_directory_refuses_starts_and_harms_no_guest() {
     kit::in_private_network(|| async {
         let host = Host::new().await;
         let (disk, manager) = on_a_small_disk(&host).await;
-        manager
-            .create_vm(host.machine("f17-4"), never())
-            .await
-            .unwrap();
+        create(&host, &manager, "f17-4").await;
         stopped(&host, &manager, "f17-5").await;
         disk.fill();
 
@@ -137,10 +133,7 @@ fn f17_a_machine_on_a_full_state_directory_can_be_ended_and_started_later() {
         let host = Host::new().await;
         let (disk, manager) = on_a_small_disk(&host).await;
         let mut events = manager.subscribe();
-        manager
-            .create_vm(host.machine("f17-7"), never())
-            .await
-            .unwrap();
+        create(&host, &manager, "f17-7").await;
         disk.fill();
         let stopped = manager
             .stop_vm("f17-7".into(), forced(), never())

@@ -13,7 +13,7 @@ use infinization_core::manager::Manager;
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
 use infinization_core::{ErrorCode, Failure};
 use kit::faults::{snapshot, start};
-use kit::machine::{Host, delete, forced, never, qemus};
+use kit::machine::{Host, create, delete, forced, never, qemus};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -23,17 +23,11 @@ fn f37_a_taken_display_port_is_passed_over_and_the_real_one_is_told() {
         let host = Host::new().await;
         let manager = host.manager().await;
         let _taken = TcpListener::bind(("0.0.0.0", 5900)).unwrap();
-        let created = manager
-            .create_vm(host.machine("f37-1"), never())
-            .await
-            .unwrap();
+        let created = create(&host, &manager, "f37-1").await;
         assert_eq!(created["displayPort"], 5901);
         let row = manager.get_vm("f37-1".into()).await.unwrap();
         assert_eq!(row["displayPort"], 5901);
-        let other = manager
-            .create_vm(host.machine("f37-2"), never())
-            .await
-            .unwrap();
+        let other = create(&host, &manager, "f37-2").await;
         assert_eq!(other["displayPort"], 5902);
         for vm_id in ["f37-1", "f37-2"] {
             delete(&manager, vm_id).await;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use infinization_core::ErrorCode;
 use infinization_core::manager::Manager;
 use kit::machine::{
-    Host, PATIENCE, consistent_status, delete, forced, never, next_event, qemus, send_signal,
+    Host, PATIENCE, consistent_status, create, delete, forced, never, next_event, pid_of, qemus,
+    send_signal,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -18,13 +19,6 @@ use tokio::time::timeout;
 
 fn patient() -> Value {
     json!({ "graceful": true, "force": false, "timeout": 60_000 })
-}
-
-async fn create(host: &Host, manager: &Manager, vm_id: &str) -> Value {
-    manager
-        .create_vm(host.machine(vm_id), never())
-        .await
-        .unwrap()
 }
 
 #[test]
@@ -188,11 +182,8 @@ fn f3_a_forced_stop_does_not_wait_for_a_monitor_that_hangs() {
             ("deaf-2", "reset"),
             ("deaf-3", "stop"),
         ] {
-            let created = manager
-                .create_vm(host.machine(vm_id), never())
-                .await
-                .unwrap();
-            let pid = i32::try_from(created["pid"].as_i64().unwrap()).unwrap();
+            let created = create(&host, &manager, vm_id).await;
+            let pid = pid_of(&created);
             send_signal(pid, Signal::SIGSTOP);
             let hanging = tokio::spawn({
                 let manager = manager.clone();
@@ -227,11 +218,8 @@ fn f52_a_stop_of_a_hanging_guest_can_be_aborted() {
     kit::in_private_network(|| async {
         let host = Host::new().await;
         let manager = host.manager().await;
-        let created = manager
-            .create_vm(host.machine("deaf-4"), never())
-            .await
-            .unwrap();
-        let pid = i32::try_from(created["pid"].as_i64().unwrap()).unwrap();
+        let created = create(&host, &manager, "deaf-4").await;
+        let pid = pid_of(&created);
         manager.suspend_vm("deaf-4".into()).await.unwrap();
         // Aborted before it began: the guest is not even woken.
         let cancelled = never();
@@ -458,7 +446,7 @@ fn a_restarted_machine_is_a_new_process_of_the_next_generation() {
         });
         // The firmware ignores the button; QEMU's end is what the stop waits for.
         next_event(&mut events, "vm:powerdown").await;
-        let pid = i32::try_from(created["pid"].as_i64().unwrap()).unwrap();
+        let pid = pid_of(&created);
         kit::machine::send_signal(pid, nix::sys::signal::Signal::SIGTERM);
         let restarted = timeout(PATIENCE, restarting)
             .await

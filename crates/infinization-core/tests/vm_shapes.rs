@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use infinization_core::ErrorCode;
 use infinization_core::manager::Manager;
-use kit::machine::{Host, PATIENCE, consistent_status, delete, forced, never, qemus};
+use kit::machine::{Host, PATIENCE, consistent_status, delete, forced, never, pid_of, qemus};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ async fn lives(host: &Host, manager: &Manager, machine: Value, check: impl Fn(i3
         json!([]),
         "nothing was taken otherwise"
     );
-    check(i32::try_from(created["pid"].as_i64().unwrap()).unwrap());
+    check(pid_of(&created));
     let status = consistent_status(manager, &vm_id).await;
     assert_eq!(status["qmpStatus"], "running");
 
@@ -44,7 +44,7 @@ async fn lives(host: &Host, manager: &Manager, machine: Value, check: impl Fn(i3
         .unwrap();
     let status = consistent_status(manager, &vm_id).await;
     assert_eq!(status["qmpStatus"], "running");
-    check(i32::try_from(status["pid"].as_i64().unwrap()).unwrap());
+    check(pid_of(&status));
 }
 
 fn command_line(pid: i32) -> String {

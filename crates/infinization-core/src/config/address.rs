@@ -1,3 +1,5 @@
+//! Where a console listens: an address, or a name that QEMU resolves.
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -1,3 +1,5 @@
+//! What the pure parser is told of the host and the manager's settings, so that it need not look.
+
 use std::path::Path;
 
 use super::{AcceleratorChoice, RunAsUser};

@@ -1,3 +1,5 @@
+//! The guest's processors.
+
 use serde::{Deserialize, Serialize};
 
 use super::words;

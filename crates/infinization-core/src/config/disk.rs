@@ -1,3 +1,5 @@
+//! One disk, and what a disk is that says nothing of itself. Where its bytes are: [`super::location`].
+
 use serde::{Deserialize, Serialize};
 
 use super::{DiskLocation, words};

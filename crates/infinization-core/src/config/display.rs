@@ -1,3 +1,5 @@
+//! The display, its address and its password.
+
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};

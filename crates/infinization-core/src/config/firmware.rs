@@ -1,3 +1,5 @@
+//! UEFI firmware: which code, and where the variables of a VM are.
+
 use serde::{Deserialize, Serialize};
 
 use crate::types::{HostPath, InvalidValue, VmId};

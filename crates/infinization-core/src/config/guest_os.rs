@@ -1,3 +1,5 @@
+//! Which family of systems a guest's `os` names, and what that presets.
+
 use super::{CacheMode, DiskBus, DisplayProtocol, NetworkModel};
 
 /// A family of guests that wants the same devices.

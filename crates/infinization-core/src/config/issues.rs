@@ -1,3 +1,5 @@
+//! What a parser says: the configuration, warnings, or every issue with its path.
+
 use serde_json::{Map, Value, json};
 
 use super::VmConfig;

@@ -1,3 +1,5 @@
+//! The chipset, the accelerator a VM may run with, its UUID, and whom QEMU runs as.
+
 use serde::{Deserialize, Serialize};
 
 use super::words;

@@ -1,3 +1,5 @@
+//! The one network card and where it is plugged in.
+
 use serde::{Deserialize, Serialize};
 
 use super::words;

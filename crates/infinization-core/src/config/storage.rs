@@ -205,7 +205,7 @@ impl VolumeOptions {
 }
 
 impl CloneOptions {
-    /// Reads `VolumeCloneOptions`.
+    /// Reads `StorageVolumeCloneOptions`.
     pub fn parse(value: &Value) -> Result<Parsed<Self>, ConfigError> {
         read(value, |fields| {
             let (source, name) = (

@@ -1,3 +1,5 @@
+//! A whole configuration, every member of it checked: what planner and command line are made from.
+
 use serde::{Deserialize, Serialize};
 
 use super::{

@@ -2,7 +2,7 @@
 //!
 //! Invariant: whoever takes the edits in order has the new list. What is inserted is placed by what stays, so
 //! edits of one list do not depend on each other but for those that are inserted at the same place.
-//! Neighbour: [`super::Transaction::edit_chain`] makes commands of them.
+//! Neighbour: [`super::Transaction::change_chain`] makes commands of them.
 
 /// One change of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

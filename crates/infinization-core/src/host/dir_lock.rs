@@ -8,13 +8,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
+use super::file_lock::lock_by;
 use super::process::is_alive;
 use super::state_file::is_temporary;
 use crate::error::{Coded, ErrorCode};
@@ -85,10 +85,10 @@ impl DirLock {
             source,
         };
         let mut file = open(&dir.join("lock")).map_err(failed)?;
-        match lock(&mut file) {
+        match lock(&file) {
             Err(Errno::WOULDBLOCK) => Err(DirLockError::Held {
                 dir: dir.display().to_string(),
-                holder: holder_of(&mut file),
+                holder: holder_of(&file),
             }),
             Err(error) => Err(failed(error.into())),
             Ok(()) => {
@@ -134,20 +134,12 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// A program that a killed holder was just starting has the holder's descriptors until it runs, a
-/// moment later. There is no event for the end of somebody else's lock, so it is asked for again.
-fn lock(file: &mut File) -> Result<(), Errno> {
-    let until = Instant::now() + LAST_START;
-    loop {
-        match flock(&*file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) if Instant::now() < until && holder_is_dead(file) => {
-                thread::sleep(Duration::from_millis(5));
-            }
-            outcome => return outcome,
-        }
-    }
+/// moment later. No other holder is waited for.
+fn lock(file: &File) -> Result<(), Errno> {
+    lock_by(file, Instant::now() + LAST_START, || holder_is_dead(file))
 }
 
-fn holder_is_dead(file: &mut File) -> bool {
+fn holder_is_dead(file: &File) -> bool {
     let pid = holder_of(file).and_then(|pid| i32::try_from(pid).ok());
     pid.is_some_and(|pid| !is_alive(pid))
 }
@@ -158,7 +150,7 @@ fn sign(file: &mut File) -> io::Result<()> {
     writeln!(file, "{}", std::process::id())
 }
 
-fn holder_of(file: &mut File) -> Option<u32> {
+fn holder_of(mut file: &File) -> Option<u32> {
     let mut text = String::new();
     file.rewind().ok()?;
     file.read_to_string(&mut text).ok()?;

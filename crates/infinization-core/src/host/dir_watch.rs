@@ -28,17 +28,22 @@ impl DirWatch {
     /// Resolves when something was. Several that nobody waited for count once.
     pub async fn changed(&mut self) -> io::Result<()> {
         let mut ready = self.0.readable().await?;
-        let mut room = [MaybeUninit::uninit(); 4096];
-        let mut events = inotify::Reader::new(ready.get_inner(), &mut room);
-        loop {
-            match events.next() {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(error) => return Err(error.into()),
-            }
-        }
+        drain(ready.get_inner())?;
         ready.clear_ready();
         Ok(())
+    }
+}
+
+/// Takes in all that an inotify descriptor, which does not block, has to tell.
+pub(super) fn drain(inotify: &OwnedFd) -> Result<(), Errno> {
+    let mut room = [MaybeUninit::uninit(); 4096];
+    let mut events = inotify::Reader::new(inotify, &mut room);
+    loop {
+        match events.next() {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(()),
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -154,11 +154,6 @@ impl Dnsmasq {
         Ok(parse_leases(&file, since.unwrap_or_default().as_secs()))
     }
 
-    /// Where its leases are.
-    pub fn leases_file(&self) -> PathBuf {
-        self.file(LEASES)
-    }
-
     async fn pid(&self) -> Result<Option<i32>, DnsmasqError> {
         let text = self.read(PID).await?;
         Ok(text.and_then(|text| text.trim().parse().ok()))

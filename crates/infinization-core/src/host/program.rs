@@ -220,33 +220,21 @@ impl Program {
             () = cancel.cancelled() => Stop::Cancelled,
             () = expired(deadline) => Stop::Expired,
         };
-        match outcome {
-            Stop::Ended(Ok(finished)) => Ok(finished),
-            Stop::Ended(Err(source)) => {
-                end(&mut child).await;
-                Err(match source.kind() {
-                    std::io::ErrorKind::FileTooLarge => {
-                        ProgramError::TooMuchOutput { program: name }
-                    }
-                    _ => ProgramError::Pipe {
-                        program: name,
-                        source,
-                    },
-                })
-            }
-            Stop::Cancelled => {
-                end(&mut child).await;
-                Err(ProgramError::Cancelled { program: name })
-            }
+        let program = name;
+        let failure = match outcome {
+            Stop::Ended(Ok(finished)) => return Ok(finished),
+            Stop::Ended(Err(source)) => match source.kind() {
+                std::io::ErrorKind::FileTooLarge => ProgramError::TooMuchOutput { program },
+                _ => ProgramError::Pipe { program, source },
+            },
+            Stop::Cancelled => ProgramError::Cancelled { program },
             Stop::Expired => {
-                end(&mut child).await;
                 let deadline = deadline.unwrap_or_default();
-                Err(ProgramError::Timeout {
-                    program: name,
-                    deadline,
-                })
+                ProgramError::Timeout { program, deadline }
             }
-        }
+        };
+        end(&mut child).await;
+        Err(failure)
     }
 }
 

@@ -11,9 +11,7 @@ use super::firewall::spec;
 use super::{Manager, Open, not_found, parse_id};
 use crate::config::GuestExecOptions;
 use crate::error::{ErrorCode, Failure};
-use crate::qmp::{
-    self, AgentOptions, EjectTarget, EventReceiver, ExecOutput, GuestAgent, Link, QmpClient,
-};
+use crate::qmp::{self, AgentOptions, EjectTarget, ExecOutput, GuestAgent, Link, QmpClient};
 use crate::types::{HostPath, VmId};
 use crate::vm::{LiveView, Recovered, VmHandle};
 
@@ -29,11 +27,6 @@ impl Manager {
     /// The VM's monitor, while it is connected.
     pub fn qmp_client(&self, vm_id: &str) -> Option<QmpClient> {
         self.monitor(vm_id).filter(QmpClient::is_connected)
-    }
-
-    /// What the VM's monitor reports from now on.
-    pub fn qmp_events(&self, vm_id: &str) -> Option<EventReceiver> {
-        self.qmp_client(vm_id).map(|client| client.subscribe())
     }
 
     /// Runs a monitor command. `arguments` is a JSON object or null.

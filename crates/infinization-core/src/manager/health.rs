@@ -1,44 +1,28 @@
-//! What the health monitor looks at: rows against processes, and pidfiles against rows.
+//! What the health monitor looks at: rows against processes, and processes against rows.
 //!
-//! A QEMU that a pidfile names and no machine owns is ended only when nobody can want it: no row has
-//! its name, or the row says `off`, and it was there a whole interval before too. One that a row
-//! claimed while it was a stray is never ended: whoever wrote `off` then took it for dead. Every other
-//! is told, and so is a machine of ours that lives without a row: it is never ended. Where only one node's rows are seen, a row that is not found may be another node's.
+//! Rows that claim a QEMU are held against what lives here; what no row knows is the matter of [`strays`].
+
+mod strays;
 
 use std::collections::{HashMap, HashSet};
-use std::io;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use serde_json::json;
-use tokio::time::Instant;
+pub(super) use strays::Sighting;
 
 use super::Open;
 use crate::db::RunningVm;
 use crate::error::{ErrorCode, Failure};
 use crate::events::{Source, now_ms};
-use crate::host::blocking::{blocking, file_call};
-use crate::host::process::{ProcessHandle, ProcessId, find_by_names, is_alive};
 use crate::monitor::{HealthCheckResult, HealthCheckSummary, OrphanEvent, Watched};
-use crate::qemu::name_argument;
 use crate::qmp::StatusInfo;
-use crate::types::{InternalName, VmId};
+use crate::types::VmId;
 use crate::vm::status::Status;
-use crate::vm::{LiveView, Release, VmHandle, found_status};
+use crate::vm::{LiveView, VmHandle, found_status};
 
-/// What an unwanted QEMU has to write what it has to, and end.
-const GRACE: Duration = Duration::from_secs(5);
 /// Rows that claim a QEMU.
 const CLAIMING: [&str; 3] = ["running", "suspended", "paused"];
-/// Rows whose QEMU comes or goes.
-const BETWEEN: [&str; 4] = [
-    "starting",
-    "powering_off_update",
-    "rebuilding",
-    "updating_hardware",
-];
 
 #[async_trait]
 impl Watched for Open {
@@ -83,7 +67,7 @@ impl Watched for Open {
         }
         let mut cleaned = 0;
         for file in found.stale {
-            cleaned += usize::from(removed_stale(file).await);
+            cleaned += usize::from(file.removed_as_read().await);
         }
         let mut orphans = Vec::new();
         let mut seen = HashMap::new();
@@ -107,28 +91,6 @@ impl Watched for Open {
         orphans.extend(self.without_row().await);
         Ok((orphans, cleaned))
     }
-}
-
-/// A living QEMU that a pidfile names and no VM of ours has.
-struct Stray {
-    path: PathBuf,
-    name: InternalName,
-    process: ProcessHandle,
-}
-
-/// What scans have seen of a stray so far.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sighting {
-    first: Instant,
-    /// Whether a row has claimed it in one of them.
-    claimed: bool,
-}
-
-/// The pidfiles that belong to no VM of ours.
-struct PidFiles {
-    strays: Vec<Stray>,
-    /// Of processes that are gone, or of none.
-    stale: Vec<PidFile>,
 }
 
 impl Open {
@@ -231,157 +193,6 @@ impl Open {
         join_all(checks).await;
         Ok(())
     }
-
-    /// One look at the directory and, if need be, one at `/proc`.
-    async fn look_at_pid_files(&self) -> Result<PidFiles, Failure> {
-        let owned: HashSet<i32> = self
-            .vms()
-            .values()
-            .filter_map(|handle| Some(handle.view().live?.process.pid()))
-            .collect();
-        let directory = self.services.config.pid_dir.as_path().to_owned();
-        let files = blocking(move || pid_files(&directory)).await;
-        let files = files.unwrap_or_default().into_iter();
-        let (alive, stale): (Vec<PidFile>, Vec<PidFile>) = files
-            .filter(|file| file.pid.is_none_or(|pid| !owned.contains(&pid)))
-            .partition(|file| file.pid.is_some_and(is_alive));
-        let mut found = PidFiles {
-            strays: Vec::new(),
-            stale,
-        };
-        if alive.is_empty() {
-            return Ok(found);
-        }
-        let names = alive.iter().flat_map(|file| names_of(&file.name));
-        let processes = find_by_names(names.collect()).await?;
-        let mut processes: HashMap<i32, ProcessHandle> = processes
-            .into_iter()
-            .map(|process| (process.pid(), process))
-            .collect();
-        for PidFile { path, name, pid } in alive {
-            // Any other process with that number: whose file it is cannot be told.
-            if let Some(process) = pid.and_then(|pid| processes.remove(&pid)) {
-                found.strays.push(Stray {
-                    path,
-                    name,
-                    process,
-                });
-            }
-        }
-        Ok(found)
-    }
-
-    /// Machines that live and whose row somebody has deleted. They are told and never ended: only a
-    /// destroy says that nobody wants the guest any more.
-    async fn without_row(&self) -> Vec<OrphanEvent> {
-        let mut orphans = Vec::new();
-        if self.resting_but(&[]).is_empty() {
-            return orphans;
-        }
-        let database = &self.services.database;
-        let known = match database.find_machines_by_statuses(&CLAIMING).await {
-            Ok(known) => known,
-            Err(error) => {
-                self.tell_scan_failure(&format!("rows could not be looked for: {error}"));
-                return orphans;
-            }
-        };
-        for handle in self.resting_but(&known) {
-            let context = handle.context();
-            match database.find_machine(&context.vm_id).await {
-                Ok(None) => orphans.extend(rowless(&handle)),
-                Ok(Some(_)) => {}
-                Err(error) => {
-                    let vm_id = &context.vm_id;
-                    let message = format!("the row of VM {vm_id} could not be looked for: {error}");
-                    self.tell_scan_failure(&message);
-                }
-            }
-        }
-        orphans
-    }
-
-    /// Tells a stray, or ends it; no event if it is only on its way to a machine or from one.
-    async fn judge(&self, stray: &Stray) -> Result<(Sighting, Option<OrphanEvent>), Failure> {
-        let database = &self.services.database;
-        let row = database.find_machine_by_internal_name(&stray.name).await?;
-        let status = row.as_ref().map(|row| row.status.clone());
-        let sighting = self.sighting(stray, status.as_deref());
-        let between = |status: &str| BETWEEN.contains(&status);
-        // Somebody may have taken it back meanwhile.
-        if status.as_deref().is_some_and(between) || self.owns(stray.process.pid()) {
-            return Ok((sighting, None));
-        }
-        let unwanted = match status.as_deref() {
-            None => self.services.sees_every_row,
-            Some(status) => status == "off",
-        };
-        let grace = self.services.config.health_monitor_interval;
-        let stays = sighting.first.elapsed() >= grace;
-        let ends = unwanted && stays && !sighting.claimed;
-        let killed = ends && stray.process.terminate(GRACE).await.is_ok();
-        let told = OrphanEvent {
-            machine: row
-                .as_ref()
-                .and_then(|row| VmId::parse(row.id.as_str()).ok()),
-            vm_id: row.map_or_else(|| stray.name.to_string(), |row| row.id),
-            pid: stray.process.pid(),
-            db_status: status,
-            pidfile_path: stray.path.display().to_string(),
-            detected_at: now_ms(),
-            killed,
-            cleanup_performed: killed && removed(&stray.path).await,
-            cleanup_result: None,
-        };
-        Ok((sighting, Some(told)))
-    }
-
-    /// What was seen of the stray before, and what its row says now.
-    fn sighting(&self, stray: &Stray, status: Option<&str>) -> Sighting {
-        let before = self.strays().get(stray.process.id()).copied();
-        let claimed = status.is_some_and(|status| CLAIMING.contains(&status));
-        Sighting {
-            first: before.map_or_else(Instant::now, |before| before.first),
-            claimed: claimed || before.is_some_and(|before| before.claimed),
-        }
-    }
-
-    fn owns(&self, pid: i32) -> bool {
-        let vms = self.vms();
-        let mut live = vms.values().filter_map(|handle| handle.view().live);
-        live.any(|live| live.process.pid() == pid)
-    }
-
-    fn strays(&self) -> std::sync::MutexGuard<'_, HashMap<ProcessId, Sighting>> {
-        let lock = self.strays.lock();
-        lock.unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-/// How a QEMU of that name calls itself: one of ours, and one of others'.
-fn names_of(name: &InternalName) -> [String; 2] {
-    [name_argument(name), name.to_string()]
-}
-
-/// What is told of a machine that lives without a row.
-fn rowless(handle: &VmHandle) -> Option<OrphanEvent> {
-    let context = handle.context();
-    let held = context.ledger.contents().entries;
-    let pid_file = held.into_iter().find_map(|entry| match entry.undo.release {
-        Release::RemovePidFile { path } => Some(path.to_string()),
-        _ => None,
-    });
-    Some(OrphanEvent {
-        vm_id: context.vm_id.to_string(),
-        machine: Some(context.vm_id.clone()),
-        pid: handle.view().live?.process.pid(),
-        db_status: None,
-        pidfile_path: pid_file.unwrap_or_default(),
-        detected_at: now_ms(),
-        killed: false,
-        cleanup_performed: false,
-        cleanup_result: None,
-    })
 }
 
 /// Whether a row says other than its living QEMU. Somebody else wrote it, or a write of ours that was
@@ -403,77 +214,5 @@ fn result(row: &RunningVm, pid: Option<i32>) -> HealthCheckResult {
         pid,
         status: row.status.clone(),
         timestamp: now_ms(),
-    }
-}
-
-#[derive(Debug, PartialEq)]
-struct PidFile {
-    path: PathBuf,
-    name: InternalName,
-    /// `None` if it holds no number.
-    pid: Option<i32>,
-}
-
-async fn removed(path: &Path) -> bool {
-    let path = path.to_owned();
-    file_call(move || std::fs::remove_file(path)).await.is_ok()
-}
-
-/// Unless a start has written it meanwhile.
-async fn removed_stale(file: PidFile) -> bool {
-    let removed = file_call(move || {
-        if pid_file(file.path.clone()).as_ref() == Some(&file) {
-            std::fs::remove_file(&file.path)
-        } else {
-            Err(io::ErrorKind::NotFound.into())
-        }
-    });
-    removed.await.is_ok()
-}
-
-fn pid_files(directory: &Path) -> Vec<PidFile> {
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return Vec::new();
-    };
-    let paths = entries.flatten().map(|entry| entry.path());
-    paths
-        .filter(|path| path.extension().is_some_and(|extension| extension == "pid"))
-        .filter_map(pid_file)
-        .collect()
-}
-
-fn pid_file(path: PathBuf) -> Option<PidFile> {
-    let name = InternalName::parse(path.file_stem()?.to_str()?).ok()?;
-    let pid = std::fs::read_to_string(&path).ok()?.trim().parse().ok();
-    let pid = pid.filter(|pid| *pid > 0);
-    Some(PidFile { path, name, pid })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_pidfiles_of_possible_names_are_looked_at() {
-        let directory = tempfile::tempdir().unwrap();
-        for (name, content) in [
-            ("vm-1.pid", "17\n"),
-            ("vm-2.pid", "garbage"),
-            ("vm-3.pid", "-1"),
-            ("vm-4.sock", "1"),
-            ("vm,5.pid", "1"),
-            ("pid", "1"),
-            (".pid", "1"),
-        ] {
-            std::fs::write(directory.path().join(name), content).unwrap();
-        }
-        let mut found: Vec<(String, Option<i32>)> = pid_files(directory.path())
-            .into_iter()
-            .map(|file| (file.name.to_string(), file.pid))
-            .collect();
-        found.sort();
-        let wanted = [("vm-1", Some(17)), ("vm-2", None), ("vm-3", None)];
-        assert_eq!(found, wanted.map(|(name, pid)| (name.to_owned(), pid)));
-        assert!(pid_files(&directory.path().join("absent")).is_empty());
     }
 }

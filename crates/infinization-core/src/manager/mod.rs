@@ -5,7 +5,9 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `mod` | construction, `initialize`, `shutdown`, the verbs on one VM |
+//! | `mod` | construction, `initialize`, `shutdown` |
+//! | `machines` | the verbs on one VM |
+//! | `tasks` | the VMs' tasks, and what rows are settled by them |
 //! | `startup` | opening the database, probing the host, taking VMs back |
 //! | `outage` | what is told and done when the database is away and when it is back |
 //! | `journal` | what was done with the VMs |
@@ -28,6 +30,7 @@ mod firewall;
 mod guest_access;
 mod health;
 mod journal;
+mod machines;
 mod networks;
 mod observe;
 mod outage;
@@ -39,6 +42,7 @@ mod startup;
 mod status;
 mod storage;
 mod store;
+mod tasks;
 mod transfers;
 
 pub use database::DatabaseChoice;
@@ -59,30 +63,25 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
-use tokio::time::timeout;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Parsed, StartOptions, StopOptions, VmConfig};
-use crate::db::RunningVm;
 use crate::error::{ErrorCode, Failure};
-use crate::events::{Event, EventBus, Source};
+use crate::events::{Event, EventBus};
 use crate::firewall::ChainNames;
 use crate::host::nft_file::Keeper;
 use crate::host::process::ProcessId;
 use crate::monitor::HealthMonitor;
 use crate::storage::Pools;
 use crate::types::VmId;
-use crate::vm::{
-    DatabaseWrapper, EffectsWrapper, ReconcileResult, ReconcileSummary, Services, Verb, VmHandle,
-};
+use crate::vm::{DatabaseWrapper, EffectsWrapper, Services, VmHandle};
 
 /// How long `shutdown` waits for what is under way.
 const REST_DEADLINE: Duration = Duration::from_secs(60);
 /// How long `shutdown` tries to write what the database has not taken.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// The statuses `reconcileStartupState` looks at unless told otherwise.
-const TRANSIENT: [&str; 3] = ["starting", "powering_off_update", "rebuilding"];
+pub const TRANSIENT: [&str; 3] = ["starting", "powering_off_update", "rebuilding"];
 
 /// Manages the VMs of one state directory. Clones share it.
 #[derive(Debug, Clone)]
@@ -250,120 +249,6 @@ impl Manager {
         Ok(())
     }
 
-    /// What `create_vm` would do, without touching anything.
-    pub async fn plan_vm(&self, config: Value) -> Result<Value, Failure> {
-        let open = self.open()?;
-        let config = self.on_network(config)?;
-        let Parsed { config, warnings } = VmConfig::parse(&config, &open.services.parser)?;
-        // A context of its own, never a task: planning leaves no trace.
-        let context = open.services.context_of(&config.id)?;
-        let (plan, found) = context.plan_create(&config).await?;
-        let mut said: Vec<String> = warnings
-            .iter()
-            .map(|w| format!("{} {}", w.path, w.message))
-            .collect();
-        said.extend(found);
-        let mut shown = to_value(&plan)?;
-        shown["vmId"] = json!(config.id);
-        shown["warnings"] = json!(said);
-        Ok(shown)
-    }
-
-    /// `explainFirewall`: what a start would load now, without touching anything.
-    pub async fn explain_firewall(&self, vm_id: String) -> Result<Value, Failure> {
-        let open = self.open()?;
-        let vm_id = parse_id(&vm_id)?;
-        // A context of its own, never a task: explaining leaves no trace.
-        let context = open.services.context_of(&vm_id)?;
-        let compiled = context.explain_firewall().await?;
-        to_value(&FirewallPlan::of(&vm_id, &compiled))
-    }
-
-    /// `createVM`.
-    pub async fn create_vm(
-        &self,
-        config: Value,
-        cancel: CancellationToken,
-    ) -> Result<Value, Failure> {
-        let open = self.open()?;
-        let config = self.on_network(config)?;
-        let Parsed { config, warnings } = VmConfig::parse(&config, &open.services.parser)?;
-        let handle = open.handle(&config.id)?;
-        let created = handle.create(config, warnings, cancel).await;
-        open.drop_if_empty(&handle);
-        to_value(&created?)
-    }
-
-    /// `startVM`.
-    pub async fn start_vm(
-        &self,
-        vm_id: String,
-        options: Value,
-        cancel: CancellationToken,
-    ) -> Result<Value, Failure> {
-        let options = StartOptions::parse(&options)?.warned("startVM", &parse_id(&vm_id)?);
-        self.verb(&vm_id, Verb::Start { options, cancel }).await
-    }
-
-    /// `stopVM`.
-    pub async fn stop_vm(
-        &self,
-        vm_id: String,
-        options: Value,
-        cancel: CancellationToken,
-    ) -> Result<Value, Failure> {
-        let options = StopOptions::parse(&options)?.warned("stopVM", &parse_id(&vm_id)?);
-        self.verb(&vm_id, Verb::Stop { options, cancel }).await
-    }
-
-    /// `restartVM`.
-    pub async fn restart_vm(&self, vm_id: String) -> Result<Value, Failure> {
-        self.verb(&vm_id, Verb::Restart).await
-    }
-
-    /// `suspendVM`.
-    pub async fn suspend_vm(&self, vm_id: String) -> Result<Value, Failure> {
-        self.verb(&vm_id, Verb::Suspend).await
-    }
-
-    /// `resumeVM`.
-    pub async fn resume_vm(&self, vm_id: String) -> Result<Value, Failure> {
-        self.verb(&vm_id, Verb::Resume).await
-    }
-
-    /// `resetVM`.
-    pub async fn reset_vm(&self, vm_id: String) -> Result<Value, Failure> {
-        self.verb(&vm_id, Verb::Reset).await
-    }
-
-    /// `destroyVM`: an absent machine is destroyed already.
-    pub async fn destroy_vm(&self, vm_id: String) -> Result<Value, Failure> {
-        let open = self.open()?;
-        let vm_id = parse_id(&vm_id)?;
-        let handle = open.handle(&vm_id)?;
-        let destroyed = handle.verb(Verb::Destroy).await;
-        open.drop_if_empty(&handle);
-        to_value(&destroyed?)
-    }
-
-    /// `reconcileStartupState`: settles rows that an earlier process left between two states.
-    pub async fn reconcile_startup_state(
-        &self,
-        statuses: Option<Vec<String>>,
-    ) -> Result<Value, Failure> {
-        let open = self.open()?;
-        let statuses = statuses.unwrap_or_else(|| TRANSIENT.map(str::to_owned).to_vec());
-        let statuses: Vec<&str> = statuses.iter().map(String::as_str).collect();
-        to_value(&open.reconcile(&statuses).await?)
-    }
-
-    async fn verb(&self, vm_id: &str, verb: Verb) -> Result<Value, Failure> {
-        let open = self.open()?;
-        let vm_id = parse_id(vm_id)?;
-        let handle = open.known(&vm_id).await?;
-        to_value(&handle.verb(verb).await?)
-    }
-
     fn phase(&self) -> MutexGuard<'_, Phase> {
         self.inner
             .phase
@@ -383,107 +268,6 @@ impl Manager {
                 "the instance was shut down",
             )),
         }
-    }
-}
-
-impl Open {
-    fn vms(&self) -> MutexGuard<'_, HashMap<VmId, VmHandle>> {
-        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The VM's task, started if need be.
-    fn handle(&self, vm_id: &VmId) -> Result<VmHandle, Failure> {
-        if let Some(handle) = self.vms().get(vm_id) {
-            return Ok(handle.clone());
-        }
-        let closed = || Failure::new(ErrorCode::Closed, "the instance was shut down").of_vm(vm_id);
-        // Reads a file: not while others wait for the map.
-        let context = self.services.context_of(vm_id)?;
-        let mut vms = self.vms();
-        // A task that was let go may still be at work: no second one of its VM.
-        if self.services.closing.is_cancelled() {
-            return Err(closed());
-        }
-        // Somebody may have been faster; his task has read the same ledger and may have changed it.
-        let handle = vms.entry(vm_id.clone());
-        Ok(handle.or_insert_with(|| VmHandle::spawn(context)).clone())
-    }
-
-    /// The task of a VM that has one or has a row. Asking for others starts none.
-    async fn known(&self, vm_id: &VmId) -> Result<VmHandle, Failure> {
-        if let Some(handle) = self.vms().get(vm_id) {
-            return Ok(handle.clone());
-        }
-        let row = self
-            .services
-            .database
-            .find_machine(vm_id)
-            .await
-            .map_err(|error| {
-                Failure::caused_by(
-                    ErrorCode::DatabaseError,
-                    "the machine could not be read",
-                    error,
-                )
-            })?;
-        row.ok_or_else(|| not_found(vm_id))?;
-        self.handle(vm_id)
-    }
-
-    /// Lets the task of a VM that holds nothing end, unless another request waits for it: a second
-    /// task of the same VM would know nothing of what the first one does.
-    fn drop_if_empty(&self, handle: &VmHandle) {
-        let context = handle.context();
-        let mut vms = self.vms();
-        let empty = handle.view().live.is_none() && context.ledger.contents().entries.is_empty();
-        // The other handle is the one in the map.
-        if empty && handle.is_last_beside(1) {
-            vms.remove(&context.vm_id);
-        }
-    }
-
-    /// Lets a VM's task end, once it has done what it was asked to.
-    async fn let_go(handle: &VmHandle) {
-        if timeout(REST_DEADLINE, handle.rest()).await.is_err() {
-            let vm = &handle.context().vm_id;
-            tracing::warn!(%vm, "an operation was still under way at shutdown");
-        }
-        if let Some(live) = handle.view().live {
-            live.qmp.close().await;
-        }
-    }
-
-    async fn reconcile(&self, statuses: &[&str]) -> Result<ReconcileSummary, Failure> {
-        let rows = self
-            .services
-            .database
-            .find_machines_by_statuses(statuses)
-            .await?;
-        Ok(self.reconcile_rows(&rows).await)
-    }
-
-    async fn reconcile_rows(&self, rows: &[RunningVm]) -> ReconcileSummary {
-        let settled = join_all(rows.iter().map(|row| self.reconcile_row(row))).await;
-        let summary = ReconcileSummary::of(settled);
-        self.services.events.publish(
-            Source::HealthMonitor,
-            "reconcile-complete",
-            None,
-            summary.told(),
-        );
-        summary
-    }
-
-    async fn reconcile_row(&self, row: &RunningVm) -> ReconcileResult {
-        let settled = async {
-            let vm_id = VmId::parse(row.id.as_str())
-                .map_err(|error| Failure::new(ErrorCode::InvalidInput, format!("id {error}")))?;
-            self.handle(&vm_id)?.reconcile(&row.status).await
-        };
-        settled.await.unwrap_or_else(|error| {
-            tracing::warn!(vm = row.id, %error, "not reconciled");
-            ReconcileResult::skipped(&row.id, &row.status, error.to_string())
-        })
     }
 }
 

@@ -20,6 +20,7 @@ use crate::db::sqlite::SqliteDatabase;
 use crate::db::{Database, DbError};
 use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
+use crate::firewall::Capabilities;
 use crate::host::accelerator;
 use crate::host::blocking::{blocking, file_call};
 use crate::host::cgroup::Cgroups;
@@ -35,23 +36,13 @@ use crate::vm::{InstallationFiles, Journals, MacClaims, Marks, NetworkDiskClaims
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
-    let environment = Environment::read(|name| std::env::var(name).ok());
-    let Parsed { config, warnings } = ManagerConfig::parse(&inner.given, &environment)?;
-    for warning in warnings {
-        tracing::warn!("{} {}", warning.path, warning.message);
-    }
+    let config = configuration(inner)?;
     let theirs = inner.database.open(&config).await?;
     if theirs.is_some() && config.secrets_key.is_some() {
         return Err(no_store_to_encrypt());
     }
     let lock = prepare_state_dir(config.state_dir.as_path()).await?;
-    let nft = Nft::new();
-    let capabilities = nft.capabilities().await?;
-    if !capabilities.conntrack && config.bridge_conntrack_mode == BridgeConntrackMode::Fail {
-        nft.conntrack(crate::firewall::BridgeConntrackMode::Fail)
-            .await?;
-    }
-    nft.prepare().await?;
+    let (nft, capabilities) = prepare_firewall(&config).await?;
     let facts = host_facts()?;
     let journals = Journals::start(config.state_dir.as_path())?;
     let rows = match theirs {
@@ -68,8 +59,6 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     }
     let installation_files = InstallationFiles::under(config.state_dir.as_path());
     let (marks, installation_files) = blocking(move || with_marks(installation_files)).await?;
-    let parser = config.context(facts);
-    let monitor_interval = config.health_monitor_interval;
     let services = Arc::new(Services {
         database: Arc::<Outbox>::clone(&outbox),
         outbox,
@@ -85,24 +74,55 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         pins: Pins::default(),
         cgroups: Cgroups::host(),
         journals,
-        parser,
+        parser: config.context(facts),
         closing: CancellationToken::new(),
         marks,
         installation_files,
         wrap_effects: inner.wrap_effects.clone(),
         config,
     });
+    let alive = services.closing.child_token();
+    let open = opened(services, &alive, lock);
+    tokio::spawn(follow(Arc::downgrade(&open), inner.events.clone(), notices));
+    work_behind(&open, &alive);
+    Ok(open)
+}
+
+fn configuration(inner: &Inner) -> Result<ManagerConfig, Failure> {
+    let environment = Environment::read(|name| std::env::var(name).ok());
+    let Parsed { config, warnings } = ManagerConfig::parse(&inner.given, &environment)?;
+    for warning in warnings {
+        tracing::warn!("{} {}", warning.path, warning.message);
+    }
+    Ok(config)
+}
+
+/// Probes the kernel, which must be able to do what is asked of it, and sets the table up.
+async fn prepare_firewall(config: &ManagerConfig) -> Result<(Nft, Capabilities), Failure> {
+    let nft = Nft::new();
+    let capabilities = nft.capabilities().await?;
+    if !capabilities.conntrack && config.bridge_conntrack_mode == BridgeConntrackMode::Fail {
+        nft.conntrack(crate::firewall::BridgeConntrackMode::Fail)
+            .await?;
+    }
+    nft.prepare().await?;
+    Ok((nft, capabilities))
+}
+
+/// A manager that knows no VM yet. It lets go of `alive` as it goes.
+fn opened(services: Arc<Services>, alive: &CancellationToken, lock: DirLock) -> Arc<Open> {
     let allowed = services.config.path_rules.allowed.clone();
     let pools = Pools::new(&services.config.state_dir, allowed.unwrap_or_default());
-    let alive = services.closing.child_token();
-    let until = alive.clone();
-    let watched_nft = services.nft.clone();
+    let (every, events) = (
+        services.config.health_monitor_interval,
+        services.events.clone(),
+    );
     let keeper = saved::keeper(&services);
     let networks = Networks::new(&services, alive.clone());
-    let open = Arc::new_cyclic(|open: &Weak<Open>| {
+    Arc::new_cyclic(|open: &Weak<Open>| {
         let watched: Weak<dyn Watched> = Weak::<Open>::clone(open);
         Open {
-            monitor: HealthMonitor::new(watched, monitor_interval, inner.events.clone()),
+            monitor: HealthMonitor::new(watched, every, events),
             services,
             vms: Mutex::new(HashMap::new()),
             strays: Mutex::default(),
@@ -117,17 +137,19 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
             has_told_orphans: AtomicBool::new(false),
             networks,
             keeper,
-            _alive: alive.drop_guard(),
+            _alive: alive.clone().drop_guard(),
             _lock: lock,
         }
-    });
-    tokio::spawn(follow(Arc::downgrade(&open), inner.events.clone(), notices));
-    let watch = repair::watch(Arc::downgrade(&open), watched_nft);
-    let follow = follow_pins(Arc::downgrade(&open));
-    let too = until.clone();
+    })
+}
+
+/// Looks after the firewall and after machines' addresses, until `alive` ends.
+fn work_behind(open: &Arc<Open>, alive: &CancellationToken) {
+    let watch = repair::watch(Arc::downgrade(open), open.services.nft.clone());
+    let follow = follow_pins(Arc::downgrade(open));
+    let (until, too) = (alive.clone(), alive.clone());
     tokio::spawn(async move { until.run_until_cancelled_owned(watch).await });
     tokio::spawn(async move { too.run_until_cancelled_owned(follow).await });
-    Ok(open)
 }
 
 fn host_facts() -> Result<HostFacts, Failure> {

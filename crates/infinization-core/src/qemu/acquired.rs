@@ -1,3 +1,5 @@
+//! What must be there before a command line can be written: descriptors, ports, files, the accelerator.
+
 use std::os::fd::RawFd;
 
 use crate::config::BindAddress;

@@ -9,12 +9,13 @@ use serde_json::json;
 
 use super::cleanup::{CleanupResult, Host, held_by};
 use super::handler::Watching;
-use super::processes::{identity, pid_file, pid_in, pid_of};
+use super::processes::{identity, pid_file, pid_of};
 use super::reaction::guard_beside;
 use crate::config::HealthMonitorOptions;
 use crate::db::{MachineConfiguration, RunningVm};
 use crate::error::{ErrorCode, Failure};
 use crate::events::{Source, now_ms};
+use crate::host::pid_file::pid_in;
 use crate::host::process::{Identity, ProcessId};
 use crate::monitor::{HealthCheckResult, HealthCheckSummary, OrphanEvent, Watched};
 use crate::types::VmId;

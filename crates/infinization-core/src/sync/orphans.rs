@@ -4,7 +4,6 @@
 //! does not answer is no proof of that.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -12,12 +11,13 @@ use serde_json::json;
 
 use super::cleanup::CleanupResult;
 use super::health::{Health, id_of};
-use super::processes::{identity, pid_of, pid_of_text};
+use super::processes::{identity, pid_of};
 use super::reaction::{Orphan, of_pid_file};
 use crate::db::RunningVm;
 use crate::error::Failure;
 use crate::events::now_ms;
-use crate::host::blocking::{blocking, file_call};
+use crate::host::blocking::blocking;
+use crate::host::pid_file::{PidFile, removed};
 use crate::host::process::{Identity, ProcessHandle, ProcessId, is_alive};
 use crate::monitor::OrphanEvent;
 use crate::types::{InternalName, VmId};
@@ -25,21 +25,12 @@ use crate::types::{InternalName, VmId};
 /// How long an orphan may take to write what it has to and end.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A pidfile of the directory.
-#[derive(Debug)]
-struct PidFile {
-    path: PathBuf,
-    name: InternalName,
-    /// `None` if it holds no number.
-    pid: Option<i32>,
-}
-
 impl Health {
     /// The orphans, with what was done about them, and how many of them were ended and stale files removed.
     pub(super) async fn look_for_orphans(&self) -> (Vec<OrphanEvent>, usize) {
         let _one_at_a_time = self.looking.lock().await;
         let directory = self.options.pid_dir.as_path().to_owned();
-        let files = blocking(move || pid_files(&directory))
+        let files = blocking(move || PidFile::all_in(&directory))
             .await
             .unwrap_or_default();
         let (mut orphans, mut cleaned, mut seen) = (Vec::new(), 0, HashSet::new());
@@ -146,25 +137,4 @@ impl Health {
         let strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
         strays.contains(process)
     }
-}
-
-async fn removed(path: &Path) -> bool {
-    let path = path.to_owned();
-    file_call(move || std::fs::remove_file(path)).await.is_ok()
-}
-
-/// Those whose name can be a machine's.
-fn pid_files(directory: &Path) -> Vec<PidFile> {
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return Vec::new();
-    };
-    let paths = entries.flatten().map(|entry| entry.path());
-    paths.filter_map(pid_file).collect()
-}
-
-fn pid_file(path: PathBuf) -> Option<PidFile> {
-    let extension = path.extension()?.to_str()?;
-    let name = InternalName::parse(path.file_stem()?.to_str()?).ok()?;
-    let pid = pid_of_text(&std::fs::read_to_string(&path).ok()?);
-    (extension == "pid").then_some(PidFile { path, name, pid })
 }

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use crate::db::MachineConfiguration;
-use crate::host::blocking::file_call;
 use crate::host::process::{Identity, QemuMarks, identify};
 
 /// The pid of a row, if it is one.
@@ -15,17 +14,6 @@ pub(super) fn pid_of(configuration: Option<&MachineConfiguration>) -> Option<i32
 /// Where a machine's pidfile is.
 pub(super) fn pid_file(directory: &Path, internal_name: &str) -> PathBuf {
     directory.join(format!("{internal_name}.pid"))
-}
-
-/// What a pidfile holds, if it is a pid.
-pub(super) fn pid_of_text(text: &str) -> Option<i32> {
-    text.trim().parse().ok().filter(|pid| *pid > 0)
-}
-
-/// The pid in a pidfile that can be read.
-pub(super) async fn pid_in(path: PathBuf) -> Option<i32> {
-    let text = file_call(move || std::fs::read_to_string(path)).await;
-    pid_of_text(&text.ok()?)
 }
 
 /// Whether `pid` is the QEMU of this machine: by its name, its pidfile or its monitor's socket.

@@ -1,3 +1,5 @@
+//! Sizes, exact to the byte. Callers write GB and mean GiB.
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

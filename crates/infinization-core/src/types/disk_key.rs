@@ -1,3 +1,5 @@
+//! The key of an encrypted disk. Like [`super::Secret`] it is in no log and no plan.
+
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 

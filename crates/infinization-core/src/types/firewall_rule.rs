@@ -1,3 +1,5 @@
+//! A rule as users write it. What it means is decided by [`crate::firewall`]'s parser.
+
 use serde::{Deserialize, Serialize};
 
 /// A firewall rule as the user's database and API hold it; nothing in it is checked yet.

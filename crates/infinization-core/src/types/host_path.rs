@@ -1,3 +1,5 @@
+//! Absolute paths that can stand on QEMU's command line and in its JSON.
+
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};

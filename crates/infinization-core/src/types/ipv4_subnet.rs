@@ -1,3 +1,5 @@
+//! IPv4 networks by address and prefix.
+
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;

@@ -1,3 +1,5 @@
+//! Names of network interfaces, as the kernel takes them.
+
 use serde::{Deserialize, Serialize};
 
 use super::{InvalidValue, checked_string};

@@ -1,3 +1,5 @@
+//! Ethernet addresses, and those that are derived from ids.
+
 use std::fmt;
 use std::str::FromStr;
 

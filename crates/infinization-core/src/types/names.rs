@@ -1,3 +1,5 @@
+//! The names a machine's things have on the host, derived from its id so that they are found again.
+
 use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};

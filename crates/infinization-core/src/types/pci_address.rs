@@ -1,3 +1,5 @@
+//! The place of a device on the host's PCI bus.
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

@@ -1,3 +1,5 @@
+//! Text that is shown nowhere and wiped when it is dropped.
+
 use std::fmt;
 
 use zeroize::Zeroizing;

@@ -1,3 +1,5 @@
+//! What machines are called: the caller's id, and the name QEMU runs under.
+
 use serde::{Deserialize, Serialize};
 
 use super::{InvalidValue, checked_string};

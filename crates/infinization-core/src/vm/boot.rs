@@ -74,7 +74,8 @@ async fn answer_of(agent: &Path) {
                 agent.close().await;
                 return;
             }
-            // A refusal is immediate; do not ask in a tight circle.
+            // The socket may be of any agent, or not be there yet, so nobody tells when it answers. A
+            // refusal is immediate; do not ask in a tight circle.
             Err(_not_yet) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }

@@ -1,34 +1,38 @@
 //! `createVM` and `startVM`: refuse or plan, execute, go live.
 
-use std::sync::atomic::AtomicU64;
+mod failure;
+mod stored;
 
+pub(super) use stored::ReadRules;
+
+use failure::{launch_failure, step_of, was_taken};
 use serde_json::json;
+use stored::Stored;
 use tokio_util::sync::CancellationToken;
 
 use super::action::{Action, Release};
 use super::bench::Bench;
 use super::boot;
 use super::cleanup::Cleanup;
-use super::condition::Health;
 use super::context::VmContext;
 use super::disk_keys::{keys_of, with_keys};
 use super::facts::{Gathered, Reserved};
-use super::live::{Live, LiveView, memory_of};
+use super::live::{Live, LiveView};
 use super::machine::Machine;
 use super::outcome::{CreateResult, OperationResult};
 use super::plan::{Operation, Plan};
-use super::planner::{RowClaim, plan_create, plan_start};
-use super::run::Run;
+use super::planner::{Facts, RowClaim, plan_create, plan_start};
+use super::run::{Run, Undone};
 use super::spec;
 use super::status::{STARTABLE, Status};
 use super::stop::Interrupt;
 use crate::config::{StartOptions, VmConfig, Warning};
-use crate::db::{DbError, RuleSplit, VmRecord};
-use crate::error::{ErrorClass, ErrorCode, Failure};
+use crate::db::VmRecord;
+use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
-use crate::host::nft::Moment;
 use crate::host::state_file::StateFileError;
 use crate::qemu::Accelerator;
+use crate::types::VmNames;
 
 /// How often another display port is tried when somebody else took it between probe and bind.
 const PORT_ATTEMPTS: u16 = 5;
@@ -53,6 +57,16 @@ struct Launch<'a> {
     cancel: &'a CancellationToken,
 }
 
+impl Launch<'_> {
+    fn plan(&self, names: &VmNames, facts: &Facts) -> Result<Plan, Failure> {
+        let plan = match self.operation {
+            Operation::Create => plan_create(&self.config, names, facts),
+            _ => plan_start(&self.config, names, facts),
+        };
+        plan.map_err(|error| Failure::new(ErrorCode::InvalidConfig, error.to_string()))
+    }
+}
+
 impl Machine {
     /// Makes the machine and starts its guest.
     pub(super) async fn create(
@@ -70,25 +84,7 @@ impl Machine {
             .read_for_create(&config)
             .await
             .map_err(|failure| self.create_failure(failure))?;
-        let result = CreateResult {
-            success: true,
-            vm_id: self.context.vm_id.clone(),
-            tap_device: self.context.names.tap.to_string(),
-            qmp_socket_path: config.paths.qmp_socket.to_string(),
-            display_port: 0,
-            pid: 0,
-            disk_paths: config
-                .disks
-                .iter()
-                .map(|disk| disk.location.to_string())
-                .collect(),
-            pid_file_path: config.paths.pid_file.to_string(),
-            accelerator: "",
-            warnings: warnings
-                .iter()
-                .map(|w| format!("{} {}", w.path, w.message))
-                .collect(),
-        };
+        let result = self.context.to_be_created(&config, warnings);
         let launch = Launch {
             operation: Operation::Create,
             spec: config.clone(),
@@ -269,13 +265,8 @@ impl Machine {
             },
         ) = (gathered.facts, gathered.reserved);
         let port = facts.display_port;
-        let plan = match launch.operation {
-            Operation::Create => plan_create(&launch.config, &self.context.names, &facts),
-            _ => plan_start(&launch.config, &self.context.names, &facts),
-        }
-        .map_err(|error| early(Failure::new(ErrorCode::InvalidConfig, error.to_string())))?;
-
         let context = &self.context;
+        let plan = launch.plan(&context.names, &facts).map_err(early)?;
         let bench = Bench::new(launch.config.clone(), launch.spec.clone(), port);
         context.make_directory().await.map_err(early)?;
         context
@@ -284,20 +275,7 @@ impl Machine {
             .map_err(|error| early(error.into()))?;
         let run = Run::new(context.desk(&bench), launch.cancel);
         let outcome = run.execute(&plan).await;
-        let settled = match &outcome {
-            Ok(()) => context.ledger.commit(),
-            Err(undone) if step_of(&undone.failure).is_some_and(Action::is_claim) => {
-                context.ledger.commit()
-            }
-            Err(undone) => {
-                self.alert(&undone.cleanup);
-                context.end_attempt(&undone.cleanup).await
-            }
-        };
-        if let Err(error) = settled {
-            // What was done is done; whoever reads the old ledger finds the same out by looking.
-            tracing::warn!(vm = %context.vm_id, %error, "the ledger could not be written");
-        }
+        self.settle_attempt(&outcome).await;
         outcome.map_err(|undone| (undone.failure, port))?;
 
         let (Some(process), Some((qmp, events))) = (bench.process(), bench.take_monitor()) else {
@@ -305,17 +283,8 @@ impl Machine {
             return Err(early(Failure::new(ErrorCode::Internal, message)));
         };
         let pid = process.pid();
-        let memory = memory_of(&process).await;
-        let view = LiveView {
-            process,
-            qmp,
-            qmp_socket: launch.config.paths.qmp_socket.to_string(),
-            tap: context.names.tap.to_string(),
-            display_port: port,
-            health: Health::default(),
-            memory,
-            missed: AtomicU64::default(),
-        };
+        let socket = &launch.config.paths.qmp_socket;
+        let view = LiveView::of(process, qmp, socket, &context.names.tap, port).await;
         let live = Live {
             view: view.into(),
             events,
@@ -330,6 +299,25 @@ impl Machine {
             accelerator: facts.accelerator,
             warnings,
         })
+    }
+
+    /// The attempt is over: the ledger has what it made, or what could not be undone.
+    async fn settle_attempt(&self, outcome: &Result<(), Undone>) {
+        let context = &self.context;
+        let settled = match outcome {
+            Ok(()) => context.ledger.commit(),
+            Err(undone) if step_of(&undone.failure).is_some_and(Action::is_claim) => {
+                context.ledger.commit()
+            }
+            Err(undone) => {
+                self.alert(&undone.cleanup);
+                context.end_attempt(&undone.cleanup).await
+            }
+        };
+        if let Err(error) = settled {
+            // What was done is done; whoever reads the old ledger finds the same out by looking.
+            tracing::warn!(vm = %context.vm_id, %error, "the ledger could not be written");
+        }
     }
 
     /// A failed create leaves no state directory behind, unless something could not be undone.
@@ -348,6 +336,26 @@ impl Machine {
 }
 
 impl VmContext {
+    /// What is known of a result before the launch.
+    fn to_be_created(&self, config: &VmConfig, warnings: &[Warning]) -> CreateResult {
+        let disks = config.disks.iter();
+        let warnings = warnings.iter();
+        CreateResult {
+            success: true,
+            vm_id: self.vm_id.clone(),
+            tap_device: self.names.tap.to_string(),
+            qmp_socket_path: config.paths.qmp_socket.to_string(),
+            display_port: 0,
+            pid: 0,
+            disk_paths: disks.map(|disk| disk.location.to_string()).collect(),
+            pid_file_path: config.paths.pid_file.to_string(),
+            accelerator: "",
+            warnings: warnings
+                .map(|w| format!("{} {}", w.path, w.message))
+                .collect(),
+        }
+    }
+
     /// What `create` would do with this configuration, and what the caller should know of it.
     pub async fn plan_create(&self, config: &VmConfig) -> Result<(Plan, Vec<String>), Failure> {
         let Stored { row, rules } = self.read_for_create(config).await?;
@@ -373,142 +381,6 @@ impl VmContext {
             self.ledger.commit()?;
         }
         Ok(())
-    }
-
-    async fn read_for_create(&self, config: &VmConfig) -> Result<Stored, Failure> {
-        if self.services.embedded.is_none() && !config.firewall.rules.is_empty() {
-            let message =
-                "firewallRules are for the embedded store: this machine's are in your own database";
-            return Err(Failure::new(ErrorCode::InvalidState, message).of_vm(&self.vm_id));
-        }
-        let row = self.claim_for_create().await?;
-        let rules = self.rules_for_create(config).await?;
-        Ok(Stored { row, rules })
-    }
-
-    /// The row must be fresh, `off` or `error`.
-    async fn claim_for_create(&self) -> Result<RowClaim, Failure> {
-        match self.services.database.find_machine(&self.vm_id).await? {
-            None if self.services.embedded.is_some() => Ok(RowClaim::Insert),
-            None => Err(self.not_found()),
-            Some(row) if STARTABLE.contains(&row.status.as_str()) => Ok(RowClaim::Take),
-            Some(row) => Err(self.refused("created", &Status::parse(&row.status), &STARTABLE)),
-        }
-    }
-
-    async fn rules_for_create(&self, config: &VmConfig) -> Result<ReadRules, Failure> {
-        if self.services.embedded.is_none() {
-            return self.stored_rules().await;
-        }
-        let as_of = self.services.nft.moment();
-        let split = RuleSplit {
-            vm_rules: config.firewall.rules.clone(),
-            ..RuleSplit::default()
-        };
-        Ok(ReadRules {
-            split,
-            policy: None,
-            as_of,
-        })
-    }
-
-    /// The rules in the database, and the department's policy. A row that is gone has none, so that
-    /// everything is dropped; any other failure ends the launch: a VM never runs with rules nobody
-    /// read.
-    async fn stored_rules(&self) -> Result<ReadRules, Failure> {
-        let (database, vm_id) = (&self.services.database, &self.vm_id);
-        let as_of = self.services.nft.moment();
-        let rules = present(database.get_firewall_rules_split(vm_id).await)?;
-        let policy = present(database.get_department_firewall_policy(vm_id).await)?;
-        Ok(ReadRules {
-            split: rules.unwrap_or_default(),
-            policy: policy.flatten(),
-            as_of,
-        })
-    }
-}
-
-/// What a create is told by the database.
-struct Stored {
-    row: RowClaim,
-    rules: ReadRules,
-}
-
-/// A machine's rules, as they were read.
-pub(super) struct ReadRules {
-    pub(super) split: RuleSplit,
-    /// The department's.
-    pub(super) policy: Option<String>,
-    /// Rules that are applied later are newer.
-    pub(super) as_of: Moment,
-}
-
-/// `None` when there is no row.
-fn present<T>(read: Result<T, DbError>) -> Result<Option<T>, DbError> {
-    match read {
-        Err(error) if error.code == ErrorCode::MachineNotFound => Ok(None),
-        read => read.map(Some),
-    }
-}
-
-/// Whether QEMU could not have its display port.
-fn was_taken(failure: &Failure) -> bool {
-    failure.has(ErrorCode::AddressInUse) && step_of(failure) == Some(Action::CONNECT_MONITOR)
-}
-
-/// The step that failed.
-fn step_of(failure: &Failure) -> Option<&str> {
-    let mut chain = failure.chain();
-    chain.find_map(|failure| failure.context().get("step")?.as_str())
-}
-
-/// Puts a foreign error under the verb's own code.
-fn wrap(code: ErrorCode, sentence: &str, failure: Failure) -> Failure {
-    if failure.code().class() == ErrorClass::Lifecycle {
-        return failure;
-    }
-    if failure.code() == ErrorCode::StorageAborted {
-        return Failure::caused_by(ErrorCode::Aborted, "the operation was aborted", failure);
-    }
-    let message = format!("{sentence}: {failure}");
-    Failure::caused_by(code, message, failure)
-}
-
-/// What became of the claim on the row decides; an error of another step is none of the kind.
-fn launch_failure(machine: &Machine, failure: Failure, otherwise: (ErrorCode, &str)) -> Failure {
-    let claiming = step_of(&failure).is_some_and(Action::is_claim);
-    let overrun = failure.context().get("prismaCode") == Some(&json!("P2034"));
-    let (code, message) = match failure.code() {
-        ErrorCode::VersionConflict => (
-            ErrorCode::ConcurrentModification,
-            "another writer changed the machine first",
-        ),
-        ErrorCode::UpdateFailed if claiming && overrun => (
-            ErrorCode::ConcurrentModification,
-            "other writers kept changing the machine",
-        ),
-        ErrorCode::UpdateFailed if claiming => (
-            ErrorCode::InvalidState,
-            "the machine's status changed before it could be claimed",
-        ),
-        ErrorCode::MachineNotFound if claiming => {
-            return Failure::caused_by(
-                ErrorCode::VmNotFound,
-                machine.context.not_found().to_string(),
-                failure,
-            )
-            .of_vm(&machine.context.vm_id);
-        }
-        _ => {
-            let (code, sentence) = otherwise;
-            return wrap(code, sentence, failure).of_vm(&machine.context.vm_id);
-        }
-    };
-    let found = failure.context().get("currentStatus").cloned();
-    let refused = Failure::caused_by(code, message, failure).of_vm(&machine.context.vm_id);
-    match found {
-        Some(status) => refused.with("currentStatus", status),
-        None => refused,
     }
 }
 

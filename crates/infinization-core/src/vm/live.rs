@@ -10,6 +10,7 @@ use crate::host::display_port::ReservedPort;
 use crate::host::oom::MemoryWatch;
 use crate::host::process::ProcessHandle;
 use crate::qmp::{EventReceiver, QmpClient};
+use crate::types::{HostPath, LinkName};
 
 /// The running QEMU and our connections to it. Dropping it ends nothing but the connections.
 #[derive(Debug)]
@@ -53,8 +54,31 @@ pub struct LiveView {
     pub missed: AtomicU64,
 }
 
+impl LiveView {
+    /// Of a QEMU that nothing is known of yet.
+    pub(super) async fn of(
+        process: ProcessHandle,
+        qmp: QmpClient,
+        qmp_socket: &HostPath,
+        tap: &LinkName,
+        display_port: u16,
+    ) -> Self {
+        let memory = memory_of(&process).await;
+        Self {
+            process,
+            qmp,
+            qmp_socket: qmp_socket.to_string(),
+            tap: tap.to_string(),
+            display_port,
+            health: Health::default(),
+            memory,
+            missed: AtomicU64::default(),
+        }
+    }
+}
+
 /// Looks where the memory of a process is counted.
-pub(super) async fn memory_of(process: &ProcessHandle) -> Option<MemoryWatch> {
+async fn memory_of(process: &ProcessHandle) -> Option<MemoryWatch> {
     let pid = process.pid();
     blocking(move || MemoryWatch::of(pid)).await.ok().flatten()
 }

@@ -1,3 +1,5 @@
+//! Every error of a client becomes one code, with no secret in it.
+
 use std::time::Duration;
 
 use infinization_core::db::port::PortError;

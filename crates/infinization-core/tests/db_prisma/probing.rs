@@ -1,3 +1,5 @@
+//! What a client or its schema lacks is found before anything is asked of it.
+
 use infinization_core::error::ErrorCode;
 use serde_json::{Value, json};
 

@@ -1,3 +1,5 @@
+//! Reads: which rows and columns are asked for, and what is made of odd answers.
+
 use infinization_core::db::{Database, VmRecord};
 use infinization_core::error::ErrorCode;
 use infinization_core::types::InternalName;

@@ -1,3 +1,5 @@
+//! Writes: each with its guard in the same call, and tried again only where nothing was done.
+
 use infinization_core::db::{ConfigurationUpdate, CpuPinning, Database, DbError, Transition};
 use infinization_core::error::ErrorCode;
 use infinization_core::types::Secret;

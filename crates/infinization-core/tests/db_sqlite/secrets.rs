@@ -1,3 +1,5 @@
+//! Passwords and keys of disks in the embedded store, with a `secretsKey` and without.
+
 use infinization_core::config::DiskKeys;
 use infinization_core::secrets::SecretsKey;
 use infinization_core::types::{DiskKey, HostPath};
@@ -14,11 +16,13 @@ async fn open(path: &Path, byte: Option<u8>) -> Result<Arc<SqliteDatabase>, DbEr
     SqliteDatabase::open_with_key(path, byte.and_then(key)).await
 }
 
-fn with_password() -> ConfigurationUpdate {
-    ConfigurationUpdate {
+async fn set_password(db: &SqliteDatabase, id: &str) {
+    let update = ConfigurationUpdate {
         graphic_password: Some(Some(Secret::new(PASSWORD))),
         ..ConfigurationUpdate::default()
-    }
+    };
+    let set = db.update_machine_configuration(&vm(id), update).await;
+    set.unwrap();
 }
 
 async fn password(db: &SqliteDatabase) -> Result<Option<String>, DbError> {
@@ -44,11 +48,7 @@ fn is_readable(dir: &Path, text: &str) -> bool {
 #[tokio::test]
 async fn with_a_key_no_secret_is_readable_in_the_file() {
     let store = Store::with_machine().await;
-    store
-        .db
-        .update_machine_configuration(&vm("vm-1"), with_password())
-        .await
-        .unwrap();
+    set_password(&store.db, "vm-1").await;
     let disk = keys("/d/a.qcow2", "the-disk's-key");
     store
         .db
@@ -65,9 +65,7 @@ async fn with_a_key_no_secret_is_readable_in_the_file() {
     let db = open(&dir.path().join("x.db"), Some(1)).await.unwrap();
     assert!(!is_readable(dir.path(), PASSWORD));
     assert_eq!(password(&db).await.unwrap().as_deref(), Some(PASSWORD));
-    db.update_machine_configuration(&vm("vm-1"), with_password())
-        .await
-        .unwrap();
+    set_password(&db, "vm-1").await;
     db.keep_disk_keys(&vm("vm-1"), disk.clone()).await.unwrap();
     db.keep_disk_keys(&vm("vm-1"), keys("/d/b.qcow2", "another"))
         .await
@@ -102,9 +100,7 @@ async fn a_key_that_is_missing_or_wrong_is_told_and_changes_nothing() {
     let db = open(&path, Some(1)).await.unwrap();
     for id in ["vm-1", "vm-2"] {
         db.insert_machine(machine(id)).await.unwrap();
-        db.update_machine_configuration(&vm(id), with_password())
-            .await
-            .unwrap();
+        set_password(&db, id).await;
     }
     drop(db);
     for byte in [None, Some(2)] {
@@ -124,9 +120,7 @@ async fn a_key_that_is_missing_or_wrong_is_told_and_changes_nothing() {
     assert!(db.get_machine(&vm("vm-1")).await.unwrap().is_some());
     assert!(db.find_machine_with_config(&vm("vm-2")).await.is_ok());
     assert!(db.find_machine(&vm("vm-1")).await.unwrap().is_some());
-    db.update_machine_configuration(&vm("vm-1"), with_password())
-        .await
-        .unwrap();
+    set_password(&db, "vm-1").await;
     assert_eq!(password(&db).await.unwrap().as_deref(), Some(PASSWORD));
 }
 
@@ -134,11 +128,7 @@ async fn a_key_that_is_missing_or_wrong_is_told_and_changes_nothing() {
 #[tokio::test]
 async fn the_journal_is_emptied_of_plain_secrets_as_soon_as_it_can_be() {
     let store = Store::with_machine().await;
-    store
-        .db
-        .update_machine_configuration(&vm("vm-1"), with_password())
-        .await
-        .unwrap();
+    set_password(&store.db, "vm-1").await;
     let path = store.path();
     let mut reader = Connection::open(&path).unwrap();
     let read = reader.transaction().unwrap();
@@ -159,11 +149,7 @@ async fn the_journal_is_emptied_of_plain_secrets_as_soon_as_it_can_be() {
 #[tokio::test]
 async fn another_key_takes_over_all_secrets_or_none() {
     let store = Store::with_machine().await;
-    store
-        .db
-        .update_machine_configuration(&vm("vm-1"), with_password())
-        .await
-        .unwrap();
+    set_password(&store.db, "vm-1").await;
     let (first, second) = (key(1).unwrap(), key(2).unwrap());
     assert_eq!(store.db.rotate_key(first).await.unwrap(), 1);
     assert!(!is_readable(store.dir.path(), PASSWORD));

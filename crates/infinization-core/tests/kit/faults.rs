@@ -6,7 +6,7 @@ use infinization_core::Failure;
 use infinization_core::manager::Manager;
 use serde_json::{Value, json};
 
-use super::machine::{Host, forced, never, qemus, vm_chains};
+use super::machine::{Host, create, forced, never, qemus, vm_chains};
 
 pub fn step_of(failure: &Failure) -> Option<&str> {
     failure
@@ -16,10 +16,7 @@ pub fn step_of(failure: &Failure) -> Option<&str> {
 
 /// A created and stopped machine.
 pub async fn stopped(host: &Host, manager: &Manager, vm_id: &str) {
-    manager
-        .create_vm(host.machine(vm_id), never())
-        .await
-        .unwrap();
+    create(host, manager, vm_id).await;
     manager
         .stop_vm(vm_id.into(), forced(), never())
         .await

@@ -262,6 +262,17 @@ pub fn never() -> CancellationToken {
     CancellationToken::new()
 }
 
+/// Makes the smallest machine and starts it; what `createVM` answers.
+pub async fn create(host: &Host, manager: &Manager, vm_id: &str) -> Value {
+    let created = manager.create_vm(host.machine(vm_id), never()).await;
+    created.unwrap()
+}
+
+/// The process that an answer or a status names.
+pub fn pid_of(told: &Value) -> i32 {
+    i32::try_from(told["pid"].as_i64().unwrap()).unwrap()
+}
+
 /// The next event of this kind.
 pub async fn next_event(events: &mut broadcast::Receiver<Arc<Event>>, kind: &str) -> Arc<Event> {
     let wait = async {

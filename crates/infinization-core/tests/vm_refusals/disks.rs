@@ -3,56 +3,26 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-
-use kit::machine::PATIENCE;
-use tokio::process::{Child, Command};
 
 use super::*;
 
-/// A `qemu-nbd` that has an image open.
-struct Nbd(Child);
+/// A server that has an image open.
+async fn holding(host: &Host, image: &Path, options: &[&str]) -> NbdServer {
+    let socket = format!("--socket={}", host.path().join("nbd").display());
+    let held = ["--format=qcow2", &socket];
+    NbdServer::start(host, image, &[&held, options].concat()).await
+}
 
-impl Nbd {
-    async fn holding(host: &Host, image: &Path, options: &[&str]) -> Self {
-        let pid_file = host.path().join("nbd.pid");
-        let mut command = Command::new("qemu-nbd");
-        command
-            .args(["--persistent", "--format=qcow2"])
-            .arg(format!("--socket={}", host.path().join("nbd").display()))
-            .arg(format!("--pid-file={}", pid_file.display()))
-            .args(options)
-            .arg(image)
-            .stdout(Stdio::null())
-            .kill_on_drop(true);
-        let child = command.spawn().unwrap();
-        // It is written when the image is open.
-        let holds = async {
-            while fs::read(&pid_file).unwrap_or_default().is_empty() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, holds).await.unwrap();
-        Self(child)
-    }
-
-    fn pid(&self) -> u32 {
-        self.0.id().unwrap()
-    }
-
-    async fn ends(mut self, host: &Host) {
-        self.0.kill().await.unwrap();
-        for name in ["nbd", "nbd.pid"] {
-            fs::remove_file(host.path().join(name)).unwrap();
-        }
-    }
+async fn lets_go(nbd: NbdServer, host: &Host) {
+    nbd.end().await;
+    fs::remove_file(host.path().join("nbd")).unwrap();
 }
 
 fn disk_of(host: &Host, vm_id: &str) -> PathBuf {
     host.state_dir().join(format!("disks/{vm_id}.qcow2"))
 }
 
-fn names_holder(failure: &Failure, nbd: &Nbd) {
+fn names_holder(failure: &Failure, nbd: &NbdServer) {
     assert_eq!(failure.code(), ErrorCode::DiskError, "{failure}");
     let cause = failure.inner().unwrap();
     assert_eq!(cause.code(), ErrorCode::ImageInUse);
@@ -67,15 +37,15 @@ fn f20_a_disk_that_somebody_else_has_is_not_started() {
         let manager = host.manager().await;
         stopped(&host, &manager, "held-1").await;
         let disk = disk_of(&host, "held-1");
-        let nbd = Nbd::holding(&host, &disk, &[]).await;
+        let nbd = holding(&host, &disk, &[]).await;
         let failure = not_started(&host, &manager, "held-1").await;
         names_holder(&failure, &nbd);
         assert_eq!(fields(&failure), [("disks[0]", "DISK_ERROR")]);
-        nbd.ends(&host).await;
+        lets_go(nbd, &host).await;
         // A reader forbids it too: it would see the disk change.
-        let nbd = Nbd::holding(&host, &disk, &["--read-only"]).await;
+        let nbd = holding(&host, &disk, &["--read-only"]).await;
         names_holder(&not_started(&host, &manager, "held-1").await, &nbd);
-        nbd.ends(&host).await;
+        lets_go(nbd, &host).await;
         start(&manager, "held-1").await.unwrap();
         delete(&manager, "held-1").await;
         host.is_clean().await;
@@ -97,18 +67,18 @@ fn f20_a_backing_file_is_shared_by_readers_alone() {
             machine["displayPort"] = json!(port);
             machine
         };
-        let nbd = Nbd::holding(&host, &base, &[]).await;
+        let nbd = holding(&host, &base, &[]).await;
         let failure = refused(&host, &manager, clone("clone-1", 5901)).await;
         names_holder(&failure, &nbd);
         assert_eq!(fields(&failure), [("disks[0].backingFile", "DISK_ERROR")]);
-        nbd.ends(&host).await;
+        lets_go(nbd, &host).await;
 
-        let nbd = Nbd::holding(&host, &base, &["--read-only"]).await;
+        let nbd = holding(&host, &base, &["--read-only"]).await;
         for (vm_id, port) in [("clone-1", 5901), ("clone-2", 5902)] {
             let machine = clone(vm_id, port);
             manager.create_vm(machine, never()).await.unwrap();
         }
-        nbd.ends(&host).await;
+        lets_go(nbd, &host).await;
         manager
             .stop_vm("clone-1".into(), forced(), never())
             .await
@@ -125,10 +95,10 @@ fn f20_a_backing_file_is_shared_by_readers_alone() {
             .stop_vm("clone-1".into(), forced(), never())
             .await
             .unwrap();
-        let nbd = Nbd::holding(&host, &base, &[]).await;
+        let nbd = holding(&host, &base, &[]).await;
         let failure = not_started(&host, &manager, "clone-1").await;
         assert_eq!(failure.inner().unwrap().code(), ErrorCode::ImageInUse);
-        nbd.ends(&host).await;
+        lets_go(nbd, &host).await;
         for vm_id in ["clone-1", "base-1"] {
             delete(&manager, vm_id).await;
         }

@@ -4,6 +4,8 @@
 
 #[path = "../kit/mod.rs"]
 mod kit;
+#[path = "../kit/nbd.rs"]
+mod nbd;
 
 mod disks;
 mod files;
@@ -14,22 +16,15 @@ use std::time::Duration;
 
 use infinization_core::manager::Manager;
 use infinization_core::{ErrorCode, Failure};
-use kit::machine::{Host, consistent_status, delete, forced, never, next_event, qemus, vm_chains};
+use kit::faults::start;
+use kit::machine::{
+    Host, consistent_status, create, delete, forced, never, next_event, qemus, vm_chains,
+};
+use nbd::NbdServer;
 use serde_json::{Value, json};
 
 /// Longer than a refusal takes on a loaded machine, shorter than a FIFO that nobody writes to.
 const AT_ONCE: Duration = Duration::from_secs(5);
-
-async fn create(host: &Host, manager: &Manager, vm_id: &str) -> Value {
-    manager
-        .create_vm(host.machine(vm_id), never())
-        .await
-        .unwrap()
-}
-
-async fn start(manager: &Manager, vm_id: &str) -> Result<Value, Failure> {
-    manager.start_vm(vm_id.into(), Value::Null, never()).await
-}
 
 /// Everything a refusal could have touched.
 async fn snapshot(host: &Host, manager: &Manager) -> Value {

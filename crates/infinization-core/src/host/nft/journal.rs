@@ -9,30 +9,25 @@
 //! sense) is a doubt, unless the state's number says that it was only ours. Neighbours: [`super::notice`] reads the messages, [`super::known`] is what is
 //! believed.
 
+mod state;
+
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt,
-    socket, sockopt,
-};
+use state::State;
+pub(super) use state::listen;
 use tokio::sync::Notify;
 
 use super::batch::Waiting;
 use super::known::Known;
 use super::line::Lines;
-use super::notice::{Commit, OurTable, Reader};
+use super::notice::{Commit, OurTable};
 use super::transport::Reading;
 use crate::host::readable::readable;
 
-/// `NFNLGRP_NFTABLES` (7) as a bit of `nl_groups`.
-const GROUP: u32 = 1 << 6;
-/// Room for what is told between two looks: a commit that changes some thousand rules.
-const BACKLOG: usize = 1024 * 1024;
 /// No datagram is longer: the kernel fills a page or two (`NLMSG_GOODSIZE`).
 pub(super) const DATAGRAM: usize = 32 * 1024;
 
@@ -54,29 +49,6 @@ pub(super) struct Journal {
     pub(super) lines: Lines,
     /// What was read last, if it found nothing missing and nobody has committed anything since.
     last_reading: Mutex<Option<Arc<Reading>>>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    socket: Option<OwnedFd>,
-    reader: Reader,
-    /// What was told and is not taken in yet.
-    gathered: Vec<Commit>,
-    /// More was told than there was room for, and that is not taken in yet.
-    lost: bool,
-    /// A commit of ours is under way: until it has ended it cannot be told whose is whose.
-    committing: bool,
-    filter: Trust,
-    nat: Trust,
-    /// The number of the last state that was told of or read, if none may have been missed since.
-    generation: Option<u32>,
-}
-
-/// How many doubts there have been about a table, and how many of them are settled.
-#[derive(Debug, Default)]
-struct Trust {
-    doubts: u64,
-    settled: u64,
 }
 
 /// The doubts about a table that there were at one moment.
@@ -347,80 +319,6 @@ impl Drop for Committing<'_> {
     }
 }
 
-impl State {
-    /// Gathers the commits that were told since the last time.
-    fn gather(&mut self) -> io::Result<()> {
-        let socket = self.listening()?.as_raw_fd();
-        self.gather_from(|datagram| recv(socket, datagram, MsgFlags::MSG_DONTWAIT))
-    }
-
-    fn gather_from(
-        &mut self,
-        mut receive: impl FnMut(&mut [u8]) -> nix::Result<usize>,
-    ) -> io::Result<()> {
-        let mut datagram = vec![0; DATAGRAM];
-        let mut overflowed = false;
-        loop {
-            match receive(&mut datagram) {
-                Ok(length) => match self.reader.read(&datagram[..length]) {
-                    Ok(ended) => self.gathered.extend(ended),
-                    Err(_torn) => self.lost(),
-                },
-                Err(Errno::EAGAIN) => break,
-                Err(Errno::EINTR) => {}
-                // What there was room for is still to come.
-                Err(Errno::ENOBUFS) => overflowed = true,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if overflowed {
-            self.lost();
-        }
-        Ok(())
-    }
-
-    /// More was told than there was room for, or nobody listened: anything may have been done. What was read
-    /// of a commit whose end is missing is not the beginning of the next.
-    fn lost(&mut self) {
-        self.reader.restart();
-        self.lost = true;
-    }
-
-    fn doubt_all(&mut self) {
-        for table in OurTable::ALL {
-            self.trust_mut(table).doubts += 1;
-        }
-    }
-
-    fn doubts(&self) -> u64 {
-        self.filter.doubts + self.nat.doubts
-    }
-
-    fn trust(&self, table: OurTable) -> &Trust {
-        match table {
-            OurTable::Filter => &self.filter,
-            OurTable::Nat => &self.nat,
-        }
-    }
-
-    fn trust_mut(&mut self, table: OurTable) -> &mut Trust {
-        match table {
-            OurTable::Filter => &mut self.filter,
-            OurTable::Nat => &mut self.nat,
-        }
-    }
-
-    /// The socket. What was committed before it was opened, nobody has told.
-    fn listening(&mut self) -> io::Result<&OwnedFd> {
-        if let Some(socket) = self.socket.take() {
-            return Ok(self.socket.insert(socket));
-        }
-        let socket = listen()?;
-        self.lost();
-        Ok(self.socket.insert(socket))
-    }
-}
-
 /// Takes out what others have done since the commit that came from the port `own`, and that commit. Where it
 /// or anything else is missing, all of the others may have been done since.
 fn since_ours(commits: &mut Vec<Commit>, own: Option<u32>, lost: bool) -> Vec<Commit> {
@@ -431,23 +329,6 @@ fn since_ours(commits: &mut Vec<Commit>, own: Option<u32>, lost: bool) -> Vec<Co
     // What we have loaded ourselves nobody has touched.
     since.retain(|it| it.sender != own);
     since
-}
-
-impl Trust {
-    fn is_firm(&self) -> bool {
-        self.doubts == self.settled
-    }
-}
-
-/// A socket that is told of every commit from now on.
-pub(super) fn listen() -> io::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let protocol = SockProtocol::NetlinkNetFilter;
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
-    // A smaller one only means that more is read back.
-    let _smaller = setsockopt(&socket, sockopt::RcvBufForce, &BACKLOG);
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP))?;
-    Ok(socket)
 }
 
 #[cfg(test)]

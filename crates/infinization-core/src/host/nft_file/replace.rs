@@ -4,17 +4,15 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+
+use crate::host::file_lock::lock_by;
 
 const LOCK_FILE: &str = ".lock";
 /// How long another writer is waited for: it reads the table, which takes 10,000 rules half a second.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-/// Between two tries. There is no event for the end of somebody else's lock.
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Excludes other writers until it is dropped, or this process ends.
 ///
@@ -33,14 +31,8 @@ impl Lock {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(dir.join(LOCK_FILE))?;
-        let until = Instant::now() + LOCK_PATIENCE;
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self(file)),
-                Err(Errno::WOULDBLOCK) if Instant::now() < until => thread::sleep(LOCK_PAUSE),
-                Err(error) => return Err(error.into()),
-            }
-        }
+        lock_by(&file, Instant::now() + LOCK_PATIENCE, || true)?;
+        Ok(Self(file))
     }
 }
 
@@ -111,6 +103,8 @@ fn temporary_of(path: &Path) -> std::path::PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
 
     #[test]

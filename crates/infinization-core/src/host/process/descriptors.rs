@@ -1,3 +1,6 @@
+//! Which descriptor a child has under which number: worked out before the clone, where memory may still be
+//! allocated.
+
 use std::os::fd::RawFd;
 
 /// The child's descriptor table, worked out before the child exists.

@@ -1,3 +1,5 @@
+//! A process by its pidfd: no signal can hit another, and its end is an event.
+
 use std::fmt;
 use std::future::{Future, pending};
 use std::io;

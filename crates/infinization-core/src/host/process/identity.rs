@@ -1,3 +1,6 @@
+//! Whether a process is ours, and whose it is: pid, start time, boot and name must agree. What cannot be
+//! proven is told as such, never guessed.
+
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,3 +1,5 @@
+//! Starts a program in a session of its own that outlives us. The clone itself is in [`super::vfork`].
+
 use std::ffi::{CString, OsString};
 use std::fs::OpenOptions;
 use std::io;

@@ -1,3 +1,5 @@
+//! A program's last words: its standard error in a file, and the end of that.
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;

@@ -4,24 +4,24 @@
 //! and its bridge, is in its spec file; a machine without one has the MAC derived from its id.
 
 mod answers;
+mod wanted;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use answers::applied;
 pub use answers::{
     Applied, Change, DegradedRule, DepartmentApplied, FailedRule, FirewallPlan, Refused,
 };
+pub use wanted::{Department, Member, Wanted};
 
 use super::{Manager, saved};
 use crate::config::{
     BridgeConntrackMode, Environment, ManagerConfig, Parsed, Transport, VmConfig, Warning,
 };
-use crate::db::RuleSplit;
 use crate::error::Failure;
 use crate::firewall::{self, ChainNames, Compiled, HostService, Network, VmFirewall};
 use crate::host::bridge;
@@ -29,7 +29,7 @@ use crate::host::link::Links;
 use crate::host::nft::{Nft, NftError};
 use crate::host::nft_file::Keeper;
 use crate::host::state_file;
-use crate::types::{FirewallDefaultAction, FirewallRuleInput, LinkName, VmId, VmNames};
+use crate::types::{FirewallDefaultAction, LinkName, VmId, VmNames};
 
 /// Where the firewall's settings come from.
 #[derive(Debug, Clone)]
@@ -48,58 +48,6 @@ pub struct Firewall {
     links: Links,
     /// Without a manager, whoever keeps the file.
     keeper: Arc<OnceLock<Keeper>>,
-}
-
-/// What to filter, and where.
-#[derive(Debug, Clone)]
-pub struct Wanted {
-    /// The machine.
-    pub vm_id: VmId,
-    /// The port its frames pass.
-    pub tap: LinkName,
-    /// The rules.
-    pub rules: RuleSplit,
-    /// What happens to a packet no rule decides.
-    pub default_action: FirewallDefaultAction,
-}
-
-/// A department's rules, and its machines.
-#[derive(Debug, Clone)]
-pub struct Department {
-    /// The department's.
-    pub rules: Vec<FirewallRuleInput>,
-    /// What else decides each machine's rules.
-    pub machines: Vec<Member>,
-}
-
-/// A machine of a department.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Member {
-    /// The machine.
-    pub vm_id: VmId,
-    /// The port its frames pass.
-    pub tap_name: LinkName,
-    /// Its own rules.
-    #[serde(default)]
-    pub vm_rules: Vec<FirewallRuleInput>,
-    /// What happens to a packet no rule decides.
-    #[serde(default)]
-    pub default_action: FirewallDefaultAction,
-}
-
-impl Member {
-    fn under(self, department: &[FirewallRuleInput]) -> Wanted {
-        Wanted {
-            vm_id: self.vm_id,
-            tap: self.tap_name,
-            rules: RuleSplit {
-                department_rules: department.to_vec(),
-                vm_rules: self.vm_rules,
-            },
-            default_action: self.default_action,
-        }
-    }
 }
 
 /// A change that was asked for: its place in the machine's line is taken, and it is made when it is

@@ -1,3 +1,5 @@
+//! What goes wrong with a virtual network, each with its code.
+
 use serde_json::{Map, Value};
 
 use crate::config::NetworkName;

@@ -18,9 +18,11 @@ use crate::host::dir_watch::DirWatch;
 use crate::manager::{Open, firewall};
 use crate::types::{MacAddr, VmId};
 
-/// dnsmasq writes its leases line by line, and says "written" for each.
+/// dnsmasq writes its leases line by line, without closing the file: each line is heard, none is the last. So
+/// that a file is not read once per line, there is a pause before the look; what is written after the look is
+/// heard again.
 const WRITTEN: Duration = Duration::from_millis(20);
-/// Where the host gives no thread to read with.
+/// Before it is tried again where the host gives no thread to read with: nobody tells when it does.
 const AGAIN: Duration = Duration::from_secs(1);
 
 impl Networks {

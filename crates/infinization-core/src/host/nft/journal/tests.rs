@@ -1,3 +1,5 @@
+use nix::errno::Errno;
+
 use super::super::notice::Touched;
 use super::super::tests::compiled;
 use super::super::wire::{FAMILY_BRIDGE, SUBSYS_NFTABLES, kind, message, text};
