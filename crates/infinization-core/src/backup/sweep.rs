@@ -6,7 +6,7 @@ use super::kinds::{BackupStatus, BackupType};
 use super::machine::Machine;
 use super::offline::drop_snapshots;
 use super::turn::Turn;
-use super::{BackupError, now, off_thread, stage};
+use super::{BackupError, now, off_thread, reverting, stage};
 use crate::host::qemu_img::SnapshotName;
 use crate::types::VmId;
 
@@ -17,6 +17,7 @@ pub(super) async fn sweep(
     machine: &dyn Machine,
 ) -> Result<(), BackupError> {
     stage::recover(library, vm_id, machine).await?;
+    reverting::recover(library, vm_id, machine).await?;
     end_unfinished(library, vm_id).await
 }
 
