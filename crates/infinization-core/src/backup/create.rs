@@ -104,7 +104,7 @@ pub(super) async fn create(creation: Creation) -> Result<Value, BackupError> {
     let prepared = prepare(&creation, matches!(access, Access::Offline)).await?;
     let live = match access {
         Access::Offline => None,
-        Access::Live(monitor) => Some(Live::new(&creation, &prepared, monitor)),
+        Access::Live(monitor) => Some(Live::begin(&creation, &prepared, monitor).await?),
     };
     if let Some(live) = &live {
         live.refuse_unfit().await?;

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::folder::{Kept, Library, inside, remove_data, write};
+use super::folder::{Kept, Library, inside, remove_idle_data, write};
 use super::kinds::BackupStatus;
 use super::manifest::{DiskRecord, Manifest};
 use super::names::{BackupId, image_file};
@@ -85,7 +85,7 @@ impl Draft {
     /// Removes what was made, and says why. Gives the reason back.
     pub(super) async fn abandon(mut self, error: BackupError) -> (BackupError, Kept) {
         let folder = self.folder.clone();
-        if let Err(error) = off_thread(move || remove_data(&folder)).await {
+        if let Err(error) = off_thread(move || remove_idle_data(&folder)).await {
             tracing::warn!(folder = %self.folder, %error, "a failed backup's files are left");
         }
         let cancelled = error.code() == ErrorCode::BackupCancelled;

@@ -205,10 +205,26 @@ impl Library {
 }
 
 /// Removes a folder's data, and a manifest that never became one.
-pub(super) fn remove_data(folder: &HostPath) -> Result<(), BackupError> {
+fn remove_data(folder: &HostPath) -> Result<(), BackupError> {
+    remove_data_if(folder, |_| true)
+}
+
+/// The same but for what a QEMU, or a qemu-img that outlived us, still has open: without a name it would go
+/// on taking space, and nobody would see where. The next sweep comes by again.
+pub(super) fn remove_idle_data(folder: &HostPath) -> Result<(), BackupError> {
+    remove_data_if(folder, |file| {
+        !matches!(ensure_unused_now(file), Err(ImageError::InUse { .. }))
+    })
+}
+
+fn remove_data_if(
+    folder: &HostPath,
+    unwanted: impl Fn(&HostPath) -> bool,
+) -> Result<(), BackupError> {
     for name in names_in(folder)? {
-        if is_data(&name) || name == NEW_MANIFEST {
-            remove_file(&inside(folder, &name)?)?;
+        let file = inside(folder, &name)?;
+        if name == NEW_MANIFEST || (is_data(&name) && unwanted(&file)) {
+            remove_file(&file)?;
         }
     }
     Ok(())

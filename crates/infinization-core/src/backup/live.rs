@@ -20,9 +20,12 @@ use super::folder::{Kept, free_space, remove_file};
 use super::kinds::BackupType;
 use super::manifest::{DiskRecord, Manifest};
 use super::names::BITMAP_PREFIX;
+use super::turn::unless_cancelled;
 use super::{BackupError, off_thread, offline, quiesce};
-use crate::host::qemu_img::{Clusters, ImageFormat, Parent, Source, difference, make_target};
-use crate::qmp::QmpClient;
+use crate::host::qemu_img::{
+    Clusters, ImageFormat, Parent, SnapshotName, Source, difference, make_target,
+};
+use crate::qmp::{CopyTurn, QmpClient};
 use crate::types::{ByteSize, HostPath};
 use attached::{Attached, attached};
 use handover::{give_to_qemu, take_back};
@@ -38,6 +41,7 @@ pub(super) struct Live<'a> {
     creation: &'a Creation,
     prepared: &'a Prepared,
     monitor: QmpClient,
+    turn: CopyTurn,
 }
 
 /// How a disk is copied.
@@ -68,18 +72,33 @@ struct Copying {
 }
 
 impl<'a> Live<'a> {
-    pub(super) fn new(creation: &'a Creation, prepared: &'a Prepared, monitor: QmpClient) -> Self {
-        Self {
+    /// Waits until no other backup, below whatever root, has this QEMU copy. The owner of the monitor may end
+    /// this one, as a cancelled caller does.
+    pub(super) async fn begin(
+        creation: &'a Creation,
+        prepared: &'a Prepared,
+        monitor: QmpClient,
+    ) -> Result<Self, BackupError> {
+        let cancel = creation.terms.cancel.clone();
+        let turn = unless_cancelled(&cancel, monitor.turn_to_copy()).await?;
+        let turn = turn.ok_or(BackupError::Cancelled)?;
+        let ending = turn.ending().clone();
+        tokio::spawn(async move {
+            cancel.run_until_cancelled(ending.cancelled()).await;
+            cancel.cancel();
+        });
+        Ok(Self {
             creation,
             prepared,
             monitor,
-        }
+            turn,
+        })
     }
 
     /// Before anything is made: whether QEMU has the disks, as what the request says, and may copy them. A job
     /// that a dead process left would hide a disk below its filter.
     pub(super) async fn refuse_unfit(&self) -> Result<(), BackupError> {
-        jobs::clear_leftovers(&self.monitor).await?;
+        self.turn.end_copies().await?;
         self.disks().await.map(drop)
     }
 
@@ -118,7 +137,7 @@ impl<'a> Live<'a> {
             copies.push(self.choose(draft, n, disk).await?);
         }
         let copied = self.run_jobs(draft, &copies).await;
-        jobs::clear_leftovers(&self.monitor).await?;
+        self.turn.end_copies().await?;
         let frozen = copied?;
         let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
         let reporter = self.creation.reporter(&sizes);

@@ -30,7 +30,9 @@
 //! # What a crash leaves
 //! Whoever next changes the machine's backups holds the lock, so whatever says `IN_PROGRESS` then has
 //! no living maker: its files go and it becomes `FAILED`. Parents are only ever read. So at any moment
-//! every `COMPLETED` link is whole.
+//! every `COMPLETED` link is whole. What a QEMU still copies is ended by whoever has its monitor next, on
+//! taking the machine back or before a backup; until then the files it has open keep their names. A guest is
+//! thawed by whoever takes the machine back, since that it may be frozen is noted before it is.
 //!
 //! # Restoring
 //! The links are checked against their checksums, and opened by an explicit list: no backing name out
@@ -77,9 +79,9 @@ mod remove;
 mod request;
 mod restore;
 mod retention;
+mod reverting;
 mod service;
 mod stage;
-mod reverting;
 mod sweep;
 mod turn;
 

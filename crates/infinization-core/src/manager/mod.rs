@@ -229,8 +229,8 @@ impl Manager {
         Ok(())
     }
 
-    /// Stops watching, after what is under way has come to its end; waiting for guests is given up.
-    /// VMs go on; the next instance takes them back.
+    /// Stops watching, after what is under way has come to its end; waiting for guests is given up, and
+    /// backups of running VMs are cancelled. VMs go on; the next instance takes them back.
     pub async fn shutdown(&self) -> Result<(), Failure> {
         let _one_at_a_time = self.inner.starting.lock().await;
         let phase = std::mem::replace(&mut *self.phase(), Phase::Closed);
@@ -442,9 +442,16 @@ impl Open {
         }
     }
 
-    /// Lets a VM's task end, once it has done what it was asked to.
+    /// Lets a VM's task end, once it has done what it was asked to. A backup of it is ended: nobody could
+    /// follow its copies any more.
     async fn let_go(handle: &VmHandle) {
-        if timeout(REST_DEADLINE, handle.rest()).await.is_err() {
+        let backups = async {
+            if let Some(live) = handle.view().live {
+                live.qmp.end_copying().await;
+            }
+        };
+        let both = async { tokio::join!(handle.rest(), backups) };
+        if timeout(REST_DEADLINE, both).await.is_err() {
             let vm = &handle.context().vm_id;
             tracing::warn!(%vm, "an operation was still under way at shutdown");
         }

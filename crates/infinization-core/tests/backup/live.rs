@@ -389,6 +389,53 @@ async fn f22_what_a_dead_process_left_in_qemu_is_cleared() {
     let guest = Guest::start(&[&disk]).await;
     guest.write(0, &mut disk, 0, 1 << 20, 1).await;
     let left = place.path("left.qcow2");
+/// A machine whose first backup is copied slowly, and says when that has begun.
+struct Slow(Arc<Running>, tokio::sync::Notify);
+
+#[async_trait]
+impl Machine for Slow {
+    async fn is_running(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    fn monitor(&self) -> Option<QmpClient> {
+        self.0.monitor()
+    }
+
+    async fn freeze(&self) -> Result<Option<u64>, String> {
+        Ok(Some(1))
+    }
+
+    async fn thaw(&self) -> Result<(), String> {
+        let jobs = self.0.monitor.execute("query-jobs", json!({})).await;
+        let jobs: Vec<Value> = serde_json::from_str(jobs.unwrap().get()).unwrap();
+        let slow = json!({ "device": jobs[0]["id"], "speed": 8 << 20 });
+        let asked = self.0.monitor.execute("block-job-set-speed", slow).await;
+        asked.unwrap();
+        self.1.notify_one();
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k5_backups_of_one_machine_below_two_roots_wait_for_each_other() {
+    let (place, other) = (Place::new(), Place::new());
+    let mut disk = place.disk("a.qcow2", 32);
+    let guest = Guest::start(&[&disk]).await;
+    guest.write(0, &mut disk, 0, 24 << 20, 1).await;
+    let slow = Arc::new(Slow(guest.machine(), tokio::sync::Notify::new()));
+    let first = place.create_with(place.request("FULL", &[&disk]), Arc::<Slow>::clone(&slow));
+    let second = async {
+        slow.1.notified().await;
+        let request = other.request("FULL", &[&disk]);
+        other.create_with(request, guest.machine()).await
+    };
+    let (first, second) = tokio::join!(first, second);
+    guest.quit().await;
+    place.comes_back(&id(&first.unwrap()), &disk.holds).await;
+    other.comes_back(&id(&second.unwrap()), &disk.holds).await;
+}
+
     disk::run(
         "qemu-img",
         &["create", "-q", "-f", "qcow2", disk::text(&left), "4M"],

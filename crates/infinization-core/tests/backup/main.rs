@@ -20,6 +20,7 @@ mod limits;
 mod live;
 mod offline;
 mod refusals;
+mod owned;
 mod snapshots;
 
 use std::fs;
