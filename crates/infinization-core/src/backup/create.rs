@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::chain::{LONGEST_CHAIN, may_be_parent};
 use super::draft::{Circumstances, Draft};
-use super::folder::{Kept, Library, free_space, inside, remove_file};
+use super::folder::{Kept, Library, inside, refuse_full, remove_file};
 use super::kinds::{BackupType, Compression};
 use super::live::Live;
 use super::machine::{Access, access, refuse_frozen};
@@ -257,15 +257,7 @@ fn require_space(request: &CreateBackup, sizes: &[u64]) -> Result<(), BackupErro
     let Some(place) = existing.filter(|_| plain) else {
         return Ok(());
     };
-    let free = free_space(&place)?;
-    if needed > free {
-        return Err(BackupError::NoSpace {
-            path: place,
-            needed,
-            free,
-        });
-    }
-    Ok(())
+    refuse_full(place, needed)
 }
 
 /// What the disk and its backing files take on the host, in bytes.

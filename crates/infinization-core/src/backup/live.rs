@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::create::{COPYING, Creation, Prepared, parent_of, seal};
 use super::draft::{Circumstances, Draft};
-use super::folder::{Kept, free_space, remove_file};
+use super::folder::{Kept, refuse_full, remove_file};
 use super::kinds::BackupType;
 use super::manifest::{DiskRecord, Manifest};
 use super::names::BITMAP_PREFIX;
@@ -131,7 +131,6 @@ impl<'a> Live<'a> {
             return self.snapshot(&disks).await;
         }
         let disks = self.disks().await?;
-        self.require_space(&disks).await?;
         let mut copies = Vec::new();
         for (n, disk) in disks.into_iter().enumerate() {
             copies.push(self.choose(draft, n, disk).await?);
@@ -140,6 +139,7 @@ impl<'a> Live<'a> {
         self.turn.end_copies().await?;
         let frozen = copied?;
         let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
+        self.require_space(&copies).await?;
         let reporter = self.creation.reporter(&sizes);
         let mut parts = vec![COPYING; copies.len()];
         let mut records = Vec::new();
@@ -151,26 +151,18 @@ impl<'a> Live<'a> {
         Ok((records, running(frozen)))
     }
 
-    /// A plain full copy takes at most the disk's size; what it really takes QEMU alone knows.
-    async fn require_space(&self, disks: &[Attached]) -> Result<(), BackupError> {
-        let request = &self.creation.request;
-        if request.kind != BackupType::Full || self.creation.clusters() != Clusters::Plain {
-            return Ok(());
-        }
-        let needed = disks.iter().map(|disk| disk.allocated.min(disk.size)).sum();
+    /// A plain full copy takes at most the disk's size; what it really takes QEMU alone knows. A copy that is
+    /// compared lies there beside its difference for a while.
+    async fn require_space(&self, copies: &[Copying]) -> Result<(), BackupError> {
+        let plain = |copy: &&Copying| match copy.method {
+            Method::Full => self.creation.clusters() == Clusters::Plain,
+            Method::Marked { .. } => false,
+            Method::Compared { .. } => true,
+        };
+        let plain = copies.iter().filter(plain).map(|copy| &copy.disk);
+        let needed = plain.map(|disk| disk.allocated.min(disk.size)).sum();
         let place = self.creation.request.destination.clone();
-        off_thread(move || {
-            let free = free_space(&place)?;
-            if needed > free {
-                return Err(BackupError::NoSpace {
-                    path: place,
-                    needed,
-                    free,
-                });
-            }
-            Ok(())
-        })
-        .await
+        off_thread(move || refuse_full(place, needed)).await
     }
 
     async fn choose(

@@ -202,3 +202,22 @@ fn k6_a_restore_that_does_not_fit_leaves_the_old_disk() {
         }
     });
 }
+
+#[test]
+fn k6_disks_that_only_fit_one_by_one_are_refused_together() {
+    kit::in_private_network(async || {
+        let small = SmallDisk::new(3 << 10);
+        let place = Place::new();
+        let (mut a, mut b) = (place.disk("a.qcow2", 2), place.disk("b.qcow2", 2));
+        a.write(0, 2 << 20, 1);
+        b.write(0, 2 << 20, 2);
+        let full = place.full(&[&a, &b]).await;
+        let targets = ["a.qcow2", "b.qcow2"].map(|name| small.path().join(name));
+        let failure = refused(
+            place.restore(&full, &targets).await,
+            ErrorCode::BackupNoSpace,
+        );
+        assert!(failure.to_string().contains("are needed"), "{failure}");
+        assert_eq!(names_in(small.path()), Vec::<String>::new());
+    });
+}

@@ -625,6 +625,32 @@ fn sector_of(disk: &Disk, at: u64) -> u64 {
         &[
             "map",
             "--output=json",
+#[test]
+fn k6_a_copy_that_is_only_compared_needs_its_space_too() {
+    kit::in_private_network(async || {
+        let small = crate::kit::small_disk::SmallDisk::new(4 << 10);
+        let place = Place::new();
+        let mut base = place.disk("base.qcow2", 16);
+        base.write(0, 8 << 20, 1);
+        let disk = base.overlay(&place.path("a.qcow2"));
+        let full = place.full(&[&disk]).await;
+        let guest = Guest::start(&[&disk]).await;
+        // Nothing has changed since, and no bitmap tells.
+        let mut request = place.request("INCREMENTAL", &[&disk]);
+        request["parentBackupId"] = json!(full);
+        request["destinationDir"] = json!(small.path().join("vm-1"));
+        let made = place.create_with(request, guest.machine()).await;
+        let failure = refused(made, ErrorCode::BackupNoSpace);
+        assert!(failure.to_string().contains("are needed"), "{failure}");
+        assert!(!guest.has_leftovers().await);
+        let next = place
+            .live("INCREMENTAL", &[&disk], Some(&full), &guest)
+            .await;
+        guest.quit().await;
+        place.comes_back(&next, &disk.holds).await;
+    });
+}
+
             "-f",
             "qcow2",
             disk::text(&disk.path),
