@@ -17,6 +17,7 @@ use super::machine::{Access, access, refuse_frozen};
 use super::manifest::DiskRecord;
 use super::names::{BackupId, disk_file};
 use super::progress::Reporter;
+use super::remove::delete_snapshots;
 use super::request::{CreateBackup, SourceDisk};
 use super::service::{Terms, Told, millis};
 use super::turn::{Turn, slot};
@@ -114,11 +115,11 @@ pub(super) async fn create(creation: Creation) -> Result<Value, BackupError> {
     let (library, sequence) = (&creation.library, prepared.next_sequence());
     let draft = Draft::begin(library, &creation.id, request, sequence, planned).await?;
     let began = Instant::now();
-    let kept = match live {
+    let made = match live {
         None => make_offline(&creation, &prepared, draft).await,
         Some(live) => live.make(draft).await,
     };
-    let (outcome, kept) = match kept {
+    let (outcome, kept) = match made {
         Ok(kept) => (Ok(()), kept),
         Err((error, kept)) => (Err(error), kept),
     };
@@ -145,10 +146,35 @@ async fn make_offline(
         running: false,
         crash_consistent: false,
     };
-    match offline::copy(creation, prepared, &draft).await {
+    let made = match offline::copy(creation, prepared, &draft).await {
         Ok(disks) => draft.complete(disks, stopped).await,
-        Err(error) => Err(draft.abandon(error).await),
+        Err(error) => Err((error, draft)),
+    };
+    match made {
+        Ok(kept) => Ok(kept),
+        Err((error, draft)) => Err(fail(creation, draft, error).await),
     }
+}
+
+/// Takes back what was made. A snapshot that cannot be deleted now is kept in mind: it goes with the backup.
+pub(super) async fn fail(
+    creation: &Creation,
+    draft: Draft,
+    error: BackupError,
+) -> (BackupError, Kept) {
+    let left = if creation.request.kind == BackupType::Snapshot {
+        let machine = &*creation.terms.machine;
+        match delete_snapshots(&draft.manifest, machine).await {
+            Ok(()) => Vec::new(),
+            Err(left) => {
+                tracing::warn!(folder = %draft.folder, %left, "a failed backup's snapshot is left");
+                draft.manifest.disks.clone()
+            }
+        }
+    } else {
+        Vec::new()
+    };
+    draft.abandon(error, left).await
 }
 
 /// Everything that can refuse before anything is made.

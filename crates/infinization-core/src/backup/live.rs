@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::create::{COPYING, Creation, Prepared, parent_of, seal};
+use super::create::{COPYING, Creation, Prepared, fail, parent_of, seal};
 use super::draft::{Circumstances, Draft};
 use super::folder::{Kept, refuse_full, remove_file};
 use super::kinds::BackupType;
@@ -115,7 +115,11 @@ impl<'a> Live<'a> {
     pub(super) async fn make(self, draft: Draft) -> Result<Kept, (BackupError, Kept)> {
         let made = match self.copy(&draft).await {
             Ok((disks, circumstances)) => draft.complete(disks, circumstances).await,
-            Err(error) => Err(draft.abandon(error).await),
+            Err(error) => Err((error, draft)),
+        };
+        let made = match made {
+            Ok(kept) => Ok(kept),
+            Err((error, draft)) => Err(fail(self.creation, draft, error).await),
         };
         if let Err(error) = self.settle_bitmaps(made.is_ok()).await {
             tracing::warn!(%error, "a dirty bitmap is left until the next backup");
@@ -135,11 +139,11 @@ impl<'a> Live<'a> {
         for (n, disk) in disks.into_iter().enumerate() {
             copies.push(self.choose(draft, n, disk).await?);
         }
+        self.require_space(&copies).await?;
         let copied = self.run_jobs(draft, &copies).await;
         self.turn.end_copies().await?;
         let frozen = copied?;
         let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
-        self.require_space(&copies).await?;
         let reporter = self.creation.reporter(&sizes);
         let mut parts = vec![COPYING; copies.len()];
         let mut records = Vec::new();
@@ -403,19 +407,33 @@ fn running(frozen: bool) -> Circumstances {
     }
 }
 
-/// Deletes a SNAPSHOT's snapshots through the machine that runs on its disks.
+/// Deletes a SNAPSHOT's snapshots through the machine that runs on its disks. One that lies under an overlay by now
+/// is `IMAGE_IN_USE`; one that the machine was relieved of is nobody's.
 pub(super) async fn delete_snapshots(
     monitor: &QmpClient,
     manifest: &Manifest,
 ) -> Result<(), BackupError> {
-    let paths: Vec<_> = manifest
-        .disks
-        .iter()
-        .map(|disk| &disk.source_path)
-        .collect();
-    for disk in attached(monitor, &paths).await? {
-        let name = manifest.id.snapshot();
-        if disk.snapshots.contains(&name) {
+    let name = SnapshotName::parse(manifest.id.snapshot())?;
+    for disk in &manifest.disks {
+        match attached(monitor, &[&disk.source_path]).await {
+            Ok(found) => delete_snapshot(monitor, &found, &name).await?,
+            Err(BackupError::NotAttached { .. }) => {
+                offline::drop_snapshots(std::slice::from_ref(disk), &name).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+async fn delete_snapshot(
+    monitor: &QmpClient,
+    disks: &[Attached],
+    name: &SnapshotName,
+) -> Result<(), BackupError> {
+    let name = name.as_str();
+    for disk in disks {
+        if disk.snapshots.iter().any(|one| one == name) {
             let arguments = json!({ "device": disk.node, "name": name });
             monitor
                 .execute("blockdev-snapshot-delete-internal-sync", arguments)

@@ -6,14 +6,14 @@ use super::*;
 use crate::qmp_kit::Qemu;
 
 /// A QEMU with these disks, whose guest does not run: the test writes in its place.
-struct Guest {
-    qemu: Qemu,
-    monitor: QmpClient,
+pub(super) struct Guest {
+    pub(super) qemu: Qemu,
+    pub(super) monitor: QmpClient,
     _events: EventReceiver,
 }
 
 impl Guest {
-    async fn start(disks: &[&Disk]) -> Self {
+    pub(super) async fn start(disks: &[&Disk]) -> Self {
         let file = |disk: &Disk| {
             let file = disk::text(&disk.path);
             format!("file.driver=file,file.filename={file}")
@@ -56,7 +56,14 @@ impl Guest {
     }
 
     /// Writes through QEMU, as a guest does.
-    async fn write(&self, n: usize, disk: &mut Disk, at: usize, length: usize, byte: u8) {
+    pub(super) async fn write(
+        &self,
+        n: usize,
+        disk: &mut Disk,
+        at: usize,
+        length: usize,
+        byte: u8,
+    ) {
         self.io(n, &format!("write -P {byte} {at} {length}")).await;
         disk.model(at, length, byte);
     }
@@ -85,7 +92,7 @@ impl Guest {
         answer.get().to_owned()
     }
 
-    fn machine(&self) -> Arc<Running> {
+    pub(super) fn machine(&self) -> Arc<Running> {
         Running::new(&self.monitor, Ok(None))
     }
 
@@ -122,14 +129,14 @@ impl Guest {
         nodes.get().contains("\"infz-bk-") || jobs.get().contains("infz-bk-")
     }
 
-    async fn quit(self) {
+    pub(super) async fn quit(self) {
         self.monitor.quit().await.unwrap();
         self.qemu.ended().await;
     }
 }
 
 impl Place {
-    async fn live(
+    pub(super) async fn live(
         &self,
         kind: &str,
         disks: &[&Disk],
@@ -382,13 +389,6 @@ async fn k8_cancelling_ends_the_jobs_and_keeps_the_parent_s_bitmap() {
     place.comes_back(&next, &disk.holds).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f22_what_a_dead_process_left_in_qemu_is_cleared() {
-    let place = Place::new();
-    let mut disk = place.disk("a.qcow2", 4);
-    let guest = Guest::start(&[&disk]).await;
-    guest.write(0, &mut disk, 0, 1 << 20, 1).await;
-    let left = place.path("left.qcow2");
 /// A machine whose first backup is copied slowly, and says when that has begun.
 struct Slow(Arc<Running>, tokio::sync::Notify);
 
@@ -436,6 +436,13 @@ async fn k5_backups_of_one_machine_below_two_roots_wait_for_each_other() {
     other.comes_back(&id(&second.unwrap()), &disk.holds).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f22_what_a_dead_process_left_in_qemu_is_cleared() {
+    let place = Place::new();
+    let mut disk = place.disk("a.qcow2", 4);
+    let guest = Guest::start(&[&disk]).await;
+    guest.write(0, &mut disk, 0, 1 << 20, 1).await;
+    let left = place.path("left.qcow2");
     disk::run(
         "qemu-img",
         &["create", "-q", "-f", "qcow2", disk::text(&left), "4M"],
@@ -618,13 +625,6 @@ fn f15_a_full_disk_fails_a_live_backup_and_the_guest_goes_on() {
     });
 }
 
-/// The sector of a qcow2 file in which a byte of the disk is.
-fn sector_of(disk: &Disk, at: u64) -> u64 {
-    let told = disk::run(
-        "qemu-img",
-        &[
-            "map",
-            "--output=json",
 #[test]
 fn k6_a_copy_that_is_only_compared_needs_its_space_too() {
     kit::in_private_network(async || {
@@ -651,6 +651,13 @@ fn k6_a_copy_that_is_only_compared_needs_its_space_too() {
     });
 }
 
+/// The sector of a qcow2 file in which a byte of the disk is.
+fn sector_of(disk: &Disk, at: u64) -> u64 {
+    let told = disk::run(
+        "qemu-img",
+        &[
+            "map",
+            "--output=json",
             "-f",
             "qcow2",
             disk::text(&disk.path),

@@ -18,9 +18,10 @@ mod disk;
 mod encrypted;
 mod limits;
 mod live;
+mod live_snapshots;
 mod offline;
-mod refusals;
 mod owned;
+mod refusals;
 mod snapshots;
 
 use std::fs;
