@@ -66,24 +66,24 @@ mod tests {
     use super::*;
     use crate::qmp::QmpClient;
 
+    #[derive(Clone, Copy)]
+    enum Freezing {
+        Works,
+        Hangs,
+        /// There is no agent.
+        Nobody,
+    }
+
     /// A guest of which all that is asked is noted down.
     struct Guest {
         asked: Mutex<Vec<&'static str>>,
         can_note: bool,
-        /// What freezing comes to; otherwise it hangs.
-        freezes: Option<Option<u64>>,
+        freezing: Freezing,
         /// Which attempt to thaw does not hang.
         thaws_at: usize,
     }
 
     impl Guest {
-        const FREEZES: Self = Self {
-            asked: Mutex::new(Vec::new()),
-            can_note: true,
-            freezes: Some(Some(1)),
-            thaws_at: 1,
-        };
-
         fn note_down(&self, asked: &'static str) -> usize {
             let mut all = self.asked.lock().unwrap();
             all.push(asked);
@@ -112,9 +112,10 @@ mod tests {
 
         async fn freeze(&self) -> Result<Option<u64>, String> {
             self.note_down("freeze");
-            match self.freezes {
-                Some(freezes) => Ok(freezes),
-                None => std::future::pending().await,
+            match self.freezing {
+                Freezing::Works => Ok(Some(1)),
+                Freezing::Nobody => Ok(None),
+                Freezing::Hangs => std::future::pending().await,
             }
         }
 
@@ -128,43 +129,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn f39_a_guest_is_thawed_and_only_then_forgotten() {
-        let table = [
-            ("note freeze work thaw forget", true, Guest::FREEZES),
+        use Freezing::{Hangs, Nobody, Works};
+        for (expected, consistent, can_note, freezing, thaws_at) in [
+            ("note freeze work thaw forget", true, true, Works, 1),
             (
                 "note freeze work thaw thaw thaw forget",
                 false,
-                Guest {
-                    freezes: None,
-                    thaws_at: 3,
-                    ..Guest::FREEZES
-                },
-            ),
-            (
-                "note freeze work thaw thaw thaw",
                 true,
-                Guest {
-                    thaws_at: 4,
-                    ..Guest::FREEZES
-                },
+                Hangs,
+                3,
             ),
-            (
-                "note freeze work forget",
-                false,
-                Guest {
-                    freezes: Some(None),
-                    ..Guest::FREEZES
-                },
-            ),
-            (
-                "note work forget",
-                false,
-                Guest {
-                    can_note: false,
-                    ..Guest::FREEZES
-                },
-            ),
-        ];
-        for (expected, consistent, guest) in table {
+            ("note freeze work thaw thaw thaw", true, true, Works, 4),
+            ("note freeze work forget", false, true, Nobody, 1),
+            ("note work forget", false, false, Works, 1),
+        ] {
+            let guest = Guest {
+                asked: Mutex::default(),
+                can_note,
+                freezing,
+                thaws_at,
+            };
             let work = async { guest.note_down("work") };
             let (_, frozen) = around(&guest, work).await;
             assert_eq!(guest.asked.lock().unwrap().join(" "), expected);
