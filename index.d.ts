@@ -194,7 +194,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   initialize(): Promise<void>
   /**
    * Ends monitoring and disconnects; never touches a VM. Safe at any time and more than once. Every
-   * method fails with `CLOSED` from then on.
+   * method fails with `CLOSED` from then on. A backup that copies a running VM through this instance is ended
+   * first: its promise rejects with `CANCELLED`.
    */
   shutdown(): Promise<void>
   /** Whether `initialize()` has succeeded and `shutdown()` was not called. */
@@ -2561,8 +2562,13 @@ export interface BackupServiceEvents {
  * since the parent; where there is no such bitmap, everything is copied and compared.
  *
  * A failure, a cancellation or the end of this process at any moment leaves every complete backup whole.
- * What such an end leaves is cleared by the next verb on the machine's backups. Failures are
- * {@link BackupError}s. One verb at a time changes a machine's backups; others wait.
+ * What such an end leaves is cleared by the next verb on the machine's backups. What QEMU goes on copying, or a
+ * guest that is still frozen, is seen to by the next {@link Infinization} that has the machine: it ends the copies, and
+ * thaws the guest through the machine's guest agent socket. Failures are {@link BackupError}s.
+ *
+ * One verb at a time changes a machine's backups. Others of this process wait; while another process
+ * is at it, they fail with `OPERATION_FAILED`. Keep a machine's backups below one root: live ones below a second wait
+ * as well, but each has the other's next `INCREMENTAL` one copy everything and compare.
  */
 export class BackupService extends EventEmitter<BackupServiceEvents> {
   /** Touches nothing. */
@@ -2576,14 +2582,22 @@ export class BackupService extends EventEmitter<BackupServiceEvents> {
    */
   createBackup(config: BackupConfig & Abortable): Promise<BackupResult>
   /**
-   * All disks or none. The machine must be known to be stopped.
+   * All disks or none, also where this process is killed: then the next verb on the machine's backups finishes or undoes
+   * it, unless the disks were used since. The machine must be known to be stopped.
    * @throws BackupError `VM_RUNNING`, `BACKUP_NOT_FOUND`, `CORRUPT_BACKUP`, `PARENT_NOT_FOUND`,
    * `TARGET_EXISTS`, `INVALID_CONFIG`, `INSUFFICIENT_SPACE`, `CANCELLED`, `OPERATION_FAILED`
    */
   restoreBackup(options: BackupRestoreOptions & Abortable): Promise<BackupRestoreResult>
-  /** Newest first. A manifest that cannot be read is left out, with a warning in the log. */
+  /**
+   * Newest first. A manifest that cannot be read is left out, with a warning in the log. One whose process is gone is
+   * `FAILED`; files that QEMU still has open stay until the next verb after that has ended.
+   */
   listBackups(vmId: string): Promise<BackupMetadata[]>
-  /** @throws BackupError `BACKUP_NOT_FOUND`, `DEPENDENCY` (others build on it), `VM_RUNNING` (a `SNAPSHOT`) */
+  /**
+   * Of a `SNAPSHOT` the snapshots go first, in the disks that are still there; a disk that a running machine has
+   * under an external snapshot is `VM_RUNNING`, and then the backup stays.
+   * @throws BackupError `BACKUP_NOT_FOUND`, `DEPENDENCY` (others build on it), `VM_RUNNING` (a `SNAPSHOT`)
+   */
   deleteBackup(backupId: string, vmId: string): Promise<void>
   /**
    * @param vmIdHint whose it is; without it every machine's are looked through

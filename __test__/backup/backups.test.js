@@ -1,7 +1,7 @@
 'use strict'
 
 const { execFileSync } = require('node:child_process')
-const { chmodSync, readFileSync, statSync, writeFileSync } = require('node:fs')
+const { chmodSync, existsSync, readFileSync, statSync, writeFileSync } = require('node:fs')
 const { EventEmitter } = require('node:events')
 const path = require('node:path')
 const {
@@ -140,12 +140,15 @@ test('K8: an AbortSignal cancels, and nothing is left', async () => {
 
 test('K2: a running machine is copied by its QEMU, and its guest thawed', async () => {
   const instance = await openInstance()
-  const { vmId, diskPaths: [live] } = await running(instance)
+  const guestAgentSocketPath = path.join(instance.stateDir, 'agent.sock')
+  const { vmId, diskPaths: [live] } = await running(instance, { guestAgentSocketPath })
+  // What a process that comes after ours would thaw it by.
+  const note = path.join(instance.stateDir, 'vms', vmId, 'guest-frozen')
   const calls = []
   const agent = {
     isConnected: () => false,
     connect: async () => { calls.push('connect') },
-    fsFreeze: async () => calls.push('freeze'),
+    fsFreeze: async () => calls.push(existsSync(note) ? 'freeze' : 'freeze without a note'),
     fsThaw: async () => calls.push('thaw'),
     disconnect: async () => { calls.push('disconnect') }
   }
@@ -160,6 +163,7 @@ test('K2: a running machine is copied by its QEMU, and its guest thawed', async 
   await io('write -P 7 0 1M')
   const { backupId: full } = await backups.createBackup(of())
   expect(calls).toEqual(['connect', 'freeze', 'thaw', 'disconnect'])
+  expect(existsSync(note)).toBe(false)
   await io('write -P 8 0 64k')
   const { backupId: next, totalSize } = await backups.createBackup(of({ type: 'INCREMENTAL', parentBackupId: full }))
   expect(totalSize).toBeLessThan(2 ** 20)

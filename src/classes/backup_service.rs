@@ -1,7 +1,7 @@
 //! Backups, and how the managers of this process lend their machines to them.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,6 +11,7 @@ use infinization_core::backup::{
 use infinization_core::manager::Manager;
 use infinization_core::qmp::QmpClient;
 use infinization_core::types::{HostPath, VmId};
+use infinization_core::vm::NotedFreeze;
 use infinization_core::{ErrorCode, Failure};
 use napi::Status;
 use napi::bindgen_prelude::{Promise, spawn};
@@ -72,7 +73,7 @@ impl MachineOwners {
         self.managers().push(owner.manager());
     }
 
-    fn managers(&self) -> std::sync::MutexGuard<'_, Vec<Manager>> {
+    fn managers(&self) -> MutexGuard<'_, Vec<Manager>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -191,6 +192,7 @@ impl BackupService {
             ask: Arc::clone(&self.ask),
             vm_id: vm_id.clone(),
             owners,
+            noted: Mutex::default(),
         })
     }
 
@@ -214,6 +216,8 @@ struct Asked {
     ask: Arc<Ask>,
     vm_id: VmId,
     owners: Vec<Manager>,
+    /// What says that its guest may be frozen.
+    noted: Mutex<Vec<NotedFreeze>>,
 }
 
 /// What `js/backup.js` answers.
@@ -225,6 +229,10 @@ struct Answer {
 }
 
 impl Asked {
+    fn noted(&self) -> MutexGuard<'_, Vec<NotedFreeze>> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn ask(&self, what: &str) -> Result<Value, String> {
         let request = json!({ "ask": what, "vmId": self.vm_id }).to_string();
         let promise = self.ask.call_async_catch(request).await;
@@ -253,6 +261,22 @@ impl Machine for Asked {
     fn monitor(&self) -> Option<QmpClient> {
         let mut monitors = self.owners.iter();
         monitors.find_map(|owner| owner.qmp_client(self.vm_id.as_str()))
+    }
+
+    async fn note_freeze(&self) -> Result<(), String> {
+        for owner in &self.owners {
+            let noted = owner.note_freeze(&self.vm_id).await;
+            let noted = noted.map_err(|failure| failure.to_string())?;
+            self.noted().extend(noted);
+        }
+        Ok(())
+    }
+
+    async fn forget_freeze(&self) {
+        let noted = std::mem::take(&mut *self.noted());
+        for note in noted {
+            note.forget().await;
+        }
     }
 
     async fn freeze(&self) -> Result<Option<u64>, String> {

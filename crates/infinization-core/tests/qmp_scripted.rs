@@ -482,3 +482,48 @@ async fn a_password_is_in_no_error() {
         assert!(!told.contains("hunter2"), "{told}");
     }
 }
+
+/// The target of a backup's job is on a server that has gone.
+#[tokio::test(start_paused = true)]
+async fn f22_a_copy_that_cannot_be_ended_is_given_up() {
+    let stage = Stage::new();
+    let (client, _events, mut peer) = stage.connected(QmpOptions::default()).await;
+    let play = async {
+        loop {
+            let command = peer.command().await;
+            let answer = match command["execute"].as_str().unwrap() {
+                "query-jobs" => {
+                    json!([{ "id": "infz-bk-1-0", "type": "backup", "status": "aborting" }])
+                }
+                _ => json!({}),
+            };
+            peer.answer(&command, answer).await;
+        }
+    };
+    let ended = tokio::select! {
+        ended = client.end_left_copies() => ended,
+        () = play => unreachable!(),
+    };
+    assert_eq!(code(ended), ErrorCode::QmpTimeout);
+}
+
+#[tokio::test]
+async fn one_at_a_time_has_the_turn_to_copy_and_nobody_once_it_is_closed() {
+    let stage = Stage::new();
+    let (client, _events, _peer) = stage.connected(QmpOptions::default()).await;
+    let turn = client.turn_to_copy().await.unwrap();
+    let mut next = std::pin::pin!(client.turn_to_copy());
+    assert!(tokio::time::timeout(SHORT, &mut next).await.is_err());
+    // While somebody has it, nothing is left of others: QEMU is not asked.
+    client.end_left_copies().await.unwrap();
+    let closing = tokio::spawn({
+        let client = client.clone();
+        async move { client.end_copying().await }
+    });
+    within(turn.ending().cancelled()).await;
+    assert!(within(next).await.is_none());
+    assert!(!closing.is_finished(), "it waits for the one who has it");
+    drop(turn);
+    within(closing).await.unwrap();
+    assert!(client.turn_to_copy().await.is_none());
+}

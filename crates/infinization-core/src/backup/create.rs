@@ -10,13 +10,14 @@ use tokio::sync::watch;
 
 use super::chain::{LONGEST_CHAIN, may_be_parent};
 use super::draft::{Circumstances, Draft};
-use super::folder::{Kept, Library, free_space, inside, remove_file};
+use super::folder::{Kept, Library, inside, refuse_full, remove_file};
 use super::kinds::{BackupType, Compression};
 use super::live::Live;
 use super::machine::{Access, access, refuse_frozen};
 use super::manifest::DiskRecord;
 use super::names::{BackupId, disk_file};
 use super::progress::Reporter;
+use super::remove::delete_snapshots;
 use super::request::{CreateBackup, SourceDisk};
 use super::service::{Terms, Told, millis};
 use super::turn::{Turn, slot};
@@ -104,7 +105,7 @@ pub(super) async fn create(creation: Creation) -> Result<Value, BackupError> {
     let prepared = prepare(&creation, matches!(access, Access::Offline)).await?;
     let live = match access {
         Access::Offline => None,
-        Access::Live(monitor) => Some(Live::new(&creation, &prepared, monitor)),
+        Access::Live(monitor) => Some(Live::begin(&creation, &prepared, monitor).await?),
     };
     if let Some(live) = &live {
         live.refuse_unfit().await?;
@@ -114,11 +115,11 @@ pub(super) async fn create(creation: Creation) -> Result<Value, BackupError> {
     let (library, sequence) = (&creation.library, prepared.next_sequence());
     let draft = Draft::begin(library, &creation.id, request, sequence, planned).await?;
     let began = Instant::now();
-    let kept = match live {
+    let made = match live {
         None => make_offline(&creation, &prepared, draft).await,
         Some(live) => live.make(draft).await,
     };
-    let (outcome, kept) = match kept {
+    let (outcome, kept) = match made {
         Ok(kept) => (Ok(()), kept),
         Err((error, kept)) => (Err(error), kept),
     };
@@ -145,10 +146,35 @@ async fn make_offline(
         running: false,
         crash_consistent: false,
     };
-    match offline::copy(creation, prepared, &draft).await {
+    let made = match offline::copy(creation, prepared, &draft).await {
         Ok(disks) => draft.complete(disks, stopped).await,
-        Err(error) => Err(draft.abandon(error).await),
+        Err(error) => Err((error, draft)),
+    };
+    match made {
+        Ok(kept) => Ok(kept),
+        Err((error, draft)) => Err(fail(creation, draft, error).await),
     }
+}
+
+/// Takes back what was made. A snapshot that cannot be deleted now is kept in mind: it goes with the backup.
+pub(super) async fn fail(
+    creation: &Creation,
+    draft: Draft,
+    error: BackupError,
+) -> (BackupError, Kept) {
+    let left = if creation.request.kind == BackupType::Snapshot {
+        let machine = &*creation.terms.machine;
+        match delete_snapshots(&draft.manifest, machine).await {
+            Ok(()) => Vec::new(),
+            Err(left) => {
+                tracing::warn!(folder = %draft.folder, %left, "a failed backup's snapshot is left");
+                draft.manifest.disks.clone()
+            }
+        }
+    } else {
+        Vec::new()
+    };
+    draft.abandon(error, left).await
 }
 
 /// Everything that can refuse before anything is made.
@@ -257,15 +283,7 @@ fn require_space(request: &CreateBackup, sizes: &[u64]) -> Result<(), BackupErro
     let Some(place) = existing.filter(|_| plain) else {
         return Ok(());
     };
-    let free = free_space(&place)?;
-    if needed > free {
-        return Err(BackupError::NoSpace {
-            path: place,
-            needed,
-            free,
-        });
-    }
-    Ok(())
+    refuse_full(place, needed)
 }
 
 /// What the disk and its backing files take on the host, in bytes.

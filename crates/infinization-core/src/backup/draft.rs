@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::folder::{Kept, Library, inside, remove_data, write};
+use super::folder::{Kept, Library, inside, remove_idle_data, write};
 use super::kinds::BackupStatus;
 use super::manifest::{DiskRecord, Manifest};
 use super::names::{BackupId, image_file};
@@ -66,31 +66,40 @@ impl Draft {
         inside(&self.folder, &format!("disk-{n}.{what}.qcow2"))
     }
 
-    /// Declares it whole. Every file is on disk by now.
+    /// Declares it whole. Every file is on disk by now. On failure it is to be abandoned.
     pub(super) async fn complete(
         mut self,
         disks: Vec<DiskRecord>,
         circumstances: Circumstances,
-    ) -> Result<Kept, (BackupError, Kept)> {
+    ) -> Result<Kept, (BackupError, Self)> {
         self.manifest.with_disks(disks);
         self.manifest.running_at_backup = Some(circumstances.running);
         self.manifest.crash_consistent = Some(circumstances.crash_consistent);
         self.finish(BackupStatus::Completed);
         match self.write().await {
             Ok(()) => Ok(self.kept()),
-            Err(error) => Err(self.abandon(error).await),
+            Err(error) => Err((error, self)),
         }
     }
 
-    /// Removes what was made, and says why. Gives the reason back.
-    pub(super) async fn abandon(mut self, error: BackupError) -> (BackupError, Kept) {
+    /// Removes the files that were made, and says why. Gives the reason back. `left` are the disks that its
+    /// snapshot may still be in.
+    pub(super) async fn abandon(
+        mut self,
+        error: BackupError,
+        left: Vec<DiskRecord>,
+    ) -> (BackupError, Kept) {
         let folder = self.folder.clone();
-        if let Err(error) = off_thread(move || remove_data(&folder)).await {
+        if let Err(error) = off_thread(move || remove_idle_data(&folder)).await {
             tracing::warn!(folder = %self.folder, %error, "a failed backup's files are left");
         }
         let cancelled = error.code() == ErrorCode::BackupCancelled;
-        self.manifest.with_disks(Vec::new());
-        self.manifest.error_message = Some(error.to_string());
+        self.manifest.error_message = Some(if left.is_empty() {
+            error.to_string()
+        } else {
+            format!("{error}; its snapshot may be left in a disk until it is deleted")
+        });
+        self.manifest.with_disks(left);
         self.finish(if cancelled {
             BackupStatus::Cancelled
         } else {

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::manifest::Manifest;
 use super::names::{BackupId, MANIFEST, is_data};
 use super::{BackupError, chain};
+use crate::host::qemu_img::{ImageError, ensure_unused_now};
 use crate::types::{HostPath, VmId};
 
 /// A manifest has a few hundred bytes per disk.
@@ -205,10 +206,26 @@ impl Library {
 }
 
 /// Removes a folder's data, and a manifest that never became one.
-pub(super) fn remove_data(folder: &HostPath) -> Result<(), BackupError> {
+fn remove_data(folder: &HostPath) -> Result<(), BackupError> {
+    remove_data_if(folder, |_| true)
+}
+
+/// The same but for what a QEMU, or a qemu-img that outlived us, still has open: without a name it would go
+/// on taking space, and nobody would see where. The next sweep comes by again.
+pub(super) fn remove_idle_data(folder: &HostPath) -> Result<(), BackupError> {
+    remove_data_if(folder, |file| {
+        !matches!(ensure_unused_now(file), Err(ImageError::InUse { .. }))
+    })
+}
+
+fn remove_data_if(
+    folder: &HostPath,
+    unwanted: impl Fn(&HostPath) -> bool,
+) -> Result<(), BackupError> {
     for name in names_in(folder)? {
-        if is_data(&name) || name == NEW_MANIFEST {
-            remove_file(&inside(folder, &name)?)?;
+        let file = inside(folder, &name)?;
+        if name == NEW_MANIFEST || (is_data(&name) && unwanted(&file)) {
+            remove_file(&file)?;
         }
     }
     Ok(())
@@ -261,11 +278,20 @@ pub(super) fn sync_directory(path: &HostPath) -> Result<(), BackupError> {
         .map_err(|error| BackupError::io(path, error))
 }
 
-/// How much an unprivileged writer may still put on the file system of `path`, in bytes.
-pub(super) fn free_space(path: &HostPath) -> Result<u64, BackupError> {
-    let told =
-        rustix::fs::statvfs(path.as_path()).map_err(|errno| BackupError::io(path, errno.into()))?;
-    Ok(told.f_bavail.saturating_mul(told.f_frsize))
+/// Refuses where the file system of `place` has not room for so many bytes more.
+pub(super) fn refuse_full(place: HostPath, needed: u64) -> Result<(), BackupError> {
+    let told = rustix::fs::statvfs(place.as_path())
+        .map_err(|errno| BackupError::io(&place, errno.into()))?;
+    // What an unprivileged writer may still put there.
+    let free = told.f_bavail.saturating_mul(told.f_frsize);
+    if needed > free {
+        return Err(BackupError::NoSpace {
+            path: place,
+            needed,
+            free,
+        });
+    }
+    Ok(())
 }
 
 /// `name` in `directory`, as a checked path.

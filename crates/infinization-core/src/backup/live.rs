@@ -14,15 +14,18 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::create::{COPYING, Creation, Prepared, parent_of, seal};
+use super::create::{COPYING, Creation, Prepared, fail, parent_of, seal};
 use super::draft::{Circumstances, Draft};
-use super::folder::{Kept, free_space, remove_file};
+use super::folder::{Kept, refuse_full, remove_file};
 use super::kinds::BackupType;
 use super::manifest::{DiskRecord, Manifest};
 use super::names::BITMAP_PREFIX;
+use super::turn::unless_cancelled;
 use super::{BackupError, off_thread, offline, quiesce};
-use crate::host::qemu_img::{Clusters, ImageFormat, Parent, Source, difference, make_target};
-use crate::qmp::QmpClient;
+use crate::host::qemu_img::{
+    Clusters, ImageFormat, Parent, SnapshotName, Source, difference, make_target,
+};
+use crate::qmp::{CopyTurn, QmpClient};
 use crate::types::{ByteSize, HostPath};
 use attached::{Attached, attached};
 use handover::{give_to_qemu, take_back};
@@ -38,6 +41,7 @@ pub(super) struct Live<'a> {
     creation: &'a Creation,
     prepared: &'a Prepared,
     monitor: QmpClient,
+    turn: CopyTurn,
 }
 
 /// How a disk is copied.
@@ -68,18 +72,33 @@ struct Copying {
 }
 
 impl<'a> Live<'a> {
-    pub(super) fn new(creation: &'a Creation, prepared: &'a Prepared, monitor: QmpClient) -> Self {
-        Self {
+    /// Waits until no other backup, below whatever root, has this QEMU copy. The owner of the monitor may end
+    /// this one, as a cancelled caller does.
+    pub(super) async fn begin(
+        creation: &'a Creation,
+        prepared: &'a Prepared,
+        monitor: QmpClient,
+    ) -> Result<Self, BackupError> {
+        let cancel = creation.terms.cancel.clone();
+        let turn = unless_cancelled(&cancel, monitor.turn_to_copy()).await?;
+        let turn = turn.ok_or(BackupError::Cancelled)?;
+        let ending = turn.ending().clone();
+        tokio::spawn(async move {
+            cancel.run_until_cancelled(ending.cancelled()).await;
+            cancel.cancel();
+        });
+        Ok(Self {
             creation,
             prepared,
             monitor,
-        }
+            turn,
+        })
     }
 
     /// Before anything is made: whether QEMU has the disks, as what the request says, and may copy them. A job
     /// that a dead process left would hide a disk below its filter.
     pub(super) async fn refuse_unfit(&self) -> Result<(), BackupError> {
-        jobs::clear_leftovers(&self.monitor).await?;
+        self.turn.end_copies().await?;
         self.disks().await.map(drop)
     }
 
@@ -96,7 +115,11 @@ impl<'a> Live<'a> {
     pub(super) async fn make(self, draft: Draft) -> Result<Kept, (BackupError, Kept)> {
         let made = match self.copy(&draft).await {
             Ok((disks, circumstances)) => draft.complete(disks, circumstances).await,
-            Err(error) => Err(draft.abandon(error).await),
+            Err(error) => Err((error, draft)),
+        };
+        let made = match made {
+            Ok(kept) => Ok(kept),
+            Err((error, draft)) => Err(fail(self.creation, draft, error).await),
         };
         if let Err(error) = self.settle_bitmaps(made.is_ok()).await {
             tracing::warn!(%error, "a dirty bitmap is left until the next backup");
@@ -112,13 +135,13 @@ impl<'a> Live<'a> {
             return self.snapshot(&disks).await;
         }
         let disks = self.disks().await?;
-        self.require_space(&disks).await?;
         let mut copies = Vec::new();
         for (n, disk) in disks.into_iter().enumerate() {
             copies.push(self.choose(draft, n, disk).await?);
         }
+        self.require_space(&copies).await?;
         let copied = self.run_jobs(draft, &copies).await;
-        jobs::clear_leftovers(&self.monitor).await?;
+        self.turn.end_copies().await?;
         let frozen = copied?;
         let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
         let reporter = self.creation.reporter(&sizes);
@@ -132,26 +155,18 @@ impl<'a> Live<'a> {
         Ok((records, running(frozen)))
     }
 
-    /// A plain full copy takes at most the disk's size; what it really takes QEMU alone knows.
-    async fn require_space(&self, disks: &[Attached]) -> Result<(), BackupError> {
-        let request = &self.creation.request;
-        if request.kind != BackupType::Full || self.creation.clusters() != Clusters::Plain {
-            return Ok(());
-        }
-        let needed = disks.iter().map(|disk| disk.allocated.min(disk.size)).sum();
+    /// A plain full copy takes at most the disk's size; what it really takes QEMU alone knows. A copy that is
+    /// compared lies there beside its difference for a while.
+    async fn require_space(&self, copies: &[Copying]) -> Result<(), BackupError> {
+        let plain = |copy: &&Copying| match copy.method {
+            Method::Full => self.creation.clusters() == Clusters::Plain,
+            Method::Marked { .. } => false,
+            Method::Compared { .. } => true,
+        };
+        let plain = copies.iter().filter(plain).map(|copy| &copy.disk);
+        let needed = plain.map(|disk| disk.allocated.min(disk.size)).sum();
         let place = self.creation.request.destination.clone();
-        off_thread(move || {
-            let free = free_space(&place)?;
-            if needed > free {
-                return Err(BackupError::NoSpace {
-                    path: place,
-                    needed,
-                    free,
-                });
-            }
-            Ok(())
-        })
-        .await
+        off_thread(move || refuse_full(place, needed)).await
     }
 
     async fn choose(
@@ -392,19 +407,33 @@ fn running(frozen: bool) -> Circumstances {
     }
 }
 
-/// Deletes a SNAPSHOT's snapshots through the machine that runs on its disks.
+/// Deletes a SNAPSHOT's snapshots through the machine that runs on its disks. One that lies under an overlay by now
+/// is `IMAGE_IN_USE`; one that the machine was relieved of is nobody's.
 pub(super) async fn delete_snapshots(
     monitor: &QmpClient,
     manifest: &Manifest,
 ) -> Result<(), BackupError> {
-    let paths: Vec<_> = manifest
-        .disks
-        .iter()
-        .map(|disk| &disk.source_path)
-        .collect();
-    for disk in attached(monitor, &paths).await? {
-        let name = manifest.id.snapshot();
-        if disk.snapshots.contains(&name) {
+    let name = SnapshotName::parse(manifest.id.snapshot())?;
+    for disk in &manifest.disks {
+        match attached(monitor, &[&disk.source_path]).await {
+            Ok(found) => delete_snapshot(monitor, &found, &name).await?,
+            Err(BackupError::NotAttached { .. }) => {
+                offline::drop_snapshots(std::slice::from_ref(disk), &name).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+async fn delete_snapshot(
+    monitor: &QmpClient,
+    disks: &[Attached],
+    name: &SnapshotName,
+) -> Result<(), BackupError> {
+    let name = name.as_str();
+    for disk in disks {
+        if disk.snapshots.iter().any(|one| one == name) {
             let arguments = json!({ "device": disk.node, "name": name });
             monitor
                 .execute("blockdev-snapshot-delete-internal-sync", arguments)

@@ -19,6 +19,15 @@ pub trait Machine: Send + Sync {
     /// Its monitor, while QEMU runs and is connected.
     fn monitor(&self) -> Option<QmpClient>;
 
+    /// Notes, before it is asked to freeze, that the guest may be frozen: whoever comes after this process was
+    /// killed is to thaw it. Without the note it is not frozen. Somebody who could not follow it up notes nothing.
+    async fn note_freeze(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The guest is certain not to be frozen: undoes [`Machine::note_freeze`].
+    async fn forget_freeze(&self) {}
+
     /// Has the guest flush and freeze its file systems: how many, or `None` if nobody in it can. May
     /// take effect even if it fails or is dropped.
     async fn freeze(&self) -> Result<Option<u64>, String>;

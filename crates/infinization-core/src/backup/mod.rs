@@ -5,6 +5,7 @@
 //! <backupRootDir>/<vmId>/
 //!     lock                            one process changes a machine's backups at a time
 //!     restore.json                    what an unfinished restore has staged
+//!     revert.json                     which disks an unfinished one puts back to a SNAPSHOT inside them
 //!     <backupId>/                     <destinationDir>/<backupId>, the usual destinationDir being this
 //!         backup.json                 the manifest
 //!         disk-0.qcow2                or disk-0.qcow2.gz
@@ -29,13 +30,17 @@
 //! # What a crash leaves
 //! Whoever next changes the machine's backups holds the lock, so whatever says `IN_PROGRESS` then has
 //! no living maker: its files go and it becomes `FAILED`. Parents are only ever read. So at any moment
-//! every `COMPLETED` link is whole.
+//! every `COMPLETED` link is whole. What a QEMU still copies is ended by whoever has its monitor next, on
+//! taking the machine back or before a backup; until then the files it has open keep their names. A guest is
+//! thawed by whoever takes the machine back, since that it may be frozen is noted before it is.
 //!
 //! # Restoring
 //! The links are checked against their checksums, and opened by an explicit list: no backing name out
 //! of a file is followed. Every disk is staged beside its target; only when all are on disk are they
 //! renamed, and a rename that fails puts back those before it. A crash between two renames is carried
-//! on from `restore.json`, unless the disks were used since. The machine must be known to be stopped.
+//! on from `restore.json`, unless the disks were used since. The machine must be known to be stopped. A SNAPSHOT that
+//! is inside the disks is gone back to in each, and what they were is kept in a snapshot until all have: a crash is
+//! undone from `revert.json`, unless the disks were used since.
 //!
 //! # What retention may delete
 //! Complete backups beyond the wanted number, oldest first, but none that one that stays builds on;
@@ -49,7 +54,7 @@
 //! | `turn` | one change at a time per machine, and the limit over all |
 //! | `folder`, `draft`, `digest` | the tree above, a backup in the making, checksums and gzip |
 //! | `create`, `offline`, `live`, `quiesce` | making one |
-//! | `restore`, `stage` | restoring one |
+//! | `restore`, `stage`, `reverting` | restoring one |
 //! | `remove`, `sweep` | deleting, and clearing what the dead left |
 //! | [`service`](BackupService) | the verbs |
 //!
@@ -74,6 +79,7 @@ mod remove;
 mod request;
 mod restore;
 mod retention;
+mod reverting;
 mod service;
 mod stage;
 mod sweep;

@@ -3,9 +3,10 @@
 use tokio_util::sync::CancellationToken;
 
 use super::chain::children;
-use super::folder::{Kept, Library, read};
+use super::folder::{Library, read};
 use super::kinds::BackupType;
 use super::machine::Machine;
+use super::manifest::Manifest;
 use super::names::BackupId;
 use super::offline::drop_snapshots;
 use super::turn::Turn;
@@ -44,15 +45,11 @@ pub(super) async fn remove(
         }
         let manifest = read(&folder, &which).ok().flatten();
         let snapshot = manifest.filter(|manifest| manifest.kind == BackupType::Snapshot);
-        let snapshot = snapshot.map(|manifest| Kept {
-            folder: folder.clone(),
-            manifest,
-        });
         Ok((folder, snapshot))
     })
     .await?;
-    if let Some(kept) = snapshot {
-        delete_snapshots(&kept, machine).await?;
+    if let Some(manifest) = snapshot {
+        delete_snapshots(&manifest, machine).await?;
     }
     let (library, vm_id, id) = (library.clone(), vm_id.clone(), id.clone());
     off_thread(move || library.remove(&vm_id, &id, &folder)).await
@@ -64,12 +61,16 @@ async fn is_there(library: &Library, vm_id: &VmId, id: &BackupId) -> Result<bool
     off_thread(move || Ok(library.folder_of(&vm_id, &id).is_ok())).await
 }
 
-async fn delete_snapshots(kept: &Kept, machine: &dyn Machine) -> Result<(), BackupError> {
+/// Deletes a SNAPSHOT's snapshots from the disks it names, by whoever has them open.
+pub(super) async fn delete_snapshots(
+    manifest: &Manifest,
+    machine: &dyn Machine,
+) -> Result<(), BackupError> {
     if let Some(monitor) = machine.monitor() {
-        return live::delete_snapshots(&monitor, &kept.manifest).await;
+        return live::delete_snapshots(&monitor, manifest).await;
     }
-    let name = SnapshotName::parse(kept.manifest.id.snapshot())?;
-    drop_snapshots(&kept.manifest.disks, &name).await
+    let name = SnapshotName::parse(manifest.id.snapshot())?;
+    drop_snapshots(&manifest.disks, &name).await
 }
 
 fn not_found(vm_id: &VmId, id: &BackupId) -> BackupError {

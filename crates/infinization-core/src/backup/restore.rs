@@ -2,7 +2,9 @@
 
 mod snapshot;
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::digest::{gunzip, measure};
-use super::folder::{Kept, Library, free_space};
+use super::folder::{Kept, Library, refuse_full};
 use super::kinds::{BackupType, Compression};
 use super::machine::{refuse_frozen, require_stopped};
 use super::manifest::Manifest;
@@ -18,7 +20,7 @@ use super::names::BackupId;
 use super::progress::Reporter;
 use super::request::RestoreBackup;
 use super::service::{Terms, Told, millis};
-use super::stage::Stage;
+use super::stage::{Stage, directory_of};
 use super::turn::Turn;
 use super::{BackupError, off_thread, sweep};
 use crate::host::qemu_img::{Job, ensure_unused_now, flatten};
@@ -239,32 +241,23 @@ async fn put_in_place(
     }
 }
 
-/// Refuses what cannot fit: a restored disk takes at least what its files hold, or its own size.
+/// Refuses what cannot fit: a restored disk takes at least what its files hold, or its own size. What is replaced
+/// goes only after.
 async fn require_space(links: &[Kept], targets: &[HostPath]) -> Result<(), BackupError> {
     let (links, targets) = (links.to_vec(), targets.to_vec());
     off_thread(move || {
+        let mut needs = BTreeMap::new();
         for (n, target) in targets.iter().enumerate() {
+            let place = directory_of(target)?;
+            let found = fs::metadata(place.as_path());
+            let found = found.map_err(|error| BackupError::io(&place, error))?;
+            let of_file_system = needs.entry(found.dev()).or_insert((place, 0_u64));
             let held = links.iter().map(|link| link.manifest.disks[n].backup_size);
-            let needed = held
-                .sum::<u64>()
-                .min(links[0].manifest.disks[n].original_size);
-            let above = target
-                .as_path()
-                .parent()
-                .map(|dir| dir.display().to_string());
-            let Some(place) = above.and_then(|dir| HostPath::parse(dir).ok()) else {
-                continue;
-            };
-            let free = free_space(&place)?;
-            if needed > free {
-                return Err(BackupError::NoSpace {
-                    path: place,
-                    needed,
-                    free,
-                });
-            }
+            let size = links[0].manifest.disks[n].original_size;
+            of_file_system.1 = of_file_system.1.saturating_add(held.sum::<u64>().min(size));
         }
-        Ok(())
+        let mut needs = needs.into_values();
+        needs.try_for_each(|(place, needed)| refuse_full(place, needed))
     })
     .await
 }

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::create::{self, Creation};
-use super::folder::Library;
+use super::folder::{Kept, Library};
+use super::kinds::BackupStatus;
 use super::machine::Machine;
 use super::manifest::Manifest;
 use super::names::BackupId;
@@ -150,17 +151,31 @@ impl BackupService {
         Ok(all.into_iter().map(|kept| kept.manifest).collect())
     }
 
-    /// One backup's `BackupMetadata`; without a machine's id every machine's are looked through.
+    /// One backup's `BackupMetadata`; without a machine's id every machine's are looked through. What a dead
+    /// process left unfinished is cleared first, as for [`BackupService::list`].
     pub async fn metadata(&self, id: BackupId, vm_id: Option<VmId>) -> Result<Value, Failure> {
-        let (library, wanted) = (self.library.clone(), id.clone());
-        let found = off_thread(move || match vm_id {
-            Some(vm_id) => library.find(&vm_id, &wanted),
-            None => library.search(&wanted),
-        });
+        let found = async {
+            let kept = self.find(&id, vm_id).await?;
+            if kept.manifest.status != BackupStatus::InProgress {
+                return Ok(kept);
+            }
+            let whose = kept.manifest.vm_id;
+            sweep::if_idle(&self.library, &whose).await?;
+            self.find(&id, Some(whose)).await
+        };
         let kept = found
             .await
-            .map_err(|error| Failure::from(error).with("backupId", id.as_str()))?;
+            .map_err(|error: BackupError| Failure::from(error).with("backupId", id.as_str()))?;
         Ok(kept.manifest.shown(&kept.folder))
+    }
+
+    async fn find(&self, id: &BackupId, vm_id: Option<VmId>) -> Result<Kept, BackupError> {
+        let (library, id) = (self.library.clone(), id.clone());
+        off_thread(move || match vm_id {
+            Some(vm_id) => library.find(&vm_id, &id),
+            None => library.search(&id),
+        })
+        .await
     }
 
     /// Reads every file the backup needs and compares checksums. Damage is a result, not an error.

@@ -19,9 +19,10 @@ use super::{BackupError, off_thread};
 use crate::host::qemu_img::{Claim, claim_now};
 use crate::host::state_file::{self, Durability};
 use crate::types::{HostPath, VmId};
+pub(super) use staged::directory_of;
 use staged::{
-    Staged, Version, directory_of, exchange, name_beside, not_named, old_name, put_back,
-    take_after, unpacked_name,
+    Staged, Version, exchange, name_beside, not_named, old_name, put_back, take_after,
+    unpacked_name,
 };
 
 /// A restore in progress. Dropped before it is committed it leaves its journal, and whoever is next

@@ -1,12 +1,12 @@
 //! Clearing what a process that died left unfinished. Whoever sweeps has the machine's turn, so
 //! nothing that is found unfinished has a living maker.
 
-use super::folder::{Kept, Library, read, remove_data, write};
+use super::folder::{Kept, Library, read, remove_idle_data, write};
 use super::kinds::{BackupStatus, BackupType};
 use super::machine::Machine;
 use super::offline::drop_snapshots;
 use super::turn::Turn;
-use super::{BackupError, now, off_thread, stage};
+use super::{BackupError, now, off_thread, reverting, stage};
 use crate::host::qemu_img::SnapshotName;
 use crate::types::VmId;
 
@@ -17,6 +17,7 @@ pub(super) async fn sweep(
     machine: &dyn Machine,
 ) -> Result<(), BackupError> {
     stage::recover(library, vm_id, machine).await?;
+    reverting::recover(library, vm_id, machine).await?;
     end_unfinished(library, vm_id).await
 }
 
@@ -30,8 +31,9 @@ async fn end_unfinished(library: &Library, vm_id: &VmId) -> Result<(), BackupErr
                 Ok(Some(manifest)) if manifest.status == BackupStatus::InProgress => {
                     unfinished.push(Kept { folder, manifest });
                 }
-                // A qemu-img that outlived its killed parent may have made a file since.
-                Ok(Some(manifest)) if !manifest.is_complete() => remove_data(&folder)?,
+                // A qemu-img that outlived its killed parent may have made a file since, and what a QEMU had
+                // open was left.
+                Ok(Some(manifest)) if !manifest.is_complete() => remove_idle_data(&folder)?,
                 // What is damaged is told by whoever reads it.
                 Ok(Some(_)) | Err(_) => {}
             }
@@ -74,7 +76,7 @@ async fn fail(mut kept: Kept) -> Result<(), BackupError> {
     manifest.error_message = Some(message);
     manifest.completed_at = Some(now());
     off_thread(move || {
-        remove_data(&kept.folder)?;
+        remove_idle_data(&kept.folder)?;
         write(&kept.folder, &kept.manifest)
     })
     .await

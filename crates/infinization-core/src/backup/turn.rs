@@ -90,7 +90,8 @@ pub(super) async fn slot(
     permit.map_err(|_closed| BackupError::Cancelled)
 }
 
-async fn unless_cancelled<T>(
+/// Waits for `work`, unless the caller cancels first.
+pub(super) async fn unless_cancelled<T>(
     cancel: &CancellationToken,
     work: impl Future<Output = T>,
 ) -> Result<T, BackupError> {

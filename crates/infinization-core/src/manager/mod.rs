@@ -228,8 +228,8 @@ impl Manager {
         Ok(())
     }
 
-    /// Stops watching, after what is under way has come to its end; waiting for guests is given up.
-    /// VMs go on; the next instance takes them back.
+    /// Stops watching, after what is under way has come to its end; waiting for guests is given up, and
+    /// backups of running VMs are cancelled. VMs go on; the next instance takes them back.
     pub async fn shutdown(&self) -> Result<(), Failure> {
         let _one_at_a_time = self.inner.starting.lock().await;
         let phase = std::mem::replace(&mut *self.phase(), Phase::Closed);

@@ -8,8 +8,8 @@ use crate::config::{RevertOptions, SnapshotDeleteOptions, SnapshotOptions};
 use crate::error::Failure;
 use crate::host::blocking::blocking;
 use crate::host::qemu_img::SnapshotName;
-use crate::types::HostPath;
-use crate::vm::{Verb, frozen_layers};
+use crate::types::{HostPath, VmId};
+use crate::vm::{NotedFreeze, Verb, frozen_layers};
 
 impl Manager {
     /// `createSnapshot`.
@@ -80,6 +80,19 @@ impl Manager {
         let name = SnapshotName::parse(name)?;
         self.verb(&vm_id, Verb::CommitSnapshot { name, cancel })
             .await
+    }
+
+    /// Notes that somebody freezes the guest of a VM that runs here, as a backup does: if he is killed before
+    /// he has thawed it, the next recovery does. `None` where nobody here could.
+    pub async fn note_freeze(&self, vm_id: &VmId) -> Result<Option<NotedFreeze>, Failure> {
+        let Ok(open) = self.open() else {
+            return Ok(None);
+        };
+        let handle = open.vms().get(vm_id).cloned();
+        match handle.filter(|handle| handle.view().live.is_some()) {
+            Some(handle) => handle.context().note_freeze().await,
+            None => Ok(None),
+        }
     }
 
     /// Files that disks lie on because of external snapshots: none may change, and none is what a disk

@@ -69,9 +69,16 @@ impl Open {
         }
     }
 
-    /// Lets a VM's task end, once it has done what it was asked to.
+    /// Lets a VM's task end, once it has done what it was asked to. A backup of it is ended: nobody could
+    /// follow its copies any more.
     pub(super) async fn let_go(handle: &VmHandle) {
-        if timeout(REST_DEADLINE, handle.rest()).await.is_err() {
+        let backups = async {
+            if let Some(live) = handle.view().live {
+                live.qmp.end_copying().await;
+            }
+        };
+        let both = async { tokio::join!(handle.rest(), backups) };
+        if timeout(REST_DEADLINE, both).await.is_err() {
             let vm = &handle.context().vm_id;
             tracing::warn!(%vm, "an operation was still under way at shutdown");
         }

@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::calls::{Call, CallFailure, Caller, Loss, Outcome, Request};
+use super::copies::Turns;
 use super::error::QmpError;
 use super::event_stream::{EventReceiver, Subscriptions};
 use super::monitor::{self, Session};
@@ -104,6 +105,7 @@ struct Shared {
     closing: CancellationToken,
     greeting: Option<Greeting>,
     command_timeout: Duration,
+    turns: Turns,
 }
 
 impl Drop for Shared {
@@ -139,6 +141,7 @@ impl QmpClient {
             closing: session.closing,
             greeting: session.greeting,
             command_timeout,
+            turns: Turns::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -198,6 +201,10 @@ impl QmpClient {
     fn begin(&self, command: Command, caller: Caller, deadline: Duration) {
         let call = Call::new(caller, deadline);
         self.shared.outgoing.send(Request { command, call });
+    }
+
+    pub(super) fn turns(&self) -> &Turns {
+        &self.shared.turns
     }
 
     /// What QEMU said of itself in [`QmpClient::connect`]; `None` after [`QmpClient::reach`].

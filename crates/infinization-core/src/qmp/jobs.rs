@@ -107,7 +107,11 @@ impl QmpClient {
 
     /// Dismisses what an earlier process of ours started and never saw the end of.
     pub async fn dismiss_old_jobs(&self) -> Result<(), QmpError> {
-        let ended = |job: &JobInfo| job.id.starts_with(PREFIX) && job.status == CONCLUDED;
+        self.dismiss_ended_jobs(PREFIX).await
+    }
+
+    async fn dismiss_ended_jobs(&self, prefix: &str) -> Result<(), QmpError> {
+        let ended = |job: &JobInfo| job.id.starts_with(prefix) && job.status == CONCLUDED;
         for job in self.query_jobs().await?.into_iter().filter(ended) {
             self.execute("job-dismiss", json!({ "id": job.id })).await?;
         }
@@ -116,7 +120,12 @@ impl QmpClient {
 
     /// Ends what an earlier process of ours has left running.
     pub async fn cancel_old_jobs(&self) -> Result<(), QmpError> {
-        let under_way = |job: &JobInfo| job.id.starts_with(PREFIX) && job.status != CONCLUDED;
+        self.end_jobs(PREFIX).await
+    }
+
+    /// Ends every job whose id begins so.
+    pub(super) async fn end_jobs(&self, prefix: &str) -> Result<(), QmpError> {
+        let under_way = |job: &JobInfo| job.id.starts_with(prefix) && job.status != CONCLUDED;
         // Before they are looked at, so that no event is missed.
         let events = self.subscribe();
         if let Some(info) = self.query_jobs().await?.into_iter().find(under_way) {
@@ -130,9 +139,9 @@ impl QmpClient {
                 look_first: false,
             };
             job.cancel().await?;
-            return Box::pin(self.cancel_old_jobs()).await;
+            return Box::pin(self.end_jobs(prefix)).await;
         }
-        self.dismiss_old_jobs().await
+        self.dismiss_ended_jobs(prefix).await
     }
 
     /// Whether a backup copies disks.

@@ -10,6 +10,7 @@
 //! | `event_stream` | bounded fan-out of what the monitor reports |
 //! | `commands`, `replies` | typed helpers over `execute`, and what they answer |
 //! | `jobs`, `snapshots`, `layers` | background jobs to their end; snapshots and overlays of a running machine |
+//! | `copies` | who may have QEMU copy disks for a backup, and the end of what is left of one |
 //! | `events` | typed view of the events a VM's life depends on |
 //! | `guest_agent/` | the agent inside the guest, over its own socket |
 //! | `wire`, `lines` | pure framing and JSON, shared by both protocols |
@@ -21,6 +22,7 @@
 mod calls;
 mod client;
 mod commands;
+mod copies;
 mod dial;
 mod error;
 mod event_stream;
@@ -39,6 +41,7 @@ mod wire;
 
 pub use client::{Link, QmpClient, QmpOptions, Reconnect};
 pub use commands::{DisplayProtocol, EjectTarget};
+pub use copies::CopyTurn;
 pub use error::QmpError;
 pub use event_stream::{EventReceiver, MonitorEvent};
 pub use events::{BlockIoError, EventKind, QmpEvent, QmpTimestamp, ShutdownCause};

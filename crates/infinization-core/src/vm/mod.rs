@@ -89,7 +89,7 @@ pub use recover::{Recovered, found_status};
 pub use request::Verb;
 pub use run::{Desk, Effects, Run, Undone};
 pub use services::{DatabaseWrapper, EffectsWrapper, Services};
-pub use snapshot::{ShownLayer, ShownNode, Snapshot, SnapshotTree};
+pub use snapshot::{NotedFreeze, ShownLayer, ShownNode, Snapshot, SnapshotTree};
 pub use task::VmHandle;
 
 /// QEMU's standard error, in the VM's state directory.

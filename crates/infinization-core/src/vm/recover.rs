@@ -205,6 +205,18 @@ impl Machine {
         Ok(())
     }
 
+    /// QEMU goes on copying for a backup whose process is gone, into files that nobody wants.
+    pub(super) async fn end_left_copies(&self) {
+        let live = self.live.as_ref();
+        let Some(live) = live.filter(|live| live.view.qmp.is_connected()) else {
+            return;
+        };
+        if let Err(error) = live.view.qmp.end_left_copies().await {
+            let vm = &self.context.vm_id;
+            tracing::warn!(%vm, %error, "what a dead process's backup copies was not ended");
+        }
+    }
+
     /// Brings the row up to what was found, but over nobody's claim.
     async fn write_found(&self, found: &Status) {
         if !self.context.owns_row().await {

@@ -126,6 +126,7 @@ async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
             let found = within(machine, (Actor::Recovery, "recover"), async |machine| {
                 let recovered = machine.recover().await;
                 machine.try_to_settle_snapshots().await;
+                machine.end_left_copies().await;
                 recovered
             });
             send(found.await, reply, asker);

@@ -31,7 +31,7 @@ async fn the_one_that_is_killed() {
 }
 
 /// Whether it was killed, and not done before.
-fn begin_and_kill(place: &Place, request: &Value, seen: impl Fn() -> bool) -> bool {
+pub(super) fn begin_and_kill(place: &Place, request: &Value, seen: impl Fn() -> bool) -> bool {
     fs::write(place.path("request.json"), request.to_string()).unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
@@ -58,6 +58,30 @@ fn wait_until(child: &mut Child, seen: impl Fn() -> bool) {
         assert!(Instant::now() < until, "it never came so far");
         std::thread::sleep(Duration::from_micros(100));
     }
+}
+
+/// Waits until nothing that the killed process had started works on the disks.
+pub(super) fn outwait_orphans(place: &Place) {
+    let dir = place.dir.path().to_str().unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    let is_orphan = |line: &str| {
+        let starting = line.contains("the_one_that_is_killed");
+        starting || (line.starts_with("qemu-img\0") && line.contains(dir))
+    };
+    while command_lines().iter().any(|(_, line)| is_orphan(line)) {
+        assert!(Instant::now() < until, "an orphan goes on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn command_lines() -> Vec<(i32, String)> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+    pids.map(|pid: i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        (pid, String::from_utf8_lossy(&line).into_owned())
+    })
+    .collect()
 }
 
 fn folders(place: &Place) -> Vec<String> {
@@ -126,12 +150,7 @@ async fn f19_a_killed_qemu_img_fails_the_backup_and_leaves_no_data() {
 fn kill_qemu_img(disk: &str) {
     let until = Instant::now() + Duration::from_secs(60);
     while Instant::now() < until {
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
-                continue;
-            };
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).into_owned();
+        for (pid, line) in command_lines() {
             if line.starts_with("qemu-img\0convert") && line.contains(disk) {
                 let pid = nix::unistd::Pid::from_raw(pid);
                 let _gone = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
@@ -196,7 +215,7 @@ async fn k3_f22_a_killed_restore_replaces_all_disks_or_none() {
 }
 
 /// What a qcow2 disk holds.
-fn content(image: &Path) -> Vec<u8> {
+pub(super) fn content(image: &Path) -> Vec<u8> {
     let raw = image.with_extension("content");
     let (image, to) = (disk::text(image), disk::text(&raw));
     disk::run(

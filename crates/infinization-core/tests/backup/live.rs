@@ -6,14 +6,14 @@ use super::*;
 use crate::qmp_kit::Qemu;
 
 /// A QEMU with these disks, whose guest does not run: the test writes in its place.
-struct Guest {
-    qemu: Qemu,
-    monitor: QmpClient,
+pub(super) struct Guest {
+    pub(super) qemu: Qemu,
+    pub(super) monitor: QmpClient,
     _events: EventReceiver,
 }
 
 impl Guest {
-    async fn start(disks: &[&Disk]) -> Self {
+    pub(super) async fn start(disks: &[&Disk]) -> Self {
         let file = |disk: &Disk| {
             let file = disk::text(&disk.path);
             format!("file.driver=file,file.filename={file}")
@@ -56,7 +56,14 @@ impl Guest {
     }
 
     /// Writes through QEMU, as a guest does.
-    async fn write(&self, n: usize, disk: &mut Disk, at: usize, length: usize, byte: u8) {
+    pub(super) async fn write(
+        &self,
+        n: usize,
+        disk: &mut Disk,
+        at: usize,
+        length: usize,
+        byte: u8,
+    ) {
         self.io(n, &format!("write -P {byte} {at} {length}")).await;
         disk.model(at, length, byte);
     }
@@ -85,7 +92,7 @@ impl Guest {
         answer.get().to_owned()
     }
 
-    fn machine(&self) -> Arc<Running> {
+    pub(super) fn machine(&self) -> Arc<Running> {
         Running::new(&self.monitor, Ok(None))
     }
 
@@ -122,14 +129,14 @@ impl Guest {
         nodes.get().contains("\"infz-bk-") || jobs.get().contains("infz-bk-")
     }
 
-    async fn quit(self) {
+    pub(super) async fn quit(self) {
         self.monitor.quit().await.unwrap();
         self.qemu.ended().await;
     }
 }
 
 impl Place {
-    async fn live(
+    pub(super) async fn live(
         &self,
         kind: &str,
         disks: &[&Disk],
@@ -382,6 +389,53 @@ async fn k8_cancelling_ends_the_jobs_and_keeps_the_parent_s_bitmap() {
     place.comes_back(&next, &disk.holds).await;
 }
 
+/// A machine whose first backup is copied slowly, and says when that has begun.
+struct Slow(Arc<Running>, tokio::sync::Notify);
+
+#[async_trait]
+impl Machine for Slow {
+    async fn is_running(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    fn monitor(&self) -> Option<QmpClient> {
+        self.0.monitor()
+    }
+
+    async fn freeze(&self) -> Result<Option<u64>, String> {
+        Ok(Some(1))
+    }
+
+    async fn thaw(&self) -> Result<(), String> {
+        let jobs = self.0.monitor.execute("query-jobs", json!({})).await;
+        let jobs: Vec<Value> = serde_json::from_str(jobs.unwrap().get()).unwrap();
+        let slow = json!({ "device": jobs[0]["id"], "speed": 8 << 20 });
+        let asked = self.0.monitor.execute("block-job-set-speed", slow).await;
+        asked.unwrap();
+        self.1.notify_one();
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k5_backups_of_one_machine_below_two_roots_wait_for_each_other() {
+    let (place, other) = (Place::new(), Place::new());
+    let mut disk = place.disk("a.qcow2", 32);
+    let guest = Guest::start(&[&disk]).await;
+    guest.write(0, &mut disk, 0, 24 << 20, 1).await;
+    let slow = Arc::new(Slow(guest.machine(), tokio::sync::Notify::new()));
+    let first = place.create_with(place.request("FULL", &[&disk]), Arc::<Slow>::clone(&slow));
+    let second = async {
+        slow.1.notified().await;
+        let request = other.request("FULL", &[&disk]);
+        other.create_with(request, guest.machine()).await
+    };
+    let (first, second) = tokio::join!(first, second);
+    guest.quit().await;
+    place.comes_back(&id(&first.unwrap()), &disk.holds).await;
+    other.comes_back(&id(&second.unwrap()), &disk.holds).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f22_what_a_dead_process_left_in_qemu_is_cleared() {
     let place = Place::new();
@@ -563,6 +617,32 @@ fn f15_a_full_disk_fails_a_live_backup_and_the_guest_goes_on() {
         assert_eq!(names_in(&folder), ["backup.json"]);
         assert!(!guest.has_leftovers().await);
         guest.write(0, &mut disk, 8 << 20, 65_536, 3).await;
+        let next = place
+            .live("INCREMENTAL", &[&disk], Some(&full), &guest)
+            .await;
+        guest.quit().await;
+        place.comes_back(&next, &disk.holds).await;
+    });
+}
+
+#[test]
+fn k6_a_copy_that_is_only_compared_needs_its_space_too() {
+    kit::in_private_network(async || {
+        let small = crate::kit::small_disk::SmallDisk::new(4 << 10);
+        let place = Place::new();
+        let mut base = place.disk("base.qcow2", 16);
+        base.write(0, 8 << 20, 1);
+        let disk = base.overlay(&place.path("a.qcow2"));
+        let full = place.full(&[&disk]).await;
+        let guest = Guest::start(&[&disk]).await;
+        // Nothing has changed since, and no bitmap tells.
+        let mut request = place.request("INCREMENTAL", &[&disk]);
+        request["parentBackupId"] = json!(full);
+        request["destinationDir"] = json!(small.path().join("vm-1"));
+        let made = place.create_with(request, guest.machine()).await;
+        let failure = refused(made, ErrorCode::BackupNoSpace);
+        assert!(failure.to_string().contains("are needed"), "{failure}");
+        assert!(!guest.has_leftovers().await);
         let next = place
             .live("INCREMENTAL", &[&disk], Some(&full), &guest)
             .await;

@@ -18,7 +18,9 @@ mod disk;
 mod encrypted;
 mod limits;
 mod live;
+mod live_snapshots;
 mod offline;
+mod owned;
 mod refusals;
 mod snapshots;
 

@@ -211,3 +211,16 @@ async fn a_restore_replaces_all_disks_and_keeps_owner_and_mode() {
         ["a.qcow2", "b.qcow2", "backups"]
     );
 }
+
+#[tokio::test]
+async fn k8_one_whose_process_died_is_not_shown_in_progress() {
+    let place = Place::new();
+    let disk = place.disk("a.qcow2", 1);
+    let full = place.full(&[&disk]).await;
+    let manifest = place.root().join("vm-1").join(&full).join("backup.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("COMPLETED", "IN_PROGRESS")).unwrap();
+    let shown = place.metadata(&full).await.unwrap();
+    assert_eq!(shown["status"], json!("FAILED"));
+    assert_eq!(place.files(&full), ["backup.json"]);
+}

@@ -1,6 +1,12 @@
 //! SNAPSHOT backups: inside the disks themselves.
 
+use std::time::Duration;
+
+use infinization_core::host::state_file::{self, Durability};
+
+use super::crashes::{begin_and_kill, content, outwait_orphans};
 use super::*;
+use crate::kit::victim;
 
 #[tokio::test]
 async fn reverted_only_when_that_is_agreed_to_and_copied_otherwise() {
@@ -32,10 +38,7 @@ async fn reverted_only_when_that_is_agreed_to_and_copied_otherwise() {
     let refusal = place.restore(&backup, &in_place).await;
     refused(refusal, ErrorCode::BackupInvalidConfig);
     a.is_intact();
-    let agreed = json!({
-        "vmId": "vm-1", "backupId": backup, "diskPaths": in_place,
-        "overwriteExisting": true, "allowInPlaceSnapshotRevert": true,
-    });
+    let agreed = agreed(&backup, &[&a, &b]);
     place.restore_with(agreed, Arc::new(Stopped)).await.unwrap();
     disk::assert_holds(&a.path, "qcow2", &was_a);
     disk::assert_holds(&b.path, "qcow2", &was_b);
@@ -93,10 +96,7 @@ async fn k3_all_disks_go_back_or_none() {
     // The second disk's snapshot is there, and cannot be gone back to: its tables are damaged.
     let name = format!("backup-{backup}");
     disk::damage_snapshot(&b.path);
-    let request = json!({
-        "vmId": "vm-1", "backupId": backup, "diskPaths": [a.path, b.path],
-        "overwriteExisting": true, "allowInPlaceSnapshotRevert": true,
-    });
+    let request = agreed(&backup, &[&a, &b]);
     assert!(
         place
             .restore_with(request, Arc::new(Stopped))
@@ -106,4 +106,101 @@ async fn k3_all_disks_go_back_or_none() {
     a.is_intact();
     let list = disk::run("qemu-img", &["snapshot", "-l", disk::text(&a.path)]);
     assert!(list.contains(&name) && !list.contains("undo-"), "{list}");
+}
+
+/// Killed ever later: whoever comes next finds both disks as they were, or both as they are in the snapshot.
+#[tokio::test]
+async fn k3_f22_a_killed_revert_puts_all_disks_back_or_none() {
+    let place = Place::new();
+    let (mut a, mut b) = (place.disk("a.qcow2", 4), place.disk("b.qcow2", 4));
+    a.write(0, 1 << 20, 1);
+    b.write(0, 1 << 20, 2);
+    let new = [a.holds.clone(), b.holds.clone()];
+    let request = place.request("SNAPSHOT", &[&a, &b]);
+    let backup = id(&place.create(request).await.unwrap());
+    let request = agreed(&backup, &[&a, &b]);
+    let journal = place.root().join("vm-1").join("revert.json");
+    let mut outcomes = [0, 0];
+    for round in 0.. {
+        a.write(0, 1 << 20, 3);
+        b.write(0, 1 << 20, 4);
+        let delay = victim::delay(Duration::from_millis(3), round);
+        let killed = begin_and_kill(&place, &request, || {
+            let begun = journal.exists();
+            begun.then(|| std::thread::sleep(delay)).is_some()
+        });
+        outwait_orphans(&place);
+        // Any verb that changes the machine's backups clears up first.
+        let small = place.disk("small.qcow2", 1);
+        place.full(&[&small]).await;
+        fs::remove_file(&small.path).unwrap();
+        let is_new = content(&a.path) == new[0];
+        disk::assert_holds(&b.path, "qcow2", if is_new { &new[1] } else { &b.holds });
+        disk::assert_holds(&a.path, "qcow2", if is_new { &new[0] } else { &a.holds });
+        assert!(killed || is_new, "round {round}");
+        assert!(!journal.exists());
+        for disk in [&a, &b] {
+            let list = disk::run("qemu-img", &["snapshot", "-l", disk::text(&disk.path)]);
+            assert!(!list.contains("undo-"), "round {round}: {list}");
+        }
+        outcomes[usize::from(is_new)] += 1;
+        if !killed {
+            break;
+        }
+    }
+    assert!(outcomes[0] > 0 && outcomes[1] > 0, "{outcomes:?}");
+}
+
+fn agreed(backup: &str, disks: &[&Disk]) -> Value {
+    let paths: Vec<_> = disks.iter().map(|disk| &disk.path).collect();
+    json!({
+        "vmId": "vm-1", "backupId": backup, "diskPaths": paths,
+        "overwriteExisting": true, "allowInPlaceSnapshotRevert": true,
+    })
+}
+
+/// A process that died between the disks, and a machine that ran on what it left.
+#[tokio::test]
+async fn k3_f22_what_a_machine_wrote_after_a_killed_revert_is_kept() {
+    for (used, of) in [(false, 0), (true, 0), (true, 1)] {
+        let place = Place::new();
+        let mut disks = [place.disk("a.qcow2", 2), place.disk("b.qcow2", 2)];
+        let request = place.request("SNAPSHOT", &[&disks[0], &disks[1]]);
+        let backup = id(&place.create(request).await.unwrap());
+        let undo = "undo-3f2b8c1e-7a4d-4e55-9b0a-1c2d3e4f5a6b";
+        for disk in &mut disks {
+            disk.write(0, 1 << 20, 3);
+            disk::run(
+                "qemu-img",
+                &["snapshot", "-c", undo, disk::text(&disk.path)],
+            );
+        }
+        let was = disks[0].holds.clone();
+        let to = format!("backup-{backup}");
+        disk::run(
+            "qemu-img",
+            &["snapshot", "-a", &to, disk::text(&disks[0].path)],
+        );
+        disks[0].holds.fill(0);
+        if used {
+            disks[of].write(1 << 20, 512, 9);
+        } else {
+            disks[0].holds = was;
+        }
+        let journal = place.root().join("vm-1").join("revert.json");
+        let paths = [&disks[0].path, &disks[1].path];
+        let text = json!({ "undo": true, "before": undo, "to": to, "disks": paths });
+        let text = text.to_string();
+        state_file::write(&journal, text.as_bytes(), Durability::HostCrash).unwrap();
+
+        let small = place.disk("small.qcow2", 1);
+        place.full(&[&small]).await;
+        assert!(!journal.exists());
+        for disk in &disks {
+            disk.is_intact();
+            // Of what was used, the way back stays.
+            let list = disk::run("qemu-img", &["snapshot", "-l", disk::text(&disk.path)]);
+            assert_eq!(list.contains(undo), used, "{list}");
+        }
+    }
 }

@@ -217,3 +217,55 @@ fn f15_a_full_disk_is_said_to_be_full_and_nothing_is_left() {
         assert_eq!(names_in(disk.path()), ["ballast"]);
     });
 }
+
+/// Not a test of its own: the process that is killed while it converts.
+#[tokio::test]
+async fn victim() {
+    let Some(orders) = victim::orders() else {
+        return;
+    };
+    let path = |key: &str| HostPath::parse(orders[key].as_str().unwrap()).unwrap();
+    let copy = ConvertImage {
+        compress: true,
+        ..ConvertImage::new((path("source"), Qcow2), (path("target"), Qcow2))
+    };
+    let (job, mut seen) = watched();
+    let killed = async {
+        seen.wait_for(|done| *done > 0.0).await.unwrap();
+        kill(Pid::this(), Signal::SIGKILL).unwrap();
+    };
+    let (copied, ()) = tokio::join!(convert(&copy, &job), killed);
+    panic!("it lives: {copied:?}");
+}
+
+/// Where no manager and no pool sweeps, the next attempt does.
+#[tokio::test]
+async fn f9_what_a_killed_process_has_half_made_goes_with_the_next_attempt() {
+    let images = Images::new();
+    let copy = long_copy(&images);
+    let orders = json!({ "source": images.path("source"), "target": images.path("target") });
+    assert!(victim::run(
+        &["--exact", "faults::victim", "--quiet"],
+        &orders
+    ));
+    let left: Vec<_> = images
+        .names()
+        .into_iter()
+        .filter(|name| name != "source")
+        .collect();
+    assert!(
+        matches!(&left[..], [one] if one.starts_with(".target.")),
+        "{left:?}"
+    );
+    // Its qemu-img has outlived it.
+    outwait_orphan(&images.path(&left[0]), Duration::from_secs(120)).await;
+    // Somebody else makes another one.
+    let theirs = ConvertImage::new(
+        (images.path("source"), Qcow2),
+        (images.path("other"), Qcow2),
+    );
+    convert(&theirs, &Job::default()).await.unwrap();
+    assert!(images.names().contains(&left[0]));
+    convert(&copy, &Job::default()).await.unwrap();
+    assert_eq!(images.names(), ["other", "source", "target"]);
+}

@@ -26,14 +26,16 @@ use std::time::{Duration, Instant};
 use infinization_core::host::qemu_img::{
     ConvertImage, CreateImage, ImageError, ImageFormat, Job, Preallocation, Resize, Sharing,
     SnapshotInfo, SnapshotName, check, claim_now, convert, create, create_snapshot,
-    delete_snapshot, ensure_unused, info, inspect, list_snapshots, resize, revert_snapshot,
-    snapshot_exists, sweep_partials,
+    delete_snapshot, ensure_unused, info, inspect, list_snapshots, outwait_orphan, resize,
+    revert_snapshot, snapshot_exists, sweep_partials,
 };
 use infinization_core::types::{ByteSize, HostPath};
 use infinization_core::{Coded, ErrorCode};
 use kit::small_disk::SmallDisk;
+use kit::victim;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::watch;
 

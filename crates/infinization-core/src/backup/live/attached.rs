@@ -22,7 +22,7 @@ pub(super) struct Attached {
     pub(super) encrypted: bool,
     /// As the guest sees it, in bytes.
     pub(super) size: u64,
-    /// What its file takes on the host, in bytes.
+    /// What its file and those below it take on the host, in bytes.
     pub(super) allocated: u64,
     pub(super) bitmaps: Vec<Bitmap>,
     pub(super) snapshots: Vec<String>,
@@ -104,6 +104,11 @@ struct Image {
 }
 
 impl Image {
+    fn allocated(&self) -> u64 {
+        let below = self.below.as_deref().map_or(0, Self::allocated);
+        self.actual_size.saturating_add(below)
+    }
+
     fn is_encrypted(&self) -> bool {
         let below = self.below.as_deref();
         self.encrypted || below.is_some_and(Self::is_encrypted)
@@ -147,7 +152,7 @@ fn find(devices: &[Inserted], path: &HostPath) -> Result<Attached, BackupError> 
         format: device.drv.clone(),
         encrypted: device.encrypted || device.image.is_encrypted(),
         size: device.image.virtual_size,
-        allocated: device.image.actual_size,
+        allocated: device.image.allocated(),
         bitmaps: device.dirty_bitmaps.clone(),
         snapshots: device
             .image

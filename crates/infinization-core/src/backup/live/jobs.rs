@@ -1,10 +1,8 @@
-//! QEMU's copying jobs: waiting for them, cancelling them, and clearing what nobody waits for.
+//! Waiting for QEMU's copying jobs.
 
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::super::BackupError;
@@ -110,55 +108,12 @@ async fn concluded_one(events: &mut EventReceiver) {
     }
 }
 
-/// Ends every job of ours, and closes every file of ours: after a backup, and before one what a process
-/// that died left running. Only whoever has the machine's turn may.
-pub(super) async fn clear_leftovers(monitor: &QmpClient) -> Result<(), BackupError> {
-    let mut events = monitor.subscribe();
-    loop {
-        let jobs = ours(monitor).await?;
-        if jobs.is_empty() {
-            break;
-        }
-        for job in &jobs {
-            let verb = if job.is_concluded() {
-                "job-dismiss"
-            } else {
-                "job-cancel"
-            };
-            let asked = monitor.execute(verb, json!({ "id": job.id })).await;
-            // It may have gone on by itself in the meantime; the next look tells.
-            if let Err(error) = asked {
-                tracing::debug!(%error, "a job changed while it was ended");
-            }
-        }
-        if jobs.iter().all(Job::is_concluded) {
-            continue;
-        }
-        tokio::select! {
-            () = concluded_one(&mut events) => {}
-            () = tokio::time::sleep(PROGRESS) => {}
-        }
-    }
-    let nodes: Vec<Value> = query(monitor, "query-named-block-nodes").await?;
-    for node in nodes.iter().filter_map(|node| node["node-name"].as_str()) {
-        if node.starts_with(NODE_PREFIX) {
-            monitor
-                .execute("blockdev-del", json!({ "node-name": node }))
-                .await?;
-        }
-    }
-    Ok(())
-}
-
 async fn ours(monitor: &QmpClient) -> Result<Vec<Job>, BackupError> {
-    let mut jobs: Vec<Job> = query(monitor, "query-jobs").await?;
+    let answer = monitor.execute("query-jobs", ()).await?;
+    let jobs: Result<Vec<Job>, _> = serde_json::from_str(answer.get());
+    let mut jobs = jobs.map_err(|error| BackupError::Job {
+        why: format!("query-jobs answers strangely: {error}"),
+    })?;
     jobs.retain(|job| job.id.starts_with(NODE_PREFIX));
     Ok(jobs)
-}
-
-async fn query<T: DeserializeOwned>(monitor: &QmpClient, what: &str) -> Result<T, BackupError> {
-    let answer = monitor.execute(what, ()).await?;
-    serde_json::from_str(answer.get()).map_err(|error| BackupError::Job {
-        why: format!("{what} answers strangely: {error}"),
-    })
 }

@@ -182,7 +182,7 @@ pub(super) fn unpacked_name(staged: &HostPath) -> Result<HostPath, BackupError> 
     )
 }
 
-pub(super) fn directory_of(path: &HostPath) -> Result<HostPath, BackupError> {
+pub(in crate::backup) fn directory_of(path: &HostPath) -> Result<HostPath, BackupError> {
     let above = path.as_path().parent().unwrap_or(Path::new("/"));
     HostPath::parse(above.display().to_string()).map_err(|why| BackupError::Destination {
         path: above.display().to_string(),

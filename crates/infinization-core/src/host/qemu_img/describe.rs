@@ -115,7 +115,7 @@ fn lists(
 }
 
 /// Reads from `offset` on, until it is enough.
-fn list<T>(
+pub(super) fn list<T>(
     path: &HostPath,
     file: &File,
     offset: u64,
@@ -135,7 +135,7 @@ fn list<T>(
 }
 
 /// Fills `bytes` as far as the file goes.
-fn read_up_to(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+pub(super) fn read_up_to(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < bytes.len() {
         match file.read_at(&mut bytes[filled..], offset.saturating_add(filled as u64)) {

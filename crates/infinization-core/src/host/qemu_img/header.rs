@@ -281,6 +281,11 @@ fn backing_format(file: &[u8], mut at: usize, end: usize) -> Result<Option<Strin
     Ok(None)
 }
 
+/// Whether QEMU would read a level 1 table that is so long.
+pub(super) fn fits_level1(entries: u32) -> bool {
+    entries <= MOST_L1_ENTRIES
+}
+
 pub(super) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     let field = bytes.get(at..at.checked_add(2)?)?;
     field.try_into().ok().map(u16::from_be_bytes)

@@ -200,17 +200,19 @@ pub(super) fn mark_as_making(file: &File) {
 /// tell.
 pub(super) async fn is_abandoned(path: &HostPath) -> Result<bool, ImageError> {
     let partial = path.clone();
-    blocking(path, move || {
-        let (file, _) = open(&partial)?;
-        let abandoned = if has_locks(&file) {
-            is_locked(&file, Access::Sweep).map(|locked| !locked)
-        } else {
-            let written = file.metadata().and_then(|found| found.modified());
-            written.map(is_old)
-        };
-        abandoned.map_err(|source| ImageError::io(&partial, source))
-    })
-    .await
+    blocking(path, move || is_abandoned_now(&partial)).await
+}
+
+/// [`is_abandoned`] for whoever is on a thread that may block.
+pub(super) fn is_abandoned_now(path: &HostPath) -> Result<bool, ImageError> {
+    let (file, _) = open(path)?;
+    let abandoned = if has_locks(&file) {
+        is_locked(&file, Access::Sweep).map(|locked| !locked)
+    } else {
+        let written = file.metadata().and_then(|found| found.modified());
+        written.map(is_old)
+    };
+    abandoned.map_err(|source| ImageError::io(path, source))
 }
 
 /// A time to come is none: the clock was set back.

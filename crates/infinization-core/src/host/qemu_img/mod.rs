@@ -42,6 +42,7 @@ mod resize;
 mod snapshot;
 mod tables;
 mod vmdk;
+mod written;
 
 pub use backup::{Clusters, Parent, Source, difference, export, flatten, make_target};
 pub use change_key::{ChangeKey, change_key};
@@ -74,3 +75,4 @@ pub use snapshot::{
     delete_snapshot_with_key, list_snapshots, revert_snapshot, revert_snapshot_with_key,
     snapshot_exists,
 };
+pub use written::is_unwritten_since;

@@ -27,7 +27,8 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Makes the file, empty and for its owner only. `IMAGE_ALREADY_EXISTS` if the target does.
+    /// Makes the file, empty and for its owner only. `IMAGE_ALREADY_EXISTS` if the target does. What a killed
+    /// process has left of the same target goes: where nobody sweeps, nobody else would come by.
     pub(super) fn beside(target: &HostPath) -> Result<Self, ImageError> {
         match fs::symlink_metadata(target.as_path()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -37,6 +38,7 @@ impl Partial {
                 return Err(ImageError::AlreadyExists { path });
             }
         }
+        remove_abandoned(target);
         let at = temporary_name(target);
         let file = OpenOptions::new()
             .write(true)
@@ -133,35 +135,53 @@ pub async fn sweep_partials(dir: &HostPath) -> Result<Vec<HostPath>, ImageError>
 /// Removes what is left of attempts to make `target`, which nobody makes now; a dying qemu-img may still
 /// have it open.
 pub async fn sweep_partials_of(target: &HostPath) -> Result<(), ImageError> {
+    let of = target.clone();
+    blocking(target, move || {
+        for path in partials_of(&of)? {
+            fs::remove_file(path.as_path()).map_err(|source| ImageError::io(&path, source))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// The same while others may be making it. What cannot be removed is left: it is in nobody's way.
+fn remove_abandoned(target: &HostPath) {
+    for path in partials_of(target).unwrap_or_default() {
+        if in_use::is_abandoned_now(&path).is_ok_and(|abandoned| abandoned) {
+            let _left = fs::remove_file(path.as_path());
+        }
+    }
+}
+
+fn partials_of(target: &HostPath) -> Result<Vec<HostPath>, ImageError> {
     let file = target.as_path().file_name().unwrap_or_default();
     let prefix = format!(".{}.", shortened(&file.to_string_lossy()));
     let parent = target.as_path().parent().unwrap_or(Path::new("/"));
     let Ok(dir) = HostPath::parse(parent.to_string_lossy()) else {
-        return Ok(());
+        return Ok(Vec::new());
     };
-    for path in partials_in(&dir).await? {
+    let mut found = partials_in_now(&dir)?;
+    found.retain(|path| {
         let name = path.as_path().file_name().unwrap_or_default();
-        if name.to_string_lossy().starts_with(&prefix) {
-            let name = path.clone();
-            let removed = file_call(move || fs::remove_file(name.as_path())).await;
-            removed.map_err(|source| ImageError::io(&path, source))?;
-        }
-    }
-    Ok(())
+        name.to_string_lossy().starts_with(&prefix)
+    });
+    Ok(found)
 }
 
 async fn partials_in(dir: &HostPath) -> Result<Vec<HostPath>, ImageError> {
-    let dir = dir.clone();
-    blocking(&dir.clone(), move || {
-        let entries = fs::read_dir(dir.as_path()).map_err(|source| ImageError::io(&dir, source))?;
-        let names = entries.flatten().map(|entry| entry.file_name());
-        Ok(names
-            .filter_map(|name| name.into_string().ok())
-            .filter(|name| is_temporary(name))
-            .filter_map(|name| dir.join(&name).ok())
-            .collect())
-    })
-    .await
+    let place = dir.clone();
+    blocking(dir, move || partials_in_now(&place)).await
+}
+
+fn partials_in_now(dir: &HostPath) -> Result<Vec<HostPath>, ImageError> {
+    let entries = fs::read_dir(dir.as_path()).map_err(|source| ImageError::io(dir, source))?;
+    let names = entries.flatten().map(|entry| entry.file_name());
+    Ok(names
+        .filter_map(|name| name.into_string().ok())
+        .filter(|name| is_temporary(name))
+        .filter_map(|name| dir.join(&name).ok())
+        .collect())
 }
 
 fn is_temporary(name: &str) -> bool {

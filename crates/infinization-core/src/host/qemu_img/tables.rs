@@ -29,16 +29,36 @@ use TableError::{Broken, Short};
 
 /// The `count` snapshots of the table that `bytes` begins with, oldest first.
 pub(super) fn snapshots(bytes: &[u8], count: u32) -> Result<Vec<SnapshotInfo>, TableError> {
+    let entries = entries(bytes, count)?.into_iter();
+    Ok(entries.map(|(_, snapshot)| snapshot).collect())
+}
+
+/// Where the level 1 table of a snapshot is, and how many entries it has.
+pub(super) fn level1_of(
+    bytes: &[u8],
+    count: u32,
+    name: &str,
+) -> Result<Option<(u64, u32)>, TableError> {
+    let mut entries = entries(bytes, count)?.into_iter();
+    let Some((at, _)) = entries.find(|(_, snapshot)| snapshot.name == name) else {
+        return Ok(None);
+    };
+    let place = be64(bytes, at).zip(be32(bytes, at + 8));
+    place.ok_or(Short).map(Some)
+}
+
+/// The snapshots, and where their entries begin.
+fn entries(bytes: &[u8], count: u32) -> Result<Vec<(usize, SnapshotInfo)>, TableError> {
     if count > MOST_SNAPSHOTS {
         return Err(Broken("has more snapshots than QEMU allows"));
     }
-    let (mut listed, mut at) = (Vec::new(), 0);
+    let (mut entries, mut at) = (Vec::new(), 0);
     for _ in 0..count {
         let (snapshot, length) = snapshot(bytes.get(at..).ok_or(Short)?)?;
-        listed.push(snapshot);
+        entries.push((at, snapshot));
         at += length.next_multiple_of(8);
     }
-    Ok(listed)
+    Ok(entries)
 }
 
 /// The snapshot whose entry `bytes` begins with, and the entry's length.

@@ -31,6 +31,7 @@ impl Machine {
                     .emit("vm:reconnect", json!({ "vmId": self.context.vm_id }));
                 self.resynchronise(&status).await;
                 Box::pin(self.try_to_settle_pivots(status.running)).await;
+                Box::pin(self.end_left_copies()).await;
             }
             MonitorEvent::Missed { count } => {
                 let note = Note::of(Kind::Event).by(Actor::Monitor).step("missed");

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 pub use disks::Snapshot;
 pub use external::{ShownLayer, ShownNode, SnapshotTree};
 pub(super) use external::{files_of, frozen_of};
+pub use quiet::NotedFreeze;
 
 use self::disks::Disk;
 use super::context::VmContext;

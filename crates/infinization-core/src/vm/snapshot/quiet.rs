@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::context::VmContext;
+use super::super::spec;
 use crate::config::{SnapshotOptions, VmConfig};
 use crate::error::{ErrorCode, Failure};
-use crate::host::blocking::blocking;
+use crate::host::blocking::{blocking, file_call};
 use crate::host::state_file::{self, Durability};
 use crate::qmp::{AgentError, AgentOptions, GuestAgent, QmpClient};
 use crate::types::HostPath;
@@ -80,6 +81,29 @@ impl Frozen {
     }
 }
 
+/// The note of a guest that others freeze, for a backup of its disks.
+#[derive(Debug)]
+pub struct NotedFreeze(PathBuf);
+
+impl NotedFreeze {
+    /// The guest was thawed.
+    pub async fn forget(self) {
+        forget(self.0).await;
+    }
+}
+
+impl VmContext {
+    /// Notes that the guest may be frozen from now on, for the next recovery; nothing where the VM has no
+    /// guest agent's channel to thaw it through.
+    pub async fn note_freeze(&self) -> Result<Option<NotedFreeze>, Failure> {
+        let config = spec::read(&self.directory)?;
+        match config.and_then(|config| config.channels.guest_agent) {
+            Some(socket) => Ok(Some(NotedFreeze(note(self, &socket).await?))),
+            None => Ok(None),
+        }
+    }
+}
+
 /// Thaws the guest that a killed process has left frozen, if it still runs.
 pub(super) async fn thaw_left_frozen(context: &VmContext, runs: bool) {
     let note = context.directory.join(FILE);
@@ -123,8 +147,11 @@ async fn noted(path: PathBuf) -> Option<HostPath> {
 }
 
 async fn forget(note: PathBuf) {
-    let removed = blocking(move || std::fs::remove_file(note)).await;
-    if let Ok(Err(error)) = removed {
-        tracing::warn!(%error, "the note of a frozen guest could not be removed");
+    match file_call(move || std::fs::remove_file(note)).await {
+        // Two have frozen and thawed it.
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "the note of a frozen guest could not be removed");
+        }
+        _ => {}
     }
 }

@@ -1,0 +1,212 @@
+//! Putting disks back to a SNAPSHOT that is inside them: all of them or none.
+//!
+//! Before the first goes back, what each is gets a snapshot of its own; the journal `revert.json` names these from
+//! before they are made until they are gone. So an error is undone, and a crash by the next who has the machine's
+//! turn. What a machine has written since the crash is not put back: then the disks stay as they are, and the
+//! snapshots of what they were as well.
+//!
+//! Neighbour: [`stage`](super::stage) does the same for disks that are replaced by others.
+
+use std::io;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::folder::{Library, inside, remove_file};
+use super::machine::{Machine, refuse_frozen};
+use super::{BackupError, off_thread};
+use crate::host::qemu_img::{
+    ImageError, Sharing, SnapshotName, create_snapshot, delete_snapshot, is_unwritten_since,
+    outwait_orphan, revert_snapshot, snapshot_exists,
+};
+use crate::host::state_file::{self, Durability};
+use crate::types::{HostPath, VmId};
+
+/// For a qemu-img that has outlived its killed parent: it changes metadata alone.
+const ORPHAN: Duration = Duration::from_secs(10);
+
+/// Disks on their way back.
+struct Reverting {
+    journal: HostPath,
+    plan: Plan,
+}
+
+/// The journal.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Plan {
+    /// Not all have gone back: those that have are to be what they were.
+    undo: bool,
+    /// The snapshot of what they were, which goes in the end.
+    before: String,
+    /// The one they go back to.
+    to: String,
+    disks: Vec<HostPath>,
+}
+
+/// Puts every disk back to the snapshot, or none.
+pub(super) async fn revert_all(
+    library: &Library,
+    vm_id: &VmId,
+    disks: Vec<HostPath>,
+    to: SnapshotName,
+) -> Result<(), BackupError> {
+    let plan = Plan {
+        undo: true,
+        before: format!("undo-{}", Uuid::new_v4().hyphenated()),
+        to: to.as_str().to_owned(),
+        disks,
+    };
+    let journal = journal(library, vm_id)?;
+    let mut reverting = Reverting { journal, plan };
+    reverting.write().await?;
+    let reverted = reverting.revert(&to).await;
+    if reverted.is_err() && reverting.may_have_begun().await? {
+        reverting.put_back().await?;
+    }
+    reverting.clear().await?;
+    Ok(reverted?)
+}
+
+/// Ends what a process that died had begun to put back. A machine that runs on the disks is not disturbed: it is
+/// seen to once it has stopped.
+pub(super) async fn recover(
+    library: &Library,
+    vm_id: &VmId,
+    machine: &dyn Machine,
+) -> Result<(), BackupError> {
+    let journal = journal(library, vm_id)?;
+    let Some(mut left) = off_thread(move || Reverting::left(journal)).await? else {
+        return Ok(());
+    };
+    match left.undo(machine).await {
+        Err(BackupError::Image(error @ ImageError::InUse { .. })) => {
+            tracing::warn!(journal = %left.journal, %error, "an interrupted restore is not undone yet");
+            Ok(())
+        }
+        undone => undone,
+    }
+}
+
+impl Reverting {
+    fn left(journal: HostPath) -> Result<Option<Self>, BackupError> {
+        let failed = |error| BackupError::io(&journal, error);
+        let read = state_file::read(journal.as_path());
+        let Some(text) = read.map_err(|error| failed(io::Error::other(error)))? else {
+            return Ok(None);
+        };
+        let plan = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
+        Ok(Some(Self { journal, plan }))
+    }
+
+    async fn revert(&self, to: &SnapshotName) -> Result<(), ImageError> {
+        let before = self.before()?;
+        for disk in &self.plan.disks {
+            create_snapshot(disk, &before).await?;
+        }
+        for disk in &self.plan.disks {
+            revert_snapshot(disk, to).await?;
+        }
+        Ok(())
+    }
+
+    /// What a crash left: the disks are what they were again, unless somebody has used them.
+    async fn undo(&mut self, machine: &dyn Machine) -> Result<(), BackupError> {
+        for disk in &self.plan.disks {
+            outwait_orphan(disk, ORPHAN).await;
+        }
+        if self.plan.undo && self.may_have_begun().await? {
+            if !self.is_unused().await? {
+                return self.forsake().await;
+            }
+            refuse_frozen(machine, &self.plan.disks).await?;
+            self.put_back().await?;
+        }
+        self.clear().await
+    }
+
+    /// None goes back before all have the snapshot of what they were. Of one that is gone, nobody can say.
+    async fn may_have_begun(&self) -> Result<bool, ImageError> {
+        let before = self.before()?;
+        for disk in self.plan.disks.iter().filter(|disk| exists(disk)) {
+            if !snapshot_exists(disk, &before, Sharing::Refuse).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn is_unused(&self) -> Result<bool, ImageError> {
+        let known = [self.before()?, SnapshotName::parse(self.plan.to.as_str())?];
+        for disk in &self.plan.disks {
+            if !exists(disk) || !is_unwritten_since(disk, &known).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Doing it again changes nothing, so it may be cut short as well.
+    async fn put_back(&self) -> Result<(), ImageError> {
+        let before = self.before()?;
+        for disk in &self.plan.disks {
+            revert_snapshot(disk, &before).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the way back: all have gone back, or none has.
+    async fn clear(&mut self) -> Result<(), BackupError> {
+        // Were one removed and this cut short, the others must not be put back.
+        self.plan.undo = false;
+        self.write().await?;
+        let before = self.before()?;
+        for disk in &self.plan.disks {
+            match delete_snapshot(disk, &before).await {
+                Err(ImageError::NotFound { .. }) => {}
+                deleted => deleted?,
+            }
+        }
+        self.forget().await
+    }
+
+    /// Ends a restore that was overtaken.
+    async fn forsake(&self) -> Result<(), BackupError> {
+        for disk in &self.plan.disks {
+            tracing::error!(
+                %disk, snapshot = self.plan.before, backup = self.plan.to,
+                "an interrupted restore was not undone, as its disks were used since: each may have gone back to \
+                 the backup or not, and the snapshot has what it was before"
+            );
+        }
+        self.forget().await
+    }
+
+    fn before(&self) -> Result<SnapshotName, ImageError> {
+        SnapshotName::parse(self.plan.before.as_str())
+    }
+
+    async fn write(&self) -> Result<(), BackupError> {
+        let (journal, plan) = (self.journal.clone(), self.plan.clone());
+        off_thread(move || {
+            let failed = |error| BackupError::io(&journal, error);
+            let text = serde_json::to_vec(&plan).map_err(|error| failed(error.into()))?;
+            state_file::write(journal.as_path(), &text, Durability::HostCrash)
+                .map_err(|error| failed(io::Error::other(error)))
+        })
+        .await
+    }
+
+    async fn forget(&self) -> Result<(), BackupError> {
+        let journal = self.journal.clone();
+        off_thread(move || remove_file(&journal)).await
+    }
+}
+
+fn exists(disk: &HostPath) -> bool {
+    disk.as_path().exists()
+}
+
+fn journal(library: &Library, vm_id: &VmId) -> Result<HostPath, BackupError> {
+    inside(&library.machine(vm_id)?, "revert.json")
+}

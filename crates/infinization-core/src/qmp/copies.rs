@@ -1,0 +1,109 @@
+//! Copies of its disks that a QEMU makes for backups: whose turn it is, and the end of what nobody waits for.
+//!
+//! A monitor has one client, and its client gives one turn at a time. So what copies while nobody has the
+//! turn was begun by a process that is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::client::QmpClient;
+use super::commands::decode;
+use super::error::QmpError;
+use super::layers::BACKUP_PREFIX;
+
+/// For ending what copies: QEMU waits for what it has sent to either side. One whose target hangs never ends.
+const END: Duration = Duration::from_secs(30);
+
+/// A client's turns.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    turn: Arc<Mutex<()>>,
+    ending: CancellationToken,
+}
+
+/// The right to have a QEMU copy its disks, until it is dropped.
+#[derive(Debug)]
+pub struct CopyTurn {
+    qmp: QmpClient,
+    ending: CancellationToken,
+    _alone: OwnedMutexGuard<()>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Node {
+    node_name: Option<String>,
+}
+
+impl QmpClient {
+    /// Waits for the turn; `None` when the client is being closed.
+    pub async fn turn_to_copy(&self) -> Option<CopyTurn> {
+        let Turns { turn, ending } = self.turns();
+        let taken = Arc::clone(turn).lock_owned();
+        let alone = ending.run_until_cancelled(taken).await?;
+        Some(self.turn(alone))
+    }
+
+    /// Has whoever has the turn end, and waits until he has. Nobody gets it from then on.
+    pub async fn end_copying(&self) {
+        let Turns { turn, ending } = self.turns();
+        ending.cancel();
+        drop(turn.lock().await);
+    }
+
+    /// Ends what a process that is gone has left copying. While somebody has the turn there is no such thing:
+    /// he has seen to it.
+    pub async fn end_left_copies(&self) -> Result<(), QmpError> {
+        match Arc::clone(&self.turns().turn).try_lock_owned() {
+            Ok(alone) => self.turn(alone).end_copies().await,
+            Err(_taken) => Ok(()),
+        }
+    }
+
+    fn turn(&self, alone: OwnedMutexGuard<()>) -> CopyTurn {
+        CopyTurn {
+            qmp: self.clone(),
+            ending: self.turns().ending.clone(),
+            _alone: alone,
+        }
+    }
+}
+
+impl CopyTurn {
+    /// Fires when the turn is to be given back, as the client is being closed.
+    pub fn ending(&self) -> &CancellationToken {
+        &self.ending
+    }
+
+    /// Ends every job that copies, and closes every file that was copied into.
+    pub async fn end_copies(&self) -> Result<(), QmpError> {
+        let work = async {
+            self.qmp.end_jobs(BACKUP_PREFIX).await?;
+            self.close_targets().await
+        };
+        let late = QmpError::Timeout {
+            what: "the end of a copy".to_owned(),
+            deadline: END,
+        };
+        timeout(END, work).await.unwrap_or(Err(late))
+    }
+
+    async fn close_targets(&self) -> Result<(), QmpError> {
+        let command = "query-named-block-nodes";
+        let answer = self.qmp.execute(command, json!({ "flat": true })).await?;
+        let nodes: Vec<Node> = decode(command, &answer)?;
+        for name in nodes.into_iter().filter_map(|node| node.node_name) {
+            if name.starts_with(BACKUP_PREFIX) {
+                let node = json!({ "node-name": name });
+                self.qmp.execute("blockdev-del", node).await?;
+            }
+        }
+        Ok(())
+    }
+}
