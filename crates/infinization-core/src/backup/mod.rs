@@ -35,7 +35,8 @@
 //! The links are checked against their checksums, and opened by an explicit list: no backing name out
 //! of a file is followed. Every disk is staged beside its target; only when all are on disk are they
 //! renamed, and a rename that fails puts back those before it. A crash between two renames is carried
-//! on from `restore.json`, unless the disks were used since. The machine must be known to be stopped.
+//! on from `restore.json`, unless the disks were used since: by whoever changes the machine's backups next, or by
+//! the machine's next start, which finds a note beside its disks. The machine must be known to be stopped.
 //!
 //! # What retention may delete
 //! Complete backups beyond the wanted number, oldest first, but none that one that stays builds on;
@@ -49,7 +50,7 @@
 //! | `turn` | one change at a time per machine, and the limit over all |
 //! | `folder`, `draft`, `digest` | the tree above, a backup in the making, checksums and gzip |
 //! | `create`, `offline`, `live`, `quiesce` | making one |
-//! | `restore`, `stage` | restoring one |
+//! | `restore`, `stage`, `cut_short` | restoring one, and ending what a crash left of it |
 //! | `remove`, `sweep` | deleting, and clearing what the dead left |
 //! | [`service`](BackupService) | the verbs |
 //!
@@ -58,6 +59,7 @@
 
 mod chain;
 mod create;
+mod cut_short;
 mod digest;
 mod draft;
 mod error;
@@ -79,6 +81,7 @@ mod stage;
 mod sweep;
 mod turn;
 
+pub use cut_short::end_cut_short_restore;
 pub use error::BackupError;
 pub use kinds::{BackupStatus, BackupType, Compression};
 pub use machine::Machine;

@@ -33,6 +33,7 @@ mod observe;
 mod outage;
 mod reload;
 mod repair;
+mod restores;
 mod saved;
 mod snapshots;
 mod startup;

@@ -3,14 +3,13 @@
 use super::super::BackupError;
 use super::super::folder::Kept;
 use super::super::machine::refuse_frozen;
-use super::super::manifest::{DiskRecord, Manifest};
+use super::super::manifest::Manifest;
 use super::super::names::BackupId;
-use super::super::offline::drop_snapshots;
+use super::super::offline::drop_held;
 use super::super::stage::Stage;
 use super::{Restoration, put_in_place};
 use crate::host::qemu_img::{
-    ConvertImage, ImageFormat, Sharing, SnapshotName, convert, create_snapshot, revert_snapshot,
-    snapshot_exists,
+    ConvertImage, ImageFormat, Sharing, SnapshotName, convert, hold_all, snapshot_exists,
 };
 use crate::types::HostPath;
 
@@ -36,34 +35,35 @@ pub(super) async fn restore_snapshot(
         require_snapshot(source, &name, &kept.manifest.id).await?;
     }
     refuse_frozen(&*restoration.terms.machine, &sources).await?;
-    revert_all(disks, &name, &kept.manifest.id).await
+    revert_all(&sources, &name, &kept.manifest.id).await
 }
 
 /// Reverts every disk, or none: what they are now is kept in a snapshot until all have gone back.
 async fn revert_all(
-    disks: &[DiskRecord],
+    disks: &[HostPath],
     name: &SnapshotName,
     id: &BackupId,
 ) -> Result<(), BackupError> {
     let undo = SnapshotName::parse(format!("undo-{id}"))?;
+    let held = hold_all(disks).await?;
     // One is there if a process died in the middle of this.
-    drop_snapshots(disks, &undo).await?;
+    drop_held(&held, &undo).await?;
     let mut outcome = Ok(());
-    for disk in disks {
-        outcome = outcome.and(create_snapshot(&disk.source_path, &undo).await);
+    for disk in &held {
+        outcome = outcome.and(disk.create_snapshot(&undo, None).await);
     }
-    for (n, disk) in disks.iter().enumerate() {
+    for (n, disk) in held.iter().enumerate() {
         if outcome.is_err() {
             break;
         }
-        outcome = revert_snapshot(&disk.source_path, name).await;
+        outcome = disk.revert_snapshot(name, None).await;
         if outcome.is_err() {
-            for done in &disks[..n] {
-                revert_snapshot(&done.source_path, &undo).await?;
+            for done in &held[..n] {
+                done.revert_snapshot(&undo, None).await?;
             }
         }
     }
-    drop_snapshots(disks, &undo).await?;
+    drop_held(&held, &undo).await?;
     Ok(outcome?)
 }
 

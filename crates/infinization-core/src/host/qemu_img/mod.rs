@@ -28,6 +28,7 @@ mod encryption;
 mod error;
 mod format;
 mod header;
+mod held;
 mod in_use;
 mod incoming;
 mod info;
@@ -51,6 +52,7 @@ pub use create::{CreateImage, Preallocation, create};
 pub use encryption::{Encryption, pipe_of};
 pub use error::ImageError;
 pub use format::ImageFormat;
+pub use held::{Held, hold_all};
 pub use in_use::{
     Claim, Holder, Unchanged, claim_now, ensure_unused, ensure_unused_now, ensure_unwritten_now,
     keep_unchanged_now,

@@ -1,6 +1,7 @@
 //! Snapshots of a VM that is off, through `qemu-img`, disk by disk.
 //!
-//! With several disks a failure in the middle is undone, and before the first change a note says how
+//! All disks are held meanwhile, so that no other process can start on some of them, or change one that
+//! comes later. With several disks a failure in the middle is undone, and before the first change a note says how
 //! ([`Unfinished`]), so that whoever comes after a killed process can do it too. A disk that is put
 //! back gets a snapshot of what it is now first, or there would be nothing to undo with. Encrypted disks
 //! need stored keys, since whoever comes after a killed process has no others.
@@ -15,8 +16,7 @@ use super::disks::{self, Disk, Listed};
 use crate::error::Failure;
 use crate::host::blocking::{blocking, file_call};
 use crate::host::qemu_img::{
-    ImageError, Sharing, SnapshotName, create_snapshot_with_key, delete_snapshot_with_key, layer,
-    list_snapshots, revert_snapshot_with_key, snapshot_exists,
+    Held, ImageError, Sharing, SnapshotName, hold_all, layer, list_snapshots,
 };
 use crate::host::state_file::{self, Durability, StateFileError};
 use crate::types::{DiskKey, HostPath};
@@ -72,14 +72,17 @@ pub(super) async fn create(
 ) -> Result<(), Failure> {
     disks::refuse_raw(disks)?;
     disks::refuse_taken(&list(disks).await?, name)?;
+    let held = HeldDisks::all(disks).await?;
     let undo = Unfinished {
         revert: None,
         delete: name.as_str().to_owned(),
         disks: paths(disks),
     };
     undo.note(context).await?;
-    let made = on_each(disks, name, create_snapshot_with_key).await;
-    conclude(context, made, &undo).await
+    let made = held
+        .each(async |disk, key| disk.create_snapshot(name, key).await)
+        .await;
+    conclude(context, &held, made, &undo).await
 }
 
 /// Puts all disks back, or none. Answers whether the snapshot has memory, which stays unused.
@@ -93,8 +96,10 @@ pub(super) async fn revert(
     disks::require(&listed, name)?;
     let mut found = listed.iter().filter_map(|listed| listed.find(name));
     let has_memory = found.any(|found| found.vm_state_size.as_bytes() > 0);
-    if let [only] = disks {
-        revert_snapshot_with_key(&only.path, name, only.key.as_ref()).await?;
+    let held = HeldDisks::all(disks).await?;
+    let revert = async |disk: &Held, key: Option<&DiskKey>| disk.revert_snapshot(name, key).await;
+    if disks.len() == 1 {
+        held.each(revert).await?;
         return Ok(has_memory);
     }
     let before = before_name()?;
@@ -105,17 +110,20 @@ pub(super) async fn revert(
     };
     undo.note(context).await?;
     let reverted = async {
-        on_each(disks, &before, create_snapshot_with_key).await?;
-        on_each(disks, name, revert_snapshot_with_key).await
+        let keep = async |disk: &Held, key: Option<&DiskKey>| {
+            disk.create_snapshot(&before, key).await
+        };
+        held.each(keep).await?;
+        held.each(revert).await
     };
-    conclude(context, reverted.await, &undo).await?;
+    conclude(context, &held, reverted.await, &undo).await?;
     // All disks are back: from here on only the way back is to be removed.
     let rest = Unfinished {
         revert: None,
         ..undo
     };
     rest.note(context).await?;
-    rest.settle(context).await?;
+    rest.settle(context, &held).await?;
     Ok(has_memory)
 }
 
@@ -127,6 +135,7 @@ pub(super) async fn delete(
     name: &SnapshotName,
 ) -> Result<(), Failure> {
     disks::refuse_raw(disks)?;
+    let held = HeldDisks::all(disks).await?;
     let rest = Unfinished {
         revert: None,
         delete: name.as_str().to_owned(),
@@ -136,22 +145,30 @@ pub(super) async fn delete(
         // Deleting may be what makes room for it.
         tracing::warn!(vm = %context.vm_id, %error, "a snapshot is deleted without a note");
     }
-    let deleted = on_each(disks, name, delete_snapshot_with_key).await;
+    let deleted = held
+        .each(async |disk, key| disk.delete_snapshot(name, key).await)
+        .await;
     Unfinished::forget(context).await?;
     Ok(deleted?)
 }
 
 /// Undoes what a killed process has left half done.
 pub(super) async fn settle(context: &VmContext) -> Result<(), Failure> {
-    match Unfinished::read(context).await? {
-        Some(unfinished) => unfinished.settle(context).await,
-        None => Ok(()),
-    }
+    let Some(unfinished) = Unfinished::read(context).await? else {
+        return Ok(());
+    };
+    let keys = context.stored_keys(&unfinished.disks).await?;
+    let there = |path: &&HostPath| path.as_path().exists();
+    let disks = unfinished.disks.iter().filter(there);
+    let disks = disks.map(|path| (path.clone(), keys.get(path).cloned()));
+    let held = HeldDisks::of(disks.collect()).await?;
+    unfinished.settle(context, &held).await
 }
 
 /// Ends a change that `undo` was noted for. A revert that succeeded has more to do.
 async fn conclude(
     context: &VmContext,
+    held: &HeldDisks,
     done: Result<(), ImageError>,
     undo: &Unfinished,
 ) -> Result<(), Failure> {
@@ -159,7 +176,7 @@ async fn conclude(
         Ok(()) if undo.revert.is_some() => Ok(()),
         Ok(()) => Unfinished::forget(context).await,
         Err(error) => {
-            undo.settle(context).await.map_err(|failure| {
+            undo.settle(context, held).await.map_err(|failure| {
                 tracing::error!(vm = %context.vm_id, %failure, "a failed snapshot was not undone");
                 failure
             })?;
@@ -168,18 +185,32 @@ async fn conclude(
     }
 }
 
-async fn on_each<'d, F>(
-    disks: &'d [Disk],
-    name: &'d SnapshotName,
-    work: impl Fn(&'d HostPath, &'d SnapshotName, Option<&'d DiskKey>) -> F,
-) -> Result<(), ImageError>
-where
-    F: Future<Output = Result<(), ImageError>>,
-{
-    for disk in disks {
-        work(&disk.path, name, disk.key.as_ref()).await?;
+/// A VM's disks, which nobody else can open, with the keys of those that are encrypted.
+struct HeldDisks(Vec<(Held, Option<DiskKey>)>);
+
+impl HeldDisks {
+    async fn all(disks: &[Disk]) -> Result<Self, ImageError> {
+        let disks = disks.iter();
+        let disks = disks.map(|disk| (disk.path.clone(), disk.key.clone()));
+        Self::of(disks.collect()).await
     }
-    Ok(())
+
+    async fn of(disks: Vec<(HostPath, Option<DiskKey>)>) -> Result<Self, ImageError> {
+        let (paths, keys): (Vec<_>, Vec<_>) = disks.into_iter().unzip();
+        let held = hold_all(&paths).await?;
+        Ok(Self(held.into_iter().zip(keys).collect()))
+    }
+
+    /// Does it to every disk, until one fails.
+    async fn each(
+        &self,
+        work: impl AsyncFn(&Held, Option<&DiskKey>) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        for (disk, key) in &self.0 {
+            work(disk, key.as_ref()).await?;
+        }
+        Ok(())
+    }
 }
 
 fn paths(disks: &[Disk]) -> Vec<HostPath> {
@@ -239,16 +270,17 @@ impl Unfinished {
         }
     }
 
-    /// Doing it again changes nothing, so it may be cut short as well.
-    async fn settle(&self, context: &VmContext) -> Result<(), Failure> {
-        let keys = context.stored_keys(&self.disks).await?;
+    /// Doing it again changes nothing, so it may be cut short as well. A disk that is gone needs nothing.
+    async fn settle(&self, context: &VmContext, held: &HeldDisks) -> Result<(), Failure> {
         if let Some(name) = &self.revert {
             let name = SnapshotName::parse(name.as_str())?;
-            for path in &self.disks {
-                if snapshot_exists(path, &name, Sharing::Refuse).await? {
-                    revert_snapshot_with_key(path, &name, keys.get(path)).await?;
+            let revert = async |disk: &Held, key: Option<&DiskKey>| {
+                if disk.has_snapshot(&name).await? {
+                    disk.revert_snapshot(&name, key).await?;
                 }
-            }
+                Ok(())
+            };
+            held.each(revert).await?;
             // Were one of them deleted and this cut short, the others must not be put back again.
             let rest = Self {
                 revert: None,
@@ -257,11 +289,8 @@ impl Unfinished {
             rest.note(context).await?;
         }
         let name = SnapshotName::parse(self.delete.as_str())?;
-        for path in &self.disks {
-            if snapshot_exists(path, &name, Sharing::Refuse).await? {
-                delete_snapshot_with_key(path, &name, keys.get(path)).await?;
-            }
-        }
+        held.each(async |disk, key| disk.delete_snapshot(&name, key).await)
+            .await?;
         Self::forget(context).await
     }
 }
