@@ -26,6 +26,7 @@ mod create;
 mod describe;
 mod encryption;
 mod error;
+mod filling;
 mod format;
 mod header;
 mod held;
@@ -51,6 +52,7 @@ pub use convert::{ConvertImage, convert};
 pub use create::{CreateImage, Preallocation, create};
 pub use encryption::{Encryption, pipe_of};
 pub use error::ImageError;
+pub use filling::{Filling, Tables};
 pub use format::ImageFormat;
 pub use held::{Held, hold_all};
 pub use in_use::{
