@@ -13,7 +13,12 @@
 //! An id is a UUID in its one canonical spelling, a machine's id is a [`VmId`](crate::types::VmId): no
 //! other text ever becomes part of a path. A destination that is a symbolic link is refused; links
 //! above it are resolved once. The manifest is versioned JSON, names files relative to itself, and
-//! holds length and SHA-256 of each. The whole tree may be moved.
+//! holds length and checksum of each. The whole tree may be moved.
+//!
+//! The checksum is of the file as it lies there, of every byte: SHA-256 over the SHA-256s of its pieces (`pieces`), as
+//! `sha256OfPieces`; of older backups over the whole file, as `sha256`. Of what a running QEMU writes most pieces are
+//! summed while the rest is written (`live/follow`): only those that the file's own tables name as finished data, and
+//! again those that they do not in the end. It is written down after the flush, which it runs beside.
 //!
 //! # How one is made
 //! The folder appears with a manifest that says `IN_PROGRESS`; the files grow under their final
@@ -48,7 +53,7 @@
 //! | `names`, `kinds`, `request`, `manifest` | the words, and what a caller may ask (pure) |
 //! | `chain`, `retention` | which backups belong together, and which may go (pure) |
 //! | `turn` | one change at a time per machine, and the limit over all |
-//! | `folder`, `draft`, `digest` | the tree above, a backup in the making, checksums and gzip |
+//! | `folder`, `draft`, `digest`, `pieces` | the tree above, a backup in the making, gzip, checksums |
 //! | `create`, `offline`, `live`, `quiesce` | making one |
 //! | `restore`, `stage`, `cut_short` | restoring one, and ending what a crash left of it |
 //! | `remove`, `sweep` | deleting, and clearing what the dead left |
@@ -70,6 +75,7 @@ mod machine;
 mod manifest;
 mod names;
 mod offline;
+mod pieces;
 mod progress;
 mod quiesce;
 mod remove;

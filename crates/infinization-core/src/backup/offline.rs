@@ -29,6 +29,7 @@ pub(super) fn planned(creation: &Creation, prepared: &Prepared) -> Vec<DiskRecor
             format: ImageFormat::Qcow2,
             backing_file: None,
             sha256: None,
+            sha256_of_pieces: None,
         })
         .collect()
 }
@@ -48,7 +49,7 @@ pub(super) async fn copy(
     for (n, unchanged) in unchanged.into_iter().enumerate() {
         let parent = copy_one(creation, prepared, draft, n, &reporter).await?;
         drop(unchanged);
-        let disk = seal(creation, draft, n, prepared.sizes[n], parent.as_ref()).await?;
+        let disk = seal(creation, draft, n, prepared.sizes[n], parent.as_ref(), None).await?;
         reporter.tell(n, 1.0);
         disks.push(disk);
     }

@@ -60,7 +60,7 @@ impl Followed {
             if self.pieces.has(place) {
                 continue;
             }
-            let (sum, _) = sum_of(self.filling.file(), place)?;
+            let sum = sum_of(self.filling.file(), place)?;
             self.pieces.put(place, sum);
             write_out(self.filling.file(), place);
             any = true;
@@ -71,7 +71,7 @@ impl Followed {
     /// Which pieces hold finished clusters and nothing else.
     fn finished(&self, tables: Tables) -> io::Result<Vec<usize>> {
         let per_piece = usize_of(PIECE) / self.filling.cluster();
-        let mut clusters = Vec::new();
+        let mut clusters: Vec<usize> = Vec::new();
         self.filling.finished(tables, |place| {
             let piece = usize_of(place / PIECE);
             if clusters.len() <= piece {
@@ -183,7 +183,7 @@ fn in_parallel(
             if cancel.is_cancelled() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            sums.push((*piece, sum_of(file, *piece)?.0));
+            sums.push((*piece, sum_of(file, *piece)?));
         }
         Ok(sums)
     };
@@ -200,8 +200,7 @@ fn in_parallel(
     })
 }
 
-/// The sum of a piece, and how long it is.
-fn sum_of(file: &File, piece: usize) -> io::Result<(Sum, u64)> {
+fn sum_of(file: &File, piece: usize) -> io::Result<Sum> {
     let (mut hasher, mut buffer) = (Sha256::new(), vec![0; READ]);
     let (mut at, end) = (piece as u64 * PIECE, (piece as u64 + 1) * PIECE);
     while at < end {
@@ -214,7 +213,7 @@ fn sum_of(file: &File, piece: usize) -> io::Result<(Sum, u64)> {
             }
         }
     }
-    Ok((hasher.finalize().into(), at - piece as u64 * PIECE))
+    Ok(hasher.finalize().into())
 }
 
 /// Has the kernel begin to write the piece to the disk, so that little is left for the flush; what is there already need
