@@ -32,7 +32,7 @@ pub async fn end_cut_short_restore(
     let _turn = timeout(PATIENCE, turn)
         .await
         .map_err(|_elapsed| BackupError::TimedOut)??;
-    match stage::end(&library, &vm_id, async || Ok(frozen)).await? {
+    match stage::end(&library, &vm_id, async move || Ok(frozen)).await? {
         Ended::Whole => Ok(()),
         Ended::InPieces => Err(BackupError::Overtaken { journal }),
     }
