@@ -71,11 +71,7 @@ impl Effects for Failing {
 /// A guest's shell at work.
 fn does(manager: &Manager, machine: &Value, script: &str) -> Working {
     let text = |key: &str| machine[key].as_str().unwrap().to_owned();
-    let (manager, vm_id, agent) = (
-        manager.clone(),
-        text("vmId"),
-        text("guestAgentSocketPath"),
-    );
+    let (manager, vm_id, agent) = (manager.clone(), text("vmId"), text("guestAgentSocketPath"));
     let arguments = vec!["-c".to_owned(), format!("{script} 2>&1 && echo well done")];
     let options = json!({ "timeout": 90_000 });
     tokio::spawn(async move {
@@ -126,7 +122,11 @@ async fn is_stopped(manager: &Manager, vm_id: &str, events: &mut Receiver<Arc<Ev
 async fn goes_on(manager: &Manager, vm_id: &str) {
     let status = consistent_status(manager, vm_id).await;
     assert_eq!(
-        (&status["condition"], &status["qmpStatus"], &status["status"]),
+        (
+            &status["condition"],
+            &status["qmpStatus"],
+            &status["status"]
+        ),
         (&Value::Null, &json!("running"), &json!("running"))
     );
 }
@@ -168,7 +168,12 @@ fn f16_a_disk_that_fails_stops_the_guest_which_makes_the_request_again() {
 async fn serve(image: &Path, socket: &Path) -> Child {
     let mut command = Command::new("qemu-nbd");
     command
-        .args(["--persistent", "--shared=2", "--export-name=disk", "--format=raw"])
+        .args([
+            "--persistent",
+            "--shared=2",
+            "--export-name=disk",
+            "--format=raw",
+        ])
         .arg(format!("--socket={}", socket.display()))
         .arg(image)
         .stdout(Stdio::null())

@@ -33,7 +33,10 @@ fn run(program: &str, args: &[&str]) -> String {
 
 fn write(disk: &Path, pattern: u8) {
     let line = format!("write -P {pattern} 0 64k");
-    run("qemu-io", &["-f", "qcow2", "-c", &line, disk.to_str().unwrap()]);
+    run(
+        "qemu-io",
+        &["-f", "qcow2", "-c", &line, disk.to_str().unwrap()],
+    );
 }
 
 fn holds(disk: &Path, pattern: u8) -> bool {
@@ -66,7 +69,12 @@ impl<'h> Drill<'h> {
         let backups = host.path().join("backups").join(vm);
         fs::create_dir_all(&backups).unwrap();
         let disks = disks.collect();
-        Self { host, vm, disks, backups }
+        Self {
+            host,
+            vm,
+            disks,
+            backups,
+        }
     }
 
     fn journal(&self) -> PathBuf {
@@ -79,7 +87,10 @@ impl<'h> Drill<'h> {
         for (n, disk) in self.disks.iter().enumerate() {
             write(disk, OLD);
             let aside = disk.with_file_name(format!(".{n}.restoring"));
-            run("qemu-img", &["create", "-q", "-f", "qcow2", aside.to_str().unwrap(), "1G"]);
+            run(
+                "qemu-img",
+                &["create", "-q", "-f", "qcow2", aside.to_str().unwrap(), "1G"],
+            );
             write(&aside, RESTORED);
             plan.push(json!({
                 "aside": aside, "target": disk, "new": version(&aside), "old": version(disk),
@@ -137,7 +148,10 @@ fn f22_a_restore_cut_short_is_finished_before_the_disks_are_used() {
         // A snapshot is of what the restore makes of them, too.
         drill.cut_short();
         let options = json!({ "name": "first" });
-        manager.create_snapshot(drill.vm.into(), options, never()).await.unwrap();
+        manager
+            .create_snapshot(drill.vm.into(), options, never())
+            .await
+            .unwrap();
         assert!(drill.is_over() && drill.all_hold(RESTORED));
         drill.is_done(&manager).await;
     });

@@ -49,7 +49,10 @@ fn owner_of(journal: &HostPath) -> Result<(Library, VmId), BackupError> {
     let root = root.and_then(|root| HostPath::parse(root).ok());
     match (root, vm_id) {
         (Some(root), Some(vm_id)) => Ok((Library::new(root), vm_id)),
-        _ => Err(BackupError::config("the note beside a disk", "names no journal")),
+        _ => Err(BackupError::config(
+            "the note beside a disk",
+            "names no journal",
+        )),
     }
 }
 

@@ -228,3 +228,75 @@ fn write_out(file: &File, piece: usize) {
 fn usize_of(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    fn run(program: &str, args: &[&str]) {
+        let status = Command::new(program).args(args).status().unwrap();
+        assert!(status.success(), "{program} {args:?}");
+    }
+
+    fn write(image: &HostPath, from: usize, to: usize, byte: u8) {
+        let (at, length) = (from * MIB, (to - from) * MIB);
+        let line = format!("write -q -P {byte} {at} {length}");
+        run("qemu-io", &["-f", "qcow2", "-c", &line, image.as_str()]);
+    }
+
+    /// As the documentation tells it.
+    fn by_definition(file: &HostPath) -> String {
+        let bytes = std::fs::read(file.as_path()).unwrap();
+        let sums = bytes.chunks(4 * MIB).map(Sha256::digest);
+        let over_all = Sha256::digest(sums.flatten().collect::<Vec<u8>>());
+        hexadecimal(&over_all)
+    }
+
+    #[test]
+    fn a_file_is_summed_by_its_pieces() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = HostPath::parse(dir.path().join("a").to_str().unwrap()).unwrap();
+        let never = CancellationToken::new();
+        for length in [0, 1, 4 * MIB, 4 * MIB + 1, 13 * MIB - 7] {
+            let bytes: Vec<u8> = (0..length).map(|n| (n / 1000) as u8).collect();
+            std::fs::write(file.as_path(), bytes).unwrap();
+            let summed = sum(&file, &never).unwrap();
+            assert_eq!(summed.length, length as u64);
+            assert_eq!(summed.sha256, by_definition(&file));
+            assert_eq!(flush_and_sum(&file, &never).unwrap(), summed);
+        }
+        never.cancel();
+        let cancelled = sum(&file, &never).unwrap_err();
+        assert!(matches!(cancelled, BackupError::Cancelled), "{cancelled}");
+    }
+
+    #[test]
+    fn what_grows_is_summed_once_and_the_rest_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = HostPath::parse(dir.path().join("a.qcow2").to_str().unwrap()).unwrap();
+        run(
+            "qemu-img",
+            &["create", "-q", "-f", "qcow2", image.as_str(), "1G"],
+        );
+        let mut followed = Followed::begin(&image).unwrap();
+        assert!(!followed.catch_up(|| true).unwrap());
+        write(&image, 0, 42, 1);
+        assert!(!followed.catch_up(|| false).unwrap());
+        assert!(followed.catch_up(|| true).unwrap());
+        assert!(!followed.catch_up(|| true).unwrap());
+        // The first piece has the header and tables, the last is not full yet.
+        let known = followed.pieces.0.iter().flatten().count();
+        assert_eq!((known, followed.pieces.has(0)), (9, false));
+        write(&image, 600, 620, 2);
+        assert!(followed.catch_up(|| true).unwrap());
+        write(&image, 42, 51, 3);
+        let never = CancellationToken::new();
+        let summed = followed.flush_and_sum(&image, &never).unwrap();
+        assert_eq!(summed.sha256, by_definition(&image));
+        assert_eq!(summed, sum(&image, &never).unwrap());
+    }
+}

@@ -111,10 +111,7 @@ pub trait Database: Send + Sync + std::fmt::Debug {
 
     /// The same without the display's password, which only a start needs: where the store keeps it apart,
     /// one that cannot be read is then no trouble. A database that keeps it in the row tells it all the same.
-    async fn find_machine_without_password(
-        &self,
-        id: &VmId,
-    ) -> Result<Option<VmRecord>, DbError> {
+    async fn find_machine_without_password(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
         self.find_machine_with_config(id).await
     }
 

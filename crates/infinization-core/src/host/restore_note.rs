@@ -27,7 +27,11 @@ pub fn write(disk: &HostPath, journal: &HostPath) -> io::Result<()> {
     let (note, new) = (note_of(disk.as_path()), new_of(disk, journal));
     absent_is_fine(fs::remove_file(&new))?;
     let mut options = OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(&new)?;
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)?;
     file.write_all(journal.as_str().as_bytes())?;
     file.sync_all()?;
     fs::rename(new, &note)?;
@@ -81,7 +85,10 @@ fn new_of(disk: &HostPath, journal: &HostPath) -> PathBuf {
 
 fn short(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
-    digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    digest[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn directory_of(path: &Path) -> &Path {
@@ -135,7 +142,10 @@ mod tests {
         let disk = HostPath::parse(dir.path().join("d").to_str().unwrap()).unwrap();
         let note = note_of(disk.as_path());
         symlink("/etc/passwd", &note).unwrap();
-        assert_eq!(find(&disk).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(
+            find(&disk).unwrap_err().kind(),
+            io::ErrorKind::PermissionDenied
+        );
         fs::remove_file(&note).unwrap();
         fs::write(&note, "not/absolute").unwrap();
         assert_eq!(find(&disk).unwrap_err().kind(), io::ErrorKind::InvalidData);

@@ -26,7 +26,9 @@ impl Machine {
         let store = context.services.embedded.as_ref();
         let store = store.ok_or_else(|| context.not_found())?;
         let database = &context.services.database;
-        let record = database.find_machine_without_password(&context.vm_id).await?;
+        let record = database
+            .find_machine_without_password(&context.vm_id)
+            .await?;
         let record = record.ok_or_else(|| context.not_found())?;
         let compiled = context.compile_own_rules(&record, &rules).await?;
         let place = context.services.nft.line_up(&compiled.ruleset.names);

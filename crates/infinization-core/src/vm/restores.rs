@@ -27,7 +27,10 @@ impl VmContext {
         for disk in disks {
             if let Some(journal) = self.unfinished_restore(disk).await? {
                 let ended = self.services.restores.end(journal.clone()).await;
-                ended.map_err(|failure| self.half_restored(disk, failure).with("journal", journal.as_str()))?;
+                ended.map_err(|failure| {
+                    self.half_restored(disk, failure)
+                        .with("journal", journal.as_str())
+                })?;
                 tracing::warn!(vm = %self.vm_id, %disk, "a restore that was cut short was ended");
             }
         }

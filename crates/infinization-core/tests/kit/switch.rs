@@ -188,10 +188,7 @@ impl Database for Switched {
         self.switch.read(work).await
     }
 
-    async fn find_machine_without_password(
-        &self,
-        id: &VmId,
-    ) -> Result<Option<VmRecord>, DbError> {
+    async fn find_machine_without_password(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
         let work = self.inner.find_machine_without_password(id);
         self.switch.read(work).await
     }

@@ -176,10 +176,7 @@ impl Database for Outbox {
             .await
     }
 
-    async fn find_machine_without_password(
-        &self,
-        id: &VmId,
-    ) -> Result<Option<VmRecord>, DbError> {
+    async fn find_machine_without_password(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
         self.courier
             .read_of(id, |db| db.find_machine_without_password(id))
             .await

@@ -168,10 +168,7 @@ impl Database for SqliteDatabase {
             .await
     }
 
-    async fn find_machine_without_password(
-        &self,
-        id: &VmId,
-    ) -> Result<Option<VmRecord>, DbError> {
+    async fn find_machine_without_password(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
         let found = self.get_machine(id).await?;
         Ok(found.map(|machine| machine.record))
     }

@@ -84,7 +84,11 @@ impl<'a> QemuImg<'a> {
 
     /// Ends the options and names a qcow2 image that we hold: it takes no locks there, but has ours for as long as
     /// it runs, as its standard output, where such verbs write nothing.
-    pub(super) fn on_held(mut self, held: &Held, key: Option<&DiskKey>) -> Result<Self, ImageError> {
+    pub(super) fn on_held(
+        mut self,
+        held: &Held,
+        key: Option<&DiskKey>,
+    ) -> Result<Self, ImageError> {
         let locks = held.locks();
         self.locks = Some(locks.map_err(|error| ImageError::io(self.image, error))?);
         let image = match key {

@@ -72,7 +72,9 @@ impl Filling {
             // One that is not there yet has no entries yet.
             let length = read_up_to(&self.file, &mut table, place)?;
             let entries = table[..length].chunks_exact(8);
-            entries.filter_map(|entry| self.data(entry)).for_each(&mut found);
+            entries
+                .filter_map(|entry| self.data(entry))
+                .for_each(&mut found);
         }
         Ok(())
     }
@@ -152,16 +154,23 @@ mod tests {
             let status = Command::new(program).args(args).status().unwrap();
             assert!(status.success());
         };
-        run("qemu-img", &["create", "-q", "-f", "qcow2", path.as_str(), "20G"]);
+        run(
+            "qemu-img",
+            &["create", "-q", "-f", "qcow2", path.as_str(), "20G"],
+        );
         let filling = Filling::open(&path).unwrap();
         let places = |tables| {
             let mut places = Vec::new();
-            filling.finished(tables, |place| places.push(place)).unwrap();
+            filling
+                .finished(tables, |place| places.push(place))
+                .unwrap();
             places
         };
         assert_eq!(places(Tables::All), Vec::<u64>::new());
         // In 20 tables, of 512 MiB each.
-        let lines: Vec<_> = (0..20).map(|gib| format!("write -q -P {gib} {gib}G 128k")).collect();
+        let lines: Vec<_> = (0..20)
+            .map(|gib| format!("write -q -P {gib} {gib}G 128k"))
+            .collect();
         let mut args = vec!["-f", "qcow2", path.as_str()];
         args.extend(lines.iter().flat_map(|line| ["-c", line]));
         run("qemu-io", &args);

@@ -101,12 +101,18 @@ mod tests {
         let held = hold_all(&paths).await.unwrap();
         assert!(held.iter().map(Held::path).eq(&paths));
         for path in &paths {
-            assert!(matches!(ensure_unused_now(path), Err(ImageError::InUse { .. })));
+            assert!(matches!(
+                ensure_unused_now(path),
+                Err(ImageError::InUse { .. })
+            ));
         }
         drop(held);
         let _another_process = claim_now(c).unwrap();
         let refused = hold_all(&paths).await.unwrap_err();
-        assert!(matches!(&refused, ImageError::InUse { path, .. } if path == c), "{refused}");
+        assert!(
+            matches!(&refused, ImageError::InUse { path, .. } if path == c),
+            "{refused}"
+        );
         for path in [a, b] {
             ensure_unused_now(path).unwrap();
         }

@@ -79,9 +79,7 @@ pub(super) async fn create(
         disks: paths(disks),
     };
     undo.note(context).await?;
-    let made = held
-        .each(async |disk, key| disk.create_snapshot(name, key).await)
-        .await;
+    let made = held.each(Change::Create(name)).await;
     conclude(context, &held, made, &undo).await
 }
 
@@ -97,9 +95,8 @@ pub(super) async fn revert(
     let mut found = listed.iter().filter_map(|listed| listed.find(name));
     let has_memory = found.any(|found| found.vm_state_size.as_bytes() > 0);
     let held = HeldDisks::all(disks).await?;
-    let revert = async |disk: &Held, key: Option<&DiskKey>| disk.revert_snapshot(name, key).await;
     if disks.len() == 1 {
-        held.each(revert).await?;
+        held.each(Change::Revert(name)).await?;
         return Ok(has_memory);
     }
     let before = before_name()?;
@@ -110,11 +107,8 @@ pub(super) async fn revert(
     };
     undo.note(context).await?;
     let reverted = async {
-        let keep = async |disk: &Held, key: Option<&DiskKey>| {
-            disk.create_snapshot(&before, key).await
-        };
-        held.each(keep).await?;
-        held.each(revert).await
+        held.each(Change::Create(&before)).await?;
+        held.each(Change::Revert(name)).await
     };
     conclude(context, &held, reverted.await, &undo).await?;
     // All disks are back: from here on only the way back is to be removed.
@@ -145,9 +139,7 @@ pub(super) async fn delete(
         // Deleting may be what makes room for it.
         tracing::warn!(vm = %context.vm_id, %error, "a snapshot is deleted without a note");
     }
-    let deleted = held
-        .each(async |disk, key| disk.delete_snapshot(name, key).await)
-        .await;
+    let deleted = held.each(Change::Delete(name)).await;
     Unfinished::forget(context).await?;
     Ok(deleted?)
 }
@@ -202,15 +194,31 @@ impl HeldDisks {
     }
 
     /// Does it to every disk, until one fails.
-    async fn each(
-        &self,
-        work: impl AsyncFn(&Held, Option<&DiskKey>) -> Result<(), ImageError>,
-    ) -> Result<(), ImageError> {
+    async fn each(&self, change: Change<'_>) -> Result<(), ImageError> {
         for (disk, key) in &self.0 {
-            work(disk, key.as_ref()).await?;
+            let key = key.as_ref();
+            match change {
+                Change::Create(name) => disk.create_snapshot(name, key).await?,
+                Change::Revert(name) => disk.revert_snapshot(name, key).await?,
+                Change::RevertIfThere(name) => {
+                    if disk.has_snapshot(name).await? {
+                        disk.revert_snapshot(name, key).await?;
+                    }
+                }
+                Change::Delete(name) => disk.delete_snapshot(name, key).await?,
+            }
         }
         Ok(())
     }
+}
+
+/// What is done with a snapshot.
+#[derive(Clone, Copy)]
+enum Change<'n> {
+    Create(&'n SnapshotName),
+    Revert(&'n SnapshotName),
+    RevertIfThere(&'n SnapshotName),
+    Delete(&'n SnapshotName),
 }
 
 fn paths(disks: &[Disk]) -> Vec<HostPath> {
@@ -274,13 +282,7 @@ impl Unfinished {
     async fn settle(&self, context: &VmContext, held: &HeldDisks) -> Result<(), Failure> {
         if let Some(name) = &self.revert {
             let name = SnapshotName::parse(name.as_str())?;
-            let revert = async |disk: &Held, key: Option<&DiskKey>| {
-                if disk.has_snapshot(&name).await? {
-                    disk.revert_snapshot(&name, key).await?;
-                }
-                Ok(())
-            };
-            held.each(revert).await?;
+            held.each(Change::RevertIfThere(&name)).await?;
             // Were one of them deleted and this cut short, the others must not be put back again.
             let rest = Self {
                 revert: None,
@@ -289,8 +291,7 @@ impl Unfinished {
             rest.note(context).await?;
         }
         let name = SnapshotName::parse(self.delete.as_str())?;
-        held.each(async |disk, key| disk.delete_snapshot(&name, key).await)
-            .await?;
+        held.each(Change::Delete(&name)).await?;
         Self::forget(context).await
     }
 }
