@@ -84,11 +84,9 @@ fn new_of(disk: &HostPath, journal: &HostPath) -> PathBuf {
 }
 
 fn short(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let mut first = [0; 8];
+    first.copy_from_slice(&Sha256::digest(bytes)[..8]);
+    format!("{:016x}", u64::from_be_bytes(first))
 }
 
 fn directory_of(path: &Path) -> &Path {
