@@ -159,8 +159,9 @@ async fn k6_what_is_summed_while_it_is_written_is_what_lies_there() {
             guest.io(0, &format!("write -P 99 {at} 65536")).await;
         }
     };
+    let disks = [&disk];
     let full = tokio::select! {
-        full = place.live("FULL", &[&disk], None, &guest) => full,
+        full = place.live("FULL", &disks, None, &guest) => full,
         () = busy => unreachable!("it goes on"),
     };
     assert!(place.is_valid(&full).await);

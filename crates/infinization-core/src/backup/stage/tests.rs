@@ -72,11 +72,12 @@ impl Place {
         (stage, targets)
     }
 
+    /// Without the notes.
     fn contents(&self) -> Vec<(String, String)> {
         let mut found: Vec<_> = fs::read_dir(self.dir.path())
             .unwrap()
             .map(|entry| entry.unwrap().path())
-            .filter(|path| path.is_file())
+            .filter(|path| path.is_file() && path.extension().is_none_or(|it| it != "restore"))
             .map(|path| {
                 let name = path.file_name().unwrap().to_string_lossy().into_owned();
                 (name, fs::read_to_string(&path).unwrap())
