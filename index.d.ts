@@ -2457,8 +2457,13 @@ export interface BackupDiskInfo {
   sourceFormat: string
   /** The parent's file. */
   backingFile?: string
-  /** Of the file. */
+  /** Of the file, of backups that an older release made. */
   sha256?: string
+  /**
+   * SHA-256 over the SHA-256s (32 bytes each) of the file's pieces of 4 MiB, the last being what is left. The same in a shell:
+   * `split -b 4M --filter='openssl dgst -sha256 -binary' disk-0.qcow2 | sha256sum`. None of a `SNAPSHOT`.
+   */
+  sha256OfPieces?: string
 }
 
 /** Times are ISO 8601, UTC. */

@@ -289,6 +289,8 @@ fn b38_a_key_that_cannot_be_stored_fails_a_create_and_is_told_at_a_start() {
         let mut machine = host.machine(vm);
         machine["disks"] = json!([{ "sizeGB": 1, "encryptionKey": KEY }]);
         machine["displayPassword"] = json!("pass-123");
+        // Which a password alone allows.
+        machine["displayAddr"] = json!("0.0.0.0");
         let before = host.files();
         refuse_secrets(&host, true);
         let failed = manager.create_vm(machine.clone(), never()).await;
@@ -333,10 +335,32 @@ async fn does_with_damaged_secrets_what_needs_none(
         start(manager, vm, options).await.unwrap();
         stop(manager, vm).await;
     }
+    start(manager, vm, Value::Null).await.unwrap();
     damage("graphic_password");
+    is_governed_without_its_password(manager, vm).await;
+    stop(manager, vm).await;
+    is_governed_without_its_password(manager, vm).await;
     let refused = start(manager, vm, Value::Null).await.unwrap_err();
     assert!(refused.has(ErrorCode::DbSecretUnreadable), "{refused:?}");
     assert_eq!(manager.get_vm(vm.into()).await.unwrap()["vmId"], vm);
+}
+
+/// What is about neither its display nor a start.
+async fn is_governed_without_its_password(manager: &Manager, vm: &str) {
+    let rule = |port: u16| {
+        json!([{
+            "id": "r1", "name": "web", "action": "ACCEPT", "direction": "IN", "priority": 100,
+            "protocol": "tcp", "dstPortStart": port,
+        }])
+    };
+    for port in [80, 443] {
+        let set = manager.set_firewall_rules(vm.into(), rule(port)).await;
+        assert_eq!(set.unwrap()["success"], true);
+        let explained = manager.explain_firewall(vm.into()).await.unwrap();
+        assert!(explained.to_string().contains(&format!("dport {port}")));
+    }
+    manager.get_vm_status(vm.into()).await.unwrap();
+    assert_eq!(manager.list_snapshots(vm.into()).await.unwrap(), json!([]));
 }
 
 /// Has the store take no more keys of disks, or take them again.

@@ -16,6 +16,7 @@ use super::live::Live;
 use super::machine::{Access, access, refuse_frozen};
 use super::manifest::DiskRecord;
 use super::names::{BackupId, disk_file};
+use super::pieces::{self, Followed};
 use super::progress::Reporter;
 use super::remove::delete_snapshots;
 use super::request::{CreateBackup, SourceDisk};
@@ -335,14 +336,15 @@ pub(super) async fn parent_of(
     Ok(Parent { path, name })
 }
 
-/// Finishes disk `n`, whose image is in the folder: compresses it if it is to be, flushes and measures
-/// it.
+/// Finishes disk `n`, whose image is in the folder: compresses it if it is to be, flushes it, and sums what was not
+/// summed yet.
 pub(super) async fn seal(
     creation: &Creation,
     draft: &Draft,
     n: usize,
     size: u64,
     parent: Option<&Parent>,
+    followed: Option<Followed>,
 ) -> Result<DiskRecord, BackupError> {
     let compression = creation.request.compression;
     let disk = creation.request.disks[n].clone();
@@ -358,7 +360,10 @@ pub(super) async fn seal(
             digest::gzip(&image, &file, &cancel)?;
             remove_file(&image)?;
         }
-        let measure = digest::flush_and_measure(&file, &cancel)?;
+        let measure = match followed {
+            Some(followed) => followed.flush_and_sum(&file, &cancel)?,
+            None => pieces::flush_and_sum(&file, &cancel)?,
+        };
         Ok(DiskRecord {
             source_path: disk.path,
             source_format: disk.format,
@@ -368,7 +373,8 @@ pub(super) async fn seal(
             image_size,
             format: ImageFormat::Qcow2,
             backing_file,
-            sha256: Some(measure.sha256),
+            sha256: None,
+            sha256_of_pieces: Some(measure.sha256),
         })
     })
     .await

@@ -1,12 +1,10 @@
-//! Passes over a whole file: its checksum, gzip and back. Everything here blocks, flushes what it
-//! writes, and ends soon after it is cancelled.
+//! Passes over a whole file: gzip and back, and the checksum of older backups. Everything here blocks, flushes
+//! what it writes, and ends soon after it is cancelled.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::panic::resume_unwind;
-use std::thread::Builder;
 
 use flate2::Compression;
 use flate2::read::GzDecoder;
@@ -19,29 +17,11 @@ use crate::types::HostPath;
 
 const PIECE: usize = 1 << 20;
 
-/// A file's length and SHA-256.
+/// A file's length and checksum.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Measure {
     pub(super) length: u64,
     pub(super) sha256: String,
-}
-
-/// Flushes the file, and reads it whole meanwhile: nobody writes to it any more.
-pub(super) fn flush_and_measure(
-    path: &HostPath,
-    cancel: &CancellationToken,
-) -> Result<Measure, BackupError> {
-    let failed = |error| BackupError::io(path, error);
-    std::thread::scope(|scope| {
-        let flush = || File::open(path.as_path())?.sync_all();
-        let flush = Builder::new().spawn_scoped(scope, flush).map_err(failed)?;
-        let measured = measure(path, cancel);
-        let flushed = flush.join();
-        flushed
-            .unwrap_or_else(|panic| resume_unwind(panic))
-            .map_err(failed)?;
-        measured
-    })
 }
 
 /// Reads the file whole.
@@ -124,7 +104,7 @@ fn new_file(path: &HostPath) -> io::Result<File> {
     options.open(path.as_path())
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {
         // Writing to a String cannot fail.
@@ -150,7 +130,7 @@ mod tests {
         assert_eq!(std::fs::read(path("b").as_path()).unwrap(), plain);
         assert!(gunzip(&path("a.gz"), &path("c"), length - 1, &cancel).is_err());
         assert!(gunzip(&path("a.gz"), &path("d"), length + 1, &cancel).is_err());
-        let measured = flush_and_measure(&path("a"), &cancel).unwrap();
+        let measured = measure(&path("a"), &cancel).unwrap();
         assert_eq!(measured, measure(&path("b"), &cancel).unwrap());
         assert_eq!((measured.length, measured.sha256.len()), (length, 64));
         cancel.cancel();

@@ -69,6 +69,11 @@ pub enum BackupError {
     Frozen { path: HostPath },
     #[error("which files are frozen layers of external snapshots could not be found out: {why}")]
     LayersUnknown { why: String },
+    #[error(
+        "a restore was cut short, and some of its disks were used since: some are restored, others are \
+         not, and what was replaced lies beside them (its journal was {journal})"
+    )]
+    Overtaken { journal: HostPath },
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
@@ -147,6 +152,7 @@ impl Coded for BackupError {
             | Self::Io { .. }
             | Self::Job { .. }
             | Self::Moved { .. }
+            | Self::Overtaken { .. }
             | Self::Monitor(_)
             | Self::Locked(_)
             | Self::LayersUnknown { .. }

@@ -7,6 +7,7 @@
 //! parent's bitmap is left as it is until this backup is complete, so a failure costs nothing.
 
 mod attached;
+mod follow;
 mod handover;
 mod jobs;
 
@@ -17,9 +18,10 @@ use serde_json::{Value, json};
 use super::create::{COPYING, Creation, Prepared, fail, parent_of, seal};
 use super::draft::{Circumstances, Draft};
 use super::folder::{Kept, refuse_full, remove_file};
-use super::kinds::BackupType;
+use super::kinds::{BackupType, Compression};
 use super::manifest::{DiskRecord, Manifest};
 use super::names::BITMAP_PREFIX;
+use super::pieces::Followed;
 use super::turn::unless_cancelled;
 use super::{BackupError, off_thread, offline, quiesce};
 use crate::host::qemu_img::{
@@ -28,6 +30,7 @@ use crate::host::qemu_img::{
 use crate::qmp::{CopyTurn, QmpClient};
 use crate::types::{ByteSize, HostPath};
 use attached::{Attached, attached};
+use follow::Following;
 use handover::{give_to_qemu, take_back};
 
 /// For starting all jobs: the guest's file systems are frozen meanwhile. A Windows guest thaws by
@@ -35,6 +38,10 @@ use handover::{give_to_qemu, take_back};
 const START: Duration = Duration::from_secs(8);
 /// QEMU's default bitmap granularity, and the cluster size of what it writes into.
 const CLUSTER: u32 = 64 << 10;
+/// How much of its target's tables QEMU keeps in memory: parts of 16 MiB of disk each, twice what is on its way at a
+/// time. What is not kept is in the file, which tells whoever follows what is finished.
+const TABLE_PART: u32 = 2 << 10;
+const TABLE_PARTS: u32 = 8;
 
 /// A backup of a machine that runs.
 pub(super) struct Live<'a> {
@@ -142,13 +149,14 @@ impl<'a> Live<'a> {
         self.require_space(&copies).await?;
         let copied = self.run_jobs(draft, &copies).await;
         self.turn.end_copies().await?;
-        let frozen = copied?;
+        let (frozen, following) = copied?;
+        let followed = following.end().await?;
         let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
         let reporter = self.creation.reporter(&sizes);
         let mut parts = vec![COPYING; copies.len()];
         let mut records = Vec::new();
-        for (n, copy) in copies.iter().enumerate() {
-            records.push(self.finish(draft, n, copy).await?);
+        for (n, (copy, followed)) in copies.iter().zip(followed).enumerate() {
+            records.push(self.finish(draft, n, copy, followed).await?);
             parts[n] = 1.0;
             reporter.tell_parts(&parts);
         }
@@ -199,10 +207,15 @@ impl<'a> Live<'a> {
         })
     }
 
-    /// Has QEMU copy every disk, and waits for it. Says whether the guest was frozen.
-    async fn run_jobs(&self, draft: &Draft, copies: &[Copying]) -> Result<bool, BackupError> {
+    /// Has QEMU copy every disk, and waits for it. Says whether the guest was frozen, and what was summed meanwhile.
+    async fn run_jobs(
+        &self,
+        draft: &Draft,
+        copies: &[Copying],
+    ) -> Result<(bool, Following), BackupError> {
+        let mut files = Vec::new();
         for (n, copy) in copies.iter().enumerate() {
-            self.add_target(n, copy).await?;
+            files.push(self.add_target(n, copy).await?);
         }
         let actions = self.actions(draft, copies);
         let machine = &*self.creation.terms.machine;
@@ -216,6 +229,7 @@ impl<'a> Live<'a> {
             .execute_with("transaction", json!({ "actions": actions }), START);
         let (begun, frozen) = quiesce::around(machine, begin).await;
         begun?;
+        let following = Following::begin(files);
         self.refuse_moved().await?;
         let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
         let reporter = self.creation.reporter(&sizes);
@@ -226,7 +240,7 @@ impl<'a> Live<'a> {
             reporter.tell_parts(&parts);
         })
         .await?;
-        Ok(frozen)
+        Ok((frozen, following))
     }
 
     /// An overlay may have been put on a disk after it was looked up, and before its job began: what
@@ -247,8 +261,8 @@ impl<'a> Live<'a> {
         (0..disks).map(|n| self.creation.id.node(n)).collect()
     }
 
-    /// Makes the file that QEMU writes into, and opens it there.
-    async fn add_target(&self, n: usize, copy: &Copying) -> Result<(), BackupError> {
+    /// Makes the file that QEMU writes into, and opens it there. What is followed of it is told.
+    async fn add_target(&self, n: usize, copy: &Copying) -> Result<Option<Followed>, BackupError> {
         let size = ByteSize::bytes(copy.disk.size);
         let (clusters, parent) = match &copy.method {
             Method::Full => (self.creation.clusters(), None),
@@ -256,16 +270,33 @@ impl<'a> Live<'a> {
             Method::Compared { .. } => (Clusters::Plain, None),
         };
         make_target(&copy.target, size, clusters, parent).await?;
+        let followed = self.follow(copy).await?;
         give_to_qemu(&copy.target, &self.creation.request.disks[n].path).await?;
         let arguments = json!({
             "driver": "qcow2",
             "node-name": self.creation.id.node(n),
-            "file": { "driver": "file", "filename": copy.target },
+            // We flush it, when the job is over: QEMU's main loop, and so the guest, would wait for that.
+            "file": {
+                "driver": "file", "filename": copy.target,
+                "cache": { "direct": false, "no-flush": true },
+            },
+            "l2-cache-entry-size": TABLE_PART,
+            "l2-cache-size": TABLE_PARTS * TABLE_PART,
             // What is marked is copied by whole clusters: the parent's files are not needed for it.
             "backing": null,
         });
         self.monitor.execute("blockdev-add", arguments).await?;
-        Ok(())
+        Ok(followed)
+    }
+
+    /// What becomes the backup as it is can be summed as it grows.
+    async fn follow(&self, copy: &Copying) -> Result<Option<Followed>, BackupError> {
+        let as_it_is = self.creation.request.compression == Compression::None;
+        if !as_it_is || matches!(copy.method, Method::Compared { .. }) {
+            return Ok(None);
+        }
+        let target = copy.target.clone();
+        off_thread(move || Followed::begin(&target).map(Some)).await
     }
 
     fn actions(&self, draft: &Draft, copies: &[Copying]) -> Vec<Value> {
@@ -300,13 +331,14 @@ impl<'a> Live<'a> {
         draft: &Draft,
         n: usize,
         copy: &Copying,
+        followed: Option<Followed>,
     ) -> Result<DiskRecord, BackupError> {
         take_back(&copy.target).await?;
         if let Method::Compared { parent } = &copy.method {
             self.compare(draft, n, &copy.target, parent).await?;
         }
         let parent = copy.method.parent();
-        seal(self.creation, draft, n, copy.disk.size, parent).await
+        seal(self.creation, draft, n, copy.disk.size, parent, followed).await
     }
 
     async fn compare(

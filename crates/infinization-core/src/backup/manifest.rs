@@ -77,9 +77,26 @@ pub struct DiskRecord {
     /// The parent's file, relative to this one's folder if they lie side by side.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing_file: Option<String>,
-    /// Of the file, in hexadecimal digits.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Of the file, in hexadecimal digits: what older backups have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// SHA-256 over the SHA-256s of the file's pieces of 4 MiB, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256_of_pieces: Option<String>,
+}
+
+/// What tells a file from any other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checksum<'a> {
+    Whole(&'a str),
+    OfPieces(&'a str),
+}
+
+impl DiskRecord {
+    pub(super) fn checksum(&self) -> Option<Checksum<'_>> {
+        let of_pieces = self.sha256_of_pieces.as_deref().map(Checksum::OfPieces);
+        of_pieces.or_else(|| self.sha256.as_deref().map(Checksum::Whole))
+    }
 }
 
 impl Manifest {
@@ -151,7 +168,7 @@ impl Manifest {
             if disk.backup_path != self.expected_name(n) {
                 return refuse("its manifest names a file that is none of its own");
             }
-            if self.kind != BackupType::Snapshot && disk.sha256.is_none() {
+            if self.kind != BackupType::Snapshot && disk.checksum().is_none() {
                 return refuse("its manifest lacks a checksum");
             }
         }
@@ -249,7 +266,8 @@ pub(super) mod tests {
                 image_size: None,
                 format: ImageFormat::Qcow2,
                 backing_file: parent.map(|parent| format!("../{}/disk-0.qcow2", parent.id)),
-                sha256: Some("00".repeat(32)),
+                sha256: None,
+                sha256_of_pieces: Some("00".repeat(32)),
             }],
             total_size: 1 << 20,
             total_original_size: 8 << 20,
@@ -301,7 +319,7 @@ pub(super) mod tests {
             }),
             ("no disk", |m| m["disks"] = json!([])),
             ("lacks a checksum", |m| {
-                m["disks"][0]["sha256"] = Value::Null;
+                m["disks"][0]["sha256OfPieces"] = Value::Null;
             }),
             ("parent", |m| m["type"] = json!("INCREMENTAL")),
         ];

@@ -14,7 +14,12 @@
 //! An id is a UUID in its one canonical spelling, a machine's id is a [`VmId`](crate::types::VmId): no
 //! other text ever becomes part of a path. A destination that is a symbolic link is refused; links
 //! above it are resolved once. The manifest is versioned JSON, names files relative to itself, and
-//! holds length and SHA-256 of each. The whole tree may be moved.
+//! holds length and checksum of each. The whole tree may be moved.
+//!
+//! The checksum is of the file as it lies there, of every byte: SHA-256 over the SHA-256s of its pieces (`pieces`), as
+//! `sha256OfPieces`; of older backups over the whole file, as `sha256`. Of what a running QEMU writes most pieces are
+//! summed while the rest is written (`live/follow`): only those that the file's own tables name as finished data, and
+//! again those that they do not in the end. It is written down after the flush, which it runs beside.
 //!
 //! # How one is made
 //! The folder appears with a manifest that says `IN_PROGRESS`; the files grow under their final
@@ -38,9 +43,10 @@
 //! The links are checked against their checksums, and opened by an explicit list: no backing name out
 //! of a file is followed. Every disk is staged beside its target; only when all are on disk are they
 //! renamed, and a rename that fails puts back those before it. A crash between two renames is carried
-//! on from `restore.json`, unless the disks were used since. The machine must be known to be stopped. A SNAPSHOT that
-//! is inside the disks is gone back to in each, and what they were is kept in a snapshot until all have: a crash is
-//! undone from `revert.json`, unless the disks were used since.
+//! on from `restore.json`, unless the disks were used since: by whoever changes the machine's backups next, or by
+//! the machine's next start, which finds a note beside its disks. The machine must be known to be stopped. A SNAPSHOT
+//! that is inside the disks is gone back to in each, all being held, and what they were is kept in a snapshot until
+//! all have: a crash is undone from `revert.json`, unless the disks were used since.
 //!
 //! # What retention may delete
 //! Complete backups beyond the wanted number, oldest first, but none that one that stays builds on;
@@ -52,9 +58,9 @@
 //! | `names`, `kinds`, `request`, `manifest` | the words, and what a caller may ask (pure) |
 //! | `chain`, `retention` | which backups belong together, and which may go (pure) |
 //! | `turn` | one change at a time per machine, and the limit over all |
-//! | `folder`, `draft`, `digest` | the tree above, a backup in the making, checksums and gzip |
+//! | `folder`, `draft`, `digest`, `pieces` | the tree above, a backup in the making, gzip, checksums |
 //! | `create`, `offline`, `live`, `quiesce` | making one |
-//! | `restore`, `stage`, `reverting` | restoring one |
+//! | `restore`, `stage`, `reverting`, `cut_short` | restoring one, and ending what a crash left of it |
 //! | `remove`, `sweep` | deleting, and clearing what the dead left |
 //! | [`service`](BackupService) | the verbs |
 //!
@@ -63,6 +69,7 @@
 
 mod chain;
 mod create;
+mod cut_short;
 mod digest;
 mod draft;
 mod error;
@@ -73,6 +80,7 @@ mod machine;
 mod manifest;
 mod names;
 mod offline;
+mod pieces;
 mod progress;
 mod quiesce;
 mod remove;
@@ -85,6 +93,7 @@ mod stage;
 mod sweep;
 mod turn;
 
+pub use cut_short::end_cut_short_restore;
 pub use error::BackupError;
 pub use kinds::{BackupStatus, BackupType, Compression};
 pub use machine::Machine;

@@ -8,8 +8,8 @@ use super::progress::Reporter;
 use super::request::SourceDisk;
 use super::{BackupError, off_thread};
 use crate::host::qemu_img::{
-    ImageError, ImageFormat, Parent, SnapshotName, Source, Unchanged, create_snapshot,
-    delete_snapshot, difference, export, keep_unchanged_now,
+    Held, ImageError, ImageFormat, Parent, SnapshotName, Source, Unchanged, delete_snapshot,
+    difference, export, hold_all, keep_unchanged_now,
 };
 
 /// What a SNAPSHOT will leave in the disks; nothing for the other types.
@@ -29,6 +29,7 @@ pub(super) fn planned(creation: &Creation, prepared: &Prepared) -> Vec<DiskRecor
             format: ImageFormat::Qcow2,
             backing_file: None,
             sha256: None,
+            sha256_of_pieces: None,
         })
         .collect()
 }
@@ -48,7 +49,7 @@ pub(super) async fn copy(
     for (n, unchanged) in unchanged.into_iter().enumerate() {
         let parent = copy_one(creation, prepared, draft, n, &reporter).await?;
         drop(unchanged);
-        let disk = seal(creation, draft, n, prepared.sizes[n], parent.as_ref()).await?;
+        let disk = seal(creation, draft, n, prepared.sizes[n], parent.as_ref(), None).await?;
         reporter.tell(n, 1.0);
         disks.push(disk);
     }
@@ -116,21 +117,30 @@ async fn snapshot_all(
     let disks = planned(creation, prepared);
     let reporter = creation.reporter(&prepared.sizes);
     let name = SnapshotName::parse(creation.id.snapshot())?;
-    for (n, disk) in disks.iter().enumerate() {
+    let sources: Vec<_> = disks.iter().map(|disk| disk.source_path.clone()).collect();
+    let held = hold_all(&sources).await?;
+    for (n, disk) in held.iter().enumerate() {
         let made = if creation.terms.cancel.is_cancelled() {
             Err(BackupError::Cancelled)
         } else {
-            create_snapshot(&disk.source_path, &name)
-                .await
-                .map_err(BackupError::from)
+            let made = disk.create_snapshot(&name, None).await;
+            made.map_err(BackupError::from)
         };
         if let Err(error) = made {
-            drop_snapshots(&disks[..n], &name).await?;
+            drop_held(&held[..n], &name).await?;
             return Err(error);
         }
         reporter.tell(n, 1.0);
     }
     Ok(disks)
+}
+
+/// Deletes the snapshot from disks that are held.
+pub(super) async fn drop_held(held: &[Held], name: &SnapshotName) -> Result<(), BackupError> {
+    for disk in held {
+        disk.delete_snapshot(name, None).await?;
+    }
+    Ok(())
 }
 
 /// Deletes the snapshot from disks that nobody has open. A disk that is gone took it along.

@@ -15,8 +15,9 @@ use super::digest::{gunzip, measure};
 use super::folder::{Kept, Library, refuse_full};
 use super::kinds::{BackupType, Compression};
 use super::machine::{refuse_frozen, require_stopped};
-use super::manifest::Manifest;
+use super::manifest::{Checksum, DiskRecord, Manifest};
 use super::names::BackupId;
+use super::pieces::sum;
 use super::progress::Reporter;
 use super::request::RestoreBackup;
 use super::service::{Terms, Told, millis};
@@ -146,13 +147,25 @@ fn check_files(link: &Kept, cancel: &CancellationToken) -> Result<(), BackupErro
                 format!("{} is missing", disk.backup_path),
             ));
         }
-        let found = measure(&file, cancel)?;
-        if (found.length, Some(&found.sha256)) != (disk.backup_size, disk.sha256.as_ref()) {
+        if !is_as_written(&file, disk, cancel)? {
             let why = format!("{} is not what was written", disk.backup_path);
             return Err(BackupError::corrupt(id, why));
         }
     }
     Ok(())
+}
+
+fn is_as_written(
+    file: &HostPath,
+    disk: &DiskRecord,
+    cancel: &CancellationToken,
+) -> Result<bool, BackupError> {
+    let (found, expected) = match disk.checksum() {
+        Some(Checksum::OfPieces(expected)) => (sum(file, cancel)?, expected),
+        Some(Checksum::Whole(expected)) => (measure(file, cancel)?, expected),
+        None => return Ok(false),
+    };
+    Ok((found.length, found.sha256.as_str()) == (disk.backup_size, expected))
 }
 
 /// Refuses targets that may not be replaced, before anything is read.

@@ -15,10 +15,10 @@ use uuid::Uuid;
 
 use super::folder::{Library, inside, remove_file};
 use super::machine::{Machine, refuse_frozen};
+use super::offline::drop_held;
 use super::{BackupError, off_thread};
 use crate::host::qemu_img::{
-    ImageError, Sharing, SnapshotName, create_snapshot, delete_snapshot, is_unwritten_since,
-    outwait_orphan, revert_snapshot, snapshot_exists,
+    Held, ImageError, SnapshotName, hold_all, is_unwritten_since, outwait_orphan,
 };
 use crate::host::state_file::{self, Durability};
 use crate::types::{HostPath, VmId};
@@ -51,6 +51,7 @@ pub(super) async fn revert_all(
     disks: Vec<HostPath>,
     to: SnapshotName,
 ) -> Result<(), BackupError> {
+    let held = hold_all(&disks).await?;
     let plan = Plan {
         undo: true,
         before: format!("undo-{}", Uuid::new_v4().hyphenated()),
@@ -60,11 +61,11 @@ pub(super) async fn revert_all(
     let journal = journal(library, vm_id)?;
     let mut reverting = Reverting { journal, plan };
     reverting.write().await?;
-    let reverted = reverting.revert(&to).await;
-    if reverted.is_err() && reverting.may_have_begun().await? {
-        reverting.put_back().await?;
+    let reverted = reverting.revert(&held, &to).await;
+    if reverted.is_err() && reverting.may_have_begun(&held).await? {
+        reverting.put_back(&held).await?;
     }
-    reverting.clear().await?;
+    reverting.clear(&held).await?;
     Ok(reverted?)
 }
 
@@ -99,13 +100,13 @@ impl Reverting {
         Ok(Some(Self { journal, plan }))
     }
 
-    async fn revert(&self, to: &SnapshotName) -> Result<(), ImageError> {
+    async fn revert(&self, held: &[Held], to: &SnapshotName) -> Result<(), ImageError> {
         let before = self.before()?;
-        for disk in &self.plan.disks {
-            create_snapshot(disk, &before).await?;
+        for disk in held {
+            disk.create_snapshot(&before, None).await?;
         }
-        for disk in &self.plan.disks {
-            revert_snapshot(disk, to).await?;
+        for disk in held {
+            disk.revert_snapshot(to, None).await?;
         }
         Ok(())
     }
@@ -115,21 +116,23 @@ impl Reverting {
         for disk in &self.plan.disks {
             outwait_orphan(disk, ORPHAN).await;
         }
-        if self.plan.undo && self.may_have_begun().await? {
+        let left = self.plan.disks.iter().filter(|disk| exists(disk));
+        let held = hold_all(&left.cloned().collect::<Vec<_>>()).await?;
+        if self.plan.undo && self.may_have_begun(&held).await? {
             if !self.is_unused().await? {
                 return self.forsake().await;
             }
             refuse_frozen(machine, &self.plan.disks).await?;
-            self.put_back().await?;
+            self.put_back(&held).await?;
         }
-        self.clear().await
+        self.clear(&held).await
     }
 
     /// None goes back before all have the snapshot of what they were. Of one that is gone, nobody can say.
-    async fn may_have_begun(&self) -> Result<bool, ImageError> {
+    async fn may_have_begun(&self, held: &[Held]) -> Result<bool, ImageError> {
         let before = self.before()?;
-        for disk in self.plan.disks.iter().filter(|disk| exists(disk)) {
-            if !snapshot_exists(disk, &before, Sharing::Refuse).await? {
+        for disk in held {
+            if !disk.has_snapshot(&before).await? {
                 return Ok(false);
             }
         }
@@ -147,26 +150,20 @@ impl Reverting {
     }
 
     /// Doing it again changes nothing, so it may be cut short as well.
-    async fn put_back(&self) -> Result<(), ImageError> {
+    async fn put_back(&self, held: &[Held]) -> Result<(), ImageError> {
         let before = self.before()?;
-        for disk in &self.plan.disks {
-            revert_snapshot(disk, &before).await?;
+        for disk in held {
+            disk.revert_snapshot(&before, None).await?;
         }
         Ok(())
     }
 
     /// Removes the way back: all have gone back, or none has.
-    async fn clear(&mut self) -> Result<(), BackupError> {
+    async fn clear(&mut self, held: &[Held]) -> Result<(), BackupError> {
         // Were one removed and this cut short, the others must not be put back.
         self.plan.undo = false;
         self.write().await?;
-        let before = self.before()?;
-        for disk in &self.plan.disks {
-            match delete_snapshot(disk, &before).await {
-                Err(ImageError::NotFound { .. }) => {}
-                deleted => deleted?,
-            }
-        }
+        drop_held(held, &self.before()?).await?;
         self.forget().await
     }
 

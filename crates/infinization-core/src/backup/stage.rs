@@ -17,6 +17,7 @@ use super::folder::{Library, inside, remove_file, sync_directory};
 use super::machine::{Machine, frozen_layers, refuse_frozen_now};
 use super::{BackupError, off_thread};
 use crate::host::qemu_img::{Claim, claim_now};
+use crate::host::restore_note;
 use crate::host::state_file::{self, Durability};
 use crate::types::{HostPath, VmId};
 pub(super) use staged::directory_of;
@@ -24,6 +25,18 @@ use staged::{
     Staged, Version, exchange, name_beside, not_named, old_name, put_back, take_after,
     unpacked_name,
 };
+
+/// The journal's name in the directory of the machine's backups.
+pub(super) const JOURNAL: &str = "restore.json";
+
+/// What became of a restore whose process had died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Every disk is restored, or none is.
+    Whole,
+    /// Some are, and they were used since: nobody but their owner can say what is wanted.
+    InPieces,
+}
 
 /// A restore in progress. Dropped before it is committed it leaves its journal, and whoever is next
 /// removes what it staged: so [`Stage::abandon`] it where you can.
@@ -152,6 +165,10 @@ impl Stage {
             file.sync_all().map_err(failed)?;
             disk.new = Some(Version::of(&file.metadata().map_err(failed)?));
         }
+        for disk in &self.plan.disks {
+            let noted = restore_note::write(&disk.target, &self.journal);
+            noted.map_err(|error| BackupError::io(&disk.target, error))?;
+        }
         self.plan.committing = true;
         self.write()
     }
@@ -193,6 +210,15 @@ impl Stage {
             remove_file(&old_name(&disk.aside)?)?;
             remove_file(&unpacked_name(&disk.aside)?)?;
         }
+        self.forget()
+    }
+
+    /// Notes go first: where one is, there is a journal.
+    fn forget(&self) -> Result<(), BackupError> {
+        for disk in &self.plan.disks {
+            let removed = restore_note::remove(&disk.target, &self.journal);
+            removed.map_err(|error| BackupError::io(&disk.target, error))?;
+        }
         remove_file(&self.journal)
     }
 
@@ -204,12 +230,13 @@ impl Stage {
     }
 
     /// Renames what a crash left to rename: all of it, or nothing.
-    fn carry_on(&self, frozen: &[HostPath]) -> Result<(), BackupError> {
+    fn carry_on(&self, frozen: &[HostPath]) -> Result<Ended, BackupError> {
         let unfinished = self.plan.disks.iter().filter(|disk| !disk.is_done());
         let unfinished: Vec<_> = unfinished.collect();
         if unfinished.is_empty() {
             self.sync_directories()?;
-            return self.clear();
+            self.clear()?;
+            return Ok(Ended::Whole);
         }
         let claimed = claim(unfinished.iter().copied());
         if !self.plan.disks.iter().all(Staged::is_untouched) {
@@ -223,15 +250,17 @@ impl Stage {
             exchange(disk).map_err(|error| not_named(disk, error))?;
         }
         self.sync_directories()?;
-        self.clear()
+        self.clear()?;
+        Ok(Ended::Whole)
     }
 
     /// Ends a restore that was overtaken: its disks were written to, or removed, since the crash. They stay
     /// as they are, and so does what may be an old disk, for whoever put them there to choose from.
-    fn forsake(&self) -> Result<(), BackupError> {
+    fn forsake(&self) -> Result<Ended, BackupError> {
         if self.plan.disks.iter().all(Staged::is_aside) {
             tracing::warn!(journal = %self.journal, "an interrupted restore was dropped: its disks were used since");
-            return self.clear();
+            self.clear()?;
+            return Ok(Ended::Whole);
         }
         for disk in &self.plan.disks {
             tracing::error!(
@@ -240,7 +269,8 @@ impl Stage {
                  left (without exchanging renames what was replaced ends in .old)"
             );
         }
-        remove_file(&self.journal)
+        self.forget()?;
+        Ok(Ended::InPieces)
     }
 }
 
@@ -252,23 +282,26 @@ pub(super) async fn recover(
     vm_id: &VmId,
     machine: &dyn Machine,
 ) -> Result<(), BackupError> {
+    let frozen = async || frozen_layers(machine).await;
+    end(library, vm_id, frozen).await.map(drop)
+}
+
+/// [`recover`] for whoever wants to know what came of it. The frozen layers are asked for where they matter.
+pub(super) async fn end(
+    library: &Library,
+    vm_id: &VmId,
+    frozen: impl AsyncFnOnce() -> Result<Vec<HostPath>, BackupError>,
+) -> Result<Ended, BackupError> {
     let journal = journal(library, vm_id)?;
     let Some(stage) = off_thread(move || Stage::left(journal)).await? else {
-        return Ok(());
+        return Ok(Ended::Whole);
     };
-    let frozen = if stage.plan.committing {
-        frozen_layers(machine).await?
-    } else {
-        Vec::new()
-    };
-    off_thread(move || {
-        if stage.plan.committing {
-            stage.carry_on(&frozen)
-        } else {
-            stage.clear()
-        }
-    })
-    .await
+    if !stage.plan.committing {
+        off_thread(move || stage.clear()).await?;
+        return Ok(Ended::Whole);
+    }
+    let frozen = frozen().await?;
+    off_thread(move || stage.carry_on(&frozen)).await
 }
 
 /// Keeps machines off the disks that are to be replaced.
@@ -280,7 +313,7 @@ fn claim<'a>(disks: impl IntoIterator<Item = &'a Staged>) -> Result<Vec<Claim>, 
 }
 
 fn journal(library: &Library, vm_id: &VmId) -> Result<HostPath, BackupError> {
-    inside(&library.machine(vm_id)?, "restore.json")
+    inside(&library.machine(vm_id)?, JOURNAL)
 }
 
 #[cfg(test)]

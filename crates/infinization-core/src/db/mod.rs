@@ -94,7 +94,7 @@ impl Coded for DbError {
 }
 
 /// The 16 operations. Method names and meaning are the public `InfinizationDatabase`'s, and there are
-/// three of the library's own, which come of the others, or to nothing, where a database has nothing better.
+/// four of the library's own, which come of the others, or to nothing, where a database has nothing better.
 #[async_trait]
 pub trait Database: Send + Sync + std::fmt::Debug {
     /// The machine's id and status, whichever node it is on.
@@ -108,6 +108,12 @@ pub trait Database: Send + Sync + std::fmt::Debug {
 
     /// Everything start needs: the row, its configuration, rule sets and department.
     async fn find_machine_with_config(&self, id: &VmId) -> Result<Option<VmRecord>, DbError>;
+
+    /// The same without the display's password, which only a start needs: where the store keeps it apart,
+    /// one that cannot be read is then no trouble. A database that keeps it in the row tells it all the same.
+    async fn find_machine_without_password(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
+        self.find_machine_with_config(id).await
+    }
 
     /// This node's machines with status `running`.
     async fn find_running_vms(&self) -> Result<Vec<RunningVm>, DbError>;
@@ -135,7 +141,7 @@ pub trait Database: Send + Sync + std::fmt::Debug {
         let ids: Vec<VmId> = ids.filter_map(Result::ok).collect();
         let mut disks = Vec::new();
         for ids in ids.chunks(AT_ONCE) {
-            let found = ids.iter().map(|id| self.find_machine_with_config(id));
+            let found = ids.iter().map(|id| self.find_machine_without_password(id));
             let found = try_join_all(found).await?;
             disks.extend(found.into_iter().flatten().map(MachineDisks::of));
         }

@@ -28,6 +28,7 @@ pub mod process;
 pub mod program;
 pub mod qemu_img;
 mod readable;
+pub mod restore_note;
 pub mod state_file;
 pub mod tap;
 pub mod users;

@@ -36,6 +36,7 @@ mod observe;
 mod outage;
 mod reload;
 mod repair;
+mod restores;
 mod saved;
 mod snapshots;
 mod startup;

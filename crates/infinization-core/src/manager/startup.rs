@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::database::Theirs;
 use super::networks::{Networks, follow_pins};
 use super::outage::follow;
+use super::restores::CutShort;
 use super::{Inner, Open, TRANSIENT, repair, saved};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
 use crate::db::outbox::Outbox;
@@ -72,6 +73,9 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         macs: MacClaims::default(),
         network_disks: NetworkDiskClaims::default(),
         pins: Pins::default(),
+        restores: Arc::new(CutShort {
+            machines: config.state_dir.as_path().join("vms"),
+        }),
         cgroups: Cgroups::host(),
         journals,
         parser: config.context(facts),

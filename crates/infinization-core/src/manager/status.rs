@@ -107,7 +107,7 @@ impl Open {
             return Ok((tap, socket));
         }
         let database = &self.services.database;
-        let row = database.find_machine_with_config(vm_id).await;
+        let row = database.find_machine_without_password(vm_id).await;
         let columns = row.map_err(|error| unread(vm_id, error))?;
         let columns = columns.and_then(|row| row.configuration);
         let columns = columns.unwrap_or_default();

@@ -89,7 +89,14 @@ struct Frontend {
     drive: String,
     bootindex: usize,
     write_cache: &'static str,
+    werror: &'static str,
+    rerror: &'static str,
 }
+
+/// What QEMU does when the host fails a request: the guest stands still, and the request is made again when it goes
+/// on. A guest that is told of the error instead gives its file system up, though the storage may be back
+/// in a minute.
+const ON_ERROR: &str = "stop";
 
 /// A place on an ATA bus.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -222,6 +229,8 @@ fn disk_args(
         } else {
             "off"
         },
+        werror: ON_ERROR,
+        rerror: ON_ERROR,
     };
     args.extend(match disk.bus {
         DiskBus::Virtio => {

@@ -165,7 +165,7 @@ impl Health {
         let now = self
             .watching
             .database
-            .find_machine_with_config(&vm_id)
+            .find_machine_without_password(&vm_id)
             .await?;
         let unchanged = now.is_some_and(|now| {
             now.status == row.status && pid_of(now.configuration.as_ref()) == pid
@@ -226,7 +226,7 @@ impl Health {
         let turn = self.watching.turns.take(&vm_id).await;
         let turn = turn.map_err(|why| Failure::new(ErrorCode::Internal, why.to_string()))?;
         let database = &self.watching.database;
-        let now = database.find_machine_with_config(&vm_id).await?;
+        let now = database.find_machine_without_password(&vm_id).await?;
         let Some(now) = now.filter(|now| now.status == row.status) else {
             return Ok(ReconcileResult::skipped(
                 &row.id,
@@ -276,7 +276,7 @@ impl Health {
         let row = self
             .watching
             .database
-            .find_machine_with_config(vm_id)
+            .find_machine_without_password(vm_id)
             .await?;
         let name = row.map(|row| row.internal_name).unwrap_or_default();
         let row = RunningVm {

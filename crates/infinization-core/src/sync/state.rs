@@ -150,7 +150,7 @@ impl StateSync {
     }
 
     async fn row(&self, vm_id: &VmId) -> Result<Option<VmRecord>, Failure> {
-        Ok(self.database.find_machine_with_config(vm_id).await?)
+        Ok(self.database.find_machine_without_password(vm_id).await?)
     }
 
     async fn status(&self, vm_id: &VmId) -> Result<String, Unsynchronised> {

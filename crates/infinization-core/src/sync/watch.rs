@@ -118,7 +118,10 @@ impl Watch {
 
     /// Holds the process, so that its exit is noticed and no other is taken for it.
     async fn find_process(&mut self) {
-        let row = self.database().find_machine_with_config(&self.vm_id).await;
+        let row = self
+            .database()
+            .find_machine_without_password(&self.vm_id)
+            .await;
         let Ok(Some(row)) = row else { return };
         let configuration = row.configuration.as_ref();
         self.pid = pid_of(configuration);
@@ -305,7 +308,11 @@ impl Watch {
             Ok(turn) => turn,
             Err(error) => return self.shared.tell_failure(&self.vm_id, EVENT, &error),
         };
-        let row = match self.database().find_machine_with_config(&self.vm_id).await {
+        let row = match self
+            .database()
+            .find_machine_without_password(&self.vm_id)
+            .await
+        {
             Ok(Some(row)) => row,
             Ok(None) => {
                 self.shared.let_go(&self.vm_id, &self.over);
@@ -348,7 +355,7 @@ impl Watch {
             return self.shared.tell_failure(&self.vm_id, "SHUTDOWN", &words);
         }
         let database = self.database();
-        match database.find_machine_with_config(&self.vm_id).await {
+        match database.find_machine_without_password(&self.vm_id).await {
             Ok(now)
                 if now
                     .as_ref()

@@ -26,7 +26,9 @@ impl Machine {
         let store = context.services.embedded.as_ref();
         let store = store.ok_or_else(|| context.not_found())?;
         let database = &context.services.database;
-        let record = database.find_machine_with_config(&context.vm_id).await?;
+        let record = database
+            .find_machine_without_password(&context.vm_id)
+            .await?;
         let record = record.ok_or_else(|| context.not_found())?;
         let compiled = context.compile_own_rules(&record, &rules).await?;
         let place = context.services.nft.line_up(&compiled.ruleset.names);
@@ -67,9 +69,9 @@ impl VmContext {
     /// started with. A bridge that is not there has no addresses.
     pub async fn explain_firewall(&self) -> Result<Compiled, Failure> {
         let (database, links) = (&self.services.database, &self.services.links);
-        let record = database.find_machine_with_config(&self.vm_id).await?;
+        let record = database.find_machine_without_password(&self.vm_id).await?;
         let record = record.ok_or_else(|| self.not_found())?;
-        let config = self.of_this_run(spec::for_start(self, &record)?);
+        let config = self.of_this_run(spec::without_console(self, &record)?);
         let rules = database.get_firewall_rules_split(&self.vm_id).await?;
         let policy = database.get_department_firewall_policy(&self.vm_id).await?;
         let bridge = &config.network.bridge;
@@ -95,7 +97,7 @@ impl VmContext {
         record: &VmRecord,
         rules: &[FirewallRuleInput],
     ) -> Result<Compiled, Failure> {
-        let config = self.of_this_run(spec::for_start(self, record)?);
+        let config = self.of_this_run(spec::without_console(self, record)?);
         let addresses = bridge::addresses(&self.services.links, &config.network.bridge).await?;
         let addresses = addresses.into_iter().map(Network::from).collect();
         let split = RuleSplit {

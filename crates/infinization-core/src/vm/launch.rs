@@ -136,6 +136,7 @@ impl Machine {
             return Err(self.context.refused("started", &status, &STARTABLE));
         }
         let config = spec::for_start(&self.context, &record)?;
+        self.context.settle_restores(&config).await?;
         let keys = self.context.keys_for(&config, &options.disk_keys).await?;
         let this_run = with_keys(spec::with_options(config.clone(), options), &keys);
         let used = this_run.clone();

@@ -170,7 +170,7 @@ impl Machine {
     async fn bury_claim(&mut self) -> Result<(), Failure> {
         let context = &self.context;
         let (database, vm_id): (_, &VmId) = (&context.services.database, &context.vm_id);
-        let Some(row) = database.find_machine_with_config(vm_id).await? else {
+        let Some(row) = database.find_machine_without_password(vm_id).await? else {
             return Ok(());
         };
         let status = Status::parse(&row.status);

@@ -28,6 +28,7 @@ use super::facts::{MacClaims, NetworkDiskClaims};
 use super::journal::Journals;
 use super::marks::{InstallationFiles, Marks};
 use super::pins::Pins;
+use super::restores::Restores;
 use super::run::Effects;
 use super::salvage::open_ledger;
 
@@ -70,6 +71,8 @@ pub struct Services {
     pub network_disks: NetworkDiskClaims,
     /// The addresses machines were given and may not leave.
     pub pins: Pins,
+    /// Ends restores of disks that were cut short.
+    pub restores: Arc<dyn Restores>,
     /// What was done with each VM.
     pub journals: Journals,
     /// QEMU's own cgroups.

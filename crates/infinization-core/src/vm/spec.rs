@@ -7,7 +7,7 @@ use std::path::Path;
 use std::{fs, io};
 
 use super::context::VmContext;
-use crate::config::{Parsed, StartOptions, StoredColumns, VmConfig};
+use crate::config::{BindAddress, Parsed, StartOptions, StoredColumns, VmConfig};
 use crate::db::VmRecord;
 use crate::error::Failure;
 use crate::host::state_file::{self, Durability, StateFileError};
@@ -69,10 +69,24 @@ pub(super) fn read(directory: &Path) -> Result<Option<VmConfig>, StateFileError>
 
 /// What starts run: the row's columns, and the spec where there is no column.
 pub(super) fn for_start(context: &VmContext, record: &VmRecord) -> Result<VmConfig, Failure> {
+    of_columns(context, &columns(&context.vm_id, record))
+}
+
+/// The same for whoever is not about its console, of a record that may lack the password: an address that
+/// needs one is not refused for want of it.
+pub(super) fn without_console(context: &VmContext, record: &VmRecord) -> Result<VmConfig, Failure> {
+    let columns = StoredColumns {
+        graphic_host: Some(BindAddress::LOOPBACK.to_string()),
+        graphic_password: None,
+        ..columns(&context.vm_id, record)
+    };
+    of_columns(context, &columns)
+}
+
+fn of_columns(context: &VmContext, columns: &StoredColumns) -> Result<VmConfig, Failure> {
     let spec = read(&context.directory)?;
-    let columns = columns(&context.vm_id, record);
     let Parsed { config, warnings } =
-        VmConfig::from_stored(&columns, spec.as_ref(), &context.services.parser)?;
+        VmConfig::from_stored(columns, spec.as_ref(), &context.services.parser)?;
     for warning in warnings {
         tracing::warn!(vm = %context.vm_id, "{} {}", warning.path, warning.message);
     }

@@ -289,6 +289,9 @@ impl Machine {
                 self.is_open()?;
                 return Err(failure);
             }
+            if verb.is_about_images() && self.live.is_none() {
+                self.settle_restores().await?;
+            }
         }
         match verb {
             Verb::Start { options, cancel } => self.start(&options, &cancel, interrupt).await,

@@ -1,6 +1,7 @@
 //! Backups of running machines, by their own QEMU.
 
 use infinization_core::qmp::EventReceiver;
+use sha2::{Digest as _, Sha256};
 
 use super::*;
 use crate::qmp_kit::Qemu;
@@ -147,6 +148,37 @@ impl Place {
         request["parentBackupId"] = json!(parent);
         id(&self.create_with(request, guest.machine()).await.unwrap())
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k6_what_is_summed_while_it_is_written_is_what_lies_there() {
+    const MIB: usize = 1 << 20;
+    let place = Place::new();
+    let mut disk = place.disk("a.qcow2", 160);
+    for part in 0..5 {
+        disk.write(part * 32 * MIB, 32 * MIB, part as u8 + 1);
+    }
+    let guest = Guest::start(&[&disk]).await;
+    // A guest that writes all over meanwhile has clusters copied out of turn.
+    let busy = async {
+        for n in 0.. {
+            let at = n * 7919 % 160 * MIB;
+            guest.io(0, &format!("write -P 99 {at} 65536")).await;
+        }
+    };
+    let disks = [&disk];
+    let full = tokio::select! {
+        full = place.live("FULL", &disks, None, &guest) => full,
+        () = busy => unreachable!("it goes on"),
+    };
+    let file = fs::read(place.root().join("vm-1").join(&full).join("disk-0.qcow2")).unwrap();
+    let sums = file.chunks(4 * MIB).map(Sha256::digest);
+    let over_all = Sha256::digest(sums.flatten().collect::<Vec<u8>>());
+    let over_all: String = over_all.iter().map(|byte| format!("{byte:02x}")).collect();
+    let told = place.metadata(&full).await.unwrap();
+    assert_eq!(told["disks"][0]["sha256OfPieces"], json!(over_all));
+    place.comes_back(&full, &disk.holds).await;
+    guest.quit().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::symlink;
 
+use sha2::{Digest as _, Sha256};
+
 use super::*;
 
 #[tokio::test]
@@ -226,6 +228,35 @@ async fn k6_a_damaged_file_is_told_and_nothing_is_restored() {
     refused(place.metadata(&next).await, ErrorCode::CorruptBackup);
     place.delete(&next).await.unwrap();
     assert_eq!(place.list().await.len(), 1);
+}
+
+/// Which had one checksum over the whole file.
+#[tokio::test]
+async fn k6_a_backup_of_an_older_release_is_verified_as_it_was_summed() {
+    let place = Place::new();
+    let mut disk = place.disk("a.qcow2", 8);
+    disk.write(0, 6 << 20, 1);
+    let full = place.full(&[&disk]).await;
+    let folder = place.root().join("vm-1").join(&full);
+    let (file, manifest) = (folder.join("disk-0.qcow2"), folder.join("backup.json"));
+    let bytes = fs::read(&file).unwrap();
+    let sum: String = Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let mut told: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    let record = told["disks"][0].as_object_mut().unwrap();
+    record.remove("sha256OfPieces").unwrap();
+    record.insert("sha256".to_owned(), json!(sum));
+    fs::write(&manifest, told.to_string()).unwrap();
+    assert!(place.is_valid(&full).await);
+    place.comes_back(&full, &disk.holds).await;
+    let next = place.incremental(&[&disk], &full).await;
+    assert!(place.is_valid(&next).await);
+    let mut flipped = bytes;
+    *flipped.last_mut().unwrap() ^= 1;
+    fs::write(&file, flipped).unwrap();
+    assert!(!place.is_valid(&full).await && !place.is_valid(&next).await);
 }
 
 /// A machine that is started while its disks are being restored.

@@ -188,6 +188,11 @@ impl Database for Switched {
         self.switch.read(work).await
     }
 
+    async fn find_machine_without_password(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
+        let work = self.inner.find_machine_without_password(id);
+        self.switch.read(work).await
+    }
+
     async fn find_running_vms(&self) -> Result<Vec<RunningVm>, DbError> {
         self.switch.read(self.inner.find_running_vms()).await
     }

@@ -1,6 +1,10 @@
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use infinization_core::host::qemu_img::{SnapshotName, create_snapshot, revert_snapshot};
+use infinization_core::host::qemu_img::{
+    SnapshotName, create_snapshot, ensure_unused_now, revert_snapshot,
+};
 use infinization_core::host::state_file::{self, Durability};
 use infinization_core::types::HostPath;
 use kit::faults::start;
@@ -57,6 +61,63 @@ fn f15_when_one_disk_fails_the_others_are_as_they_were() {
             .unwrap();
         assert!(disks.iter().all(|disk| holds(disk, 0x11)));
         delete(&manager, "snap-7").await;
+        host.is_clean().await;
+    });
+}
+
+/// Whether each of the disks is somebody's, again and again while `work` is done.
+async fn watched<T>(disks: &[HostPath], work: impl Future<Output = T>) -> (T, Vec<Vec<bool>>) {
+    let (disks, over) = (disks.to_vec(), Arc::new(AtomicBool::new(false)));
+    let until = Arc::clone(&over);
+    let watch = std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        while !until.load(Ordering::Acquire) {
+            let disks = disks.iter();
+            seen.push(disks.map(|disk| ensure_unused_now(disk).is_err()).collect());
+            std::thread::yield_now();
+        }
+        seen
+    });
+    let done = work.await;
+    over.store(true, Ordering::Release);
+    (done, watch.join().unwrap())
+}
+
+#[test]
+fn all_disks_are_held_from_the_first_that_is_changed_to_the_last() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let vm = "snap-14";
+        let disks = prepared(&host, &manager, vm).await;
+        let disks: Vec<_> = disks
+            .iter()
+            .map(|disk| HostPath::parse(disk.as_str()).unwrap())
+            .collect();
+        for change in ["take", "revert", "delete"] {
+            let work = async {
+                match change {
+                    "take" => take(&manager, vm, json!({ "name": "second" })).await,
+                    "revert" => revert(&manager, vm, "first", Value::Null).await,
+                    _ => {
+                        let name = "second".to_owned();
+                        let deleted =
+                            manager.delete_snapshot(vm.into(), name, Value::Null, never());
+                        deleted.await
+                    }
+                }
+            };
+            let (done, seen) = watched(&disks, work).await;
+            done.unwrap();
+            let all = |seen: &Vec<bool>| seen.iter().all(|one| *one);
+            let first = seen.iter().position(all).expect("both are held at once");
+            let last = seen.iter().rposition(all).unwrap();
+            assert!(
+                seen[first..=last].iter().all(all),
+                "{change} let one go in between"
+            );
+        }
+        delete(&manager, vm).await;
         host.is_clean().await;
     });
 }

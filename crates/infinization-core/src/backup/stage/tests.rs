@@ -72,11 +72,12 @@ impl Place {
         (stage, targets)
     }
 
+    /// Without the notes.
     fn contents(&self) -> Vec<(String, String)> {
         let mut found: Vec<_> = fs::read_dir(self.dir.path())
             .unwrap()
             .map(|entry| entry.unwrap().path())
-            .filter(|path| path.is_file())
+            .filter(|path| path.is_file() && path.extension().is_none_or(|it| it != "restore"))
             .map(|path| {
                 let name = path.file_name().unwrap().to_string_lossy().into_owned();
                 (name, fs::read_to_string(&path).unwrap())
@@ -387,5 +388,36 @@ async fn k3_what_links_keep_of_a_failed_restore_is_put_back_or_left() {
             assert_eq!(read_to(&targets[0]), "new");
             assert_eq!(read_to(&old_name(&first.aside).unwrap()), "old");
         }
+    }
+}
+
+#[tokio::test]
+async fn f22_disks_have_a_note_from_before_the_first_rename_until_all_is_over() {
+    for crash in [false, true] {
+        let place = Place::new();
+        let (mut stage, targets) = place.staged().await;
+        let notes = |expected: Option<&HostPath>| {
+            for target in &targets {
+                assert_eq!(restore_note::find(target).unwrap().as_ref(), expected);
+            }
+        };
+        notes(None);
+        stage.settle().unwrap();
+        let journal = stage.journal.clone();
+        notes(Some(&journal));
+        exchange(&stage.plan.disks[0]).unwrap();
+        notes(Some(&journal));
+        if crash {
+            drop(stage);
+            let off = Off(Vec::new());
+            recover(&place.library, &place.vm_id, &off).await.unwrap();
+            assert_eq!(place.contents(), all(["new", "new", "new"]));
+        } else {
+            stage.undo(1);
+            stage.give_up().unwrap();
+            assert_eq!(place.contents(), all(["old", "old", ""]));
+        }
+        notes(None);
+        assert!(place.journal_is_gone());
     }
 }

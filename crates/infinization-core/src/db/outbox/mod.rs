@@ -176,6 +176,12 @@ impl Database for Outbox {
             .await
     }
 
+    async fn find_machine_without_password(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
+        self.courier
+            .read_of(id, |db| db.find_machine_without_password(id))
+            .await
+    }
+
     async fn find_running_vms(&self) -> Result<Vec<RunningVm>, DbError> {
         let read = self.courier.read_all(|db| db.find_running_vms());
         read.await.map(without_old_rows)

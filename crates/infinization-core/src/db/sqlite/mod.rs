@@ -168,6 +168,11 @@ impl Database for SqliteDatabase {
             .await
     }
 
+    async fn find_machine_without_password(&self, id: &VmId) -> Result<Option<VmRecord>, DbError> {
+        let found = self.get_machine(id).await?;
+        Ok(found.map(|machine| machine.record))
+    }
+
     async fn find_running_vms(&self) -> Result<Vec<RunningVm>, DbError> {
         self.find_machines_by_statuses(&["running"]).await
     }

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::encryption::pipe_of;
 use super::in_use::in_use;
-use super::{ImageError, ImageFormat, Job};
+use super::{Held, ImageError, ImageFormat, Job};
 use crate::host::program::{Finished, Program, ProgramError};
 use crate::types::{DiskKey, HostPath};
 
@@ -44,6 +44,8 @@ pub(super) struct QemuImg<'a> {
     accepted: &'static [i32],
     key: Option<DiskKey>,
     other_key: Option<DiskKey>,
+    /// The locks that it is to have.
+    locks: Option<OwnedFd>,
 }
 
 impl<'a> QemuImg<'a> {
@@ -56,6 +58,7 @@ impl<'a> QemuImg<'a> {
             accepted: &[0],
             key: None,
             other_key: None,
+            locks: None,
         }
     }
 
@@ -80,6 +83,26 @@ impl<'a> QemuImg<'a> {
                 self.with_key(key).args(["--image-opts", "--", &image])
             }
         }
+    }
+
+    /// Ends the options and names a qcow2 image that we hold: it takes no locks there, but has ours for as long as
+    /// it runs, as its standard output, where such verbs write nothing.
+    pub(super) fn on_held(
+        mut self,
+        held: &Held,
+        key: Option<&DiskKey>,
+    ) -> Result<Self, ImageError> {
+        let locks = held.locks();
+        self.locks = Some(locks.map_err(|error| ImageError::io(self.image, error))?);
+        let image = match key {
+            Some(_) => encrypted(self.image),
+            None => plain(self.image),
+        };
+        let command = match key {
+            Some(key) => self.with_key(key),
+            None => self,
+        };
+        Ok(command.args(["--image-opts", "--", &format!("{image},file.locking=off")]))
     }
 
     pub(super) fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -153,9 +176,10 @@ impl<'a> QemuImg<'a> {
             Some(key) => program.stdin(key.reveal().as_bytes().to_vec()),
             None => program,
         };
-        let program = match &self.other_key {
-            Some(key) => program.stdout(self.pipe_of(key)?),
-            None => program,
+        let program = match (&self.other_key, &self.locks) {
+            (Some(key), _) => program.stdout(self.pipe_of(key)?),
+            (None, Some(locks)) => program.stdout(self.shared(locks)?),
+            (None, None) => program,
         };
         let finished = match &job.progress {
             Some(progress) => watched(program, progress).await,
@@ -170,6 +194,11 @@ impl<'a> QemuImg<'a> {
 
     fn pipe_of(&self, key: &DiskKey) -> Result<OwnedFd, ImageError> {
         pipe_of(key, None).map_err(|error| ImageError::io(self.image, error))
+    }
+
+    fn shared(&self, locks: &OwnedFd) -> Result<OwnedFd, ImageError> {
+        let shared = locks.try_clone();
+        shared.map_err(|error| ImageError::io(self.image, error))
     }
 
     fn ended_early(&self, error: ProgramError) -> ImageError {
@@ -233,6 +262,11 @@ const PHRASES: &[(&str, Meaning)] = &[
 /// An object that is read of a descriptor.
 fn secret(id: &str, descriptor: u8) -> String {
     format!("secret,id={id},file=/proc/self/fd/{descriptor}")
+}
+
+/// A qcow2 image for `--image-opts`.
+fn plain(path: &HostPath) -> String {
+    format!("driver=qcow2,file.driver=file,file.filename={path}")
 }
 
 /// An encrypted image for `--image-opts`. A [`HostPath`] holds no `,` that would end the file name there.

@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime};
 
@@ -141,7 +142,14 @@ fn refuse_now(path: &HostPath, access: Access) -> Result<(), ImageError> {
 /// dropped.
 #[derive(Debug)]
 pub struct Claim {
-    _locked: File,
+    locked: File,
+}
+
+impl Claim {
+    /// The same locks once more: they hold until the last descriptor of them is closed.
+    pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
+        Ok(self.locked.try_clone()?.into())
+    }
 }
 
 /// Claims an image as a QEMU that writes to it does: `IMAGE_IN_USE` if another process has it open. From then
@@ -155,7 +163,7 @@ pub fn claim_now(path: &HostPath) -> Result<Claim, ImageError> {
         .map_err(io)?;
     // As QEMU does: first locked, then looked, so of two that come at once not both get it.
     if !is_locked(&file, Access::Write).map_err(io)? {
-        return Ok(Claim { _locked: file });
+        return Ok(Claim { locked: file });
     }
     drop(file);
     refuse_now(path, Access::Write)?;

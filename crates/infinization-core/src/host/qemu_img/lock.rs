@@ -26,11 +26,16 @@ pub(super) async fn exclusive(path: &HostPath) -> Result<OwnedRwLockWriteGuard<(
     Ok(lock_of(path).await?.write_owned().await)
 }
 
-async fn lock_of(path: &HostPath) -> Result<Arc<RwLock<()>>, ImageError> {
+/// The one name under which an image has its lock.
+pub(super) async fn canonical(path: &HostPath) -> Result<PathBuf, ImageError> {
     let name = path.clone();
-    let canonical = file_call(move || std::fs::canonicalize(name.as_path()))
+    file_call(move || std::fs::canonicalize(name.as_path()))
         .await
-        .map_err(|source| ImageError::io(path, source))?;
+        .map_err(|source| ImageError::io(path, source))
+}
+
+async fn lock_of(path: &HostPath) -> Result<Arc<RwLock<()>>, ImageError> {
+    let canonical = canonical(path).await?;
     let mut locks = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(lock) = locks.get(&canonical).and_then(Weak::upgrade) {
         return Ok(lock);

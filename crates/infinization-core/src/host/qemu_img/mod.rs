@@ -26,8 +26,10 @@ mod create;
 mod describe;
 mod encryption;
 mod error;
+mod filling;
 mod format;
 mod header;
+mod held;
 mod in_use;
 mod incoming;
 mod info;
@@ -51,7 +53,9 @@ pub use convert::{ConvertImage, convert};
 pub use create::{CreateImage, Preallocation, create};
 pub use encryption::{Encryption, pipe_of};
 pub use error::ImageError;
+pub use filling::{Filling, Tables};
 pub use format::ImageFormat;
+pub use held::{Held, hold_all};
 pub use in_use::{
     Claim, Holder, Unchanged, claim_now, ensure_unused, ensure_unused_now, ensure_unwritten_now,
     keep_unchanged_now,

@@ -3,12 +3,12 @@
 
 use serde::Deserialize;
 
-use super::bitmap::drop_bitmaps;
-use super::command::{QemuImg, encrypted};
-use super::in_use::{self, Access};
+use super::bitmap::drop_bitmaps_of;
+use super::command::QemuImg;
+use super::held::{Held, hold};
 use super::info::{ImageInfo, Sharing, info, info_locked};
 use super::job::to_its_end;
-use super::{ImageError, ImageFormat, Job, inspect, lock};
+use super::{ImageError, ImageFormat, Job, inspect};
 use crate::types::{ByteSize, DiskKey, HostPath, clock, iso_date};
 
 const LONGEST_NAME: usize = 64;
@@ -75,17 +75,7 @@ pub async fn create_snapshot_with_key(
     name: &SnapshotName,
     key: Option<&DiskKey>,
 ) -> Result<(), ImageError> {
-    change(path, name, key, |path, name, snapshots| {
-        if has(snapshots, name) {
-            Err(ImageError::SnapshotAlreadyExists {
-                path: path.clone(),
-                name: name.0.clone(),
-            })
-        } else {
-            Ok(Some("-c"))
-        }
-    })
-    .await
+    hold(path).await?.create_snapshot(name, key).await
 }
 
 /// Puts the disk back to the snapshot; what was written since is lost. The snapshot stays.
@@ -99,17 +89,7 @@ pub async fn revert_snapshot_with_key(
     name: &SnapshotName,
     key: Option<&DiskKey>,
 ) -> Result<(), ImageError> {
-    change(path, name, key, |path, name, snapshots| {
-        if has(snapshots, name) {
-            Ok(Some(REVERT))
-        } else {
-            Err(ImageError::SnapshotNotFound {
-                path: path.clone(),
-                name: name.0.clone(),
-            })
-        }
-    })
-    .await
+    hold(path).await?.revert_snapshot(name, key).await
 }
 
 /// Deletes the snapshot. One that does not exist is deleted already.
@@ -123,10 +103,101 @@ pub async fn delete_snapshot_with_key(
     name: &SnapshotName,
     key: Option<&DiskKey>,
 ) -> Result<(), ImageError> {
-    change(path, name, key, |_, name, snapshots| {
-        Ok(has(snapshots, name).then_some("-d"))
-    })
-    .await
+    hold(path).await?.delete_snapshot(name, key).await
+}
+
+/// The same of an image that is held. An encrypted one has a key, and no other.
+impl Held {
+    /// [`create_snapshot`].
+    pub async fn create_snapshot(
+        &self,
+        name: &SnapshotName,
+        key: Option<&DiskKey>,
+    ) -> Result<(), ImageError> {
+        self.change(name, key, |path, name, snapshots| {
+            if has(snapshots, name) {
+                Err(ImageError::SnapshotAlreadyExists {
+                    path: path.clone(),
+                    name: name.0.clone(),
+                })
+            } else {
+                Ok(Some("-c"))
+            }
+        })
+        .await
+    }
+
+    /// [`revert_snapshot`].
+    pub async fn revert_snapshot(
+        &self,
+        name: &SnapshotName,
+        key: Option<&DiskKey>,
+    ) -> Result<(), ImageError> {
+        self.change(name, key, |path, name, snapshots| {
+            if has(snapshots, name) {
+                Ok(Some(REVERT))
+            } else {
+                Err(ImageError::SnapshotNotFound {
+                    path: path.clone(),
+                    name: name.0.clone(),
+                })
+            }
+        })
+        .await
+    }
+
+    /// [`delete_snapshot`].
+    pub async fn delete_snapshot(
+        &self,
+        name: &SnapshotName,
+        key: Option<&DiskKey>,
+    ) -> Result<(), ImageError> {
+        self.change(name, key, |_, name, snapshots| {
+            Ok(has(snapshots, name).then_some("-d"))
+        })
+        .await
+    }
+
+    /// Whether there is a snapshot of this name.
+    pub async fn has_snapshot(&self, name: &SnapshotName) -> Result<bool, ImageError> {
+        Ok(has(&self.info().await?.snapshots, name))
+    }
+
+    /// We hold it, so nobody else's locks are in the way.
+    async fn info(&self) -> Result<ImageInfo, ImageError> {
+        info_locked(self.path(), ImageFormat::Qcow2, Sharing::Force).await
+    }
+
+    /// Decides on the snapshots there are which option to run.
+    async fn change(
+        &self,
+        name: &SnapshotName,
+        key: Option<&DiskKey>,
+        decide: impl FnOnce(
+            &HostPath,
+            &SnapshotName,
+            &[SnapshotInfo],
+        ) -> Result<Option<&'static str>, ImageError>
+        + Send
+        + 'static,
+    ) -> Result<(), ImageError> {
+        let (held, name, key) = (self.clone(), name.clone(), key.cloned());
+        to_its_end(self.path(), async move {
+            let (image, key) = (held.path(), key.as_ref());
+            inspect::vet_with_key(image, ImageFormat::Qcow2, &[], key).await?;
+            let found = held.info().await?;
+            if let Some(option) = decide(image, &name, &found.snapshots)? {
+                if option == REVERT {
+                    drop_bitmaps_of(&held, key, &found.bitmaps).await?;
+                }
+                // `qemu-img snapshot` has no `-f`: the format is among the image's options.
+                let command = QemuImg::new("snapshot", image).args([option, name.as_str()]);
+                command.on_held(&held, key)?.run_as(&Job::short()).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
 }
 
 /// All snapshots, oldest first.
@@ -153,60 +224,6 @@ pub async fn snapshot_exists(
 
 fn has(snapshots: &[SnapshotInfo], name: &SnapshotName) -> bool {
     snapshots.iter().any(|snapshot| snapshot.name == name.0)
-}
-
-/// Decides on the snapshots there are which option to run, under the image's lock.
-async fn change(
-    path: &HostPath,
-    name: &SnapshotName,
-    key: Option<&DiskKey>,
-    decide: impl FnOnce(
-        &HostPath,
-        &SnapshotName,
-        &[SnapshotInfo],
-    ) -> Result<Option<&'static str>, ImageError>
-    + Send
-    + 'static,
-) -> Result<(), ImageError> {
-    let (image, name, key) = (path.clone(), name.clone(), key.cloned());
-    to_its_end(path, async move {
-        let _alone = lock::exclusive(&image).await?;
-        in_use::refuse(&image, Access::Write).await?;
-        let key = key.as_ref();
-        inspect::vet_with_key(&image, ImageFormat::Qcow2, &[], key).await?;
-        let ImageInfo {
-            snapshots, bitmaps, ..
-        } = info_locked(&image, ImageFormat::Qcow2, Sharing::Refuse).await?;
-        if let Some(option) = decide(&image, &name, &snapshots)? {
-            if option == REVERT {
-                drop_bitmaps(&image, key, &bitmaps).await?;
-            }
-            run(&image, option, &name, key).await?;
-        }
-        Ok(())
-    })
-    .await
-}
-
-/// `qemu-img snapshot` has no `-f`, so the format goes into the image's options. A [`HostPath`]
-/// holds no `,` that would end the file name there.
-async fn run(
-    path: &HostPath,
-    option: &str,
-    name: &SnapshotName,
-    key: Option<&DiskKey>,
-) -> Result<(), ImageError> {
-    let mut command = QemuImg::new("snapshot", path);
-    let mut options = format!("driver=qcow2,file.driver=file,file.filename={path}");
-    if let Some(key) = key {
-        command = command.with_key(key);
-        options = encrypted(path);
-    }
-    command
-        .args(["--image-opts", option, name.as_str(), "--", &options])
-        .run_as(&Job::short())
-        .await?;
-    Ok(())
 }
 
 /// A snapshot as `qemu-img info` lists it.

@@ -58,7 +58,7 @@ impl HostEffects {
     /// A row of the user's own database: claimed as a start does, so that of two creates one gets it.
     async fn take_their_row(&self) -> Result<(), Failure> {
         let database = self.services.outbox.answering();
-        let row = database.find_machine_with_config(&self.vm_id).await?;
+        let row = database.find_machine_without_password(&self.vm_id).await?;
         let row = row.ok_or_else(|| {
             let message = format!("VM {} not found", self.vm_id);
             Failure::new(ErrorCode::VmNotFound, message).of_vm(&self.vm_id)

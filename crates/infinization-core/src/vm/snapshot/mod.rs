@@ -142,6 +142,12 @@ impl Machine {
         Ok(self.told(name, "delete", "deleted"))
     }
 
+    /// Has restores ended that were replacing a disk of a VM that does not run.
+    pub(super) async fn settle_restores(&self) -> Result<(), Failure> {
+        let config = self.context.disks_config(false).await?;
+        self.context.settle_restores(&config).await
+    }
+
     /// Finishes or undoes what a killed process left half done on the disks. When `cancel` fires, merging
     /// is left for later.
     pub(super) async fn settle_snapshots(&self, cancel: &CancellationToken) -> Result<(), Failure> {
@@ -286,8 +292,8 @@ impl VmContext {
             return Ok(config);
         }
         let database = &self.services.database;
-        let record = database.find_machine_with_config(&self.vm_id).await?;
-        spec::for_start(self, &record.ok_or_else(|| self.not_found())?)
+        let record = database.find_machine_without_password(&self.vm_id).await?;
+        spec::without_console(self, &record.ok_or_else(|| self.not_found())?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Snapshots of a VM that is off, through `qemu-img`, disk by disk.
 //!
-//! With several disks a failure in the middle is undone, and before the first change a note says how
+//! All disks are held meanwhile, so that no other process can start on some of them, or change one that
+//! comes later. With several disks a failure in the middle is undone, and before the first change a note says how
 //! ([`Unfinished`]), so that whoever comes after a killed process can do it too. A disk that is put
 //! back gets a snapshot of what it is now first, or there would be nothing to undo with. Encrypted disks
 //! need stored keys, since whoever comes after a killed process has no others.
@@ -15,8 +16,7 @@ use super::disks::{self, Disk, Listed};
 use crate::error::Failure;
 use crate::host::blocking::{blocking, file_call};
 use crate::host::qemu_img::{
-    ImageError, Sharing, SnapshotName, create_snapshot_with_key, delete_snapshot_with_key, layer,
-    list_snapshots, revert_snapshot_with_key, snapshot_exists,
+    Held, ImageError, Sharing, SnapshotName, hold_all, layer, list_snapshots,
 };
 use crate::host::state_file::{self, Durability, StateFileError};
 use crate::types::{DiskKey, HostPath};
@@ -72,14 +72,15 @@ pub(super) async fn create(
 ) -> Result<(), Failure> {
     disks::refuse_raw(disks)?;
     disks::refuse_taken(&list(disks).await?, name)?;
+    let held = HeldDisks::all(disks).await?;
     let undo = Unfinished {
         revert: None,
         delete: name.as_str().to_owned(),
         disks: paths(disks),
     };
     undo.note(context).await?;
-    let made = on_each(disks, name, create_snapshot_with_key).await;
-    conclude(context, made, &undo).await
+    let made = held.each(Change::Create(name)).await;
+    conclude(context, &held, made, &undo).await
 }
 
 /// Puts all disks back, or none. Answers whether the snapshot has memory, which stays unused.
@@ -93,8 +94,9 @@ pub(super) async fn revert(
     disks::require(&listed, name)?;
     let mut found = listed.iter().filter_map(|listed| listed.find(name));
     let has_memory = found.any(|found| found.vm_state_size.as_bytes() > 0);
-    if let [only] = disks {
-        revert_snapshot_with_key(&only.path, name, only.key.as_ref()).await?;
+    let held = HeldDisks::all(disks).await?;
+    if disks.len() == 1 {
+        held.each(Change::Revert(name)).await?;
         return Ok(has_memory);
     }
     let before = before_name()?;
@@ -105,17 +107,17 @@ pub(super) async fn revert(
     };
     undo.note(context).await?;
     let reverted = async {
-        on_each(disks, &before, create_snapshot_with_key).await?;
-        on_each(disks, name, revert_snapshot_with_key).await
+        held.each(Change::Create(&before)).await?;
+        held.each(Change::Revert(name)).await
     };
-    conclude(context, reverted.await, &undo).await?;
+    conclude(context, &held, reverted.await, &undo).await?;
     // All disks are back: from here on only the way back is to be removed.
     let rest = Unfinished {
         revert: None,
         ..undo
     };
     rest.note(context).await?;
-    rest.settle(context).await?;
+    rest.settle(context, &held).await?;
     Ok(has_memory)
 }
 
@@ -127,6 +129,7 @@ pub(super) async fn delete(
     name: &SnapshotName,
 ) -> Result<(), Failure> {
     disks::refuse_raw(disks)?;
+    let held = HeldDisks::all(disks).await?;
     let rest = Unfinished {
         revert: None,
         delete: name.as_str().to_owned(),
@@ -136,22 +139,28 @@ pub(super) async fn delete(
         // Deleting may be what makes room for it.
         tracing::warn!(vm = %context.vm_id, %error, "a snapshot is deleted without a note");
     }
-    let deleted = on_each(disks, name, delete_snapshot_with_key).await;
+    let deleted = held.each(Change::Delete(name)).await;
     Unfinished::forget(context).await?;
     Ok(deleted?)
 }
 
 /// Undoes what a killed process has left half done.
 pub(super) async fn settle(context: &VmContext) -> Result<(), Failure> {
-    match Unfinished::read(context).await? {
-        Some(unfinished) => unfinished.settle(context).await,
-        None => Ok(()),
-    }
+    let Some(unfinished) = Unfinished::read(context).await? else {
+        return Ok(());
+    };
+    let keys = context.stored_keys(&unfinished.disks).await?;
+    let there = |path: &&HostPath| path.as_path().exists();
+    let disks = unfinished.disks.iter().filter(there);
+    let disks = disks.map(|path| (path.clone(), keys.get(path).cloned()));
+    let held = HeldDisks::of(disks.collect()).await?;
+    unfinished.settle(context, &held).await
 }
 
 /// Ends a change that `undo` was noted for. A revert that succeeded has more to do.
 async fn conclude(
     context: &VmContext,
+    held: &HeldDisks,
     done: Result<(), ImageError>,
     undo: &Unfinished,
 ) -> Result<(), Failure> {
@@ -159,7 +168,7 @@ async fn conclude(
         Ok(()) if undo.revert.is_some() => Ok(()),
         Ok(()) => Unfinished::forget(context).await,
         Err(error) => {
-            undo.settle(context).await.map_err(|failure| {
+            undo.settle(context, held).await.map_err(|failure| {
                 tracing::error!(vm = %context.vm_id, %failure, "a failed snapshot was not undone");
                 failure
             })?;
@@ -168,18 +177,48 @@ async fn conclude(
     }
 }
 
-async fn on_each<'d, F>(
-    disks: &'d [Disk],
-    name: &'d SnapshotName,
-    work: impl Fn(&'d HostPath, &'d SnapshotName, Option<&'d DiskKey>) -> F,
-) -> Result<(), ImageError>
-where
-    F: Future<Output = Result<(), ImageError>>,
-{
-    for disk in disks {
-        work(&disk.path, name, disk.key.as_ref()).await?;
+/// A VM's disks, which nobody else can open, with the keys of those that are encrypted.
+struct HeldDisks(Vec<(Held, Option<DiskKey>)>);
+
+impl HeldDisks {
+    async fn all(disks: &[Disk]) -> Result<Self, ImageError> {
+        let disks = disks.iter();
+        let disks = disks.map(|disk| (disk.path.clone(), disk.key.clone()));
+        Self::of(disks.collect()).await
     }
-    Ok(())
+
+    async fn of(disks: Vec<(HostPath, Option<DiskKey>)>) -> Result<Self, ImageError> {
+        let (paths, keys): (Vec<_>, Vec<_>) = disks.into_iter().unzip();
+        let held = hold_all(&paths).await?;
+        Ok(Self(held.into_iter().zip(keys).collect()))
+    }
+
+    /// Does it to every disk, until one fails.
+    async fn each(&self, change: Change<'_>) -> Result<(), ImageError> {
+        for (disk, key) in &self.0 {
+            let key = key.as_ref();
+            match change {
+                Change::Create(name) => disk.create_snapshot(name, key).await?,
+                Change::Revert(name) => disk.revert_snapshot(name, key).await?,
+                Change::RevertIfThere(name) => {
+                    if disk.has_snapshot(name).await? {
+                        disk.revert_snapshot(name, key).await?;
+                    }
+                }
+                Change::Delete(name) => disk.delete_snapshot(name, key).await?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is done with a snapshot.
+#[derive(Clone, Copy)]
+enum Change<'n> {
+    Create(&'n SnapshotName),
+    Revert(&'n SnapshotName),
+    RevertIfThere(&'n SnapshotName),
+    Delete(&'n SnapshotName),
 }
 
 fn paths(disks: &[Disk]) -> Vec<HostPath> {
@@ -239,16 +278,11 @@ impl Unfinished {
         }
     }
 
-    /// Doing it again changes nothing, so it may be cut short as well.
-    async fn settle(&self, context: &VmContext) -> Result<(), Failure> {
-        let keys = context.stored_keys(&self.disks).await?;
+    /// Doing it again changes nothing, so it may be cut short as well. A disk that is gone needs nothing.
+    async fn settle(&self, context: &VmContext, held: &HeldDisks) -> Result<(), Failure> {
         if let Some(name) = &self.revert {
             let name = SnapshotName::parse(name.as_str())?;
-            for path in &self.disks {
-                if snapshot_exists(path, &name, Sharing::Refuse).await? {
-                    revert_snapshot_with_key(path, &name, keys.get(path)).await?;
-                }
-            }
+            held.each(Change::RevertIfThere(&name)).await?;
             // Were one of them deleted and this cut short, the others must not be put back again.
             let rest = Self {
                 revert: None,
@@ -257,11 +291,7 @@ impl Unfinished {
             rest.note(context).await?;
         }
         let name = SnapshotName::parse(self.delete.as_str())?;
-        for path in &self.disks {
-            if snapshot_exists(path, &name, Sharing::Refuse).await? {
-                delete_snapshot_with_key(path, &name, keys.get(path)).await?;
-            }
-        }
+        held.each(Change::Delete(&name)).await?;
         Self::forget(context).await
     }
 }

@@ -1,0 +1,302 @@
+//! The checksum of a backup's file: SHA-256 over the SHA-256s of its pieces of 4 MiB, the last being what is left.
+//!
+//! Pieces can be summed in any order and by several threads, and so while the file is still written elsewhere. The
+//! shell says the same as
+//! `split -b 4M --filter='openssl dgst -sha256 -binary' disk-0.qcow2 | sha256sum`. Everything here blocks.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, Builder};
+
+use rustix::fs::{Advice, fadvise};
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use super::BackupError;
+use super::digest::{Measure, hexadecimal};
+use crate::host::qemu_img::{Filling, Tables};
+use crate::types::HostPath;
+
+/// How long a piece is. Part of the manifest's format.
+const PIECE: u64 = 4 << 20;
+/// What is read at a time: it stays in the processor's cache.
+const READ: usize = 256 << 10;
+/// Hashing takes a core; more of them than this are somebody else's.
+const MOST_THREADS: usize = 4;
+
+type Sum = [u8; 32];
+
+/// The sums of a file's pieces, as far as they are known.
+#[derive(Debug, Default)]
+pub(super) struct Pieces(Vec<Option<Sum>>);
+
+/// A file that a QEMU fills, and its pieces that are finished and summed.
+#[derive(Debug)]
+pub(super) struct Followed {
+    filling: Filling,
+    pieces: Pieces,
+}
+
+impl Followed {
+    /// Begins with an image that is empty yet.
+    pub(super) fn begin(image: &HostPath) -> Result<Self, BackupError> {
+        Ok(Self {
+            filling: Filling::open(image)?,
+            pieces: Pieces::default(),
+        })
+    }
+
+    /// Sums the pieces that have been finished since the last time, and has the kernel write them out; ends soon after
+    /// `go_on` says no. Says whether there were any.
+    pub(super) fn catch_up(&mut self, go_on: impl Fn() -> bool) -> io::Result<bool> {
+        let mut any = false;
+        for place in self.finished(Tables::Newest)? {
+            if !go_on() {
+                break;
+            }
+            if self.pieces.has(place) {
+                continue;
+            }
+            let sum = sum_of(self.filling.file(), place)?;
+            self.pieces.put(place, sum);
+            write_out(self.filling.file(), place);
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Which pieces hold finished clusters and nothing else.
+    fn finished(&self, tables: Tables) -> io::Result<Vec<usize>> {
+        let per_piece = usize_of(PIECE) / self.filling.cluster();
+        let mut clusters: Vec<usize> = Vec::new();
+        self.filling.finished(tables, |place| {
+            let piece = usize_of(place / PIECE);
+            if clusters.len() <= piece {
+                clusters.resize(piece + 1, 0);
+            }
+            clusters[piece] += 1;
+        })?;
+        let places = clusters.iter().enumerate();
+        let whole = places.filter(|(_, clusters)| **clusters == per_piece);
+        Ok(whole.map(|(piece, _)| piece).collect())
+    }
+
+    /// What is known once nobody writes any more. What the file's tables do not say any more is forgotten.
+    fn known(&self) -> io::Result<Pieces> {
+        let mut known = Pieces::default();
+        for piece in self.finished(Tables::All)? {
+            if let Some(sum) = self.pieces.0.get(piece).copied().flatten() {
+                known.put(piece, sum);
+            }
+        }
+        Ok(known)
+    }
+
+    /// Flushes the file, and sums the rest meanwhile: nobody writes to it any more. What the kernel failed to write
+    /// since it was opened is told.
+    pub(super) fn flush_and_sum(
+        &self,
+        path: &HostPath,
+        cancel: &CancellationToken,
+    ) -> Result<Measure, BackupError> {
+        let failed = |error| BackupError::io(path, error);
+        let known = self.known().map_err(failed)?;
+        flush_and_sum_rest(self.filling.file(), &known, cancel).map_err(failed)
+    }
+}
+
+impl Pieces {
+    fn has(&self, piece: usize) -> bool {
+        self.0.get(piece).is_some_and(Option::is_some)
+    }
+
+    fn put(&mut self, piece: usize, sum: Sum) {
+        if self.0.len() <= piece {
+            self.0.resize(piece + 1, None);
+        }
+        self.0[piece] = Some(sum);
+    }
+}
+
+/// Flushes the file, and sums it meanwhile: nobody writes to it any more.
+pub(super) fn flush_and_sum(
+    path: &HostPath,
+    cancel: &CancellationToken,
+) -> Result<Measure, BackupError> {
+    let file = File::open(path.as_path());
+    let measured = file.and_then(|file| flush_and_sum_rest(&file, &Pieces::default(), cancel));
+    measured.map_err(|error| BackupError::io(path, error))
+}
+
+/// Sums the file.
+pub(super) fn sum(path: &HostPath, cancel: &CancellationToken) -> Result<Measure, BackupError> {
+    let file = File::open(path.as_path());
+    let measured = file.and_then(|file| sum_rest(&file, &Pieces::default(), cancel));
+    measured.map_err(|error| BackupError::io(path, error))
+}
+
+fn flush_and_sum_rest(
+    file: &File,
+    known: &Pieces,
+    cancel: &CancellationToken,
+) -> io::Result<Measure> {
+    thread::scope(|scope| {
+        let flush = Builder::new().spawn_scoped(scope, || file.sync_all())?;
+        let measured = sum_rest(file, known, cancel);
+        flush.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        measured
+    })
+}
+
+fn sum_rest(file: &File, known: &Pieces, cancel: &CancellationToken) -> io::Result<Measure> {
+    let length = file.metadata()?.len();
+    let count = usize_of(length.div_ceil(PIECE));
+    let missing: Vec<usize> = (0..count).filter(|piece| !known.has(*piece)).collect();
+    let mut all = known.0.clone();
+    all.resize(count, None);
+    for (piece, sum) in in_parallel(file, &missing, cancel)? {
+        all[piece] = Some(sum);
+    }
+    let mut over_all = Sha256::new();
+    all.iter().flatten().for_each(|sum| over_all.update(sum));
+    Ok(Measure {
+        length,
+        sha256: hexadecimal(&over_all.finalize()),
+    })
+}
+
+/// Sums these pieces, on several threads where there are several cores.
+fn in_parallel(
+    file: &File,
+    pieces: &[usize],
+    cancel: &CancellationToken,
+) -> io::Result<Vec<(usize, Sum)>> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let threads = cores.min(MOST_THREADS).min(pieces.len());
+    let next = AtomicUsize::new(0);
+    let work = || -> io::Result<Vec<(usize, Sum)>> {
+        let mut sums = Vec::new();
+        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if cancel.is_cancelled() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            sums.push((*piece, sum_of(file, *piece)?));
+        }
+        Ok(sums)
+    };
+    thread::scope(|scope| {
+        let others = (1..threads).map(|_| Builder::new().spawn_scoped(scope, work));
+        // Without another thread this one does it all.
+        let others: Vec<_> = others.filter_map(Result::ok).collect();
+        let mut sums = work()?;
+        for other in others {
+            let done = other.join();
+            sums.extend(done.unwrap_or_else(|panic| resume_unwind(panic))?);
+        }
+        Ok(sums)
+    })
+}
+
+fn sum_of(file: &File, piece: usize) -> io::Result<Sum> {
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; READ]);
+    let (mut at, end) = (piece as u64 * PIECE, (piece as u64 + 1) * PIECE);
+    while at < end {
+        let most = usize_of((end - at).min(READ as u64));
+        match file.read_at(&mut buffer[..most], at)? {
+            0 => break,
+            length => {
+                hasher.update(&buffer[..length]);
+                at += length as u64;
+            }
+        }
+    }
+    Ok(hasher.finalize().into())
+}
+
+/// Has the kernel begin to write the piece to the disk, so that little is left for the flush; what is there already need
+/// not stay in memory, where other machines' disks want to be. A mere wish.
+fn write_out(file: &File, piece: usize) {
+    let length = std::num::NonZeroU64::new(PIECE);
+    if let Err(errno) = fadvise(file, piece as u64 * PIECE, length, Advice::DontNeed) {
+        tracing::debug!(%errno, "a piece of a backup is written out later");
+    }
+}
+
+fn usize_of(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    fn run(program: &str, args: &[&str]) {
+        let status = Command::new(program).args(args).status().unwrap();
+        assert!(status.success(), "{program} {args:?}");
+    }
+
+    fn write(image: &HostPath, from: usize, to: usize, byte: u8) {
+        let (at, length) = (from * MIB, (to - from) * MIB);
+        let line = format!("write -q -P {byte} {at} {length}");
+        run("qemu-io", &["-f", "qcow2", "-c", &line, image.as_str()]);
+    }
+
+    /// As the documentation tells it.
+    fn by_definition(file: &HostPath) -> String {
+        let bytes = std::fs::read(file.as_path()).unwrap();
+        let sums = bytes.chunks(4 * MIB).map(Sha256::digest);
+        let over_all = Sha256::digest(sums.flatten().collect::<Vec<u8>>());
+        hexadecimal(&over_all)
+    }
+
+    #[test]
+    fn a_file_is_summed_by_its_pieces() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = HostPath::parse(dir.path().join("a").to_str().unwrap()).unwrap();
+        let never = CancellationToken::new();
+        for length in [0, 1, 4 * MIB, 4 * MIB + 1, 13 * MIB - 7] {
+            let bytes: Vec<u8> = (0..=250).cycle().take(length).collect();
+            std::fs::write(file.as_path(), bytes).unwrap();
+            let summed = sum(&file, &never).unwrap();
+            assert_eq!(summed.length, length as u64);
+            assert_eq!(summed.sha256, by_definition(&file));
+            assert_eq!(flush_and_sum(&file, &never).unwrap(), summed);
+        }
+        never.cancel();
+        let cancelled = sum(&file, &never).unwrap_err();
+        assert!(matches!(cancelled, BackupError::Cancelled), "{cancelled}");
+    }
+
+    #[test]
+    fn what_grows_is_summed_once_and_the_rest_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = HostPath::parse(dir.path().join("a.qcow2").to_str().unwrap()).unwrap();
+        run(
+            "qemu-img",
+            &["create", "-q", "-f", "qcow2", image.as_str(), "1G"],
+        );
+        let mut followed = Followed::begin(&image).unwrap();
+        assert!(!followed.catch_up(|| true).unwrap());
+        write(&image, 0, 42, 1);
+        assert!(!followed.catch_up(|| false).unwrap());
+        assert!(followed.catch_up(|| true).unwrap());
+        assert!(!followed.catch_up(|| true).unwrap());
+        // The first piece has the header and tables, the last is not full yet.
+        let known = followed.pieces.0.iter().flatten().count();
+        assert_eq!((known, followed.pieces.has(0)), (9, false));
+        write(&image, 600, 620, 2);
+        assert!(followed.catch_up(|| true).unwrap());
+        write(&image, 42, 51, 3);
+        let never = CancellationToken::new();
+        let summed = followed.flush_and_sum(&image, &never).unwrap();
+        assert_eq!(summed.sha256, by_definition(&image));
+        assert_eq!(summed, sum(&image, &never).unwrap());
+    }
+}
