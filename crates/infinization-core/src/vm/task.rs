@@ -141,7 +141,7 @@ impl VmHandle {
         let stopped =
             || Failure::new(ErrorCode::Internal, "the VM's task ended").of_vm(&self.context.vm_id);
         let asked = Asked {
-            request: request(reply),
+            request: Box::new(request(reply)),
             asker: self.inbox.clone(),
         };
         self.inbox.send(asked).await.map_err(|_| stopped())?;
@@ -213,7 +213,7 @@ async fn serve_one(
 async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
     let Asked { request, asker } = asked;
     machine.end_postponed_for(&request).await;
-    match request {
+    match *request {
         Request::Create {
             config,
             warnings,
