@@ -5,7 +5,8 @@ mod firewall;
 mod kit;
 
 use infinization_core::firewall::{
-    BridgeConntrackMode, ChainNames, Conntrack, Degradation, Field, Item, Match, VmFirewall,
+    BridgeConntrackMode, ChainNames, Conntrack, Degradation, Field, Item, Match, NftRule,
+    VmFirewall,
 };
 use infinization_core::host::nft::{Listing, Nft};
 use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, LinkName};
@@ -175,8 +176,7 @@ fn f27_a_refused_batch_leaves_the_old_rules() {
             vm_rules: rules(&["ACCEPT IN tcp 80", "ACCEPT IN tcp 81"]),
             ..vm
         });
-        let nonsense = Match::is(Field::Protocol, Item::Word("no-such-protocol".into()));
-        broken.ruleset.vm[1].matches.push(nonsense);
+        make_nonsense(&mut broken.ruleset.vm[1]);
         let error = nft.ensure_vm(&broken).await.unwrap_err();
         assert_eq!(error.code(), ErrorCode::NftCommandFailed);
         assert_eq!(error.context()["exitCode"], 1);
@@ -184,12 +184,17 @@ fn f27_a_refused_batch_leaves_the_old_rules() {
     });
 }
 
+/// Neither our encoder nor nft knows the word.
+fn make_nonsense(rule: &mut NftRule) {
+    let nonsense = Match::is(Field::Protocol, Item::Word("no-such-protocol".into()));
+    *rule = rule.clone().when([nonsense]);
+}
+
 #[test]
 fn f27_a_refused_first_batch_leaves_nothing() {
     in_private_network(|| async {
         let mut broken = compiled(&vm("vm-1"));
-        let nonsense = Match::is(Field::Protocol, Item::Word("no-such-protocol".into()));
-        broken.ruleset.vm[0].matches.push(nonsense);
+        make_nonsense(&mut broken.ruleset.vm[0]);
         Nft::new().ensure_vm(&broken).await.unwrap_err();
         assert_eq!(ruleset(), "");
     });

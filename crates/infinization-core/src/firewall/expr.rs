@@ -5,6 +5,7 @@
 //! `ether type`, which a VLAN tag hides.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::rule::{Side, Transport};
 
@@ -160,8 +161,8 @@ pub enum Verdict {
 /// One rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NftRule {
-    /// All of them must hold.
-    pub matches: Vec<Match>,
+    /// All of them must hold. Rules are copied about, and most of a machine's are every machine's.
+    pub matches: Arc<[Match]>,
     /// What happens then.
     pub verdict: Verdict,
     /// Shown in listings; at most 127 bytes. Every rule of ours has one.
@@ -172,7 +173,7 @@ impl NftRule {
     /// A rule that matches everything.
     pub fn new(verdict: Verdict, comment: impl Into<String>) -> Self {
         Self {
-            matches: Vec::new(),
+            matches: Arc::default(),
             verdict,
             comment: comment.into(),
         }
@@ -181,7 +182,7 @@ impl NftRule {
     /// Adds conditions.
     #[must_use]
     pub fn when(mut self, matches: impl IntoIterator<Item = Match>) -> Self {
-        self.matches.extend(matches);
+        self.matches = self.matches.iter().cloned().chain(matches).collect();
         self
     }
 }

@@ -160,7 +160,8 @@ impl List {
 
 /// The rule for packets that go this way.
 fn going(way: Way, mut rule: NftRule) -> NftRule {
-    rule.matches.insert(0, way.going());
+    let first = std::iter::once(way.going());
+    rule.matches = first.chain(rule.matches.iter().cloned()).collect();
     rule
 }
 

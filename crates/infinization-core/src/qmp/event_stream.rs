@@ -31,7 +31,7 @@ pub enum MonitorEvent {
     /// The connection is back. Events in between are lost; `status` is the truth now.
     Reconnected {
         /// QEMU's answer to `query-status` after the handshake.
-        status: StatusInfo,
+        status: Box<StatusInfo>,
     },
     /// No further connection will be tried: attempts are used up, or the process is gone.
     GaveUp,

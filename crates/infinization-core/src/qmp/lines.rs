@@ -1,17 +1,19 @@
 //! Cuts a byte stream into lines, with a cap on how long one may be.
 //!
 //! Bytes stay bytes until a whole line is there, so text split anywhere, even inside a character,
-//! arrives intact.
+//! arrives intact. A stream that is waited for holds no memory: most say nothing for hours.
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, ReadBuf};
 
-/// Room made before each read.
-const CHUNK: usize = 4 * 1024;
-/// A buffer grown beyond this by one long line is given back once it is empty.
-const KEEP: usize = 64 * 1024;
+/// How much is read at once.
+const CHUNK: usize = 8 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Lines<R> {
@@ -49,9 +51,8 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             if self.buffer.len() - self.start > self.limit {
                 return Err(LineError::TooLong);
             }
-            self.make_room();
-            let read = self.source.read_buf(&mut self.buffer).await;
-            if read.map_err(LineError::Io)? == 0 {
+            self.forget_taken();
+            if !self.read().await.map_err(LineError::Io)? {
                 return Ok(false);
             }
         }
@@ -82,20 +83,34 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         found.map(|_| self.scanned)
     }
 
-    fn make_room(&mut self) {
-        if self.is_empty() && self.buffer.capacity() > KEEP {
+    fn forget_taken(&mut self) {
+        if self.is_empty() {
             self.buffer = Vec::new();
         } else {
             self.buffer.drain(..self.start);
         }
         self.scanned -= self.start;
         self.start = 0;
-        self.buffer.reserve(CHUNK);
+    }
+
+    /// Takes what has come; `false` at the end of the stream. The room for it is the stack's.
+    async fn read(&mut self) -> io::Result<bool> {
+        let Self { source, buffer, .. } = self;
+        poll_fn(|context| {
+            let mut room = [MaybeUninit::uninit(); CHUNK];
+            let mut chunk = ReadBuf::uninit(&mut room);
+            ready!(Pin::new(&mut *source).poll_read(context, &mut chunk))?;
+            buffer.extend_from_slice(chunk.filled());
+            Poll::Ready(Ok(!chunk.filled().is_empty()))
+        })
+        .await
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
 
     async fn all(chunks: &[&[u8]], limit: usize) -> (Vec<Vec<u8>>, Result<bool, LineError>) {

@@ -120,13 +120,17 @@ impl Monitor {
                     backoff = FIRST_BACKOFF;
                 }
             }
-            let Some((next, status)) = self.reconnect(&mut backoff).await else {
+            // Boxed: what reconnecting needs is not kept while the connection stands.
+            let reconnected = Box::pin(self.reconnect(&mut backoff)).await;
+            let Some((next, status)) = reconnected else {
                 self.give_up();
                 return;
             };
             connection = Some(self.connect(next));
             self.link.send_replace(Link::Connected);
-            self.publish(MonitorEvent::Reconnected { status });
+            self.publish(MonitorEvent::Reconnected {
+                status: Box::new(status),
+            });
         }
     }
 

@@ -56,7 +56,8 @@ pub(super) enum Request {
 /// work to do is never taken for an idle one.
 #[derive(Debug)]
 pub(super) struct Asked {
-    pub(super) request: Request,
+    /// Boxed: the channel keeps room for a number of these, for every machine.
+    pub(super) request: Box<Request>,
     pub(super) asker: mpsc::Sender<Asked>,
 }
 

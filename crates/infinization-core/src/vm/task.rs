@@ -93,7 +93,7 @@ async fn serve_one(
 async fn answer(machine: &mut Machine, asked: Asked, interrupt: &Interrupt) {
     let Asked { request, asker } = asked;
     machine.end_postponed_for(&request).await;
-    match request {
+    match *request {
         Request::Create {
             config,
             warnings,

@@ -344,7 +344,7 @@ fn every_header_match_follows_the_proof_that_the_header_is_there() {
     });
     for (_, rule) in compiled.unwrap().ruleset.rules() {
         let mut seen = Vec::new();
-        for condition in &rule.matches {
+        for condition in &*rule.matches {
             let needs = match condition.field {
                 Field::Ip(_) | Field::Ip6(_) | Field::ArpSenderEther | Field::ArpSenderIp => {
                     Some(Field::Protocol)

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::conditions::Conditions;
 use super::handles::Handles;
 use super::machine::{Damage, Loaded, Part, Rules, comments};
 use super::shared::Shared;
@@ -22,6 +23,7 @@ pub(super) struct Beliefs {
     /// What they look like in nft's words, once that was seen.
     pub(super) hooks: Option<BTreeMap<&'static str, String>>,
     pub(super) shared: Shared,
+    conditions: Conditions,
     /// Which numbers the kernel has given to the rules of all these chains.
     pub(super) handles: Handles,
     /// How many loads there have been.
@@ -33,6 +35,7 @@ impl Beliefs {
     pub(super) fn load(&mut self, compiled: &Arc<Compiled>, load: u64) {
         self.hooked = true;
         let compiled = self.shared.with_one_copy(compiled);
+        let compiled = Arc::new(self.conditions.with_one_copy(&compiled));
         self.shared.is_ours(&compiled.ruleset.names.vm);
         let (names, tap) = (compiled.ruleset.names.clone(), &compiled.ruleset.tap);
         let before = self.machines.get(&names.vm).filter(|it| it.attached);

@@ -165,7 +165,7 @@ impl Encoder {
 
     fn rule(&mut self, chain: &str, rule: &NftRule, before: Option<u64>) -> Option<()> {
         let mut expressions = Vec::new();
-        for condition in &rule.matches {
+        for condition in &*rule.matches {
             expressions.extend(self.condition(condition)?);
         }
         expressions.extend(statement(&rule.verdict)?);

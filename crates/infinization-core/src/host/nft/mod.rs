@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | `transport`, `answer`, `netlink`, `encode`, `expressions`, `value`, `wire` | how the kernel is talked to |
 //! | `journal`, `notice` | whether others have changed what is ours |
-//! | `known`, `beliefs`, `machine`, `shared`, `handles`, `verify` | what was loaded, comparing it with the kernel, putting it back |
+//! | `known`, `beliefs`, `machine`, `shared`, `conditions`, `handles`, `verify` | what was loaded, comparing it with the kernel, putting it back |
 //! | `batch` | loading many machines at once |
 //! | `line` | one machine's changes in the order they were asked for |
 //! | `nat` | masquerading |
@@ -21,6 +21,7 @@ mod answer;
 mod batch;
 mod beliefs;
 mod commits;
+mod conditions;
 mod encode;
 mod error;
 mod expressions;

@@ -129,7 +129,7 @@ impl VmHandle {
         let stopped =
             || Failure::new(ErrorCode::Internal, "the VM's task ended").of_vm(&self.context.vm_id);
         let asked = Asked {
-            request: request(reply),
+            request: Box::new(request(reply)),
             asker: self.inbox.clone(),
         };
         self.inbox.send(asked).await.map_err(|_| stopped())?;
