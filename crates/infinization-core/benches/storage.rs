@@ -95,8 +95,10 @@ impl Place {
 
     fn fill(&self, disk: &Path, bytes: u64) {
         qemu_img(&["create", "-q", "-f", "qcow2", text(disk), SIZE]);
-        let write = format!("write -P 7 0 {bytes}");
-        run("qemu-io", &["-f", "qcow2", "-c", &write, text(disk)]);
+        for at in (0..bytes).step_by(usize::try_from(DATA).unwrap()) {
+            let write = format!("write -P 7 {at} {DATA}");
+            run("qemu-io", &["-f", "qcow2", "-c", &write, text(disk)]);
+        }
         // What is measured later must not wait for it.
         flushed(disk);
     }
