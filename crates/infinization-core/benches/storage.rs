@@ -89,21 +89,24 @@ impl Place {
             disk: dir.path().join("disk.qcow2"),
             dir,
         };
-        place.fill(&place.disk, DATA);
+        fill(&place.disk, DATA);
         place
-    }
-
-    fn fill(&self, disk: &Path, bytes: u64) {
-        qemu_img(&["create", "-q", "-f", "qcow2", text(disk), SIZE]);
-        let write = format!("write -P 7 0 {bytes}");
-        run("qemu-io", &["-f", "qcow2", "-c", &write, text(disk)]);
-        // What is measured later must not wait for it.
-        flushed(disk);
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
+}
+
+/// Makes a disk that holds so much.
+fn fill(disk: &Path, bytes: u64) {
+    qemu_img(&["create", "-q", "-f", "qcow2", text(disk), SIZE]);
+    for at in (0..bytes).step_by(usize::try_from(DATA).unwrap()) {
+        let write = format!("write -P 7 {at} {DATA}");
+        run("qemu-io", &["-f", "qcow2", "-c", &write, text(disk)]);
+    }
+    // What is measured later must not wait for it.
+    flushed(disk);
 }
 
 fn text(path: &Path) -> &str {
@@ -280,7 +283,7 @@ impl Machine for Off {
 
 async fn live(place: &Place) {
     let large = place.path("large.qcow2");
-    place.fill(&large, MORE_DATA);
+    fill(&large, MORE_DATA);
     let drive = |node: &str, disk: &Path| {
         let disk = text(disk);
         format!("driver=qcow2,node-name={node},file.driver=file,file.filename={disk}")

@@ -127,7 +127,7 @@ impl<'h> Drill<'h> {
         stopped.unwrap();
     }
 
-    async fn is_done(self, manager: &Manager) {
+    async fn ends(self, manager: &Manager) {
         delete(manager, self.vm).await;
         fs::remove_dir_all(self.host.path().join("backups")).unwrap();
         self.host.is_clean().await;
@@ -153,7 +153,7 @@ fn f22_a_restore_cut_short_is_finished_before_the_disks_are_used() {
             .await
             .unwrap();
         assert!(drill.is_over() && drill.all_hold(RESTORED));
-        drill.is_done(&manager).await;
+        drill.ends(&manager).await;
     });
 }
 
@@ -184,7 +184,7 @@ fn f22_while_a_restore_cannot_be_ended_its_disks_are_not_used() {
         drill.start(&manager).await.unwrap();
         drill.stop(&manager).await;
         assert!(drill.is_over() && drill.all_hold(RESTORED));
-        drill.is_done(&manager).await;
+        drill.ends(&manager).await;
     });
 }
 
@@ -209,6 +209,6 @@ fn f22_a_restore_that_was_overtaken_between_its_disks_is_told_once() {
             fs::remove_file(replaced.with_file_name(aside)).unwrap();
         }
         assert!(drill.is_over());
-        drill.is_done(&manager).await;
+        drill.ends(&manager).await;
     });
 }

@@ -174,7 +174,7 @@ async fn k6_what_is_summed_while_it_is_written_is_what_lies_there() {
     let file = fs::read(place.root().join("vm-1").join(&full).join("disk-0.qcow2")).unwrap();
     let sums = file.chunks(4 * MIB).map(Sha256::digest);
     let over_all = Sha256::digest(sums.flatten().collect::<Vec<u8>>());
-    let over_all: String = over_all.iter().map(|byte| format!("{byte:02x}")).collect();
+    let over_all = hexadecimal(&over_all);
     let told = place.metadata(&full).await.unwrap();
     assert_eq!(told["disks"][0]["sha256OfPieces"], json!(over_all));
     place.comes_back(&full, &disk.holds).await;

@@ -182,6 +182,12 @@ fn path(path: &Path) -> HostPath {
     HostPath::parse(path.to_str().unwrap()).unwrap()
 }
 
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+}
+
 fn names_in(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap();
     let mut names: Vec<_> = entries

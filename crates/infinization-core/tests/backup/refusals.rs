@@ -240,10 +240,7 @@ async fn k6_a_backup_of_an_older_release_is_verified_as_it_was_summed() {
     let folder = place.root().join("vm-1").join(&full);
     let (file, manifest) = (folder.join("disk-0.qcow2"), folder.join("backup.json"));
     let bytes = fs::read(&file).unwrap();
-    let sum: String = Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let sum = hexadecimal(&Sha256::digest(&bytes));
     let mut told: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
     let record = told["disks"][0].as_object_mut().unwrap();
     record.remove("sha256OfPieces").unwrap();
