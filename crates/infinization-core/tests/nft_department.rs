@@ -492,7 +492,8 @@ fn f27_one_machine_that_is_refused_fails_alone() {
             infinization_core::firewall::Field::Protocol,
             "no-such-protocol",
         );
-        machines[3].ruleset.vm[0].matches.push(nonsense);
+        let rule = &mut machines[3].ruleset.vm[0];
+        *rule = rule.clone().when([nonsense]);
         let outcomes = nft.ensure_vms(&machines).await;
         for (n, outcome) in outcomes.iter().enumerate() {
             assert_eq!(outcome.is_err(), n == 3, "{n}: {outcome:?}");
