@@ -1596,9 +1596,9 @@ export class NftablesService {
     defaultAction?: FirewallDefaultAction
   ): Promise<FirewallApplyResult>
   /**
-   * As `applyRules`, unless the kernel holds exactly that already: then `changed` is false, and there
-   * is no `result`. That costs no program if this process has loaded it and nobody else has changed the
-   * table since.
+   * As `applyRules`, unless this process has loaded exactly that and the kernel still holds it: then `changed` is
+   * false, and there is no `result`. That costs no program if nobody else has changed the table since. What another
+   * process has loaded is loaded again, as nothing tells what was made of it meanwhile.
    */
   applyRulesIfChanged(
     vmId: string,
@@ -1648,7 +1648,7 @@ export class NftablesService {
    */
   listOrphanedChains(): Promise<string[]>
   /**
-   * Forgets that the machine's rules are in force: the next `applyRulesIfChanged` asks the kernel.
+   * Forgets that the machine's rules are in force: the next `applyRulesIfChanged` loads them.
    * @throws LifecycleError `INVALID_CONFIG` for what is no id
    */
   clearRulesCache(vmId: string): void

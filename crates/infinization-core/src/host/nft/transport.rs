@@ -122,16 +122,9 @@ pub struct Listing {
 impl Listing {
     /// The part that concerns one VM: its chains, the hooks, and what leads from them to it.
     #[must_use]
-    pub fn of_vm(self, names: &ChainNames) -> Self {
-        self.of_vm_with(names, &[])
-    }
-
-    /// As [`Listing::of_vm`], with these chains too.
-    #[must_use]
-    pub(super) fn of_vm_with(mut self, names: &ChainNames, others: &[&str]) -> Self {
+    pub fn of_vm(mut self, names: &ChainNames) -> Self {
         let mut chains = Vec::from(names.all());
         chains.extend(Hook::ALL.map(Hook::as_str));
-        chains.extend(others);
         self.rules.retain(|(chain, _)| chains.contains(&&**chain));
         self.elements.retain(|element| element.leads_to(names));
         self
