@@ -2026,8 +2026,8 @@ export class BridgeManager {
 /**
  * Lets subnets out under the host's address. Table `ip infinibay_nat`, chain `postrouting`, one rule per
  * bridge: `ip saddr <subnet> oifname != <bridge> masquerade comment "dept-<bridge>"`; rules of others in
- * it are left alone. What one subnet sends to another bridge takes the host's address there too, so that a
- * receiver's rules cannot tell its sender by address. Every change is one transaction. What this process has set up is put back when
+ * it are left alone. Before it stands `between-<bridge>`: what a subnet sends to another bridge that has such rules keeps
+ * its address, so that a receiver's rules can tell its sender by it, if it came in by its own bridge (Linux 5.7). Every change is one transaction. What this process has set up is put back when
  * another program takes it away, as long as an {@link Infinization} is open; it does not outlive the
  * host. A bridge's name is as in {@link BridgeManager}; another one is `INVALID_CONFIG` ("Invalid bridge
  * name for NAT: …"). Failures are NftablesErrors: `PERMISSION_DENIED`, `COMMAND_FAILED`, `RULESET_MISMATCH`.
@@ -2041,7 +2041,8 @@ export class DepartmentNatService {
    */
   initialize(): Promise<void>
   /**
-   * Traffic from the subnet that leaves by any other interface than the bridge takes the host's address.
+   * Traffic from the subnet that leaves by any other interface than the bridge, or another that is masqueraded, takes
+   * the host's address.
    * Takes the place of the bridge's rule for another subnet; the same again costs nothing. Does what
    * `initialize` does where that was not done.
    * @param subnetCidr `a.b.c.d/n` with n from 1 to 32; host bits are cut off. What is none is

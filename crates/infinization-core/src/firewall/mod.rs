@@ -61,7 +61,9 @@ pub(crate) use expr::{GUEST_MARK, IP4_MORE_FRAGMENTS};
 pub use json::document;
 pub use merge::{Merged, merge};
 pub use names::{ChainNames, TABLE};
-pub use nat::{Masquerade, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, Subnet};
+pub use nat::{
+    Masquerade, NAT_CHAIN, NAT_DEPARTMENTS, NAT_TABLE, NatListing, NatRule, NatTransaction, Subnet,
+};
 pub use parse::parse_rule;
 pub use preset::{OneOrMany, PresetError, PresetOptions, Service, ServicePort, preset_values};
 pub use rule::{
