@@ -1452,10 +1452,10 @@ export interface FirewallPlan extends FirewallApplyResult {
   /** What happens to a packet no rule decides. */
   defaultAction: FirewallDefaultAction
   /**
-   * The chains its packets pass: both hooks, `from_…` and `to_…` (anti-spoofing, and what every machine is
+   * The chains its packets pass: the hooks (`output` only tells DHCP answers of the host's side), `from_…` and `to_…` (anti-spoofing, and what every machine is
    * allowed), `dept_…` (the department's rules, which machines share), `vm_…` (its own rules).
    */
-  chains: { name: string; hook?: 'prerouting' | 'postrouting'; rules: string[] }[]
+  chains: { name: string; hook?: 'prerouting' | 'postrouting' | 'output'; rules: string[] }[]
   /** The table with this machine alone in it, in nft's syntax: `nft -f` reads it. */
   text: string
   /** The transaction, as `nft -j -f` is given it (libnftables-json). */

@@ -12,7 +12,7 @@ use crate::types::MacAddr;
 
 use super::compile::{Conntrack, VmFirewall};
 use super::dhcp::{self, DHCP, DHCPV6};
-use super::expr::{Field, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Verdict};
+use super::expr::{Field, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Origin, Verdict};
 use super::rule::{Side, States, Transport};
 
 const DNS: u16 = 53;
@@ -23,7 +23,10 @@ pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
     let mut rules = Vec::from(own_mac(vm.mac));
     rules.extend([hidden_transport(), fragmented_discovery()]);
     if vm.conntrack == Conntrack::Stateless {
-        rules.push(NftRule::new(Verdict::MarkAsGuests, "infinization-guest"));
+        rules.push(NftRule::new(
+            Verdict::MarkAs(Origin::Guest),
+            "infinization-guest",
+        ));
     }
     rules.extend(own_addresses(&vm.known_addresses));
     let bridge = addresses(vm);
@@ -200,8 +203,8 @@ impl Service {
         accept("infinization-host-service", matches)
     }
 
-    /// The bridge's address alone proves nothing: what another department sends here is masqueraded,
-    /// so it comes from that address too, and from any port.
+    /// The bridge's address alone proves nothing: what is masqueraded on its way here (by others' rules, or as it
+    /// pretends to be another department's) comes from that address too, and from any port.
     fn reply(self, conntrack: Conntrack) -> NftRule {
         let mut matches = self.matches(Side::Source);
         match (conntrack, self.transport) {
@@ -257,7 +260,12 @@ fn service_ports(vm: &VmFirewall, transport: Transport) -> Vec<Item> {
 
 /// Packets that no managed VM has sent.
 fn no_guest() -> Match {
-    Match::is(Field::GuestMark, "0x00000000")
+    is_not_of(Origin::Guest)
+}
+
+/// Packets that do not come from there.
+pub(super) fn is_not_of(origin: Origin) -> Match {
+    Match::is(Field::Mark(origin), "0x00000000")
 }
 
 /// Packets of a connection that the VM has opened, or errors about one.

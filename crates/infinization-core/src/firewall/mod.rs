@@ -56,8 +56,8 @@ pub use compile::{
     MAX_RULES, TooManyRules, VmFirewall, compile,
 };
 pub use edits::{Edit, edits};
-pub use expr::{Field, Item, Match, NftRule, Op, Verdict};
-pub(crate) use expr::{GUEST_MARK, IP4_MORE_FRAGMENTS};
+pub(crate) use expr::IP4_MORE_FRAGMENTS;
+pub use expr::{Field, Item, Match, NftRule, Op, Origin, Verdict};
 pub use json::document;
 pub use merge::{Merged, merge};
 pub use names::{ChainNames, TABLE};

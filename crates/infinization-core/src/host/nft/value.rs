@@ -24,7 +24,7 @@ pub(super) fn data_type(field: Field) -> u32 {
         Field::Icmpv6Type => 29,
         Field::NdTarget | Field::FragmentMore | Field::Ip4FragmentMore | Field::DhcpClient => 4,
         Field::CtState => 26,
-        Field::GuestMark => 19,
+        Field::Mark(_) => 19,
     }
 }
 
@@ -86,7 +86,7 @@ fn word_value(field: Field, word: &str) -> Option<Vec<u8>> {
             };
             Some(state.to_ne_bytes().to_vec())
         }
-        Field::GuestMark => {
+        Field::Mark(_) => {
             let mark = u32::from_str_radix(word.strip_prefix("0x")?, 16).ok()?;
             Some(mark.to_ne_bytes().to_vec())
         }
