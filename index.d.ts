@@ -316,6 +316,14 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * NftablesError; NetworkError when the bridge cannot be read; PrismaAdapterError
    */
   setFirewallRules(vmId: string, rules: FirewallRuleInput[]): Promise<VMOperationResult>
+  /**
+   * Replaces the addresses the VM may use (see `addresses` of {@link VMCreateConfig}), whichever database it is in; if it
+   * runs, in one atomic step, with the rules that the database has for it. When that fails, those it had are kept. They
+   * are kept on this host, beside its MAC address.
+   * @throws LifecycleError `VM_NOT_FOUND`; `INVALID_CONFIG`; `INVALID_STATE` when the VM was neither created nor started
+   * on this host; NftablesError; NetworkError when the bridge cannot be read; PrismaAdapterError
+   */
+  setAddresses(vmId: string, addresses: string[]): Promise<VMOperationResult>
 
   /**
    * Makes a snapshot of all disks of a VM that runs or is off, all at the same moment, or of none: inside
@@ -838,6 +846,14 @@ export interface VMCreateConfig {
   accelerator?: Accelerator
   /** Six hex pairs joined by `:`, unicast, no other machine's. Default: derived from `vmId`. */
   macAddress?: string
+  /**
+   * The only addresses the machine may use: what it sends from another one (IPv4, IPv6, ARP, neighbour discovery) is
+   * dropped. IPv4 and IPv6, at most 32, each a single machine's. In a family of which none is named the machine is
+   * free; `0.0.0.0` or `::` alone leaves it none. IPv6 link-local addresses are free unless one is named. Change them
+   * with `setAddresses`. Default none: then rules that go by a neighbour's address hold only as far as the guests of its
+   * bridge are honest, see docs/operations.md. A virtual network with `pinAddresses` adds the machine's leases.
+   */
+  addresses?: string[]
   /** `0000:01:00.0`, bound to vfio-pci. */
   gpuPciAddress?: string
   /**
@@ -1515,6 +1531,8 @@ export interface DepartmentMachine {
   vmRules?: FirewallRuleInput[]
   /** What happens to a packet no rule decides; default `drop`. */
   defaultAction?: FirewallDefaultAction
+  /** As in `applyRules`. */
+  addresses?: string[]
 }
 
 /** What became of one machine of a department: one of `result` and `error` is there. */
@@ -1585,6 +1603,9 @@ export class NftablesService {
    * @param departmentRules stand before the machine's own of the same priority. Machines with the same ones
    * share the chains they stand in (`dept_in_…`, `dept_out_…`), unless own rules come between
    * @param defaultAction what happens to a packet no rule decides; default `drop`
+   * @param addresses the only ones the machine may use, as in {@link VMCreateConfig}: for one that no
+   * {@link Infinization} has made. Default: those it was created with, or `setAddresses` has given it; a machine of an
+   * instance has those again when that loads its rules the next time
    * @throws NftablesError `RULE_INVALID` (more than 20000 rules), `CONNTRACK_UNAVAILABLE`; NetworkError
    * when the bridge's addresses cannot be read
    */
@@ -1593,7 +1614,8 @@ export class NftablesService {
     tapName: string,
     departmentRules: FirewallRuleInput[],
     vmRules: FirewallRuleInput[],
-    defaultAction?: FirewallDefaultAction
+    defaultAction?: FirewallDefaultAction,
+    addresses?: string[]
   ): Promise<FirewallApplyResult>
   /**
    * As `applyRules`, unless this process has loaded exactly that and the kernel still holds it: then `changed` is
@@ -1605,7 +1627,8 @@ export class NftablesService {
     tapName: string,
     departmentRules: FirewallRuleInput[],
     vmRules: FirewallRuleInput[],
-    defaultAction?: FirewallDefaultAction
+    defaultAction?: FirewallDefaultAction,
+    addresses?: string[]
   ): Promise<{ changed: boolean; result?: FirewallApplyResult }>
   /**
    * `applyRules` for a department's machines, in one transaction. Where only the department's rules change,
@@ -1623,7 +1646,8 @@ export class NftablesService {
     tapName: string,
     departmentRules: FirewallRuleInput[],
     vmRules: FirewallRuleInput[],
-    defaultAction?: FirewallDefaultAction
+    defaultAction?: FirewallDefaultAction,
+    addresses?: string[]
   ): Promise<FirewallPlan>
   /**
    * Removes the user's rules: the machine is closed then, but for what every one is allowed. Never rejects:

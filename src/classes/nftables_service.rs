@@ -100,9 +100,15 @@ impl NftablesService {
         department_rules: Argument,
         vm_rules: Argument,
         default_action: Argument,
+        addresses: Argument,
     ) -> napi::Result<PromiseRaw<'e, Outcome>> {
         let asked = || {
-            let wanted = wanted(vm_id, tap, [department_rules, vm_rules], default_action)?;
+            let wanted = wanted(
+                vm_id,
+                tap,
+                [department_rules, vm_rules],
+                [default_action, addresses],
+            )?;
             Ok(self.firewall()?.apply(wanted))
         };
         answered(env, asked())
@@ -117,9 +123,15 @@ impl NftablesService {
         department_rules: Argument,
         vm_rules: Argument,
         default_action: Argument,
+        addresses: Argument,
     ) -> napi::Result<PromiseRaw<'e, Outcome>> {
         let asked = || {
-            let wanted = wanted(vm_id, tap, [department_rules, vm_rules], default_action)?;
+            let wanted = wanted(
+                vm_id,
+                tap,
+                [department_rules, vm_rules],
+                [default_action, addresses],
+            )?;
             Ok(self.firewall()?.apply_if_changed(wanted))
         };
         answered(env, asked())
@@ -150,9 +162,15 @@ impl NftablesService {
         department_rules: Argument,
         vm_rules: Argument,
         default_action: Argument,
+        addresses: Argument,
     ) -> Outcome {
         data(async {
-            let wanted = wanted(vm_id, tap, [department_rules, vm_rules], default_action)?;
+            let wanted = wanted(
+                vm_id,
+                tap,
+                [department_rules, vm_rules],
+                [default_action, addresses],
+            )?;
             self.firewall()?.plan(&wanted).await
         })
         .await
@@ -270,7 +288,7 @@ fn wanted(
     vm_id: Argument,
     tap: Argument,
     [department_rules, vm_rules]: [Argument; 2],
-    default_action: Argument,
+    [default_action, addresses]: [Argument; 2],
 ) -> Result<Wanted, Failure> {
     let default_action: Option<FirewallDefaultAction> = default_action.shaped("defaultAction")?;
     Ok(Wanted {
@@ -282,6 +300,7 @@ fn wanted(
             vm_rules: vm_rules.shaped::<Vec<FirewallRuleInput>>("vmRules")?,
         },
         default_action: default_action.unwrap_or_default(),
+        addresses: addresses.shaped("addresses")?,
     })
 }
 

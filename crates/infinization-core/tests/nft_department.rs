@@ -377,6 +377,7 @@ fn service() -> Firewall {
 fn wanted(id: &str, port: u32) -> Wanted {
     let vm_id = VmId::parse(id).unwrap();
     Wanted {
+        addresses: None,
         tap: VmNames::of(&vm_id).tap,
         vm_id,
         rules: RuleSplit {
@@ -435,6 +436,7 @@ fn a_department_is_applied_to_its_machines_at_once() {
                 .map(|n| {
                     let Wanted { vm_id, tap, .. } = wanted(&format!("vm-{n}"), 1);
                     Member {
+                        addresses: None,
                         vm_id,
                         tap_name: tap,
                         vm_rules: vec![rule("ACCEPT IN tcp 22"), rule("allow IN tcp 1")],

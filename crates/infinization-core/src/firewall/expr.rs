@@ -54,6 +54,8 @@ pub enum Field {
     Icmpv6Type,
     /// The address a neighbour message is about (nft 1.0.6 has no name for it).
     NdTarget,
+    /// Its first 64 bits.
+    NdTargetNetwork,
     /// Connection tracking's verdict on the packet.
     CtState,
     /// The bit of the packet's mark that says where it comes from; see [`Verdict::MarkAs`].

@@ -184,6 +184,7 @@ fn field(field: Field) -> String {
         Field::IcmpType => "icmp type".to_owned(),
         Field::Icmpv6Type => "icmpv6 type".to_owned(),
         Field::NdTarget => "@th,64,128".to_owned(),
+        Field::NdTargetNetwork => "@th,64,64".to_owned(),
         Field::CtState => "ct state".to_owned(),
         Field::Mark(origin) => format!("meta mark & {:#010x}", origin.mark()),
     }

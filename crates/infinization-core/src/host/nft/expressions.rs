@@ -50,6 +50,7 @@ pub(super) fn load(field: Field) -> Vec<u8> {
         Field::TcpRst => [load_bytes(TRANSPORT, 13, 1), mask_with(&[0x04])].concat(),
         Field::IcmpType | Field::Icmpv6Type => load_bytes(TRANSPORT, 0, 1),
         Field::NdTarget => load_bytes(TRANSPORT, 8, 16),
+        Field::NdTargetNetwork => load_bytes(TRANSPORT, 8, 8),
     }
 }
 

@@ -22,7 +22,11 @@ pub(super) fn data_type(field: Field) -> u32 {
         Field::TcpSynAck | Field::TcpRst => 15,
         Field::IcmpType => 14,
         Field::Icmpv6Type => 29,
-        Field::NdTarget | Field::FragmentMore | Field::Ip4FragmentMore | Field::DhcpClient => 4,
+        Field::NdTarget
+        | Field::NdTargetNetwork
+        | Field::FragmentMore
+        | Field::Ip4FragmentMore
+        | Field::DhcpClient => 4,
         Field::CtState => 26,
         Field::Mark(_) => 19,
     }
@@ -70,6 +74,10 @@ fn word_value(field: Field, word: &str) -> Option<Vec<u8>> {
                     .to_be_bytes()
                     .to_vec(),
             )
+        }
+        Field::NdTargetNetwork => {
+            let network = u64::from_str_radix(word.strip_prefix("0x")?, 16).ok()?;
+            Some(network.to_be_bytes().to_vec())
         }
         Field::DhcpClient => {
             let digits = word.strip_prefix("0x")?;

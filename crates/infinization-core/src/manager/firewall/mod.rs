@@ -17,9 +17,11 @@ pub use answers::{
     Applied, Change, DegradedRule, DepartmentApplied, FailedRule, FirewallPlan, Refused,
 };
 
+use super::networks::stored_pins;
 use super::{Manager, saved};
 use crate::config::{
-    BridgeConntrackMode, Environment, ManagerConfig, Parsed, Transport, VmConfig, Warning,
+    BridgeConntrackMode, Environment, MachineAddresses, ManagerConfig, Parsed, Transport, VmConfig,
+    Warning,
 };
 use crate::db::RuleSplit;
 use crate::error::Failure;
@@ -61,6 +63,8 @@ pub struct Wanted {
     pub rules: RuleSplit,
     /// What happens to a packet no rule decides.
     pub default_action: FirewallDefaultAction,
+    /// The addresses the machine may use, if they are not those it was created with.
+    pub addresses: Option<MachineAddresses>,
 }
 
 /// A department's rules, and its machines.
@@ -86,6 +90,9 @@ pub struct Member {
     /// What happens to a packet no rule decides.
     #[serde(default)]
     pub default_action: FirewallDefaultAction,
+    /// As [`Wanted::addresses`].
+    #[serde(default)]
+    pub addresses: Option<MachineAddresses>,
 }
 
 impl Member {
@@ -98,6 +105,7 @@ impl Member {
                 vm_rules: self.vm_rules,
             },
             default_action: self.default_action,
+            addresses: self.addresses,
         }
     }
 }
@@ -372,7 +380,8 @@ impl Firewall {
         let spec = spec(&config, &wanted.vm_id)?;
         let derived = VmNames::of(&wanted.vm_id).mac;
         let bridge_addresses = self.bridge_addresses(spec.as_ref(), &wanted.tap).await?;
-        let known_addresses = self.pinned(spec.as_ref());
+        let given = wanted.addresses.as_ref();
+        let known_addresses = self.known_addresses(&config, spec.as_ref(), given).await?;
         Ok(firewall::compile(&VmFirewall {
             vm_id: wanted.vm_id.clone(),
             tap: wanted.tap.clone(),
@@ -393,15 +402,23 @@ impl Firewall {
         })?)
     }
 
-    /// The address a network of the manager's has given the machine.
-    fn pinned(&self, spec: Option<&VmConfig>) -> Vec<IpAddr> {
-        let open = self.manager().and_then(|manager| manager.open().ok());
-        let network = spec.map(|spec| &spec.network);
-        let pinned = open.zip(network).map(|(open, network)| {
-            let pins = &open.services.pins;
-            pins.of(&network.bridge, network.mac)
-        });
-        pinned.unwrap_or_default()
+    /// All addresses the machine is held to: those it is given here or was created with, and those that a network
+    /// of ours gave it.
+    async fn known_addresses(
+        &self,
+        config: &ManagerConfig,
+        spec: Option<&VmConfig>,
+        given: Option<&MachineAddresses>,
+    ) -> Result<Vec<IpAddr>, Failure> {
+        let Some(network) = spec.map(|spec| &spec.network) else {
+            return Ok(given.map_or_else(Vec::new, |own| own.as_slice().to_vec()));
+        };
+        let pins = match self.manager() {
+            Some(manager) => manager.open()?.services.pins.clone(),
+            None => stored_pins(config.state_dir.as_path(), &network.bridge).await?,
+        };
+        let own = given.unwrap_or(&network.addresses);
+        Ok(pins.beside(own.as_slice(), network))
     }
 
     /// The addresses of the machine's bridge: the one it was made with, else the one its port is on.
