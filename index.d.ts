@@ -1845,8 +1845,10 @@ export interface VirtualNetworkConfig {
   /** Have `initialize()` start it. Default true. */
   autostart?: boolean
   /**
-   * Machines may only use the address the network gave them, as soon as there is one: a static one from the
-   * start, else with the lease. One whose address was given to another may use none until its next lease. For machines that are made by this instance, on the network's bridge. Default false.
+   * Machines may only use the address the network gave them: a static one from the start, else with the lease. Until then,
+   * and when the address was given to another, they may use none, but ask for one. Of IPv6, which the network has not,
+   * they may only use link-local addresses. A machine that is configured otherwise needs `addresses` of
+   * {@link VMCreateConfig}. For machines that are made by this instance, on the network's bridge. Default false.
    */
   pinAddresses?: boolean
 }
