@@ -632,7 +632,7 @@ export interface JournalEntry {
   actor: 'api' | 'guest' | 'monitor' | 'process' | 'recovery' | 'reconcile' | 'health'
   /**
    * What was under way: `create`, `start`, `stop`, `restart`, `suspend`, `resume`, `reset`, `destroy`,
-   * `delete`, `set firewall rules`, `create snapshot`, `revert snapshot`, `delete snapshot`, `commit snapshot`, `resize disk`, `retryCleanup`,
+   * `delete`, `set firewall rules`, `set addresses`, `create snapshot`, `revert snapshot`, `delete snapshot`, `commit snapshot`, `resize disk`, `retryCleanup`,
    * `reloadFirewall`, `recover`, `reconcile`, `check`; `run` between them.
    */
   operation: string
