@@ -128,7 +128,8 @@ fn machines_of_an_earlier_process_leave_the_old_chain_together() {
         let found = nft.repair().await.unwrap();
         assert_eq!(found.unconfirmed.len(), MACHINES);
         for machine in &before {
-            assert!(!nft.ensure_vm_if_changed(machine).await.unwrap());
+            let is_loaded = nft.ensure_vm_if_changed(machine).await.unwrap();
+            assert!(is_loaded, "nobody here knows what it has");
         }
         load(&nft, &all(&["DROP IN tcp 443"])).await;
         assert_eq!(shared(&nft).await.len(), 1, "{:?}", shared(&nft).await);
