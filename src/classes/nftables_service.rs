@@ -92,6 +92,10 @@ impl NftablesService {
     }
 
     #[napi]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "JavaScript's, one by one; napi keeps no `expect`"
+    )]
     pub fn apply_rules<'e>(
         &self,
         env: &'e Env,
@@ -115,6 +119,10 @@ impl NftablesService {
     }
 
     #[napi]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "JavaScript's, one by one; napi keeps no `expect`"
+    )]
     pub fn apply_rules_if_changed<'e>(
         &self,
         env: &'e Env,
