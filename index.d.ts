@@ -322,6 +322,14 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * NftablesError; NetworkError when the bridge cannot be read; PrismaAdapterError
    */
   setFirewallRules(vmId: string, rules: FirewallRuleInput[]): Promise<VMOperationResult>
+  /**
+   * Replaces the addresses the VM may use (see `addresses` of {@link VMCreateConfig}), whichever database it is in; if it
+   * runs, in one atomic step, with the rules that the database has for it. When that fails, those it had are kept. They
+   * are kept on this host, beside its MAC address.
+   * @throws LifecycleError `VM_NOT_FOUND`; `INVALID_CONFIG`; `INVALID_STATE` when the VM was neither created nor started
+   * on this host; NftablesError; NetworkError when the bridge cannot be read; PrismaAdapterError
+   */
+  setAddresses(vmId: string, addresses: string[]): Promise<VMOperationResult>
 
   /**
    * Makes a snapshot of all disks of a VM that runs or is off, all at the same moment, or of none: inside
@@ -630,7 +638,7 @@ export interface JournalEntry {
   actor: 'api' | 'guest' | 'monitor' | 'process' | 'recovery' | 'reconcile' | 'health'
   /**
    * What was under way: `create`, `start`, `stop`, `restart`, `suspend`, `resume`, `reset`, `destroy`,
-   * `delete`, `set firewall rules`, `create snapshot`, `revert snapshot`, `delete snapshot`, `commit snapshot`, `resize disk`, `retryCleanup`,
+   * `delete`, `set firewall rules`, `set addresses`, `create snapshot`, `revert snapshot`, `delete snapshot`, `commit snapshot`, `resize disk`, `retryCleanup`,
    * `reloadFirewall`, `recover`, `reconcile`, `check`; `run` between them.
    */
   operation: string
@@ -849,6 +857,14 @@ export interface VMCreateConfig {
   accelerator?: Accelerator
   /** Six hex pairs joined by `:`, unicast, no other machine's. Default: derived from `vmId`. */
   macAddress?: string
+  /**
+   * The only addresses the machine may use: what it sends from another one (IPv4, IPv6, ARP, neighbour discovery) is
+   * dropped. IPv4 and IPv6, at most 32, each a single machine's. In a family of which none is named the machine is
+   * free; `0.0.0.0` or `::` alone leaves it none. IPv6 link-local addresses are free unless one is named. Change them
+   * with `setAddresses`. Default none: then rules that go by a neighbour's address hold only as far as the guests of its
+   * bridge are honest, see docs/operations.md. A virtual network with `pinAddresses` adds the machine's leases.
+   */
+  addresses?: string[]
   /** `0000:01:00.0`, bound to vfio-pci. */
   gpuPciAddress?: string
   /**
@@ -1482,10 +1498,10 @@ export interface FirewallPlan extends FirewallApplyResult {
   /** What happens to a packet no rule decides. */
   defaultAction: FirewallDefaultAction
   /**
-   * The chains its packets pass: both hooks, `from_…` and `to_…` (anti-spoofing, and what every machine is
+   * The chains its packets pass: the hooks (`output` only tells DHCP answers of the host's side), `from_…` and `to_…` (anti-spoofing, and what every machine is
    * allowed), `dept_…` (the department's rules, which machines share), `vm_…` (its own rules).
    */
-  chains: { name: string; hook?: 'prerouting' | 'postrouting'; rules: string[] }[]
+  chains: { name: string; hook?: 'prerouting' | 'postrouting' | 'output'; rules: string[] }[]
   /** The table with this machine alone in it, in nft's syntax: `nft -f` reads it. */
   text: string
   /** The transaction, as `nft -j -f` is given it (libnftables-json). */
@@ -1545,6 +1561,8 @@ export interface DepartmentMachine {
   vmRules?: FirewallRuleInput[]
   /** What happens to a packet no rule decides; default `drop`. */
   defaultAction?: FirewallDefaultAction
+  /** As in `applyRules`. */
+  addresses?: string[]
 }
 
 /** What became of one machine of a department: one of `result` and `error` is there. */
@@ -1615,6 +1633,9 @@ export class NftablesService {
    * @param departmentRules stand before the machine's own of the same priority. Machines with the same ones
    * share the chains they stand in (`dept_in_…`, `dept_out_…`), unless own rules come between
    * @param defaultAction what happens to a packet no rule decides; default `drop`
+   * @param addresses the only ones the machine may use, as in {@link VMCreateConfig}: for one that no
+   * {@link Infinization} has made. Default: those it was created with, or `setAddresses` has given it; a machine of an
+   * instance has those again when that loads its rules the next time
    * @throws NftablesError `RULE_INVALID` (more than 20000 rules), `CONNTRACK_UNAVAILABLE`; NetworkError
    * when the bridge's addresses cannot be read
    */
@@ -1623,19 +1644,21 @@ export class NftablesService {
     tapName: string,
     departmentRules: FirewallRuleInput[],
     vmRules: FirewallRuleInput[],
-    defaultAction?: FirewallDefaultAction
+    defaultAction?: FirewallDefaultAction,
+    addresses?: string[]
   ): Promise<FirewallApplyResult>
   /**
-   * As `applyRules`, unless the kernel holds exactly that already: then `changed` is false, and there
-   * is no `result`. That costs no program if this process has loaded it and nobody else has changed the
-   * table since.
+   * As `applyRules`, unless this process has loaded exactly that and the kernel still holds it: then `changed` is
+   * false, and there is no `result`. That costs no program if nobody else has changed the table since. What another
+   * process has loaded is loaded again, as nothing tells what was made of it meanwhile.
    */
   applyRulesIfChanged(
     vmId: string,
     tapName: string,
     departmentRules: FirewallRuleInput[],
     vmRules: FirewallRuleInput[],
-    defaultAction?: FirewallDefaultAction
+    defaultAction?: FirewallDefaultAction,
+    addresses?: string[]
   ): Promise<{ changed: boolean; result?: FirewallApplyResult }>
   /**
    * `applyRules` for a department's machines, in one transaction. Where only the department's rules change,
@@ -1653,7 +1676,8 @@ export class NftablesService {
     tapName: string,
     departmentRules: FirewallRuleInput[],
     vmRules: FirewallRuleInput[],
-    defaultAction?: FirewallDefaultAction
+    defaultAction?: FirewallDefaultAction,
+    addresses?: string[]
   ): Promise<FirewallPlan>
   /**
    * Removes the user's rules: the machine is closed then, but for what every one is allowed. Never rejects:
@@ -1678,7 +1702,7 @@ export class NftablesService {
    */
   listOrphanedChains(): Promise<string[]>
   /**
-   * Forgets that the machine's rules are in force: the next `applyRulesIfChanged` asks the kernel.
+   * Forgets that the machine's rules are in force: the next `applyRulesIfChanged` loads them.
    * @throws LifecycleError `INVALID_CONFIG` for what is no id
    */
   clearRulesCache(vmId: string): void
@@ -1851,8 +1875,10 @@ export interface VirtualNetworkConfig {
   /** Have `initialize()` start it. Default true. */
   autostart?: boolean
   /**
-   * Machines may only use the address the network gave them, as soon as there is one: a static one from the
-   * start, else with the lease. One whose address was given to another may use none until its next lease. For machines that are made by this instance, on the network's bridge. Default false.
+   * Machines may only use the address the network gave them: a static one from the start, else with the lease. Until then,
+   * and when the address was given to another, they may use none, but ask for one. Of IPv6, which the network has not,
+   * they may only use link-local addresses. A machine that is configured otherwise needs `addresses` of
+   * {@link VMCreateConfig}. For machines that are made by this instance, on the network's bridge. Default false.
    */
   pinAddresses?: boolean
 }
@@ -2056,8 +2082,8 @@ export class BridgeManager {
 /**
  * Lets subnets out under the host's address. Table `ip infinibay_nat`, chain `postrouting`, one rule per
  * bridge: `ip saddr <subnet> oifname != <bridge> masquerade comment "dept-<bridge>"`; rules of others in
- * it are left alone. What one subnet sends to another bridge takes the host's address there too, so that a
- * receiver's rules cannot tell its sender by address. Every change is one transaction. What this process has set up is put back when
+ * it are left alone. Before it stands `between-<bridge>`: what a subnet sends to another bridge that has such rules keeps
+ * its address, so that a receiver's rules can tell its sender by it, if it came in by its own bridge (Linux 5.7). Every change is one transaction. What this process has set up is put back when
  * another program takes it away, as long as an {@link Infinization} is open; it does not outlive the
  * host. A bridge's name is as in {@link BridgeManager}; another one is `INVALID_CONFIG` ("Invalid bridge
  * name for NAT: …"). Failures are NftablesErrors: `PERMISSION_DENIED`, `COMMAND_FAILED`, `RULESET_MISMATCH`.
@@ -2071,7 +2097,8 @@ export class DepartmentNatService {
    */
   initialize(): Promise<void>
   /**
-   * Traffic from the subnet that leaves by any other interface than the bridge takes the host's address.
+   * Traffic from the subnet that leaves by any other interface than the bridge, or another that is masqueraded, takes
+   * the host's address.
    * Takes the place of the bridge's rule for another subnet; the same again costs nothing. Does what
    * `initialize` does where that was not done.
    * @param subnetCidr `a.b.c.d/n` with n from 1 to 32; host bits are cut off. What is none is

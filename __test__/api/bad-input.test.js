@@ -116,7 +116,8 @@ describe('B20: values that JSON cannot say are refused', () => {
     ['suspendVM', [null], 'vmId'], ['attachToRunningVM', ['vm-1', Buffer.from('/run/x')], 'qmpSocketPath'],
     ['guestExec', ['vm-1', '/run/x', 'ls', 'not an array'], 'args'], ['guestExec', ['vm-1', '/run/x', 'ls', [1]], 'args'],
     ['ejectCdrom', ['vm-1', 'ide0', 'yes'], 'force'], ['reconcileStartupState', ['off'], 'statuses'],
-    ['setFirewallRules', ['vm-1', {}], 'rules'], ['deleteVM', ['vm-1', true], 'options'],
+    ['setFirewallRules', ['vm-1', {}], 'rules'], ['setAddresses', ['vm-1', '10.0.0.5'], 'addresses'],
+    ['setAddresses', ['vm-1', ['10.0.0.300']], 'addresses'], ['deleteVM', ['vm-1', true], 'options'],
     ['planVM', [undefined, 1], undefined]
   ])('%s(%j) names the argument', async (method, args, path) => {
     const error = await rejection(newInstance()[method](...args))

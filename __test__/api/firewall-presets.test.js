@@ -78,7 +78,7 @@ test('a plan is what would be loaded, and loads nothing', async () => {
     failedRules: 1,
     failures: [{ ruleName: 'typo' }]
   })
-  expect(plan.chains.map((chain) => chain.name)).toEqual(['prerouting', 'postrouting', expect.stringMatching(/^from_/), expect.stringMatching(/^to_/), plan.chainName])
+  expect(plan.chains.map((chain) => chain.name)).toEqual(['prerouting', 'postrouting', 'output', expect.stringMatching(/^from_/), expect.stringMatching(/^to_/), plan.chainName])
   expect(plan.text).toContain('ip saddr 10.0.0.0/8 tcp dport 3389 accept comment "RDP from 10.0.0.0/8"')
   expect(plan.json.nftables[0]).toEqual({ add: { table: { family: 'bridge', name: 'infinization' } } })
   expect(await nftables.listChains()).toEqual(before)

@@ -13,6 +13,7 @@ const calls = [
   ['planVM', { vmId: 'vm-1' }], ['createVM', { vmId: 'vm-1' }], ['startVM', 'vm-1'], ['stopVM', 'vm-1'],
   ['restartVM', 'vm-1'], ['suspendVM', 'vm-1'], ['resumeVM', 'vm-1'], ['resetVM', 'vm-1'], ['destroyVM', 'vm-1'],
   ['getVMStatus', 'vm-1'], ['listVMs'], ['getVM', 'vm-1'], ['deleteVM', 'vm-1'], ['setFirewallRules', 'vm-1', []],
+  ['setAddresses', 'vm-1', []],
   ['reconcileStartupState'], ['attachToRunningVM', 'vm-1', '/run/vm.sock'], ['guestExec', 'vm-1', '/run/ga.sock', 'ls'],
   ['ejectCdrom', 'vm-1', 'ide0'], ['queryBlockDevices', 'vm-1'], ['ensureSegment', spec],
   ['setPeers', 'd', 'infinibr-1', []], ['destroySegment', 'd', 'infinibr-1']

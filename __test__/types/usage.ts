@@ -142,6 +142,7 @@ async function run(database: InfinizationDatabase, peers: OverlayPeer[]): Promis
     { id: '1', name: 'ssh', action: 'ACCEPT', direction: 'IN', priority: 1, protocol: 'tcp', dstPortStart: 22, dstPortEnd: 22 }
   ]
   void (await infinization.setFirewallRules(created.vmId, rules)).success
+  void (await infinization.setAddresses(created.vmId, ['10.0.0.5', 'fd00::5'])).success
 
   const postgres: FirewallPreset = defineFirewallPreset({ name: 'PostgreSQL', ports: [{ protocol: 'tcp', port: 5432 }] })
   await infinization.setFirewallRules(created.vmId, [...firewallPresets.ssh({ from: '10.0.0.0/8' }), ...postgres()])

@@ -213,6 +213,15 @@ impl Infinization {
         .await
     }
 
+    #[napi]
+    pub async fn set_addresses(&self, vm_id: Argument, addresses: Argument) -> Outcome {
+        data(async {
+            let (vm_id, addresses) = (vm_id.text("vmId")?, addresses.array("addresses")?);
+            self.manager.set_addresses(vm_id, addresses).await
+        })
+        .await
+    }
+
     /// `js/secrets.js` has made text of the key.
     #[napi]
     pub async fn rotate_secrets_key(&self, new_key: Argument) -> Outcome {

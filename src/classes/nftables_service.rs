@@ -94,6 +94,10 @@ impl NftablesService {
     }
 
     #[napi]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "JavaScript's, one by one; napi keeps no `expect`"
+    )]
     pub fn apply_rules<'e>(
         &self,
         env: &'e Env,
@@ -102,15 +106,25 @@ impl NftablesService {
         department_rules: Argument,
         vm_rules: Argument,
         default_action: Argument,
+        addresses: Argument,
     ) -> napi::Result<PromiseRaw<'e, Outcome>> {
         let asked = || {
-            let wanted = wanted(vm_id, tap, [department_rules, vm_rules], default_action)?;
+            let wanted = wanted(
+                vm_id,
+                tap,
+                [department_rules, vm_rules],
+                [default_action, addresses],
+            )?;
             Ok(self.firewall()?.apply(wanted))
         };
         answered(env, asked())
     }
 
     #[napi]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "JavaScript's, one by one; napi keeps no `expect`"
+    )]
     pub fn apply_rules_if_changed<'e>(
         &self,
         env: &'e Env,
@@ -119,9 +133,15 @@ impl NftablesService {
         department_rules: Argument,
         vm_rules: Argument,
         default_action: Argument,
+        addresses: Argument,
     ) -> napi::Result<PromiseRaw<'e, Outcome>> {
         let asked = || {
-            let wanted = wanted(vm_id, tap, [department_rules, vm_rules], default_action)?;
+            let wanted = wanted(
+                vm_id,
+                tap,
+                [department_rules, vm_rules],
+                [default_action, addresses],
+            )?;
             Ok(self.firewall()?.apply_if_changed(wanted))
         };
         answered(env, asked())
@@ -152,9 +172,15 @@ impl NftablesService {
         department_rules: Argument,
         vm_rules: Argument,
         default_action: Argument,
+        addresses: Argument,
     ) -> Outcome {
         data(async {
-            let wanted = wanted(vm_id, tap, [department_rules, vm_rules], default_action)?;
+            let wanted = wanted(
+                vm_id,
+                tap,
+                [department_rules, vm_rules],
+                [default_action, addresses],
+            )?;
             self.firewall()?.plan(&wanted).await
         })
         .await
@@ -272,7 +298,7 @@ fn wanted(
     vm_id: Argument,
     tap: Argument,
     [department_rules, vm_rules]: [Argument; 2],
-    default_action: Argument,
+    [default_action, addresses]: [Argument; 2],
 ) -> Result<Wanted, Failure> {
     let default_action: Option<FirewallDefaultAction> = default_action.shaped("defaultAction")?;
     Ok(Wanted {
@@ -284,6 +310,7 @@ fn wanted(
             vm_rules: vm_rules.shaped::<Vec<FirewallRuleInput>>("vmRules")?,
         },
         default_action: default_action.unwrap_or_default(),
+        addresses: addresses.shaped("addresses")?,
     })
 }
 

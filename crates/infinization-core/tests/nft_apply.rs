@@ -485,7 +485,7 @@ fn prepare_takes_over_a_table_of_the_earlier_implementation() {
         nft.ensure_vm(&compiled(&vm("vm-1"))).await.unwrap();
         nft.remove_vm(&names(&vm("vm-1"))).await.unwrap();
         let left = nft.list_chains().await.unwrap();
-        assert_eq!(left, ["prerouting", "postrouting"]);
+        assert_eq!(left, ["prerouting", "postrouting", "output"]);
     });
 }
 

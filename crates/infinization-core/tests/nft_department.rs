@@ -128,7 +128,8 @@ fn machines_of_an_earlier_process_leave_the_old_chain_together() {
         let found = nft.repair().await.unwrap();
         assert_eq!(found.unconfirmed.len(), MACHINES);
         for machine in &before {
-            assert!(!nft.ensure_vm_if_changed(machine).await.unwrap());
+            let is_loaded = nft.ensure_vm_if_changed(machine).await.unwrap();
+            assert!(is_loaded, "nobody here knows what it has");
         }
         load(&nft, &all(&["DROP IN tcp 443"])).await;
         assert_eq!(shared(&nft).await.len(), 1, "{:?}", shared(&nft).await);
@@ -377,6 +378,7 @@ fn service() -> Firewall {
 fn wanted(id: &str, port: u32) -> Wanted {
     let vm_id = VmId::parse(id).unwrap();
     Wanted {
+        addresses: None,
         tap: VmNames::of(&vm_id).tap,
         vm_id,
         rules: RuleSplit {
@@ -435,6 +437,7 @@ fn a_department_is_applied_to_its_machines_at_once() {
                 .map(|n| {
                     let Wanted { vm_id, tap, .. } = wanted(&format!("vm-{n}"), 1);
                     Member {
+                        addresses: None,
                         vm_id,
                         tap_name: tap,
                         vm_rules: vec![rule("ACCEPT IN tcp 22"), rule("allow IN tcp 1")],

@@ -378,11 +378,15 @@ fn f28_what_was_changed_before_this_process_began_is_undone_by_its_first_load() 
 
         let nft = settled().await;
         nft.adopt_vm(&both.ruleset.names, &both.ruleset.tap);
-        nft.repair().await.unwrap();
-        assert!(!nft.ensure_vm_if_changed(&both).await.unwrap());
-        assert_ne!([department, own].map(chain), good);
-        nft.ensure_vm(&both).await.unwrap();
+        assert_eq!(nft.repair().await.unwrap().unconfirmed.len(), 1);
+        assert_ne!(
+            [department, own].map(chain),
+            good,
+            "nobody can tell by reading"
+        );
+        assert!(nft.ensure_vm_if_changed(&both).await.unwrap());
         assert_eq!([department, own].map(chain), good);
+        assert!(!nft.ensure_vm_if_changed(&both).await.unwrap());
         let before = handles(own);
         nft.ensure_vm(&both).await.unwrap();
         assert_eq!(handles(own), before, "from then on it is known");

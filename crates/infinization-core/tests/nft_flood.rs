@@ -101,6 +101,7 @@ fn open(place: Place) -> Wanted {
 fn wanted(place: Place, vm_rules: Vec<FirewallRuleInput>, policy: FirewallDefaultAction) -> Wanted {
     let vm_id = place.vm_id();
     Wanted {
+        addresses: None,
         tap: VmNames::of(&vm_id).tap,
         vm_id,
         rules: RuleSplit {

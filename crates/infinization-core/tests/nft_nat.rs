@@ -7,6 +7,8 @@ mod firewall;
 mod guests;
 mod kit;
 
+use std::time::Duration;
+
 use infinization_core::firewall::{Masquerade, Subnet};
 use infinization_core::host::nft::Nft;
 use infinization_core::types::LinkName;
@@ -45,8 +47,7 @@ impl Site {
 
     /// The address the outside sees of this guest.
     fn seen(&self, guest: &Guest) -> String {
-        tells_peers(&self.outside, 7000);
-        asks(guest, OUTSIDE, 7000)
+        asks(guest, OUTSIDE, tells_peers(&self.outside))
     }
 }
 
@@ -58,18 +59,18 @@ fn department(name: &str, network: &str) -> Guest {
     guest
 }
 
-/// Answers the next connection with the address it comes from.
-fn tells_peers(guest: &Guest, port: u16) {
+/// Answers the next connection to this port with the address it comes from.
+fn tells_peers(guest: &Guest) -> u16 {
     guest.within(move || {
-        let listener = std::net::TcpListener::bind(("0.0.0.0", port)).unwrap();
+        let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
             use std::io::Write;
             let (mut stream, peer) = listener.accept().unwrap();
-            // Before the asker goes on: he may ask at this port again.
-            drop(listener);
             write!(stream, "{}", peer.ip()).unwrap();
         });
-    });
+        port
+    })
 }
 
 fn asks(guest: &Guest, address: &str, port: u16) -> String {
@@ -115,14 +116,14 @@ fn a_department_is_masqueraded_until_it_is_removed_and_no_other_is() {
             "another department is left alone"
         );
         // Inside, addresses stay what they are.
-        tells_peers(&site.b, 7001);
+        let port = tells_peers(&site.b);
         assert_eq!(
-            asks(&site.a, "10.2.0.2", 7001),
+            asks(&site.a, "10.2.0.2", port),
             "10.2.0.1",
             "it leaves by another bridge"
         );
-        tells_peers(&site.a, 7002);
-        assert_eq!(asks(&site.b, "10.1.0.2", 7002), "10.2.0.2");
+        let port = tells_peers(&site.a);
+        assert_eq!(asks(&site.b, "10.1.0.2", port), "10.2.0.2");
 
         site.nft.stop_masquerading(&name("br-a")).await.unwrap();
         assert_eq!(site.seen(&site.a), "10.1.0.2");
@@ -141,6 +142,7 @@ fn forwarding_is_switched_on_and_the_chain_is_what_its_readers_expect() {
             .unwrap();
         let wanted = "table ip infinibay_nat {\n\tchain postrouting {\n\
             \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
+            \t\tiifname \"br-a\" ip saddr 10.1.0.0/24 oifname @departments accept comment \"between-br-a\"\n\
             \t\tip saddr 10.1.0.0/24 oifname != \"br-a\" masquerade comment \"dept-br-a\"\n\t}\n}\n";
         assert_eq!(chain(), wanted);
     });
@@ -176,13 +178,72 @@ fn n1_rules_of_an_earlier_process_are_recognised() {
         run(
             "nft add rule ip infinibay_nat postrouting ip saddr 10.1.0.0/24 oifname != br-a masquerade comment \"dept-br-a\"",
         );
+        // An earlier release's: what goes between departments is put before it.
+        let (nft, wanted) = (Nft::new(), masquerade("10.1.0.0/24", "br-a"));
+        assert!(!nft.read_nat().await.unwrap().holds(&wanted));
+        nft.masquerade(wanted.clone()).await.unwrap();
+        assert!(nft.read_nat().await.unwrap().holds(&wanted));
+        assert_eq!(chain().matches("dept-br-a").count(), 1);
         let before = run("nft -a list ruleset");
-        Nft::new()
-            .masquerade(masquerade("10.1.0.0/24", "br-a"))
-            .await
-            .unwrap();
+        drop(nft);
+        Nft::new().masquerade(wanted).await.unwrap();
         assert_eq!(run("nft -a list ruleset"), before);
     });
+}
+
+#[test]
+fn between_departments_addresses_stay_and_what_pretends_to_be_anothers_is_masqueraded() {
+    in_private_network(|| async {
+        let site = Site::new();
+        bridge("br-c", &["10.3.0.1/24"]);
+        for (subnet, bridge) in [
+            ("10.1.0.0/24", "br-a"),
+            ("10.2.0.0/24", "br-b"),
+            ("10.3.0.0/24", "br-c"),
+        ] {
+            site.nft
+                .masquerade(masquerade(subnet, bridge))
+                .await
+                .unwrap();
+        }
+        let port = tells_peers(&site.b);
+        assert_eq!(asks(&site.a, "10.2.0.2", port), "10.1.0.2");
+        let port = tells_peers(&site.a);
+        assert_eq!(asks(&site.b, "10.1.0.2", port), "10.2.0.2");
+        assert_eq!(site.seen(&site.a), UPLINK);
+        assert_eq!(site.seen(&site.b), UPLINK);
+
+        for link in ["all", "br-a"] {
+            run(&format!("sysctl -qw net.ipv4.conf.{link}.rp_filter=0"));
+        }
+        site.a.sh("ip addr add 10.3.0.9/24 dev eth0");
+        assert_eq!(sender_seen(&site, "10.3.0.9"), "10.2.0.1");
+        assert_eq!(sender_seen(&site, "10.1.0.2"), "10.1.0.2");
+
+        // Where the other one is none any more, it goes out as to anybody else.
+        site.nft.stop_masquerading(&name("br-b")).await.unwrap();
+        assert_eq!(sender_seen(&site, "10.1.0.2"), "10.2.0.1");
+        for bridge in ["br-a", "br-c"] {
+            site.nft.stop_masquerading(&name(bridge)).await.unwrap();
+        }
+        assert_eq!(site.nft.read_nat().await.unwrap().departments.len(), 0);
+    });
+}
+
+/// The address that B sees of a datagram A sends from `source`.
+fn sender_seen(site: &Site, source: &str) -> String {
+    let ears = site
+        .b
+        .within(|| std::net::UdpSocket::bind("10.2.0.2:0").unwrap());
+    ears.set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let (to, source) = (ears.local_addr().unwrap(), format!("{source}:0"));
+    site.a.within(move || {
+        let mouth = std::net::UdpSocket::bind(source).unwrap();
+        mouth.send_to(b"?", to).unwrap();
+    });
+    let (_, peer) = ears.recv_from(&mut [0; 8]).unwrap();
+    peer.ip().to_string()
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn every_chain_is_shown_and_explaining_changes_nothing() {
         .iter()
         .map(|it| (it.name.as_str(), it.hook))
         .collect();
-    let hooks = ["prerouting", "postrouting"].map(|hook| (hook, Some(hook)));
+    let hooks = ["prerouting", "postrouting", "output"].map(|hook| (hook, Some(hook)));
     let own = [&names.from, &names.to, &names.vm].map(|name| (name.as_str(), None));
     assert_eq!(shown, [&hooks[..], &own].concat());
     let vm = &chains.last().unwrap().rules;
@@ -111,7 +111,7 @@ fn a_machine_that_is_off_or_runs_is_explained_by_its_stored_rules() {
         // Exactly what is in force.
         let name = running["chainName"].as_str().unwrap();
         let in_force = chain(name);
-        for rule in running["chains"][4]["rules"].as_array().unwrap() {
+        for rule in running["chains"][5]["rules"].as_array().unwrap() {
             let comment = rule.as_str().unwrap().split("comment").nth(1).unwrap();
             assert!(in_force.contains(comment), "{rule}: {in_force}");
         }
@@ -123,7 +123,7 @@ fn a_machine_that_is_off_or_runs_is_explained_by_its_stored_rules() {
         run("nft flush ruleset");
         host.links.delete(&host.bridge).await.unwrap();
         let off = manager.explain_firewall("explain-1".into()).await.unwrap();
-        assert_eq!(off["chains"][4], running["chains"][4]);
+        assert_eq!(off["chains"][5], running["chains"][5]);
         host.build_bridge().await;
         delete(&manager, "explain-1").await;
         manager.shutdown().await.unwrap();

@@ -9,7 +9,10 @@ use super::fields::{
 use super::location;
 use super::resolve::{Door, resolve};
 use super::rules;
-use super::{ConfigError, Context, CpuConfig, DiskLocation, FirewallConfig, Parsed, VmConfig};
+use super::{
+    ConfigError, Context, CpuConfig, DiskLocation, FirewallConfig, MachineAddresses, Parsed,
+    VmConfig,
+};
 use crate::error::ErrorCode;
 use crate::types::{ByteSize, FirewallDefaultAction, InvalidValue, Secret};
 
@@ -54,6 +57,9 @@ fn draft(fields: &Fields<'_>, report: &Report) -> Draft {
         mac: fields.optional("macAddress", parsed),
         network_model: fields.optional("networkModel", parsed),
         queues: fields.optional("networkQueues", integer_in(1..=i64::MAX)),
+        addresses: fields
+            .optional("addresses", MachineAddresses::parse)
+            .unwrap_or_default(),
         protocol: fields.required("displayType", parsed),
         port: fields.required("displayPort", integer_in(0..=i64::MAX)),
         address: fields.optional("displayAddr", parsed),

@@ -5,8 +5,8 @@
 
 use super::{
     AcceleratorChoice, BindAddress, CacheMode, CpuModel, DiskBus, DiskConfig, DiskDefaults,
-    DiskFormat, DiskLocation, DisplayProtocol, FirewallConfig, GuestUuid, MachineType,
-    NetworkModel, PinningStrategy, RunAsUser, VmConfig,
+    DiskFormat, DiskLocation, DisplayProtocol, FirewallConfig, GuestUuid, MachineAddresses,
+    MachineType, NetworkModel, PinningStrategy, RunAsUser, VmConfig,
 };
 use crate::types::{
     ByteSize, DiskKey, HostPath, InternalName, LinkName, MacAddr, PciAddress, Secret, VmId,
@@ -43,6 +43,7 @@ pub(super) struct Draft {
     pub(super) mac: Option<MacAddr>,
     pub(super) network_model: Option<NetworkModel>,
     pub(super) queues: Option<i64>,
+    pub(super) addresses: MachineAddresses,
     pub(super) protocol: Option<DisplayProtocol>,
     pub(super) port: Option<i64>,
     pub(super) address: Option<BindAddress>,
@@ -109,6 +110,7 @@ impl Draft {
             mac: Some(spec.network.mac),
             network_model: Some(spec.network.model),
             queues: Some(spec.network.queues.into()),
+            addresses: spec.network.addresses,
             protocol: Some(spec.display.protocol),
             port: Some(spec.display.port.into()),
             address: Some(spec.display.address),

@@ -58,7 +58,7 @@ pub use machine::{AcceleratorChoice, GuestUuid, MachineType, RunAsUser};
 pub use manager::{
     BridgeConntrackMode, Environment, HostFacts, HostService, ManagerConfig, Transport,
 };
-pub use network::{NetworkConfig, NetworkModel};
+pub use network::{MachineAddresses, NetworkConfig, NetworkModel};
 pub use options::{DeleteOptions, DiskKeys, GuestExecOptions, StartOptions, StopOptions};
 pub use persistence::{BootUnitOptions, PersistenceOptions};
 pub use rules::parse_rules;

@@ -289,6 +289,7 @@ impl Rules<'_> {
             mac,
             model,
             queues,
+            addresses: draft.addresses.clone(),
         })
     }
 

@@ -6,37 +6,33 @@ use crate::types::LinkName;
 
 use super::expr::{Field, NftRule};
 
-/// The two hooks that see every frame of a bridge port: bridged, routed, to and from the host.
+/// The hooks of the table. The first two see every frame of a bridge port: bridged, routed, to and from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
     /// Where frames come in; `iifname` is known.
     Prerouting,
     /// Where frames leave; `oifname` is known.
     Postrouting,
+    /// Where frames leave that the host has made or routed, before [`Hook::Postrouting`]: no other hook tells those
+    /// from bridged ones. It decides nothing.
+    Output,
 }
 
 impl Hook {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Prerouting, Self::Postrouting];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Prerouting, Self::Postrouting, Self::Output];
 
     /// The hook's name, and its base chain's.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Prerouting => "prerouting",
             Self::Postrouting => "postrouting",
-        }
-    }
-
-    /// The map that sends each port's frames to their chain.
-    pub fn map(self) -> VerdictMap {
-        match self {
-            Self::Prerouting => VerdictMap::FromVm,
-            Self::Postrouting => VerdictMap::ToVm,
+            Self::Output => "output",
         }
     }
 }
 
-/// A verdict map keyed by port.
+/// A verdict map keyed by port: sends each port's frames to their chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VerdictMap {
     /// By `iifname`.
@@ -46,6 +42,17 @@ pub enum VerdictMap {
 }
 
 impl VerdictMap {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::FromVm, Self::ToVm];
+
+    /// The hook that looks ports up in it.
+    pub fn hook(self) -> Hook {
+        match self {
+            Self::FromVm => Hook::Prerouting,
+            Self::ToVm => Hook::Postrouting,
+        }
+    }
+
     /// Its name in the table.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -71,7 +78,7 @@ pub enum Command {
     AddMap(VerdictMap),
     AddBaseChain(Hook),
     /// Sends each port to its chain.
-    AddDispatch(Hook),
+    AddDispatch(VerdictMap),
     AddChain(String),
     /// Fails if the chain exists.
     CreateChain(String),
@@ -118,7 +125,7 @@ impl Command {
             | Self::AddRule { chain, .. }
             | Self::InsertRule { chain, .. }
             | Self::DeleteRule { chain, .. } => Some(chain),
-            Self::AddDispatch(hook) => Some(hook.as_str()),
+            Self::AddDispatch(map) => Some(map.hook().as_str()),
             Self::AddTable
             | Self::AddMap(_)
             | Self::AddBaseChain(_)

@@ -4,8 +4,8 @@
 
 use std::net::IpAddr;
 
-use super::expr::{Field, Item, Match, NftRule};
-use super::guard::{LINK_LOCAL, accept, by_family, protocol, udp_ports};
+use super::expr::{Field, Item, Match, NftRule, Origin, Verdict};
+use super::guard::{LINK_LOCAL, accept, by_family, is_not_of, protocol, udp_ports};
 use super::place;
 use super::rule::{Network, Side};
 
@@ -44,9 +44,19 @@ pub(super) fn requests(bridge: &[IpAddr]) -> [NftRule; 2] {
     ]
 }
 
+/// For the hook where the host puts frames on a bridge: marks the answers among them, so that [`answers`] can
+/// tell those that were routed here.
+pub(super) fn from_the_host() -> [NftRule; 2] {
+    [DHCP, DHCPV6].map(|(client, server)| {
+        NftRule::new(Verdict::MarkAs(Origin::Host), "infinization-dhcp-from-host")
+            .when(udp_ports(server, client))
+    })
+}
+
 /// Answers of servers on the link, which need not be the bridge's own. A host far away has no answer for the VM,
-/// and could reach it by pretending to: what is routed here comes from elsewhere, and is not to everybody. That it does
-/// not bear an address of the link is for the host's `rp_filter`. A bridge without an address routes nothing.
+/// and could reach it by pretending to: what is routed here comes from elsewhere whatever address of the link it
+/// bears, and is not to everybody. What the host answers bears the bridge's address, which it takes from nobody else. A
+/// bridge without an address routes nothing.
 pub(super) fn answers(bridge: &[Network]) -> Vec<NftRule> {
     let mut conditions = on_link(bridge, "ip", Field::Ip(Side::Source));
     if conditions.is_empty() {
@@ -58,7 +68,7 @@ pub(super) fn answers(bridge: &[Network]) -> Vec<NftRule> {
     accepted("infinization-dhcp-server-to-client", conditions, DHCP)
 }
 
-/// As [`answers`]. Link-local addresses are not routed either.
+/// As [`answers`]. Link-local addresses are not routed.
 pub(super) fn answers_v6(bridge: &[Network]) -> Vec<NftRule> {
     let from = Field::Ip6(Side::Source);
     let mut conditions = on_link(bridge, "ip6", from);
@@ -80,14 +90,27 @@ fn accepted(
     conditions.into_iter().map(answer).collect()
 }
 
-/// For each of the bridge's networks of one family: what comes from there.
+/// For each of the bridge's networks of one family: what comes from there by a port. Also what comes from its own
+/// addresses, which may be the host's.
 fn on_link(bridge: &[Network], family: &str, from: Field) -> Vec<Vec<Match>> {
-    let mut networks: Vec<Match> = Vec::new();
+    let (mut networks, mut own): (Vec<Match>, Vec<Item>) = (Vec::new(), Vec::new());
     for network in bridge {
         let comes_from = place::network(Some(*network), Side::Source);
-        let is_new = |it: &Match| it.field == from && !networks.contains(it);
-        networks.extend(comes_from.filter(is_new));
+        let Some(comes_from) = comes_from.filter(|it| it.field == from) else {
+            continue;
+        };
+        if !networks.contains(&comes_from) {
+            networks.push(comes_from);
+        }
+        let address = Item::Word(network.address.to_string());
+        if !own.contains(&address) {
+            own.push(address);
+        }
     }
-    let of_family = |comes_from| vec![protocol(family), comes_from];
-    networks.into_iter().map(of_family).collect()
+    let by_a_port = |comes_from| vec![protocol(family), comes_from, is_not_of(Origin::Host)];
+    let mut all: Vec<_> = networks.into_iter().map(by_a_port).collect();
+    if !own.is_empty() {
+        all.push(vec![protocol(family), Match::among(from, own)]);
+    }
+    all
 }

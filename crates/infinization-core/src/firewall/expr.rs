@@ -55,10 +55,12 @@ pub enum Field {
     Icmpv6Type,
     /// The address a neighbour message is about (nft 1.0.6 has no name for it).
     NdTarget,
+    /// Its first 64 bits.
+    NdTargetNetwork,
     /// Connection tracking's verdict on the packet.
     CtState,
-    /// The bit of the packet's mark that says that a managed VM sent it; see [`Verdict::MarkAsGuests`].
-    GuestMark,
+    /// The bit of the packet's mark that says where it comes from; see [`Verdict::MarkAs`].
+    Mark(Origin),
 }
 
 /// One value to compare with.
@@ -133,8 +135,24 @@ impl Match {
     }
 }
 
-/// Survives routing and masquerading on this host.
-pub(crate) const GUEST_MARK: u32 = 0x1000_0000;
+/// What a packet's mark says of where it comes from. It survives routing and masquerading on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A managed VM has sent it.
+    Guest,
+    /// It was put on a bridge by the host, which has made or routed it; not by one of the bridge's ports.
+    Host,
+}
+
+impl Origin {
+    /// Its bit.
+    pub fn mark(self) -> u32 {
+        match self {
+            Self::Guest => 0x1000_0000,
+            Self::Host => 0x2000_0000,
+        }
+    }
+}
 
 /// IPv4's "more fragments", beside the offset.
 pub(crate) const IP4_MORE_FRAGMENTS: u16 = 0x2000;
@@ -147,7 +165,7 @@ pub enum Verdict {
     /// The packet vanishes.
     Drop,
     /// The packet goes on, with a bit of its mark set that is ours.
-    MarkAsGuests,
+    MarkAs(Origin),
     /// Back to the chain that jumped here.
     Return,
     /// On to another chain, and back if that one does not decide.

@@ -12,7 +12,7 @@ use crate::types::MacAddr;
 
 use super::compile::{Conntrack, VmFirewall};
 use super::dhcp::{self, DHCP, DHCPV6};
-use super::expr::{Field, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Verdict};
+use super::expr::{Field, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Origin, Verdict};
 use super::rule::{Side, States, Transport};
 
 const DNS: u16 = 53;
@@ -23,7 +23,10 @@ pub(super) fn from_vm(vm: &VmFirewall) -> Vec<NftRule> {
     let mut rules = Vec::from(own_mac(vm.mac));
     rules.extend([hidden_transport(), fragmented_discovery()]);
     if vm.conntrack == Conntrack::Stateless {
-        rules.push(NftRule::new(Verdict::MarkAsGuests, "infinization-guest"));
+        rules.push(NftRule::new(
+            Verdict::MarkAs(Origin::Guest),
+            "infinization-guest",
+        ));
     }
     rules.extend(own_addresses(&vm.known_addresses));
     let bridge = addresses(vm);
@@ -72,15 +75,15 @@ fn hidden_transport() -> NftRule {
 /// Neighbour discovery in fragments hides what it claims from these rules; hosts must ignore it
 /// (RFC 6980), and not all do.
 fn fragmented_discovery() -> NftRule {
-    let mut matches = icmpv6_type([
+    let messages = icmpv6_type([
         "nd-router-solicit",
         "nd-router-advert",
         "nd-neighbor-solicit",
         "nd-neighbor-advert",
         "nd-redirect",
     ]);
-    matches.push(Match::is(Field::FragmentMore, Item::Number(1)));
-    drop("infinization-evasion", matches)
+    let more = Match::is(Field::FragmentMore, Item::Number(1));
+    drop("infinization-evasion", messages).when([more])
 }
 
 /// A VM whose addresses are known uses no other, in the families they are known of.
@@ -99,12 +102,53 @@ fn own_addresses(known: &[IpAddr]) -> Vec<NftRule> {
         rules.push(spoofed([protocol("arp"), arp]));
     }
     if !v6.is_empty() {
-        // The guest chooses its link-local address itself.
-        v6.extend([Item::from("::"), Item::Prefix(IpAddr::V6(LINK_LOCAL), 64)]);
+        let is_link_local = |it: &Ipv6Addr| it.is_unicast_link_local();
+        let own: Vec<Ipv6Addr> = known.iter().filter_map(as_v6).collect();
+        // The guest chooses its link-local address itself, unless one is named.
+        let chooses = !own.iter().any(is_link_local);
+        let unset = Item::from("::");
+        if !v6.contains(&unset) {
+            v6.push(unset);
+        }
+        if chooses {
+            v6.push(Item::Prefix(IpAddr::V6(LINK_LOCAL), 64));
+        }
         let ip6 = Match::not_among(Field::Ip6(Side::Source), v6);
         rules.push(spoofed([protocol("ip6"), ip6]));
+        rules.extend(own_neighbour_messages(&own, chooses));
     }
     rules
+}
+
+/// It says of no other address that it has it, nor asks whether somebody has one that it is about to take.
+fn own_neighbour_messages(own: &[Ipv6Addr], chooses_link_local: bool) -> [NftRule; 2] {
+    let mut foreign: Vec<Match> = own
+        .iter()
+        .filter(|address| !address.is_unspecified())
+        .map(|address| Match::is_not(Field::NdTarget, nd_target(*address).as_str()))
+        .collect();
+    if chooses_link_local {
+        let network = format!("{:#018x}", u128::from(LINK_LOCAL) >> 64);
+        foreign.push(Match::is_not(Field::NdTargetNetwork, network.as_str()));
+    }
+    let unset = Match::is(Field::Ip6(Side::Source), "::");
+    let [_, l4proto, solicit] = icmpv6_type(["nd-neighbor-solicit"]);
+    [
+        spoofed(icmpv6_type(["nd-neighbor-advert"])).when(foreign.clone()),
+        spoofed([protocol("ip6"), unset, l4proto, solicit]).when(foreign),
+    ]
+}
+
+fn as_v6(address: &IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(*address),
+    }
+}
+
+/// As the bytes of a neighbour message.
+fn nd_target(address: Ipv6Addr) -> String {
+    format!("{:#034x}", u128::from(address))
 }
 
 /// A VM never speaks as the bridge: its address is what the service replies are trusted by.
@@ -123,10 +167,10 @@ fn impersonation(bridge: &[IpAddr]) -> Vec<NftRule> {
     }
     for address in bridge {
         if let IpAddr::V6(address) = address {
-            let target = format!("{:#034x}", u128::from(*address));
-            let mut claims = icmpv6_type(["nd-neighbor-advert"]);
-            claims.push(Match::is(Field::NdTarget, target.as_str()));
-            rules.push(spoofed(claims));
+            let target = nd_target(*address);
+            let claims = icmpv6_type(["nd-neighbor-advert"]);
+            let bridge = Match::is(Field::NdTarget, target.as_str());
+            rules.push(spoofed(claims).when([bridge]));
         }
     }
     rules
@@ -200,8 +244,8 @@ impl Service {
         accept("infinization-host-service", matches)
     }
 
-    /// The bridge's address alone proves nothing: what another department sends here is masqueraded,
-    /// so it comes from that address too, and from any port.
+    /// The bridge's address alone proves nothing: what is masqueraded on its way here (by others' rules, or as it
+    /// pretends to be another department's) comes from that address too, and from any port.
     fn reply(self, conntrack: Conntrack) -> NftRule {
         let mut matches = self.matches(Side::Source);
         match (conntrack, self.transport) {
@@ -257,7 +301,12 @@ fn service_ports(vm: &VmFirewall, transport: Transport) -> Vec<Item> {
 
 /// Packets that no managed VM has sent.
 fn no_guest() -> Match {
-    Match::is(Field::GuestMark, "0x00000000")
+    is_not_of(Origin::Guest)
+}
+
+/// Packets that do not come from there.
+pub(super) fn is_not_of(origin: Origin) -> Match {
+    Match::is(Field::Mark(origin), "0x00000000")
 }
 
 /// Packets of a connection that the VM has opened, or errors about one.
@@ -275,8 +324,8 @@ pub(super) fn protocol(word: &str) -> Match {
     Match::is(Field::Protocol, word)
 }
 
-fn icmpv6_type<const N: usize>(types: [&str; N]) -> Vec<Match> {
-    vec![
+fn icmpv6_type<const N: usize>(types: [&str; N]) -> [Match; 3] {
+    [
         protocol("ip6"),
         Match::is(Field::L4Proto, "ipv6-icmp"),
         Match::among(Field::Icmpv6Type, types.map(Item::from)),

@@ -5,8 +5,8 @@
 
 use serde_json::{Value, json};
 
-use super::command::{Command, Hook, VerdictMap};
-use super::expr::{Field, GUEST_MARK, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Op, Verdict};
+use super::command::{Command, VerdictMap};
+use super::expr::{Field, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Op, Verdict};
 use super::names::TABLE;
 use super::rule::Side;
 use super::transaction::{DISPATCH, Transaction};
@@ -28,7 +28,7 @@ fn command(command: &Command) -> Value {
             "family": "bridge", "table": TABLE, "name": hook.as_str(),
             "type": "filter", "hook": hook.as_str(), "prio": 0, "policy": "accept",
         } } }),
-        Command::AddDispatch(hook) => json!({ "add": { "rule": dispatch(*hook) } }),
+        Command::AddDispatch(map) => json!({ "add": { "rule": dispatch(*map) } }),
         Command::AddChain(name) => json!({ "add": chain(name) }),
         Command::CreateChain(name) => json!({ "create": chain(name) }),
         Command::FlushChain(name) => json!({ "flush": chain(name) }),
@@ -67,11 +67,10 @@ fn element(map: VerdictMap, element: &Value) -> Value {
     json!({ "family": "bridge", "table": TABLE, "name": map.as_str(), "elem": [element] })
 }
 
-fn dispatch(hook: Hook) -> Value {
-    let map = hook.map();
+fn dispatch(map: VerdictMap) -> Value {
     let lookup =
         json!({ "vmap": { "key": field(map.key()), "data": format!("@{}", map.as_str()) } });
-    rule_object(hook.as_str(), &[lookup], DISPATCH)
+    rule_object(map.hook().as_str(), &[lookup], DISPATCH)
 }
 
 /// One rule as it stands in `chain`.
@@ -134,7 +133,8 @@ fn field(field: Field) -> Value {
         Field::IcmpType => payload("icmp", "type"),
         Field::Icmpv6Type => payload("icmpv6", "type"),
         Field::NdTarget => json!({ "payload": { "base": "th", "offset": 64, "len": 128 } }),
-        Field::GuestMark => json!({ "&": [meta("mark"), GUEST_MARK] }),
+        Field::NdTargetNetwork => json!({ "payload": { "base": "th", "offset": 64, "len": 64 } }),
+        Field::Mark(origin) => json!({ "&": [meta("mark"), origin.mark()] }),
         Field::CtState => json!({ "ct": { "key": "state" } }),
     }
 }
@@ -162,8 +162,8 @@ fn verdict(verdict: &Verdict) -> Value {
     match verdict {
         Verdict::Accept => json!({ "accept": null }),
         Verdict::Drop => json!({ "drop": null }),
-        Verdict::MarkAsGuests => {
-            let marked = json!({ "|": [meta("mark"), GUEST_MARK] });
+        Verdict::MarkAs(origin) => {
+            let marked = json!({ "|": [meta("mark"), origin.mark()] });
             json!({ "mangle": { "key": meta("mark"), "value": marked } })
         }
         Verdict::Return => json!({ "return": null }),

@@ -56,12 +56,14 @@ pub use compile::{
     MAX_RULES, TooManyRules, VmFirewall, compile,
 };
 pub use edits::{Edit, edits};
-pub use expr::{Field, Item, Match, NftRule, Op, Verdict};
-pub(crate) use expr::{GUEST_MARK, IP4_MORE_FRAGMENTS};
+pub(crate) use expr::IP4_MORE_FRAGMENTS;
+pub use expr::{Field, Item, Match, NftRule, Op, Origin, Verdict};
 pub use json::document;
 pub use merge::{Merged, merge};
 pub use names::{ChainNames, TABLE};
-pub use nat::{Masquerade, NAT_CHAIN, NAT_TABLE, NatListing, NatRule, NatTransaction, Subnet};
+pub use nat::{
+    Masquerade, NAT_CHAIN, NAT_DEPARTMENTS, NAT_TABLE, NatListing, NatRule, NatTransaction, Subnet,
+};
 pub use parse::parse_rule;
 pub use preset::{OneOrMany, PresetError, PresetOptions, Service, ServicePort, preset_values};
 pub use rule::{

@@ -1,21 +1,25 @@
-//! Masquerading: what leaves a subnet by any other way than its bridge takes the host's address.
+//! Masquerading: what leaves a subnet by any other way than its bridge, or another's, takes the host's address.
 //!
 //! ```text
 //! table ip infinibay_nat {
+//!   set departments { type ifname; elements = { "br-a", "br-b" } }
 //!   chain postrouting {
 //!     type nat hook postrouting priority srcnat; policy accept;
+//!     iifname "br-a" ip saddr 10.0.3.0/24 oifname @departments accept comment "between-br-a"
 //!     ip saddr 10.0.3.0/24 oifname != "br-a" masquerade comment "dept-br-a"
 //!   }
 //! }
 //! ```
 //!
-//! One rule per bridge, known by its exact comment: the names, the order and the comment are a
-//! contract with those who read `nft list chain ip infinibay_nat postrouting`. By that form what goes to another
-//! bridge is masqueraded, too: there it comes from the host's address, and no rule of the receiver's can tell it
-//! by its own. Hence what comes from there is not trusted for its address ([`super::guard`]). Invariant: a
-//! transaction names no rule of another bridge, and none without such a comment.
+//! Two rules per bridge, known by their exact comments: the names, the order and the comment of the second are a
+//! contract with those who read `nft list chain ip infinibay_nat postrouting`. The first leaves what goes to another
+//! bridge its address, so that the receiver's rules can tell it by that: what comes in by its own bridge, that is. What
+//! comes in by another pretends to be its subnet's, and is masqueraded; so is everything where the kernel does not say
+//! there by what it came (before 5.7). Invariant: a transaction names no rule of another bridge, and none without such
+//! a comment.
 //! Neighbour: [`crate::host::nft`] runs the transactions.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -29,6 +33,9 @@ pub const NAT_TABLE: &str = "infinibay_nat";
 /// Its one chain.
 pub const NAT_CHAIN: &str = "postrouting";
 const COMMENT: &str = "dept-";
+const BETWEEN: &str = "between-";
+/// Its one set: the bridges that have rules there.
+pub const NAT_DEPARTMENTS: &str = "departments";
 /// `srcnat`.
 const PRIORITY: i32 = 100;
 
@@ -84,6 +91,11 @@ impl Masquerade {
         format!("{COMMENT}{bridge}")
     }
 
+    /// What the rule before it is known by.
+    fn comment_between(bridge: &LinkName) -> String {
+        format!("{BETWEEN}{bridge}")
+    }
+
     /// The bridge that a rule with this comment is for.
     pub fn bridge_of(comment: &str) -> Option<LinkName> {
         LinkName::parse(comment.strip_prefix(COMMENT)?).ok()
@@ -91,19 +103,45 @@ impl Masquerade {
 
     /// The rule's statements in the words of libnftables-json(5), as the kernel lists them too.
     pub fn statements(&self) -> Value {
+        json!([
+            self.comes_from(),
+            meta("oifname", "!=", self.bridge.as_str()),
+            { "masquerade": null },
+        ])
+    }
+
+    /// As [`Masquerade::statements`], of the rule before it.
+    fn statements_between(&self) -> Value {
+        json!([
+            meta("iifname", "==", self.bridge.as_str()),
+            self.comes_from(),
+            meta("oifname", "==", &format!("@{NAT_DEPARTMENTS}")),
+            { "accept": null },
+        ])
+    }
+
+    fn comes_from(&self) -> Value {
         let Subnet { network, prefix } = self.subnet;
         let source = match prefix {
             32 => json!(network),
             _ => json!({ "prefix": { "addr": network, "len": prefix } }),
         };
         let from = json!({ "payload": { "protocol": "ip", "field": "saddr" } });
-        let by = json!({ "meta": { "key": "oifname" } });
-        json!([
-            { "match": { "op": "==", "left": from, "right": source } },
-            { "match": { "op": "!=", "left": by, "right": self.bridge } },
-            { "masquerade": null },
-        ])
+        json!({ "match": { "op": "==", "left": from, "right": source } })
     }
+
+    /// Its rules in order: comment and statements.
+    fn rules(&self) -> [(String, Value); 2] {
+        let bridge = &self.bridge;
+        [
+            (Self::comment_between(bridge), self.statements_between()),
+            (Self::comment(bridge), self.statements()),
+        ]
+    }
+}
+
+fn meta(key: &str, op: &str, right: &str) -> Value {
+    json!({ "match": { "op": op, "left": { "meta": { "key": key } }, "right": right } })
 }
 
 /// A rule of the chain, as the kernel holds it.
@@ -122,23 +160,35 @@ pub struct NatRule {
 pub struct NatListing {
     /// Whether the chain is there and hooked.
     pub hooked: bool,
+    /// The bridges that keep their addresses towards each other.
+    pub departments: BTreeSet<String>,
     /// The chain's rules, in order.
     pub rules: Vec<NatRule>,
 }
 
 impl NatListing {
-    /// The rules of this bridge; one, unless somebody meddled.
+    /// The rules of this bridge; two, unless somebody meddled.
     pub fn of<'a>(&'a self, bridge: &LinkName) -> impl Iterator<Item = &'a NatRule> + use<'a> {
-        let comment = Masquerade::comment(bridge);
-        let ours = move |rule: &&NatRule| rule.comment.as_deref() == Some(comment.as_str());
+        let comments = [
+            Masquerade::comment_between(bridge),
+            Masquerade::comment(bridge),
+        ];
+        let ours = move |rule: &&NatRule| {
+            let comment = rule.comment.as_ref();
+            comment.is_some_and(|comment| comments.contains(comment))
+        };
         self.rules.iter().filter(ours)
     }
 
-    /// Whether exactly this rule is in force for its bridge.
+    /// Whether exactly this is in force for its bridge.
     pub fn holds(&self, wanted: &Masquerade) -> bool {
-        let mut found = self.of(&wanted.bridge);
-        let sound = |rule: &NatRule| rule.statements == wanted.statements();
-        self.hooked && found.next().is_some_and(sound) && found.next().is_none()
+        let found = self.of(&wanted.bridge);
+        let found = found.map(|rule| (rule.comment.clone().unwrap_or_default(), &rule.statements));
+        let rules = wanted.rules();
+        let wanted_rules = rules
+            .iter()
+            .map(|(comment, statements)| (comment.clone(), statements));
+        self.hooked && self.departments.contains(wanted.bridge.as_str()) && wanted_rules.eq(found)
     }
 
     /// The bridges that have a rule, in order.
@@ -152,9 +202,12 @@ impl NatListing {
 #[derive(Debug, Clone, PartialEq)]
 enum Command {
     AddTable,
+    AddDepartments,
     AddChain,
     DeleteRule(u64),
-    AddRule(Masquerade),
+    AddRules(Masquerade),
+    AddDepartment(LinkName),
+    DeleteDepartment(LinkName),
 }
 
 /// Steps that are taken together.
@@ -167,11 +220,15 @@ impl NatTransaction {
     /// The table and its chain, and nobody's rule.
     pub fn table() -> Self {
         Self {
-            commands: vec![Command::AddTable, Command::AddChain],
+            commands: vec![
+                Command::AddTable,
+                Command::AddDepartments,
+                Command::AddChain,
+            ],
         }
     }
 
-    /// Makes each of these its bridge's only rule, whatever there is; nothing if all of them are.
+    /// Makes each of these its bridge's only one, whatever there is; nothing if all of them are.
     pub fn ensure<'a>(
         wanted: impl IntoIterator<Item = &'a Masquerade>,
         loaded: &NatListing,
@@ -179,7 +236,9 @@ impl NatTransaction {
         let mut all = Self::table();
         for masquerade in wanted.into_iter().filter(|it| !loaded.holds(it)) {
             all.delete(&masquerade.bridge, loaded);
-            all.commands.push(Command::AddRule(masquerade.clone()));
+            let department = Command::AddDepartment(masquerade.bridge.clone());
+            all.commands
+                .extend([department, Command::AddRules(masquerade.clone())]);
         }
         (all.commands.len() > Self::table().commands.len()).then_some(all)
     }
@@ -188,6 +247,9 @@ impl NatTransaction {
     pub fn remove(bridge: &LinkName, loaded: &NatListing) -> Option<Self> {
         let mut all = Self::default();
         all.delete(bridge, loaded);
+        if loaded.departments.contains(bridge.as_str()) {
+            all.commands.push(Command::DeleteDepartment(bridge.clone()));
+        }
         (!all.commands.is_empty()).then_some(all)
     }
 
@@ -198,23 +260,27 @@ impl NatTransaction {
 
     /// The comments of the rules it adds, in order.
     pub fn added(&self) -> impl Iterator<Item = String> {
-        self.commands.iter().filter_map(|command| match command {
-            Command::AddRule(masquerade) => Some(Masquerade::comment(&masquerade.bridge)),
+        let rules = self.commands.iter().filter_map(|command| match command {
+            Command::AddRules(masquerade) => Some(masquerade.rules()),
             _ => None,
-        })
+        });
+        rules.flatten().map(|(comment, _)| comment)
     }
 
     /// The transaction as one document for `nft -j -f -`.
     pub fn document(&self) -> Value {
-        let commands: Vec<_> = self.commands.iter().map(Command::document).collect();
+        let commands: Vec<_> = self.commands.iter().flat_map(Command::documents).collect();
         json!({ "nftables": commands })
     }
 }
 
 impl Command {
-    fn document(&self) -> Value {
-        match self {
+    fn documents(&self) -> Vec<Value> {
+        let one = match self {
             Self::AddTable => json!({ "add": { "table": { "family": "ip", "name": NAT_TABLE } } }),
+            Self::AddDepartments => json!({ "add": { "set": {
+                "family": "ip", "table": NAT_TABLE, "name": NAT_DEPARTMENTS, "type": "ifname",
+            } } }),
             Self::AddChain => json!({ "add": { "chain": {
                 "family": "ip", "table": NAT_TABLE, "name": NAT_CHAIN,
                 "type": "nat", "hook": "postrouting", "prio": PRIORITY, "policy": "accept",
@@ -222,13 +288,25 @@ impl Command {
             Self::DeleteRule(handle) => json!({ "delete": { "rule": {
                 "family": "ip", "table": NAT_TABLE, "chain": NAT_CHAIN, "handle": handle,
             } } }),
-            Self::AddRule(masquerade) => json!({ "add": { "rule": {
-                "family": "ip", "table": NAT_TABLE, "chain": NAT_CHAIN,
-                "expr": masquerade.statements(),
-                "comment": Masquerade::comment(&masquerade.bridge),
-            } } }),
-        }
+            Self::AddDepartment(bridge) => json!({ "add": { "element": department(bridge) } }),
+            Self::DeleteDepartment(bridge) => {
+                json!({ "delete": { "element": department(bridge) } })
+            }
+            Self::AddRules(masquerade) => return masquerade.rules().map(added).into(),
+        };
+        vec![one]
     }
+}
+
+fn added((comment, statements): (String, Value)) -> Value {
+    json!({ "add": { "rule": {
+        "family": "ip", "table": NAT_TABLE, "chain": NAT_CHAIN,
+        "expr": statements, "comment": comment,
+    } } })
+}
+
+fn department(bridge: &LinkName) -> Value {
+    json!({ "family": "ip", "table": NAT_TABLE, "name": NAT_DEPARTMENTS, "elem": [bridge] })
 }
 
 #[cfg(test)]
@@ -246,15 +324,21 @@ mod tests {
         }
     }
 
-    fn loaded(rules: &[Masquerade]) -> NatListing {
-        let rule = |(rule, handle): (&Masquerade, u64)| NatRule {
+    fn loaded(all: &[Masquerade]) -> NatListing {
+        let rule = |((comment, statements), handle): ((String, Value), u64)| NatRule {
             handle,
-            comment: Some(Masquerade::comment(&rule.bridge)),
-            statements: rule.statements(),
+            comment: Some(comment),
+            statements,
         };
         NatListing {
             hooked: true,
-            rules: rules.iter().zip(1..).map(rule).collect(),
+            departments: all.iter().map(|it| it.bridge.to_string()).collect(),
+            rules: all
+                .iter()
+                .flat_map(Masquerade::rules)
+                .zip(1..)
+                .map(rule)
+                .collect(),
         }
     }
 
@@ -302,13 +386,28 @@ mod tests {
             ..loaded(std::slice::from_ref(&rule))
         };
         assert!(NatTransaction::ensure([&rule], &unhooked).is_some());
+        let without = |part: &dyn Fn(&mut NatListing)| {
+            let mut there = loaded(std::slice::from_ref(&rule));
+            part(&mut there);
+            NatTransaction::ensure([&rule], &there)
+        };
+        assert!(without(&|it| it.departments.clear()).is_some());
+        assert!(without(&|it| it.rules.swap(0, 1)).is_some());
+        for gone in [0, 1] {
+            assert!(without(&|it| drop(it.rules.remove(gone))).is_some());
+        }
     }
 
     #[test]
     fn n2_only_the_exact_bridge_is_meant() {
         let there = loaded(&[wanted("10.1.0.0/16", "x12"), wanted("10.2.0.0/16", "x1")]);
         let remove = NatTransaction::remove(&bridge("x1"), &there).unwrap();
-        assert_eq!(remove.commands, [Command::DeleteRule(2)]);
+        let commands = [
+            Command::DeleteRule(3),
+            Command::DeleteRule(4),
+            Command::DeleteDepartment(bridge("x1")),
+        ];
+        assert_eq!(remove.commands, commands);
         assert_eq!(NatTransaction::remove(&bridge("x"), &there), None);
         assert_eq!(there.bridges(), [bridge("x12"), bridge("x1")]);
     }
@@ -321,12 +420,17 @@ mod tests {
         let change = NatTransaction::ensure([&new], &there).unwrap();
         let commands = [
             Command::AddTable,
+            Command::AddDepartments,
             Command::AddChain,
             Command::DeleteRule(1),
-            Command::DeleteRule(3),
-            Command::AddRule(new),
+            Command::DeleteRule(2),
+            Command::DeleteRule(5),
+            Command::DeleteRule(6),
+            Command::AddDepartment(bridge("br-a")),
+            Command::AddRules(new),
         ];
         assert_eq!(change.commands, commands);
-        assert_eq!(change.added().collect::<Vec<_>>(), ["dept-br-a"]);
+        let added: Vec<_> = change.added().collect();
+        assert_eq!(added, ["between-br-a", "dept-br-a"]);
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::command::{Command, Hook, VerdictMap};
 use super::compile::Compiled;
-use super::expr::{Field, GUEST_MARK, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Op, Verdict};
+use super::expr::{Field, IP4_MORE_FRAGMENTS, Item, Match, NftRule, Op, Verdict};
 use super::names::TABLE;
 use super::rule::Side;
 use super::transaction::{DISPATCH, Transaction};
@@ -102,13 +102,12 @@ fn rules_of<'a>(loaded: &'a Transaction, wanted: &'a str) -> impl Iterator<Item 
         .iter()
         .filter_map(move |command| match command {
             Command::AddRule { chain, rule } if chain == wanted => Some(rule_text(rule)),
-            Command::AddDispatch(hook) if hook.as_str() == wanted => Some(dispatch(*hook)),
+            Command::AddDispatch(map) if map.hook().as_str() == wanted => Some(dispatch(*map)),
             _ => None,
         })
 }
 
-fn dispatch(hook: Hook) -> String {
-    let map = hook.map();
+fn dispatch(map: VerdictMap) -> String {
     let key = field(map.key());
     format!("{key} vmap @{} comment \"{DISPATCH}\"", map.as_str())
 }
@@ -135,7 +134,7 @@ fn condition(condition: &Match) -> String {
     };
     let masked = matches!(
         condition.field,
-        Field::TcpSynAck | Field::TcpRst | Field::GuestMark | Field::Ip4FragmentMore
+        Field::TcpSynAck | Field::TcpRst | Field::Mark(_) | Field::Ip4FragmentMore
     );
     let op = match condition.op {
         Op::IsNot => "!= ",
@@ -185,8 +184,9 @@ fn field(field: Field) -> String {
         Field::IcmpType => "icmp type".to_owned(),
         Field::Icmpv6Type => "icmpv6 type".to_owned(),
         Field::NdTarget => "@th,64,128".to_owned(),
+        Field::NdTargetNetwork => "@th,64,64".to_owned(),
         Field::CtState => "ct state".to_owned(),
-        Field::GuestMark => format!("meta mark & {GUEST_MARK:#010x}"),
+        Field::Mark(origin) => format!("meta mark & {:#010x}", origin.mark()),
     }
 }
 
@@ -194,7 +194,7 @@ fn verdict(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Accept => "accept".to_owned(),
         Verdict::Drop => "drop".to_owned(),
-        Verdict::MarkAsGuests => format!("meta mark set meta mark | {GUEST_MARK:#010x}"),
+        Verdict::MarkAs(origin) => format!("meta mark set meta mark | {:#010x}", origin.mark()),
         Verdict::Return => "return".to_owned(),
         Verdict::Jump(chain) => format!("jump {chain}"),
         Verdict::RejectWithTcpReset => "reject with tcp reset".to_owned(),

@@ -11,6 +11,7 @@ use crate::types::{FirewallDefaultAction, LinkName};
 
 use super::command::{Command, Hook, VerdictMap};
 use super::compile::{Compiled, terminal, to_users_rules};
+use super::dhcp;
 use super::edits::{Edit, edits};
 use super::expr::{Match, NftRule, Verdict};
 use super::names::ChainNames;
@@ -70,25 +71,26 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// The table, both hooks and nobody's rules: every managed port without rules is closed.
+    /// The table, its hooks and nobody's rules: every managed port without rules is closed.
     pub fn table() -> Self {
-        let mut commands = vec![
-            Command::AddTable,
-            Command::AddMap(VerdictMap::FromVm),
-            Command::AddMap(VerdictMap::ToVm),
-        ];
+        let mut all = Self {
+            commands: vec![Command::AddTable],
+            ..Self::default()
+        };
+        all.commands.extend(VerdictMap::ALL.map(Command::AddMap));
         for hook in Hook::ALL {
             let chain = hook.as_str().to_owned();
-            commands.push(Command::AddBaseChain(hook));
-            commands.push(Command::FlushChain(chain.clone()));
-            commands.push(Command::AddDispatch(hook));
-            let rule = closed_unless_dispatched(hook);
-            commands.push(Command::AddRule { chain, rule });
+            all.commands.push(Command::AddBaseChain(hook));
+            all.commands.push(Command::FlushChain(chain));
         }
-        Self {
-            commands,
-            ..Self::default()
+        for map in VerdictMap::ALL {
+            all.commands.push(Command::AddDispatch(map));
+            all.add_rule(map.hook().as_str(), closed_unless_dispatched(map));
         }
+        for rule in dhcp::from_the_host() {
+            all.add_rule(Hook::Output.as_str(), rule);
+        }
+        all
     }
 
     /// Never committed: asks whether the kernel takes this rule where frames come in.
@@ -318,7 +320,7 @@ impl Transaction {
             Command::AddRule { chain, rule } | Command::InsertRule { chain, rule, .. } => {
                 Some((chain.as_str(), rule.comment.as_str()))
             }
-            Command::AddDispatch(hook) => Some((hook.as_str(), DISPATCH)),
+            Command::AddDispatch(map) => Some((map.hook().as_str(), DISPATCH)),
             _ => None,
         })
     }
@@ -358,7 +360,7 @@ impl Transaction {
 pub(crate) const DISPATCH: &str = "infinization-dispatch";
 
 /// All managed ports share this prefix, so a TAP is closed from the moment it exists.
-fn closed_unless_dispatched(hook: Hook) -> NftRule {
-    let managed = Match::is(hook.map().key(), "vnet-*");
+fn closed_unless_dispatched(map: VerdictMap) -> NftRule {
+    let managed = Match::is(map.key(), "vnet-*");
     NftRule::new(Verdict::Drop, "infinization-closed").when([managed])
 }

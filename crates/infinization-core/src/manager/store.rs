@@ -3,8 +3,9 @@
 
 use serde_json::{Map, Value, json};
 
+use super::networks::refused;
 use super::{Manager, Open, not_found, parse_id, to_value};
-use crate::config::{DeleteOptions, parse_rules};
+use crate::config::{DeleteOptions, MachineAddresses, parse_rules};
 use crate::db::sqlite::{MachineSummary, SqliteDatabase, StoredMachine};
 use crate::error::{ErrorCode, Failure};
 use crate::secrets::{SecretsKey, invalid_key};
@@ -65,6 +66,13 @@ impl Manager {
             .ok_or_else(|| not_found(&vm_id))?;
         let handle = open.handle(&vm_id)?;
         to_value(&handle.verb(Verb::SetFirewallRules(rules)).await?)
+    }
+
+    /// `setAddresses`: keeps the addresses the VM may use, and holds it to them if it runs.
+    pub async fn set_addresses(&self, vm_id: String, addresses: Value) -> Result<Value, Failure> {
+        let addresses = MachineAddresses::parse(&addresses)
+            .map_err(|why| refused("addresses", &why.to_string()))?;
+        self.verb(&vm_id, Verb::SetAddresses(addresses)).await
     }
 }
 

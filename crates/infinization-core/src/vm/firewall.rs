@@ -6,11 +6,12 @@ use super::context::VmContext;
 use super::machine::Machine;
 use super::outcome::OperationResult;
 use super::spec;
-use crate::config::VmConfig;
+use crate::config::{MachineAddresses, VmConfig};
 use crate::db::sqlite::SqliteDatabase;
 use crate::db::{RuleSplit, VmRecord};
 use crate::error::{ErrorCode, Failure};
 use crate::firewall::{ChainNames, Compiled, FailedRule, Network, RuleError};
+use crate::host::blocking::blocking;
 use crate::host::bridge;
 use crate::types::FirewallRuleInput;
 
@@ -42,6 +43,35 @@ impl Machine {
             return Err(Failure::from(error).of_vm(&context.vm_id));
         }
         Ok(OperationResult::done(&context.vm_id, "firewall rules set"))
+    }
+
+    /// Keeps the addresses the VM may use, and holds it to them in one transaction if it runs. When that fails,
+    /// those it had are kept.
+    pub(super) async fn set_addresses(
+        &mut self,
+        addresses: MachineAddresses,
+    ) -> Result<OperationResult, Failure> {
+        let directory = self.context.directory.clone();
+        let before = blocking(move || spec::read(&directory)).await??;
+        let before = before.ok_or_else(|| {
+            let message = "it has never run on this host, so that there is nowhere to keep them";
+            Failure::new(ErrorCode::InvalidState, message).of_vm(&self.context.vm_id)
+        })?;
+        let mut wanted = before.clone();
+        wanted.network.addresses = addresses;
+        self.write_spec(wanted).await?;
+        if let Err(error) = self.reload_firewall().await {
+            if let Err(error) = self.write_spec(before).await {
+                tracing::error!(vm = %self.context.vm_id, %error, "the stored addresses are not those in force");
+            }
+            return Err(error.of_vm(&self.context.vm_id));
+        }
+        Ok(OperationResult::done(&self.context.vm_id, "addresses set"))
+    }
+
+    async fn write_spec(&self, config: VmConfig) -> Result<(), Failure> {
+        let directory = self.context.directory.clone();
+        Ok(blocking(move || spec::write(&directory, &config, false)).await??)
     }
 
     /// Loads what the database has for a VM that runs, unless it is in force; for one that does not run,

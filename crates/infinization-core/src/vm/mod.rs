@@ -82,7 +82,7 @@ pub use live::LiveView;
 pub use machine::View;
 pub use marks::{InstallationFiles, Installing, Marked, Marks, is_installed_by_anybody};
 pub use outcome::{CreateResult, EndCause, OperationResult, ReconcileSummary, StatusResult};
-pub use pins::{Pinned, Pins};
+pub use pins::{Changed, Pinned, Pins};
 pub use plan::{Lifetime, Operation, Plan, Step, Undo};
 pub use planner::{Facts, RowClaim, TapState};
 pub use reconcile::{ReconcileAction, ReconcileResult};

@@ -10,8 +10,8 @@ use super::outcome::{CreateResult, OperationResult};
 use super::reconcile::ReconcileResult;
 use super::recover::Recovered;
 use crate::config::{
-    RevertOptions, SnapshotDeleteOptions, SnapshotOptions, StartOptions, StopOptions, VmConfig,
-    Warning,
+    MachineAddresses, RevertOptions, SnapshotDeleteOptions, SnapshotOptions, StartOptions,
+    StopOptions, VmConfig, Warning,
 };
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::SnapshotName;
@@ -95,6 +95,8 @@ pub enum Verb {
     },
     /// `setFirewallRules`.
     SetFirewallRules(Vec<FirewallRuleInput>),
+    /// `setAddresses`.
+    SetAddresses(MachineAddresses),
     /// `createSnapshot`.
     CreateSnapshot {
         /// Its name.
@@ -203,6 +205,7 @@ impl Verb {
             Self::SetFirewallRules(rules) => {
                 ("set firewall rules", json!({ "rules": rules.len() }))
             }
+            Self::SetAddresses(addresses) => ("set addresses", json!({ "addresses": addresses })),
             Self::CreateSnapshot { name, .. } => {
                 ("create snapshot", json!({ "name": name.as_str() }))
             }
@@ -237,6 +240,7 @@ impl Verb {
                 ErrorCode::FirewallError,
                 "the firewall rules could not be set",
             ),
+            Self::SetAddresses(_) => (ErrorCode::FirewallError, "the addresses could not be set"),
             Self::CreateSnapshot { .. } => (ErrorCode::QmpError, "the snapshot could not be made"),
             Self::RevertSnapshot { .. } => (
                 ErrorCode::QmpError,

@@ -180,7 +180,7 @@ impl Services {
             vm_id: vm_id.clone(),
             tap: VmNames::of(vm_id).tap,
             mac: network.mac,
-            known_addresses: self.pins.of(&network.bridge, network.mac),
+            known_addresses: self.pins.known_to(network),
             bridge_addresses,
             host_services: host_services.collect(),
             department_rules: rules.department_rules.clone(),

@@ -315,6 +315,7 @@ impl Machine {
             Verb::Destroy => self.destroy().await,
             Verb::Delete { with_data } => self.delete(with_data).await,
             Verb::SetFirewallRules(rules) => self.set_firewall_rules(rules).await,
+            Verb::SetAddresses(addresses) => self.set_addresses(addresses).await,
             Verb::CreateSnapshot {
                 name,
                 options,

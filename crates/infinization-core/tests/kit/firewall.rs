@@ -47,11 +47,12 @@ pub fn strongest(capabilities: Capabilities, vm: VmFirewall) -> VmFirewall {
     }
 }
 
-/// `rule("ACCEPT IN tcp 22")`; the port is optional.
+/// `rule("ACCEPT IN tcp 22 from 10.0.0.5")`; the port and the sender are optional.
 pub fn rule(words: &str) -> FirewallRuleInput {
     let mut parts = words.split(' ');
     let mut next = || parts.next().unwrap_or_default().to_owned();
     let (action, direction, protocol, port) = (next(), next(), next(), next());
+    let (_from, source) = (next(), next());
     FirewallRuleInput {
         id: words.into(),
         name: words.into(),
@@ -59,6 +60,7 @@ pub fn rule(words: &str) -> FirewallRuleInput {
         direction,
         protocol: Some(protocol),
         dst_port_start: port.parse().ok(),
+        src_ip_addr: (!source.is_empty()).then_some(source),
         priority: 500.0,
         ..FirewallRuleInput::default()
     }

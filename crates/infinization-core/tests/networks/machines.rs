@@ -4,6 +4,9 @@ use std::net::Ipv4Addr;
 
 use super::*;
 
+/// The rule of a machine that may use no address.
+const UNLEASED: &str = "ip saddr != 0.0.0.0 drop";
+
 #[test]
 fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
     in_private_network(|| async {
@@ -21,6 +24,7 @@ fn a_real_machine_gets_its_lease_and_may_use_no_other_address() {
         refuses_what_is_on_no_network(&manager, &machine).await;
         machine["bridge"] = json!(null);
         manager.create_vm(machine, never()).await.unwrap();
+        assert!(ruleset().contains(UNLEASED), "it has not asked yet");
         lab.0.console_says(id, "INFZ-DHCP eth0 10.20.0.", 1).await;
         let leases = manager.network_leases("vms").await.unwrap();
         assert_eq!(leases.as_array().map(Vec::len), Some(1), "{leases}");
@@ -144,4 +148,69 @@ async fn refuses_what_is_on_no_network(manager: &Manager, machine: &Value) {
 fn answers(address: &str) -> bool {
     let ping = Command::new("ping").args(["-c1", "-W1", address]).output();
     ping.unwrap().status.success()
+}
+
+#[test]
+fn a_machine_without_a_lease_has_no_address_whichever_process_looks() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let (id, mac) = ("net-unleased", "52:54:00:20:00:0e");
+        let network = json!({ "name": "held", "subnet": "10.20.0.0/24", "pinAddresses": true });
+        manager.create_network(network).await.unwrap();
+        let mut machine = lab.0.machine(id);
+        machine["network"] = json!("held");
+        machine["bridge"] = json!(null);
+        machine["macAddress"] = json!(mac);
+        manager.create_vm(machine, never()).await.unwrap();
+        let link_local = "ip6 saddr != { ::, fe80::/64 } drop";
+        assert!(ruleset().contains(UNLEASED) && ruleset().contains(link_local));
+        let leases = lab.dir().join("held").join("dnsmasq.leases");
+        let lease = format!("0 {mac} 10.20.0.66 * *\n");
+        fs::write(&leases, lease).unwrap();
+        let leased = "ip saddr != { 0.0.0.0, 10.20.0.66 } drop";
+        eventually("its lease counts", async || ruleset().contains(leased)).await;
+
+        // It ends while nobody looks.
+        manager.shutdown().await.unwrap();
+        drop(manager);
+        fs::write(&leases, "").unwrap();
+        let next = lab.0.manager().await;
+        eventually("its lease has ended", async || ruleset().contains(UNLEASED)).await;
+
+        // An address it is given counts beside, and is kept.
+        let given = next.set_addresses(id.into(), json!(["10.20.0.77", "fd00::7"]));
+        given.await.unwrap();
+        let both = [
+            "ip saddr != { 0.0.0.0, 10.20.0.77 } drop",
+            "ip6 saddr != { ::, fd00::7, fe80::/64 } drop",
+        ];
+        assert!(both.iter().all(|rule| ruleset().contains(rule)));
+        for wrong in [
+            json!(["10.20.0.300"]),
+            json!("10.20.0.7"),
+            json!(["ff02::1"]),
+        ] {
+            let refused = next.set_addresses(id.into(), wrong).await.unwrap_err();
+            assert_eq!(refused.code(), ErrorCode::InvalidConfig);
+        }
+        next.stop_vm(id.into(), forced(), never()).await.unwrap();
+        let run = next.start_vm(id.into(), json!({}), never()).await;
+        run.unwrap();
+        assert!(both.iter().all(|rule| ruleset().contains(rule)));
+
+        // Where nobody is held to a lease, it is held to what it was given, and without that free.
+        let free = json!({ "pinAddresses": false });
+        next.update_network("held", free).await.unwrap();
+        let given = "ip6 saddr != { ::, fd00::7, fe80::/64 } drop";
+        assert!(ruleset().contains(given));
+        next.set_addresses(id.into(), json!([])).await.unwrap();
+        assert!(!ruleset().contains("saddr != { "));
+        assert!(!ruleset().contains(UNLEASED));
+        next.stop_vm(id.into(), forced(), never()).await.unwrap();
+        delete(&next, id).await;
+        next.remove_network("held").await.unwrap();
+        lab.is_clean().await;
+        next.shutdown().await.unwrap();
+    });
 }

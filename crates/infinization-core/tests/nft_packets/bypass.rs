@@ -3,9 +3,11 @@
 
 use std::net::IpAddr;
 
+use infinization_core::config::MachineAddresses;
 use infinization_core::db::RuleSplit;
 use infinization_core::manager::{Firewall, Wanted};
 use infinization_core::types::{FirewallDefaultAction, VmNames};
+use serde_json::json;
 
 use super::firewall::{address, rules};
 use super::kit::in_private_network;
@@ -17,24 +19,24 @@ use super::packet_kit::packet::{NEIGHBOUR_ADVERT, REDIRECT, ROUTER_ADVERT, SYN};
 use super::packet_kit::{Packet, Site, What};
 use super::{call_iptables, service};
 
-const STRANGER: Mac = [0x52, 0x54, 0, 0x66, 0x66, 0x66];
+pub(super) const STRANGER: Mac = [0x52, 0x54, 0, 0x66, 0x66, 0x66];
 
 /// The site with the firewall it is tried with.
-struct Scene {
-    site: Site,
+pub(super) struct Scene {
+    pub(super) site: Site,
     firewall: Firewall,
-    kernel: Kernel,
+    pub(super) kernel: Kernel,
 }
 
 /// What a machine's packets meet beside its rules.
 #[derive(Debug, Clone, Copy)]
-enum Policy {
+pub(super) enum Policy {
     Open,
     Closed,
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         call_iptables(false);
         let (firewall, kernel) = service().await;
         let site = Site::new().await;
@@ -46,9 +48,21 @@ impl Scene {
     }
 
     /// Loads rules in the kit's words.
-    async fn load(&self, place: Place, policy: Policy, words: &[&str]) {
+    pub(super) async fn load(&self, place: Place, policy: Policy, words: &[&str]) {
+        self.load_with(place, policy, words, None).await;
+    }
+
+    /// As [`Scene::load`], for a machine that may use these addresses alone.
+    pub(super) async fn load_with(
+        &self,
+        place: Place,
+        policy: Policy,
+        words: &[&str],
+        addresses: Option<&[&str]>,
+    ) {
         let vm_id = place.vm_id();
         let wanted = Wanted {
+            addresses: addresses.map(|own| MachineAddresses::parse(&json!(own)).unwrap()),
             tap: VmNames::of(&vm_id).tap,
             vm_id,
             rules: RuleSplit {
@@ -63,7 +77,7 @@ impl Scene {
         self.firewall.apply(wanted).await.unwrap();
     }
 
-    fn packet(&mut self, from: &str, to: &str, what: What) -> Packet {
+    pub(super) fn packet(&mut self, from: &str, to: &str, what: What) -> Packet {
         let mark = self.site.mark();
         let (from, to) = (address(from), address(to));
         Packet {
@@ -75,7 +89,7 @@ impl Scene {
     }
 
     /// Whether all these frames get from one machine's cable to another's.
-    fn arrive(&mut self, from: Place, frames: &[Vec<u8>], at: Place) -> bool {
+    pub(super) fn arrive(&mut self, from: Place, frames: &[Vec<u8>], at: Place) -> bool {
         self.site.take();
         for frame in frames {
             self.site.send_frame(from, frame);
@@ -88,7 +102,13 @@ impl Scene {
     }
 
     /// Fails unless what is sent plainly passes or not, as said, and no disguise makes a difference.
-    fn in_any_disguise(&mut self, way: (Place, Place), packet: &Packet, from: Mac, passes: bool) {
+    pub(super) fn in_any_disguise(
+        &mut self,
+        way: (Place, Place),
+        packet: &Packet,
+        from: Mac,
+        passes: bool,
+    ) {
         let (sender, receiver) = way;
         let to = match packet.to {
             IpAddr::V4(to) if to.is_broadcast() => EVERYBODY,
@@ -119,7 +139,7 @@ impl Scene {
     }
 }
 
-fn tcp(to: u16) -> What {
+pub(super) fn tcp(to: u16) -> What {
     What::Tcp {
         from: 3333,
         to,
@@ -127,11 +147,11 @@ fn tcp(to: u16) -> What {
     }
 }
 
-fn udp(from: u16, to: u16) -> What {
+pub(super) fn udp(from: u16, to: u16) -> What {
     What::Udp { from, to }
 }
 
-fn icmpv6(kind: u8) -> What {
+pub(super) fn icmpv6(kind: u8) -> What {
     What::Icmp { kind, id: 9 }
 }
 

@@ -21,10 +21,10 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    /// The packet as its receiver sees it. What a department sends beyond the host comes from the
-    /// host's address there; of IPv4, and if it may belong to a connection.
+    /// The packet as its receiver sees it. What a department sends outside comes from the
+    /// host's address there; of IPv4, and if it may belong to a connection. Between departments addresses stay.
     pub(crate) fn masqueraded(&self) -> Packet {
-        let leaves = self.from.link() != self.to.link() && self.from != Outside;
+        let leaves = self.from != Outside && self.to == Outside;
         if leaves && self.first.is_v4() && self.state != State::Invalid {
             let from = self.to.gateway(true);
             return Packet { from, ..self.first };

@@ -9,6 +9,7 @@
     reason = "a failed run is repeated with what it printed"
 )]
 
+mod addresses;
 mod bypass;
 mod cases;
 #[path = "../kit/firewall.rs"]

@@ -79,6 +79,7 @@ impl Matrix {
         let vm_id = place.vm_id();
         let inputs = |rules: &[Rule]| rules.iter().map(Rule::input).collect();
         let wanted = Wanted {
+            addresses: None,
             tap: VmNames::of(&vm_id).tap,
             vm_id,
             rules: RuleSplit {

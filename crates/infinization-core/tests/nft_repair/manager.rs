@@ -186,3 +186,34 @@ fn f28_a_manager_puts_back_what_a_running_machine_needs() {
         manager.shutdown().await.unwrap();
     });
 }
+
+/// It looks the same by its comments, and nobody was there to hear of it.
+#[test]
+fn f28_a_rule_that_was_replaced_while_no_process_was_there_is_put_back_by_the_next() {
+    in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let machine = host.machine("f28-5");
+        manager.create_vm(machine, never()).await.unwrap();
+        manager.shutdown().await.unwrap();
+        drop(manager);
+        let vm = ChainNames::of(&VmId::parse("f28-5").unwrap()).vm;
+        let good = chain(&vm);
+        let handles = run(&format!("nft -a list chain bridge infinization {vm}"));
+        let last = handles.lines().find(|line| line.contains("default-drop"));
+        let handle = last.unwrap().rsplit(' ').next().unwrap();
+        run(&format!(
+            "nft replace rule bridge infinization {vm} handle {handle} accept comment \"infinization-default-drop\""
+        ));
+        assert_ne!(chain(&vm), good);
+        let manager = host.manager().await;
+        until("the rule is back", || chain(&vm) == good).await;
+        manager
+            .stop_vm("f28-5".into(), forced(), never())
+            .await
+            .unwrap();
+        delete(&manager, "f28-5").await;
+        host.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}

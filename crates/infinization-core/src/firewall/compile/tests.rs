@@ -354,7 +354,7 @@ fn every_header_match_follows_the_proof_that_the_header_is_there() {
                     Some(Field::L4Proto)
                 }
                 Field::Icmpv6Type => Some(Field::L4Proto),
-                Field::NdTarget => Some(Field::Icmpv6Type),
+                Field::NdTarget | Field::NdTargetNetwork => Some(Field::Icmpv6Type),
                 _ => None,
             };
             assert!(

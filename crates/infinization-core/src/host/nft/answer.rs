@@ -11,7 +11,9 @@ use serde_json::{Deserializer, Value};
 
 use super::NftError;
 use super::transport::{CommittedRule, Element, Reading};
-use crate::firewall::{Hook, NatListing, NatRule, SharedChain, VerdictMap};
+use crate::firewall::{
+    Hook, NAT_CHAIN, NAT_DEPARTMENTS, NatListing, NatRule, SharedChain, VerdictMap,
+};
 
 const MAPS: [VerdictMap; 2] = [VerdictMap::FromVm, VerdictMap::ToVm];
 
@@ -180,8 +182,15 @@ pub(super) fn nat_listing(printed: &Printed) -> Result<NatListing, NftError> {
     let mut listing = NatListing::default();
     printed.each(|mut object| {
         let chain = &object["chain"];
-        listing.hooked |= chain["type"] == "nat" && chain["hook"] == "postrouting";
-        if let Some(rule) = object.get_mut("rule") {
+        listing.hooked |=
+            chain["name"] == NAT_CHAIN && chain["type"] == "nat" && chain["hook"] == "postrouting";
+        let set = &object["set"];
+        if set["name"] == NAT_DEPARTMENTS {
+            let bridges = set["elem"].as_array().into_iter().flatten();
+            let bridges = bridges.filter_map(Value::as_str);
+            listing.departments.extend(bridges.map(str::to_owned));
+        }
+        if let Some(rule) = object.get_mut("rule").filter(|it| it["chain"] == NAT_CHAIN) {
             listing.rules.push(NatRule {
                 handle: rule["handle"].as_u64().unwrap_or_default(),
                 comment: text(rule, "comment"),

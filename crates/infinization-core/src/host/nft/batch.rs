@@ -4,8 +4,7 @@
 //! What is sent is no more than is needed: where all machines of a department get other department rules,
 //! their chains stay as they are, and the one they share is replaced under them; and where it is known which
 //! rule stands where, only those are touched that are others than before. That is done only as
-//! long as what is known of the kernel is certain; what this process has only found there by its comments it
-//! loads whole the first time. A kernel that refuses what was thought out so gets all
+//! long as what is known of the kernel is certain; what another process has loaded is loaded whole the first time. A kernel that refuses what was thought out so gets all
 //! of it, and if it refuses that too, machine by machine, so that only the one it refuses fails.
 //! Neighbours: [`super::known`] remembers, [`crate::firewall::Transaction`] is what is sent.
 
@@ -294,9 +293,7 @@ fn wanted_chains(all: &[Arc<Compiled>]) -> BTreeMap<String, Arc<SharedChain>> {
 /// What each of the machine's shared chains, by name, is to be instead; none if more than that changes.
 fn changes(known: &Known, new: &Compiled) -> Option<Vec<(String, Arc<SharedChain>)>> {
     let names = &new.ruleset.names;
-    let old = known
-        .compiled(names)
-        .filter(|_| !known.has_inherited(names))?;
+    let old = known.compiled(names)?;
     let (old, is_alike) = (&old.ruleset.shared, old.says_the_same_of_its_own(new));
     let pairs = old.iter().zip(&new.ruleset.shared);
     let pairs = pairs.map(|(old, new)| (old.name.clone(), Arc::clone(new)));

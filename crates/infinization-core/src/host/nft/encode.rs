@@ -90,7 +90,7 @@ impl Encoder {
             Command::AddBaseChain(hook) => {
                 self.push(kind::NEW_CHAIN, flags::CREATE, base_chain(*hook));
             }
-            Command::AddDispatch(hook) => self.dispatch(*hook),
+            Command::AddDispatch(map) => self.dispatch(*map),
             Command::AddChain(name) => self.push(kind::NEW_CHAIN, flags::CREATE, chain(name)),
             Command::CreateChain(name) => {
                 self.push(kind::NEW_CHAIN, flags::CREATE | flags::EXCL, chain(name));
@@ -152,15 +152,14 @@ impl Encoder {
         self.push(kind::NEW_SET, flags::CREATE, attributes.concat());
     }
 
-    fn dispatch(&mut self, hook: Hook) {
-        let map = hook.map();
+    fn dispatch(&mut self, map: VerdictMap) {
         let lookup = [
             text(1, map.as_str()),
             number(2, REGISTER),
             number(3, VERDICT_REGISTER),
         ];
         let expressions = [load(map.key()), expression("lookup", &lookup.concat())].concat();
-        self.new_rule(hook.as_str(), &expressions, DISPATCH, None);
+        self.new_rule(map.hook().as_str(), &expressions, DISPATCH, None);
     }
 
     fn rule(&mut self, chain: &str, rule: &NftRule, before: Option<u64>) -> Option<()> {
@@ -258,6 +257,7 @@ fn base_chain(hook: Hook) -> Vec<u8> {
     const ACCEPT: u32 = 1;
     let number_of = match hook {
         Hook::Prerouting => 0,
+        Hook::Output => 3,
         Hook::Postrouting => 4,
     };
     let hooked = [number(1, number_of), number(2, 0)].concat();
@@ -290,7 +290,7 @@ fn set(field: Field, length: usize, id: u32) -> Vec<u8> {
 fn byte_order(field: Field) -> Vec<u8> {
     let order: u32 = match field {
         Field::CtState
-        | Field::GuestMark
+        | Field::Mark(_)
         | Field::Iifname
         | Field::Oifname
         | Field::Iif

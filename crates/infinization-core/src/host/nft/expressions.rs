@@ -2,7 +2,7 @@
 //! [`super::encode`] makes rules of them.
 
 use super::wire::{attribute, nested, number, text};
-use crate::firewall::{Field, GUEST_MARK, IP4_MORE_FRAGMENTS, Side, Verdict};
+use crate::firewall::{Field, IP4_MORE_FRAGMENTS, Side, Verdict};
 
 /// `NFT_REG_1`; `NFT_REG_VERDICT` is 0.
 pub(super) const REGISTER: u32 = 1;
@@ -38,7 +38,7 @@ pub(super) fn load(field: Field) -> Vec<u8> {
         Field::DhcpClient => load_bytes(TRANSPORT, 36, 6),
         Field::ArpSenderEther => load_bytes(NETWORK, 8, 6),
         Field::ArpSenderIp => load_bytes(NETWORK, 14, 4),
-        Field::GuestMark => [load_key("meta", MARK), mask_with(&bits(GUEST_MARK))].concat(),
+        Field::Mark(origin) => [load_key("meta", MARK), mask_with(&bits(origin.mark()))].concat(),
         Field::Ip4FragmentMore => {
             let flag = IP4_MORE_FRAGMENTS.to_be_bytes();
             [load_bytes(NETWORK, 6, 2), mask_with(&flag)].concat()
@@ -50,6 +50,7 @@ pub(super) fn load(field: Field) -> Vec<u8> {
         Field::TcpRst => [load_bytes(TRANSPORT, 13, 1), mask_with(&[0x04])].concat(),
         Field::IcmpType | Field::Icmpv6Type => load_bytes(TRANSPORT, 0, 1),
         Field::NdTarget => load_bytes(TRANSPORT, 8, 16),
+        Field::NdTargetNetwork => load_bytes(TRANSPORT, 8, 8),
     }
 }
 
@@ -140,7 +141,7 @@ pub(super) fn statement(how: &Verdict) -> Option<Vec<u8>> {
         Verdict::RejectAsUnreachable => {
             expression("reject", &[number(1, 2), attribute(2, &[1])].concat())
         }
-        Verdict::MarkAsGuests => set_mark(GUEST_MARK),
+        Verdict::MarkAs(origin) => set_mark(origin.mark()),
         how => {
             let immediate = [number(1, VERDICT_REGISTER), nested(2, &verdict(how)?)];
             expression("immediate", &immediate.concat())
@@ -156,7 +157,7 @@ pub(super) fn verdict(verdict: &Verdict) -> Option<Vec<u8>> {
         Verdict::Accept => code(1),
         Verdict::Return => code(-5),
         Verdict::Jump(chain) => [code(-3), text(2, chain)].concat(),
-        Verdict::RejectWithTcpReset | Verdict::RejectAsUnreachable | Verdict::MarkAsGuests => {
+        Verdict::RejectWithTcpReset | Verdict::RejectAsUnreachable | Verdict::MarkAs(_) => {
             return None;
         }
     };

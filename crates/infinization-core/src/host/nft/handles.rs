@@ -44,7 +44,7 @@ impl Handles {
                 }
             }
             Command::AddRule { chain, .. } => self.place(chain, None, given.next()),
-            Command::AddDispatch(hook) => self.place(hook.as_str(), None, given.next()),
+            Command::AddDispatch(map) => self.place(map.hook().as_str(), None, given.next()),
             Command::InsertRule { chain, before, .. } => {
                 self.place(chain, Some(*before), given.next());
             }

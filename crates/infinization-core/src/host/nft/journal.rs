@@ -25,7 +25,6 @@ use super::batch::Waiting;
 use super::known::Known;
 use super::line::Lines;
 use super::notice::{Commit, OurTable};
-use super::transport::Reading;
 use crate::host::readable::readable;
 
 /// No datagram is longer: the kernel fills a page or two (`NLMSG_GOODSIZE`).
@@ -47,8 +46,6 @@ pub(super) struct Journal {
     pub(super) waiting: Waiting,
     /// Who is to change which machine next.
     pub(super) lines: Lines,
-    /// What was read last, if it found nothing missing and nobody has committed anything since.
-    last_reading: Mutex<Option<Arc<Reading>>>,
 }
 
 /// The doubts about a table that there were at one moment.
@@ -106,25 +103,8 @@ impl Journal {
         state.generation
     }
 
-    /// What the kernel holds, if that was read and is still so.
-    pub(super) fn last_reading(&self) -> Option<Arc<Reading>> {
-        let reading = self.reading();
-        reading.clone().filter(|_| self.trusts(OurTable::Filter))
-    }
-
-    /// Keeps what was read for who asks next, or forgets what was kept.
-    pub(super) fn keep_reading(&self, reading: Option<&Arc<Reading>>) {
-        *self.reading() = reading.map(Arc::clone);
-    }
-
-    fn reading(&self) -> MutexGuard<'_, Option<Arc<Reading>>> {
-        let reading = self.last_reading.lock();
-        reading.unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A commit of ours begins: what was told until now is of others.
     pub(super) fn begin_commit(&self) -> Committing<'_> {
-        self.keep_reading(None);
         let mut before = None;
         self.look(|state| {
             self.attribute(state, None, |_| ());

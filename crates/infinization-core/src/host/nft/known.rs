@@ -48,11 +48,11 @@ impl Known {
         };
         let load = before.filter(is_opened).map_or(beliefs.loads, |it| it.load);
         let kept = before.filter(|_| follows);
-        let kept = kept.map(|it| (it.touched.clone(), it.inherited));
+        let kept = kept.map(|it| it.touched.clone());
         beliefs.load(compiled, load);
         let machine = beliefs.machines.get_mut(&compiled.ruleset.names.vm);
-        if let (Some(machine), Some(kept)) = (machine, kept) {
-            (machine.touched, machine.inherited) = kept;
+        if let (Some(machine), Some(touched)) = (machine, kept) {
+            machine.touched = touched;
         }
     }
 
@@ -186,19 +186,6 @@ impl Known {
         beliefs.touched(chain);
     }
 
-    /// The machine's rules are these, as far as comments tell, and stand in the kernel like this.
-    pub(super) fn found_as(&self, compiled: &Arc<Compiled>, reading: &Reading) {
-        let is_new = !self.knows(&compiled.ruleset.names);
-        self.loaded(compiled, true);
-        let mut beliefs = self.beliefs();
-        if let Some(machine) = beliefs.machines.get_mut(&compiled.ruleset.names.vm) {
-            machine.inherited |= is_new;
-        }
-        for chain in compiled.ruleset.names.all() {
-            beliefs.handles.saw(chain, reading);
-        }
-    }
-
     /// What makes the machine's chains what they are to be, if it is known what they and its port are.
     pub(super) fn change(&self, new: &Compiled) -> Option<Transaction> {
         let beliefs = self.beliefs();
@@ -306,19 +293,8 @@ impl Known {
     /// Whether this process has loaded the shared chain for a machine that jumps to it.
     pub(super) fn has_loaded_shared(&self, chain: &str) -> bool {
         let beliefs = self.beliefs();
-        let mut loaded = beliefs.machines.values().filter(|it| !it.inherited);
-        loaded.any(|it| {
-            let ours = it.ours().into_iter();
-            let mut names = ours.flat_map(|it| it.ruleset.shared_names());
-            names.any(|name| name == chain)
-        })
-    }
-
-    /// Whether the machine's rules were found, and this process has not loaded them itself yet.
-    pub(super) fn has_inherited(&self, names: &ChainNames) -> bool {
-        let beliefs = self.beliefs();
-        let machine = beliefs.machines.get(&names.vm);
-        machine.is_some_and(|machine| machine.inherited)
+        let mut names = beliefs.ours().flat_map(|it| it.ruleset.shared_names());
+        names.any(|name| name == chain)
     }
 
     /// These chains hold what their names say.

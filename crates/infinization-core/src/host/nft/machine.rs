@@ -1,18 +1,16 @@
 //! What is believed of one machine's chains and dispatch, and what is wrong with what there is.
 //!
 //! A machine's chains are nobody else's: one whose rules another has touched is not sound, whatever it
-//! looks like, unless it is known to look as before. Untouched ones are told by their
+//! looks like, unless it is known to look as before. Untouched ones that this process has loaded are told by their
 //! comments, one of which is a hash of the contents.
 //! Neighbours: [`super::known`] holds all of them, [`super::shared`] what they jump to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::shared::Shared;
 use super::transport::{Element, Listing, Reading};
-use crate::firewall::{
-    ChainNames, Command, Compiled, SharedChain, Transaction, Verdict, VerdictMap,
-};
+use crate::firewall::{ChainNames, Compiled, SharedChain, Verdict, VerdictMap};
 use crate::types::LinkName;
 
 /// Which part of what was loaded is not there, or not as it was loaded.
@@ -58,9 +56,6 @@ pub(super) struct Loaded {
     pub(super) load: u64,
     /// Whether they are those that should be in force has yet to be found out.
     pub(super) unconfirmed: bool,
-    /// Its rules were found in force when this process first asked, by their comments: what the kernel holds
-    /// under those, nobody here has loaded.
-    pub(super) inherited: bool,
     /// Those of its chains whose rules another has touched since.
     pub(super) touched: BTreeSet<String>,
 }
@@ -87,7 +82,6 @@ impl Loaded {
             attached: true,
             load: 0,
             unconfirmed: false,
-            inherited: false,
             touched: BTreeSet::new(),
         }
     }
@@ -101,7 +95,7 @@ impl Loaded {
 
     /// Whether its chains hold what this process has loaded and its port leads there, as far as is known.
     pub(super) fn is_as_loaded(&self) -> bool {
-        self.attached && !self.inherited && self.touched.is_empty()
+        self.attached && self.touched.is_empty()
     }
 
     pub(super) fn damages(&self, reading: &Reading, shared: &Shared) -> Vec<Damage> {
@@ -212,18 +206,6 @@ impl Loaded {
     }
 }
 
-/// Whether the kernel's chains and dispatch are what was compiled, as far as comments tell.
-pub(super) fn holds(reading: &Reading, compiled: &Compiled) -> bool {
-    let names = &compiled.ruleset.names;
-    let shared: Vec<_> = compiled.ruleset.shared_names().collect();
-    let loaded = reading.listing.clone().of_vm_with(names, &shared);
-    let wanted = Transaction::ensure_vm(compiled);
-    let jumps = reading.jumps.get(&names.vm).map_or(&[][..], Vec::as_slice);
-    by_chain(wanted.added_rules()) == by_chain(comments(&loaded))
-        && jumps_alike(compiled, &names.vm, jumps)
-        && dispatched(&loaded, &wanted)
-}
-
 /// Whether the machine's chain jumps where it should.
 fn jumps_alike(compiled: &Compiled, chain: &str, jumps: &[String]) -> bool {
     let rules = compiled.ruleset.rules().filter(|(name, _)| *name == chain);
@@ -237,23 +219,4 @@ fn jumps_alike(compiled: &Compiled, chain: &str, jumps: &[String]) -> bool {
 pub(super) fn comments(listing: &Listing) -> impl Iterator<Item = (&str, &str)> {
     let rules = listing.rules.iter();
     rules.map(|(chain, comment)| (&**chain, comment.as_deref().unwrap_or_default()))
-}
-
-fn by_chain<'a>(
-    rules: impl Iterator<Item = (&'a str, &'a str)>,
-) -> BTreeMap<&'a str, Vec<&'a str>> {
-    let mut chains: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (chain, comment) in rules {
-        chains.entry(chain).or_default().push(comment);
-    }
-    chains
-}
-
-fn dispatched(loaded: &Listing, wanted: &Transaction) -> bool {
-    let wanted = wanted.commands.iter().filter_map(|command| match command {
-        Command::AddElement { map, tap, chain } => Some((*map, tap.as_str(), chain.as_str())),
-        _ => None,
-    });
-    let found = loaded.elements.iter().map(|e| (e.map, &*e.tap, &*e.chain));
-    wanted.eq(found)
 }

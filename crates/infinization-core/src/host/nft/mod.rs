@@ -119,8 +119,8 @@ impl Nft {
         }
     }
 
-    /// Loads a VM's rules unless the kernel holds them already; says whether it had to. Costs nothing
-    /// if this process has loaded them and nobody else has committed anything to the table since.
+    /// Loads a VM's rules unless this process has, and the kernel still holds them; says whether it had to. Costs nothing
+    /// if nobody else has committed anything to the table since.
     pub async fn ensure_vm_if_changed(&self, compiled: &Compiled) -> Result<bool, NftError> {
         if self.is_in_force(compiled).await? {
             return Ok(false);

@@ -127,7 +127,7 @@ async fn what_the_kernel_did_not_confirm_is_a_mismatch() {
     let tampering: [fn(&mut Vec<CommittedRule>); 4] = [
         |rules| drop(rules.pop()),
         |rules| rules[3].comment = "something else".to_owned(),
-        |rules| rules.swap(4, 5),
+        |rules| rules.swap(3, 4),
         |rules| rules[1].handle = rules[0].handle,
     ];
     for tamper in tampering {

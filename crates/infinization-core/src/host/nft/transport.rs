@@ -14,8 +14,8 @@ use super::encode::{Encoded, encode};
 use super::error::NftError;
 use super::netlink::Batches;
 use crate::firewall::{
-    ChainNames, Hook, NAT_CHAIN, NAT_TABLE, NatListing, NatTransaction, TABLE, Transaction,
-    VerdictMap, document,
+    ChainNames, Hook, NAT_TABLE, NatListing, NatTransaction, TABLE, Transaction, VerdictMap,
+    document,
 };
 use crate::host::program::{Program, ProgramError};
 use crate::types::LinkName;
@@ -47,7 +47,7 @@ pub trait NftTransport: std::fmt::Debug + Send + Sync {
     /// Commits a change of the NAT table.
     async fn commit_nat(&self, transaction: &NatTransaction) -> Result<Committed, NftError>;
 
-    /// Everything in the NAT table's chain; nothing if there is none.
+    /// The NAT table's chain and set; nothing if there are none.
     async fn read_nat(&self) -> Result<NatListing, NftError>;
 }
 
@@ -122,16 +122,9 @@ pub struct Listing {
 impl Listing {
     /// The part that concerns one VM: its chains, the hooks, and what leads from them to it.
     #[must_use]
-    pub fn of_vm(self, names: &ChainNames) -> Self {
-        self.of_vm_with(names, &[])
-    }
-
-    /// As [`Listing::of_vm`], with these chains too.
-    #[must_use]
-    pub(super) fn of_vm_with(mut self, names: &ChainNames, others: &[&str]) -> Self {
+    pub fn of_vm(mut self, names: &ChainNames) -> Self {
         let mut chains = Vec::from(names.all());
         chains.extend(Hook::ALL.map(Hook::as_str));
-        chains.extend(others);
         self.rules.retain(|(chain, _)| chains.contains(&&**chain));
         self.elements.retain(|element| element.leads_to(names));
         self
@@ -230,8 +223,8 @@ impl NftTransport for NftProgram {
     }
 
     async fn read_nat(&self) -> Result<NatListing, NftError> {
-        let chain = json!({ "family": "ip", "table": NAT_TABLE, "name": NAT_CHAIN });
-        match list(&json!({ "chain": chain })).await {
+        let table = json!({ "family": "ip", "name": NAT_TABLE });
+        match list(&json!({ "table": table })).await {
             Ok(printed) => nat_listing(&printed),
             Err(error) if error.is_absent() => Ok(NatListing::default()),
             Err(error) => Err(error),

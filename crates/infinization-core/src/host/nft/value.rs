@@ -22,9 +22,13 @@ pub(super) fn data_type(field: Field) -> u32 {
         Field::TcpSynAck | Field::TcpRst => 15,
         Field::IcmpType => 14,
         Field::Icmpv6Type => 29,
-        Field::NdTarget | Field::FragmentMore | Field::Ip4FragmentMore | Field::DhcpClient => 4,
+        Field::NdTarget
+        | Field::NdTargetNetwork
+        | Field::FragmentMore
+        | Field::Ip4FragmentMore
+        | Field::DhcpClient => 4,
         Field::CtState => 26,
-        Field::GuestMark => 19,
+        Field::Mark(_) => 19,
     }
 }
 
@@ -71,6 +75,10 @@ fn word_value(field: Field, word: &str) -> Option<Vec<u8>> {
                     .to_vec(),
             )
         }
+        Field::NdTargetNetwork => {
+            let network = u64::from_str_radix(word.strip_prefix("0x")?, 16).ok()?;
+            Some(network.to_be_bytes().to_vec())
+        }
         Field::DhcpClient => {
             let digits = word.strip_prefix("0x")?;
             let client = u64::from_str_radix(digits, 16).ok()?.to_be_bytes();
@@ -86,7 +94,7 @@ fn word_value(field: Field, word: &str) -> Option<Vec<u8>> {
             };
             Some(state.to_ne_bytes().to_vec())
         }
-        Field::GuestMark => {
+        Field::Mark(_) => {
             let mark = u32::from_str_radix(word.strip_prefix("0x")?, 16).ok()?;
             Some(mark.to_ne_bytes().to_vec())
         }

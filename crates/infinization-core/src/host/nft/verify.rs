@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::journal::Mark;
 use super::known::Known;
-use super::machine::{Damage, holds};
+use super::machine::Damage;
 use super::notice::OurTable;
 use super::transport::Reading;
 use super::{Nft, NftError};
@@ -49,7 +49,7 @@ impl Nft {
 
     /// Learns what the hooks look like to nft, unless somebody may have changed them since `mark`.
     async fn see_hooks(&self, mark: Mark) -> Result<(), NftError> {
-        let reading = Arc::new(self.transport.read().await?);
+        let reading = self.transport.read().await?;
         self.journal.catch_up();
         if self.journal.mark(OurTable::Filter) == mark {
             self.journal.known.saw_hooks(&reading);
@@ -256,38 +256,33 @@ impl Nft {
         self.journal.known.forget(names);
     }
 
-    /// Whether the kernel holds exactly this.
+    /// Whether this process has loaded exactly this, and the kernel still holds it. What another process has loaded
+    /// is told by comments alone, which say nothing of what a rule was made since: that is not believed.
     pub(super) async fn is_in_force(&self, compiled: &Compiled) -> Result<bool, NftError> {
         let compiled = compiled.clone();
         self.in_turn(move |nft| async move {
             nft.journal.catch_up();
             let known = &nft.journal.known;
-            if nft.journal.trusts(OurTable::Filter) && known.has(&compiled) {
-                known.loaded(&Arc::new(compiled), true);
-                return Ok(true);
+            if !known.has(&compiled) {
+                return Ok(false);
             }
-            let (reading, damages) = nft.read_now().await?;
-            let damaged = damages.iter().any(|damage| damage.concerns(&compiled));
-            let holds = !damaged && holds(&reading, &compiled);
-            if holds {
-                known.found_as(&Arc::new(compiled), &reading);
+            if !nft.journal.trusts(OurTable::Filter) {
+                let (_, damages) = nft.read_now().await?;
+                if damages.iter().any(|damage| damage.concerns(&compiled)) || !known.has(&compiled)
+                {
+                    return Ok(false);
+                }
             }
-            if known.unconfirmed().is_empty() {
-                nft.journal.keep_reading(None);
-            }
-            Ok(holds)
+            known.loaded(&Arc::new(compiled), true);
+            Ok(true)
         })
         .await
     }
 
-    /// What the kernel holds, and what is missing of what it should. Whole hosts of machines ask one
-    /// after the other when their manager starts: as long as nobody commits anything, it is read once.
-    async fn read_now(&self) -> Result<(Arc<Reading>, Vec<Damage>), NftError> {
-        if let Some(reading) = self.journal.last_reading() {
-            return Ok((reading, Vec::new()));
-        }
+    /// What the kernel holds, and what is missing of what it should.
+    async fn read_now(&self) -> Result<(Reading, Vec<Damage>), NftError> {
         let mark = self.journal.mark(OurTable::Filter);
-        let reading = Arc::new(self.transport.read().await?);
+        let reading = self.transport.read().await?;
         // What it shows may have been told meanwhile.
         self.journal.catch_up();
         let damages = self.conclude(&reading, mark);
@@ -295,15 +290,12 @@ impl Nft {
     }
 
     /// Compares; if nothing is missing, the doubts there were are settled.
-    fn conclude(&self, reading: &Arc<Reading>, mark: Mark) -> Vec<Damage> {
-        let known = &self.journal.known;
-        let damages = known.compare(reading);
+    fn conclude(&self, reading: &Reading, mark: Mark) -> Vec<Damage> {
+        let damages = self.journal.known.compare(reading);
         if damages.is_empty() {
             self.journal.settle(OurTable::Filter, mark);
             self.journal.saw_generation(reading.generation);
         }
-        let is_asked_for = damages.is_empty() && !known.unconfirmed().is_empty();
-        self.journal.keep_reading(is_asked_for.then_some(reading));
         damages
     }
 }

@@ -18,9 +18,11 @@ pub use answers::{
 };
 pub use wanted::{Department, Member, Wanted};
 
+use super::networks::stored_pins;
 use super::{Manager, saved};
 use crate::config::{
-    BridgeConntrackMode, Environment, ManagerConfig, Parsed, Transport, VmConfig, Warning,
+    BridgeConntrackMode, Environment, MachineAddresses, ManagerConfig, Parsed, Transport, VmConfig,
+    Warning,
 };
 use crate::error::Failure;
 use crate::firewall::{self, ChainNames, Compiled, HostService, Network, VmFirewall};
@@ -320,7 +322,8 @@ impl Firewall {
         let spec = spec(&config, &wanted.vm_id)?;
         let derived = VmNames::of(&wanted.vm_id).mac;
         let bridge_addresses = self.bridge_addresses(spec.as_ref(), &wanted.tap).await?;
-        let known_addresses = self.pinned(spec.as_ref());
+        let given = wanted.addresses.as_ref();
+        let known_addresses = self.known_addresses(&config, spec.as_ref(), given).await?;
         Ok(firewall::compile(&VmFirewall {
             vm_id: wanted.vm_id.clone(),
             tap: wanted.tap.clone(),
@@ -341,15 +344,23 @@ impl Firewall {
         })?)
     }
 
-    /// The address a network of the manager's has given the machine.
-    fn pinned(&self, spec: Option<&VmConfig>) -> Vec<IpAddr> {
-        let open = self.manager().and_then(|manager| manager.open().ok());
-        let network = spec.map(|spec| &spec.network);
-        let pinned = open.zip(network).map(|(open, network)| {
-            let pins = &open.services.pins;
-            pins.of(&network.bridge, network.mac)
-        });
-        pinned.unwrap_or_default()
+    /// All addresses the machine is held to: those it is given here or was created with, and those that a network
+    /// of ours gave it.
+    async fn known_addresses(
+        &self,
+        config: &ManagerConfig,
+        spec: Option<&VmConfig>,
+        given: Option<&MachineAddresses>,
+    ) -> Result<Vec<IpAddr>, Failure> {
+        let Some(network) = spec.map(|spec| &spec.network) else {
+            return Ok(given.map_or_else(Vec::new, |own| own.as_slice().to_vec()));
+        };
+        let pins = match self.manager() {
+            Some(manager) => manager.open()?.services.pins.clone(),
+            None => stored_pins(config.state_dir.as_path(), &network.bridge).await?,
+        };
+        let own = given.unwrap_or(&network.addresses);
+        Ok(pins.beside(own.as_slice(), network))
     }
 
     /// The addresses of the machine's bridge: the one it was made with, else the one its port is on.

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use crate::config::MachineAddresses;
 use crate::db::RuleSplit;
 use crate::types::{FirewallDefaultAction, FirewallRuleInput, LinkName, VmId};
 
@@ -16,6 +17,8 @@ pub struct Wanted {
     pub rules: RuleSplit,
     /// What happens to a packet no rule decides.
     pub default_action: FirewallDefaultAction,
+    /// The addresses the machine may use, if they are not those it was created with.
+    pub addresses: Option<MachineAddresses>,
 }
 
 /// A department's rules, and its machines.
@@ -41,6 +44,9 @@ pub struct Member {
     /// What happens to a packet no rule decides.
     #[serde(default)]
     pub default_action: FirewallDefaultAction,
+    /// As [`Wanted::addresses`].
+    #[serde(default)]
+    pub addresses: Option<MachineAddresses>,
 }
 
 impl Member {
@@ -53,6 +59,7 @@ impl Member {
                 vm_rules: self.vm_rules,
             },
             default_action: self.default_action,
+            addresses: self.addresses,
         }
     }
 }

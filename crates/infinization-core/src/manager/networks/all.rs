@@ -84,10 +84,13 @@ impl Networks {
         }
         let mut wanted = Vec::new();
         for network in self.all() {
+            self.hold(&network).await;
             let has_bridge = self.has_bridge(&network).await;
             network.status().up = has_bridge;
             if has_bridge || network.config().autostart {
                 wanted.push(network);
+            } else if self.has_nobody(&network).await {
+                self.pins.forget(&network.config().bridge);
             }
         }
         if wanted.is_empty() {
@@ -295,7 +298,7 @@ impl Networks {
     }
 
     fn dir(&self) -> PathBuf {
-        self.state_dir.join("networks")
+        dir_in(&self.state_dir)
     }
 
     pub(super) async fn write(&self, network: &Network) -> Result<(), Failure> {
@@ -327,21 +330,33 @@ impl Networks {
     }
 
     async fn read_all(&self) -> Result<BTreeMap<NetworkName, Arc<Network>>, Failure> {
-        let dir = self.dir();
-        let read = file_call({
-            let dir = dir.clone();
-            move || read_all(&dir)
-        });
-        let all = read.await.map_err(|error| failed(&dir, &error))?;
-        let all = all
-            .into_iter()
-            .map(|(config, dir)| (config.name.clone(), Arc::new(Network::new(config, dir))));
-        Ok(all.collect())
+        let all = stored(&self.state_dir).await?.into_iter();
+        Ok(all
+            .map(|network| (network.name.clone(), Arc::new(network)))
+            .collect())
     }
 
     fn map(&self) -> MutexGuard<'_, BTreeMap<NetworkName, Arc<Network>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn dir_in(state_dir: &Path) -> PathBuf {
+    state_dir.join("networks")
+}
+
+/// The networks that are kept in this directory, as far as they can be read.
+pub(super) async fn stored(state_dir: &Path) -> Result<Vec<Network>, Failure> {
+    let dir = dir_in(state_dir);
+    let read = file_call({
+        let dir = dir.clone();
+        move || read_all(&dir)
+    });
+    let all = read
+        .await
+        .map_err(|error| failed(&dir, &error))?
+        .into_iter();
+    Ok(all.map(|(config, dir)| Network::new(config, dir)).collect())
 }
 
 /// Every network that can be read; one that cannot is left alone, and told.

@@ -200,6 +200,14 @@ impl Networks {
         }
     }
 
+    /// Whether no machine can be on it: its bridge is not there, or is not ours.
+    pub(super) async fn has_nobody(&self, network: &Network) -> bool {
+        match self.our_bridge(network).await {
+            Ok(bridge) => bridge.is_none(),
+            Err(error) => is_foreign(&error),
+        }
+    }
+
     /// Takes it down unless somebody is on it. Who comes meanwhile finds it as it was.
     pub(super) async fn take_down_unused(
         self: &Arc<Self>,

@@ -35,7 +35,7 @@ use crate::error::{ErrorCode, Failure};
 use crate::types::InvalidValue;
 
 pub(super) use all::Networks;
-pub(super) use pinning::follow_pins;
+pub(super) use pinning::{follow_pins, stored_pins};
 
 impl Manager {
     /// `networks.create`.
@@ -157,7 +157,7 @@ fn parse_name(name: &str) -> Result<NetworkName, Failure> {
     NetworkName::parse(name).map_err(|why| refused("name", &why.to_string()))
 }
 
-fn refused(path: &str, message: &str) -> Failure {
+pub(super) fn refused(path: &str, message: &str) -> Failure {
     let issue = json!({ "path": path, "message": message });
     Failure::new(ErrorCode::InvalidConfig, format!("{path} {message}")).with("issues", vec![issue])
 }

@@ -1,22 +1,23 @@
 //! Machines may only use the address their network gave them, where that was asked for.
 //!
-//! A static address counts from the start, another one with its lease; a machine that is given a static address
-//! has both until that ends. A machine whose address has changed has its firewall loaded again, by its own task.
+//! A static address counts from the start, another one with its lease; until then the machine may only ask for one. A
+//! machine that is given a static address has both until its lease ends. A machine whose address has changed has its firewall loaded again, by its own task.
 
-use std::collections::HashSet;
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::all::Networks;
+use super::all::{Networks, stored};
 use super::one::Network;
 use crate::error::Failure;
 use crate::firewall::ChainNames;
 use crate::host::blocking::{NotDone, blocking};
 use crate::host::dir_watch::DirWatch;
 use crate::manager::{Open, firewall};
-use crate::types::{MacAddr, VmId};
+use crate::types::{LinkName, VmId};
+use crate::vm::{Changed, Pins};
 
 /// dnsmasq writes its leases line by line, without closing the file: each line is heard, none is the last. So
 /// that a file is not read once per line, there is a pause before the look; what is written after the look is
@@ -38,6 +39,7 @@ impl Networks {
             self.pins.forget(&config.bridge);
             return Ok(());
         }
+        self.pins.hold(&config.bridge);
         let pinned = self.pin(network).await;
         let ending = self.closing.child_token();
         network.status().pinning = Some(ending.clone().drop_guard());
@@ -46,18 +48,22 @@ impl Networks {
         pinned
     }
 
+    /// Before any machine is looked at: none on its bridge is free until it is set up. What is given is all that
+    /// counts, also where that cannot be read.
+    pub(super) async fn hold(&self, network: &Network) {
+        let config = network.config();
+        if !config.pin_addresses {
+            return;
+        }
+        self.pins.hold(&config.bridge);
+        if let Err(error) = self.pin(network).await {
+            tracing::error!(network = %network.name, %error, "leases cannot be read");
+        }
+    }
+
     /// Pins what was given until now. Does nothing unless the network is to.
     async fn pin(&self, network: &Network) -> Result<(), Failure> {
-        let config = network.config();
-        let Some(dhcp) = config.dhcp.as_ref().filter(|_| config.pin_addresses) else {
-            return Ok(());
-        };
-        let leases = network.leases().await?.into_iter();
-        let leased = leases.map(|lease| (lease.mac, lease.ip));
-        // What is static is nobody else's: it counts, and so comes last.
-        let fixed = dhcp.hosts.iter().map(|host| (host.mac, host.ip));
-        self.pins.learn(&config.bridge, leased.chain(fixed));
-        Ok(())
+        learn(&self.pins, network).await
     }
 
     /// Pins what will be given.
@@ -86,6 +92,35 @@ impl Networks {
     }
 }
 
+async fn learn(pins: &Pins, network: &Network) -> Result<(), Failure> {
+    let config = network.config();
+    let Some(dhcp) = config.dhcp.as_ref().filter(|_| config.pin_addresses) else {
+        return Ok(());
+    };
+    let leases = network.leases().await?.into_iter();
+    let leased = leases.map(|lease| (lease.mac, lease.ip));
+    // What is static is nobody else's: it counts, and so comes last.
+    let fixed = dhcp.hosts.iter().map(|host| (host.mac, host.ip));
+    pins.learn(&config.bridge, leased.chain(fixed));
+    Ok(())
+}
+
+/// What holds on this bridge for who has no manager, as its network's files say.
+pub(in crate::manager) async fn stored_pins(
+    state_dir: &Path,
+    bridge: &LinkName,
+) -> Result<Pins, Failure> {
+    let pins = Pins::default();
+    let all = stored(state_dir).await?;
+    for network in all.iter().filter(|it| it.config().bridge == *bridge) {
+        if network.config().pin_addresses {
+            pins.hold(bridge);
+            learn(&pins, network).await?;
+        }
+    }
+    Ok(pins)
+}
+
 /// Has machines whose address has changed load their firewall again, for as long as there is a manager.
 pub(in crate::manager) async fn follow_pins(manager: Weak<Open>) {
     let Some(pins) = manager.upgrade().map(|open| open.services.pins.clone()) else {
@@ -109,10 +144,7 @@ pub(in crate::manager) async fn follow_pins(manager: Weak<Open>) {
 
 impl Open {
     /// A machine that does not run is compiled anew when it starts.
-    async fn reload_pinned(
-        self: &Arc<Self>,
-        changed: &Arc<HashSet<MacAddr>>,
-    ) -> Result<(), NotDone> {
+    async fn reload_pinned(self: &Arc<Self>, changed: &Arc<Changed>) -> Result<(), NotDone> {
         let running: Vec<_> = {
             let vms = self.vms();
             let running = vms
@@ -123,8 +155,8 @@ impl Open {
         let (services, changed) = (Arc::clone(&self.services), Arc::clone(changed));
         let is_concerned = move |vm_id: &VmId| {
             let spec = firewall::spec(&services.config, vm_id);
-            let mac = spec.ok().flatten().map(|spec| spec.network.mac);
-            mac.is_some_and(|mac| changed.contains(&mac))
+            let spec = spec.ok().flatten();
+            spec.is_some_and(|spec| changed.concerns(&spec.network))
         };
         let concerned =
             blocking(move || running.into_iter().filter(is_concerned).collect::<Vec<_>>());
