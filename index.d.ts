@@ -1259,14 +1259,21 @@ export interface VMStatusResult {
  * - `guest-panicked`: the guest's kernel gave up. QEMU goes on; `info` is what the guest told of it.
  * - `watchdog`: the guest did not serve its watchdog device; `action` is what QEMU does about it.
  * - `internal-error`: QEMU stopped the guest because of a defect of QEMU or KVM.
+ * - `network-lost`: the guest goes on, but its TAP is on no bridge. `bridge` is the one it left. `bridge-gone`: there
+ *   is none of that name any more; the TAP joins it by itself as soon as there is one, whoever makes it.
+ *   `taken-off`: somebody took the TAP off a bridge that is still there, and it is left so until somebody puts it
+ *   on one (`TapDeviceManager.attachToBridge`). `tap-gone`: the TAP itself was deleted; `restartVM` makes a new one.
  * - `unresponsive`: QEMU's monitor does not answer (stopped, hanging in the kernel). A forced stop ends
  *   it all the same.
+ *
+ * Of several the worst is told: `unresponsive`, then what keeps the guest from going on, then `network-lost`.
  */
 export type VMCondition =
   | { kind: 'io-error', reason: 'nospace' | 'other', device?: string, since: Date }
   | { kind: 'guest-panicked', info?: Record<string, unknown>, since: Date }
   | { kind: 'watchdog', action: string, since: Date }
   | { kind: 'internal-error', since: Date }
+  | { kind: 'network-lost', reason: 'bridge-gone' | 'taken-off' | 'tap-gone', bridge: string, since: Date }
   | { kind: 'unresponsive', since: Date }
 
 /** Payload of `vm:condition`. */

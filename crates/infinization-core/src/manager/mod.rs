@@ -19,6 +19,7 @@
 //! | `networks` | virtual networks |
 //! | `saved` | the firewall's file, chains that are nobody's |
 //! | `repair`, `reload` | what other programs take out of the firewall, put back |
+//! | `ports` | machines whose bridge goes away and comes back |
 //! | `database` | which database, and the database itself |
 //! | `firewall` | what is below the verbs, for users who drive it themselves |
 //! | `guest_access` | block devices, CD-ROMs, raw QMP, the guest agent |
@@ -31,6 +32,7 @@ mod journal;
 mod networks;
 mod observe;
 mod outage;
+mod ports;
 mod reload;
 mod repair;
 mod saved;

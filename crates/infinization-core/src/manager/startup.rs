@@ -7,13 +7,14 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::future::join_all;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::database::Theirs;
 use super::networks::{Networks, follow_pins};
 use super::outage::follow;
-use super::{Inner, Open, TRANSIENT, repair, saved};
+use super::{Inner, Open, TRANSIENT, ports, repair, saved};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
 use crate::db::outbox::Outbox;
 use crate::db::sqlite::SqliteDatabase;
@@ -70,6 +71,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     let (marks, installation_files) = blocking(move || with_marks(installation_files)).await?;
     let parser = config.context(facts);
     let monitor_interval = config.health_monitor_interval;
+    let (arrivals, arrived) = mpsc::unbounded_channel();
     let services = Arc::new(Services {
         database: Arc::<Outbox>::clone(&outbox),
         outbox,
@@ -83,6 +85,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         macs: MacClaims::default(),
         network_disks: NetworkDiskClaims::default(),
         pins: Pins::default(),
+        arrivals,
         cgroups: Cgroups::host(),
         journals,
         parser,
@@ -124,10 +127,16 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     tokio::spawn(follow(Arc::downgrade(&open), inner.events.clone(), notices));
     let watch = repair::watch(Arc::downgrade(&open), watched_nft);
     let follow = follow_pins(Arc::downgrade(&open));
-    let too = until.clone();
-    tokio::spawn(async move { until.run_until_cancelled_owned(watch).await });
-    tokio::spawn(async move { too.run_until_cancelled_owned(follow).await });
+    let ports = ports::watch(Arc::downgrade(&open), arrived);
+    spawn_until(&until, watch);
+    spawn_until(&until, follow);
+    spawn_until(&until, ports);
     Ok(open)
+}
+
+fn spawn_until(end: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
+    let end = end.clone();
+    tokio::spawn(async move { end.run_until_cancelled_owned(work).await });
 }
 
 fn host_facts() -> Result<HostFacts, Failure> {

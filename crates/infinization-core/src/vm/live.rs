@@ -10,6 +10,7 @@ use crate::host::display_port::ReservedPort;
 use crate::host::oom::MemoryWatch;
 use crate::host::process::ProcessHandle;
 use crate::qmp::{EventReceiver, QmpClient};
+use crate::types::LinkName;
 
 /// The running QEMU and our connections to it. Dropping it ends nothing but the connections.
 #[derive(Debug)]
@@ -42,7 +43,9 @@ pub struct LiveView {
     /// The monitor's socket.
     pub qmp_socket: String,
     /// The TAP device.
-    pub tap: String,
+    pub tap: LinkName,
+    /// The bridge it was started on; none of a QEMU that was taken back without a spec.
+    pub bridge: Option<LinkName>,
     /// The display's port.
     pub display_port: u16,
     /// What ails it.

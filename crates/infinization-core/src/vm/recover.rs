@@ -252,11 +252,14 @@ impl Machine {
             .display_ports
             .claim(lived.display_port);
         let memory = memory_of(&process).await;
+        let spec = spec::read(&self.context.directory).ok().flatten();
+        let bridge = spec.map(|spec| spec.network.bridge);
         let view = LiveView {
             process,
             qmp,
             qmp_socket: lived.qmp_socket.to_string(),
-            tap: self.context.names.tap.to_string(),
+            tap: self.context.names.tap.clone(),
+            bridge,
             display_port: lived.display_port,
             health: Health::default(),
             memory,
@@ -324,7 +327,7 @@ impl Machine {
         let update = ConfigurationUpdate {
             qemu_pid: Some(Some(i64::from(live.view.process.pid()))),
             qmp_socket_path: Some(Some(live.view.qmp_socket.clone())),
-            tap_device_name: Some(Some(live.view.tap.clone())),
+            tap_device_name: Some(Some(live.view.tap.to_string())),
             ..Default::default()
         };
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
