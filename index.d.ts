@@ -1733,7 +1733,7 @@ export interface FirewallServiceOptions {
   persistenceDir?: string
   /** Where systemd looks. Default `/etc/systemd/system`. */
   unitDir?: string
-  /** Have it started at boot, as `systemctl enable` does. Default true. */
+  /** Have it started at boot and with `nftables.service`, as `systemctl enable` does. Default true. */
   enable?: boolean
 }
 
@@ -1752,7 +1752,8 @@ export interface FirewallServiceFiles {
 /**
  * Installs a systemd unit that loads the firewall when the host boots, before there is a network. It
  * needs no Node. If the file is missing it does nothing; if it cannot be loaded, every `vnet-*` port is closed
- * and the unit has failed. Files that are there already are replaced. systemd finds the unit at the next boot,
+ * and the unit has failed. It does so again whenever `nftables.service` is started, restarted or reloaded, which
+ * flushes everything. Files that are there already are replaced. systemd finds the unit at the next boot,
  * or after `systemctl daemon-reload`.
  * @throws LifecycleError `INVALID_CONFIG`; ProcessError `HOST_FILE`
  */

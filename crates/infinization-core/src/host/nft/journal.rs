@@ -68,6 +68,8 @@ struct State {
     committing: bool,
     filter: Trust,
     nat: Trust,
+    /// Another has deleted the filter's table, and nobody was heard to make it again.
+    gone: bool,
     /// The number of the last state that was told of or read, if none may have been missed since.
     generation: Option<u32>,
 }
@@ -132,6 +134,12 @@ impl Journal {
     pub(super) fn generation(&self) -> Option<u32> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.generation
+    }
+
+    /// The number of the state in which there is no table of the filter's, if that is how it is.
+    pub(super) fn gone_in(&self) -> Option<u32> {
+        let state = self.state();
+        state.generation.filter(|_| state.gone)
     }
 
     /// What the kernel holds, if that was read and is still so.
@@ -218,12 +226,15 @@ impl Journal {
         }
         let since = since_ours(&mut commits, own, lost);
         self.note(state, commits);
+        // Where one of ours was taken, there is the table.
+        state.gone &= own.is_none() && !lost;
         learn(&self.known);
         self.note(state, since);
     }
 
     fn note(&self, state: &mut State, foreign: Vec<Commit>) {
         for Commit { touched, .. } in foreign {
+            state.gone = touched.gone.unwrap_or(state.gone);
             for table in touched.tables {
                 state.trust_mut(table).doubts += 1;
             }
