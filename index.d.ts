@@ -77,8 +77,8 @@ export interface InfinizationConfig {
   secretsKey?: string | Uint8Array
   /**
    * What to do on a kernel without connection tracking for bridges (`nf_conntrack_bridge`). `fail`:
-   * `initialize()` rejects with `CONNTRACK_UNAVAILABLE`. `degrade`: stateless rules. Default: the environment's
-   * `INFINIZATION_BRIDGE_CONNTRACK_MODE`, else `fail`.
+   * `initialize()` rejects with `CONNTRACK_UNAVAILABLE`, and may be called again once the module is loaded.
+   * `degrade`: stateless rules. Default: the environment's `INFINIZATION_BRIDGE_CONNTRACK_MODE`, else `fail`.
    */
   bridgeConntrackMode?: 'fail' | 'degrade'
   /**
@@ -1426,7 +1426,7 @@ export interface FirewallRuleInput {
   dstIpAddr?: string | null
   /** A prefix length, or (IPv4) a dotted mask. Absent: the one address. */
   dstIpMask?: string | null
-  /** Absent: any state. At least one must be true. */
+  /** Absent: any state. At least one must be true. With any protocol: `icmp` has states too. */
   connectionState?: ConnectionStateConfig | null
   /** Takes the place of an equal rule of the department (protocol, direction, ports, addresses). */
   overridesDept?: boolean
@@ -2095,7 +2095,7 @@ export class TapDeviceManager {
   isOrphaned(tapName: string): Promise<boolean>
   /**
    * Deletes the orphans called `vnet-*` that belong to no machine (it would have a firewall chain) and
-   * that this process did not make in the last minute.
+   * that no process made by `create` in the last minute (the link's alias says when it was made).
    */
   cleanupOrphanedTapDevices(): Promise<{ total: number; cleaned: number; failed: number }>
   /**

@@ -27,7 +27,7 @@ use crate::host::cgroup::Cgroups;
 use crate::host::dir_lock::DirLock;
 use crate::host::display_port::DisplayPorts;
 use crate::host::link::Links;
-use crate::host::nft::Nft;
+use crate::host::nft::{Nft, NftError};
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::storage::Pools;
@@ -47,10 +47,9 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     }
     let lock = prepare_state_dir(config.state_dir.as_path()).await?;
     let nft = Nft::new();
-    let capabilities = nft.capabilities().await?;
+    let capabilities = nft.capabilities_now().await?;
     if !capabilities.conntrack && config.bridge_conntrack_mode == BridgeConntrackMode::Fail {
-        nft.conntrack(crate::firewall::BridgeConntrackMode::Fail)
-            .await?;
+        return Err(NftError::ConntrackUnavailable.into());
     }
     nft.prepare().await?;
     let facts = host_facts()?;

@@ -131,6 +131,7 @@ mod tests {
         Link {
             index,
             name: name.to_owned(),
+            alias: None,
             kind: Some(kind.to_owned()),
             master,
             mac: None,
