@@ -172,8 +172,19 @@ fn f24_the_addresses_of_the_bridge_are_guarded_as_they_are() {
         run("ip addr del 10.178.0.1/24 dev testbr0");
         guards("f24-4", "10.178.0.1", false).await;
 
-        // One that comes back without an address is guarded as before, until it has one.
+        // Rules are changed while there is no bridge, too.
         let mut events = manager.subscribe();
+        delete_bridge("testbr0");
+        told(&mut events, 1).await;
+        manager
+            .set_firewall_rules("f24-4".into(), json!([]))
+            .await
+            .unwrap();
+        host.build_bridge().await;
+        told(&mut events, 1).await;
+        guards("f24-4", "10.177.200.1", true).await;
+
+        // One that comes back without an address is guarded as before, until it has one.
         delete_bridge("testbr0");
         told(&mut events, 1).await;
         run("ip link add testbr0 type bridge");
