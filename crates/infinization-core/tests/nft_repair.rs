@@ -184,6 +184,7 @@ fn f28_a_lost_table_is_closed_before_anything_is_read() {
             assert_eq!(contents(), good, "{command}");
             nft.close_if_gone().await.unwrap();
             assert_eq!(contents(), good, "{command}: it is there");
+            assert_eq!(nft.repair().await.unwrap(), Repair::default());
             assert!(is_quiet(&nft).await, "{command}");
         }
 

@@ -1,6 +1,6 @@
 //! `createVM` and `startVM`: refuse or plan, execute, go live.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -315,6 +315,7 @@ impl Machine {
             display_port: port,
             health: Health::default(),
             memory,
+            leaving: AtomicBool::default(),
             missed: AtomicU64::default(),
         };
         let live = Live {

@@ -1,7 +1,7 @@
 //! A VM that has a QEMU now.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::condition::Health;
 use crate::config::DiskKeys;
@@ -52,6 +52,8 @@ pub struct LiveView {
     pub health: Health,
     /// Where its memory is counted, to know whether it ran out of it.
     pub memory: Option<MemoryWatch>,
+    /// Its TAP leaves its bridge for good, before its QEMU ends.
+    pub leaving: AtomicBool,
     /// How many events of its monitor were dropped because they came too fast.
     pub missed: AtomicU64,
 }

@@ -1,10 +1,11 @@
 //! The TAP of a living VM as a port of its bridge, for when the bridge goes and is there again.
 //!
-//! Invariant: only a VM that has a QEMU is put back: whoever takes its TAP off for good has made it dark
-//! before, and both hold its port while they are at it. It does not go through the VM's task, which may be
+//! Invariant: only a VM that is to go on is put back: whoever takes its TAP off for good has said so before
+//! (it is dark, or leaving), and both hold its port while they are at it. It does not go through the VM's task, which may be
 //! waiting for the guest for minutes. Neighbours: the manager notices, [`super::effects`] does the rest.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use tokio::sync::watch;
 
@@ -66,23 +67,32 @@ impl Port {
         self.context.network_is(&self.live, None);
     }
 
-    /// Tells that the TAP is on no bridge.
+    /// Tells that the TAP is on no bridge, unless that is how its VM's end has left it.
     pub fn is_lost(&self, reason: NetworkLoss, bridge: &str) {
+        if !self.is_alive() {
+            return;
+        }
         let bridge = bridge.to_owned();
         let ailment = Ailment::NetworkLost { reason, bridge };
         self.context.network_is(&self.live, Some(ailment));
     }
 
-    /// Puts the TAP on `bridge`, and up. False when the VM's QEMU is gone.
+    /// Puts the TAP on `bridge`, and up. False when the VM's QEMU is gone, or about to go.
     pub async fn rejoin(&self, bridge: &LinkName) -> Result<bool, Failure> {
         let _turn = self.context.port.lock().await;
-        let is_same = |live: &Arc<LiveView>| Arc::ptr_eq(live, &self.live);
-        if !self.view.borrow().live.as_ref().is_some_and(is_same) {
+        if !self.is_alive() {
             return Ok(false);
         }
         let links = &self.context.services.links;
         links.set_master(self.tap(), bridge).await?;
         links.set_up(self.tap()).await?;
         Ok(true)
+    }
+
+    /// Whether the VM has the QEMU still that it had, and is to keep it.
+    fn is_alive(&self) -> bool {
+        let is_same = |live: &Arc<LiveView>| Arc::ptr_eq(live, &self.live);
+        let has_it = self.view.borrow().live.as_ref().is_some_and(is_same);
+        has_it && !self.live.leaving.load(SeqCst)
     }
 }

@@ -6,7 +6,7 @@
 //! guest run, or where destroying had begun. Of a machine that has become another node's, what it held
 //! here is released and its row let be.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -263,6 +263,7 @@ impl Machine {
             display_port: lived.display_port,
             health: Health::default(),
             memory,
+            leaving: AtomicBool::default(),
             missed: AtomicU64::default(),
         };
         let live = Live {
