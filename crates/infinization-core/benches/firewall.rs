@@ -119,7 +119,7 @@ impl Libnftables {
         std::fs::write(file.path(), text).unwrap();
         let began = Instant::now();
         let path = file.path().display();
-        self.say(&format!("include \"{path}\"\nlist chains inet answer\n"));
+        self.say(&format!("include \"{path}\"\nlist table inet answer\n"));
         while self.answers.next().unwrap().unwrap().trim() != "table inet answer {" {}
         began.elapsed()
     }
