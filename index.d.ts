@@ -77,8 +77,8 @@ export interface InfinizationConfig {
   secretsKey?: string | Uint8Array
   /**
    * What to do on a kernel without connection tracking for bridges (`nf_conntrack_bridge`). `fail`:
-   * `initialize()` rejects with `CONNTRACK_UNAVAILABLE`. `degrade`: stateless rules. Default: the environment's
-   * `INFINIZATION_BRIDGE_CONNTRACK_MODE`, else `fail`.
+   * `initialize()` rejects with `CONNTRACK_UNAVAILABLE`, and may be called again once the module is loaded.
+   * `degrade`: stateless rules. Default: the environment's `INFINIZATION_BRIDGE_CONNTRACK_MODE`, else `fail`.
    */
   bridgeConntrackMode?: 'fail' | 'degrade'
   /**
@@ -1300,14 +1300,21 @@ export interface VMStatusResult {
  * - `guest-panicked`: the guest's kernel gave up. QEMU goes on; `info` is what the guest told of it.
  * - `watchdog`: the guest did not serve its watchdog device; `action` is what QEMU does about it.
  * - `internal-error`: QEMU stopped the guest because of a defect of QEMU or KVM.
+ * - `network-lost`: the guest goes on, but its TAP is on no bridge. `bridge` is the one it left. `bridge-gone`: there
+ *   is none of that name any more; the TAP joins it by itself as soon as there is one, whoever makes it.
+ *   `taken-off`: somebody took the TAP off a bridge that is still there, and it is left so until somebody puts it
+ *   on one (`TapDeviceManager.attachToBridge`). `tap-gone`: the TAP itself was deleted; `restartVM` makes a new one.
  * - `unresponsive`: QEMU's monitor does not answer (stopped, hanging in the kernel). A forced stop ends
  *   it all the same.
+ *
+ * Of several the worst is told: `unresponsive`, then what keeps the guest from going on, then `network-lost`.
  */
 export type VMCondition =
   | { kind: 'io-error', reason: 'nospace' | 'other', device?: string, since: Date }
   | { kind: 'guest-panicked', info?: Record<string, unknown>, since: Date }
   | { kind: 'watchdog', action: string, since: Date }
   | { kind: 'internal-error', since: Date }
+  | { kind: 'network-lost', reason: 'bridge-gone' | 'taken-off' | 'tap-gone', bridge: string, since: Date }
   | { kind: 'unresponsive', since: Date }
 
 /** Payload of `vm:condition`. */
@@ -1463,7 +1470,7 @@ export interface FirewallRuleInput {
   dstIpAddr?: string | null
   /** A prefix length, or (IPv4) a dotted mask. Absent: the one address. */
   dstIpMask?: string | null
-  /** Absent: any state. At least one must be true. */
+  /** Absent: any state. At least one must be true. With any protocol: `icmp` has states too. */
   connectionState?: ConnectionStateConfig | null
   /** Takes the place of an equal rule of the department (protocol, direction, ports, addresses). */
   overridesDept?: boolean
@@ -1780,7 +1787,7 @@ export interface FirewallServiceOptions {
   persistenceDir?: string
   /** Where systemd looks. Default `/etc/systemd/system`. */
   unitDir?: string
-  /** Have it started at boot, as `systemctl enable` does. Default true. */
+  /** Have it started at boot and with `nftables.service`, as `systemctl enable` does. Default true. */
   enable?: boolean
 }
 
@@ -1799,7 +1806,8 @@ export interface FirewallServiceFiles {
 /**
  * Installs a systemd unit that loads the firewall when the host boots, before there is a network. It
  * needs no Node. If the file is missing it does nothing; if it cannot be loaded, every `vnet-*` port is closed
- * and the unit has failed. Files that are there already are replaced. systemd finds the unit at the next boot,
+ * and the unit has failed. It does so again whenever `nftables.service` is started, restarted or reloaded, which
+ * flushes everything. Files that are there already are replaced. systemd finds the unit at the next boot,
  * or after `systemctl daemon-reload`.
  * @throws LifecycleError `INVALID_CONFIG`; ProcessError `HOST_FILE`
  */
@@ -2144,7 +2152,7 @@ export class TapDeviceManager {
   isOrphaned(tapName: string): Promise<boolean>
   /**
    * Deletes the orphans called `vnet-*` that belong to no machine (it would have a firewall chain) and
-   * that this process did not make in the last minute.
+   * that no process made by `create` in the last minute (the link's alias says when it was made).
    */
   cleanupOrphanedTapDevices(): Promise<{ total: number; cleaned: number; failed: number }>
   /**

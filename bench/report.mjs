@@ -42,6 +42,8 @@ ${table(programs)}
 
 \`nft\` is given the same batch as one document, as JSON with an echo or as text, and ends only when the kernel has freed
 what was replaced. Rules are compiled, loaded, and confirmed by the kernel; nothing is measured before that.
+As netlink messages alone, the same batch is neither compiled nor looked up in what is there already. libnftables is
+an \`nft -i\` that stays. What another program flushes is timed from the command to it on.
 
 ${table(firewall)}
 

@@ -122,7 +122,10 @@ test('the unit is installed, enabled, and is what is printed', async () => {
     mainFile: path.join(persistenceDir, 'infinization.nft'),
     enabledBy: path.join(unitDir, 'sysinit.target.wants', 'infinization-nftables.service')
   })
-  expect(readFileSync(installed.enabledBy, 'utf8')).toBe(firewallServiceUnit({ persistenceDir }))
+  const follows = path.join(unitDir, 'nftables.service.wants', 'infinization-nftables.service')
+  for (const link of [installed.enabledBy, follows]) {
+    expect(readFileSync(link, 'utf8')).toBe(firewallServiceUnit({ persistenceDir }))
+  }
   expect(await rejection(installFirewallService({ unitdir: '/x' }))).toMatchObject({
     code: 'INVALID_CONFIG', context: { issues: [{ path: 'unitdir' }] }
   })

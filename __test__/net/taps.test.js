@@ -85,6 +85,18 @@ describe('orphans', () => {
     expect(await taps.exists(tap)).toBe(true)
   })
 
+  test('T3: its age is known to every process', async () => {
+    const { vmId, tap } = newMachine()
+    await taps.create(vmId)
+    const made = /alias infinization, made at (\d+)/.exec(ip('link', 'show', tap))
+    ip('link', 'set', tap, 'alias', `infinization, made at ${made[1] - 50}`)
+    await taps.cleanupOrphanedTapDevices()
+    expect(await taps.exists(tap)).toBe(true)
+    ip('link', 'set', tap, 'alias', `infinization, made at ${made[1] - 61}`)
+    await taps.cleanupOrphanedTapDevices()
+    expect(await taps.exists(tap)).toBe(false)
+  })
+
   test('one that another process left is deleted, unless its machine has a chain', async () => {
     const { vmId, tap } = newMachine()
     const nftables = new NftablesService({ bridgeConntrackMode: 'degrade' })

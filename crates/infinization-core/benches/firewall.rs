@@ -1,5 +1,6 @@
-//! What a change of the firewall costs, over what nft's own program takes for the same batch and over
-//! one nft program per rule; and what a TAP costs over the kernel's own calls. `npm run bench` runs it in
+//! What a change of the firewall costs, over the same batch as bare netlink messages, by libnftables, by nft's
+//! own program, and over one nft program per rule; how soon what another program flushed is closed and put
+//! back; and what a TAP costs over the kernel's own calls. `npm run bench` runs it in
 //! a network of its own.
 //!
 //! One JSON object per line goes to standard output: `{"name", "value", "unit", "goal"}`.
@@ -14,13 +15,13 @@ mod firewall;
 #[path = "../tests/kit/mod.rs"]
 mod kit;
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::io::{BufRead as _, BufReader, Lines, Write as _};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use infinization_core::firewall::{Compiled, Transaction, VmFirewall, document, table_text};
 use infinization_core::host::link::Links;
-use infinization_core::host::nft::{Nft, Repair};
+use infinization_core::host::nft::{Nft, NftProgram, NftTransport as _, OurTable, Part, Repair};
 use infinization_core::host::program::programs_started;
 use infinization_core::host::tap::{self, Queues, TapOptions};
 use infinization_core::types::{FirewallRuleInput, LinkName};
@@ -37,6 +38,7 @@ fn main() {
         rules(&nft).await;
         crowd(&nft).await;
         department(&nft).await;
+        flushed(&nft).await;
         taps().await;
     });
 }
@@ -96,30 +98,79 @@ fn fed(program: &str, args: &[&str], input: &str) -> Duration {
     began.elapsed()
 }
 
+/// `nft` as a program that stays: libnftables, without a program's beginning and end.
+struct Libnftables {
+    program: Child,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Libnftables {
+    fn new() -> Self {
+        let mut program = Command::new("nft");
+        let program = program.arg("-i").stdin(Stdio::piped());
+        let mut program = program.stdout(Stdio::piped()).spawn().unwrap();
+        let answers = BufReader::new(program.stdout.take().unwrap()).lines();
+        Self { program, answers }
+    }
+
+    /// Makes one transaction of this text. It has been made when what is asked for after it is answered.
+    fn commit(&mut self, text: &str) -> Duration {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let began = Instant::now();
+        let path = file.path().display();
+        self.say(&format!("include \"{path}\"\nlist table inet answer\n"));
+        while self.answers.next().unwrap().unwrap().trim() != "table inet answer {" {}
+        began.elapsed()
+    }
+
+    fn say(&mut self, lines: &str) {
+        let stdin = self.program.stdin.as_mut().unwrap();
+        stdin.write_all(lines.as_bytes()).unwrap();
+        stdin.flush().unwrap();
+    }
+}
+
+impl Drop for Libnftables {
+    fn drop(&mut self) {
+        self.program.kill().unwrap();
+        self.program.wait().unwrap();
+    }
+}
+
 async fn rules(nft: &Nft) {
+    run("nft add table inet answer");
+    let mut library = Libnftables::new();
+    let messages = NftProgram::default();
     for (count, goal) in [(10, "≤ 8"), (100, "≤ 12"), (1000, "≤ 40")] {
-        let (mut ours, mut json, mut text) = (Vec::new(), Vec::new(), Vec::new());
+        let mut times: [Vec<Duration>; 5] = Default::default();
         for round in 0..ROUNDS {
             let machine = machine("bench-1", own(count, round));
-            ours.push(apply(nft, &machine).await);
-            let batch = Transaction::ensure_vm(&compiled(&machine));
-            json.push(by_nft(&["-j", "-e", "-a"], &document(&batch).to_string()));
-            text.push(by_nft(&[], &flushed_first(&compiled(&machine))));
+            times[0].push(apply(nft, &machine).await);
+            let compiled = compiled(&machine);
+            let batch = Transaction::ensure_vm(&compiled);
+            let began = Instant::now();
+            messages.commit(&batch).await.unwrap();
+            times[1].push(began.elapsed());
+            times[2].push(library.commit(&flushed_first(&compiled)));
+            let json = document(&batch).to_string();
+            times[3].push(by_nft(&["-j", "-e", "-a"], &json));
+            times[4].push(by_nft(&[], &flushed_first(&compiled)));
         }
-        figure(&format!("apply {count} rules"), median(ours), "ms", goal);
-        figure(
-            &format!("apply {count} rules, by `nft -j -e -a`"),
-            median(json),
-            "ms",
+        let ways = [
             "",
-        );
-        figure(
-            &format!("apply {count} rules, by `nft -f`"),
-            median(text),
-            "ms",
-            "",
-        );
+            ", as netlink messages alone",
+            ", by libnftables (`nft -i`)",
+            ", by `nft -j -e -a`",
+            ", by `nft -f`",
+        ];
+        for (way, times) in ways.into_iter().zip(times) {
+            let goal = if way.is_empty() { goal } else { "" };
+            let name = format!("apply {count} rules{way}");
+            figure(&name, median(times), "ms", goal);
+        }
     }
+    run("nft delete table inet answer");
     one_of_a_thousand(nft).await;
     one_of_a_department_s(nft).await;
     one_program_per_rule();
@@ -252,16 +303,23 @@ async fn department(nft: &Nft) {
     };
     load_all(nft, &all(0)).await;
     settle(nft).await;
-    let mut times = Vec::new();
+    let (mut times, before) = (Vec::new(), state_number().await);
     for round in 1..ROUNDS {
         let machines = all(round);
         times.push(load_all(nft, &machines).await);
     }
+    let each = f64::from(state_number().await - before) / f64::from(ROUNDS - 1);
     figure(
         "200 machines, other department rules",
         median(times),
         "ms",
-        "one transaction",
+        "",
+    );
+    figure(
+        "transactions that 200 machines' other department rules are",
+        each,
+        "",
+        "1",
     );
     let mut times = Vec::new();
     for round in 1..4 {
@@ -275,6 +333,41 @@ async fn department(nft: &Nft) {
         "ms",
         "",
     );
+}
+
+/// Another program flushes everything under 50 machines.
+async fn flushed(nft: &Nft) {
+    let machines: Vec<_> = (0..50)
+        .map(|n| compiled(&machine(&format!("flushed-{n}"), own(20, 0))))
+        .collect();
+    load_all(nft, &machines).await;
+    settle(nft).await;
+    let mut other = Libnftables::new();
+    let (mut closed, mut back) = (Vec::new(), Vec::new());
+    for _round in 0..ROUNDS {
+        let began = Instant::now();
+        other.say("flush ruleset\n");
+        nft.meddled(OurTable::Filter).await.unwrap();
+        nft.close_if_gone().await.unwrap();
+        closed.push(began.elapsed());
+        let repair = nft.repair().await.unwrap();
+        back.push(began.elapsed());
+        assert_eq!(repair.damages[0].part, Part::Table);
+        settle(nft).await;
+    }
+    figure("flushed by another: closed after", median(closed), "ms", "");
+    let goal = "≤ 1000";
+    figure(
+        "flushed by another: 50 machines put back after",
+        median(back),
+        "ms",
+        goal,
+    );
+}
+
+/// The kernel counts transactions.
+async fn state_number() -> u32 {
+    NftProgram::default().generation().await.unwrap()
 }
 
 async fn load_all(nft: &Nft, machines: &[Compiled]) -> Duration {

@@ -7,7 +7,7 @@ mod kit;
 
 use infinization_core::db::RuleSplit;
 use infinization_core::firewall::{ChainNames, Compiled, SharedChain, VmFirewall};
-use infinization_core::host::nft::{Nft, OurTable, Part, Repair};
+use infinization_core::host::nft::{Nft, NftProgram, NftTransport as _, OurTable, Part, Repair};
 use infinization_core::manager::{Department, Firewall, Member, Wanted};
 use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, VmId, VmNames};
 use serde_json::json;
@@ -72,7 +72,10 @@ fn department_rules_live_once_and_a_change_leaves_the_machines_chains_alone() {
         let untouched: Vec<_> = before.iter().map(handles).collect();
 
         let after = all(&["ACCEPT IN tcp 443", "DROP OUT tcp 465"]);
+        let transactions = async || NftProgram::default().generation().await.unwrap();
+        let so_far = transactions().await;
         load(&nft, &after).await;
+        assert_eq!(transactions().await, so_far + 1, "the kernel counts them");
         let without_names = |text: &String| -> String {
             let lines = text.lines().filter(|line| !line.contains("jump dept_"));
             lines.collect()

@@ -142,11 +142,16 @@ fn the_backup_is_the_one_before_and_takes_its_place() {
     });
 }
 
-/// Does what the unit says, as systemd would: each command by itself, until one fails that may not.
+/// Does what the unit says, as systemd would at boot.
 fn boot(unit: &Path) -> bool {
+    executes(unit, "ExecStart")
+}
+
+/// Each command by itself, until one fails that may not.
+fn executes(unit: &Path, which: &str) -> bool {
     let text = fs::read_to_string(unit).unwrap();
     let lines = text.lines().filter_map(|line| line.split_once('='));
-    let commands = lines.filter(|(key, _)| key.starts_with("ExecStart"));
+    let commands = lines.filter(|(key, _)| key.starts_with(which));
     for (_, command) in commands {
         let (may_fail, command) = match command.strip_prefix('-') {
             Some(command) => (true, command),
@@ -180,6 +185,9 @@ fn p2_the_boot_unit_restores_and_where_it_cannot_every_managed_port_is_closed() 
         );
         let enabled = fs::read_link(installed.enabled_by.as_ref().unwrap()).unwrap();
         assert_eq!(enabled, installed.unit);
+        let follows = path("units/nftables.service.wants");
+        let follows = fs::read_link(follows.as_path().join("infinization-nftables.service"));
+        assert_eq!(follows.unwrap(), installed.unit);
         assert_eq!(installed.saved, files.path());
 
         bridge("br-boot", &["10.9.0.1/24"]);
@@ -213,6 +221,13 @@ fn p2_the_boot_unit_restores_and_where_it_cannot_every_managed_port_is_closed() 
             "its own rules are in force"
         );
         assert!(other.is_blocked_from("10.9.0.1", 9000), "it has none");
+
+        // The host's own firewall is reloaded, while nobody of ours runs; and once more for nothing.
+        run("nft flush ruleset");
+        for _again in 0..2 {
+            assert!(executes(&installed.unit, "ExecReload"));
+            assert_eq!(ruleset(), before);
+        }
 
         let whole = fs::read_to_string(files.path()).unwrap();
         for broken in [

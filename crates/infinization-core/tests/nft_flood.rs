@@ -1,5 +1,5 @@
 //! Nothing slips through while rules change: packets that must not pass, and forged ones, are sent without
-//! a pause while rule sets are exchanged, batches fail, the service is made anew and processes that load
+//! a pause while rule sets and the chains that a department shares are exchanged, batches fail, the service is made anew and processes that load
 //! rules are killed.
 //!
 //! `INFINIZATION_FLOOD_CHANGES=1000` is the long form, which must send 10,000 a second: run it alone.
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use infinization_core::db::RuleSplit;
-use infinization_core::manager::{Firewall, Wanted};
+use infinization_core::manager::{Department, Firewall, Member, Wanted};
 use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, VmNames};
 use serde_json::json;
 
@@ -53,7 +53,7 @@ fn main() {
 async fn flood_while_rules_change(myself: PathBuf, changes: usize) {
     let site = Site::new().await;
     let firewall = service().await;
-    firewall.apply(open(A2)).await.unwrap();
+    firewall.apply(open(0)).await.unwrap();
     firewall.apply(variant(0)).await.unwrap();
     let flood = Flood::start(site);
     let mut chaos = Chaos {
@@ -91,24 +91,54 @@ fn variant(n: usize) -> Wanted {
     if n.is_multiple_of(5) {
         rules.push(rule("REJECT OUT udp 53"));
     }
-    wanted(A1, rules, FirewallDefaultAction::Drop)
+    member(A1, n, rules, FirewallDefaultAction::Drop)
 }
 
-fn open(place: Place) -> Wanted {
-    wanted(place, Vec::new(), FirewallDefaultAction::Accept)
+/// The neighbour, of which only the department's chain forbids anything.
+fn open(n: usize) -> Wanted {
+    member(A2, n, Vec::new(), FirewallDefaultAction::Accept)
 }
 
-fn wanted(place: Place, vm_rules: Vec<FirewallRuleInput>, policy: FirewallDefaultAction) -> Wanted {
+/// What the two machines share, one rule of which never changes.
+fn department(n: usize) -> Vec<FirewallRuleInput> {
+    let others = (0..n % 5).map(|port| rule(&format!("ACCEPT OUT udp {}", 9100 + port)));
+    others.chain([rule("DROP OUT udp 7001")]).collect()
+}
+
+fn member(
+    place: Place,
+    n: usize,
+    vm_rules: Vec<FirewallRuleInput>,
+    policy: FirewallDefaultAction,
+) -> Wanted {
     let vm_id = place.vm_id();
     Wanted {
         addresses: None,
         tap: VmNames::of(&vm_id).tap,
         vm_id,
         rules: RuleSplit {
-            department_rules: Vec::new(),
+            department_rules: department(n),
             vm_rules,
         },
         default_action: policy,
+    }
+}
+
+/// Both machines with other rules of the department: the chain is replaced and renamed under them.
+async fn change_department(firewall: &Firewall, n: usize) {
+    let members = [variant(n), open(n)].map(|wanted| Member {
+        vm_id: wanted.vm_id,
+        tap_name: wanted.tap,
+        vm_rules: wanted.rules.vm_rules,
+        default_action: wanted.default_action,
+        addresses: None,
+    });
+    let changed = firewall.apply_department(Department {
+        rules: department(n),
+        machines: members.into(),
+    });
+    for machine in changed.await.unwrap() {
+        assert!(machine.error.is_none(), "{n}: {:?}", machine.error);
     }
 }
 
@@ -127,6 +157,7 @@ impl Chaos {
             11 => self.fail().await,
             13 => self.detach_and_return(n).await,
             17 => self.kill_one_at_work(n),
+            n if n % 3 == 0 => change_department(&self.firewall, n).await,
             _ => drop(self.firewall.apply(variant(n)).await.unwrap()),
         }
     }
@@ -134,7 +165,7 @@ impl Chaos {
     /// A batch that the kernel refuses as a whole: the port is in the way of it.
     async fn fail(&self) {
         run("nft add chain bridge infinization foreign");
-        let other = wanted(Place::B1, Vec::new(), FirewallDefaultAction::Accept);
+        let other = member(Place::B1, 0, Vec::new(), FirewallDefaultAction::Accept);
         let tap = VmNames::of(&A1.vm_id()).tap;
         let refused = self.firewall.apply(Wanted { tap, ..other }).await;
         assert!(refused.is_err(), "two machines share a port");
@@ -166,6 +197,7 @@ async fn change_until_killed() {
     let firewall = service().await;
     for n in 0.. {
         firewall.apply(variant(n)).await.unwrap();
+        change_department(&firewall, n).await;
     }
 }
 
@@ -305,6 +337,10 @@ fn forbidden(mark: Mark) -> Vec<(Place, Vec<u8>)> {
         (A1, Outside, udp(7001)),
         (A2, A1, tcp(22)),
         (A2, A1, udp(7001)),
+        // Nothing but the shared chain is in the way of these.
+        (A2, Host, udp(7001)),
+        (A2, Outside, udp(7001)),
+        (A2, Wire, udp(7001)),
         (Wire, A1, tcp(80)),
         (Outside, A1, udp(7001)),
     ];

@@ -12,6 +12,8 @@ use std::time::Duration;
 use infinization_core::firewall::{Masquerade, Subnet};
 use infinization_core::host::nft::Nft;
 use infinization_core::types::LinkName;
+use infinization_core::{Coded as _, ErrorCode};
+use nix::mount::MsFlags;
 
 use firewall::{ruleset, run};
 use guests::{Guest, bridge};
@@ -145,6 +147,48 @@ fn forwarding_is_switched_on_and_the_chain_is_what_its_readers_expect() {
             \t\tiifname \"br-a\" ip saddr 10.1.0.0/24 oifname @departments accept comment \"between-br-a\"\n\
             \t\tip saddr 10.1.0.0/24 oifname != \"br-a\" masquerade comment \"dept-br-a\"\n\t}\n}\n";
         assert_eq!(chain(), wanted);
+    });
+}
+
+/// Has the kernel's switch be read-only, as in a container. For the rest of the test: its mounts are its own.
+fn seal_forwarding() {
+    let switch = "/proc/sys/net/ipv4/ip_forward";
+    let mount = |from: Option<&str>, to: &str, flags| {
+        let none: Option<&str> = None;
+        nix::mount::mount(from, to, none, flags, none).unwrap();
+    };
+    mount(None, "/", MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+    mount(Some(switch), switch, MsFlags::MS_BIND);
+    let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(None, switch, read_only);
+}
+
+#[test]
+fn n5_forwarding_that_cannot_be_switched_on_is_an_error_and_nothing_is_set_up() {
+    in_private_network(|| async {
+        run("sysctl -qw net.ipv4.ip_forward=0");
+        seal_forwarding();
+        let nft = Nft::new();
+        let wanted = || masquerade("10.1.0.0/24", "br-a");
+        for failed in [
+            nft.prepare_nat().await,
+            nft.forward().await,
+            nft.masquerade(wanted()).await,
+        ] {
+            let error = failed.unwrap_err();
+            assert_eq!(error.code(), ErrorCode::ForwardingFailed, "{error}");
+        }
+        assert_eq!(ruleset(), "");
+    });
+    in_private_network(|| async {
+        run("sysctl -qw net.ipv4.ip_forward=1");
+        seal_forwarding();
+        // It is on already: more than that nobody needs.
+        Nft::new()
+            .masquerade(masquerade("10.1.0.0/24", "br-a"))
+            .await
+            .unwrap();
+        assert!(chain().contains("dept-br-a"));
     });
 }
 

@@ -1,15 +1,16 @@
 //! The systemd unit that loads the saved firewall when the host boots, before there is a network.
 //!
 //! It closes every managed port first, then loads what was saved: where that fails, the first is what
-//! stays, and the unit has failed. It needs nothing but `nft`. Modules are loaded one per call, since
+//! stays, and the unit has failed. It does so again when `nftables.service` is restarted or reloaded, as that
+//! flushes everything, also while nobody of ours runs. It needs nothing but `nft`. Modules are loaded one per call, since
 //! `modprobe` takes a second name for a parameter, and a kernel may lack one.
 
 use crate::types::HostPath;
 
 /// The unit's name.
 pub const UNIT_NAME: &str = "infinization-nftables.service";
-/// The target that wants it.
-pub const UNIT_WANTED_BY: &str = "sysinit.target";
+/// Who wants it: every boot, and whoever starts the host's own firewall, which flushes everything.
+pub const UNIT_WANTED_BY: [&str; 2] = ["sysinit.target", "nftables.service"];
 /// The file it loads first.
 pub const DEFAULT_DENY_FILE: &str = "default-deny.nft";
 /// The file it loads then.
@@ -30,14 +31,18 @@ pub fn boot_unit(dir: &HostPath) -> String {
     let file = |name: &str| word(&format!("{}/{name}", dir.as_str()));
     let modules = MODULES.map(|name| format!("ExecStartPre=-modprobe -q {name}\n"));
     let (modules, deny, saved) = (modules.concat(), file(DEFAULT_DENY_FILE), file(SAVED_FILE));
+    let wanted_by = UNIT_WANTED_BY.join(" ");
     format!(
         "# Loads the firewall of this host's virtual machines. If what was saved cannot be loaded, every
-# vnet-* port is closed and this unit has failed.
+# vnet-* port is closed and this unit has failed. nftables.service flushes everything when it is restarted
+# or reloaded: this follows it.
 [Unit]
 Description=Firewall of infinization's virtual machines
 Documentation=https://github.com/infinibay/infinization
 DefaultDependencies=no
 After=local-fs.target systemd-modules-load.service nftables.service
+PartOf=nftables.service
+ReloadPropagatedFrom=nftables.service
 Before=network-pre.target shutdown.target
 Wants=network-pre.target
 Conflicts=shutdown.target
@@ -48,9 +53,11 @@ Type=oneshot
 RemainAfterExit=yes
 {modules}ExecStart=nft -f {deny}
 ExecStart=nft -f {saved}
+ExecReload=nft -f {deny}
+ExecReload=nft -f {saved}
 
 [Install]
-WantedBy={UNIT_WANTED_BY}
+WantedBy={wanted_by}
 "
     )
 }
@@ -86,6 +93,25 @@ mod tests {
         }
         let first = "ExecStart=nft -f \"/etc/infinization/nftables/default-deny.nft\"\nExecStart=";
         assert!(unit.contains(first), "{unit}");
+    }
+
+    #[test]
+    fn f28_it_follows_the_hosts_own_firewall() {
+        let unit = boot_unit(&HostPath::parse("/fw").unwrap());
+        let lines: Vec<&str> = unit.lines().collect();
+        for line in [
+            "PartOf=nftables.service",
+            "ReloadPropagatedFrom=nftables.service",
+            "WantedBy=sysinit.target nftables.service",
+        ] {
+            assert!(lines.contains(&line), "{unit}");
+        }
+        let all = |kind: &str| -> Vec<&str> {
+            let prefix = format!("{kind}=");
+            let all = lines.iter().filter_map(|line| line.strip_prefix(&*prefix));
+            all.collect()
+        };
+        assert_eq!(all("ExecReload"), all("ExecStart"));
     }
 
     #[test]

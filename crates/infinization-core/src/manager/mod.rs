@@ -21,6 +21,7 @@
 //! | `networks` | virtual networks |
 //! | `saved` | the firewall's file, chains that are nobody's |
 //! | `repair`, `reload` | what other programs take out of the firewall, put back |
+//! | `ports` | machines whose bridge goes away and comes back |
 //! | `database` | which database, and the database itself |
 //! | `firewall` | what is below the verbs, for users who drive it themselves |
 //! | `guest_access` | block devices, CD-ROMs, raw QMP, the guest agent |
@@ -34,6 +35,7 @@ mod machines;
 mod networks;
 mod observe;
 mod outage;
+mod ports;
 mod reload;
 mod repair;
 mod restores;

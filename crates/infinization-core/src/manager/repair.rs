@@ -1,22 +1,24 @@
 //! Putting back what another program takes out of the firewall.
 //!
 //! Nothing runs here until nftables tells of somebody else's commit to a table of ours. What one
-//! commit, or a storm of them, has damaged is then put back in one transaction, and told. The rules are
+//! commit, or a storm of them, has damaged is then put back in one transaction, and told. Where the table
+//! itself is gone, every port is closed before anything is read. The rules are
 //! those that were in force; a machine whose rules are an earlier process' is closed meanwhile. The two
 //! tables are looked after each by itself. Neighbour: [`super::reload`] has machines load their rules
 //! from the database.
 
+use std::future::pending;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::Open;
 use crate::error::Failure;
 use crate::events::{Source, now_ms};
 use crate::firewall::ChainNames;
-use crate::host::nft::{Damage, Nft, NftError, OurTable, Part, Repair};
+use crate::host::nft::{Damage, Mark, Nft, NftError, OurTable, Part, Repair};
 use crate::types::LinkName;
 
 /// Between two looks, so that a storm of commits costs a few programs a second and not all of one's
@@ -48,7 +50,7 @@ async fn watch_table(open: &Weak<Open>, nft: &Nft, table: OurTable) {
         drop(open);
         // A repair that fails may leave doubts of its own: those do not count.
         let mark = nft.doubts(table);
-        sleep(BREATH).await;
+        breathe(nft, mark, table).await;
         pause = if outcome.is_ok() {
             BREATH
         } else {
@@ -60,6 +62,22 @@ async fn watch_table(open: &Weak<Open>, nft: &Nft, table: OurTable) {
             (pause * 2).min(LONGEST)
         };
     }
+}
+
+/// What others do meanwhile waits, unless they take the whole table: without it every port is open, and
+/// closing them costs no program.
+async fn breathe(nft: &Nft, since: Mark, table: OurTable) {
+    let mut mark = since;
+    let watching = async {
+        while nft.meddled_since(table, mark).await.is_ok() {
+            mark = nft.doubts(table);
+            if let Err(error) = nft.close_if_gone().await {
+                tracing::warn!(%error, "the firewall's table is gone, and ports are not closed yet");
+            }
+        }
+        pending::<()>().await;
+    };
+    let _over = timeout(BREATH, watching).await;
 }
 
 impl Open {

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::future::join_all;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -14,7 +15,7 @@ use super::database::Theirs;
 use super::networks::{Networks, follow_pins};
 use super::outage::follow;
 use super::restores::CutShort;
-use super::{Inner, Open, TRANSIENT, repair, saved};
+use super::{Inner, Open, TRANSIENT, ports, repair, saved};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
 use crate::db::outbox::Outbox;
 use crate::db::sqlite::SqliteDatabase;
@@ -28,7 +29,7 @@ use crate::host::cgroup::Cgroups;
 use crate::host::dir_lock::DirLock;
 use crate::host::display_port::DisplayPorts;
 use crate::host::link::Links;
-use crate::host::nft::Nft;
+use crate::host::nft::{Nft, NftError};
 use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::storage::Pools;
@@ -60,6 +61,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     }
     let installation_files = InstallationFiles::under(config.state_dir.as_path());
     let (marks, installation_files) = blocking(move || with_marks(installation_files)).await?;
+    let (arrivals, arrived) = mpsc::unbounded_channel();
     let services = Arc::new(Services {
         database: Arc::<Outbox>::clone(&outbox),
         outbox,
@@ -76,6 +78,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         restores: Arc::new(CutShort {
             machines: config.state_dir.as_path().join("vms"),
         }),
+        arrivals,
         cgroups: Cgroups::host(),
         journals,
         parser: config.context(facts),
@@ -88,7 +91,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
     let alive = services.closing.child_token();
     let open = opened(services, &alive, lock);
     tokio::spawn(follow(Arc::downgrade(&open), inner.events.clone(), notices));
-    work_behind(&open, &alive);
+    work_behind(&open, arrived, &alive);
     Ok(open)
 }
 
@@ -104,10 +107,9 @@ fn configuration(inner: &Inner) -> Result<ManagerConfig, Failure> {
 /// Probes the kernel, which must be able to do what is asked of it, and sets the table up.
 async fn prepare_firewall(config: &ManagerConfig) -> Result<(Nft, Capabilities), Failure> {
     let nft = Nft::new();
-    let capabilities = nft.capabilities().await?;
+    let capabilities = nft.capabilities_now().await?;
     if !capabilities.conntrack && config.bridge_conntrack_mode == BridgeConntrackMode::Fail {
-        nft.conntrack(crate::firewall::BridgeConntrackMode::Fail)
-            .await?;
+        return Err(NftError::ConntrackUnavailable.into());
     }
     nft.prepare().await?;
     Ok((nft, capabilities))
@@ -147,13 +149,17 @@ fn opened(services: Arc<Services>, alive: &CancellationToken, lock: DirLock) -> 
     })
 }
 
-/// Looks after the firewall and after machines' addresses, until `alive` ends.
-fn work_behind(open: &Arc<Open>, alive: &CancellationToken) {
+/// Looks after the firewall, machines' addresses and their ports, until `alive` ends.
+fn work_behind(open: &Arc<Open>, arrived: UnboundedReceiver<VmId>, alive: &CancellationToken) {
     let watch = repair::watch(Arc::downgrade(open), open.services.nft.clone());
-    let follow = follow_pins(Arc::downgrade(open));
-    let (until, too) = (alive.clone(), alive.clone());
-    tokio::spawn(async move { until.run_until_cancelled_owned(watch).await });
-    tokio::spawn(async move { too.run_until_cancelled_owned(follow).await });
+    spawn_until(alive, watch);
+    spawn_until(alive, follow_pins(Arc::downgrade(open)));
+    spawn_until(alive, ports::watch(Arc::downgrade(open), arrived));
+}
+
+fn spawn_until(end: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
+    let end = end.clone();
+    tokio::spawn(async move { end.run_until_cancelled_owned(work).await });
 }
 
 fn host_facts() -> Result<HostFacts, Failure> {

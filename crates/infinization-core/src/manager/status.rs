@@ -99,7 +99,7 @@ impl Open {
         live: Option<&LiveView>,
     ) -> Result<(Option<String>, Option<String>), Failure> {
         if let Some(live) = live {
-            return Ok((Some(live.tap.clone()), Some(live.qmp_socket.clone())));
+            return Ok((Some(live.tap.to_string()), Some(live.qmp_socket.clone())));
         }
         if !contents.entries.is_empty() || contents.lived.is_some() {
             let tap = contents.tap().map(ToString::to_string);

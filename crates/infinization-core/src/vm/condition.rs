@@ -1,8 +1,8 @@
-//! What ails a VM that lives: its guest cannot go on, or its QEMU does not answer. One place decides
-//! what that is, keeps it, and tells changes.
+//! What ails a VM that lives: its guest cannot go on or has no network, or its QEMU does not answer. One
+//! place decides what that is, keeps it, and tells changes.
 //!
 //! A condition comes from what QEMU says now (`query-status`, `query-block`) and from the events that
-//! say more (`GUEST_PANICKED`, `WATCHDOG`), and ends when the guest goes on. It is beside the status,
+//! say more (`GUEST_PANICKED`, `WATCHDOG`), and ends when the guest goes on; of the network the manager knows. It is beside the status,
 //! which is a word that others write too. Neighbours: [`super::machine`] hears the monitor,
 //! `getVMStatus` and the health monitor ask it.
 
@@ -52,6 +52,13 @@ pub enum Ailment {
     },
     /// QEMU stopped the guest because of a defect (run state `internal-error`).
     InternalError,
+    /// The guest goes on, but its TAP is on no bridge.
+    NetworkLost {
+        /// Why.
+        reason: NetworkLoss,
+        /// The bridge it was on, or is to be on.
+        bridge: String,
+    },
     /// QEMU is there, but its monitor does not answer. What else ails the VM cannot be known.
     Unresponsive,
 }
@@ -64,6 +71,18 @@ pub enum IoErrorReason {
     Nospace,
     /// Anything else: the host's disk is broken, or not reached.
     Other,
+}
+
+/// Why a TAP is on no bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkLoss {
+    /// There is no such bridge any more. When there is one of its name, the TAP joins that.
+    BridgeGone,
+    /// Somebody took it off a bridge that is still there, and may put it back.
+    TakenOff,
+    /// The TAP itself was deleted. QEMU cannot be given another one: it takes a stop and a start.
+    TapGone,
 }
 
 /// What ails a VM, and since when that is known.
@@ -85,6 +104,7 @@ impl Ailment {
             Self::GuestPanicked { .. } => "guest-panicked",
             Self::Watchdog { .. } => "watchdog",
             Self::InternalError => "internal-error",
+            Self::NetworkLost { .. } => "network-lost",
             Self::Unresponsive => "unresponsive",
         }
     }
@@ -105,12 +125,15 @@ pub struct Health(Mutex<Known>);
 struct Known {
     guest: Option<Condition>,
     silent: Option<Condition>,
+    network: Option<Condition>,
 }
 
 impl Known {
-    /// A QEMU that does not answer hides what its guest's condition is.
+    /// A QEMU that does not answer hides what its guest's condition is, and a guest that cannot go on needs
+    /// no network.
     fn shown(&self) -> Option<&Condition> {
-        self.silent.as_ref().or(self.guest.as_ref())
+        let hidden = self.guest.as_ref().or(self.network.as_ref());
+        self.silent.as_ref().or(hidden)
     }
 }
 
@@ -127,6 +150,11 @@ impl Health {
             .guest
             .as_ref()
             .map(|condition| condition.ailment.clone())
+    }
+
+    /// Whether its TAP is on no bridge, as far as that was noticed.
+    pub fn is_off_network(&self) -> bool {
+        self.lock().network.is_some()
     }
 
     /// Changes what is known; answers what is shown before and after, if that differs.
@@ -160,6 +188,12 @@ impl VmContext {
     pub(super) fn guest_is(&self, live: &LiveView, ailment: Option<Ailment>, by: Actor) {
         let changed = live.health.change(|known| put(&mut known.guest, ailment));
         self.tell_condition(changed, by);
+    }
+
+    /// The guest's network is this now.
+    pub fn network_is(&self, live: &LiveView, ailment: Option<Ailment>) {
+        let changed = live.health.change(|known| put(&mut known.network, ailment));
+        self.tell_condition(changed, Actor::Health);
     }
 
     /// QEMU answers, or does not.
@@ -329,6 +363,29 @@ mod tests {
         assert_eq!(after.unwrap().ailment.kind(), "guest-panicked");
         let (_, after) = set(None).unwrap();
         assert_eq!((after, health.condition()), (None, None));
+    }
+
+    #[test]
+    fn f24_a_lost_network_shows_while_nothing_worse_does() {
+        let health = Health::default();
+        let lost = |reason| {
+            Some(Ailment::NetworkLost {
+                reason,
+                bridge: "br0".to_owned(),
+            })
+        };
+        let network = |ailment| health.change(|known| put(&mut known.network, ailment));
+        let (_, shown) = network(lost(NetworkLoss::TakenOff)).unwrap();
+        let since = shown.as_ref().unwrap().since;
+        assert_eq!(
+            json!(shown),
+            json!({ "kind": "network-lost", "reason": "taken-off", "bridge": "br0", "since": since })
+        );
+        assert!(network(lost(NetworkLoss::BridgeGone)).is_some());
+        let worse = health.change(|known| put(&mut known.guest, Some(Ailment::InternalError)));
+        assert_eq!(worse.unwrap().1.unwrap().ailment.kind(), "internal-error");
+        assert_eq!(network(None), None, "it is hidden");
+        assert!(!health.is_off_network());
     }
 
     #[test]

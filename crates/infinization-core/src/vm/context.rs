@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use super::bench::Bench;
 use super::journal::Journal;
@@ -31,6 +32,8 @@ pub struct VmContext {
     pub directory: PathBuf,
     /// What it holds.
     pub ledger: Arc<Ledger>,
+    /// Held by whoever puts its TAP on a bridge or takes it off.
+    pub(super) port: Arc<Mutex<()>>,
     /// What was done with it.
     pub journal: Journal,
     /// Performs its actions.

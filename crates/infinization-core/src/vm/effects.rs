@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use self::files::{copy_new, file_failure, listen, remove_file, unfinished, write_pid_file};
@@ -51,16 +52,18 @@ pub struct HostEffects {
     names: VmNames,
     directory: PathBuf,
     ledger: Arc<Ledger>,
+    port: Arc<Mutex<()>>,
     services: Arc<Services>,
 }
 
 impl HostEffects {
-    /// For one VM.
+    /// For one VM; `port` is held while its TAP joins its bridge or leaves it.
     pub fn new(
         vm_id: VmId,
         names: VmNames,
         directory: PathBuf,
         ledger: Arc<Ledger>,
+        port: Arc<Mutex<()>>,
         services: Arc<Services>,
     ) -> Self {
         Self {
@@ -68,6 +71,7 @@ impl HostEffects {
             names,
             directory,
             ledger,
+            port,
             services,
         }
     }
@@ -108,6 +112,7 @@ impl Effects for HostEffects {
             }
             Action::OpenVhost { queues } => open_vhost(*queues, bench),
             Action::AttachTap { tap, bridge } => {
+                let _turn = self.port.lock().await;
                 self.services.links.set_master(tap, bridge).await?;
                 Ok(self.services.links.set_up(tap).await?)
             }
@@ -177,7 +182,10 @@ impl Effects for HostEffects {
             Release::RemoveFile { path } | Release::RemoveSocket { path, .. } => {
                 blocking(path.clone(), |path| remove_file(path.as_path())).await
             }
-            Release::DeleteTap { tap } => Ok(tap::delete(&self.services.links, tap).await?),
+            Release::DeleteTap { tap } => {
+                let _turn = self.port.lock().await;
+                Ok(tap::delete(&self.services.links, tap).await?)
+            }
             Release::DetachTap { tap } => self.detach_tap(tap).await,
             Release::DetachFirewall => {
                 let place = self.services.nft.line_up(&ChainNames::of(&self.vm_id));
@@ -277,6 +285,7 @@ impl HostEffects {
     }
 
     async fn detach_tap(&self, tap: &crate::types::LinkName) -> Result<(), Failure> {
+        let _turn = self.port.lock().await;
         let links = &self.services.links;
         if links.find(tap).await?.is_none() {
             return Ok(());

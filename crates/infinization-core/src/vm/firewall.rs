@@ -13,7 +13,7 @@ use crate::error::{ErrorCode, Failure};
 use crate::firewall::{ChainNames, Compiled, FailedRule, Network, RuleError};
 use crate::host::blocking::blocking;
 use crate::host::bridge;
-use crate::types::FirewallRuleInput;
+use crate::types::{FirewallRuleInput, LinkName};
 
 impl Machine {
     /// Stores the VM's own rules, and loads them in one transaction if it runs. Rules that make no
@@ -98,20 +98,24 @@ impl VmContext {
     /// What a start would load now, as the database has it; while the VM runs, with what this run was
     /// started with. A bridge that is not there has no addresses.
     pub async fn explain_firewall(&self) -> Result<Compiled, Failure> {
-        let (database, links) = (&self.services.database, &self.services.links);
+        let database = &self.services.database;
         let record = database.find_machine_without_password(&self.vm_id).await?;
         let record = record.ok_or_else(|| self.not_found())?;
         let config = self.of_this_run(spec::without_console(self, &record)?);
         let rules = database.get_firewall_rules_split(&self.vm_id).await?;
         let policy = database.get_department_firewall_policy(&self.vm_id).await?;
-        let bridge = &config.network.bridge;
-        let addresses = if bridge::exists(links, bridge).await? {
-            bridge::addresses(links, bridge).await?
-        } else {
-            Vec::new()
-        };
-        let addresses = addresses.into_iter().map(Network::from).collect();
+        let addresses = self.guarded(&config.network.bridge).await?;
         self.compile_firewall(&config, &rules, policy.as_deref(), addresses)
+    }
+
+    /// The addresses of the bridge; one that is not there has none.
+    async fn guarded(&self, bridge: &LinkName) -> Result<Vec<Network>, Failure> {
+        let links = &self.services.links;
+        if !bridge::exists(links, bridge).await? {
+            return Ok(Vec::new());
+        }
+        let addresses = bridge::addresses(links, bridge).await?.into_iter();
+        Ok(addresses.map(Network::from).collect())
     }
 
     /// The stored configuration with what was given to the start of the QEMU that runs, if one does.
@@ -128,8 +132,7 @@ impl VmContext {
         rules: &[FirewallRuleInput],
     ) -> Result<Compiled, Failure> {
         let config = self.of_this_run(spec::without_console(self, record)?);
-        let addresses = bridge::addresses(&self.services.links, &config.network.bridge).await?;
-        let addresses = addresses.into_iter().map(Network::from).collect();
+        let addresses = self.guarded(&config.network.bridge).await?;
         let split = RuleSplit {
             vm_rules: rules.to_vec(),
             ..RuleSplit::default()

@@ -284,8 +284,10 @@ impl Machine {
             return Err(early(Failure::new(ErrorCode::Internal, message)));
         };
         let pid = process.pid();
-        let socket = &launch.config.paths.qmp_socket;
-        let view = LiveView::of(process, qmp, socket, &context.names.tap, port).await;
+        let paths = &launch.config.paths;
+        let bridge = Some(launch.config.network.bridge.clone());
+        let tap = context.names.tap.clone();
+        let view = LiveView::of(process, qmp, &paths.qmp_socket, (tap, bridge), port).await;
         let live = Live {
             view: view.into(),
             events,

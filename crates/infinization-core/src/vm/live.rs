@@ -1,7 +1,7 @@
 //! A VM that has a QEMU now.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::condition::Health;
 use crate::config::DiskKeys;
@@ -43,13 +43,17 @@ pub struct LiveView {
     /// The monitor's socket.
     pub qmp_socket: String,
     /// The TAP device.
-    pub tap: String,
+    pub tap: LinkName,
+    /// The bridge it was started on; none of a QEMU that was taken back without a spec.
+    pub bridge: Option<LinkName>,
     /// The display's port.
     pub display_port: u16,
     /// What ails it.
     pub health: Health,
     /// Where its memory is counted, to know whether it ran out of it.
     pub memory: Option<MemoryWatch>,
+    /// Its TAP leaves its bridge for good, before its QEMU ends.
+    pub leaving: AtomicBool,
     /// How many events of its monitor were dropped because they came too fast.
     pub missed: AtomicU64,
 }
@@ -60,7 +64,7 @@ impl LiveView {
         process: ProcessHandle,
         qmp: QmpClient,
         qmp_socket: &HostPath,
-        tap: &LinkName,
+        (tap, bridge): (LinkName, Option<LinkName>),
         display_port: u16,
     ) -> Self {
         let memory = memory_of(&process).await;
@@ -68,10 +72,12 @@ impl LiveView {
             process,
             qmp,
             qmp_socket: qmp_socket.to_string(),
-            tap: tap.to_string(),
+            tap,
+            bridge,
             display_port,
             health: Health::default(),
             memory,
+            leaving: AtomicBool::default(),
             missed: AtomicU64::default(),
         }
     }

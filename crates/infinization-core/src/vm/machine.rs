@@ -80,6 +80,9 @@ impl Machine {
         self.live = Some(live);
         self.shown = shown;
         self.owns_error = false;
+        let arrived = self.context.vm_id.clone();
+        // Without a manager there is nobody to look.
+        let _unheard = self.context.services.arrivals.send(arrived);
     }
 
     /// The VM's QEMU is gone; its cause is kept for `getVMStatus`.

@@ -16,6 +16,7 @@
 //! | `facts` | what planning must know of the host: reads only |
 //! | `run`, `ledger`, `bench`, `cleanup`, `salvage` | executing a plan, writing ahead what it holds, giving it back |
 //! | `effects` | performing one action on the real host |
+//! | `port` | putting the TAP of a living VM back on its bridge |
 //! | `boot` | waiting for the guest's agent |
 //! | `machine`, `launch`, `stop`, `guest`, `destroy`, `retry`, `recover`, `undo`, `reconcile` | what one VM does, verb by verb |
 //! | `heed`, `condition`, `found`, `ending` | what QEMU reports, what ails a living VM, what was found of one, why one ended |
@@ -52,6 +53,7 @@ mod outcome;
 mod pins;
 mod plan;
 mod planner;
+mod port;
 mod reconcile;
 mod recover;
 mod request;
@@ -71,7 +73,7 @@ mod undo;
 pub use action::{Action, Release, RowValues, Slot, Spawn};
 pub use bench::Bench;
 pub use cleanup::{Cleanup, Resource};
-pub use condition::{Ailment, Condition, Health, IoErrorReason};
+pub use condition::{Ailment, Condition, Health, IoErrorReason, NetworkLoss};
 pub use context::VmContext;
 pub use disk_uses::{disk_uses, frozen_layers, row_uses};
 pub use effects::HostEffects;
@@ -85,6 +87,7 @@ pub use outcome::{CreateResult, EndCause, OperationResult, ReconcileSummary, Sta
 pub use pins::{Changed, Pinned, Pins};
 pub use plan::{Lifetime, Operation, Plan, Step, Undo};
 pub use planner::{Facts, RowClaim, TapState};
+pub use port::Port;
 pub use reconcile::{ReconcileAction, ReconcileResult};
 pub use recover::{Recovered, found_status};
 pub use request::Verb;

@@ -20,6 +20,7 @@ use super::live::{Live, LiveView};
 use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
+use super::spec;
 use super::status::{FOLLOWED, Status, of_run_state};
 use crate::config::DiskKeys;
 use crate::db::{ConfigurationUpdate, DbError, MachineRecord};
@@ -158,8 +159,11 @@ impl Machine {
             .services
             .display_ports
             .claim(lived.display_port);
-        let tap = &self.context.names.tap;
-        let view = LiveView::of(process, qmp, &lived.qmp_socket, tap, lived.display_port).await;
+        let tap = self.context.names.tap.clone();
+        let spec = spec::read(&self.context.directory).ok().flatten();
+        let bridge = spec.map(|spec| spec.network.bridge);
+        let port = lived.display_port;
+        let view = LiveView::of(process, qmp, &lived.qmp_socket, (tap, bridge), port).await;
         let live = Live {
             view: view.into(),
             events,
@@ -234,7 +238,7 @@ impl Machine {
         let update = ConfigurationUpdate {
             qemu_pid: Some(Some(i64::from(live.view.process.pid()))),
             qmp_socket_path: Some(Some(live.view.qmp_socket.clone())),
-            tap_device_name: Some(Some(live.view.tap.clone())),
+            tap_device_name: Some(Some(live.view.tap.to_string())),
             ..Default::default()
         };
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);

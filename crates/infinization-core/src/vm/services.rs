@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Context, ManagerConfig, NetworkConfig, Transport};
@@ -73,6 +74,8 @@ pub struct Services {
     pub pins: Pins,
     /// Ends restores of disks that were cut short.
     pub restores: Arc<dyn Restores>,
+    /// Is told of each machine that has a QEMU from then on: its TAP is to be on its bridge.
+    pub arrivals: UnboundedSender<VmId>,
     /// What was done with each VM.
     pub journals: Journals,
     /// QEMU's own cgroups.
@@ -130,11 +133,13 @@ impl Services {
     pub fn context_of(self: &Arc<Self>, vm_id: &VmId) -> Result<VmContext, Failure> {
         let (names, directory) = (VmNames::of(vm_id), self.directory_of(vm_id));
         let ledger = Arc::new(open_ledger(&directory, &names)?);
+        let port = Arc::new(tokio::sync::Mutex::new(()));
         let host: Arc<dyn Effects> = Arc::new(HostEffects::new(
             vm_id.clone(),
             names.clone(),
             directory.clone(),
             Arc::clone(&ledger),
+            Arc::clone(&port),
             Arc::clone(self),
         ));
         let effects = match &self.wrap_effects {
@@ -148,6 +153,7 @@ impl Services {
             names,
             directory,
             ledger,
+            port,
             journal,
             effects,
             services,

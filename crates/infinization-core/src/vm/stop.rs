@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -230,6 +231,9 @@ impl Machine {
     /// Takes the VM off the network. What does not go now goes with the rest of the run.
     async fn close_port(&self) {
         let context = &self.context;
+        if let Some(live) = &self.live {
+            live.view.leaving.store(true, SeqCst);
+        }
         let bench = Bench::of_process(None);
         let of_network = |release: &Release| {
             matches!(release, Release::DetachTap { .. } | Release::DetachFirewall)

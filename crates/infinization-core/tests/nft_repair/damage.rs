@@ -169,3 +169,57 @@ fn a_port_that_was_led_elsewhere_is_led_back() {
         is_settled(&nft).await;
     });
 }
+
+/// What is left when nothing but the table and its hooks is there.
+fn is_closed() -> bool {
+    let all = ruleset();
+    all.matches("infinization-closed").count() == 2 && !all.contains("elements")
+}
+
+#[test]
+fn f28_a_lost_table_is_closed_before_anything_is_read() {
+    in_private_network(|| async {
+        let (nft, [a, b]) = two_machines().await;
+        let good = contents();
+        for command in ["nft flush ruleset", "nft delete table bridge infinization"] {
+            run(command);
+            notices(&nft).await;
+            nft.close_if_gone().await.unwrap();
+            assert!(is_closed(), "{command}: {}", ruleset());
+            // Closed is not repaired, and what was gone is told all the same.
+            notices(&nft).await;
+            let repair = nft.repair().await.unwrap();
+            assert_eq!(parts(&repair)[0], (Part::Table, None), "{command}");
+            assert_eq!(contents(), good, "{command}");
+            nft.close_if_gone().await.unwrap();
+            assert_eq!(contents(), good, "{command}: it is there");
+            assert_eq!(nft.repair().await.unwrap(), Repair::default());
+            assert!(is_quiet(&nft).await, "{command}");
+        }
+
+        // Whoever makes it again in the same commit, or meanwhile, has taken nothing.
+        let saved = run("nft list table bridge infinization");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let again = format!("delete table bridge infinization\n{saved}");
+        std::fs::write(file.path(), again).unwrap();
+        run(&format!("nft -f {}", file.path().display()));
+        notices(&nft).await;
+        nft.close_if_gone().await.unwrap();
+        assert_eq!(contents(), good);
+        nft.repair().await.unwrap();
+        assert_eq!(contents(), good);
+
+        // A verb that comes first has made the table.
+        run("nft flush ruleset");
+        nft.ensure_vm(&compiled(&a)).await.unwrap();
+        nft.close_if_gone().await.unwrap();
+        let names = ChainNames::of(&b.vm_id);
+        let repair = nft.repair().await.unwrap();
+        let found = parts(&repair);
+        assert!(
+            found.contains(&(Part::Chain, Some(names.vm.as_str()))),
+            "{found:?}"
+        );
+        assert_eq!(contents(), good);
+    });
+}

@@ -122,6 +122,21 @@ fn b24_ports_that_are_none() {
 }
 
 #[test]
+fn b24_port_0_is_one() {
+    // The contract's range begins with it, and packets may bear it.
+    let rule = FirewallRuleInput {
+        dst_port_start: Some(0.0),
+        dst_port_end: Some(1023.0),
+        ..input()
+    };
+    let Protocol::Ports(_, ports) = parse_rule(&rule).unwrap().protocol else {
+        panic!("it has no ports");
+    };
+    let (first, last) = (0, 1023);
+    assert_eq!(ports.destination, Some(PortRange { first, last }));
+}
+
+#[test]
 fn b25_addresses_that_are_none() {
     for address in [
         "10.0.0",
@@ -230,6 +245,20 @@ fn b30_states_that_set_none_do_not_widen_the_rule() {
             ..input()
         };
         assert_eq!(code(&rule), "RULE_INVALID", "{shape}");
+    }
+}
+
+#[test]
+fn b30_a_state_goes_with_every_protocol() {
+    // The kernel tracks what has no ports too: the answer to a ping is of an established connection.
+    for protocol in ["icmp", "udp", "all"] {
+        let rule = FirewallRuleInput {
+            protocol: Some(protocol.into()),
+            dst_port_start: None,
+            connection_state: Some(json!({ "established": true })),
+            ..input()
+        };
+        assert!(parse_rule(&rule).unwrap().states.is_some(), "{protocol}");
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use tokio::sync::Mutex;
 
@@ -92,6 +92,17 @@ impl Links {
             },
             _ => error,
         })
+    }
+
+    /// Gives the link an alias: words for people, up to 255 bytes.
+    pub(in crate::host) async fn set_alias(
+        &self,
+        name: &LinkName,
+        alias: &str,
+    ) -> Result<(), LinkError> {
+        let alias = LinkAttribute::IfAlias(alias.to_owned());
+        let change = named(name).append_extra_attribute(alias);
+        self.set("giving an alias to", name, change).await
     }
 
     /// Makes the link a port of no bridge.

@@ -14,6 +14,8 @@ pub struct Link {
     pub index: u32,
     /// Its name. Links of others may have names a [`crate::types::LinkName`] would refuse.
     pub name: String,
+    /// Words for people (`ip link set … alias`).
+    pub alias: Option<String>,
     /// `tun` (TAPs too), `bridge`, `veth`…; none for a physical device and the loopback.
     pub kind: Option<String>,
     /// The index of the bridge (or bond…) it is a port of.
@@ -50,6 +52,7 @@ impl Link {
         let mut link = Self {
             index: message.header.index,
             name: String::new(),
+            alias: None,
             kind: None,
             master: None,
             mac: None,
@@ -69,6 +72,7 @@ impl Link {
     fn take(&mut self, attribute: LinkAttribute) {
         match attribute {
             LinkAttribute::IfName(name) => self.name = name,
+            LinkAttribute::IfAlias(alias) => self.alias = Some(alias),
             LinkAttribute::Controller(index) => self.master = Some(index),
             LinkAttribute::Address(octets) => self.mac = octets.try_into().ok(),
             LinkAttribute::Mtu(mtu) => self.mtu = mtu,

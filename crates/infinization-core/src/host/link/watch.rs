@@ -1,4 +1,5 @@
-//! Link changes as the kernel announces them (multicast group `RTNLGRP_LINK`).
+//! Changes of links and of their addresses, as the kernel announces them (multicast groups `RTNLGRP_LINK`,
+//! `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`).
 
 use std::fmt;
 use std::io;
@@ -7,7 +8,8 @@ use std::pin::Pin;
 use futures_util::StreamExt;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::connection::{Messages, without_sender};
 use super::error::{LinkError, Refusal};
@@ -20,6 +22,8 @@ pub enum LinkEvent {
     Changed(Link),
     /// The link was deleted (or moved to another namespace); this is how it was last.
     Gone(Link),
+    /// The link with this index was given an address, or lost one; or what the kernel knows of one changed.
+    Addresses(u32),
     /// Announcements were lost. Whoever keeps state must ask anew.
     Missed,
 }
@@ -29,23 +33,40 @@ impl LinkEvent {
     pub fn concerns(&self, name: &str) -> bool {
         match self {
             Self::Changed(link) | Self::Gone(link) => link.name == name,
+            Self::Addresses(_) => false,
             Self::Missed => true,
         }
     }
 
     fn from_message(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Self> {
+        use RouteNetlinkMessage::{DelAddress, DelLink, NewAddress, NewLink};
         match message.payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+            NetlinkPayload::InnerMessage(NewLink(link)) if !is_of_a_port(&link) => {
                 Some(Self::Changed(Link::from_message(link)))
             }
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
+            NetlinkPayload::InnerMessage(DelLink(link)) if !is_of_a_port(&link) => {
                 Some(Self::Gone(Link::from_message(link)))
+            }
+            NetlinkPayload::InnerMessage(NewAddress(address) | DelAddress(address)) => {
+                Some(Self::Addresses(address.header.index))
             }
             NetlinkPayload::Overrun(_) => Some(Self::Missed),
             _ => None,
         }
     }
 }
+
+/// A bridge announces its ports in the same group, and one that leaves as deleted: the link itself stays.
+fn is_of_a_port(link: &LinkMessage) -> bool {
+    link.header.interface_family == AddressFamily::Bridge
+}
+
+/// What is subscribed to.
+const GROUPS: [MulticastGroup; 3] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+];
 
 /// A subscription to link changes. It has no task: it reads its socket while [`LinkWatch::next`]
 /// is awaited, and dropping it ends the subscription.
@@ -68,8 +89,7 @@ impl LinkWatch {
     }
 
     fn subscribe() -> io::Result<Self> {
-        let (connection, _handle, messages) =
-            rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
+        let (connection, _handle, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
         Ok(Self {
             connection: Box::pin(connection),
             messages: Box::pin(messages.map(without_sender)),

@@ -20,6 +20,8 @@ pub(super) struct Beliefs {
     pub(super) machines: BTreeMap<String, Loaded>,
     /// Whether the hooks were ever set up.
     pub(super) hooked: bool,
+    /// Whether the table was found gone and made again, which is to be told.
+    pub(super) remade: bool,
     /// What they look like in nft's words, once that was seen.
     pub(super) hooks: Option<BTreeMap<&'static str, String>>,
     pub(super) shared: Shared,

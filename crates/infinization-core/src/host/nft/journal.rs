@@ -103,6 +103,12 @@ impl Journal {
         state.generation
     }
 
+    /// The number of the state in which there is no table of the filter's, if that is how it is.
+    pub(super) fn gone_in(&self) -> Option<u32> {
+        let state = self.state();
+        state.generation.filter(|_| state.gone)
+    }
+
     /// A commit of ours begins: what was told until now is of others.
     pub(super) fn begin_commit(&self) -> Committing<'_> {
         let mut before = None;
@@ -170,12 +176,15 @@ impl Journal {
         }
         let since = since_ours(&mut commits, own, lost);
         self.note(state, commits);
+        // Where one of ours was taken, there is the table.
+        state.gone &= own.is_none() && !lost;
         learn(&self.known);
         self.note(state, since);
     }
 
     fn note(&self, state: &mut State, foreign: Vec<Commit>) {
         for Commit { touched, .. } in foreign {
+            state.gone = touched.gone.unwrap_or(state.gone);
             for table in touched.tables {
                 state.trust_mut(table).doubts += 1;
             }

@@ -25,6 +25,17 @@ impl Known {
         self.beliefs().hooked = true;
     }
 
+    /// The table was gone; it is there again, and nothing leads to any machine.
+    pub(super) fn remade(&self) {
+        let mut beliefs = self.beliefs();
+        (beliefs.hooked, beliefs.remade) = (true, true);
+    }
+
+    /// Whether the table was made again since this was asked.
+    pub(super) fn was_remade(&self) -> bool {
+        std::mem::take(&mut self.beliefs().remade)
+    }
+
     /// The hooks look like this; nobody else has touched them since they were set up.
     pub(super) fn saw_hooks(&self, reading: &Reading) {
         self.beliefs().hooks = Some(reading.hooks.clone());

@@ -107,15 +107,32 @@ impl Nft {
         self.probe.capabilities(&*self.transport).await
     }
 
-    /// How VMs are filtered here in this mode; an error if the mode does not allow it.
+    /// As [`Nft::capabilities`], but what was missing is looked for again: the module may have been loaded.
+    pub async fn capabilities_now(&self) -> Result<Capabilities, NftError> {
+        self.probe.again_if_missing(&*self.transport).await
+    }
+
+    /// How VMs are filtered here in this mode; an error if the mode does not allow it. A refusal is never one
+    /// of the past.
     pub async fn conntrack(&self, mode: BridgeConntrackMode) -> Result<Conntrack, NftError> {
-        match (self.capabilities().await?.conntrack, mode) {
+        let capabilities = match mode {
+            BridgeConntrackMode::Fail => self.capabilities_unless_refused().await?,
+            BridgeConntrackMode::Degrade => self.capabilities().await?,
+        };
+        match (capabilities.conntrack, mode) {
             (true, _) => Ok(Conntrack::Stateful),
             (false, BridgeConntrackMode::Fail) => Err(NftError::ConntrackUnavailable),
             (false, BridgeConntrackMode::Degrade) => {
                 self.probe.warn_stateless();
                 Ok(Conntrack::Stateless)
             }
+        }
+    }
+
+    async fn capabilities_unless_refused(&self) -> Result<Capabilities, NftError> {
+        match self.capabilities().await? {
+            known if known.conntrack => Ok(known),
+            _ => self.capabilities_now().await,
         }
     }
 

@@ -15,6 +15,9 @@ use crate::firewall::{NAT_TABLE, TABLE};
 /// `NFT_MSG_NEWGEN`: the end of a commit.
 const NEW_GENERATION: u16 = (SUBSYS_NFTABLES << 8) + kind::NEW_GENERATION;
 const FAMILY_IPV4: u8 = 2;
+/// `NFT_MSG_NEWTABLE`, and `NFT_MSG_DELTABLE`.
+const TABLE_MADE: u16 = (SUBSYS_NFTABLES << 8) + kind::NEW_TABLE;
+const TABLE_GONE: u16 = (SUBSYS_NFTABLES << 8) + kind::DELETE_TABLE;
 /// `NFT_MSG_NEWRULE`, which also is a replacement, and `NFT_MSG_DELRULE`.
 const RULES: [u16; 2] = [(SUBSYS_NFTABLES << 8) + 6, (SUBSYS_NFTABLES << 8) + 8];
 /// The attribute that names the table, in every message.
@@ -61,6 +64,8 @@ pub(super) struct Touched {
     pub(super) tables: Vec<OurTable>,
     /// The filter's chains, in which rules were.
     pub(super) chains: BTreeSet<String>,
+    /// Whether it left the filter without its table; none if it neither made nor deleted that.
+    pub(super) gone: Option<bool>,
 }
 
 /// Puts messages together to commits; one may spread over several datagrams.
@@ -118,7 +123,13 @@ impl Touched {
         if !self.tables.contains(&table) {
             self.tables.push(table);
         }
-        if table == OurTable::Filter && RULES.contains(&kind) {
+        if table != OurTable::Filter {
+            return;
+        }
+        if [TABLE_MADE, TABLE_GONE].contains(&kind) {
+            self.gone = Some(kind == TABLE_GONE);
+        }
+        if RULES.contains(&kind) {
             let chain = find_text(attributes, CHAIN_OF_RULE).unwrap_or_default();
             self.chains
                 .insert(String::from_utf8_lossy(chain).into_owned());
@@ -208,6 +219,7 @@ mod tests {
             let touched = Touched {
                 tables: tables.to_vec(),
                 chains: chains.iter().map(ToString::to_string).collect(),
+                gone: None,
             };
             let commit = Commit {
                 sender: 5,
@@ -215,6 +227,27 @@ mod tests {
                 ..Commit::default()
             };
             assert_eq!(reader.read(&bytes), Ok(vec![commit]), "{family} {table}");
+        }
+    }
+
+    #[test]
+    fn f28_the_last_word_about_the_table_counts() {
+        let made = |name| message(TABLE_MADE, 5, 7, &[attribute(1, name)]);
+        let gone = |name| message(TABLE_GONE, 5, 7, &[attribute(1, name)]);
+        let (ours, other) = ("infinization", "other");
+        for (bytes, expected) in [
+            (vec![rule(7, ours, "vm_x")], None),
+            (vec![gone(other)], None),
+            (vec![rule(7, ours, "vm_x"), gone(ours)], Some(true)),
+            (
+                vec![gone(ours), made(ours), rule(7, ours, "vm_x")],
+                Some(false),
+            ),
+            (vec![made(ours), gone(ours)], Some(true)),
+        ] {
+            let bytes = [bytes.concat(), end(5)].concat();
+            let commits = Reader::default().read(&bytes).unwrap();
+            assert_eq!(commits[0].touched.gone, expected);
         }
     }
 

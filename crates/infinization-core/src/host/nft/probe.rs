@@ -4,16 +4,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use super::error::NftError;
 use super::transport::NftTransport;
 use crate::firewall::{Capabilities, Field, Match, NftRule, Transaction, Verdict};
 
-/// An answer that is looked for once and kept; a probe that could not run is not an answer.
+/// An answer that is looked for once and kept; a probe that could not run is not an answer. What was missing
+/// may be there by now: somebody loads the module.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Probe {
-    answer: Arc<OnceCell<Capabilities>>,
+    answer: Arc<Mutex<Option<Capabilities>>>,
     warned: Arc<AtomicBool>,
 }
 
@@ -22,8 +23,28 @@ impl Probe {
         &self,
         transport: &dyn NftTransport,
     ) -> Result<Capabilities, NftError> {
-        let probe = || probe(transport);
-        self.answer.get_or_try_init(probe).await.copied()
+        self.unless_known(transport, |_any| true).await
+    }
+
+    /// As [`Probe::capabilities`], but looks again if anything was missing.
+    pub(super) async fn again_if_missing(
+        &self,
+        transport: &dyn NftTransport,
+    ) -> Result<Capabilities, NftError> {
+        let is_whole = |known: Capabilities| known.conntrack && known.reject;
+        self.unless_known(transport, is_whole).await
+    }
+
+    async fn unless_known(
+        &self,
+        transport: &dyn NftTransport,
+        is_enough: impl Fn(Capabilities) -> bool,
+    ) -> Result<Capabilities, NftError> {
+        let mut answer = self.answer.lock().await;
+        match *answer {
+            Some(known) if is_enough(known) => Ok(known),
+            _ => Ok(*answer.insert(probe(transport).await?)),
+        }
     }
 
     /// Warns about stateless filtering, the first time.

@@ -150,10 +150,40 @@ async fn f10_the_probe_asks_once() {
         reject: true,
     };
     assert_eq!((first.unwrap(), second.unwrap()), (expected, expected));
-    let error = nft.conntrack(BridgeConntrackMode::Fail).await.unwrap_err();
-    assert_eq!(error.code(), ErrorCode::ConntrackUnavailable);
     let mode = nft.conntrack(BridgeConntrackMode::Degrade).await.unwrap();
     assert_eq!(mode, Conntrack::Stateless);
+}
+
+#[tokio::test]
+async fn f10_what_is_missing_is_looked_for_again_and_what_is_there_is_not() {
+    let without = || [Ok(()), Err(refused()), Ok(())];
+    let whole = || [Ok(()), Ok(()), Ok(())];
+    // As many answers as there may be questions.
+    let answers = without().into_iter().chain(without()).chain(whole());
+    let nft = probing(answers.collect::<Vec<_>>());
+    let error = async |mode| nft.conntrack(mode).await.map_err(|error| error.code());
+    assert_eq!(
+        error(BridgeConntrackMode::Degrade).await,
+        Ok(Conntrack::Stateless)
+    );
+    let refused = Err(ErrorCode::ConntrackUnavailable);
+    assert_eq!(error(BridgeConntrackMode::Fail).await, refused);
+    assert_eq!(
+        error(BridgeConntrackMode::Degrade).await,
+        Ok(Conntrack::Stateless)
+    );
+    // Somebody has loaded the module.
+    assert_eq!(
+        error(BridgeConntrackMode::Fail).await,
+        Ok(Conntrack::Stateful)
+    );
+    for _again in 0..2 {
+        assert!(nft.capabilities_now().await.unwrap().conntrack);
+        assert_eq!(
+            error(BridgeConntrackMode::Fail).await,
+            Ok(Conntrack::Stateful)
+        );
+    }
 }
 
 #[tokio::test]

@@ -8,11 +8,11 @@ use nix::errno::Errno;
 
 use super::journal::Mark;
 use super::known::Known;
-use super::machine::Damage;
+use super::machine::{Damage, Part};
 use super::notice::OurTable;
 use super::transport::Reading;
 use super::{Nft, NftError};
-use crate::firewall::{ChainNames, Compiled, SharedChain, Transaction};
+use crate::firewall::{ChainNames, Compiled, SharedChain, TABLE, Transaction};
 use crate::types::LinkName;
 
 /// What was found, and put back.
@@ -93,7 +93,11 @@ impl Nft {
             if nft.journal.trusts(OurTable::Filter) {
                 return Ok(Repair::default());
             }
-            let (reading, damages) = nft.read_now().await?;
+            nft.close_now().await?;
+            let (reading, mut damages) = nft.read_now().await?;
+            if nft.journal.known.was_remade() {
+                damages.insert(0, Damage::of_table());
+            }
             nft.put_back(&damages, &reading).await?;
             if let Err(error) = nft.sweep_after(&reading).await {
                 tracing::warn!(%error, "chains that nobody uses are left");
@@ -109,6 +113,31 @@ impl Nft {
             })
         })
         .await
+    }
+
+    /// Where another has deleted the whole table every port is open: closes them, which takes one batch of
+    /// messages and no program. [`Nft::repair`] does so first, and then opens what was open.
+    pub async fn close_if_gone(&self) -> Result<(), NftError> {
+        self.in_turn(|nft| async move {
+            nft.journal.catch_up();
+            nft.close_now().await
+        })
+        .await
+    }
+
+    async fn close_now(&self) -> Result<(), NftError> {
+        let Some(generation) = self.journal.gone_in() else {
+            return Ok(());
+        };
+        let table = Transaction {
+            generation: Some(generation),
+            ..Transaction::table()
+        };
+        match self.commit_now(&table, Known::remade).await {
+            // Somebody was here in between: what there is has to be read.
+            Err(NftError::Rejected(Errno::ERESTART)) => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// What is known now is what is wanted now: whoever changes it does so in a turn of his own. Answers
@@ -301,6 +330,14 @@ impl Nft {
 }
 
 impl Damage {
+    fn of_table() -> Self {
+        Self {
+            machine: None,
+            part: Part::Table,
+            name: TABLE.to_owned(),
+        }
+    }
+
     /// Whether it is the machine's, or of something the machine needs.
     fn concerns(&self, compiled: &Compiled) -> bool {
         match &self.machine {

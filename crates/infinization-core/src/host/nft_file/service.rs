@@ -40,22 +40,20 @@ pub async fn install(
             unit: units.as_path().join(UNIT_NAME),
             default_deny: dir.as_path().join(DEFAULT_DENY_FILE),
             saved: dir.as_path().join(SAVED_FILE),
-            enabled_by: enable.then(|| wanted_by(units.as_path())),
+            enabled_by: enable.then(|| wanted_by(units.as_path(), UNIT_WANTED_BY[0])),
         };
         replace::replace(&installed.default_deny, None, default_deny().as_bytes())?;
         replace::replace(&installed.unit, None, boot_unit(&dir).as_bytes())?;
-        if let Some(link) = &installed.enabled_by {
-            link_to(&installed.unit, link)?;
+        for wanting in UNIT_WANTED_BY.into_iter().filter(|_| enable) {
+            link_to(&installed.unit, &wanted_by(units.as_path(), wanting))?;
         }
         Ok(installed)
     });
     installed.await.map_err(failed)
 }
 
-fn wanted_by(units: &Path) -> PathBuf {
-    units
-        .join(format!("{UNIT_WANTED_BY}.wants"))
-        .join(UNIT_NAME)
+fn wanted_by(units: &Path, wanting: &str) -> PathBuf {
+    units.join(format!("{wanting}.wants")).join(UNIT_NAME)
 }
 
 fn link_to(unit: &Path, link: &Path) -> io::Result<()> {

@@ -5,9 +5,7 @@
 //! them apart is the firewall: every machine's chain exists from before its TAP until it is
 //! destroyed, and both names are cut from one digest.
 
-use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::{Queues, TapError, TapOptions, create, delete};
 use crate::host::link::{Link, LinkError, Links};
@@ -16,11 +14,12 @@ use crate::types::{LinkName, VmId, VmNames};
 
 /// All TAPs of machines are called so.
 const PREFIX: &str = "vnet-";
-/// A TAP this young may still be on its way to its machine.
-const YOUNG: Duration = Duration::from_secs(60);
+/// A TAP of fewer seconds may still be on its way to its machine.
+const YOUNG: i64 = 60;
 
-/// When this process made which TAP.
-static MADE: LazyLock<Mutex<HashMap<LinkName, Instant>>> = LazyLock::new(Mutex::default);
+/// What the alias of such a TAP says before the second of the host's uptime in which it was made: so any
+/// process knows its age, and the kernel forgets it with the TAP.
+const MADE_AT: &str = "infinization, made at ";
 
 /// What [`remove_orphans`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,8 +47,17 @@ pub async fn create_anew(links: &Links, vm_id: &VmId) -> Result<LinkName, TapErr
     };
     // It is persistent: nothing is lost with its descriptors.
     drop(create(&name, options).await?);
-    made().insert(name.clone(), Instant::now());
+    let made_at = format!("{MADE_AT}{}", uptime());
+    if let Err(error) = links.set_alias(&name, &made_at).await {
+        delete(links, &name).await?;
+        return Err(error.into());
+    }
     Ok(name)
+}
+
+/// For how many seconds the host runs, suspended or not.
+fn uptime() -> i64 {
+    clock_gettime(ClockId::Boottime).tv_sec
 }
 
 /// All TAPs with a machine's name, by ascending link index.
@@ -78,7 +86,7 @@ pub async fn remove_orphans(links: &Links, nft: &Nft) -> Result<Removed, crate::
         let Ok(name) = LinkName::parse(link.name.as_str()) else {
             continue;
         };
-        if is_young(&name) || chains.iter().any(|chain| belongs_to(&name, chain)) {
+        if is_young(link) || chains.iter().any(|chain| belongs_to(&name, chain)) {
             continue;
         }
         removed.total += 1;
@@ -93,10 +101,10 @@ pub async fn remove_orphans(links: &Links, nft: &Nft) -> Result<Removed, crate::
     Ok(removed)
 }
 
-fn is_young(name: &LinkName) -> bool {
-    let mut made = made();
-    made.retain(|_, at| at.elapsed() < YOUNG);
-    made.contains_key(name)
+fn is_young(link: &Link) -> bool {
+    let alias = link.alias.as_deref();
+    let made_at = alias.and_then(|alias| alias.strip_prefix(MADE_AT)?.parse::<i64>().ok());
+    made_at.is_some_and(|at| uptime().saturating_sub(at) < YOUNG)
 }
 
 /// Whether the TAP and the chain are of one machine.
@@ -106,10 +114,6 @@ fn belongs_to(tap: &LinkName, chain: &str) -> bool {
     digits
         .zip(digest)
         .is_some_and(|(digits, digest)| !digits.is_empty() && digest.starts_with(digits))
-}
-
-fn made() -> MutexGuard<'static, HashMap<LinkName, Instant>> {
-    MADE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -51,6 +51,11 @@ impl VmHandle {
         &self.context
     }
 
+    /// What there is of the VM beside its task, which ends all the same.
+    pub(in crate::vm) fn surroundings(&self) -> (Arc<VmContext>, watch::Receiver<View>) {
+        (Arc::clone(&self.context), self.view.clone())
+    }
+
     /// What the VM is now; never waits.
     pub fn view(&self) -> View {
         self.view.borrow().clone()

@@ -31,6 +31,8 @@ pub(super) struct State {
     pub(super) committing: bool,
     pub(super) filter: Trust,
     pub(super) nat: Trust,
+    /// Another has deleted the filter's table, and nobody was heard to make it again.
+    pub(super) gone: bool,
     /// The number of the last state that was told of or read, if none may have been missed since.
     pub(super) generation: Option<u32>,
 }

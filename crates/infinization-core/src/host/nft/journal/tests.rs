@@ -10,6 +10,7 @@ fn commit(sender: u32, chain: &str) -> Commit {
     let touched = Touched {
         tables: vec![OurTable::Filter],
         chains: [chain.to_owned()].into(),
+        gone: None,
     };
     Commit {
         sender,
