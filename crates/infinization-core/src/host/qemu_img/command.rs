@@ -44,8 +44,8 @@ pub(super) struct QemuImg<'a> {
     accepted: &'static [i32],
     key: Option<DiskKey>,
     other_key: Option<DiskKey>,
-    /// The locks that it is to have.
-    locks: Option<OwnedFd>,
+    /// The image whose locks it is to have.
+    held: Option<Held>,
 }
 
 impl<'a> QemuImg<'a> {
@@ -58,7 +58,7 @@ impl<'a> QemuImg<'a> {
             accepted: &[0],
             key: None,
             other_key: None,
-            locks: None,
+            held: None,
         }
     }
 
@@ -87,13 +87,8 @@ impl<'a> QemuImg<'a> {
 
     /// Ends the options and names a qcow2 image that we hold: it takes no locks there, but has ours for as long as
     /// it runs, as its standard output, where such verbs write nothing.
-    pub(super) fn on_held(
-        mut self,
-        held: &Held,
-        key: Option<&DiskKey>,
-    ) -> Result<Self, ImageError> {
-        let locks = held.locks();
-        self.locks = Some(locks.map_err(|error| ImageError::io(self.image, error))?);
+    pub(super) fn on_held(mut self, held: &Held, key: Option<&DiskKey>) -> Self {
+        self.held = Some(held.clone());
         let image = match key {
             Some(_) => encrypted(self.image),
             None => plain(self.image),
@@ -102,7 +97,7 @@ impl<'a> QemuImg<'a> {
             Some(key) => self.with_key(key),
             None => self,
         };
-        Ok(command.args(["--image-opts", "--", &format!("{image},file.locking=off")]))
+        command.args(["--image-opts", "--", &format!("{image},file.locking=off")])
     }
 
     pub(super) fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -176,15 +171,18 @@ impl<'a> QemuImg<'a> {
             Some(key) => program.stdin(key.reveal().as_bytes().to_vec()),
             None => program,
         };
-        let program = match (&self.other_key, &self.locks) {
+        let program = match (&self.other_key, &self.held) {
             (Some(key), _) => program.stdout(self.pipe_of(key)?),
-            (None, Some(locks)) => program.stdout(self.shared(locks)?),
+            (None, Some(held)) => program.stdout(self.locks_of(held)?),
             (None, None) => program,
         };
         let finished = match &job.progress {
             Some(progress) => watched(program, progress).await,
             None => program.run().await,
         };
+        if let (None, Some(held)) = (&self.other_key, &self.held) {
+            held.take_back();
+        }
         let finished = finished.map_err(|error| self.ended_early(error))?;
         match finished.status.code() {
             Some(code) if code == 0 || self.accepted.contains(&code) => Ok(finished),
@@ -196,9 +194,9 @@ impl<'a> QemuImg<'a> {
         pipe_of(key, None).map_err(|error| ImageError::io(self.image, error))
     }
 
-    fn shared(&self, locks: &OwnedFd) -> Result<OwnedFd, ImageError> {
-        let shared = locks.try_clone();
-        shared.map_err(|error| ImageError::io(self.image, error))
+    fn locks_of(&self, held: &Held) -> Result<OwnedFd, ImageError> {
+        held.lend()
+            .map_err(|error| ImageError::io(self.image, error))
     }
 
     fn ended_early(&self, error: ProgramError) -> ImageError {

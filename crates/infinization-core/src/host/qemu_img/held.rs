@@ -35,9 +35,14 @@ impl Held {
         &self.0.path
     }
 
-    /// Our locks, for a program that is to have them too.
-    pub(super) fn locks(&self) -> io::Result<OwnedFd> {
-        self.0.claim.duplicate()
+    /// Our locks, for a program that is to have them too, until it has ended ([`Self::take_back`]).
+    pub(super) fn lend(&self) -> io::Result<OwnedFd> {
+        self.0.claim.lend()
+    }
+
+    /// No child is left of the program that had them.
+    pub(super) fn take_back(&self) {
+        self.0.claim.take_back();
     }
 }
 
@@ -81,7 +86,7 @@ mod tests {
 
     use super::*;
     use crate::host::program::Program;
-    use crate::host::qemu_img::{ensure_unused, ensure_unused_now};
+    use crate::host::qemu_img::{ensure_unused, ensure_unused_now, keep_unchanged_now};
 
     fn images(names: &[&str]) -> (tempfile::TempDir, Vec<HostPath>) {
         let dir = tempfile::tempdir().unwrap();
@@ -126,17 +131,16 @@ mod tests {
         let held = hold(&paths[0]).await.unwrap();
         let end = CancellationToken::new();
         let program = Program::new("sleep").args(["60"]).cancel(end.clone());
-        let program = tokio::spawn(program.stdout(held.locks().unwrap()).run());
+        let program = tokio::spawn(program.stdout(held.lend().unwrap()).run());
         drop(held);
         let holder = loop {
             // Until it runs our own duplicate is the holder.
             match ensure_unused(&paths[0]).await {
-                Err(ImageError::InUse { holder, .. }) => {
-                    let holder = holder.unwrap();
-                    if holder.name == "sleep" {
-                        break holder;
-                    }
-                }
+                Err(ImageError::InUse { holder, .. }) => match holder {
+                    Some(holder) if holder.name == "sleep" => break holder,
+                    // Or it was found at neither, while it went from one to the other.
+                    _ => {}
+                },
                 other => panic!("{other:?}"),
             }
             tokio::task::yield_now().await;
@@ -145,5 +149,18 @@ mod tests {
         end.cancel();
         program.await.unwrap().unwrap_err();
         ensure_unused(&paths[0]).await.unwrap();
+    }
+
+    #[test]
+    fn what_was_given_back_is_free_although_a_child_has_a_copy() {
+        let (_dir, paths) = images(&["a"]);
+        let claim = claim_now(&paths[0]).unwrap();
+        let unchanged = keep_unchanged_now(&paths[0]).unwrap_err();
+        assert!(matches!(unchanged, ImageError::InUse { .. }));
+        let _copy_of_a_child = claim.lend().unwrap();
+        claim.take_back();
+        drop(claim);
+        drop(keep_unchanged_now(&paths[0]).unwrap());
+        ensure_unused_now(&paths[0]).unwrap();
     }
 }

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
@@ -138,17 +139,54 @@ fn refuse_now(path: &HostPath, access: Access) -> Result<(), ImageError> {
     Ok(())
 }
 
+/// An open image with locks of ours. Dropping it gives them back by name: a program of ours that is between
+/// its clone and its `execve` has a copy of every descriptor, and closing alone would leave the image locked
+/// for that long, to whoever comes next.
+#[derive(Debug)]
+pub(super) struct Locked {
+    file: File,
+    /// How many programs may have them, too.
+    lent: AtomicUsize,
+}
+
+impl Locked {
+    fn new(file: File) -> Self {
+        let lent = AtomicUsize::new(0);
+        Self { file, lent }
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        if *self.lent.get_mut() > 0 {
+            return;
+        }
+        let all = libc::flock {
+            l_len: 0,
+            ..lock_of(NONE, 0)
+        };
+        if let Err(error) = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&all)) {
+            tracing::debug!(%error, "the locks of an image end with its descriptor");
+        }
+    }
+}
+
 /// Keeps every machine, and every program of QEMU's, from opening an image for writing, until it is
 /// dropped.
 #[derive(Debug)]
-pub struct Claim {
-    locked: File,
-}
+pub struct Claim(Locked);
 
 impl Claim {
-    /// The same locks once more: they hold until the last descriptor of them is closed.
-    pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
-        Ok(self.locked.try_clone()?.into())
+    /// The same locks once more, for a program: they hold until both it and we have let go.
+    pub(super) fn lend(&self) -> io::Result<OwnedFd> {
+        let copy = self.0.file.try_clone()?;
+        self.0.lent.fetch_add(1, Ordering::Relaxed);
+        Ok(copy.into())
+    }
+
+    /// A program to which they were lent has ended.
+    pub(super) fn take_back(&self) {
+        self.0.lent.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -156,16 +194,16 @@ impl Claim {
 /// on none can. Blocks.
 pub fn claim_now(path: &HostPath) -> Result<Claim, ImageError> {
     let io = |source| ImageError::io(path, source);
-    let (file, _) = open(path)?;
+    let locked = Locked::new(open(path)?.0);
     let mut bytes = WRITER.iter();
     bytes
-        .try_for_each(|byte| hold(&file, SHARED, *byte))
+        .try_for_each(|byte| hold(&locked.file, SHARED, *byte))
         .map_err(io)?;
     // As QEMU does: first locked, then looked, so of two that come at once not both get it.
-    if !is_locked(&file, Access::Write).map_err(io)? {
-        return Ok(Claim { locked: file });
+    if !is_locked(&locked.file, Access::Write).map_err(io)? {
+        return Ok(Claim(locked));
     }
-    drop(file);
+    drop(locked);
     refuse_now(path, Access::Write)?;
     let (path, holder) = (path.clone(), None);
     Err(ImageError::InUse { path, holder })
@@ -174,15 +212,35 @@ pub fn claim_now(path: &HostPath) -> Result<Claim, ImageError> {
 /// Keeps every machine, and every program of QEMU's, from writing to an image, until it is dropped.
 /// Anybody may read it.
 #[derive(Debug)]
-pub struct Unchanged {
-    _locked: File,
+pub struct Unchanged(Locked);
+
+impl Unchanged {
+    /// The image, open for reading.
+    pub(super) fn file(&self) -> &File {
+        &self.0.file
+    }
 }
 
-/// Holds an image as it is: `IMAGE_IN_USE` if somebody writes to it. From then on nobody can. Blocks.
+/// Holds an image as it is, as QEMU holds what must not change: `IMAGE_IN_USE` if somebody writes to it. From
+/// then on nobody can. Blocks.
 pub fn keep_unchanged_now(path: &HostPath) -> Result<Unchanged, ImageError> {
-    let (file, _) = open(path)?;
-    read_unchanged(path, &file)?;
-    Ok(Unchanged { _locked: file })
+    let locked = Locked::new(open(path)?.0);
+    let bytes = [
+        HELD + CONSISTENT_READ,
+        NOT_SHARED + WRITE,
+        NOT_SHARED + RESIZE,
+    ];
+    let mut bytes = bytes.iter();
+    let held = bytes.try_for_each(|byte| hold(&locked.file, SHARED, *byte));
+    // First held, then looked, as QEMU does: of two who come at once one sees the other.
+    let found = held.and_then(|()| is_locked(&locked.file, Access::Read));
+    if found.map_err(|source| ImageError::io(path, source))? {
+        return Err(ImageError::InUse {
+            holder: holder_of(&locked.file),
+            path: path.clone(),
+        });
+    }
+    Ok(Unchanged(locked))
 }
 
 /// The failure for an image whose locks qemu-img could not get.
@@ -226,26 +284,6 @@ pub(super) fn is_abandoned_now(path: &HostPath) -> Result<bool, ImageError> {
 /// A time to come is none: the clock was set back.
 fn is_old(written: SystemTime) -> bool {
     written.elapsed().is_ok_and(|age| age > LONGEST_PAUSE)
-}
-
-/// Reads the image as QEMU reads what must not change: nobody may write to it until the descriptor is closed.
-/// `IMAGE_IN_USE` when somebody does. Blocks.
-pub(super) fn read_unchanged(path: &HostPath, file: &File) -> Result<(), ImageError> {
-    let bytes = [
-        HELD + CONSISTENT_READ,
-        NOT_SHARED + WRITE,
-        NOT_SHARED + RESIZE,
-    ];
-    let held = bytes.iter().try_for_each(|byte| hold(file, SHARED, *byte));
-    // First held, then looked, as QEMU does: of two who come at once one sees the other.
-    let locked = held.and_then(|()| is_locked(file, Access::Read));
-    if locked.map_err(|source| ImageError::io(path, source))? {
-        return Err(ImageError::InUse {
-            holder: holder_of(file),
-            path: path.clone(),
-        });
-    }
-    Ok(())
 }
 
 /// Does nothing on a file system without locks: QEMU goes without, too.

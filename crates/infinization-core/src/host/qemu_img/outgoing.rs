@@ -3,12 +3,11 @@
 //! As long as it is read nobody may write to it: the locks are QEMU's own ([`super::in_use`]), so that a machine that
 //! would start on it is refused, in this process and in any other.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use super::in_use::read_unchanged;
-use super::inspect::{header_of, open};
+use super::in_use::{Unchanged, keep_unchanged_now};
+use super::inspect::header_of;
 use super::job::blocking;
 use super::{ImageError, ImageFormat, Job, lock};
 use crate::types::HostPath;
@@ -20,7 +19,7 @@ const PIECE: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Outgoing {
     path: HostPath,
-    file: Arc<File>,
+    file: Arc<Unchanged>,
     length: u64,
     at: u64,
 }
@@ -35,9 +34,8 @@ impl Outgoing {
         let _settled = job.unless_cancelled(path, lock::shared(path)).await??;
         let image = path.clone();
         blocking(path, move || {
-            let (file, _) = open(&image)?;
-            read_unchanged(&image, &file)?;
-            let length = file.metadata();
+            let file = keep_unchanged_now(&image)?;
+            let length = file.file().metadata();
             let length = length
                 .map_err(|source| ImageError::io(&image, source))?
                 .len();
@@ -69,7 +67,7 @@ impl Outgoing {
         let path = self.path.clone();
         let piece = blocking(&self.path, move || {
             let mut piece = vec![0; usize::try_from(wanted).unwrap_or_default()];
-            let read = file.read_exact_at(&mut piece, at);
+            let read = file.file().read_exact_at(&mut piece, at);
             read.map_err(|source| ImageError::io(&path, source))?;
             Ok(piece)
         });

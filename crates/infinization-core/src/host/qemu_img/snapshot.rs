@@ -192,7 +192,7 @@ impl Held {
                 }
                 // `qemu-img snapshot` has no `-f`: the format is among the image's options.
                 let command = QemuImg::new("snapshot", image).args([option, name.as_str()]);
-                command.on_held(&held, key)?.run_as(&Job::short()).await?;
+                command.on_held(&held, key).run_as(&Job::short()).await?;
             }
             Ok(())
         })
