@@ -9,11 +9,12 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
 use super::encryption::pipe_of;
 use super::in_use::in_use;
-use super::{ImageError, ImageFormat, Job};
+use super::{Encryption, ImageError, ImageFormat, Inspection, Job, opened};
 use crate::host::program::{Finished, Program, ProgramError};
 use crate::types::{DiskKey, HostPath};
 
@@ -62,6 +63,12 @@ impl<'a> QemuImg<'a> {
         self.args(["--object", &secret(KEY, 0)])
     }
 
+    /// Has the new image be encrypted; what is read of others has the same key.
+    pub(super) fn encrypting(self, encryption: &Encryption) -> Self {
+        self.with_key(&encryption.key)
+            .args(["-o".to_owned(), encryption.options().join(",")])
+    }
+
     /// Makes a second key known as [`OTHER_KEY`].
     pub(super) fn with_other_key(mut self, key: &DiskKey) -> Self {
         self.other_key = Some(key.clone());
@@ -73,10 +80,32 @@ impl<'a> QemuImg<'a> {
         match key {
             None => self.args(["-f", format.as_str()]).on_image(),
             Some(key) => {
-                let image = encrypted(self.image);
-                self.with_key(key).args(["--image-opts", "--", &image])
+                let image = opened::alone(self.image);
+                self.with_key(key).on_node(&image)
             }
         }
+    }
+
+    /// The same with what lies below the image; `found` is what was found out about that.
+    pub(super) fn on_chain_as(
+        self,
+        format: ImageFormat,
+        found: &Inspection,
+        key: Option<&DiskKey>,
+    ) -> Self {
+        match key {
+            None => self.on_image_as(format, None),
+            Some(key) => {
+                let layers = opened::layers(&found.encrypted_layers(self.image));
+                self.with_key(key).on_node(&layers)
+            }
+        }
+    }
+
+    /// Ends the options and names the image by how it is opened.
+    pub(super) fn on_node(self, node: &Value) -> Self {
+        let name = opened::name(node);
+        self.files([Path::new(&name)])
     }
 
     pub(super) fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -228,13 +257,6 @@ const PHRASES: &[(&str, Meaning)] = &[
 /// An object that is read of a descriptor.
 fn secret(id: &str, descriptor: u8) -> String {
     format!("secret,id={id},file=/proc/self/fd/{descriptor}")
-}
-
-/// An encrypted image for `--image-opts`. A [`HostPath`] holds no `,` that would end the file name there.
-pub(super) fn encrypted(path: &HostPath) -> String {
-    format!(
-        "driver=qcow2,encrypt.format=luks,encrypt.key-secret={KEY},file.driver=file,file.filename={path}"
-    )
 }
 
 fn meaning(words: &str) -> Meaning {

@@ -34,7 +34,9 @@ mod info;
 mod inspect;
 mod job;
 mod layer;
+mod lift;
 mod lock;
+mod opened;
 mod outgoing;
 mod overlay;
 mod partial;
@@ -44,7 +46,7 @@ mod tables;
 mod vmdk;
 
 pub use backup::{Clusters, Parent, Source, difference, export, flatten, make_target};
-pub use change_key::{ChangeKey, change_key};
+pub use change_key::{ChangeKey, add_key, change_key, erase_key, key_opens};
 pub use check::{ImageCheck, check, check_with_key};
 pub use convert::{ConvertImage, convert};
 pub use create::{CreateImage, Preallocation, create};
@@ -63,9 +65,10 @@ pub use inspect::{
 };
 pub use job::Job;
 pub use layer::{
-    Layer, Rebase, allocated, commit_layer, freeze_layer, layer, make_overlay, outwait_orphan,
-    rebase, reclaim,
+    Layer, Rebase, Terms, allocated, commit_layer, freeze_layer, layer, make_overlay,
+    outwait_orphan, rebase, reclaim,
 };
+pub use lift::aside_of;
 pub use outgoing::Outgoing;
 pub use partial::{sweep_partials, sweep_partials_of};
 pub use resize::{Resize, resize, resize_with_key};

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::bitmap::drop_bitmaps;
-use super::command::{QemuImg, encrypted};
+use super::command::QemuImg;
 use super::in_use::{self, Access};
 use super::info::{ImageInfo, Sharing, info, info_locked};
 use super::job::to_its_end;
@@ -196,16 +196,15 @@ async fn run(
     name: &SnapshotName,
     key: Option<&DiskKey>,
 ) -> Result<(), ImageError> {
-    let mut command = QemuImg::new("snapshot", path);
-    let mut options = format!("driver=qcow2,file.driver=file,file.filename={path}");
-    if let Some(key) = key {
-        command = command.with_key(key);
-        options = encrypted(path);
-    }
-    command
-        .args(["--image-opts", option, name.as_str(), "--", &options])
-        .run_as(&Job::short())
-        .await?;
+    let command = QemuImg::new("snapshot", path).args([option, name.as_str()]);
+    let command = match key {
+        Some(_) => command.on_image_as(ImageFormat::Qcow2, key),
+        None => {
+            let options = format!("driver=qcow2,file.driver=file,file.filename={path}");
+            command.args(["--image-opts", "--", &options])
+        }
+    };
+    command.run_as(&Job::short()).await?;
     Ok(())
 }
 
