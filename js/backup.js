@@ -10,6 +10,7 @@ const { emitGuarded } = require('./events')
 const { Guests } = require('./guests')
 const { openInstances } = require('./instances')
 const native = require('./native')
+const { withStartKeys } = require('./secrets')
 const { traced } = require('./traced')
 
 // What cannot even be read as arguments is refused by whoever reads arguments.
@@ -45,14 +46,14 @@ class BackupService extends Service {
   async createBackup (config) {
     this.#active++
     try {
-      return await cancellable(config, (rest, cancellation) => super.createBackup(rest, this.#owners(), cancellation))
+      return await cancellable(config, (rest, cancellation) => super.createBackup(keyed(rest), this.#owners(), cancellation))
     } finally {
       this.#active--
     }
   }
 
   async restoreBackup (options) {
-    return cancellable(options, (rest, cancellation) => super.restoreBackup(rest, this.#owners(), cancellation))
+    return cancellable(options, (rest, cancellation) => super.restoreBackup(keyed(rest), this.#owners(), cancellation))
   }
 
   async deleteBackup (backupId, vmId) {
@@ -72,6 +73,15 @@ class BackupService extends Service {
 
   #deliver ({ name, data }) {
     emitGuarded(this, name, data)
+  }
+}
+
+// What cannot be text is refused as everything else here is.
+function keyed (options) {
+  try {
+    return withStartKeys(options)
+  } catch (error) {
+    throw asBackupError(error)
   }
 }
 

@@ -177,10 +177,19 @@ class BackupScheduler extends EventEmitter {
     }
     const parentBackupId = schedule.type === 'INCREMENTAL' ? await this.#parent(schedule, diskPaths.length) : undefined
     const type = schedule.type === 'INCREMENTAL' && parentBackupId === undefined ? 'FULL' : schedule.type
-    const { backupId } = await this.#service.createBackup({
-      vmId, diskPaths, destinationDir, type, compression, parentBackupId, description: schedule.label, tags: ['scheduled', id]
-    })
+    const backup = { vmId, diskPaths, destinationDir, compression, description: schedule.label, tags: ['scheduled', id] }
+    const { backupId } = await this.#make({ ...backup, type, parentBackupId })
     return this.#service.getBackupMetadata(backupId, vmId)
+  }
+
+  // On a backup that has another key than the disk has now, nothing can be built.
+  async #make (backup) {
+    try {
+      return await this.#service.createBackup(backup)
+    } catch (error) {
+      if (backup.type !== 'INCREMENTAL' || error?.context?.needsFull !== true) throw error
+      return this.#service.createBackup({ ...backup, type: 'FULL', parentBackupId: undefined })
+    }
   }
 
   async #parent ({ id, vmId }, disks) {

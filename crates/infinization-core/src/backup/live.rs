@@ -86,8 +86,9 @@ impl<'a> Live<'a> {
     async fn disks(&self) -> Result<Vec<Attached>, BackupError> {
         let request = &self.creation.request;
         let disks = attached(&self.monitor, &self.paths()).await?;
-        for (disk, asked) in disks.iter().zip(&request.disks) {
-            disk.refuse_unfit(asked, request.kind == BackupType::Snapshot)?;
+        let asked = request.disks.iter().zip(&self.prepared.encryption);
+        for (disk, (asked, key)) in disks.iter().zip(asked) {
+            disk.refuse_unfit(asked, key.is_some())?;
         }
         Ok(disks)
     }
@@ -240,17 +241,26 @@ impl<'a> Live<'a> {
             Method::Marked { parent } => (self.creation.clusters(), Some(parent)),
             Method::Compared { .. } => (Clusters::Plain, None),
         };
-        make_target(&copy.target, size, clusters, parent).await?;
+        let encryption = self.prepared.encryption[n].as_ref();
+        make_target(&copy.target, size, clusters, parent, encryption).await?;
         give_to_qemu(&copy.target, &self.creation.request.disks[n].path).await?;
-        let arguments = json!({
+        let node = self.creation.id.node(n);
+        let mut options = json!({
             "driver": "qcow2",
-            "node-name": self.creation.id.node(n),
+            "node-name": node,
             "file": { "driver": "file", "filename": copy.target },
             // What is marked is copied by whole clusters: the parent's files are not needed for it.
             "backing": null,
         });
-        self.monitor.execute("blockdev-add", arguments).await?;
-        Ok(())
+        let Some(encryption) = encryption else {
+            return Ok(self.monitor.blockdev_add(options).await?);
+        };
+        // QEMU needs it to open the file, and not after.
+        self.monitor.add_secret(&node, &encryption.key).await?;
+        options["encrypt"] = json!({ "format": "luks", "key-secret": node });
+        let opened = self.monitor.blockdev_add(options).await;
+        self.monitor.object_del(&node).await?;
+        Ok(opened?)
     }
 
     fn actions(&self, draft: &Draft, copies: &[Copying]) -> Vec<Value> {
@@ -268,7 +278,7 @@ impl<'a> Live<'a> {
             "target": node,
             "job-id": node,
             "sync": "full",
-            "compress": !plain && !matches!(copy.method, Method::Compared { .. }),
+            "compress": !plain && !copy.disk.encrypted && !matches!(copy.method, Method::Compared { .. }),
             "auto-dismiss": false,
         });
         if let (Method::Marked { .. }, Some(link)) = (&copy.method, self.prepared.parents.first()) {
@@ -291,7 +301,8 @@ impl<'a> Live<'a> {
             self.compare(draft, n, &copy.target, parent).await?;
         }
         let parent = copy.method.parent();
-        seal(self.creation, draft, n, copy.disk.size, parent).await
+        let size = copy.disk.size;
+        seal(self.creation, self.prepared, draft, (n, size), parent).await
     }
 
     async fn compare(
@@ -304,6 +315,7 @@ impl<'a> Live<'a> {
         let source = Source {
             path: full.clone(),
             format: ImageFormat::Qcow2,
+            encryption: self.prepared.encryption[n].clone(),
         };
         let (image, scratch) = (draft.image(n)?, draft.scratch(n, "delta")?);
         let job = self.creation.job(tokio::sync::watch::channel(0.0).0);

@@ -28,6 +28,7 @@ pub(super) fn planned(creation: &Creation, prepared: &Prepared) -> Vec<DiskRecor
             image_size: None,
             format: ImageFormat::Qcow2,
             backing_file: None,
+            encrypted: false,
             sha256: None,
         })
         .collect()
@@ -48,7 +49,8 @@ pub(super) async fn copy(
     for (n, unchanged) in unchanged.into_iter().enumerate() {
         let parent = copy_one(creation, prepared, draft, n, &reporter).await?;
         drop(unchanged);
-        let disk = seal(creation, draft, n, prepared.sizes[n], parent.as_ref()).await?;
+        let size = prepared.sizes[n];
+        let disk = seal(creation, prepared, draft, (n, size), parent.as_ref()).await?;
         reporter.tell(n, 1.0);
         disks.push(disk);
     }
@@ -78,6 +80,7 @@ async fn copy_one(
     let source = Source {
         path: disk.path.clone(),
         format: disk.format,
+        encryption: prepared.encryption[n].clone(),
     };
     let image = draft.image(n)?;
     if creation.request.kind == BackupType::Full {

@@ -59,7 +59,9 @@ pub use manager::{
     BridgeConntrackMode, Environment, HostFacts, HostService, ManagerConfig, Transport,
 };
 pub use network::{NetworkConfig, NetworkModel};
-pub use options::{DeleteOptions, DiskKeys, GuestExecOptions, StartOptions, StopOptions};
+pub use options::{
+    ChangeDiskKeyOptions, DeleteOptions, DiskKeys, GuestExecOptions, StartOptions, StopOptions, disk_keys,
+};
 pub use persistence::{BootUnitOptions, PersistenceOptions};
 pub use rules::parse_rules;
 pub use snapshot::{

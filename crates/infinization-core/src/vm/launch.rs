@@ -315,13 +315,13 @@ impl Machine {
             health: Health::default(),
             memory,
             missed: AtomicU64::default(),
+            disk_keys: RunKeys::new(keys_of(&launch.config)),
         };
         let live = Live {
             view: view.into(),
             events,
             _display_port: Some(display_port),
             ending: None,
-            disk_keys: keys_of(&launch.config),
         };
         self.goes_live(live, Status::Running);
         Ok(Launched {

@@ -1,6 +1,6 @@
 //! A VM that has a QEMU now.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::AtomicU64;
 
 use super::condition::Health;
@@ -10,6 +10,7 @@ use crate::host::display_port::ReservedPort;
 use crate::host::oom::MemoryWatch;
 use crate::host::process::ProcessHandle;
 use crate::qmp::{EventReceiver, QmpClient};
+use crate::types::{DiskKey, HostPath};
 
 /// The running QEMU and our connections to it. Dropping it ends nothing but the connections.
 #[derive(Debug)]
@@ -21,8 +22,6 @@ pub(super) struct Live {
     pub(super) _display_port: Option<ReservedPort>,
     /// Why QEMU is ending, as soon as its SHUTDOWN event has said so.
     pub(super) ending: Option<Ending>,
-    /// What opened its disks, for starting it once more; none of a QEMU that was taken back.
-    pub(super) disk_keys: DiskKeys,
 }
 
 /// What a SHUTDOWN event said.
@@ -51,6 +50,31 @@ pub struct LiveView {
     pub memory: Option<MemoryWatch>,
     /// How many events of its monitor were dropped because they came too fast.
     pub missed: AtomicU64,
+    /// What opens its disks, by their paths, for starting it once more; none of a QEMU that was taken back.
+    pub disk_keys: RunKeys,
+}
+
+/// The keys of a run's disks. They change with the disks' paths, and when a disk is given another.
+#[derive(Debug, Default)]
+pub struct RunKeys(Mutex<DiskKeys>);
+
+impl RunKeys {
+    pub(super) fn new(keys: DiskKeys) -> Self {
+        Self(Mutex::new(keys))
+    }
+
+    /// The keys there are.
+    pub fn get(&self) -> DiskKeys {
+        self.lock().clone()
+    }
+
+    pub(super) fn put(&self, disk: HostPath, key: DiskKey) {
+        self.lock().insert(disk, key);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, DiskKeys> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Looks where the memory of a process is counted.

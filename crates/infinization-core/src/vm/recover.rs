@@ -261,13 +261,13 @@ impl Machine {
             health: Health::default(),
             memory,
             missed: AtomicU64::default(),
+            disk_keys: RunKeys::default(),
         };
         let live = Live {
             view: view.into(),
             events,
             _display_port: display_port,
             ending: None,
-            disk_keys: DiskKeys::new(),
         };
         self.goes_live(live, shown.clone());
         self.examine(status.as_ref()).await;

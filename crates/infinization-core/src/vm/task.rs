@@ -403,7 +403,9 @@ impl Machine {
         }
         if verb.needs_disks() {
             let abort = verb.abort();
-            let settle = async |abort: &CancellationToken| self.settle_snapshots(abort).await;
+            let given = verb.disk_keys();
+            let settle =
+                async |abort: &CancellationToken| self.settle_snapshots(&given, abort).await;
             if let Err(failure) = interrupt.or_abort(&abort, settle).await {
                 self.is_open()?;
                 return Err(failure);
@@ -456,6 +458,8 @@ impl Machine {
                 let work = self.resize_disk(&path, size, shrink);
                 interrupt.unless_forced(work).await
             }
+            // What was begun on the places for keys is carried to its end.
+            Verb::ChangeDiskKey(change) => self.change_disk_key(&change).await,
             Verb::CommitSnapshot { name, cancel } => {
                 let work =
                     async |abort: &CancellationToken| self.commit_snapshot(&name, abort).await;

@@ -147,6 +147,12 @@ pub(super) async fn clear_leftovers(monitor: &QmpClient) -> Result<(), BackupErr
                 .await?;
         }
     }
+    // A key that QEMU was given for such a file.
+    for object in monitor.objects().await? {
+        if object.starts_with(NODE_PREFIX) {
+            monitor.object_del(&object).await?;
+        }
+    }
     Ok(())
 }
 

@@ -60,6 +60,21 @@ pub async fn inspect(
     blocking(path, move || inspect_now(&image, format, &allowed)).await
 }
 
+/// [`inspect`] of an image that is not opened now, and so may be encrypted.
+pub async fn inspect_closed(
+    path: &HostPath,
+    format: ImageFormat,
+    allowed: &[HostPath],
+) -> Result<Inspection, ImageError> {
+    let (image, allowed) = (path.clone(), allowed.to_vec());
+    blocking(path, move || {
+        let look = look_at(&image, format)?;
+        look.refuse_damaged(&image)?;
+        inspection(&image, format, &look, &allowed)
+    })
+    .await
+}
+
 /// [`inspect`] for whoever is on a thread that may block.
 pub fn inspect_now(
     image: &HostPath,
@@ -79,11 +94,7 @@ pub fn inspect_with_key_now(
 ) -> Result<Inspection, ImageError> {
     let look = look_at(image, format)?;
     fits_key(image, &look, key)?;
-    if let Some(header) = &look.header {
-        refuse_marked(image, header)?;
-        refuse_dirty(image, header)?;
-        refuse_lost_tables(image, header, &look)?;
-    }
+    look.refuse_damaged(image)?;
     inspection(image, format, &look, allowed)
 }
 
@@ -172,6 +183,15 @@ struct Look {
 }
 
 impl Look {
+    fn refuse_damaged(&self, image: &HostPath) -> Result<(), ImageError> {
+        let Some(header) = &self.header else {
+            return Ok(());
+        };
+        refuse_marked(image, header)?;
+        refuse_dirty(image, header)?;
+        refuse_lost_tables(image, header, self)
+    }
+
     fn virtual_size(&self, format: ImageFormat) -> Option<ByteSize> {
         match (&self.header, format) {
             (Some(header), _) => Some(ByteSize::bytes(header.virtual_size)),

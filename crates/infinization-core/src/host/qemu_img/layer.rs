@@ -288,15 +288,20 @@ async fn require_on(top: &HostPath, base: &HostPath) -> Result<(), ImageError> {
 }
 
 async fn forget_bitmaps(image: &HostPath, key: Option<&DiskKey>) -> Result<(), ImageError> {
-    if !layer(image).await?.bitmaps {
+    let found = layer(image).await?;
+    if !found.bitmaps {
         return Ok(());
+    }
+    if found.encrypted && key.is_none() {
+        let path = image.clone();
+        return Err(ImageError::KeyRequired { path });
     }
     let found = info_locked(image, ImageFormat::Qcow2, Sharing::Refuse).await?;
     drop_bitmaps(image, key, &found.bitmaps).await
 }
 
-/// qemu-img's cache mode does not reach the disk by itself.
-pub(super) async fn flush(image: &HostPath) -> Result<(), ImageError> {
+/// Puts on the disk what others have written: neither qemu-img's cache mode nor a guest's does that by itself.
+pub async fn flush(image: &HostPath) -> Result<(), ImageError> {
     let path = image.clone();
     blocking(image, move || {
         let file = std::fs::File::open(path.as_path());

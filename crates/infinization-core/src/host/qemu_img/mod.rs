@@ -60,12 +60,12 @@ pub use in_use::{
 pub use incoming::{Incoming, IncomingImage};
 pub use info::{ImageInfo, Sharing, info};
 pub use inspect::{
-    Inspection, files_below, inspect, inspect_now, inspect_with_key_now, is_encrypted,
-    is_encrypted_now, refuse_plain_text_now,
+    Inspection, files_below, inspect, inspect_closed, inspect_now, inspect_with_key_now,
+    is_encrypted, is_encrypted_now, refuse_plain_text_now,
 };
 pub use job::Job;
 pub use layer::{
-    Layer, Rebase, Terms, allocated, commit_layer, freeze_layer, layer, make_overlay,
+    Layer, Rebase, Terms, allocated, commit_layer, flush, freeze_layer, layer, make_overlay,
     outwait_orphan, rebase, reclaim,
 };
 pub use lift::aside_of;
