@@ -19,7 +19,14 @@ async fn the_one_that_is_killed() {
     let service = BackupService::new(path(&dir.join("backups")), Arc::new(|_| ()));
     let request = fs::read(dir.join("request.json")).unwrap();
     let request: Value = serde_json::from_slice(&request).unwrap();
-    let (machine, never) = (Arc::new(Stopped), CancellationToken::new());
+    let never = CancellationToken::new();
+    let machine: Arc<dyn Machine> = match request["monitor"].as_str() {
+        None => Arc::new(Stopped),
+        Some(monitor) => {
+            let (monitor, _events) = crate::qmp_kit::connect(Path::new(monitor)).await;
+            Running::new(&monitor, Ok(None))
+        }
+    };
     let done = if request.get("backupId").is_some() {
         let request = RestoreBackup::read(request).unwrap();
         service.restore(request, machine, never).await
@@ -31,7 +38,7 @@ async fn the_one_that_is_killed() {
 }
 
 /// Whether it was killed, and not done before.
-fn begin_and_kill(place: &Place, request: &Value, seen: impl Fn() -> bool) -> bool {
+pub(super) fn begin_and_kill(place: &Place, request: &Value, seen: impl Fn() -> bool) -> bool {
     fs::write(place.path("request.json"), request.to_string()).unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
@@ -60,12 +67,12 @@ fn wait_until(child: &mut Child, seen: impl Fn() -> bool) {
     }
 }
 
-fn folders(place: &Place) -> Vec<String> {
+pub(super) fn folders(place: &Place) -> Vec<String> {
     names_in(&place.root().join("vm-1"))
 }
 
 /// Whether a folder that is not among the `known` has a file of this name.
-fn has_new(place: &Place, known: &[String], name: &str) -> bool {
+pub(super) fn has_new(place: &Place, known: &[String], name: &str) -> bool {
     let machine = place.root().join("vm-1");
     let mut new = folders(place).into_iter();
     new.any(|folder| !known.contains(&folder) && machine.join(folder).join(name).exists())

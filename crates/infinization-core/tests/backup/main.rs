@@ -18,6 +18,7 @@ mod disk;
 mod encrypted;
 mod limits;
 mod live;
+mod luks;
 mod offline;
 mod refusals;
 mod snapshots;
