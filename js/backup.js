@@ -46,14 +46,14 @@ class BackupService extends Service {
   async createBackup (config) {
     this.#active++
     try {
-      return await cancellable(config, (rest, cancellation) => super.createBackup(keyed(rest), this.#owners(), cancellation))
+      return await cancellable(config, (rest, cancellation) => super.createBackup(withStartKeys(rest), this.#owners(), cancellation))
     } finally {
       this.#active--
     }
   }
 
   async restoreBackup (options) {
-    return cancellable(options, (rest, cancellation) => super.restoreBackup(keyed(rest), this.#owners(), cancellation))
+    return cancellable(options, (rest, cancellation) => super.restoreBackup(withStartKeys(rest), this.#owners(), cancellation))
   }
 
   async deleteBackup (backupId, vmId) {
@@ -73,15 +73,6 @@ class BackupService extends Service {
 
   #deliver ({ name, data }) {
     emitGuarded(this, name, data)
-  }
-}
-
-// What cannot be text is refused as everything else here is.
-function keyed (options) {
-  try {
-    return withStartKeys(options)
-  } catch (error) {
-    throw asBackupError(error)
   }
 }
 
