@@ -171,13 +171,13 @@ async fn prepare(creation: &Creation, access: &Access) -> Result<Prepared, Backu
 
 /// A disk that somebody writes to although its machine is off is told of before its key is tried.
 async fn refuse_written(creation: &Creation, offline: bool) -> Result<(), BackupError> {
+    if !offline {
+        return Ok(());
+    }
     let disks = creation.request.disks.clone();
     off_thread(move || {
         let mut there = disks.iter().filter(|disk| disk.path.as_path().exists());
-        Ok(there.try_for_each(|disk| match offline {
-            true => ensure_unwritten_now(&disk.path),
-            false => Ok(()),
-        })?)
+        Ok(there.try_for_each(|disk| ensure_unwritten_now(&disk.path))?)
     })
     .await
 }
@@ -210,11 +210,7 @@ async fn look(
     .await
 }
 
-fn size_of(
-    disk: &SourceDisk,
-    key: Option<&Encryption>,
-    offline: bool,
-) -> Result<u64, BackupError> {
+fn size_of(disk: &SourceDisk, key: Option<&Encryption>, offline: bool) -> Result<u64, BackupError> {
     if !offline {
         // A disk that is written to is asked about through its QEMU.
         return Ok(0);

@@ -189,9 +189,7 @@ fn of_image(error: &ImageError) -> ErrorCode {
         ErrorCode::PlainTextRefused => ErrorCode::BackupPlainTextRefused,
         ErrorCode::KeyRequired => ErrorCode::BackupKeyRequired,
         ErrorCode::AuthFailed => ErrorCode::BackupAuthFailed,
-        ErrorCode::InvalidFormat | ErrorCode::UnsafeBackingFile => {
-            ErrorCode::BackupInvalidConfig
-        }
+        ErrorCode::InvalidFormat | ErrorCode::UnsafeBackingFile => ErrorCode::BackupInvalidConfig,
         _ => ErrorCode::BackupFailed,
     }
 }

@@ -10,7 +10,9 @@ use super::machine::Machine;
 use super::names::BackupId;
 use super::request::{CreateBackup, Keys, RestoreBackup};
 use crate::config::DiskKeys;
-use crate::host::qemu_img::{Encryption, ImageError, ImageFormat, Sharing, is_encrypted, key_opens};
+use crate::host::qemu_img::{
+    Encryption, ImageError, ImageFormat, Sharing, is_encrypted, key_opens,
+};
 use crate::types::{DiskKey, HostPath};
 
 /// The keys somebody has, asked for once and only if one is needed.

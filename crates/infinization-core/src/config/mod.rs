@@ -60,7 +60,8 @@ pub use manager::{
 };
 pub use network::{NetworkConfig, NetworkModel};
 pub use options::{
-    ChangeDiskKeyOptions, DeleteOptions, DiskKeys, GuestExecOptions, StartOptions, StopOptions, disk_keys,
+    ChangeDiskKeyOptions, DeleteOptions, DiskKeys, GuestExecOptions, StartOptions, StopOptions,
+    disk_keys,
 };
 pub use persistence::{BootUnitOptions, PersistenceOptions};
 pub use rules::parse_rules;

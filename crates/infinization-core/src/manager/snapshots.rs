@@ -102,7 +102,8 @@ impl Manager {
             new: options.new_key.ok_or_else(missing)?,
             iter_time: options.iter_time,
         };
-        self.verb(&vm_id, Verb::ChangeDiskKey(Box::new(change))).await
+        self.verb(&vm_id, Verb::ChangeDiskKey(Box::new(change)))
+            .await
     }
 
     /// The keys of a VM's encrypted disks that are known: of its run, then of the store. Those that cannot be
@@ -114,7 +115,9 @@ impl Manager {
             for (path, key) in store.disk_keys(vm_id).await? {
                 match key {
                     Ok(key) => drop(keys.insert(path, key)),
-                    Err(error) => tracing::warn!(%vm_id, %path, %error, "a disk's key cannot be read"),
+                    Err(error) => {
+                        tracing::warn!(%vm_id, %path, %error, "a disk's key cannot be read")
+                    }
                 }
             }
         }

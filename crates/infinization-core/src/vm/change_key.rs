@@ -48,7 +48,9 @@ impl DiskKeyChange {
     /// The one that is given, by its disk.
     pub(super) fn old_key(&self) -> DiskKeys {
         let old = self.old.clone();
-        old.map(|key| (self.path.clone(), key)).into_iter().collect()
+        old.map(|key| (self.path.clone(), key))
+            .into_iter()
+            .collect()
     }
 }
 
@@ -85,7 +87,10 @@ impl Machine {
         }
         let data = json!({ "type": "diskKey", "path": asked.path });
         self.context.crud("update", data);
-        Ok(OperationResult::done(&self.context.vm_id, "disk key changed"))
+        Ok(OperationResult::done(
+            &self.context.vm_id,
+            "disk key changed",
+        ))
     }
 
     async fn change_stopped(&self, files: &[HostPath], change: &ChangeKey) -> Result<(), Failure> {
@@ -114,7 +119,11 @@ impl Machine {
             return Err(has_layers(files));
         };
         // Whatever lies below has places of its own, which QEMU does not write.
-        if inspect_closed(file, ImageFormat::Qcow2, &[]).await?.encrypted > 1 {
+        if inspect_closed(file, ImageFormat::Qcow2, &[])
+            .await?
+            .encrypted
+            > 1
+        {
             return Err(has_layers(files));
         }
         let qmp = &live.qmp;
@@ -131,11 +140,13 @@ impl Machine {
             change,
         };
         qmp.dismiss_old_jobs().await?;
-        let changed = disk.change(async || self.keep_key(files, &change.new).await).await;
-        for object in [NEW, OLD] {
-            qmp.object_del(object).await?;
-        }
-        changed
+        let changed = async {
+            let opens = disk.add().await?;
+            self.keep_key(files, &change.new).await?;
+            disk.erase(opens).await
+        };
+        let changed = changed.await;
+        changed.and(disk.forget().await)
     }
 
     /// From here on the new key is the one that is known.
@@ -166,32 +177,38 @@ struct Amended<'a> {
 }
 
 impl Amended<'_> {
-    async fn change(
-        &self,
-        keep: impl AsyncFnOnce() -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    /// The new key opens the file, on the disk. Answers what did before.
+    async fn add(&self) -> Result<Opens, Failure> {
         let opens = opening(self.file, self.change, Sharing::Force).await?;
         if !opens.new {
-            self.add().await?;
+            self.add_place().await?;
         }
         flush(self.file).await?;
-        if !self.new_opens().await? {
-            return Err(wrong(self.file));
+        if key_opens(self.file, &self.change.new, Sharing::Force).await? {
+            Ok(opens)
+        } else {
+            Err(wrong(self.file))
         }
-        keep().await?;
+    }
+
+    /// QEMU uses the new key from now on, and it alone opens the file.
+    async fn erase(&self, opens: Opens) -> Result<(), Failure> {
         self.put(&self.secret, &self.change.new).await?;
         if opens.old && self.change.old != self.change.new {
-            self.erase().await?;
+            self.erase_place().await?;
             flush(self.file).await?;
         }
         Ok(())
     }
 
-    async fn new_opens(&self) -> Result<bool, Failure> {
-        Ok(key_opens(self.file, &self.change.new, Sharing::Force).await?)
+    async fn forget(&self) -> Result<(), Failure> {
+        for object in [NEW, OLD] {
+            self.qmp.object_del(object).await?;
+        }
+        Ok(())
     }
 
-    async fn add(&self) -> Result<(), Failure> {
+    async fn add_place(&self) -> Result<(), Failure> {
         // It has the old key unless an earlier change was cut short.
         self.put(&self.secret, &self.change.old).await?;
         self.put(NEW, &self.change.new).await?;
@@ -202,7 +219,7 @@ impl Amended<'_> {
         self.amend(places).await
     }
 
-    async fn erase(&self) -> Result<(), Failure> {
+    async fn erase_place(&self) -> Result<(), Failure> {
         self.put(OLD, &self.change.old).await?;
         let places = json!({ "format": "luks", "state": "inactive", "old-secret": OLD });
         self.amend(places).await
@@ -234,11 +251,7 @@ impl Amended<'_> {
 }
 
 /// Which of the keys open the file; `AUTH_FAILED` if none does.
-async fn opening(
-    file: &HostPath,
-    change: &ChangeKey,
-    sharing: Sharing,
-) -> Result<Opens, Failure> {
+async fn opening(file: &HostPath, change: &ChangeKey, sharing: Sharing) -> Result<Opens, Failure> {
     let opens = Opens {
         old: key_opens(file, &change.old, sharing).await?,
         new: key_opens(file, &change.new, sharing).await?,

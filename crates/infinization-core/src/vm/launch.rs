@@ -13,7 +13,7 @@ use super::condition::Health;
 use super::context::VmContext;
 use super::disk_keys::{keys_of, with_keys};
 use super::facts::{Gathered, Reserved};
-use super::live::{Live, LiveView, memory_of};
+use super::live::{Live, LiveView, RunKeys, memory_of};
 use super::machine::Machine;
 use super::outcome::{CreateResult, OperationResult};
 use super::plan::{Operation, Plan};

@@ -1,7 +1,7 @@
 //! A VM that has a QEMU now.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::condition::Health;
 use crate::config::DiskKeys;

@@ -15,8 +15,8 @@ use crate::config::{BindAddress, VmConfig};
 use crate::firewall::Compiled;
 use crate::host::nft::Moment;
 use crate::qemu::{
-    Accelerator, Acquired, ChannelListeners, DisplayEndpoint, EncryptedDisk, FirmwareFiles, QemuCommand,
-    SerialConsole,
+    Accelerator, Acquired, ChannelListeners, DisplayEndpoint, EncryptedDisk, FirmwareFiles,
+    QemuCommand, SerialConsole,
 };
 use crate::types::{HostPath, InvalidValue, LinkName, VmNames};
 

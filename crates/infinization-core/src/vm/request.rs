@@ -249,9 +249,7 @@ impl Verb {
                 (ErrorCode::QmpError, "the snapshot could not be deleted")
             }
             Self::ResizeDisk { .. } => (ErrorCode::QmpError, "the disk could not be resized"),
-            Self::ChangeDiskKey(_) => {
-                (ErrorCode::QmpError, "the disk's key could not be changed")
-            }
+            Self::ChangeDiskKey(_) => (ErrorCode::QmpError, "the disk's key could not be changed"),
             Self::CommitSnapshot { .. } => {
                 (ErrorCode::QmpError, "the snapshot could not be committed")
             }

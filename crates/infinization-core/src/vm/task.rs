@@ -458,8 +458,10 @@ impl Machine {
                 let work = self.resize_disk(&path, size, shrink);
                 interrupt.unless_forced(work).await
             }
-            // What was begun on the places for keys is carried to its end.
-            Verb::ChangeDiskKey(change) => self.change_disk_key(&change).await,
+            Verb::ChangeDiskKey(change) => {
+                let work = self.change_disk_key(&change);
+                interrupt.unless_forced(work).await
+            }
             Verb::CommitSnapshot { name, cancel } => {
                 let work =
                     async |abort: &CancellationToken| self.commit_snapshot(&name, abort).await;

@@ -15,7 +15,9 @@ impl Place {
 
     fn of_luks(&self, kind: &str, disks: &[&Luks]) -> Value {
         let paths: Vec<_> = disks.iter().map(|disk| disk.path.clone()).collect();
-        let keys = disks.iter().map(|disk| (disk::text(&disk.path).to_owned(), json!(disk.key)));
+        let keys = disks
+            .iter()
+            .map(|disk| (disk::text(&disk.path).to_owned(), json!(disk.key)));
         json!({
             "vmId": "vm-1", "type": kind, "diskPaths": paths, "destinationDir": self.root().join("vm-1"),
             "diskKeys": Value::Object(keys.collect()),
@@ -60,7 +62,9 @@ impl Place {
     /// Restores to a new file, which must be encrypted and hold what the disk held.
     async fn comes_back_encrypted(&self, backup: &str, disk: &Luks) {
         let target = self.path("restored.qcow2");
-        self.bring_back(backup, &target, Some(&disk.key)).await.unwrap();
+        self.bring_back(backup, &target, Some(&disk.key))
+            .await
+            .unwrap();
         disk.like(&target).is_intact();
         assert_eq!(plain_text_below(self.dir.path()), None);
         fs::remove_file(target).unwrap();
@@ -146,7 +150,10 @@ async fn b38_a_wrong_key_and_none_are_refused_before_anything_is_made() {
     let place = Place::new();
     let mut disk = place.luks("a.qcow2", 2).await;
     disk.write(0, 1 << 20, 0);
-    let full = place.back_up(place.of_luks("FULL", &[&disk]), Arc::new(Stopped)).await.unwrap();
+    let full = place
+        .back_up(place.of_luks("FULL", &[&disk]), Arc::new(Stopped))
+        .await
+        .unwrap();
     let before = names_in(&place.root().join("vm-1"));
     let without = |kind, keys: Value| {
         let mut request = place.of_luks(kind, &[&disk]);
@@ -159,7 +166,10 @@ async fn b38_a_wrong_key_and_none_are_refused_before_anything_is_made() {
         ("FULL", wrong(), ErrorCode::BackupAuthFailed),
         ("SNAPSHOT", Value::Null, ErrorCode::BackupKeyRequired),
     ] {
-        let refusal = refused(place.back_up(without(kind, keys), Arc::new(Stopped)).await, code);
+        let refusal = refused(
+            place.back_up(without(kind, keys), Arc::new(Stopped)).await,
+            code,
+        );
         assert!(!refusal.to_string().contains("wrong"), "{refusal}");
     }
     let plain = place.disk("b.qcow2", 1);
@@ -177,7 +187,10 @@ async fn b38_a_wrong_key_and_none_are_refused_before_anything_is_made() {
         assert!(!target.exists());
     }
     assert_eq!(names_in(&place.root().join("vm-1")), before);
-    assert_eq!(names_in(place.dir.path()), ["a.qcow2", "b.qcow2", "backups"]);
+    assert_eq!(
+        names_in(place.dir.path()),
+        ["a.qcow2", "b.qcow2", "backups"]
+    );
 }
 
 /// A machine whose owner has the keys.
@@ -234,7 +247,10 @@ async fn after_a_change_of_the_key_a_chain_begins_anew_and_the_old_key_opens_wha
     let place = Place::new();
     let mut disk = place.luks("a.qcow2", 2).await;
     disk.write(0, 1 << 20, 0);
-    let full = place.back_up(place.of_luks("FULL", &[&disk]), Arc::new(Stopped)).await.unwrap();
+    let full = place
+        .back_up(place.of_luks("FULL", &[&disk]), Arc::new(Stopped))
+        .await
+        .unwrap();
     let change = ChangeKey {
         old: key(KEY),
         new: key("another"),
@@ -247,7 +263,10 @@ async fn after_a_change_of_the_key_a_chain_begins_anew_and_the_old_key_opens_wha
     let refusal = place.on_top(&[&now], &full, Arc::new(Stopped)).await;
     let refusal = refused(refusal, ErrorCode::BackupInvalidConfig);
     assert_eq!(refusal.context()["needsFull"], json!(true));
-    let anew = place.back_up(place.of_luks("FULL", &[&now]), Arc::new(Stopped)).await.unwrap();
+    let anew = place
+        .back_up(place.of_luks("FULL", &[&now]), Arc::new(Stopped))
+        .await
+        .unwrap();
     place.comes_back_encrypted(&anew, &now).await;
     place.comes_back_encrypted(&full, &disk).await;
 }
@@ -263,14 +282,20 @@ async fn b38_k3_a_running_machine_s_encrypted_disk_is_copied_encrypted() {
     let spy = Spy::on(place.dir.path());
     let mut request = place.of_luks("FULL", &[&disk]);
     request["compression"] = json!("QCOW2");
-    let mut links = vec![(place.back_up(request, machine()).await.unwrap(), disk.like(&disk.path))];
+    let mut links = vec![(
+        place.back_up(request, machine()).await.unwrap(),
+        disk.like(&disk.path),
+    )];
     for round in 1..5 {
         write(&monitor, &mut disk, round << 19, 1 << 19, round).await;
         let parent = links[links.len() - 1].0.clone();
         if round == 3 {
             // Without its bitmap everything is copied and compared.
             let bitmap = json!({ "node": "d0", "name": bitmap_of(&monitor).await });
-            monitor.execute("block-dirty-bitmap-remove", bitmap).await.unwrap();
+            monitor
+                .execute("block-dirty-bitmap-remove", bitmap)
+                .await
+                .unwrap();
         }
         let made = place.on_top(&[&disk], &parent, machine()).await.unwrap();
         links.push((made, disk.like(&disk.path)));
@@ -278,12 +303,18 @@ async fn b38_k3_a_running_machine_s_encrypted_disk_is_copied_encrypted() {
     assert_eq!(given_objects(&monitor).await, Vec::<String>::new());
     let mut request = place.of_luks("FULL", &[&disk]);
     request["diskKeys"] = json!({ disk::text(&disk.path): "wrong" });
-    refused(place.back_up(request, machine()).await, ErrorCode::BackupAuthFailed);
+    refused(
+        place.back_up(request, machine()).await,
+        ErrorCode::BackupAuthFailed,
+    );
     // Where it is said to be raw, nobody reads its header, but its QEMU knows.
     let mut request = place.of_luks("FULL", &[&disk]);
     request["diskKeys"] = Value::Null;
     request["diskFormats"] = json!(["raw"]);
-    refused(place.back_up(request, machine()).await, ErrorCode::BackupPlainTextRefused);
+    refused(
+        place.back_up(request, machine()).await,
+        ErrorCode::BackupPlainTextRefused,
+    );
     spy.has_seen_nothing();
     drop(guest);
     disk.is_intact();
@@ -305,7 +336,10 @@ async fn f22_a_killed_process_leaves_no_plain_text_and_the_previous_link() {
     let place = Place::new();
     let mut disk = place.luks("a.qcow2", 16).await;
     disk.write(0, 12 << 20, 0);
-    let full = place.back_up(place.of_luks("FULL", &[&disk]), Arc::new(Stopped)).await.unwrap();
+    let full = place
+        .back_up(place.of_luks("FULL", &[&disk]), Arc::new(Stopped))
+        .await
+        .unwrap();
     let held = disk.like(&disk.path);
     disk.write(0, 8 << 20, 1);
     let spy = Spy::on(place.dir.path());
@@ -330,7 +364,10 @@ async fn f22_a_killed_process_leaves_no_plain_text_and_the_previous_link() {
     if killed && !target.exists() {
         place.comes_back_encrypted(&full, &held).await;
     }
-    let next = place.on_top(&[&disk], &full, Arc::new(Stopped)).await.unwrap();
+    let next = place
+        .on_top(&[&disk], &full, Arc::new(Stopped))
+        .await
+        .unwrap();
     place.comes_back_encrypted(&next, &disk).await;
     place.comes_back_encrypted(&full, &held).await;
     disk.is_intact();
@@ -351,7 +388,10 @@ async fn f22_under_a_running_machine_the_next_backup_takes_back_what_a_killed_pr
     }
     let monitor = guest.monitor().await;
     let machine: Arc<dyn Machine> = Running::new(&monitor, Ok(None));
-    let made = place.back_up(place.of_luks("FULL", &[&disk]), machine).await.unwrap();
+    let made = place
+        .back_up(place.of_luks("FULL", &[&disk]), machine)
+        .await
+        .unwrap();
     assert_eq!(given_objects(&monitor).await, Vec::<String>::new());
     spy.has_seen_nothing();
     drop(guest);
@@ -382,6 +422,9 @@ async fn f19_a_qemu_that_dies_while_it_copies_leaves_disk_and_backups_encrypted_
     spy.has_seen_nothing();
     drop(guest);
     disk.is_intact();
-    let made = place.back_up(place.of_luks("FULL", &[&disk]), Arc::new(Stopped)).await.unwrap();
+    let made = place
+        .back_up(place.of_luks("FULL", &[&disk]), Arc::new(Stopped))
+        .await
+        .unwrap();
     place.comes_back_encrypted(&made, &disk).await;
 }

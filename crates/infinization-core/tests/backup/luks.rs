@@ -64,8 +64,8 @@ impl Luks {
     /// Goes on in an overlay.
     pub(super) async fn go_on_in(&mut self, path: &Path) {
         let size = ByteSize::bytes(self.holds.len() as u64);
-        let made = make_overlay(&super::path(path), &super::path(&self.path), size);
-        made.await.unwrap();
+        let (over, below) = (super::path(path), super::path(&self.path));
+        make_overlay(&over, &below, size).await.unwrap();
         path.clone_into(&mut self.path);
         self.layers.insert(0, path.to_owned());
     }
@@ -89,7 +89,10 @@ impl Luks {
     /// The command that writes, for whoever has the disk open.
     pub(super) fn line(&self, at: usize, length: usize, shift: usize) -> String {
         fs::write(self.pattern_file.path(), shifted(shift)).unwrap();
-        format!("write -s {} {at} {length}", self.pattern_file.path().display())
+        format!(
+            "write -s {} {at} {length}",
+            self.pattern_file.path().display()
+        )
     }
 
     pub(super) fn model(&mut self, at: usize, length: usize, shift: usize) {
@@ -129,7 +132,12 @@ impl Luks {
         let found = fs::read(raw.path()).unwrap();
         assert_eq!(found.len(), self.holds.len(), "the length of the disk");
         let differs = found.iter().zip(&self.holds).position(|(a, b)| a != b);
-        assert_eq!(differs, None, "{} differs at this byte", self.path.display());
+        assert_eq!(
+            differs,
+            None,
+            "{} differs at this byte",
+            self.path.display()
+        );
     }
 
     /// The same content under another name.
@@ -164,7 +172,7 @@ impl Spy {
                 if last || found.is_some() {
                     return (rounds, found);
                 }
-                std::thread::sleep(Duration::from_millis(2));
+                std::thread::sleep(Duration::from_millis(20));
             }
             (0, None)
         });

@@ -355,17 +355,27 @@ async fn b38_an_overlay_is_encrypted_and_what_opens_the_one_opens_the_other() {
     assert_eq!(content(&images, &over).await, content(&images, &base).await);
     write(&images, &[&over, &base], 3, 0x41);
     let bytes = fs::read(over.as_path()).unwrap();
-    assert!(!bytes.windows(64).any(|at| at.iter().all(|byte| *byte == 0x41)));
+    assert!(
+        !bytes
+            .windows(64)
+            .any(|at| at.iter().all(|byte| *byte == 0x41))
+    );
     let held = content(&images, &over).await;
     assert!(cluster(&held, 3).iter().all(|byte| *byte == 0x41));
     assert_eq!(&cluster(&held, 4)[..16], PATTERN);
     // What is inside it, and its size.
     let with = key("old");
-    create_snapshot_with_key(&over, &snap("s"), Some(&with)).await.unwrap();
+    create_snapshot_with_key(&over, &snap("s"), Some(&with))
+        .await
+        .unwrap();
     write(&images, &[&over, &base], 3, 0x42);
-    revert_snapshot_with_key(&over, &snap("s"), Some(&with)).await.unwrap();
+    revert_snapshot_with_key(&over, &snap("s"), Some(&with))
+        .await
+        .unwrap();
     assert_eq!(content(&images, &over).await, held);
-    resize_with_key(&over, Qcow2, ByteSize::mib(2), Resize::Grow, Some(&with)).await.unwrap();
+    resize_with_key(&over, Qcow2, ByteSize::mib(2), Resize::Grow, Some(&with))
+        .await
+        .unwrap();
     let grown = content(&images, &over).await;
     assert_eq!(&grown[..1 << 20], held);
     assert!(grown[1 << 20..].iter().all(|byte| *byte == 0));
@@ -397,17 +407,23 @@ async fn b38_encrypted_layers_are_committed_and_rebased_and_stay_what_they_were(
     assert_eq!(images.names(), before);
 
     // b is taken off a, c is committed into it.
-    rebase(&b, Some(&base), Rebase::Safe, &terms(Some(&with)), &JOB).await.unwrap();
+    rebase(&b, Some(&base), Rebase::Safe, &terms(Some(&with)), &JOB)
+        .await
+        .unwrap();
     assert_eq!(content(&images, &b).await, of_b);
     assert_eq!(content(&images, &c).await, of_c);
     assert_eq!(images.names(), before);
     freeze_layer(&c, Some(&with)).await.unwrap();
-    commit_layer(&c, &a, &terms(Some(&with)), &JOB).await.unwrap();
+    commit_layer(&c, &a, &terms(Some(&with)), &JOB)
+        .await
+        .unwrap();
     assert_eq!(content(&images, &c).await, of_c);
     assert_eq!(content(&images, &a).await, of_c);
     reclaim(&a, Some(&with)).await.unwrap();
     // And b stands alone in the end.
-    rebase(&b, None, Rebase::Safe, &terms(Some(&with)), &JOB).await.unwrap();
+    rebase(&b, None, Rebase::Safe, &terms(Some(&with)), &JOB)
+        .await
+        .unwrap();
     fs::remove_file(base.as_path()).unwrap();
     assert_eq!(content(&images, &b).await, of_b);
     assert!(opens(&b, "old").await && !holds_pattern(&b) && !holds_pattern(&a));

@@ -12,7 +12,9 @@ pub(crate) async fn rekey(
     disk: &str,
     options: Value,
 ) -> Result<Value, Failure> {
-    manager.change_disk_key(vm.into(), disk.into(), options).await
+    manager
+        .change_disk_key(vm.into(), disk.into(), options)
+        .await
 }
 
 #[test]
@@ -28,11 +30,23 @@ fn b38_the_key_of_a_running_guest_s_disk_is_changed_under_it() {
         let first = sum(&host, &manager, vm).await;
 
         let wrong = json!({ "encryptionKey": "wrong", "newKey": "any", "iterTime": 10 });
-        refused(rekey(&manager, vm, &disk, wrong).await, ErrorCode::AuthFailed);
+        refused(
+            rekey(&manager, vm, &disk, wrong).await,
+            ErrorCode::AuthFailed,
+        );
         let plain = disks(&manager, vm).await.remove(0);
-        refused(rekey(&manager, vm, &plain, change("any")).await, ErrorCode::InvalidFormat);
-        refused(rekey(&manager, vm, "/x.qcow2", change("any")).await, ErrorCode::InvalidConfig);
-        refused(rekey(&manager, vm, &disk, Value::Null).await, ErrorCode::InvalidConfig);
+        refused(
+            rekey(&manager, vm, &plain, change("any")).await,
+            ErrorCode::InvalidFormat,
+        );
+        refused(
+            rekey(&manager, vm, "/x.qcow2", change("any")).await,
+            ErrorCode::InvalidConfig,
+        );
+        refused(
+            rekey(&manager, vm, &disk, Value::Null).await,
+            ErrorCode::InvalidConfig,
+        );
         assert!(opens(&disk, KEY).await && !opens(&disk, "any").await);
 
         let changed = rekey(&manager, vm, &disk, change(NEW_KEY)).await.unwrap();
@@ -43,16 +57,25 @@ fn b38_the_key_of_a_running_guest_s_disk_is_changed_under_it() {
         let second = sum(&host, &manager, vm).await;
         // What QEMU opens from now on, it opens with the new one.
         let external = json!({ "name": "s", "kind": "external" });
-        manager.create_snapshot(vm.into(), external, never()).await.unwrap();
+        manager
+            .create_snapshot(vm.into(), external, never())
+            .await
+            .unwrap();
         let over = disks(&manager, vm).await.pop().unwrap();
         assert!(opens(&over, NEW_KEY).await && !opens(&over, KEY).await);
-        refused(rekey(&manager, vm, &over, change("any")).await, ErrorCode::InvalidState);
+        refused(
+            rekey(&manager, vm, &over, change("any")).await,
+            ErrorCode::InvalidState,
+        );
 
         // Stored: a start needs none. All files of a disk that is off get another.
         stop(&manager, vm).await;
         rekey(&manager, vm, &over, change("a-third")).await.unwrap();
         for file in [&disk, &over] {
-            assert!(opens(file, "a-third").await && !opens(file, NEW_KEY).await, "{file}");
+            assert!(
+                opens(file, "a-third").await && !opens(file, NEW_KEY).await,
+                "{file}"
+            );
             is_sound(file, "a-third");
         }
         start(&manager, vm, Value::Null).await.unwrap();
@@ -74,8 +97,13 @@ fn without_a_store_the_run_s_key_is_the_old_one_and_a_restart_has_the_new_one() 
         let mut machine = host.machine(vm);
         machine["disks"] = json!([]);
         let disk = made(&manager, machine).await;
-        refused(rekey(&manager, vm, &disk, change(NEW_KEY)).await, ErrorCode::KeyRequired);
-        start(&manager, vm, json!({ "diskKeys": { &disk: KEY } })).await.unwrap();
+        refused(
+            rekey(&manager, vm, &disk, change(NEW_KEY)).await,
+            ErrorCode::KeyRequired,
+        );
+        start(&manager, vm, json!({ "diskKeys": { &disk: KEY } }))
+            .await
+            .unwrap();
         rekey(&manager, vm, &disk, change(NEW_KEY)).await.unwrap();
         let restarted = manager.restart_vm(vm.into()).await.unwrap();
         assert_eq!(restarted["success"], true, "{restarted}");

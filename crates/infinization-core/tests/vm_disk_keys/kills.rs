@@ -25,9 +25,14 @@ fn victim_of_changes() {
         let round = u32::try_from(orders["round"].as_u64().unwrap()).unwrap();
         let delay = victim::delay(LATER, round);
         victim::die_when_begun(&orders, text("vm"), "change disk key", delay);
-        rekey(&manager, text("vm"), text("disk"), orders["options"].clone())
-            .await
-            .unwrap();
+        rekey(
+            &manager,
+            text("vm"),
+            text("disk"),
+            orders["options"].clone(),
+        )
+        .await
+        .unwrap();
     });
 }
 
@@ -62,7 +67,9 @@ async fn kill_ever_later(vm: &'static str, running: bool) {
         let was_killed = victim::run(&only, &orders);
         let manager = begin(keeping(&host)).await;
         let at = format!("round {round}, killed: {was_killed}");
-        let stored = manager.disk_keys(&infinization_core::types::VmId::parse(vm).unwrap()).await;
+        let stored = manager
+            .disk_keys(&infinization_core::types::VmId::parse(vm).unwrap())
+            .await;
         let stored = stored.unwrap()[&path(&disk)].clone();
         assert!(opens(&disk, stored.reveal()).await, "{at}");
         assert!(opens(&disk, old).await || opens(&disk, new).await, "{at}");
@@ -122,13 +129,19 @@ fn f5_b38_a_qemu_that_dies_while_it_changes_the_key_leaves_one_that_opens() {
             let options = json!({ "newKey": new, "iterTime": 10 });
             let (done, ()) = tokio::join!(rekey(&manager, vm, &disk, options), dies);
             failed += u32::from(done.is_err());
-            assert!(opens(&disk, old).await || opens(&disk, new).await, "round {round}");
+            assert!(
+                opens(&disk, old).await || opens(&disk, new).await,
+                "round {round}"
+            );
             // What is stored opens it: a start needs nothing.
             off(&manager, vm).await;
             start(&manager, vm, Value::Null).await.unwrap();
             let again = json!({ "encryptionKey": old, "newKey": new, "iterTime": 10 });
             rekey(&manager, vm, &disk, again).await.unwrap();
-            assert!(opens(&disk, new).await && !opens(&disk, old).await, "round {round}");
+            assert!(
+                opens(&disk, new).await && !opens(&disk, old).await,
+                "round {round}"
+            );
             stop(&manager, vm).await;
             is_sound(&disk, new);
             if done.is_ok() {

@@ -14,7 +14,9 @@ async fn revert(manager: &Manager, vm: &str, name: &str, options: Value) {
 
 async fn remove(manager: &Manager, vm: &str, name: &str) -> Result<Value, Failure> {
     let rebase = json!({ "children": "rebase" });
-    manager.delete_snapshot(vm.into(), name.into(), rebase, never()).await
+    manager
+        .delete_snapshot(vm.into(), name.into(), rebase, never())
+        .await
 }
 
 /// Every file of the encrypted disk's tree.
@@ -115,8 +117,13 @@ fn b38_without_stored_keys_overlays_are_made_and_merging_needs_the_key() {
         let over = disks(&manager, vm).await.pop().unwrap();
         assert!(opens(&over, KEY).await);
         refused(remove(&manager, vm, "off").await, ErrorCode::KeyRequired);
-        refused(start(&manager, vm, Value::Null).await, ErrorCode::KeyRequired);
-        start(&manager, vm, json!({ "diskKeys": { &over: KEY } })).await.unwrap();
+        refused(
+            start(&manager, vm, Value::Null).await,
+            ErrorCode::KeyRequired,
+        );
+        start(&manager, vm, json!({ "diskKeys": { &over: KEY } }))
+            .await
+            .unwrap();
         take(&manager, vm, "on").await.unwrap();
         let restarted = manager.restart_vm(vm.into()).await.unwrap();
         assert_eq!(restarted["success"], true, "{restarted}");

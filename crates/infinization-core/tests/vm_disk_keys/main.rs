@@ -15,9 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use infinization_core::host::qemu_img::{
-    CreateImage, Encryption, Job, Sharing, create, key_opens,
-};
+use infinization_core::host::qemu_img::{CreateImage, Encryption, Job, Sharing, create, key_opens};
 use infinization_core::manager::Manager;
 use infinization_core::types::{ByteSize, DiskKey, HostPath};
 use infinization_core::{ErrorCode, Failure};
@@ -38,7 +36,9 @@ fn path(path: &str) -> HostPath {
 }
 
 async fn opens(disk: &str, text: &str) -> bool {
-    key_opens(&path(disk), &key(text), Sharing::Force).await.unwrap()
+    key_opens(&path(disk), &key(text), Sharing::Force)
+        .await
+        .unwrap()
 }
 
 /// What `new Infinization` is given so that keys are kept.
@@ -66,7 +66,9 @@ async fn stop(manager: &Manager, vm: &str) {
 async fn disks(manager: &Manager, vm: &str) -> Vec<String> {
     let told = manager.get_vm(vm.into()).await.unwrap();
     let disks = told["diskPaths"].as_array().unwrap().iter();
-    disks.map(|disk| disk.as_str().unwrap().to_owned()).collect()
+    disks
+        .map(|disk| disk.as_str().unwrap().to_owned())
+        .collect()
 }
 
 /// A machine that is off, whose last disk has a key that takes no seconds to open. Gives that disk.

@@ -296,10 +296,7 @@ pub async fn flatten(
 }
 
 /// Waits until nobody changes the source, and sees that it may be read.
-async fn hold(
-    source: &Source,
-    job: &Job,
-) -> Result<(impl Drop + use<>, Inspection), ImageError> {
+async fn hold(source: &Source, job: &Job) -> Result<(impl Drop + use<>, Inspection), ImageError> {
     let path = &source.path;
     let unchanged = job.unless_cancelled(path, lock::shared(path)).await??;
     in_use::refuse(path, Access::Read).await?;

@@ -112,17 +112,8 @@ fn inspection(
     })
 }
 
-/// For verbs that read or change the image and open its chain: everything [`inspect`] refuses,
-/// except damage that the verb itself is there to find or that reading does not touch.
-pub(super) async fn vet(
-    path: &HostPath,
-    format: ImageFormat,
-    allowed: &[HostPath],
-) -> Result<(), ImageError> {
-    vet_with_key(path, format, allowed, None).await.map(drop)
-}
-
-/// [`vet`] for verbs that may have been given the image's key.
+/// For verbs that read or change the image and open its chain, and may have been given its key: everything
+/// [`inspect`] refuses, except damage that the verb itself is there to find or that reading does not touch.
 pub(super) async fn vet_with_key(
     path: &HostPath,
     format: ImageFormat,

@@ -10,11 +10,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::command::QemuImg;
-use super::job::blocking;
 use super::inspect::header_of;
-use super::{
-    ImageError, ImageFormat, Inspection, Job, make_overlay, opened, sweep_partials_of,
-};
+use super::job::blocking;
+use super::{ImageError, ImageFormat, Inspection, Job, make_overlay, opened, sweep_partials_of};
 use crate::types::{ByteSize, DiskKey, HostPath};
 
 /// What is made has the layer's name and this behind it.
@@ -91,7 +89,10 @@ async fn copy(
 }
 
 fn replace(aside: &HostPath, image: &HostPath) -> std::io::Result<()> {
-    let (new, old) = (fs::File::open(aside.as_path())?, fs::metadata(image.as_path())?);
+    let (new, old) = (
+        fs::File::open(aside.as_path())?,
+        fs::metadata(image.as_path())?,
+    );
     std::os::unix::fs::fchown(&new, Some(old.uid()), Some(old.gid()))?;
     new.sync_all()?;
     fs::rename(aside.as_path(), image.as_path())?;

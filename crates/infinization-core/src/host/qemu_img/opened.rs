@@ -16,7 +16,9 @@ pub(super) fn alone(image: &HostPath) -> Value {
 /// Encrypted layers, nearest first. What lies below them is opened as the last one's header says.
 pub(super) fn layers(layers: &[HostPath]) -> Value {
     let nodes = layers.iter().rev().map(encrypted);
-    nodes.reduce(|below, node| over(node, below)).unwrap_or_default()
+    nodes
+        .reduce(|below, node| over(node, below))
+        .unwrap_or_default()
 }
 
 /// A whole chain of qcow2 files, nearest first, of which so many are encrypted, on `bottom`. No backing name

@@ -64,7 +64,9 @@ fn check_existing(
         unwritten_chain(path, image_format(disk), allowed, disk.key.as_ref())
     };
     let found = runs().map_err(|error| unusable(field, path, error))?;
-    Ok(found.encrypted_layers(path).split_off(found.encrypted.min(1)))
+    Ok(found
+        .encrypted_layers(path)
+        .split_off(found.encrypted.min(1)))
 }
 
 /// The image is sound, and nobody writes to a file behind it.

@@ -40,7 +40,8 @@ use super::spec;
 use super::status::Status;
 use super::stop::Interrupt;
 use crate::config::{
-    DiskKeys, RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions, StopOptions, VmConfig,
+    DiskKeys, RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions, StopOptions,
+    VmConfig,
 };
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::SnapshotName;

@@ -190,9 +190,10 @@ impl<'a> Layers<'a> {
 
     /// Only bitmaps of an encrypted layer need its key.
     async fn freeze(&self, disk: usize, layer_file: &HostPath) -> Result<(), Failure> {
-        let key = match layer(layer_file).await?.bitmaps {
-            true => self.key(disk).await?,
-            false => None,
+        let key = if layer(layer_file).await?.bitmaps {
+            self.key(disk).await?
+        } else {
+            None
         };
         Ok(freeze_layer(layer_file, key.as_ref()).await?)
     }

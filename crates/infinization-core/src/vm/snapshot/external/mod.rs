@@ -207,7 +207,10 @@ impl VmContext {
         let tree = Record::read(self).await?.map(|record| record.tree);
         let tree = tree.filter(|tree| tree.active.get(index) == Some(path));
         let layers = tree.map(|tree| {
-            let nodes = tree.nodes.into_iter().map(|mut node| node.layers.swap_remove(index));
+            let nodes = tree
+                .nodes
+                .into_iter()
+                .map(|mut node| node.layers.swap_remove(index));
             nodes.collect::<Vec<_>>()
         });
         let mut files = vec![path.clone()];
