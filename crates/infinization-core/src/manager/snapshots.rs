@@ -116,7 +116,7 @@ impl Manager {
                 match key {
                     Ok(key) => drop(keys.insert(path, key)),
                     Err(error) => {
-                        tracing::warn!(%vm_id, %path, %error, "a disk's key cannot be read")
+                        tracing::warn!(%vm_id, %path, %error, "a disk's key cannot be read");
                     }
                 }
             }

@@ -104,10 +104,10 @@ async fn write(monitor: &QmpClient, disk: &mut Luks, at: usize, length: usize, s
     disk.model(at, length, shift);
 }
 
-/// What QEMU was given beside the disk's own key.
+/// What is left in QEMU of what it was given for backups.
 async fn given_objects(monitor: &QmpClient) -> Vec<String> {
     let mut objects = monitor.objects().await.unwrap();
-    objects.retain(|object| object != "type" && object != "k");
+    objects.retain(|object| object.starts_with("infz-"));
     objects
 }
 

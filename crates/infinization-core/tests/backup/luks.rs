@@ -172,7 +172,7 @@ impl Spy {
                 if last || found.is_some() {
                     return (rounds, found);
                 }
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(50));
             }
             (0, None)
         });

@@ -197,12 +197,11 @@ async fn run(
     key: Option<&DiskKey>,
 ) -> Result<(), ImageError> {
     let command = QemuImg::new("snapshot", path).args([option, name.as_str()]);
-    let command = match key {
-        Some(_) => command.on_image_as(ImageFormat::Qcow2, key),
-        None => {
-            let options = format!("driver=qcow2,file.driver=file,file.filename={path}");
-            command.args(["--image-opts", "--", &options])
-        }
+    let command = if key.is_some() {
+        command.on_image_as(ImageFormat::Qcow2, key)
+    } else {
+        let options = format!("driver=qcow2,file.driver=file,file.filename={path}");
+        command.args(["--image-opts", "--", &options])
     };
     command.run_as(&Job::short()).await?;
     Ok(())
