@@ -12,6 +12,8 @@ use super::*;
 
 const LATER: Duration = Duration::from_millis(12);
 const MOST_ROUNDS: u32 = 24;
+/// QEMU takes some hundred milliseconds for it.
+const QEMU_ROUNDS: u32 = 8;
 
 /// Not a test of its own: what a test starts, and kills.
 #[test]
@@ -118,7 +120,8 @@ fn f5_b38_a_qemu_that_dies_while_it_changes_the_key_leaves_one_that_opens() {
         machine["disks"] = json!([]);
         let disk = made(&manager, machine).await;
         let mut failed = 0;
-        for round in 0..MOST_ROUNDS {
+        // One that is dead before the change begins is a machine that is off.
+        for round in 1..=QEMU_ROUNDS {
             let (old, new) = keys(round);
             start(&manager, vm, Value::Null).await.unwrap();
             let pid = qemus(host.path())[0];
@@ -144,11 +147,8 @@ fn f5_b38_a_qemu_that_dies_while_it_changes_the_key_leaves_one_that_opens() {
             );
             stop(&manager, vm).await;
             is_sound(&disk, new);
-            if done.is_ok() {
-                break;
-            }
         }
-        assert!(failed > 1, "QEMU never died in the middle");
+        assert!(failed > 0, "QEMU never died in the middle");
         nothing_leaked(&host);
         delete(&manager, vm).await;
         host.is_clean().await;

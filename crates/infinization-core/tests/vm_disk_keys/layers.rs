@@ -47,7 +47,6 @@ fn b38_external_snapshots_of_an_encrypted_disk_are_encrypted_and_merge() {
         let first = sum(&host, &manager, vm).await;
         take(&manager, vm, "a").await.unwrap();
         write(&host, &manager, vm, 1, "two").await;
-        let second = sum(&host, &manager, vm).await;
         take(&manager, vm, "b").await.unwrap();
         write(&host, &manager, vm, 2, "three").await;
         let third = sum(&host, &manager, vm).await;
@@ -82,7 +81,8 @@ fn b38_external_snapshots_of_an_encrypted_disk_are_encrypted_and_merge() {
         stop(&manager, vm).await;
         revert(&manager, vm, "b", json!({ "discard": true })).await;
         on(&host, &manager, vm, boots + 5).await;
-        assert_eq!(sum(&host, &manager, vm).await, second);
+        // What was committed into it is what it is now.
+        assert_eq!(sum(&host, &manager, vm).await, third);
         stop(&manager, vm).await;
         revert(&manager, vm, "tip", json!({ "discard": true })).await;
         remove(&manager, vm, "b").await.unwrap();
