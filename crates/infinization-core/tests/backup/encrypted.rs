@@ -96,12 +96,15 @@ impl Guest {
 }
 
 async fn write(monitor: &QmpClient, disk: &mut Luks, at: usize, length: usize, shift: usize) {
-    let line = disk.line(at, length, shift);
+    io(monitor, &disk.line(at, length, shift)).await;
+    disk.model(at, length, shift);
+}
+
+async fn io(monitor: &QmpClient, line: &str) {
     let line = format!("qemu-io -d /machine/peripheral/v0/virtio-backend \"{line}\"");
     let arguments = json!({ "command-line": line });
     let told = monitor.execute("human-monitor-command", arguments).await;
     assert_eq!(told.unwrap().get(), "\"\"", "{line}");
-    disk.model(at, length, shift);
 }
 
 /// What is left in QEMU of what it was given for backups.
@@ -316,6 +319,8 @@ async fn b38_k3_a_running_machine_s_encrypted_disk_is_copied_encrypted() {
         ErrorCode::BackupPlainTextRefused,
     );
     spy.has_seen_nothing();
+    // It is killed, and what it has not flushed is lost.
+    io(&monitor, "flush").await;
     drop(guest);
     disk.is_intact();
     for (backup, held) in &links {
