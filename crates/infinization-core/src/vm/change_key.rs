@@ -18,8 +18,8 @@ use super::resize::root_of;
 use crate::config::DiskKeys;
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{
-    ChangeKey, ImageError, ImageFormat, Sharing, add_key, ensure_unused, erase_key, flush,
-    inspect_closed, is_encrypted, key_opens,
+    ChangeKey, ImageError, ImageFormat, MEASUREMENTS, Sharing, UNMEASURED, add_key, ensure_unused,
+    erase_key, flush, inspect_closed, is_encrypted, key_opens,
 };
 use crate::qemu::key_of;
 use crate::qmp::{QmpClient, QmpError};
@@ -239,15 +239,29 @@ impl Amended<'_> {
                 json!({ "driver": "qcow2", "encrypt": places }),
             ),
         ]);
-        let amended = self.qmp.run_job("x-blockdev-amend", arguments, AMEND).await;
-        amended.map_err(|error| match &error {
-            QmpError::Command { class, .. } if class == "CommandNotFound" => {
-                let message = "this QEMU changes no keys while a machine runs: stop it first";
-                Failure::caused_by(ErrorCode::InvalidState, message, error)
+        for _ in 1..MEASUREMENTS {
+            match self.run(&arguments).await {
+                Err(QmpError::Command { desc, .. }) if desc.contains(UNMEASURED) => {}
+                amended => return refused(amended),
             }
-            _ => error.into(),
-        })
+        }
+        refused(self.run(&arguments).await)
     }
+
+    async fn run(&self, arguments: &Map<String, Value>) -> Result<(), QmpError> {
+        let arguments = arguments.clone();
+        self.qmp.run_job("x-blockdev-amend", arguments, AMEND).await
+    }
+}
+
+fn refused(amended: Result<(), QmpError>) -> Result<(), Failure> {
+    amended.map_err(|error| match &error {
+        QmpError::Command { class, .. } if class == "CommandNotFound" => {
+            let message = "this QEMU changes no keys while a machine runs: stop it first";
+            Failure::caused_by(ErrorCode::InvalidState, message, error)
+        }
+        _ => error.into(),
+    })
 }
 
 /// Which of the keys open the file; `AUTH_FAILED` if none does.

@@ -25,9 +25,9 @@ pub(super) const OTHER_KEY: &str = "other-key";
 
 /// What QEMU says when the kernel's clock of used CPU time stood still while it measured how slow a new
 /// key can be made. Nothing was written then, and it is a matter of luck.
-const UNMEASURED: &str = "Unable to get accurate CPU usage";
-/// How often that is tried.
-const MEASUREMENTS: u32 = 12;
+pub const UNMEASURED: &str = "Unable to get accurate CPU usage";
+/// How often that is tried: on a busy host most attempts may fail, after some milliseconds each.
+pub const MEASUREMENTS: u32 = 48;
 
 /// A `qemu-img` command line about one image.
 ///

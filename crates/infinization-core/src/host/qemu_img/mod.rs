@@ -48,6 +48,7 @@ mod vmdk;
 pub use backup::{Clusters, Parent, Source, difference, export, flatten, make_target};
 pub use change_key::{ChangeKey, add_key, change_key, erase_key, key_opens};
 pub use check::{ImageCheck, check, check_with_key};
+pub use command::{MEASUREMENTS, UNMEASURED};
 pub use convert::{ConvertImage, convert};
 pub use create::{CreateImage, Preallocation, create};
 pub use encryption::{Encryption, pipe_of};
