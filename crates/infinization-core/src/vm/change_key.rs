@@ -19,7 +19,7 @@ use crate::config::DiskKeys;
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{
     ChangeKey, ImageError, ImageFormat, MEASUREMENTS, Sharing, UNMEASURED, add_key, ensure_unused,
-    erase_key, flush, inspect_closed, is_encrypted, key_opens,
+    erase_key, flush, inspect_closed, is_encrypted, key_opens, outwait_orphan,
 };
 use crate::qemu::key_of;
 use crate::qmp::{QmpClient, QmpError};
@@ -27,6 +27,8 @@ use crate::types::{DiskKey, HostPath};
 
 /// QEMU measures how slow a key can be made, and a busy host is slow at it.
 const AMEND: Duration = Duration::from_secs(600);
+/// For a `qemu-img` that has outlived its process to end.
+const ORPHAN: Duration = Duration::from_secs(60);
 /// The objects that have the two keys while places are written.
 const NEW: &str = "infinization-new-key";
 const OLD: &str = "infinization-old-key";
@@ -95,6 +97,8 @@ impl Machine {
 
     async fn change_stopped(&self, files: &[HostPath], change: &ChangeKey) -> Result<(), Failure> {
         for file in files {
+            // One that was cut short may have left a program at work.
+            outwait_orphan(file, ORPHAN).await;
             ensure_unused(file).await?;
             opening(file, change, Sharing::Refuse).await?;
         }

@@ -385,6 +385,7 @@ async fn f22_under_a_running_machine_the_next_backup_takes_back_what_a_killed_pr
     disk.write(0, 12 << 20, 0);
     let guest = Guest::start(&disk);
     let spy = Spy::on(place.dir.path());
+    fs::create_dir_all(place.root().join("vm-1")).unwrap();
     let mut request = place.of_luks("FULL", &[&disk]);
     request["monitor"] = json!(guest.qemu.path("qmp"));
     for seen in ["backup.json", "disk-0.qcow2"] {
