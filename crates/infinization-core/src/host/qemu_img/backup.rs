@@ -68,24 +68,39 @@ pub async fn export(
     let (source, copy) = (source.clone(), target.clone());
     supervised(job, target, move |job| async move {
         let (_unchanged, found) = hold(&source, &job).await?;
+        if let (Some(encryption), Some(size)) = (&source.encryption, found.virtual_size) {
+            let layers = opened::layers(&found.encrypted_layers(&source.path));
+            make_target(&copy, size, clusters, None, Some(encryption)).await?;
+            return fill(&copy, &layers, encryption, &job).await;
+        }
         make_file(&copy).await?;
-        let command = QemuImg::new("convert", &source.path).args(["-p", "-O", "qcow2"]);
-        let command = match &source.encryption {
-            None => command
-                .args(["-f", source.format.as_str()])
-                .args(clusters.options().iter().copied())
-                .files([source.path.as_path(), copy.as_path()]),
-            Some(encryption) => {
-                let layers = opened::layers(&found.encrypted_layers(&source.path));
-                command
-                    .encrypting(encryption)
-                    .files([Path::new(&opened::name(&layers)), copy.as_path()])
-            }
-        };
-        command.run_as(&job).await?;
+        QemuImg::new("convert", &source.path)
+            .args(["-p", "-f", source.format.as_str(), "-O", "qcow2"])
+            .args(clusters.options().iter().copied())
+            .files([source.path.as_path(), copy.as_path()])
+            .run_as(&job)
+            .await?;
         Ok(())
     })
     .await
+}
+
+/// Copies an encrypted chain into an empty image with the same key. That is made first: what a busy host takes
+/// several attempts for is over before anything is copied.
+async fn fill(
+    target: &HostPath,
+    source: &Value,
+    encryption: &Encryption,
+    job: &Job,
+) -> Result<(), ImageError> {
+    let names = [opened::name(source), opened::name(&opened::alone(target))];
+    QemuImg::new("convert", target)
+        .args(["-p", "-n", "--target-is-zero", "-O", "qcow2"])
+        .with_key(&encryption.key)
+        .files(names.iter().map(Path::new))
+        .run_as(job)
+        .await?;
+    Ok(())
 }
 
 /// What a difference is taken from, and how the new file names it.
@@ -278,19 +293,35 @@ pub async fn flatten(
             in_use::refuse(link, Access::Read).await?;
             inspect::vet_alone(link, ImageFormat::Qcow2).await?;
         }
-        make_file(&copy).await?;
-        let mut command = QemuImg::new("convert", &copy).args(["-p", "-O", format.as_str()]);
-        let mut encrypted = 0;
         if let Some(encryption) = &encryption {
-            command = command.encrypting(encryption);
-            encrypted = links.len();
+            let chain = opened::chain(&links, links.len(), Value::Null);
+            make_target(
+                &copy,
+                size_of(&links[0]).await?,
+                Clusters::Plain,
+                None,
+                Some(encryption),
+            )
+            .await?;
+            return fill(&copy, &chain, encryption, &job).await;
         }
-        let chain = opened::name(&opened::chain(&links, encrypted, Value::Null));
-        command
+        make_file(&copy).await?;
+        let chain = opened::name(&opened::chain(&links, 0, Value::Null));
+        QemuImg::new("convert", &copy)
+            .args(["-p", "-O", format.as_str()])
             .files([chain.as_ref(), copy.as_path()])
             .run_as(&job)
             .await?;
         Ok(())
+    })
+    .await
+}
+
+async fn size_of(image: &HostPath) -> Result<ByteSize, ImageError> {
+    let path = image.clone();
+    blocking(image, move || {
+        let header = inspect::header_of(&path)?;
+        Ok(ByteSize::bytes(header.virtual_size))
     })
     .await
 }
