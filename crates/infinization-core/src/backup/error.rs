@@ -43,6 +43,8 @@ pub enum BackupError {
     Corrupt { id: BackupId, why: String },
     #[error("the backup {id} {why}")]
     Unfit { id: BackupId, why: String },
+    #[error("nothing can be built on the backup {id} any more: it {why}, so make a FULL backup")]
+    NeedsFull { id: BackupId, why: String },
     #[error("other backups build on {id}: {}", list(.children))]
     Dependency {
         id: BackupId,
@@ -67,6 +69,8 @@ pub enum BackupError {
          holds now, and must not change"
     )]
     Frozen { path: HostPath },
+    #[error("the keys of the disks could not be had: {why}")]
+    KeysUnknown { why: String },
     #[error("which files are frozen layers of external snapshots could not be found out: {why}")]
     LayersUnknown { why: String },
     #[error(
@@ -138,6 +142,7 @@ impl Coded for BackupError {
             Self::Config { .. }
             | Self::NotAttached { .. }
             | Self::Unfit { .. }
+            | Self::NeedsFull { .. }
             | Self::Frozen { .. } => ErrorCode::BackupInvalidConfig,
             Self::Destination { .. } => ErrorCode::InvalidDestination,
             Self::NoDisk { .. } => ErrorCode::DiskNotFound,
@@ -156,6 +161,7 @@ impl Coded for BackupError {
             | Self::Monitor(_)
             | Self::Locked(_)
             | Self::LayersUnknown { .. }
+            | Self::KeysUnknown { .. }
             | Self::NotDone { .. } => ErrorCode::BackupFailed,
         }
     }
@@ -168,6 +174,7 @@ impl Coded for BackupError {
             Self::Io { source, .. } => {
                 Map::from_iter([("errno".to_owned(), Value::from(source.raw_os_error()))])
             }
+            Self::NeedsFull { .. } => Map::from_iter([("needsFull".to_owned(), Value::from(true))]),
             _ => Map::new(),
         };
         let path = facts.remove("path");
@@ -186,9 +193,9 @@ fn of_image(error: &ImageError) -> ErrorCode {
         ErrorCode::InsufficientSpace => ErrorCode::BackupNoSpace,
         ErrorCode::StorageAborted => ErrorCode::BackupCancelled,
         ErrorCode::PlainTextRefused => ErrorCode::BackupPlainTextRefused,
-        ErrorCode::KeyRequired | ErrorCode::InvalidFormat | ErrorCode::UnsafeBackingFile => {
-            ErrorCode::BackupInvalidConfig
-        }
+        ErrorCode::KeyRequired => ErrorCode::BackupKeyRequired,
+        ErrorCode::AuthFailed => ErrorCode::BackupAuthFailed,
+        ErrorCode::InvalidFormat | ErrorCode::UnsafeBackingFile => ErrorCode::BackupInvalidConfig,
         _ => ErrorCode::BackupFailed,
     }
 }

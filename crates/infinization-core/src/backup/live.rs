@@ -112,8 +112,9 @@ impl<'a> Live<'a> {
     async fn disks(&self) -> Result<Vec<Attached>, BackupError> {
         let request = &self.creation.request;
         let disks = attached(&self.monitor, &self.paths()).await?;
-        for (disk, asked) in disks.iter().zip(&request.disks) {
-            disk.refuse_unfit(asked, request.kind == BackupType::Snapshot)?;
+        let asked = request.disks.iter().zip(&self.prepared.encryption);
+        for (disk, (asked, key)) in disks.iter().zip(asked) {
+            disk.refuse_unfit(asked, key.is_some())?;
         }
         Ok(disks)
     }
@@ -269,12 +270,14 @@ impl<'a> Live<'a> {
             Method::Marked { parent } => (self.creation.clusters(), Some(parent)),
             Method::Compared { .. } => (Clusters::Plain, None),
         };
-        make_target(&copy.target, size, clusters, parent).await?;
-        let followed = self.follow(copy).await?;
+        let encryption = self.prepared.encryption[n].as_ref();
+        make_target(&copy.target, size, clusters, parent, encryption).await?;
+        let followed = self.follow(n, copy).await?;
         give_to_qemu(&copy.target, &self.creation.request.disks[n].path).await?;
-        let arguments = json!({
+        let node = self.creation.id.node(n);
+        let mut options = json!({
             "driver": "qcow2",
-            "node-name": self.creation.id.node(n),
+            "node-name": node,
             // We flush it, when the job is over: QEMU's main loop, and so the guest, would wait for that.
             "file": {
                 "driver": "file", "filename": copy.target,
@@ -285,13 +288,23 @@ impl<'a> Live<'a> {
             // What is marked is copied by whole clusters: the parent's files are not needed for it.
             "backing": null,
         });
-        self.monitor.execute("blockdev-add", arguments).await?;
+        let Some(encryption) = encryption else {
+            self.monitor.blockdev_add(options).await?;
+            return Ok(followed);
+        };
+        // QEMU needs it to open the file, and not after.
+        self.monitor.add_secret(&node, &encryption.key).await?;
+        options["encrypt"] = json!({ "format": "luks", "key-secret": node });
+        let opened = self.monitor.blockdev_add(options).await;
+        self.monitor.object_del(&node).await?;
+        opened?;
         Ok(followed)
     }
 
     /// What becomes the backup as it is can be summed as it grows.
-    async fn follow(&self, copy: &Copying) -> Result<Option<Followed>, BackupError> {
-        let as_it_is = self.creation.request.compression == Compression::None;
+    async fn follow(&self, n: usize, copy: &Copying) -> Result<Option<Followed>, BackupError> {
+        let encrypted = self.prepared.encryption[n].is_some();
+        let as_it_is = encrypted || self.creation.request.compression == Compression::None;
         if !as_it_is || matches!(copy.method, Method::Compared { .. }) {
             return Ok(None);
         }
@@ -314,7 +327,7 @@ impl<'a> Live<'a> {
             "target": node,
             "job-id": node,
             "sync": "full",
-            "compress": !plain && !matches!(copy.method, Method::Compared { .. }),
+            "compress": !plain && !copy.disk.encrypted && !matches!(copy.method, Method::Compared { .. }),
             "auto-dismiss": false,
         });
         if let (Method::Marked { .. }, Some(link)) = (&copy.method, self.prepared.parents.first()) {
@@ -338,7 +351,8 @@ impl<'a> Live<'a> {
             self.compare(draft, n, &copy.target, parent).await?;
         }
         let parent = copy.method.parent();
-        seal(self.creation, draft, n, copy.disk.size, parent, followed).await
+        let disk = (n, copy.disk.size);
+        seal(self.creation, self.prepared, draft, disk, parent, followed).await
     }
 
     async fn compare(
@@ -351,6 +365,7 @@ impl<'a> Live<'a> {
         let source = Source {
             path: full.clone(),
             format: ImageFormat::Qcow2,
+            encryption: self.prepared.encryption[n].clone(),
         };
         let (image, scratch) = (draft.image(n)?, draft.scratch(n, "delta")?);
         let job = self.creation.job(tokio::sync::watch::channel(0.0).0);
