@@ -1736,7 +1736,8 @@ export class NftablesService {
    */
   listOrphanedChains(): Promise<string[]>
   /**
-   * Forgets that the machine's rules are in force: the next `applyRulesIfChanged` loads them.
+   * Forgets that the machine's rules are in force: the next `applyRulesIfChanged` asks the kernel, and loads them
+   * unless they are there as they were loaded.
    * @throws LifecycleError `INVALID_CONFIG` for what is no id
    */
   clearRulesCache(vmId: string): void
