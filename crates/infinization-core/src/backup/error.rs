@@ -75,7 +75,7 @@ pub enum BackupError {
     LayersUnknown { why: String },
     #[error(
         "a restore was cut short, and some of its disks were used since: some are restored, others are \
-         not, and what was replaced lies beside them (its journal was {journal})"
+         not, and what was replaced lies beside them, or in a snapshot inside them (its journal was {journal})"
     )]
     Overtaken { journal: HostPath },
     #[error(transparent)]

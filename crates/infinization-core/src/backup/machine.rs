@@ -99,7 +99,14 @@ pub(super) async fn refuse_frozen(
     files: impl IntoIterator<Item = &HostPath>,
 ) -> Result<(), BackupError> {
     let frozen = frozen_layers(machine).await?;
-    let files: Vec<HostPath> = files.into_iter().cloned().collect();
+    refuse_layers(files.into_iter().cloned().collect(), frozen).await
+}
+
+/// [`refuse_frozen`] for whoever has been told the layers.
+pub(super) async fn refuse_layers(
+    files: Vec<HostPath>,
+    frozen: Vec<HostPath>,
+) -> Result<(), BackupError> {
     off_thread(move || {
         files
             .iter()

@@ -53,7 +53,7 @@
 //! on from `restore.json`, unless the disks were used since: by whoever changes the machine's backups next, or by
 //! the machine's next start, which finds a note beside its disks. The machine must be known to be stopped. A SNAPSHOT
 //! that is inside the disks is gone back to in each, all being held, and what they were is kept in a snapshot until
-//! all have: a crash is undone from `revert.json`, unless the disks were used since.
+//! all have: a crash is undone from `revert.json`, by the same two, unless the disks were used since.
 //!
 //! # What retention may delete
 //! Complete backups beyond the wanted number, oldest first, but none that one that stays builds on;

@@ -2,8 +2,8 @@
 //!
 //! Before the first goes back, what each is gets a snapshot of its own; the journal `revert.json` names these from
 //! before they are made until they are gone. So an error is undone, and a crash by the next who has the machine's
-//! turn. What a machine has written since the crash is not put back: then the disks stay as they are, and the
-//! snapshots of what they were as well.
+//! turn, or by the machine's next start, which finds a note beside its disks. What was written since the crash all
+//! the same is not put back: then the disks stay as they are, and the snapshots of what they were as well.
 //!
 //! Neighbour: [`stage`](super::stage) does the same for disks that are replaced by others.
 
@@ -14,15 +14,19 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::folder::{Library, inside, remove_file};
-use super::machine::{Machine, refuse_frozen};
+use super::machine::{Machine, frozen_layers, refuse_layers};
 use super::offline::drop_held;
+use super::stage::Ended;
 use super::{BackupError, off_thread};
 use crate::host::qemu_img::{
     Held, ImageError, SnapshotName, hold_all, is_unwritten_since, outwait_orphan,
 };
+use crate::host::restore_note;
 use crate::host::state_file::{self, Durability};
 use crate::types::{HostPath, VmId};
 
+/// The journal's name in the directory of the machine's backups.
+pub(super) const JOURNAL: &str = "revert.json";
 /// For a qemu-img that has outlived its killed parent: it changes metadata alone.
 const ORPHAN: Duration = Duration::from_secs(10);
 
@@ -66,7 +70,7 @@ pub(super) async fn revert_all(
         reverting.put_back(&held).await?;
     }
     reverting.clear(&held).await?;
-    Ok(reverted?)
+    reverted
 }
 
 /// Ends what a process that died had begun to put back. A machine that runs on the disks is not disturbed: it is
@@ -76,16 +80,27 @@ pub(super) async fn recover(
     vm_id: &VmId,
     machine: &dyn Machine,
 ) -> Result<(), BackupError> {
-    let journal = journal(library, vm_id)?;
-    let Some(mut left) = off_thread(move || Reverting::left(journal)).await? else {
-        return Ok(());
-    };
-    match left.undo(machine).await {
+    let frozen = async || frozen_layers(machine).await;
+    match end(library, vm_id, frozen).await {
         Err(BackupError::Image(error @ ImageError::InUse { .. })) => {
-            tracing::warn!(journal = %left.journal, %error, "an interrupted restore is not undone yet");
+            tracing::warn!(%vm_id, %error, "an interrupted restore is not undone yet");
             Ok(())
         }
-        undone => undone,
+        ended => ended.map(drop),
+    }
+}
+
+/// [`recover`] for whoever is to use the disks, and wants to know what came of it: one that is in use is refused.
+/// The frozen layers are asked for where they matter.
+pub(super) async fn end(
+    library: &Library,
+    vm_id: &VmId,
+    frozen: impl AsyncFnOnce() -> Result<Vec<HostPath>, BackupError>,
+) -> Result<Ended, BackupError> {
+    let journal = journal(library, vm_id)?;
+    match off_thread(move || Reverting::left(journal)).await? {
+        Some(mut left) => left.undo(frozen).await,
+        None => Ok(Ended::Whole),
     }
 }
 
@@ -100,7 +115,8 @@ impl Reverting {
         Ok(Some(Self { journal, plan }))
     }
 
-    async fn revert(&self, held: &[Held], to: &SnapshotName) -> Result<(), ImageError> {
+    async fn revert(&self, held: &[Held], to: &SnapshotName) -> Result<(), BackupError> {
+        self.note().await?;
         let before = self.before()?;
         for disk in held {
             disk.create_snapshot(&before, None).await?;
@@ -112,7 +128,10 @@ impl Reverting {
     }
 
     /// What a crash left: the disks are what they were again, unless somebody has used them.
-    async fn undo(&mut self, machine: &dyn Machine) -> Result<(), BackupError> {
+    async fn undo(
+        &mut self,
+        frozen: impl AsyncFnOnce() -> Result<Vec<HostPath>, BackupError>,
+    ) -> Result<Ended, BackupError> {
         for disk in &self.plan.disks {
             outwait_orphan(disk, ORPHAN).await;
         }
@@ -122,10 +141,11 @@ impl Reverting {
             if !self.is_unused().await? {
                 return self.forsake().await;
             }
-            refuse_frozen(machine, &self.plan.disks).await?;
+            refuse_layers(self.plan.disks.clone(), frozen().await?).await?;
             self.put_back(&held).await?;
         }
-        self.clear(&held).await
+        self.clear(&held).await?;
+        Ok(Ended::Whole)
     }
 
     /// None goes back before all have the snapshot of what they were. Of one that is gone, nobody can say.
@@ -168,7 +188,7 @@ impl Reverting {
     }
 
     /// Ends a restore that was overtaken.
-    async fn forsake(&self) -> Result<(), BackupError> {
+    async fn forsake(&self) -> Result<Ended, BackupError> {
         for disk in &self.plan.disks {
             tracing::error!(
                 %disk, snapshot = self.plan.before, backup = self.plan.to,
@@ -176,7 +196,8 @@ impl Reverting {
                  the backup or not, and the snapshot has what it was before"
             );
         }
-        self.forget().await
+        self.forget().await?;
+        Ok(Ended::InPieces)
     }
 
     fn before(&self) -> Result<SnapshotName, ImageError> {
@@ -194,9 +215,29 @@ impl Reverting {
         .await
     }
 
+    /// From here on nobody uses the disks before this is over.
+    async fn note(&self) -> Result<(), BackupError> {
+        let (journal, disks) = (self.journal.clone(), self.plan.disks.clone());
+        off_thread(move || {
+            disks.iter().try_for_each(|disk| {
+                let noted = restore_note::write(disk, &journal);
+                noted.map_err(|error| BackupError::io(disk, error))
+            })
+        })
+        .await
+    }
+
+    /// Notes go first: where one is, there is a journal.
     async fn forget(&self) -> Result<(), BackupError> {
-        let journal = self.journal.clone();
-        off_thread(move || remove_file(&journal)).await
+        let (journal, disks) = (self.journal.clone(), self.plan.disks.clone());
+        off_thread(move || {
+            for disk in &disks {
+                let removed = restore_note::remove(disk, &journal);
+                removed.map_err(|error| BackupError::io(disk, error))?;
+            }
+            remove_file(&journal)
+        })
+        .await
     }
 }
 
@@ -205,5 +246,5 @@ fn exists(disk: &HostPath) -> bool {
 }
 
 fn journal(library: &Library, vm_id: &VmId) -> Result<HostPath, BackupError> {
-    inside(&library.machine(vm_id)?, "revert.json")
+    inside(&library.machine(vm_id)?, JOURNAL)
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use infinization_core::host::restore_note;
 use infinization_core::host::state_file::{self, Durability};
 
 use super::crashes::{begin_and_kill, content, outwait_orphans};
@@ -130,6 +131,12 @@ async fn k3_f22_a_killed_revert_puts_all_disks_back_or_none() {
             begun.then(|| std::thread::sleep(delay)).is_some()
         });
         outwait_orphans(&place);
+        if (content(&a.path) == new[0]) != (content(&b.path) == new[1]) {
+            for disk in [&a, &b] {
+                let note = restore_note::find(&path(&disk.path)).unwrap();
+                assert_eq!(note, Some(path(&journal)), "round {round}: it may be used");
+            }
+        }
         // Any verb that changes the machine's backups clears up first.
         let small = place.disk("small.qcow2", 1);
         place.full(&[&small]).await;
@@ -142,6 +149,7 @@ async fn k3_f22_a_killed_revert_puts_all_disks_back_or_none() {
         for disk in [&a, &b] {
             let list = disk::run("qemu-img", &["snapshot", "-l", disk::text(&disk.path)]);
             assert!(!list.contains("undo-"), "round {round}: {list}");
+            assert_eq!(restore_note::find(&path(&disk.path)).unwrap(), None);
         }
         outcomes[usize::from(is_new)] += 1;
         if !killed {
