@@ -18,6 +18,7 @@ use super::machine::{Machine, frozen_layers, refuse_layers};
 use super::offline::drop_held;
 use super::stage::Ended;
 use super::{BackupError, off_thread};
+use crate::host::file_systems::FileSystems;
 use crate::host::qemu_img::{
     Held, ImageError, SnapshotName, hold_all, is_unwritten_since, outwait_orphan,
 };
@@ -46,6 +47,9 @@ struct Plan {
     /// The one they go back to.
     to: String,
     disks: Vec<HostPath>,
+    /// Where the disks are: one that is not there may be another time.
+    #[serde(default)]
+    file_systems: FileSystems,
 }
 
 /// Puts every disk back to the snapshot, or none.
@@ -60,6 +64,7 @@ pub(super) async fn revert_all(
         undo: true,
         before: format!("undo-{}", Uuid::new_v4().hyphenated()),
         to: to.as_str().to_owned(),
+        file_systems: file_systems(&disks).await?,
         disks,
     };
     let journal = journal(library, vm_id)?;
@@ -132,13 +137,13 @@ impl Reverting {
         &mut self,
         frozen: impl AsyncFnOnce() -> Result<Vec<HostPath>, BackupError>,
     ) -> Result<Ended, BackupError> {
-        for disk in &self.plan.disks {
+        let there = self.there().await?;
+        for disk in &there {
             outwait_orphan(disk, ORPHAN).await;
         }
-        let left = self.plan.disks.iter().filter(|disk| exists(disk));
-        let held = hold_all(&left.cloned().collect::<Vec<_>>()).await?;
+        let held = hold_all(&there).await?;
         if self.plan.undo && self.may_have_begun(&held).await? {
-            if !self.is_unused().await? {
+            if !self.is_unused(&there).await? {
                 return self.forsake().await;
             }
             refuse_layers(self.plan.disks.clone(), frozen().await?).await?;
@@ -148,7 +153,23 @@ impl Reverting {
         Ok(Ended::Whole)
     }
 
-    /// None goes back before all have the snapshot of what they were. Of one that is gone, nobody can say.
+    /// The disks without those that were removed. Nothing is undone while one may be elsewhere.
+    async fn there(&self) -> Result<Vec<HostPath>, BackupError> {
+        let plan = self.plan.clone();
+        off_thread(move || {
+            let mut there = Vec::new();
+            for disk in plan.disks {
+                let found = plan.file_systems.have(&disk);
+                if found.map_err(|error| BackupError::io(&disk, error))? {
+                    there.push(disk);
+                }
+            }
+            Ok(there)
+        })
+        .await
+    }
+
+    /// None goes back before all have the snapshot of what they were. Of one that was removed, nobody can say.
     async fn may_have_begun(&self, held: &[Held]) -> Result<bool, ImageError> {
         let before = self.before()?;
         for disk in held {
@@ -159,14 +180,14 @@ impl Reverting {
         Ok(true)
     }
 
-    async fn is_unused(&self) -> Result<bool, ImageError> {
+    async fn is_unused(&self, there: &[HostPath]) -> Result<bool, ImageError> {
         let known = [self.before()?, SnapshotName::parse(self.plan.to.as_str())?];
-        for disk in &self.plan.disks {
-            if !exists(disk) || !is_unwritten_since(disk, &known).await? {
+        for disk in there {
+            if !is_unwritten_since(disk, &known).await? {
                 return Ok(false);
             }
         }
-        Ok(true)
+        Ok(there.len() == self.plan.disks.len())
     }
 
     /// Doing it again changes nothing, so it may be cut short as well.
@@ -241,8 +262,13 @@ impl Reverting {
     }
 }
 
-fn exists(disk: &HostPath) -> bool {
-    disk.as_path().exists()
+async fn file_systems(disks: &[HostPath]) -> Result<FileSystems, BackupError> {
+    let disks = disks.to_vec();
+    off_thread(move || {
+        let found = FileSystems::of(&disks);
+        found.map_err(|error| BackupError::io(&disks[0], error))
+    })
+    .await
 }
 
 fn journal(library: &Library, vm_id: &VmId) -> Result<HostPath, BackupError> {

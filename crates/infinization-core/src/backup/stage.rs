@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::folder::{Library, inside, remove_file, sync_directory};
 use super::machine::{Machine, frozen_layers, refuse_frozen_now};
 use super::{BackupError, off_thread};
+use crate::host::file_systems::FileSystems;
 use crate::host::qemu_img::{Claim, claim_now};
 use crate::host::restore_note;
 use crate::host::state_file::{self, Durability};
@@ -52,6 +53,9 @@ struct Plan {
     /// Everything is staged, and renaming may have begun.
     committing: bool,
     disks: Vec<Staged>,
+    /// Where the files are: one that is not there may be another time.
+    #[serde(default)]
+    file_systems: FileSystems,
 }
 
 impl Stage {
@@ -73,9 +77,11 @@ impl Stage {
                     target,
                 })
             });
+            let disks = disks.collect::<Result<Vec<_>, BackupError>>()?;
             let plan = Plan {
                 committing: false,
-                disks: disks.collect::<Result<_, BackupError>>()?,
+                file_systems: file_systems(&disks)?,
+                disks,
             };
             let stage = Self { journal, plan };
             stage.write()?;
@@ -229,8 +235,22 @@ impl Stage {
             .map_err(|error| failed(io::Error::other(error)))
     }
 
+    /// Refuses while a file that is not there may be another time: only what was removed counts as gone.
+    fn require_mounted(&self) -> Result<(), BackupError> {
+        let files = self.plan.disks.iter();
+        files
+            .flat_map(|disk| [&disk.target, &disk.aside])
+            .try_for_each(|file| {
+                let found = self.plan.file_systems.have(file);
+                found
+                    .map(drop)
+                    .map_err(|error| BackupError::io(file, error))
+            })
+    }
+
     /// Renames what a crash left to rename: all of it, or nothing.
     fn carry_on(&self, frozen: &[HostPath]) -> Result<Ended, BackupError> {
+        self.require_mounted()?;
         let unfinished = self.plan.disks.iter().filter(|disk| !disk.is_done());
         let unfinished: Vec<_> = unfinished.collect();
         if unfinished.is_empty() {
@@ -297,11 +317,16 @@ pub(super) async fn end(
         return Ok(Ended::Whole);
     };
     if !stage.plan.committing {
-        off_thread(move || stage.clear()).await?;
+        off_thread(move || stage.require_mounted().and_then(|()| stage.clear())).await?;
         return Ok(Ended::Whole);
     }
     let frozen = frozen().await?;
     off_thread(move || stage.carry_on(&frozen)).await
+}
+
+fn file_systems(disks: &[Staged]) -> Result<FileSystems, BackupError> {
+    let files = disks.iter().flat_map(|disk| [&disk.target, &disk.aside]);
+    FileSystems::of(files).map_err(|error| BackupError::io(&disks[0].target, error))
 }
 
 /// Keeps machines off the disks that are to be replaced.

@@ -1,5 +1,6 @@
 //! SNAPSHOT backups: inside the disks themselves.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use infinization_core::host::restore_note;
@@ -7,6 +8,7 @@ use infinization_core::host::state_file::{self, Durability};
 
 use super::crashes::{begin_and_kill, content, outwait_orphans};
 use super::*;
+use crate::kit::small_disk::{SmallDisk, unmount};
 use crate::kit::victim;
 
 #[tokio::test]
@@ -167,48 +169,91 @@ fn agreed(backup: &str, disks: &[&Disk]) -> Value {
     })
 }
 
+const UNDO: &str = "undo-3f2b8c1e-7a4d-4e55-9b0a-1c2d3e4f5a6b";
+
+/// What a process leaves that died when the first of the disks had gone back; what they were, the disks hold on.
+async fn cut_short(place: &Place, disks: &mut [Disk; 2]) -> PathBuf {
+    let request = place.request("SNAPSHOT", &[&disks[0], &disks[1]]);
+    let to = format!("backup-{}", id(&place.create(request).await.unwrap()));
+    let snapshot = |option: &str, name: &str, disk: &Disk| {
+        let disk = disk::text(&disk.path);
+        disk::run("qemu-img", &["snapshot", option, name, disk]);
+    };
+    for disk in &mut *disks {
+        disk.write(0, 1 << 20, 3);
+        snapshot("-c", UNDO, disk);
+    }
+    snapshot("-a", &to, &disks[0]);
+    let journal = place.root().join("vm-1").join("revert.json");
+    let paths = [&disks[0].path, &disks[1].path];
+    let device = |path: &Path| fs::metadata(path.parent().unwrap()).unwrap().dev();
+    let file_systems = paths.map(|path| (disk::text(path).to_owned(), json!(device(path))));
+    let text = json!({
+        "undo": true, "before": UNDO, "to": to, "disks": paths,
+        "file_systems": serde_json::Map::from_iter(file_systems),
+    });
+    let text = text.to_string();
+    state_file::write(&journal, text.as_bytes(), Durability::HostCrash).unwrap();
+    journal
+}
+
+fn has_way_back(disk: &Disk) -> bool {
+    disk::run("qemu-img", &["snapshot", "-l", disk::text(&disk.path)]).contains(UNDO)
+}
+
 /// A process that died between the disks, and a machine that ran on what it left.
 #[tokio::test]
 async fn k3_f22_what_a_machine_wrote_after_a_killed_revert_is_kept() {
     for (used, of) in [(false, 0), (true, 0), (true, 1)] {
         let place = Place::new();
         let mut disks = [place.disk("a.qcow2", 2), place.disk("b.qcow2", 2)];
-        let request = place.request("SNAPSHOT", &[&disks[0], &disks[1]]);
-        let backup = id(&place.create(request).await.unwrap());
-        let undo = "undo-3f2b8c1e-7a4d-4e55-9b0a-1c2d3e4f5a6b";
-        for disk in &mut disks {
-            disk.write(0, 1 << 20, 3);
-            disk::run(
-                "qemu-img",
-                &["snapshot", "-c", undo, disk::text(&disk.path)],
-            );
-        }
-        let was = disks[0].holds.clone();
-        let to = format!("backup-{backup}");
-        disk::run(
-            "qemu-img",
-            &["snapshot", "-a", &to, disk::text(&disks[0].path)],
-        );
-        disks[0].holds.fill(0);
+        let journal = cut_short(&place, &mut disks).await;
         if used {
+            disks[0].holds.fill(0);
             disks[of].write(1 << 20, 512, 9);
-        } else {
-            disks[0].holds = was;
         }
-        let journal = place.root().join("vm-1").join("revert.json");
-        let paths = [&disks[0].path, &disks[1].path];
-        let text = json!({ "undo": true, "before": undo, "to": to, "disks": paths });
-        let text = text.to_string();
-        state_file::write(&journal, text.as_bytes(), Durability::HostCrash).unwrap();
-
         let small = place.disk("small.qcow2", 1);
         place.full(&[&small]).await;
         assert!(!journal.exists());
         for disk in &disks {
             disk.is_intact();
-            // Of what was used, the way back stays.
-            let list = disk::run("qemu-img", &["snapshot", "-l", disk::text(&disk.path)]);
-            assert_eq!(list.contains(undo), used, "{list}");
+            assert_eq!(has_way_back(disk), used, "of what was used, it stays");
         }
     }
+}
+
+/// A disk that is not there need not have been removed.
+#[test]
+fn k3_f22_a_killed_revert_is_undone_when_its_disks_are_mounted_again() {
+    kit::in_private_network(async || {
+        let small = SmallDisk::new(8 << 10);
+        let place = Place::new();
+        let away = place.path("mounted");
+        fs::create_dir(&away).unwrap();
+        small.mount_on(&away);
+        let mut disks = [place.disk("a.qcow2", 2), place.disk("mounted/b.qcow2", 2)];
+        let journal = cut_short(&place, &mut disks).await;
+        let other = place.disk("other.qcow2", 1);
+
+        unmount(&away);
+        place
+            .create(place.request("FULL", &[&other]))
+            .await
+            .unwrap_err();
+        assert!(journal.exists() && has_way_back(&disks[0]));
+        small.mount_on(&away);
+        place.full(&[&other]).await;
+        assert!(!journal.exists());
+        for disk in &disks {
+            disk.is_intact();
+            assert!(!has_way_back(disk));
+        }
+
+        // One that was removed is not waited for.
+        let journal = cut_short(&place, &mut disks).await;
+        fs::remove_file(&disks[1].path).unwrap();
+        place.full(&[&other]).await;
+        assert!(!journal.exists() && has_way_back(&disks[0]));
+        unmount(&away);
+    });
 }

@@ -247,6 +247,50 @@ async fn f22_a_crash_between_the_renames_is_carried_on() {
     }
 }
 
+/// An empty mount point: neither is what was staged dropped, nor is a disk taken for one that was removed.
+#[tokio::test]
+async fn f22_what_is_on_a_file_system_that_is_away_is_waited_for() {
+    for done in [None, Some(0), Some(1)] {
+        let place = Place::new();
+        let (mut stage, targets) = place.staged().await;
+        if let Some(done) = done {
+            stage.settle().unwrap();
+            for disk in &stage.plan.disks[..done] {
+                exchange(disk).unwrap();
+            }
+        }
+        let mounted = stage.plan.file_systems.clone();
+        let noted: serde_json::Map<_, _> = targets
+            .iter()
+            .chain(stage.plan.disks.iter().map(|disk| &disk.aside))
+            .map(|file| (file.to_string(), serde_json::json!(0)))
+            .collect();
+        stage.plan.file_systems = serde_json::from_value(noted.into()).unwrap();
+        stage.write().unwrap();
+        let hidden = [&targets[1], &stage.plan.disks[1].aside];
+        for file in hidden {
+            fs::rename(file.as_path(), file.as_path().with_extension("away")).unwrap();
+        }
+        let off = Off(Vec::new());
+        let before = place.contents();
+        let refused = recover(&place.library, &place.vm_id, &off).await;
+        refused.unwrap_err();
+        assert_eq!(place.contents(), before, "{done:?}");
+        for file in hidden {
+            fs::rename(file.as_path().with_extension("away"), file.as_path()).unwrap();
+        }
+        stage.plan.file_systems = mounted;
+        stage.write().unwrap();
+        recover(&place.library, &place.vm_id, &off).await.unwrap();
+        let expected = match done {
+            None => ["old", "old", ""],
+            Some(_) => ["new", "new", "new"],
+        };
+        assert_eq!(place.contents(), all(expected), "{done:?}");
+        assert!(place.journal_is_gone());
+    }
+}
+
 #[tokio::test]
 async fn a_crashed_restore_leaves_a_disk_that_was_snapshotted_since() {
     let place = Place::new();
