@@ -22,7 +22,7 @@ use super::remove::delete_snapshots;
 use super::request::{CreateBackup, SourceDisk};
 use super::service::{Terms, Told, millis};
 use super::turn::{Turn, slot};
-use super::{BackupError, digest, keys, off_thread, offline, sweep};
+use super::{BackupError, digest, keys, off_thread, offline, pending, sweep};
 use crate::host::qemu_img::{
     Clusters, Encryption, ImageError, ImageFormat, Inspection, Job, Parent, Sharing,
     ensure_unwritten_now, inspect_closed, inspect_with_key_now,
@@ -98,13 +98,13 @@ pub(super) async fn create(creation: Creation) -> Result<Value, BackupError> {
     let _turn = Turn::take(&creation.library, vm_id, cancel).await?;
     let _slot = slot(cancel).await?;
     let machine = &*creation.terms.machine;
-    sweep::sweep(&creation.library, vm_id, machine).await?;
+    let pending = sweep::sweep(&creation.library, vm_id, machine).await?;
     let access = access(machine, vm_id).await?;
-    refuse_frozen(
-        machine,
-        creation.request.disks.iter().map(|disk| &disk.path),
-    )
-    .await?;
+    let paths = || creation.request.disks.iter().map(|disk| &disk.path);
+    if matches!(access, Access::Offline) {
+        pending::refuse(pending, paths()).await?;
+    }
+    refuse_frozen(machine, paths()).await?;
     let prepared = prepare(&creation, &access).await?;
     let live = match access {
         Access::Offline => None,

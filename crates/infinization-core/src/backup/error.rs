@@ -78,6 +78,14 @@ pub enum BackupError {
          not, and what was replaced lies beside them, or in a snapshot inside them (its journal was {journal})"
     )]
     Overtaken { journal: HostPath },
+    #[error(
+        "a restore of {path} was cut short, and could not be ended yet (its journal is {journal})"
+    )]
+    Pending {
+        path: HostPath,
+        journal: HostPath,
+        source: Box<BackupError>,
+    },
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
@@ -128,6 +136,7 @@ impl BackupError {
             | Self::NotAttached { path }
             | Self::Moved { path }
             | Self::Frozen { path }
+            | Self::Pending { path, .. }
             | Self::Io { path, .. } => Some(path),
             _ => None,
         }
@@ -158,6 +167,7 @@ impl Coded for BackupError {
             | Self::Job { .. }
             | Self::Moved { .. }
             | Self::Overtaken { .. }
+            | Self::Pending { .. }
             | Self::Monitor(_)
             | Self::Locked(_)
             | Self::LayersUnknown { .. }
@@ -173,6 +183,9 @@ impl Coded for BackupError {
             Self::Locked(error) => error.context(),
             Self::Io { source, .. } => {
                 Map::from_iter([("errno".to_owned(), Value::from(source.raw_os_error()))])
+            }
+            Self::Overtaken { journal } | Self::Pending { journal, .. } => {
+                Map::from_iter([("journal".to_owned(), Value::from(journal.as_str()))])
             }
             Self::NeedsFull { .. } => Map::from_iter([("needsFull".to_owned(), Value::from(true))]),
             _ => Map::new(),

@@ -54,6 +54,7 @@
 //! the machine's next start, which finds a note beside its disks. The machine must be known to be stopped. A SNAPSHOT
 //! that is inside the disks is gone back to in each, all being held, and what they were is kept in a snapshot until
 //! all have: a crash is undone from `revert.json`, by the same two, unless the disks were used since.
+//! While one cannot be ended, as a disk is away, say, its journal stays and its disks are left alone.
 //!
 //! # What retention may delete
 //! Complete backups beyond the wanted number, oldest first, but none that one that stays builds on;
@@ -69,6 +70,7 @@
 //! | `keys` | what opens encrypted disks, and backups of them |
 //! | `create`, `offline`, `live`, `quiesce` | making one |
 //! | `restore`, `stage`, `reverting`, `cut_short` | restoring one, and ending what a crash left of it |
+//! | `pending` | what cannot be ended now |
 //! | `remove`, `sweep` | deleting, and clearing what the dead left |
 //! | [`service`](BackupService) | the verbs |
 //!
@@ -89,6 +91,7 @@ mod machine;
 mod manifest;
 mod names;
 mod offline;
+mod pending;
 mod pieces;
 mod progress;
 mod quiesce;

@@ -23,7 +23,7 @@ use super::request::RestoreBackup;
 use super::service::{Terms, Told, millis};
 use super::stage::{Stage, directory_of};
 use super::turn::Turn;
-use super::{BackupError, keys, off_thread, sweep};
+use super::{BackupError, keys, off_thread, pending, sweep};
 use crate::host::qemu_img::{Encryption, Job, ensure_unused_now, flatten};
 use crate::types::{HostPath, VmId};
 use snapshot::restore_snapshot;
@@ -69,7 +69,8 @@ pub(super) async fn restore(restoration: Restoration) -> Result<Value, BackupErr
     } = &restoration;
     let vm_id = &request.vm_id;
     let _turn = Turn::take(library, vm_id, &terms.cancel).await?;
-    sweep::sweep(library, vm_id, &*terms.machine).await?;
+    let pending = sweep::sweep(library, vm_id, &*terms.machine).await?;
+    pending::refuse(pending, &request.targets).await?;
     let kept = find_complete(library, vm_id, &request.id).await?;
     require_stopped(&*terms.machine, vm_id).await?;
     check_targets(&kept, request).await?;

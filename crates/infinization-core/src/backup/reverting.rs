@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::folder::{Library, inside, remove_file};
 use super::machine::{Machine, frozen_layers, refuse_layers};
 use super::offline::drop_held;
+use super::pending::Pending;
 use super::stage::Ended;
 use super::{BackupError, off_thread};
 use crate::host::file_systems::FileSystems;
@@ -78,24 +79,24 @@ pub(super) async fn revert_all(
     reverted
 }
 
-/// Ends what a process that died had begun to put back. A machine that runs on the disks is not disturbed: it is
-/// seen to once it has stopped.
+/// Ends what a process that died had begun to put back. What cannot be ended now is told: a machine that runs on the
+/// disks is not disturbed, and one that is away may come back.
 pub(super) async fn recover(
     library: &Library,
     vm_id: &VmId,
     machine: &dyn Machine,
-) -> Result<(), BackupError> {
-    let frozen = async || frozen_layers(machine).await;
-    match end(library, vm_id, frozen).await {
-        Err(BackupError::Image(error @ ImageError::InUse { .. })) => {
-            tracing::warn!(%vm_id, %error, "an interrupted restore is not undone yet");
-            Ok(())
-        }
-        ended => ended.map(drop),
-    }
+) -> Result<Option<Pending>, BackupError> {
+    let journal = journal(library, vm_id)?;
+    let Some(mut left) = off_thread(move || Reverting::left(journal)).await? else {
+        return Ok(None);
+    };
+    let undone = left.undo(async || frozen_layers(machine).await).await;
+    Ok(undone
+        .err()
+        .map(|why| Pending::new(left.journal, left.plan.disks, why)))
 }
 
-/// [`recover`] for whoever is to use the disks, and wants to know what came of it: one that is in use is refused.
+/// [`recover`] for whoever is to use the disks: what cannot be ended is a refusal.
 /// The frozen layers are asked for where they matter.
 pub(super) async fn end(
     library: &Library,

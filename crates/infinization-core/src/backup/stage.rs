@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::{Library, inside, remove_file, sync_directory};
 use super::machine::{Machine, frozen_layers, refuse_frozen_now};
+use super::pending::Pending;
 use super::{BackupError, off_thread};
 use crate::host::file_systems::FileSystems;
 use crate::host::qemu_img::{Claim, claim_now};
@@ -235,6 +236,19 @@ impl Stage {
             .map_err(|error| failed(io::Error::other(error)))
     }
 
+    /// Ends what a process that died has left. The frozen layers are asked for where they matter.
+    async fn end(
+        self,
+        frozen: impl AsyncFnOnce() -> Result<Vec<HostPath>, BackupError>,
+    ) -> Result<Ended, BackupError> {
+        if !self.plan.committing {
+            off_thread(move || self.require_mounted().and_then(|()| self.clear())).await?;
+            return Ok(Ended::Whole);
+        }
+        let frozen = frozen().await?;
+        off_thread(move || self.carry_on(&frozen)).await
+    }
+
     /// Refuses while a file that is not there may be another time: only what was removed counts as gone.
     fn require_mounted(&self) -> Result<(), BackupError> {
         let files = self.plan.disks.iter();
@@ -295,33 +309,34 @@ impl Stage {
 }
 
 /// Ends a restore whose process died: one that had not begun to rename never was, any other is
-/// finished, unless its disks were used since. A target that has become a frozen layer is refused,
-/// until its snapshots are gone.
+/// finished, unless its disks were used since. What cannot be ended now is told, such as one with a target that
+/// has become a frozen layer, until its snapshots are gone.
 pub(super) async fn recover(
     library: &Library,
     vm_id: &VmId,
     machine: &dyn Machine,
-) -> Result<(), BackupError> {
-    let frozen = async || frozen_layers(machine).await;
-    end(library, vm_id, frozen).await.map(drop)
+) -> Result<Option<Pending>, BackupError> {
+    let journal = journal(library, vm_id)?;
+    let Some(stage) = off_thread(move || Stage::left(journal)).await? else {
+        return Ok(None);
+    };
+    let targets = stage.plan.disks.iter().map(|disk| disk.target.clone());
+    let (journal, targets) = (stage.journal.clone(), targets.collect());
+    let ended = stage.end(async || frozen_layers(machine).await).await;
+    Ok(ended.err().map(|why| Pending::new(journal, targets, why)))
 }
 
-/// [`recover`] for whoever wants to know what came of it. The frozen layers are asked for where they matter.
+/// [`recover`] for whoever is to use the disks: what cannot be ended is a refusal.
 pub(super) async fn end(
     library: &Library,
     vm_id: &VmId,
     frozen: impl AsyncFnOnce() -> Result<Vec<HostPath>, BackupError>,
 ) -> Result<Ended, BackupError> {
     let journal = journal(library, vm_id)?;
-    let Some(stage) = off_thread(move || Stage::left(journal)).await? else {
-        return Ok(Ended::Whole);
-    };
-    if !stage.plan.committing {
-        off_thread(move || stage.require_mounted().and_then(|()| stage.clear())).await?;
-        return Ok(Ended::Whole);
+    match off_thread(move || Stage::left(journal)).await? {
+        Some(stage) => stage.end(frozen).await,
+        None => Ok(Ended::Whole),
     }
-    let frozen = frozen().await?;
-    off_thread(move || stage.carry_on(&frozen)).await
 }
 
 fn file_systems(disks: &[Staged]) -> Result<FileSystems, BackupError> {

@@ -236,11 +236,15 @@ fn k3_f22_a_killed_revert_is_undone_when_its_disks_are_mounted_again() {
         let other = place.disk("other.qcow2", 1);
 
         unmount(&away);
-        place
-            .create(place.request("FULL", &[&other]))
-            .await
-            .unwrap_err();
+        place.full(&[&other]).await;
         assert!(journal.exists() && has_way_back(&disks[0]));
+        // As long, nobody has to do with any of them.
+        let made = place.create(place.request("FULL", &[&disks[0]])).await;
+        let refusal = refused(made, ErrorCode::BackupFailed);
+        assert_eq!(refusal.context()["journal"], json!(journal));
+        assert!(refusal.to_string().contains("not mounted"), "{refusal}");
+        let backup = place.list().await[1]["id"].as_str().unwrap().to_owned();
+        refused(place.delete(&backup).await, ErrorCode::BackupFailed);
         small.mount_on(&away);
         place.full(&[&other]).await;
         assert!(!journal.exists());

@@ -3,6 +3,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use async_trait::async_trait;
 
+use super::super::pending;
 use super::staged::{name_by_link, put_back_by_link, replace_by_link};
 use super::*;
 use crate::error::{Coded as _, ErrorCode};
@@ -273,8 +274,10 @@ async fn f22_what_is_on_a_file_system_that_is_away_is_waited_for() {
         }
         let off = Off(Vec::new());
         let before = place.contents();
-        let refused = recover(&place.library, &place.vm_id, &off).await;
-        refused.unwrap_err();
+        let left = recover(&place.library, &place.vm_id, &off).await;
+        let left = Vec::from_iter(left.unwrap());
+        let refused = pending::refuse(left, &targets[..1]).await;
+        assert_eq!(refused.unwrap_err().code(), ErrorCode::BackupFailed);
         assert_eq!(place.contents(), before, "{done:?}");
         for file in hidden {
             fs::rename(file.as_path().with_extension("away"), file.as_path()).unwrap();
@@ -298,8 +301,12 @@ async fn a_crashed_restore_leaves_a_disk_that_was_snapshotted_since() {
     stage.settle().unwrap();
     drop(stage);
     let snapshotted = Off(vec![targets[1].clone()]);
-    let refused = recover(&place.library, &place.vm_id, &snapshotted).await;
-    assert_eq!(refused.unwrap_err().code(), ErrorCode::BackupInvalidConfig);
+    let left = recover(&place.library, &place.vm_id, &snapshotted).await;
+    let left = Vec::from_iter(left.unwrap());
+    let refused = pending::refuse(left, &targets[2..]).await.unwrap_err();
+    assert!(
+        std::error::Error::source(&refused).is_some_and(|why| why.to_string().contains("frozen"))
+    );
     for target in &targets[..2] {
         assert_eq!(fs::read_to_string(target.as_path()).unwrap(), "old");
     }
