@@ -86,6 +86,8 @@ pub enum BackupError {
         journal: HostPath,
         source: Box<BackupError>,
     },
+    #[error("another restore was cut short, and could not be ended yet (its journal is {journal})")]
+    Unended { journal: HostPath },
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
@@ -168,6 +170,7 @@ impl Coded for BackupError {
             | Self::Moved { .. }
             | Self::Overtaken { .. }
             | Self::Pending { .. }
+            | Self::Unended { .. }
             | Self::Monitor(_)
             | Self::Locked(_)
             | Self::LayersUnknown { .. }
@@ -184,7 +187,9 @@ impl Coded for BackupError {
             Self::Io { source, .. } => {
                 Map::from_iter([("errno".to_owned(), Value::from(source.raw_os_error()))])
             }
-            Self::Overtaken { journal } | Self::Pending { journal, .. } => {
+            Self::Overtaken { journal }
+            | Self::Pending { journal, .. }
+            | Self::Unended { journal } => {
                 Map::from_iter([("journal".to_owned(), Value::from(journal.as_str()))])
             }
             Self::NeedsFull { .. } => Map::from_iter([("needsFull".to_owned(), Value::from(true))]),

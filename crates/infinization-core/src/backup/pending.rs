@@ -56,6 +56,17 @@ pub(super) async fn refuse<'a>(
     .await
 }
 
+/// Refuses to begin a restore whose journal would take another's place. Blocks.
+pub(super) fn refuse_another_now(journal: &HostPath) -> Result<(), BackupError> {
+    match journal.as_path().try_exists() {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(BackupError::Unended {
+            journal: journal.clone(),
+        }),
+        Err(error) => Err(BackupError::io(journal, error)),
+    }
+}
+
 /// Device and inode; nothing for a file that cannot be looked at.
 fn identity(path: &HostPath) -> Option<(u64, u64)> {
     let found = fs::metadata(path.as_path()).ok()?;

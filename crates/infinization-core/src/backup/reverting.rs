@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::folder::{Library, inside, remove_file};
 use super::machine::{Machine, frozen_layers, refuse_layers};
 use super::offline::drop_held;
-use super::pending::Pending;
+use super::pending::{Pending, refuse_another_now};
 use super::stage::Ended;
 use super::{BackupError, off_thread};
 use crate::host::file_systems::FileSystems;
@@ -60,7 +60,9 @@ pub(super) async fn revert_all(
     disks: Vec<HostPath>,
     to: SnapshotName,
 ) -> Result<(), BackupError> {
-    let held = hold_all(&disks).await?;
+    let (journal, held) = (journal(library, vm_id)?, hold_all(&disks).await?);
+    let there = journal.clone();
+    off_thread(move || refuse_another_now(&there)).await?;
     let plan = Plan {
         undo: true,
         before: format!("undo-{}", Uuid::new_v4().hyphenated()),
@@ -68,7 +70,6 @@ pub(super) async fn revert_all(
         file_systems: file_systems(&disks).await?,
         disks,
     };
-    let journal = journal(library, vm_id)?;
     let mut reverting = Reverting { journal, plan };
     reverting.write().await?;
     let reverted = reverting.revert(&held, &to).await;

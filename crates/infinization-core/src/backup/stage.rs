@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::{Library, inside, remove_file, sync_directory};
 use super::machine::{Machine, frozen_layers, refuse_frozen_now};
-use super::pending::Pending;
+use super::pending::{Pending, refuse_another_now};
 use super::{BackupError, off_thread};
 use crate::host::file_systems::FileSystems;
 use crate::host::qemu_img::{Claim, claim_now};
@@ -70,6 +70,7 @@ impl Stage {
         let journal = journal(library, vm_id)?;
         let targets = targets.to_vec();
         off_thread(move || {
+            refuse_another_now(&journal)?;
             let disks = targets.into_iter().map(|target| {
                 Ok(Staged {
                     aside: name_beside(&target)?,

@@ -295,6 +295,16 @@ async fn f22_what_is_on_a_file_system_that_is_away_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_journal_takes_no_other_s_place() {
+    let place = Place::new();
+    let (stage, targets) = place.staged().await;
+    let another = Stage::begin(&place.library, &place.vm_id, &targets, true).await;
+    assert_eq!(another.unwrap_err().code(), ErrorCode::BackupFailed);
+    stage.commit().await.unwrap();
+    assert_eq!(place.contents(), all(["new", "new", "new"]));
+}
+
+#[tokio::test]
 async fn a_crashed_restore_leaves_a_disk_that_was_snapshotted_since() {
     let place = Place::new();
     let (mut stage, targets) = place.staged().await;
