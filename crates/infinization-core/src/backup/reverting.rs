@@ -72,12 +72,13 @@ pub(super) async fn revert_all(
     };
     let mut reverting = Reverting { journal, plan };
     reverting.write().await?;
-    let reverted = reverting.revert(&held, &to).await;
-    if reverted.is_err() && reverting.may_have_begun(&held).await? {
-        reverting.put_back(&held).await?;
+    match reverting.revert(&held, &to).await {
+        Ok(()) => reverting.conclude(&held).await,
+        Err(error) => {
+            reverting.give_up(&held).await;
+            Err(error)
+        }
     }
-    reverting.clear(&held).await?;
-    reverted
 }
 
 /// Ends what a process that died had begun to put back. What cannot be ended now is told: a machine that runs on the
@@ -201,11 +202,50 @@ impl Reverting {
         Ok(())
     }
 
+    /// All have gone back. That the way back is left is no failure, unless somebody would take it.
+    async fn conclude(&mut self, held: &[Held]) -> Result<(), BackupError> {
+        let cleared = match self.end_undoing().await {
+            Ok(()) => self.remove_way_back(held).await,
+            Err(error) => {
+                tracing::warn!(journal = %self.journal, %error, "that a restore succeeded is not noted");
+                // Then there must be nothing that says otherwise.
+                self.forget().await?;
+                self.remove_way_back(held).await
+            }
+        };
+        if let Err(error) = cleared {
+            let snapshot = &self.plan.before;
+            tracing::warn!(snapshot, %error, "what a restored disk was before is left in it");
+        }
+        Ok(())
+    }
+
+    /// One has not gone back. Where those before it cannot be put back, the next who comes does it.
+    async fn give_up(&mut self, held: &[Held]) {
+        let undone = async {
+            if self.may_have_begun(held).await? {
+                self.put_back(held).await?;
+            }
+            self.clear(held).await
+        };
+        if let Err(error) = undone.await {
+            tracing::error!(journal = %self.journal, %error, "a failed restore could not be undone yet");
+        }
+    }
+
     /// Removes the way back: all have gone back, or none has.
     async fn clear(&mut self, held: &[Held]) -> Result<(), BackupError> {
-        // Were one removed and this cut short, the others must not be put back.
+        self.end_undoing().await?;
+        self.remove_way_back(held).await
+    }
+
+    /// Were the way back removed from one and this cut short, the others must not be put back.
+    async fn end_undoing(&mut self) -> Result<(), BackupError> {
         self.plan.undo = false;
-        self.write().await?;
+        self.write().await
+    }
+
+    async fn remove_way_back(&self, held: &[Held]) -> Result<(), BackupError> {
         drop_held(held, &self.before()?).await?;
         self.forget().await
     }

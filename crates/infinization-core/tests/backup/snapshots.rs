@@ -111,6 +111,40 @@ async fn k3_all_disks_go_back_or_none() {
     assert!(list.contains(&name) && !list.contains("undo-"), "{list}");
 }
 
+#[test]
+fn f15_a_restore_that_is_done_is_told_so_though_that_cannot_be_noted() {
+    kit::in_private_network(async || {
+        let small = SmallDisk::new(256);
+        let place = Place::with_root(|_| small.path().join("backups"));
+        let (mut a, mut b) = (place.disk("a.qcow2", 1), place.disk("b.qcow2", 1));
+        let request = place.request("SNAPSHOT", &[&a, &b]);
+        let backup = id(&place.create(request).await.unwrap());
+        a.write(0, 65_536, 3);
+        b.write(0, 65_536, 4);
+        let journal = small.path().join("backups/vm-1/revert.json");
+        let fills_up = async {
+            while !journal.exists() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            small.fill();
+        };
+        let restore = place.restore_with(agreed(&backup, &[&a, &b]), Arc::new(Stopped));
+        let (restored, ()) = tokio::join!(restore, fills_up);
+        restored.unwrap();
+        small.relieve();
+        assert!(!journal.exists());
+        // Nobody undoes it.
+        let other = place.disk("other.qcow2", 1);
+        place.full(&[&other]).await;
+        for disk in [&mut a, &mut b] {
+            disk.holds.fill(0);
+            disk.is_intact();
+            let list = disk::run("qemu-img", &["snapshot", "-l", disk::text(&disk.path)]);
+            assert!(!list.contains("undo-"), "{list}");
+        }
+    });
+}
+
 /// Killed ever later: whoever comes next finds both disks as they were, or both as they are in the snapshot.
 #[tokio::test]
 async fn k3_f22_a_killed_revert_puts_all_disks_back_or_none() {
