@@ -76,8 +76,9 @@ pub(super) async fn create(
     name: &SnapshotName,
 ) -> Result<(), Failure> {
     disks::refuse_raw(disks)?;
-    disks::refuse_taken(&list(disks).await?, name)?;
     let held = HeldDisks::all(disks).await?;
+    // While they are held: one that another made in between would be undone as ours.
+    held.refuse_taken(name).await?;
     let undo = Unfinished::new(disks, None, name).await?;
     undo.note(context).await?;
     let made = held.each(Change::Create(name)).await;
@@ -186,6 +187,18 @@ impl HeldDisks {
         let (paths, keys): (Vec<_>, Vec<_>) = disks.into_iter().unzip();
         let held = hold_all(&paths).await?;
         Ok(Self(held.into_iter().zip(keys).collect()))
+    }
+
+    async fn refuse_taken(&self, name: &SnapshotName) -> Result<(), ImageError> {
+        for (disk, _) in &self.0 {
+            if disk.has_snapshot(name).await? {
+                return Err(ImageError::SnapshotAlreadyExists {
+                    path: disk.path().clone(),
+                    name: name.as_str().to_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Does it to every disk, until one fails.
