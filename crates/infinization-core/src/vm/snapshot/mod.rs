@@ -45,6 +45,7 @@ use crate::config::{
     VmConfig,
 };
 use crate::error::{ErrorCode, Failure};
+use crate::host::blocking::blocking;
 use crate::host::qemu_img::SnapshotName;
 
 /// The statuses of a running VM whose disks may be changed under it, and of one that does not run.
@@ -294,7 +295,8 @@ impl VmContext {
 
     /// What the VM runs with now, or would be started with.
     async fn disks_config(&self, live: bool) -> Result<VmConfig, Failure> {
-        if live && let Some(config) = spec::read(&self.directory)? {
+        let directory = self.directory.clone();
+        if live && let Some(config) = blocking(move || spec::read(&directory)).await?? {
             return Ok(config);
         }
         let database = &self.services.database;
