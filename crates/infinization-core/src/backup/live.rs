@@ -27,7 +27,7 @@ use super::{BackupError, off_thread, offline, quiesce};
 use crate::host::qemu_img::{
     Clusters, ImageFormat, Parent, SnapshotName, Source, difference, make_target,
 };
-use crate::qmp::{CopyTurn, QmpClient};
+use crate::qmp::{CopyTurn, QmpClient, QmpError, RunState};
 use crate::types::{ByteSize, HostPath};
 use attached::{Attached, attached};
 use follow::Following;
@@ -148,8 +148,12 @@ impl<'a> Live<'a> {
             copies.push(self.choose(draft, n, disk).await?);
         }
         self.require_space(&copies).await?;
+        let well = !self.is_out_of_order().await?;
         let copied = self.run_jobs(draft, &copies).await;
         self.turn.end_copies().await?;
+        if well {
+            self.let_go_on().await;
+        }
         let (frozen, following) = copied?;
         let followed = following.end().await?;
         let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
@@ -242,6 +246,26 @@ impl<'a> Live<'a> {
         })
         .await?;
         Ok((frozen, following))
+    }
+
+    /// Whether the guest stands still as a request of one of its disks failed.
+    async fn is_out_of_order(&self) -> Result<bool, QmpError> {
+        Ok(self.monitor.query_status().await?.status == RunState::IoError)
+    }
+
+    /// Before the guest writes over what is not copied yet, QEMU copies it; where that fails, so does what the guest
+    /// writes, and it stands still. Now that nothing is copied any more it may make its request again.
+    async fn let_go_on(&self) {
+        let went_on = async {
+            if self.is_out_of_order().await? {
+                self.monitor.cont().await?;
+                tracing::warn!(id = %self.creation.id, "a backup had stopped the guest, which goes on");
+            }
+            Ok::<_, QmpError>(())
+        };
+        if let Err(error) = went_on.await {
+            tracing::warn!(id = %self.creation.id, %error, "a guest may be stopped by its backup");
+        }
     }
 
     /// An overlay may have been put on a disk after it was looked up, and before its job began: what
