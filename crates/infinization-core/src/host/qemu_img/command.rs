@@ -101,15 +101,16 @@ impl<'a> QemuImg<'a> {
     ) -> Result<Self, ImageError> {
         let locks = held.locks();
         self.locks = Some(locks.map_err(|error| ImageError::io(self.image, error))?);
-        let image = match key {
-            Some(_) => encrypted(self.image),
-            None => plain(self.image),
-        };
-        let command = match key {
-            Some(key) => self.with_key(key),
-            None => self,
-        };
-        Ok(command.args(["--image-opts", "--", &format!("{image},file.locking=off")]))
+        Ok(match key {
+            None => {
+                let image = format!("{},file.locking=off", plain(self.image));
+                self.args(["--image-opts", "--", &image])
+            }
+            Some(key) => {
+                let image = opened::held(self.image);
+                self.with_key(key).on_node(&image)
+            }
+        })
     }
 
     /// The same with what lies below the image; `found` is what was found out about that.
@@ -293,16 +294,9 @@ fn secret(id: &str, descriptor: u8) -> String {
     format!("secret,id={id},file=/proc/self/fd/{descriptor}")
 }
 
-/// A qcow2 image for `--image-opts`.
+/// A qcow2 image for `--image-opts`. A [`HostPath`] holds no `,` that would end the file name there.
 fn plain(path: &HostPath) -> String {
     format!("driver=qcow2,file.driver=file,file.filename={path}")
-}
-
-/// An encrypted image for `--image-opts`. A [`HostPath`] holds no `,` that would end the file name there.
-pub(super) fn encrypted(path: &HostPath) -> String {
-    format!(
-        "driver=qcow2,encrypt.format=luks,encrypt.key-secret={KEY},file.driver=file,file.filename={path}"
-    )
 }
 
 fn meaning(words: &str) -> Meaning {

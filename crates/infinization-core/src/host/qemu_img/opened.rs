@@ -13,6 +13,13 @@ pub(super) fn alone(image: &HostPath) -> Value {
     over(encrypted(image), Value::Null)
 }
 
+/// The same of one whose locks the program is given: it takes none.
+pub(super) fn held(image: &HostPath) -> Value {
+    let mut node = alone(image);
+    node["file"]["locking"] = json!("off");
+    node
+}
+
 /// Encrypted layers, nearest first. What lies below them is opened as the last one's header says.
 pub(super) fn layers(layers: &[HostPath]) -> Value {
     let nodes = layers.iter().rev().map(encrypted);
