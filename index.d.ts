@@ -2669,8 +2669,10 @@ export class BackupService extends EventEmitter<BackupServiceEvents> {
    */
   createBackup(config: BackupConfig & Abortable): Promise<BackupResult>
   /**
-   * All disks or none, also where this process is killed: then the next verb on the machine's backups finishes or undoes
-   * it, unless the disks were used since. The machine must be known to be stopped.
+   * All disks or none, also where this process is killed: then the next verb on the machine's backups, or its next start,
+   * finishes or undoes it, unless the disks were used since. While that cannot be done, as a disk is not there now, say,
+   * backups of these disks and restores to them are refused (`OPERATION_FAILED`, with `context.journal`). The machine must
+   * be known to be stopped.
    * @throws BackupError `VM_RUNNING`, `BACKUP_NOT_FOUND`, `CORRUPT_BACKUP`, `PARENT_NOT_FOUND`,
    * `TARGET_EXISTS`, `INVALID_CONFIG`, `INSUFFICIENT_SPACE`, `CANCELLED`, `OPERATION_FAILED`, `KEY_REQUIRED` and
    * `AUTH_FAILED` (of an encrypted backup; nothing was begun)
