@@ -401,6 +401,20 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
   snapshotTree(vmId: string): Promise<VMSnapshotTree>
 
   /**
+   * Gives an encrypted disk another key, whether the VM runs or is off; of a VM that is off in all files of the disk's
+   * external snapshots too. The new key is added and has opened every file, then the embedded store is told (if it has a
+   * `secretsKey`), then the old one is erased: whatever ends it, what the store says opens the disk, and the same call
+   * again finishes it. Of a running VM QEMU writes the file (`x-blockdev-amend`, QEMU 5.1); the guest stands still meanwhile for
+   * as long as a key takes to be made and tried, some seconds by default.
+   * @param path the disk's present file
+   * @throws StorageError `KEY_REQUIRED` (no `encryptionKey`, and none is known), `AUTH_FAILED` (neither key opens the disk),
+   * `INVALID_FORMAT` (it is not encrypted), `IMAGE_IN_USE`; LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG` (`path` is no
+   * disk of the VM), `INVALID_STATE` (a backup copies its disks, a running VM's disk lies on external snapshots, or QEMU
+   * cannot do it), `QMP_ERROR` for everything else
+   */
+  changeDiskKey(vmId: string, path: string, options: ChangeDiskKeyOptions): Promise<VMOperationResult>
+
+  /**
    * Makes a directory a storage pool, whose volumes are its files `*.qcow2`, `*.raw` and `*.img`. What is in
    * it stays. Pools are kept in the state directory.
    * @param name 1 to 64 letters, digits, `-` and `_`, and no `-` in front
@@ -1000,6 +1014,19 @@ export interface VMStartConfig {
   waitForBoot?: boolean
   /** Milliseconds for that, at most a week; then it is `TIMEOUT`, and the VM goes on. Default 60000. */
   bootTimeout?: number
+}
+
+/** What `changeDiskKey` takes. */
+export interface ChangeDiskKeyOptions {
+  /** What opens the disk. Default: the key the VM was started with, else the one that is stored. */
+  encryptionKey?: string | Uint8Array
+  /** What will open it: 1 to 512 bytes of UTF-8 text, without NUL. */
+  newKey: string | Uint8Array
+  /**
+   * How long this host is kept busy, in milliseconds, to make a passphrase of the new key, now and whenever the disk is
+   * opened: what makes guessing slow. Default: QEMU's, 2000.
+   */
+  iterTime?: number
 }
 
 /** How patient a stop is. */
@@ -2337,7 +2364,7 @@ export class QemuImgService {
   changeKey(path: string, options: ChangeImageKeyOptions): Promise<void>
 }
 
-export interface SnapshotCreateOptions {
+export interface SnapshotCreateOptions extends ImageKeyOptions {
   imagePath: string
   /** 1 to 64 letters, digits, `-` and `_`; no number, and no `-` in front. */
   name: string
@@ -2361,7 +2388,8 @@ export interface SnapshotInfo {
  * Internal snapshots of qcow2 images that no machine runs on; those of a machine are
  * `Infinization.createSnapshot` and its neighbours. Failures are {@link StorageError}s:
  * `IMAGE_IN_USE`, `IMAGE_NOT_FOUND`, `INVALID_SNAPSHOT_NAME`, `INVALID_FORMAT`, `IMAGE_CORRUPT`,
- * `COMMAND_FAILED`.
+ * `COMMAND_FAILED`; of an encrypted image `KEY_REQUIRED` without its `encryptionKey` and `AUTH_FAILED` with another.
+ * Listing needs none.
  */
 export class SnapshotManager {
   /** Touches nothing. */
@@ -2371,11 +2399,14 @@ export class SnapshotManager {
   /** Oldest first. */
   listSnapshots(imagePath: string): Promise<SnapshotInfo[]>
   /** Puts the disk back; what was written since is lost. @throws StorageError also `SNAPSHOT_NOT_FOUND` */
-  revertSnapshot(imagePath: string, name: string): Promise<void>
-  /** A copy (qcow2) of the disk as it was. @throws StorageError also `IMAGE_ALREADY_EXISTS`, `ABORTED` */
-  materializeSnapshot(sourcePath: string, name: string, destPath: string, options?: Abortable): Promise<void>
+  revertSnapshot(imagePath: string, name: string, options?: ImageKeyOptions): Promise<void>
+  /**
+   * A copy (qcow2) of the disk as it was; of an encrypted one encrypted with the same key.
+   * @throws StorageError also `IMAGE_ALREADY_EXISTS`, `ABORTED`
+   */
+  materializeSnapshot(sourcePath: string, name: string, destPath: string, options?: ImageKeyOptions & Abortable): Promise<void>
   /** Fine when there is no such snapshot. */
-  deleteSnapshot(imagePath: string, name: string): Promise<void>
+  deleteSnapshot(imagePath: string, name: string, options?: ImageKeyOptions): Promise<void>
   /** False for an image that does not exist; any other trouble rejects. */
   snapshotExists(imagePath: string, name: string): Promise<boolean>
 }
@@ -2471,12 +2502,18 @@ export interface BackupConfig {
   /** Where the folder `<backupId>` is made. Usually `<backupRootDir>/<vmId>`; no symbolic link. */
   destinationDir: string
   type: BackupType
-  /** Default `NONE`. */
+  /** Default `NONE`. Encrypted disks are never compressed: what is encrypted does not get smaller. */
   compression?: BackupCompression
   description?: string
   /** What an `INCREMENTAL` one builds on: complete, not `GZIP`, with as many disks. */
   parentBackupId?: string
   tags?: string[]
+  /**
+   * The keys of encrypted disks, by their paths. Of others the `infinization` is asked: it has the keys of machines that it
+   * started, and those that its embedded store keeps. Their files are encrypted with them, and nobody keeps the keys: without
+   * them a backup is lost.
+   */
+  diskKeys?: Record<string, string | Uint8Array>
 }
 
 export interface BackupDiskInfo {
@@ -2493,6 +2530,8 @@ export interface BackupDiskInfo {
   sourceFormat: string
   /** The parent's file. */
   backingFile?: string
+  /** The file is encrypted (LUKS in qcow2): the key opens it that the disk had. */
+  encrypted?: boolean
   /** Of the file, of backups that an older release made. */
   sha256?: string
   /**
@@ -2551,6 +2590,11 @@ export interface BackupRestoreOptions {
   autoStopStart?: boolean
   /** Lets a `SNAPSHOT` be restored by reverting the disks it is in. Needs `overwriteExisting`, too. */
   allowInPlaceSnapshotRevert?: boolean
+  /**
+   * What opens the backup of encrypted disks, by the paths they go to (one of `diskPaths`): the keys they had when it was made.
+   * They are encrypted with them again. Of others the `infinization` is asked, as in `createBackup`.
+   */
+  diskKeys?: Record<string, string | Uint8Array>
 }
 
 export interface BackupRestoreResult {
@@ -2619,14 +2663,19 @@ export class BackupService extends EventEmitter<BackupServiceEvents> {
   /**
    * @throws BackupError `VM_RUNNING`, `DISK_NOT_FOUND`, `INVALID_CONFIG`, `INVALID_DESTINATION`,
    * `PARENT_NOT_FOUND`, `CORRUPT_BACKUP` (the parent), `INSUFFICIENT_SPACE`, `CANCELLED`, `OPERATION_FAILED`,
-   * `PLAIN_TEXT_REFUSED` (an encrypted disk, whatever `diskFormats` says of it)
+   * `KEY_REQUIRED` (nobody has an encrypted disk's key; a `SNAPSHOT` of one), `AUTH_FAILED` (it is another),
+   * `PLAIN_TEXT_REFUSED` (an encrypted disk that `diskFormats` calls raw). With `context.needsFull` an `INVALID_CONFIG` says
+   * that a disk has been given another key since the parent.
    */
   createBackup(config: BackupConfig & Abortable): Promise<BackupResult>
   /**
-   * All disks or none, also where this process is killed: then the next verb on the machine's backups finishes or undoes
-   * it, unless the disks were used since. The machine must be known to be stopped.
+   * All disks or none, also where this process is killed: then the next verb on the machine's backups, or its next start,
+   * finishes or undoes it, unless the disks were used since. While that cannot be done, as a disk is not there now, say,
+   * backups of these disks and restores to them are refused (`OPERATION_FAILED`, with `context.journal`). The machine must
+   * be known to be stopped.
    * @throws BackupError `VM_RUNNING`, `BACKUP_NOT_FOUND`, `CORRUPT_BACKUP`, `PARENT_NOT_FOUND`,
-   * `TARGET_EXISTS`, `INVALID_CONFIG`, `INSUFFICIENT_SPACE`, `CANCELLED`, `OPERATION_FAILED`
+   * `TARGET_EXISTS`, `INVALID_CONFIG`, `INSUFFICIENT_SPACE`, `CANCELLED`, `OPERATION_FAILED`, `KEY_REQUIRED` and
+   * `AUTH_FAILED` (of an encrypted backup; nothing was begun)
    */
   restoreBackup(options: BackupRestoreOptions & Abortable): Promise<BackupRestoreResult>
   /**
@@ -2645,7 +2694,10 @@ export class BackupService extends EventEmitter<BackupServiceEvents> {
    * @throws BackupError `BACKUP_NOT_FOUND`, `CORRUPT_BACKUP` (the manifest)
    */
   getBackupMetadata(backupId: string, vmIdHint?: string): Promise<BackupMetadata>
-  /** Reads every file. @throws BackupError `BACKUP_NOT_FOUND`, `CANCELLED` */
+  /**
+   * Reads every file and compares checksums: needs no key, and does not say whether one opens it.
+   * @throws BackupError `BACKUP_NOT_FOUND`, `CANCELLED`
+   */
   verifyBackup(backupId: string, vmId: string, options?: Abortable): Promise<BackupVerification>
 }
 
@@ -4047,6 +4099,8 @@ export type BackupErrorCode =
   | 'INVALID_CONFIG'
   | 'CORRUPT_BACKUP'
   | 'PLAIN_TEXT_REFUSED'
+  | 'KEY_REQUIRED'
+  | 'AUTH_FAILED'
   | 'DEPENDENCY'
 export const BackupErrorCode: { readonly [K in BackupErrorCode]: K }
 

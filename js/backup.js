@@ -10,6 +10,7 @@ const { emitGuarded } = require('./events')
 const { Guests } = require('./guests')
 const { openInstances } = require('./instances')
 const native = require('./native')
+const { withStartKeys } = require('./secrets')
 const { traced } = require('./traced')
 
 // What cannot even be read as arguments is refused by whoever reads arguments.
@@ -45,14 +46,14 @@ class BackupService extends Service {
   async createBackup (config) {
     this.#active++
     try {
-      return await cancellable(config, (rest, cancellation) => super.createBackup(rest, this.#owners(), cancellation))
+      return await cancellable(config, (rest, cancellation) => super.createBackup(withStartKeys(rest), this.#owners(), cancellation))
     } finally {
       this.#active--
     }
   }
 
   async restoreBackup (options) {
-    return cancellable(options, (rest, cancellation) => super.restoreBackup(rest, this.#owners(), cancellation))
+    return cancellable(options, (rest, cancellation) => super.restoreBackup(withStartKeys(rest), this.#owners(), cancellation))
   }
 
   async deleteBackup (backupId, vmId) {

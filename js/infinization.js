@@ -93,6 +93,10 @@ class Infinization extends Manager {
     return abortable(options, (_rest, cancellation) => super.commitSnapshot(vmId, name, cancellation))
   }
 
+  async changeDiskKey (vmId, path, options) {
+    return super.changeDiskKey(vmId, path, withKeys(options, ['encryptionKey', 'newKey']))
+  }
+
   async createVolume (pool, options) {
     return abortable(options, (rest, cancellation) => super.createVolume(pool, withKeys(rest, ['encryptionKey']), cancellation))
   }

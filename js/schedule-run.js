@@ -52,8 +52,8 @@ async function inTime (answer, who) {
   }
 }
 
-// A FULL one where there is no chain, where it is long enough, and where it is damaged: to that nothing can
-// be added.
+// A FULL one where there is no chain, where it is long enough, where it is damaged, and where its key is not the
+// disk's any more: to that nothing can be added.
 async function increment (id, config, service) {
   const full = { ...config, type: 'FULL' }
   const backups = await service.listBackups(config.vmId)
@@ -62,7 +62,7 @@ async function increment (id, config, service) {
   try {
     return await service.createBackup({ ...config, parentBackupId })
   } catch (error) {
-    if (!BROKEN_CHAIN.includes(error?.code)) throw error
+    if (!BROKEN_CHAIN.includes(error?.code) && error?.context?.needsFull !== true) throw error
     warn(`schedule ${id} begins a new chain: ${messageOf(error)}`)
     return service.createBackup(full)
   }

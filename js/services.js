@@ -17,9 +17,21 @@ const MacAddressGenerator = traced(class MacAddressGenerator extends native.MacA
 const Snapshots = traced(class extends native.SnapshotManager {})
 
 class SnapshotManager extends Snapshots {
+  async createSnapshot (options) {
+    return super.createSnapshot(withKeys(options, ['encryptionKey']))
+  }
+
+  async revertSnapshot (image, name, options) {
+    return super.revertSnapshot(image, name, withKeys(options, ['encryptionKey']))
+  }
+
+  async deleteSnapshot (image, name, options) {
+    return super.deleteSnapshot(image, name, withKeys(options, ['encryptionKey']))
+  }
+
   async materializeSnapshot (source, name, target, options) {
     return abortable(options, (rest, cancellation) =>
-      super.materializeSnapshot(source, name, target, rest, cancellation))
+      super.materializeSnapshot(source, name, target, withKeys(rest, ['encryptionKey']), cancellation))
   }
 }
 

@@ -5,7 +5,7 @@ const { createDecipheriv, createCipheriv, randomBytes } = require('node:crypto')
 const { mkdtempSync, readFileSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const path = require('node:path')
-const { InfinizationError, LifecycleError, QemuImgService, StorageError, decryptSecret, encryptSecret } = require('../..')
+const { InfinizationError, LifecycleError, QemuImgService, SnapshotManager, StorageError, decryptSecret, encryptSecret } = require('../..')
 
 const key = randomBytes(32)
 
@@ -103,5 +103,24 @@ describe('an encrypted image', () => {
     await expect(images.changeKey(image, { encryptionKey: 'rot', newKey: Buffer.from('blau') }))
       .rejects.toMatchObject({ code: 'AUTH_FAILED' })
     await expect(images.changeKey(image, { encryptionKey: 'grün' })).rejects.toMatchObject({ code: 'INVALID_CONFIG' })
+  }, 120_000)
+
+  test('has snapshots with its key', async () => {
+    const snapshots = new SnapshotManager()
+    const taking = { imagePath: image, name: 'before' }
+    await expect(snapshots.createSnapshot(taking)).rejects.toMatchObject({ code: 'KEY_REQUIRED', path: image })
+    await expect(snapshots.createSnapshot({ ...taking, encryptionKey: 'rot' })).rejects.toMatchObject({ code: 'AUTH_FAILED' })
+    const key = { encryptionKey: Buffer.from('grün') }
+    await snapshots.createSnapshot({ ...taking, ...key })
+    expect(await snapshots.snapshotExists(image, 'before')).toBe(true)
+    const copy = path.join(folder, 'copy.qcow2')
+    await expect(snapshots.materializeSnapshot(image, 'before', copy)).rejects.toMatchObject({ code: 'KEY_REQUIRED' })
+    await snapshots.materializeSnapshot(image, 'before', copy, key)
+    expect(await images.getImageInfo(copy)).toMatchObject({ encrypted: true })
+    await expect(snapshots.revertSnapshot(image, 'before')).rejects.toMatchObject({ code: 'KEY_REQUIRED' })
+    await snapshots.revertSnapshot(image, 'before', key)
+    await expect(snapshots.deleteSnapshot(image, 'before')).rejects.toMatchObject({ code: 'KEY_REQUIRED' })
+    await snapshots.deleteSnapshot(image, 'before', key)
+    expect(await snapshots.listSnapshots(image)).toEqual([])
   }, 120_000)
 })

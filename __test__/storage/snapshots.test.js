@@ -53,10 +53,10 @@ test('F52: a signal ends a copy or a check before it begins, and nothing of it i
   await take('before')
   const signal = AbortSignal.abort()
   for (const call of [
-    snapshots.materializeSnapshot(image, 'before', `${image}.copy`, { signal }),
-    new QemuImgService().checkImage(image, 'qcow2', { signal })
+    () => snapshots.materializeSnapshot(image, 'before', `${image}.copy`, { signal }),
+    () => new QemuImgService().checkImage(image, 'qcow2', { signal })
   ]) {
-    expect(await rejection(call)).toMatchObject({ name: 'StorageError', code: 'ABORTED' })
+    expect(await rejection(call())).toMatchObject({ name: 'StorageError', code: 'ABORTED' })
   }
   expect(files(path.dirname(image))).toEqual(['disk.qcow2'])
 })

@@ -256,6 +256,9 @@ async function snapshot(instance: Infinization, vmId: string): Promise<string[]>
   await instance.revertSnapshot(vmId, tree.current ?? 'outside', { keep: 'tip' })
   await instance.commitSnapshot(vmId, 'tip', { signal: AbortSignal.timeout(60_000) })
   await instance.deleteSnapshot(vmId, 'outside', { children: 'rebase' })
+  await instance.changeDiskKey(vmId, files[0] ?? '', { newKey: Buffer.from('next'), iterTime: 500 })
+  // @ts-expect-error a change needs the new key
+  await instance.changeDiskKey(vmId, '/d/a.qcow2', { encryptionKey: 'old' })
   return taken.filter(({ complete, memory }) => complete && memory).flatMap(({ disks }) => disks).concat(warnings)
 }
 

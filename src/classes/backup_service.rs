@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use infinization_core::backup::{
     self, BackupId, CreateBackup, Keep, Machine, Manifest, RestoreBackup, Told,
 };
+use infinization_core::config::DiskKeys;
 use infinization_core::manager::Manager;
 use infinization_core::qmp::QmpClient;
 use infinization_core::types::{HostPath, VmId};
@@ -285,6 +286,15 @@ impl Machine for Asked {
 
     async fn thaw(&self) -> Result<(), String> {
         self.ask("thaw").await.map(drop)
+    }
+
+    async fn disk_keys(&self) -> Result<DiskKeys, String> {
+        let mut keys = DiskKeys::new();
+        for owner in &self.owners {
+            let known = owner.disk_keys(&self.vm_id).await;
+            keys.extend(known.map_err(|failure| failure.to_string())?);
+        }
+        Ok(keys)
     }
 
     async fn frozen_layers(&self) -> Result<Vec<HostPath>, String> {

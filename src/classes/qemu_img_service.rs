@@ -50,8 +50,8 @@ struct ConvertOptions {
 /// `ImageKeyOptions`.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct KeyOptions {
-    encryption_key: Option<DiskKey>,
+pub(super) struct KeyOptions {
+    pub(super) encryption_key: Option<DiskKey>,
 }
 
 /// `ChangeImageKeyOptions`.

@@ -2,15 +2,16 @@
 
 use infinization_core::Failure;
 use infinization_core::host::qemu_img::{
-    ConvertImage, ImageFormat, Sharing, SnapshotName, convert, create_snapshot, delete_snapshot,
-    list_snapshots, revert_snapshot, snapshot_exists,
+    ConvertImage, Encryption, ImageFormat, Sharing, SnapshotName, convert,
+    create_snapshot_with_key, delete_snapshot_with_key, list_snapshots, revert_snapshot_with_key,
+    snapshot_exists,
 };
-use infinization_core::types::HostPath;
+use infinization_core::types::{DiskKey, HostPath};
 use napi_derive::napi;
 use serde::Deserialize;
 
 use super::Cancellation;
-use super::qemu_img_service::{job, snapshot_facts};
+use super::qemu_img_service::{KeyOptions, job, snapshot_facts};
 use crate::argument::Argument;
 use crate::outcome::{Outcome, data, done};
 
@@ -28,6 +29,7 @@ struct CreateOptions {
     /// qcow2 has no room for one.
     #[serde(rename = "description")]
     _description: Option<String>,
+    encryption_key: Option<DiskKey>,
 }
 
 #[napi]
@@ -41,9 +43,10 @@ impl SnapshotManager {
     #[napi]
     pub async fn create_snapshot(&self, options: Argument) -> Outcome {
         done(async {
-            let options: CreateOptions = options.shaped("options")?;
+            let options: CreateOptions = options.options("options")?;
             let name = SnapshotName::parse(options.name)?;
-            Ok(create_snapshot(&options.image_path, &name).await?)
+            let key = options.encryption_key.as_ref();
+            Ok(create_snapshot_with_key(&options.image_path, &name, key).await?)
         })
         .await
     }
@@ -58,10 +61,15 @@ impl SnapshotManager {
     }
 
     #[napi]
-    pub async fn revert_snapshot(&self, image: Argument, name: Argument) -> Outcome {
+    pub async fn revert_snapshot(
+        &self,
+        image: Argument,
+        name: Argument,
+        options: Argument,
+    ) -> Outcome {
         done(async {
-            let (image, name) = (path(image)?, snapshot(name)?);
-            Ok(revert_snapshot(&image, &name).await?)
+            let (image, name, key) = (path(image)?, snapshot(name)?, key(options)?);
+            Ok(revert_snapshot_with_key(&image, &name, key.as_ref()).await?)
         })
         .await
     }
@@ -78,14 +86,15 @@ impl SnapshotManager {
     ) -> Outcome {
         let job = job(cancel);
         done(async {
-            // Their only member, `signal`, is what `cancel` was made of.
-            options.object("options")?;
+            // `signal`, their other member, is what `cancel` was made of.
+            let key = key(options)?;
             let source = source.parsed("sourcePath")?;
             let name = snapshot(name)?;
             let target = target.parsed("destPath")?;
             let qcow2 = ImageFormat::Qcow2;
             let image = ConvertImage {
                 snapshot: Some(name),
+                encryption: key.map(Encryption::with),
                 ..ConvertImage::new((source, qcow2), (target, qcow2))
             };
             Ok(convert(&image, &job).await?)
@@ -94,10 +103,15 @@ impl SnapshotManager {
     }
 
     #[napi]
-    pub async fn delete_snapshot(&self, image: Argument, name: Argument) -> Outcome {
+    pub async fn delete_snapshot(
+        &self,
+        image: Argument,
+        name: Argument,
+        options: Argument,
+    ) -> Outcome {
         done(async {
-            let (image, name) = (path(image)?, snapshot(name)?);
-            Ok(delete_snapshot(&image, &name).await?)
+            let (image, name, key) = (path(image)?, snapshot(name)?, key(options)?);
+            Ok(delete_snapshot_with_key(&image, &name, key.as_ref()).await?)
         })
         .await
     }
@@ -114,6 +128,12 @@ impl SnapshotManager {
 
 fn path(argument: Argument) -> Result<HostPath, Failure> {
     argument.parsed("imagePath")
+}
+
+/// What opens an encrypted image.
+fn key(options: Argument) -> Result<Option<DiskKey>, Failure> {
+    let options: KeyOptions = options.options("options")?;
+    Ok(options.encryption_key)
 }
 
 fn snapshot(argument: Argument) -> Result<SnapshotName, Failure> {

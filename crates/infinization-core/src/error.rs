@@ -151,6 +151,8 @@ error_codes! {
     BackupInvalidConfig Backup "INVALID_CONFIG" "A given value is refused."
     CorruptBackup Backup "CORRUPT_BACKUP" "The backup's files are not what was written; nothing was restored."
     BackupPlainTextRefused Backup "PLAIN_TEXT_REFUSED" "A disk is encrypted, and a backup of it would not be."
+    BackupKeyRequired Backup "KEY_REQUIRED" "A disk or its backup is encrypted, and nobody has its key; nothing was begun."
+    BackupAuthFailed Backup "AUTH_FAILED" "A disk or its backup is encrypted with another key than the one that was given; nothing was begun."
     BackupDependency Backup "DEPENDENCY" "Other backups build on this one, so it was not deleted."
 
     TableNotFound Nftables "TABLE_NOT_FOUND" "The nftables table does not exist."

@@ -10,13 +10,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use infinization_core::Failure;
+use infinization_core::backup::{BackupService, CreateBackup, Machine};
 use infinization_core::events::Event;
 use infinization_core::manager::Manager;
+use infinization_core::qmp::QmpClient;
+use infinization_core::types::HostPath;
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
+use infinization_core::{ErrorCode, Failure};
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, journal_of, never, next_event, qemus,
 };
+use kit::small_disk::SmallDisk;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use tokio::sync::broadcast::Receiver;
@@ -28,6 +32,7 @@ const MIB: u64 = 1 << 20;
 /// Where the second disk fails, once: out of the way of whoever looks for partitions.
 const BAD_WRITE: u64 = 512 * MIB;
 const BAD_READ: u64 = 768 * MIB;
+const BAD_END: u64 = 896 * MIB;
 
 /// Puts QEMU's own fault injection below the second disk.
 #[derive(Debug)]
@@ -56,7 +61,7 @@ impl Effects for Failing {
         node["file"] = json!({
             "driver": "blkdebug",
             "image": node["file"],
-            "inject-error": [once("write", BAD_WRITE), once("read", BAD_READ)],
+            "inject-error": [once("write", BAD_WRITE), once("read", BAD_READ), once("write", BAD_END)],
         });
         *disk = node.to_string();
         let action = Action::SpawnQemu(spawn);
@@ -81,7 +86,11 @@ fn does(manager: &Manager, machine: &Value, script: &str) -> Working {
 }
 
 fn writes(manager: &Manager, machine: &Value) -> Working {
-    let at = BAD_WRITE / MIB;
+    writes_at(manager, machine, BAD_WRITE)
+}
+
+fn writes_at(manager: &Manager, machine: &Value, at: u64) -> Working {
+    let at = at / MIB;
     let script = format!("dd if=/dev/urandom of=/dev/vdb bs=1M count=1 seek={at} conv=fsync");
     does(manager, machine, &script)
 }
@@ -172,10 +181,18 @@ fn f16_a_disk_that_fails_stops_the_guest_which_makes_the_request_again() {
             goes_on(&manager, vm).await;
         }
         assert_eq!(qemus(host.path()), qemu);
+        // It hears the button, too: its storage is well by then.
+        let _working = writes_at(&manager, &machine, BAD_END);
+        is_stopped(&manager, vm, &mut events).await;
+        let stopped = manager.stop_vm(vm.into(), Value::Null, never()).await;
+        assert_eq!(stopped.unwrap()["forced"], false);
         let journal = journal_of(&manager, vm).await.into_iter();
         let told = journal.filter(|entry| entry["kind"] == "condition");
         let told: Vec<_> = told.map(|entry| entry["to"].clone()).collect();
-        assert_eq!(told, ["io-error", "none", "io-error", "none"]);
+        assert_eq!(
+            told[..5],
+            ["io-error", "none", "io-error", "none", "io-error"]
+        );
         delete(&manager, vm).await;
         host.is_clean().await;
     });
@@ -250,6 +267,111 @@ fn f16_a_guest_whose_storage_is_away_waits_for_it() {
         for file in [image, socket] {
             std::fs::remove_file(file).unwrap();
         }
+        host.is_clean().await;
+    });
+}
+
+/// The machine as its backups see it. Once they have begun their disk is full, and they wait until the guest has met
+/// that, too.
+struct Copied {
+    manager: Manager,
+    vm: &'static str,
+    target: SmallDisk,
+}
+
+impl Copied {
+    async fn ask(&self, command: &str, arguments: Value) -> Value {
+        let answer = self.manager.qmp_execute(self.vm, command, arguments).await;
+        serde_json::from_str(answer.unwrap().get()).unwrap()
+    }
+
+    /// Of the copying, in bytes per second; 0 is without a limit.
+    async fn speed(&self, speed: u64) {
+        for job in self
+            .ask("query-jobs", Value::Null)
+            .await
+            .as_array()
+            .unwrap()
+        {
+            let arguments = json!({ "device": job["id"], "speed": speed });
+            self.ask("block-job-set-speed", arguments).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Machine for Copied {
+    async fn is_running(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    fn monitor(&self) -> Option<QmpClient> {
+        self.manager.qmp_client(self.vm)
+    }
+
+    async fn freeze(&self) -> Result<Option<u64>, String> {
+        Ok(Some(0))
+    }
+
+    async fn thaw(&self) -> Result<(), String> {
+        self.speed(64 << 10).await;
+        self.target.fill();
+        let stands_still = async {
+            while self.ask("query-status", Value::Null).await["status"] != "io-error" {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, stands_still).await.unwrap();
+        self.speed(0).await;
+        Ok(())
+    }
+}
+
+#[test]
+fn f15_a_backup_that_stopped_the_guest_lets_it_go_on() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let vm = "eio-3";
+        let mut machine = host.tiny_guest(vm);
+        let disks = machine["disks"].as_array_mut().unwrap();
+        disks.push(json!({ "sizeGB": 1 }));
+        let created = manager.create_vm(machine.clone(), never()).await.unwrap();
+        host.console_says(vm, "INFZ-READY", 1).await;
+        let fill = "dd if=/dev/urandom of=/dev/vdb bs=1M count=24 conv=fsync";
+        went_well(&does(&manager, &machine, fill).await.unwrap().unwrap());
+        let all_the_time = "(n=0; while dd if=/dev/zero of=/dev/vdb bs=1M count=24 conv=fsync; do \
+             n=$((n+1)); echo $n >/tmp/n; done) >/dev/null 2>&1 & true";
+        went_well(
+            &does(&manager, &machine, all_the_time)
+                .await
+                .unwrap()
+                .unwrap(),
+        );
+
+        let mut events = manager.subscribe();
+        let copied = Arc::new(Copied {
+            manager: manager.clone(),
+            vm,
+            target: SmallDisk::new(48 << 10),
+        });
+        let place = copied.target.path().to_str().unwrap();
+        let request = json!({
+            "vmId": vm, "type": "FULL", "compression": "QCOW2",
+            "diskPaths": [created["diskPaths"][1]], "destinationDir": format!("{place}/{vm}"),
+        });
+        let request = CreateBackup::read(request).unwrap();
+        let service = BackupService::new(HostPath::parse(place).unwrap(), Arc::new(|_told| ()));
+        let seen = Arc::<Copied>::clone(&copied);
+        let failed = service.create(request, seen, never()).await.unwrap_err();
+        assert_eq!(failed.code(), ErrorCode::BackupNoSpace, "{failed}");
+
+        assert_eq!(next_condition(&mut events).await["kind"], "io-error");
+        assert_eq!(next_condition(&mut events).await, Value::Null);
+        goes_on(&manager, vm).await;
+        let writes_on = "n=$(cat /tmp/n); while [ \"$n\" = \"$(cat /tmp/n)\" ]; do sleep 1; done";
+        went_well(&does(&manager, &machine, writes_on).await.unwrap().unwrap());
+        delete(&manager, vm).await;
         host.is_clean().await;
     });
 }

@@ -11,6 +11,7 @@ use std::process::Command;
 
 use infinization_core::ErrorCode;
 use infinization_core::host::dir_lock::DirLock;
+use infinization_core::host::qemu_img::claim_now;
 use infinization_core::host::restore_note;
 use infinization_core::host::state_file::{self, Durability};
 use infinization_core::manager::Manager;
@@ -106,6 +107,33 @@ impl<'h> Drill<'h> {
         fs::rename(&between, &aside).unwrap();
     }
 
+    /// What a restore of a SNAPSHOT inside the disks leaves that was killed between the first and the second.
+    fn revert_cut_short(&self, to: &str) {
+        let (undo, journal) = (format!("undo-{to}"), self.backups.join("revert.json"));
+        let snapshot = |option: &str, name: &str, disk: &Path| {
+            run(
+                "qemu-img",
+                &["snapshot", option, name, disk.to_str().unwrap()],
+            );
+        };
+        for disk in &self.disks {
+            write(disk, RESTORED);
+            snapshot("-c", to, disk);
+            write(disk, OLD);
+            snapshot("-c", &undo, disk);
+            restore_note::write(&path(disk), &path(&journal)).unwrap();
+        }
+        snapshot("-a", to, &self.disks[0]);
+        let plan = json!({ "undo": true, "before": undo, "to": to, "disks": self.disks });
+        let plan = plan.to_string();
+        state_file::write(&journal, plan.as_bytes(), Durability::ProcessCrash).unwrap();
+    }
+
+    fn has_ways_back(&self) -> bool {
+        let list = |disk: &PathBuf| run("qemu-img", &["snapshot", "-l", disk.to_str().unwrap()]);
+        self.disks.iter().any(|disk| list(disk).contains("undo-"))
+    }
+
     fn all_hold(&self, pattern: u8) -> bool {
         self.disks.iter().all(|disk| holds(disk, pattern))
     }
@@ -115,7 +143,7 @@ impl<'h> Drill<'h> {
         let beside = fs::read_dir(self.disks[0].parent().unwrap()).unwrap();
         let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
         let left = beside.flatten().any(|entry| hidden(&entry.file_name()));
-        !left && !self.journal().exists()
+        !left && !self.journal().exists() && !self.backups.join("revert.json").exists()
     }
 
     async fn start(&self, manager: &Manager) -> Result<Value, infinization_core::Failure> {
@@ -153,6 +181,44 @@ fn f22_a_restore_cut_short_is_finished_before_the_disks_are_used() {
             .await
             .unwrap();
         assert!(drill.is_over() && drill.all_hold(RESTORED));
+        drill.ends(&manager).await;
+    });
+}
+
+#[test]
+fn f22_a_snapshot_s_restore_cut_short_is_undone_before_the_disks_are_used() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let drill = Drill::new(&host, &manager, "restored-4").await;
+        drill.revert_cut_short("backup-a");
+        drill.start(&manager).await.unwrap();
+        drill.stop(&manager).await;
+        assert!(drill.is_over() && drill.all_hold(OLD) && !drill.has_ways_back());
+
+        // While somebody else has one of them, none is used.
+        drill.revert_cut_short("backup-b");
+        let another = claim_now(&path(&drill.disks[1])).unwrap();
+        drill.start(&manager).await.unwrap_err();
+        drop(another);
+        assert!(!drill.all_hold(OLD) && drill.has_ways_back());
+        let options = json!({ "name": "first" });
+        manager
+            .create_snapshot(drill.vm.into(), options, never())
+            .await
+            .unwrap();
+        assert!(drill.is_over() && drill.all_hold(OLD) && !drill.has_ways_back());
+
+        // What was written all the same is told once, and nothing of it is lost.
+        drill.revert_cut_short("backup-c");
+        write(&drill.disks[1], 0x33);
+        let refused = drill.start(&manager).await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::InvalidState, "{refused:?}");
+        assert!(refused.to_string().contains("used since"), "{refused}");
+        assert!(drill.is_over() && drill.has_ways_back());
+        assert!(holds(&drill.disks[0], RESTORED) && holds(&drill.disks[1], 0x33));
+        drill.start(&manager).await.unwrap();
+        drill.stop(&manager).await;
         drill.ends(&manager).await;
     });
 }

@@ -10,6 +10,21 @@ use crate::outcome::{Outcome, data};
 #[napi]
 impl Infinization {
     #[napi]
+    pub async fn change_disk_key(
+        &self,
+        vm_id: Argument,
+        path: Argument,
+        options: Argument,
+    ) -> Outcome {
+        data(async {
+            let (vm_id, path) = (vm_id.text("vmId")?, path.text("path")?);
+            let options = options.object("options")?;
+            self.manager.change_disk_key(vm_id, path, options).await
+        })
+        .await
+    }
+
+    #[napi]
     pub async fn create_snapshot(
         &self,
         vm_id: Argument,

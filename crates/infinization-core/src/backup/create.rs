@@ -22,10 +22,10 @@ use super::remove::delete_snapshots;
 use super::request::{CreateBackup, SourceDisk};
 use super::service::{Terms, Told, millis};
 use super::turn::{Turn, slot};
-use super::{BackupError, digest, off_thread, offline, sweep};
+use super::{BackupError, digest, keys, off_thread, offline, pending, sweep};
 use crate::host::qemu_img::{
-    Clusters, ImageError, ImageFormat, Job, Parent, ensure_unwritten_now, inspect, inspect_now,
-    is_encrypted_now,
+    Clusters, Encryption, ImageError, ImageFormat, Inspection, Job, Parent, Sharing,
+    ensure_unwritten_now, inspect_closed, inspect_with_key_now,
 };
 use crate::types::{ByteSize, HostPath};
 
@@ -44,6 +44,8 @@ pub(super) struct Creation {
 pub(super) struct Prepared {
     /// The disks' sizes as the guest sees them.
     pub(super) sizes: Vec<u64>,
+    /// What opens the disks that are encrypted, and will open their backup.
+    pub(super) encryption: Vec<Option<Encryption>>,
     /// The parent and what it builds on, nearest first; empty for a full backup.
     pub(super) parents: Vec<Kept>,
     /// Every backup of the machine.
@@ -96,14 +98,14 @@ pub(super) async fn create(creation: Creation) -> Result<Value, BackupError> {
     let _turn = Turn::take(&creation.library, vm_id, cancel).await?;
     let _slot = slot(cancel).await?;
     let machine = &*creation.terms.machine;
-    sweep::sweep(&creation.library, vm_id, machine).await?;
+    let pending = sweep::sweep(&creation.library, vm_id, machine).await?;
     let access = access(machine, vm_id).await?;
-    refuse_frozen(
-        machine,
-        creation.request.disks.iter().map(|disk| &disk.path),
-    )
-    .await?;
-    let prepared = prepare(&creation, matches!(access, Access::Offline)).await?;
+    let paths = || creation.request.disks.iter().map(|disk| &disk.path);
+    if matches!(access, Access::Offline) {
+        pending::refuse(pending, paths()).await?;
+    }
+    refuse_frozen(machine, paths()).await?;
+    let prepared = prepare(&creation, &access).await?;
     let live = match access {
         Access::Offline => None,
         Access::Live(monitor) => Some(Live::begin(&creation, &prepared, monitor).await?),
@@ -179,24 +181,55 @@ pub(super) async fn fail(
 }
 
 /// Everything that can refuse before anything is made.
-async fn prepare(creation: &Creation, offline: bool) -> Result<Prepared, BackupError> {
+async fn prepare(creation: &Creation, access: &Access) -> Result<Prepared, BackupError> {
+    let (offline, sharing) = match access {
+        Access::Offline => (true, Sharing::Refuse),
+        Access::Live(_) => (false, Sharing::Force),
+    };
+    refuse_written(creation, offline).await?;
+    let machine = &*creation.terms.machine;
+    let encryption = keys::of_disks(&creation.request, machine, sharing).await?;
+    let prepared = look(creation, offline, encryption).await?;
+    if let Some(parent) = prepared.parents.first() {
+        keys::fit_parent(parent, &prepared.encryption).await?;
+    }
+    Ok(prepared)
+}
+
+/// A disk that somebody writes to although its machine is off is told of before its key is tried.
+async fn refuse_written(creation: &Creation, offline: bool) -> Result<(), BackupError> {
+    if !offline {
+        return Ok(());
+    }
+    let disks = creation.request.disks.clone();
+    off_thread(move || {
+        let mut there = disks.iter().filter(|disk| disk.path.as_path().exists());
+        Ok(there.try_for_each(|disk| ensure_unwritten_now(&disk.path))?)
+    })
+    .await
+}
+
+async fn look(
+    creation: &Creation,
+    offline: bool,
+    encryption: Vec<Option<Encryption>>,
+) -> Result<Prepared, BackupError> {
     let (library, request) = (creation.library.clone(), creation.request.clone());
     off_thread(move || {
-        let sizes = request
-            .disks
-            .iter()
-            .map(|disk| size_of(disk, offline, request.kind == BackupType::Snapshot))
-            .collect::<Result<Vec<_>, _>>()?;
+        let disks = request.disks.iter().zip(&encryption);
+        let sizes = disks.map(|(disk, key)| size_of(disk, key.as_ref(), offline));
+        let sizes = sizes.collect::<Result<Vec<_>, _>>()?;
         let parents = match &request.parent {
             Some(parent) => parents(&library, &request, parent)?,
             None => Vec::new(),
         };
         if request.kind == BackupType::Full {
-            require_space(&request, &sizes)?;
+            require_space(&request, &sizes, &encryption)?;
         }
         let all = library.all(&request.vm_id)?;
         Ok(Prepared {
             sizes,
+            encryption,
             parents,
             all,
         })
@@ -204,37 +237,18 @@ async fn prepare(creation: &Creation, offline: bool) -> Result<Prepared, BackupE
     .await
 }
 
-fn size_of(disk: &SourceDisk, offline: bool, within_the_disk: bool) -> Result<u64, BackupError> {
-    let path = &disk.path;
-    if !path.as_path().exists() {
-        return Err(BackupError::NoDisk { path: path.clone() });
-    }
-    refuse_encrypted(disk, within_the_disk)?;
+fn size_of(disk: &SourceDisk, key: Option<&Encryption>, offline: bool) -> Result<u64, BackupError> {
     if !offline {
         // A disk that is written to is asked about through its QEMU.
         return Ok(0);
     }
-    ensure_unwritten_now(path)?;
-    let found = inspect_now(path, disk.format, &[])?;
+    let found = inspected(disk, key)?;
     Ok(found.virtual_size.map_or(0, ByteSize::as_bytes))
 }
 
-fn refuse_encrypted(disk: &SourceDisk, within_the_disk: bool) -> Result<(), BackupError> {
-    if is_encrypted_now(&disk.path, disk.format)? {
-        return Err(encrypted(&disk.path, within_the_disk));
-    }
-    Ok(())
-}
-
-/// A copy would not be encrypted. A snapshot inside would be, but could not be deleted without the key.
-pub(super) fn encrypted(path: &HostPath, within_the_disk: bool) -> BackupError {
-    let path = path.clone();
-    let what = "a backup of it";
-    if within_the_disk {
-        ImageError::KeyRequired { path }.into()
-    } else {
-        ImageError::PlainText { path, what }.into()
-    }
+fn inspected(disk: &SourceDisk, key: Option<&Encryption>) -> Result<Inspection, ImageError> {
+    let key = key.map(|encryption| &encryption.key);
+    inspect_with_key_now(&disk.path, disk.format, &[], key)
 }
 
 /// The parent's chain, if an incremental backup can build on it.
@@ -271,10 +285,14 @@ fn parents(
 }
 
 /// Refuses a full backup whose plain copy cannot fit. A compressed one is given the chance.
-fn require_space(request: &CreateBackup, sizes: &[u64]) -> Result<(), BackupError> {
+fn require_space(
+    request: &CreateBackup,
+    sizes: &[u64],
+    encryption: &[Option<Encryption>],
+) -> Result<(), BackupError> {
     let mut needed = 0_u64;
-    for (disk, size) in request.disks.iter().zip(sizes) {
-        needed = needed.saturating_add(held_by(disk).min(*size));
+    for ((disk, size), key) in request.disks.iter().zip(sizes).zip(encryption) {
+        needed = needed.saturating_add(held_by(disk, key.as_ref()).min(*size));
     }
     let plain = matches!(request.compression, Compression::None | Compression::Gzip);
     let above = request.destination.as_path().ancestors();
@@ -288,8 +306,8 @@ fn require_space(request: &CreateBackup, sizes: &[u64]) -> Result<(), BackupErro
 }
 
 /// What the disk and its backing files take on the host, in bytes.
-fn held_by(disk: &SourceDisk) -> u64 {
-    let backing = inspect_now(&disk.path, disk.format, &[]).map(|found| found.backing_chain);
+fn held_by(disk: &SourceDisk, key: Option<&Encryption>) -> u64 {
+    let backing = inspected(disk, key).map(|found| found.backing_chain);
     let files = backing.unwrap_or_default();
     std::iter::once(&disk.path)
         .chain(&files)
@@ -311,7 +329,7 @@ pub(super) async fn parent_of(
         .map(|link| link.file(n))
         .collect::<Result<Vec<_>, _>>()?;
     let path = files[0].clone();
-    let found = inspect(&path, ImageFormat::Qcow2, &[]).await?;
+    let found = inspect_closed(&path, ImageFormat::Qcow2, &[]).await?;
     let described = files[1..]
         .iter()
         .map(|file| fs::canonicalize(file.as_path()).ok());
@@ -340,13 +358,18 @@ pub(super) async fn parent_of(
 /// summed yet.
 pub(super) async fn seal(
     creation: &Creation,
+    prepared: &Prepared,
     draft: &Draft,
-    n: usize,
-    size: u64,
+    (n, size): (usize, u64),
     parent: Option<&Parent>,
     followed: Option<Followed>,
 ) -> Result<DiskRecord, BackupError> {
-    let compression = creation.request.compression;
+    let encrypted = prepared.encryption[n].is_some();
+    let compression = if encrypted {
+        Compression::None
+    } else {
+        creation.request.compression
+    };
     let disk = creation.request.disks[n].clone();
     let (image, cancel) = (draft.image(n)?, creation.terms.cancel.clone());
     let name = disk_file(n, compression);
@@ -373,6 +396,7 @@ pub(super) async fn seal(
             image_size,
             format: ImageFormat::Qcow2,
             backing_file,
+            encrypted,
             sha256: None,
             sha256_of_pieces: Some(measure.sha256),
         })

@@ -10,9 +10,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::folder::Library;
-use super::stage::{self, Ended, JOURNAL};
+use super::stage::{self, Ended};
 use super::turn::Turn;
-use super::{BackupError, off_thread};
+use super::{BackupError, off_thread, reverting};
 use crate::types::{HostPath, VmId};
 
 /// For a restore that is alive: what it does while its disks have notes takes no longer.
@@ -32,16 +32,23 @@ pub async fn end_cut_short_restore(
     let _turn = timeout(PATIENCE, turn)
         .await
         .map_err(|_elapsed| BackupError::TimedOut)??;
-    match stage::end(&library, &vm_id, async move || Ok(frozen)).await? {
+    let frozen = async move || Ok(frozen);
+    let ended = if journal.as_path().ends_with(stage::JOURNAL) {
+        stage::end(&library, &vm_id, frozen).await?
+    } else {
+        reverting::end(&library, &vm_id, frozen).await?
+    };
+    match ended {
         Ended::Whole => Ok(()),
         Ended::InPieces => Err(BackupError::Overtaken { journal }),
     }
 }
 
-/// `<root>/<vmId>/restore.json`
+/// `<root>/<vmId>/restore.json`, or `revert.json`.
 fn owner_of(journal: &HostPath) -> Result<(Library, VmId), BackupError> {
     let path = journal.as_path();
-    let machine = path.parent().filter(|_| path.ends_with(JOURNAL));
+    let is_one = [stage::JOURNAL, reverting::JOURNAL].map(|name| path.ends_with(name));
+    let machine = path.parent().filter(|_| is_one.contains(&true));
     let text = |path: Option<&Path>| path.and_then(Path::to_str).map(str::to_owned);
     let vm_id = machine.and_then(Path::file_name).map(Path::new);
     let vm_id = text(vm_id).and_then(|name| VmId::parse(name).ok());

@@ -43,6 +43,8 @@ pub enum BackupError {
     Corrupt { id: BackupId, why: String },
     #[error("the backup {id} {why}")]
     Unfit { id: BackupId, why: String },
+    #[error("nothing can be built on the backup {id} any more: it {why}, so make a FULL backup")]
+    NeedsFull { id: BackupId, why: String },
     #[error("other backups build on {id}: {}", list(.children))]
     Dependency {
         id: BackupId,
@@ -67,13 +69,25 @@ pub enum BackupError {
          holds now, and must not change"
     )]
     Frozen { path: HostPath },
+    #[error("the keys of the disks could not be had: {why}")]
+    KeysUnknown { why: String },
     #[error("which files are frozen layers of external snapshots could not be found out: {why}")]
     LayersUnknown { why: String },
     #[error(
         "a restore was cut short, and some of its disks were used since: some are restored, others are \
-         not, and what was replaced lies beside them (its journal was {journal})"
+         not, and what was replaced lies beside them, or in a snapshot inside them (its journal was {journal})"
     )]
     Overtaken { journal: HostPath },
+    #[error(
+        "a restore of {path} was cut short, and could not be ended yet (its journal is {journal})"
+    )]
+    Pending {
+        path: HostPath,
+        journal: HostPath,
+        source: Box<BackupError>,
+    },
+    #[error("another restore was cut short, and could not be ended yet (its journal is {journal})")]
+    Unended { journal: HostPath },
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
@@ -124,6 +138,7 @@ impl BackupError {
             | Self::NotAttached { path }
             | Self::Moved { path }
             | Self::Frozen { path }
+            | Self::Pending { path, .. }
             | Self::Io { path, .. } => Some(path),
             _ => None,
         }
@@ -138,6 +153,7 @@ impl Coded for BackupError {
             Self::Config { .. }
             | Self::NotAttached { .. }
             | Self::Unfit { .. }
+            | Self::NeedsFull { .. }
             | Self::Frozen { .. } => ErrorCode::BackupInvalidConfig,
             Self::Destination { .. } => ErrorCode::InvalidDestination,
             Self::NoDisk { .. } => ErrorCode::DiskNotFound,
@@ -153,9 +169,12 @@ impl Coded for BackupError {
             | Self::Job { .. }
             | Self::Moved { .. }
             | Self::Overtaken { .. }
+            | Self::Pending { .. }
+            | Self::Unended { .. }
             | Self::Monitor(_)
             | Self::Locked(_)
             | Self::LayersUnknown { .. }
+            | Self::KeysUnknown { .. }
             | Self::NotDone { .. } => ErrorCode::BackupFailed,
         }
     }
@@ -168,6 +187,12 @@ impl Coded for BackupError {
             Self::Io { source, .. } => {
                 Map::from_iter([("errno".to_owned(), Value::from(source.raw_os_error()))])
             }
+            Self::Overtaken { journal }
+            | Self::Pending { journal, .. }
+            | Self::Unended { journal } => {
+                Map::from_iter([("journal".to_owned(), Value::from(journal.as_str()))])
+            }
+            Self::NeedsFull { .. } => Map::from_iter([("needsFull".to_owned(), Value::from(true))]),
             _ => Map::new(),
         };
         let path = facts.remove("path");
@@ -186,9 +211,9 @@ fn of_image(error: &ImageError) -> ErrorCode {
         ErrorCode::InsufficientSpace => ErrorCode::BackupNoSpace,
         ErrorCode::StorageAborted => ErrorCode::BackupCancelled,
         ErrorCode::PlainTextRefused => ErrorCode::BackupPlainTextRefused,
-        ErrorCode::KeyRequired | ErrorCode::InvalidFormat | ErrorCode::UnsafeBackingFile => {
-            ErrorCode::BackupInvalidConfig
-        }
+        ErrorCode::KeyRequired => ErrorCode::BackupKeyRequired,
+        ErrorCode::AuthFailed => ErrorCode::BackupAuthFailed,
+        ErrorCode::InvalidFormat | ErrorCode::UnsafeBackingFile => ErrorCode::BackupInvalidConfig,
         _ => ErrorCode::BackupFailed,
     }
 }

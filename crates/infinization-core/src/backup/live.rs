@@ -27,7 +27,7 @@ use super::{BackupError, off_thread, offline, quiesce};
 use crate::host::qemu_img::{
     Clusters, ImageFormat, Parent, SnapshotName, Source, difference, make_target,
 };
-use crate::qmp::{CopyTurn, QmpClient};
+use crate::qmp::{CopyTurn, QmpClient, QmpError, RunState};
 use crate::types::{ByteSize, HostPath};
 use attached::{Attached, attached};
 use follow::Following;
@@ -112,8 +112,9 @@ impl<'a> Live<'a> {
     async fn disks(&self) -> Result<Vec<Attached>, BackupError> {
         let request = &self.creation.request;
         let disks = attached(&self.monitor, &self.paths()).await?;
-        for (disk, asked) in disks.iter().zip(&request.disks) {
-            disk.refuse_unfit(asked, request.kind == BackupType::Snapshot)?;
+        let asked = request.disks.iter().zip(&self.prepared.encryption);
+        for (disk, (asked, key)) in disks.iter().zip(asked) {
+            disk.refuse_unfit(asked, key.is_some())?;
         }
         Ok(disks)
     }
@@ -147,8 +148,12 @@ impl<'a> Live<'a> {
             copies.push(self.choose(draft, n, disk).await?);
         }
         self.require_space(&copies).await?;
+        let well = !self.is_out_of_order().await?;
         let copied = self.run_jobs(draft, &copies).await;
         self.turn.end_copies().await?;
+        if well {
+            self.let_go_on().await;
+        }
         let (frozen, following) = copied?;
         let followed = following.end().await?;
         let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
@@ -243,6 +248,26 @@ impl<'a> Live<'a> {
         Ok((frozen, following))
     }
 
+    /// Whether the guest stands still as a request of one of its disks failed.
+    async fn is_out_of_order(&self) -> Result<bool, QmpError> {
+        Ok(self.monitor.query_status().await?.status == RunState::IoError)
+    }
+
+    /// Before the guest writes over what is not copied yet, QEMU copies it; where that fails, so does what the guest
+    /// writes, and it stands still. Now that nothing is copied any more it may make its request again.
+    async fn let_go_on(&self) {
+        let went_on = async {
+            if self.is_out_of_order().await? {
+                self.monitor.cont().await?;
+                tracing::warn!(id = %self.creation.id, "a backup had stopped the guest, which goes on");
+            }
+            Ok::<_, QmpError>(())
+        };
+        if let Err(error) = went_on.await {
+            tracing::warn!(id = %self.creation.id, %error, "a guest may be stopped by its backup");
+        }
+    }
+
     /// An overlay may have been put on a disk after it was looked up, and before its job began: what
     /// would be copied is what was written before that moment, not before the freeze.
     async fn refuse_moved(&self) -> Result<(), BackupError> {
@@ -269,12 +294,14 @@ impl<'a> Live<'a> {
             Method::Marked { parent } => (self.creation.clusters(), Some(parent)),
             Method::Compared { .. } => (Clusters::Plain, None),
         };
-        make_target(&copy.target, size, clusters, parent).await?;
-        let followed = self.follow(copy).await?;
+        let encryption = self.prepared.encryption[n].as_ref();
+        make_target(&copy.target, size, clusters, parent, encryption).await?;
+        let followed = self.follow(n, copy).await?;
         give_to_qemu(&copy.target, &self.creation.request.disks[n].path).await?;
-        let arguments = json!({
+        let node = self.creation.id.node(n);
+        let mut options = json!({
             "driver": "qcow2",
-            "node-name": self.creation.id.node(n),
+            "node-name": node,
             // We flush it, when the job is over: QEMU's main loop, and so the guest, would wait for that.
             "file": {
                 "driver": "file", "filename": copy.target,
@@ -285,13 +312,23 @@ impl<'a> Live<'a> {
             // What is marked is copied by whole clusters: the parent's files are not needed for it.
             "backing": null,
         });
-        self.monitor.execute("blockdev-add", arguments).await?;
+        let Some(encryption) = encryption else {
+            self.monitor.blockdev_add(options).await?;
+            return Ok(followed);
+        };
+        // QEMU needs it to open the file, and not after.
+        self.monitor.add_secret(&node, &encryption.key).await?;
+        options["encrypt"] = json!({ "format": "luks", "key-secret": node });
+        let opened = self.monitor.blockdev_add(options).await;
+        self.monitor.object_del(&node).await?;
+        opened?;
         Ok(followed)
     }
 
     /// What becomes the backup as it is can be summed as it grows.
-    async fn follow(&self, copy: &Copying) -> Result<Option<Followed>, BackupError> {
-        let as_it_is = self.creation.request.compression == Compression::None;
+    async fn follow(&self, n: usize, copy: &Copying) -> Result<Option<Followed>, BackupError> {
+        let encrypted = self.prepared.encryption[n].is_some();
+        let as_it_is = encrypted || self.creation.request.compression == Compression::None;
         if !as_it_is || matches!(copy.method, Method::Compared { .. }) {
             return Ok(None);
         }
@@ -314,7 +351,7 @@ impl<'a> Live<'a> {
             "target": node,
             "job-id": node,
             "sync": "full",
-            "compress": !plain && !matches!(copy.method, Method::Compared { .. }),
+            "compress": !plain && !copy.disk.encrypted && !matches!(copy.method, Method::Compared { .. }),
             "auto-dismiss": false,
         });
         if let (Method::Marked { .. }, Some(link)) = (&copy.method, self.prepared.parents.first()) {
@@ -338,7 +375,8 @@ impl<'a> Live<'a> {
             self.compare(draft, n, &copy.target, parent).await?;
         }
         let parent = copy.method.parent();
-        seal(self.creation, draft, n, copy.disk.size, parent, followed).await
+        let disk = (n, copy.disk.size);
+        seal(self.creation, self.prepared, draft, disk, parent, followed).await
     }
 
     async fn compare(
@@ -351,6 +389,7 @@ impl<'a> Live<'a> {
         let source = Source {
             path: full.clone(),
             format: ImageFormat::Qcow2,
+            encryption: self.prepared.encryption[n].clone(),
         };
         let (image, scratch) = (draft.image(n)?, draft.scratch(n, "delta")?);
         let job = self.creation.job(tokio::sync::watch::channel(0.0).0);

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use async_trait::async_trait;
 
 use super::{BackupError, off_thread};
+use crate::config::DiskKeys;
 use crate::qmp::QmpClient;
 use crate::types::{HostPath, VmId};
 
@@ -40,6 +41,11 @@ pub trait Machine: Send + Sync {
     /// copied or replaced. A machine nobody keeps snapshots of has none.
     async fn frozen_layers(&self) -> Result<Vec<HostPath>, String> {
         Ok(Vec::new())
+    }
+
+    /// The keys of its encrypted disks, as far as its owner has them. Asked for where none is given.
+    async fn disk_keys(&self) -> Result<DiskKeys, String> {
+        Ok(DiskKeys::new())
     }
 }
 
@@ -93,7 +99,14 @@ pub(super) async fn refuse_frozen(
     files: impl IntoIterator<Item = &HostPath>,
 ) -> Result<(), BackupError> {
     let frozen = frozen_layers(machine).await?;
-    let files: Vec<HostPath> = files.into_iter().cloned().collect();
+    refuse_layers(files.into_iter().cloned().collect(), frozen).await
+}
+
+/// [`refuse_frozen`] for whoever has been told the layers.
+pub(super) async fn refuse_layers(
+    files: Vec<HostPath>,
+    frozen: Vec<HostPath>,
+) -> Result<(), BackupError> {
     off_thread(move || {
         files
             .iter()

@@ -77,6 +77,9 @@ pub struct DiskRecord {
     /// The parent's file, relative to this one's folder if they lie side by side.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing_file: Option<String>,
+    /// LUKS: the key that the disk had opens it. It is never compressed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
     /// Of the file, in hexadecimal digits: what older backups have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
@@ -178,7 +181,15 @@ impl Manifest {
     fn expected_name(&self, n: usize) -> String {
         match self.kind {
             BackupType::Snapshot => self.id.snapshot(),
-            BackupType::Full | BackupType::Incremental => disk_file(n, self.compression),
+            BackupType::Full | BackupType::Incremental => disk_file(n, self.compression_of(n)),
+        }
+    }
+
+    /// How the file of disk `n` is compressed.
+    pub(super) fn compression_of(&self, n: usize) -> Compression {
+        match self.disks.get(n) {
+            Some(disk) if disk.encrypted => Compression::None,
+            _ => self.compression,
         }
     }
 
@@ -266,6 +277,7 @@ pub(super) mod tests {
                 image_size: None,
                 format: ImageFormat::Qcow2,
                 backing_file: parent.map(|parent| format!("../{}/disk-0.qcow2", parent.id)),
+                encrypted: false,
                 sha256: None,
                 sha256_of_pieces: Some("00".repeat(32)),
             }],

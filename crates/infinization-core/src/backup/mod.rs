@@ -32,6 +32,13 @@
 //! leaves a new bitmap, named after itself, and takes its parent's away only once it is complete.
 //! qemu-img never reads a disk that a machine writes to.
 //!
+//! # Encrypted disks
+//! The file of an encrypted disk is encrypted from its first byte on, as is what is made in between: LUKS inside
+//! qcow2 with the disk's key, and a data key of its own. The key is the caller's or the machine's owner's, and is
+//! kept nowhere here; all links of a chain have the same. Such a file is not compressed: QEMU has no clusters that
+//! are both, and what is encrypted does not get smaller. Verifying reads files, not what they hold, so it needs
+//! no key.
+//!
 //! # What a crash leaves
 //! Whoever next changes the machine's backups holds the lock, so whatever says `IN_PROGRESS` then has
 //! no living maker: its files go and it becomes `FAILED`. Parents are only ever read. So at any moment
@@ -46,7 +53,8 @@
 //! on from `restore.json`, unless the disks were used since: by whoever changes the machine's backups next, or by
 //! the machine's next start, which finds a note beside its disks. The machine must be known to be stopped. A SNAPSHOT
 //! that is inside the disks is gone back to in each, all being held, and what they were is kept in a snapshot until
-//! all have: a crash is undone from `revert.json`, unless the disks were used since.
+//! all have: a crash is undone from `revert.json`, by the same two, unless the disks were used since.
+//! While one cannot be ended, as a disk is away, say, its journal stays and its disks are left alone.
 //!
 //! # What retention may delete
 //! Complete backups beyond the wanted number, oldest first, but none that one that stays builds on;
@@ -59,8 +67,10 @@
 //! | `chain`, `retention` | which backups belong together, and which may go (pure) |
 //! | `turn` | one change at a time per machine, and the limit over all |
 //! | `folder`, `draft`, `digest`, `pieces` | the tree above, a backup in the making, gzip, checksums |
+//! | `keys` | what opens encrypted disks, and backups of them |
 //! | `create`, `offline`, `live`, `quiesce` | making one |
 //! | `restore`, `stage`, `reverting`, `cut_short` | restoring one, and ending what a crash left of it |
+//! | `pending` | what cannot be ended now |
 //! | `remove`, `sweep` | deleting, and clearing what the dead left |
 //! | [`service`](BackupService) | the verbs |
 //!
@@ -74,12 +84,14 @@ mod digest;
 mod draft;
 mod error;
 mod folder;
+mod keys;
 mod kinds;
 mod live;
 mod machine;
 mod manifest;
 mod names;
 mod offline;
+mod pending;
 mod pieces;
 mod progress;
 mod quiesce;
@@ -100,7 +112,7 @@ pub use machine::Machine;
 pub use manifest::{DiskRecord, Manifest};
 pub use names::BackupId;
 pub use progress::Progress;
-pub use request::{CreateBackup, RestoreBackup, SourceDisk};
+pub use request::{CreateBackup, Keys, RestoreBackup, SourceDisk};
 pub use retention::{Keep, expired, made_by, next_parent};
 pub use service::{Audience, BackupService, Told};
 pub use turn::MAX_CONCURRENT_BACKUPS;

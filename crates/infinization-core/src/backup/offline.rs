@@ -28,6 +28,7 @@ pub(super) fn planned(creation: &Creation, prepared: &Prepared) -> Vec<DiskRecor
             image_size: None,
             format: ImageFormat::Qcow2,
             backing_file: None,
+            encrypted: false,
             sha256: None,
             sha256_of_pieces: None,
         })
@@ -49,7 +50,8 @@ pub(super) async fn copy(
     for (n, unchanged) in unchanged.into_iter().enumerate() {
         let parent = copy_one(creation, prepared, draft, n, &reporter).await?;
         drop(unchanged);
-        let disk = seal(creation, draft, n, prepared.sizes[n], parent.as_ref(), None).await?;
+        let size = (n, prepared.sizes[n]);
+        let disk = seal(creation, prepared, draft, size, parent.as_ref(), None).await?;
         reporter.tell(n, 1.0);
         disks.push(disk);
     }
@@ -79,6 +81,7 @@ async fn copy_one(
     let source = Source {
         path: disk.path.clone(),
         format: disk.format,
+        encryption: prepared.encryption[n].clone(),
     };
     let image = draft.image(n)?;
     if creation.request.kind == BackupType::Full {

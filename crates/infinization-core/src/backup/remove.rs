@@ -10,7 +10,7 @@ use super::manifest::Manifest;
 use super::names::BackupId;
 use super::offline::drop_snapshots;
 use super::turn::Turn;
-use super::{BackupError, live, off_thread, sweep};
+use super::{BackupError, live, off_thread, pending, sweep};
 use crate::host::qemu_img::SnapshotName;
 use crate::types::VmId;
 
@@ -27,7 +27,7 @@ pub(super) async fn remove(
         return Err(not_found(vm_id, id));
     }
     let _turn = Turn::take(library, vm_id, cancel).await?;
-    sweep::sweep(library, vm_id, machine).await?;
+    let pending = sweep::sweep(library, vm_id, machine).await?;
     let (all, whose, which) = (library.clone(), vm_id.clone(), id.clone());
     let (folder, snapshot) = off_thread(move || {
         let folder = all.folder_of(&whose, &which)?;
@@ -49,6 +49,8 @@ pub(super) async fn remove(
     })
     .await?;
     if let Some(manifest) = snapshot {
+        let disks = manifest.disks.iter().map(|disk| &disk.source_path);
+        pending::refuse(pending, disks).await?;
         delete_snapshots(&manifest, machine).await?;
     }
     let (library, vm_id, id) = (library.clone(), vm_id.clone(), id.clone());

@@ -1,6 +1,7 @@
 //! What callers ask for, checked.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -9,7 +10,7 @@ use serde_json::Value;
 use super::BackupError;
 use super::kinds::{BackupType, Compression};
 use super::names::BackupId;
-use crate::config::DiskLocation;
+use crate::config::{DiskKeys, DiskLocation, disk_keys};
 use crate::host::qemu_img::ImageFormat;
 use crate::types::{HostPath, VmId};
 
@@ -44,6 +45,17 @@ pub struct CreateBackup {
     pub parent: Option<BackupId>,
     /// For programs.
     pub tags: Vec<String>,
+    /// What opens encrypted disks, by their paths. The machine's owner is asked for others.
+    pub keys: Keys,
+}
+
+/// Keys of encrypted disks, by paths.
+#[derive(Debug, Clone, Default)]
+pub struct Keys {
+    /// Those that are given.
+    pub given: DiskKeys,
+    /// As [`Encryption::iter_time`], for what is made.
+    pub iter_time: Option<Duration>,
 }
 
 /// A backup to restore.
@@ -59,6 +71,8 @@ pub struct RestoreBackup {
     pub overwrite: bool,
     /// Lets a SNAPSHOT be restored by reverting the disk it is in.
     pub in_place_revert: bool,
+    /// What opens the backup of encrypted disks, by the paths they go to; they are encrypted with it again.
+    pub keys: Keys,
 }
 
 #[derive(Deserialize)]
@@ -74,6 +88,8 @@ struct GivenCreate {
     description: Option<String>,
     parent_backup_id: Option<String>,
     tags: Option<Vec<String>>,
+    /// Read by hand: serde's own words would quote it.
+    disk_keys: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +100,7 @@ struct GivenRestore {
     disk_paths: Vec<String>,
     overwrite_existing: Option<bool>,
     allow_in_place_snapshot_revert: Option<bool>,
+    disk_keys: Option<Value>,
 }
 
 impl TryFrom<GivenCreate> for CreateBackup {
@@ -102,8 +119,10 @@ impl TryFrom<GivenCreate> for CreateBackup {
                 .map(|id| backup_id("parentBackupId", id))
                 .transpose()?,
             tags: given.tags.unwrap_or_default(),
+            keys: keys(given.disk_keys)?,
         };
         request.check()?;
+        refuse_strangers(&request.keys, request.disks.iter().map(|disk| &disk.path))?;
         Ok(request)
     }
 }
@@ -153,13 +172,41 @@ impl TryFrom<GivenRestore> for RestoreBackup {
     type Error = BackupError;
 
     fn try_from(given: GivenRestore) -> Result<Self, BackupError> {
-        Ok(Self {
+        let request = Self {
             id: backup_id("backupId", given.backup_id)?,
             vm_id: vm_id(given.vm_id)?,
             targets: paths(given.disk_paths)?,
             overwrite: given.overwrite_existing.unwrap_or_default(),
             in_place_revert: given.allow_in_place_snapshot_revert.unwrap_or_default(),
-        })
+            keys: keys(given.disk_keys)?,
+        };
+        refuse_strangers(&request.keys, &request.targets)?;
+        Ok(request)
+    }
+}
+
+fn keys(given: Option<Value>) -> Result<Keys, BackupError> {
+    let given = given.filter(|given| !given.is_null());
+    let read = given.map_or_else(|| Ok(DiskKeys::new()), |given| disk_keys(&given));
+    Ok(Keys {
+        given: read.map_err(|why| BackupError::config("diskKeys", why.to_string()))?,
+        iter_time: None,
+    })
+}
+
+/// A key for what is not there is a slip: the disk it was meant for would have none.
+fn refuse_strangers<'a>(
+    keys: &Keys,
+    paths: impl IntoIterator<Item = &'a HostPath>,
+) -> Result<(), BackupError> {
+    let paths: HashSet<&HostPath> = paths.into_iter().collect();
+    let mut given = keys.given.keys();
+    match given.find(|path| !paths.contains(path)) {
+        None => Ok(()),
+        Some(path) => {
+            let why = format!("has {path}, which is none of diskPaths");
+            Err(BackupError::config("diskKeys", why))
+        }
     }
 }
 
@@ -255,7 +302,7 @@ mod tests {
     #[test]
     fn k4_refuses_what_could_leave_a_directory_and_what_makes_no_sense() {
         let id = BackupId::random();
-        let table: [(&str, Value, &str); 12] = [
+        let table: [(&str, Value, &str); 14] = [
             ("vmId", json!("../x"), "vmId must"),
             ("diskPaths", json!([]), "1 to 64"),
             ("diskPaths", json!(["/a", "/a"]), "twice"),
@@ -268,10 +315,13 @@ mod tests {
             ("type", json!("full"), "unknown variant"),
             ("type", json!("INCREMENTAL"), "must be given"),
             ("parentBackupId", json!(id), "only for"),
+            ("diskKeys", json!("hunter2"), "must be an object"),
+            ("diskKeys", json!({ "/d/b.qcow2": "hunter2" }), "none of"),
         ];
         for (key, value, why) in table {
             let refused = create(|given| given[key] = value.clone()).unwrap_err();
             assert!(refused.contains(why), "{key} = {value}: {refused}");
+            assert!(!refused.contains("hunter2"), "{refused}");
         }
     }
 }

@@ -23,8 +23,8 @@ use super::request::RestoreBackup;
 use super::service::{Terms, Told, millis};
 use super::stage::{Stage, directory_of};
 use super::turn::Turn;
-use super::{BackupError, off_thread, sweep};
-use crate::host::qemu_img::{Job, ensure_unused_now, flatten};
+use super::{BackupError, keys, off_thread, pending, sweep};
+use crate::host::qemu_img::{Encryption, Job, ensure_unused_now, flatten};
 use crate::types::{HostPath, VmId};
 use snapshot::restore_snapshot;
 
@@ -69,15 +69,17 @@ pub(super) async fn restore(restoration: Restoration) -> Result<Value, BackupErr
     } = &restoration;
     let vm_id = &request.vm_id;
     let _turn = Turn::take(library, vm_id, &terms.cancel).await?;
-    sweep::sweep(library, vm_id, &*terms.machine).await?;
+    let pending = sweep::sweep(library, vm_id, &*terms.machine).await?;
+    pending::refuse(pending, &request.targets).await?;
     let kept = find_complete(library, vm_id, &request.id).await?;
     require_stopped(&*terms.machine, vm_id).await?;
     check_targets(&kept, request).await?;
     refuse_frozen(&*terms.machine, &request.targets).await?;
+    let encryption = keys::of_backup(&kept, request, &*terms.machine).await?;
     if kept.manifest.kind == BackupType::Snapshot {
         restore_snapshot(&restoration, &kept).await?;
     } else {
-        restore_files(&restoration, kept).await?;
+        restore_files(&restoration, kept, &encryption).await?;
     }
     let result = json!({
         "success": true,
@@ -218,7 +220,11 @@ fn check_target(target: &HostPath, overwrite: bool) -> Result<(), BackupError> {
     }
 }
 
-async fn restore_files(restoration: &Restoration, kept: Kept) -> Result<(), BackupError> {
+async fn restore_files(
+    restoration: &Restoration,
+    kept: Kept,
+    encryption: &[Option<Encryption>],
+) -> Result<(), BackupError> {
     let Restoration {
         library,
         request,
@@ -227,7 +233,7 @@ async fn restore_files(restoration: &Restoration, kept: Kept) -> Result<(), Back
     let links = verified(library, kept, &terms.cancel).await?;
     require_space(&links, &request.targets).await?;
     let stage = Stage::begin(library, &request.vm_id, &request.targets, request.overwrite).await?;
-    let staged = stage_all(restoration, &links, &stage).await;
+    let staged = stage_all(restoration, &links, encryption, &stage).await;
     put_in_place(restoration, stage, staged).await
 }
 
@@ -278,6 +284,7 @@ async fn require_space(links: &[Kept], targets: &[HostPath]) -> Result<(), Backu
 async fn stage_all(
     restoration: &Restoration,
     links: &[Kept],
+    encryption: &[Option<Encryption>],
     stage: &Stage,
 ) -> Result<(), BackupError> {
     let tip = &links[0].manifest;
@@ -288,7 +295,8 @@ async fn stage_all(
         reporter
             .follow(n, 1.0, async |progress| {
                 let job = restoration.job(progress);
-                flatten(&files, stage.file(n), disk.source_format, &job).await
+                let (file, format) = (stage.file(n), disk.source_format);
+                flatten(&files, file, format, encryption[n].as_ref(), &job).await
             })
             .await?;
         unpacked.remove().await?;
@@ -323,7 +331,7 @@ async fn unpack(
     stage: &Stage,
 ) -> Result<Unpacked, BackupError> {
     let tip = &links[0];
-    if tip.manifest.compression != Compression::Gzip {
+    if tip.manifest.compression_of(n) != Compression::Gzip {
         return Ok(Unpacked(None));
     }
     let length = tip.manifest.disks[n].image_size.unwrap_or_default();

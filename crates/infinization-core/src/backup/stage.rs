@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::{Library, inside, remove_file, sync_directory};
 use super::machine::{Machine, frozen_layers, refuse_frozen_now};
+use super::pending::{Pending, refuse_another_now};
 use super::{BackupError, off_thread};
+use crate::host::file_systems::FileSystems;
 use crate::host::qemu_img::{Claim, claim_now};
 use crate::host::restore_note;
 use crate::host::state_file::{self, Durability};
@@ -52,6 +54,9 @@ struct Plan {
     /// Everything is staged, and renaming may have begun.
     committing: bool,
     disks: Vec<Staged>,
+    /// Where the files are: one that is not there may be another time.
+    #[serde(default)]
+    file_systems: FileSystems,
 }
 
 impl Stage {
@@ -65,6 +70,7 @@ impl Stage {
         let journal = journal(library, vm_id)?;
         let targets = targets.to_vec();
         off_thread(move || {
+            refuse_another_now(&journal)?;
             let disks = targets.into_iter().map(|target| {
                 Ok(Staged {
                     aside: name_beside(&target)?,
@@ -73,9 +79,11 @@ impl Stage {
                     target,
                 })
             });
+            let disks = disks.collect::<Result<Vec<_>, BackupError>>()?;
             let plan = Plan {
                 committing: false,
-                disks: disks.collect::<Result<_, BackupError>>()?,
+                file_systems: file_systems(&disks)?,
+                disks,
             };
             let stage = Self { journal, plan };
             stage.write()?;
@@ -229,8 +237,35 @@ impl Stage {
             .map_err(|error| failed(io::Error::other(error)))
     }
 
+    /// Ends what a process that died has left. The frozen layers are asked for where they matter.
+    async fn end(
+        self,
+        frozen: impl AsyncFnOnce() -> Result<Vec<HostPath>, BackupError>,
+    ) -> Result<Ended, BackupError> {
+        if !self.plan.committing {
+            off_thread(move || self.require_mounted().and_then(|()| self.clear())).await?;
+            return Ok(Ended::Whole);
+        }
+        let frozen = frozen().await?;
+        off_thread(move || self.carry_on(&frozen)).await
+    }
+
+    /// Refuses while a file that is not there may be another time: only what was removed counts as gone.
+    fn require_mounted(&self) -> Result<(), BackupError> {
+        let files = self.plan.disks.iter();
+        files
+            .flat_map(|disk| [&disk.target, &disk.aside])
+            .try_for_each(|file| {
+                let found = self.plan.file_systems.have(file);
+                found
+                    .map(drop)
+                    .map_err(|error| BackupError::io(file, error))
+            })
+    }
+
     /// Renames what a crash left to rename: all of it, or nothing.
     fn carry_on(&self, frozen: &[HostPath]) -> Result<Ended, BackupError> {
+        self.require_mounted()?;
         let unfinished = self.plan.disks.iter().filter(|disk| !disk.is_done());
         let unfinished: Vec<_> = unfinished.collect();
         if unfinished.is_empty() {
@@ -275,33 +310,39 @@ impl Stage {
 }
 
 /// Ends a restore whose process died: one that had not begun to rename never was, any other is
-/// finished, unless its disks were used since. A target that has become a frozen layer is refused,
-/// until its snapshots are gone.
+/// finished, unless its disks were used since. What cannot be ended now is told, such as one with a target that
+/// has become a frozen layer, until its snapshots are gone.
 pub(super) async fn recover(
     library: &Library,
     vm_id: &VmId,
     machine: &dyn Machine,
-) -> Result<(), BackupError> {
-    let frozen = async || frozen_layers(machine).await;
-    end(library, vm_id, frozen).await.map(drop)
+) -> Result<Option<Pending>, BackupError> {
+    let journal = journal(library, vm_id)?;
+    let Some(stage) = off_thread(move || Stage::left(journal)).await? else {
+        return Ok(None);
+    };
+    let targets = stage.plan.disks.iter().map(|disk| disk.target.clone());
+    let (journal, targets) = (stage.journal.clone(), targets.collect());
+    let ended = stage.end(async || frozen_layers(machine).await).await;
+    Ok(ended.err().map(|why| Pending::new(journal, targets, why)))
 }
 
-/// [`recover`] for whoever wants to know what came of it. The frozen layers are asked for where they matter.
+/// [`recover`] for whoever is to use the disks: what cannot be ended is a refusal.
 pub(super) async fn end(
     library: &Library,
     vm_id: &VmId,
     frozen: impl AsyncFnOnce() -> Result<Vec<HostPath>, BackupError>,
 ) -> Result<Ended, BackupError> {
     let journal = journal(library, vm_id)?;
-    let Some(stage) = off_thread(move || Stage::left(journal)).await? else {
-        return Ok(Ended::Whole);
-    };
-    if !stage.plan.committing {
-        off_thread(move || stage.clear()).await?;
-        return Ok(Ended::Whole);
+    match off_thread(move || Stage::left(journal)).await? {
+        Some(stage) => stage.end(frozen).await,
+        None => Ok(Ended::Whole),
     }
-    let frozen = frozen().await?;
-    off_thread(move || stage.carry_on(&frozen)).await
+}
+
+fn file_systems(disks: &[Staged]) -> Result<FileSystems, BackupError> {
+    let files = disks.iter().flat_map(|disk| [&disk.target, &disk.aside]);
+    FileSystems::of(files).map_err(|error| BackupError::io(&disks[0].target, error))
 }
 
 /// Keeps machines off the disks that are to be replaced.

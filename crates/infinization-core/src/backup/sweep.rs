@@ -5,20 +5,23 @@ use super::folder::{Kept, Library, read, remove_idle_data, write};
 use super::kinds::{BackupStatus, BackupType};
 use super::machine::Machine;
 use super::offline::drop_snapshots;
+use super::pending::Pending;
 use super::turn::Turn;
 use super::{BackupError, now, off_thread, reverting, stage};
 use crate::host::qemu_img::SnapshotName;
 use crate::types::VmId;
 
-/// Fails what says it is being made, removes what has no manifest, ends what a restore had begun.
+/// Fails what says it is being made, removes what has no manifest, ends what a restore had begun. Answers which
+/// restores cannot be ended now.
 pub(super) async fn sweep(
     library: &Library,
     vm_id: &VmId,
     machine: &dyn Machine,
-) -> Result<(), BackupError> {
-    stage::recover(library, vm_id, machine).await?;
-    reverting::recover(library, vm_id, machine).await?;
-    end_unfinished(library, vm_id).await
+) -> Result<Vec<Pending>, BackupError> {
+    let staged = stage::recover(library, vm_id, machine).await?;
+    let reverted = reverting::recover(library, vm_id, machine).await?;
+    end_unfinished(library, vm_id).await?;
+    Ok(staged.into_iter().chain(reverted).collect())
 }
 
 async fn end_unfinished(library: &Library, vm_id: &VmId) -> Result<(), BackupError> {

@@ -59,7 +59,10 @@ pub use manager::{
     BridgeConntrackMode, Environment, HostFacts, HostService, ManagerConfig, Transport,
 };
 pub use network::{MachineAddresses, NetworkConfig, NetworkModel};
-pub use options::{DeleteOptions, DiskKeys, GuestExecOptions, StartOptions, StopOptions};
+pub use options::{
+    ChangeDiskKeyOptions, DeleteOptions, DiskKeys, GuestExecOptions, StartOptions, StopOptions,
+    disk_keys,
+};
 pub use persistence::{BootUnitOptions, PersistenceOptions};
 pub use rules::parse_rules;
 pub use snapshot::{

@@ -101,6 +101,33 @@ impl StartOptions {
     }
 }
 
+/// `changeDiskKey`'s options.
+#[derive(Debug, Clone, Default)]
+pub struct ChangeDiskKeyOptions {
+    /// What opens the disk; `None`: the one that it was started with, or that is stored.
+    pub key: Option<DiskKey>,
+    /// What will open it. Only `None` in options that were refused.
+    pub new_key: Option<DiskKey>,
+    /// How long the host is kept busy to make a passphrase of the new one, now and at every start. Default: QEMU's.
+    pub iter_time: Option<Duration>,
+}
+
+impl ChangeDiskKeyOptions {
+    /// Reads `changeDiskKey`'s options.
+    pub fn parse(value: &Value) -> Result<Parsed<Self>, ConfigError> {
+        read(value, |fields| Self {
+            key: fields.optional("encryptionKey", disk_key),
+            new_key: fields.required("newKey", disk_key),
+            iter_time: fields.optional("iterTime", milliseconds),
+        })
+    }
+}
+
+/// A refusal does not say what was given.
+fn disk_key(value: &Value) -> Result<DiskKey, InvalidValue> {
+    DiskKey::try_from(string(value)?.to_owned())
+}
+
 impl StopOptions {
     /// Reads `VMStopConfig`; null is all defaults.
     pub fn parse(value: &Value) -> Result<Parsed<Self>, ConfigError> {
@@ -143,7 +170,7 @@ impl GuestExecOptions {
 
 /// A refusal names the path whose key it is about, never the key: nor what does not begin as a path, for the two
 /// may have changed places.
-fn disk_keys(value: &Value) -> Result<DiskKeys, InvalidValue> {
+pub fn disk_keys(value: &Value) -> Result<DiskKeys, InvalidValue> {
     let refused = || InvalidValue::new("must be an object of the disks' paths and their keys");
     let keys = value.as_object().ok_or_else(refused)?;
     let key = |(path, key): (&String, &Value)| {

@@ -13,6 +13,7 @@ pub mod display_port;
 pub mod dnsmasq;
 mod ethtool;
 mod file_lock;
+pub mod file_systems;
 pub mod line_log;
 pub mod link;
 pub mod mac;

@@ -1,7 +1,7 @@
-//! The note beside a disk that a restore is about to replace: where that restore's journal is.
+//! The note beside a disk that a restore is about to replace, or to put back: where that restore's journal is.
 //!
 //! Backups are kept wherever their owner likes, and whoever starts a machine knows nothing of them: what it
-//! knows is its disks. The note is there, on disk, from before the first of a restore's disks is renamed until all
+//! knows is its disks. The note is there, on disk, from before the first of a restore's disks is changed until all
 //! are in place, or are back. Everything here blocks.
 //!
 //! Neighbours: `backup` writes and removes it, `vm` looks for it before a disk is used.
@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::types::HostPath;
 
-/// Notes that `journal` may be replacing `disk`. A note of another restore that is not over is not replaced.
+/// Notes that `journal` may be replacing `disk`, or putting it back. A note of another restore that is not over is not replaced.
 pub fn write(disk: &HostPath, journal: &HostPath) -> io::Result<()> {
     if let Some(other) = find(disk)?
         && other != *journal

@@ -1,15 +1,17 @@
-//! The verbs on a VM's snapshots.
+//! The verbs on a VM's snapshots, and on the keys of its disks.
 
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::{Manager, parse_id, to_value};
-use crate::config::{RevertOptions, SnapshotDeleteOptions, SnapshotOptions};
-use crate::error::Failure;
+use crate::config::{
+    ChangeDiskKeyOptions, DiskKeys, RevertOptions, SnapshotDeleteOptions, SnapshotOptions,
+};
+use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::blocking;
 use crate::host::qemu_img::SnapshotName;
 use crate::types::{HostPath, VmId};
-use crate::vm::{NotedFreeze, Verb, frozen_layers};
+use crate::vm::{DiskKeyChange, NotedFreeze, Verb, frozen_layers};
 
 impl Manager {
     /// `createSnapshot`.
@@ -93,6 +95,48 @@ impl Manager {
             Some(handle) => handle.context().note_freeze().await,
             None => Ok(None),
         }
+    }
+
+    /// `changeDiskKey`.
+    pub async fn change_disk_key(
+        &self,
+        vm_id: String,
+        path: String,
+        options: Value,
+    ) -> Result<Value, Failure> {
+        let options = ChangeDiskKeyOptions::parse(&options)?;
+        let options = options.warned("changeDiskKey", &parse_id(&vm_id)?);
+        let invalid = |why: String| Failure::new(ErrorCode::InvalidConfig, why);
+        let path = HostPath::parse(path).map_err(|why| invalid(format!("path {why}")))?;
+        let missing = || invalid("newKey is missing".to_owned());
+        let change = DiskKeyChange {
+            path,
+            old: options.key,
+            new: options.new_key.ok_or_else(missing)?,
+            iter_time: options.iter_time,
+        };
+        self.verb(&vm_id, Verb::ChangeDiskKey(Box::new(change)))
+            .await
+    }
+
+    /// The keys of a VM's encrypted disks that are known: of its run, then of the store. Those that cannot be
+    /// read are left out. A VM that is nobody's has none.
+    pub async fn disk_keys(&self, vm_id: &VmId) -> Result<DiskKeys, Failure> {
+        let open = self.open()?;
+        let mut keys = DiskKeys::new();
+        if let Some(store) = &open.services.embedded {
+            for (path, key) in store.disk_keys(vm_id).await? {
+                match key {
+                    Ok(key) => drop(keys.insert(path, key)),
+                    Err(error) => {
+                        tracing::warn!(%vm_id, %path, %error, "a disk's key cannot be read");
+                    }
+                }
+            }
+        }
+        let live = open.vms().get(vm_id).and_then(|handle| handle.view().live);
+        keys.extend(live.map(|live| live.disk_keys.get()).unwrap_or_default());
+        Ok(keys)
     }
 
     /// Files that disks lie on because of external snapshots: none may change, and none is what a disk

@@ -28,10 +28,21 @@ pub struct Acquired {
     pub firmware: Option<FirmwareFiles>,
     /// The control socket of a running swtpm.
     pub tpm_socket: Option<HostPath>,
-    /// Pipes with the keys of encrypted disks: a disk's place among the VM's, and the descriptor.
-    pub disk_keys: Vec<(usize, RawFd)>,
+    /// The encrypted disks.
+    pub encrypted_disks: Vec<EncryptedDisk>,
     /// Host NUMA nodes guest memory is bound to; empty is any.
     pub host_nodes: Vec<u32>,
+}
+
+/// What opens an encrypted disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncryptedDisk {
+    /// Its place among the VM's disks.
+    pub index: usize,
+    /// A pipe with its key.
+    pub key: RawFd,
+    /// The encrypted files it lies on, nearest first. The same key opens them.
+    pub below: Vec<HostPath>,
 }
 
 /// How the guest's instructions are run.

@@ -8,11 +8,18 @@ use serde_json::Value;
 
 use super::args::{ToArgs, json};
 use super::network_disk::{Nbd, Rbd};
+use super::secret::key_of;
 use crate::config::{CacheMode, DiskConfig, DiskLocation, NetworkLocation};
+use crate::types::HostPath;
 
-/// The options of `blockdev-add` for a disk whose backing file's node is put behind it later.
-pub fn overlay_options(node_name: &str, disk: &DiskConfig) -> Value {
-    let mut options = serde_json::to_value(Blockdev::disk(node_name.to_owned(), disk, None));
+/// The options of `blockdev-add` for disk `index`, whose backing file's node is put behind it later. If it is
+/// encrypted, so is that, and the object that opened that one opens it.
+pub fn overlay_options(node_name: &str, index: usize, disk: &DiskConfig, encrypted: bool) -> Value {
+    let encrypted = encrypted.then(|| Encrypted {
+        key_secret: key_of(index),
+        below: &[],
+    });
+    let mut options = serde_json::to_value(Blockdev::disk(node_name.to_owned(), disk, encrypted));
     if let Ok(Value::Object(options)) = &mut options {
         options.insert("backing".to_owned(), Value::Null);
     }
@@ -45,6 +52,29 @@ pub(super) struct Blockdev<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     encrypt: Option<Encrypt>,
     file: Protocol<'a>,
+    /// Only where the header alone does not open it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backing: Option<Box<Layer<'a>>>,
+}
+
+/// An encrypted disk as it is to be opened.
+#[derive(Debug)]
+pub(super) struct Encrypted<'a> {
+    /// The id of the `secret` object that opens it.
+    pub(super) key_secret: String,
+    /// The encrypted files below it, nearest first.
+    pub(super) below: &'a [HostPath],
+}
+
+/// An encrypted backing file. What lies below the last one is opened as its header says.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Layer<'a> {
+    driver: &'static str,
+    encrypt: Encrypt,
+    file: File<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backing: Option<Box<Self>>,
 }
 
 /// How what is in the image is encrypted, and the id of the `secret` object that opens it.
@@ -99,8 +129,12 @@ impl From<CacheMode> for Cache {
 }
 
 impl<'a> Blockdev<'a> {
-    /// A disk, with the id of its key if it is encrypted.
-    pub(super) fn disk(node_name: String, disk: &'a DiskConfig, key: Option<String>) -> Self {
+    /// A disk.
+    pub(super) fn disk(
+        node_name: String,
+        disk: &'a DiskConfig,
+        encrypted: Option<Encrypted<'a>>,
+    ) -> Self {
         let cache = Cache::from(disk.cache);
         let discard = Some(if disk.discard { "unmap" } else { "ignore" });
         let file = match &disk.location {
@@ -120,11 +154,9 @@ impl<'a> Blockdev<'a> {
             read_only: false,
             discard,
             cache: Some(cache),
-            encrypt: key.map(|key_secret| Encrypt {
-                format: "luks",
-                key_secret,
-            }),
+            encrypt: encrypted.as_ref().map(Encrypted::luks),
             file,
+            backing: encrypted.and_then(|disk| disk.layers()),
         }
     }
 
@@ -137,19 +169,46 @@ impl<'a> Blockdev<'a> {
             discard: None,
             cache: None,
             encrypt: None,
-            file: Protocol::File(File {
-                driver: "file",
-                filename,
-                aio: None,
-                locking: None,
-                discard: None,
-                cache: None,
-            }),
+            file: Protocol::File(File::plain(filename)),
+            backing: None,
         }
     }
 }
 
+impl<'a> Encrypted<'a> {
+    fn luks(&self) -> Encrypt {
+        Encrypt {
+            format: "luks",
+            key_secret: self.key_secret.clone(),
+        }
+    }
+
+    fn layers(&self) -> Option<Box<Layer<'a>>> {
+        let files = self.below.iter().rev();
+        files.fold(None, |backing, file| {
+            Some(Box::new(Layer {
+                driver: "qcow2",
+                encrypt: self.luks(),
+                file: File::plain(file.as_str()),
+                backing,
+            }))
+        })
+    }
+}
+
 impl<'a> File<'a> {
+    /// As QEMU opens it by itself.
+    fn plain(filename: &'a str) -> Self {
+        Self {
+            driver: "file",
+            filename,
+            aio: None,
+            locking: None,
+            discard: None,
+            cache: None,
+        }
+    }
+
     /// `locking` is on: two QEMUs on one image end it.
     fn of_disk(filename: &'a str, discard: Option<&'static str>, cache: Cache) -> Self {
         Self {

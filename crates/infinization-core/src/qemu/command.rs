@@ -34,7 +34,7 @@ impl QemuCommand {
                 .iter()
                 .flat_map(ToArgs::to_args)
                 .collect(),
-            disk::drives(config, &acquired.disk_keys),
+            disk::drives(config, &acquired.encrypted_disks),
             netdev::network(
                 config.machine,
                 &config.network,

@@ -1,14 +1,13 @@
 //! Frontends of disks and CDs, and the controllers they hang on.
 
-use std::os::fd::RawFd;
-
 use serde::Serialize;
 
+use super::acquired::EncryptedDisk;
 use super::args::{Device, ToArgs};
-use super::blockdev::{Blockdev, node_of};
+use super::blockdev::{Blockdev, Encrypted, node_of};
 use super::network_disk::TlsCredentials;
 use super::pci::{PciPlace, Seat};
-use super::secret::Secret;
+use super::secret::{Secret, key_of};
 use crate::config::{DiskBus, DiskConfig, MachineType, VmConfig};
 use crate::types::HostPath;
 
@@ -172,15 +171,14 @@ impl AtaPort {
     }
 }
 
-/// The arguments of all disks and CDs, controllers first. `keys` are those of encrypted disks.
-pub(super) fn drives(config: &VmConfig, keys: &[(usize, RawFd)]) -> Vec<String> {
+/// The arguments of all disks and CDs, controllers first.
+pub(super) fn drives(config: &VmConfig, encrypted: &[EncryptedDisk]) -> Vec<String> {
     let machine = config.machine;
     let mut ata = Ata::new(machine);
     let mut drives = Vec::new();
     for (index, disk) in config.disks.iter().enumerate() {
-        let key = keys.iter().find(|(of, _)| *of == index);
-        let key = key.map(|(_, descriptor)| Secret::of_disk(index, *descriptor));
-        drives.extend(disk_args(machine, index, disk, key, &mut ata));
+        let encrypted = encrypted.iter().find(|of| of.index == index);
+        drives.extend(disk_args(machine, index, disk, encrypted, &mut ata));
     }
     // The installer boots when disk 0 does not; nobody boots from the drivers.
     if let Some(iso) = &config.installer_iso {
@@ -212,14 +210,19 @@ fn disk_args(
     machine: MachineType,
     index: usize,
     disk: &DiskConfig,
-    key: Option<Secret>,
+    encrypted: Option<&EncryptedDisk>,
     ata: &mut Ata,
 ) -> Vec<String> {
     let id = node_of(index);
+    let key = encrypted.map(|disk| Secret::of_disk(index, disk.key));
     let mut args: Vec<String> = key.iter().flat_map(ToArgs::to_args).collect();
     let tls = TlsCredentials::of(&id, &disk.location);
     args.extend(tls.map(|tls| tls.to_args()).unwrap_or_default());
-    args.extend(Blockdev::disk(id.clone(), disk, key.map(|key| key.id)).to_args());
+    let opened = encrypted.map(|disk| Encrypted {
+        key_secret: key_of(index),
+        below: &disk.below,
+    });
+    args.extend(Blockdev::disk(id.clone(), disk, opened).to_args());
     let frontend = Frontend {
         drive: id.clone(),
         id,

@@ -36,11 +36,13 @@ mod usb;
 mod vfio;
 
 pub use acquired::{
-    Accelerator, Acquired, ChannelListeners, DisplayEndpoint, FirmwareFiles, SerialConsole,
+    Accelerator, Acquired, ChannelListeners, DisplayEndpoint, EncryptedDisk, FirmwareFiles,
+    SerialConsole,
 };
 pub use blockdev::{blockdev_argument, overlay_options};
 pub use command::QemuCommand;
 pub use machine::name_argument;
+pub use secret::key_of;
 
 #[cfg(test)]
 mod properties;

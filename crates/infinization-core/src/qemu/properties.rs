@@ -74,7 +74,7 @@ fn acquired(config: &VmConfig, vhost: bool) -> Acquired {
             vars: firmware.vars.clone(),
         }),
         tpm_socket: config.tpm_socket.clone(),
-        disk_keys: Vec::new(),
+        encrypted_disks: Vec::new(),
         host_nodes: Vec::new(),
     }
 }

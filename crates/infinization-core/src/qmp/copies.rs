@@ -81,11 +81,12 @@ impl CopyTurn {
         &self.ending
     }
 
-    /// Ends every job that copies, and closes every file that was copied into.
+    /// Ends every job that copies, closes every file that was copied into, and forgets their keys.
     pub async fn end_copies(&self) -> Result<(), QmpError> {
         let work = async {
             self.qmp.end_jobs(BACKUP_PREFIX).await?;
-            self.close_targets().await
+            self.close_targets().await?;
+            self.forget_keys().await
         };
         let late = QmpError::Timeout {
             what: "the end of a copy".to_owned(),
@@ -102,6 +103,17 @@ impl CopyTurn {
             if name.starts_with(BACKUP_PREFIX) {
                 let node = json!({ "node-name": name });
                 self.qmp.execute("blockdev-del", node).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// They were needed to open the files, and are there only if whoever did was killed.
+    async fn forget_keys(&self) -> Result<(), QmpError> {
+        for object in self.qmp.objects().await? {
+            if object.starts_with(BACKUP_PREFIX) {
+                let key = json!({ "id": object });
+                self.qmp.execute("object-del", key).await?;
             }
         }
         Ok(())

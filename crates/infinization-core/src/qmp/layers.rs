@@ -10,6 +10,7 @@ use super::client::QmpClient;
 use super::commands::decode;
 use super::error::QmpError;
 use super::jobs::Job;
+use crate::types::DiskKey;
 
 /// The names of the dirty bitmaps that incremental backups make begin so.
 pub const BITMAP_PREFIX: &str = "infz-";
@@ -46,6 +47,11 @@ struct Told {
 struct Image {
     filename: String,
     virtual_size: u64,
+}
+
+#[derive(Deserialize)]
+struct Property {
+    name: String,
 }
 
 #[derive(Deserialize)]
@@ -90,6 +96,30 @@ impl QmpClient {
     /// Opens a node.
     pub async fn blockdev_add(&self, options: Value) -> Result<(), QmpError> {
         self.execute("blockdev-add", options).await.map(drop)
+    }
+
+    /// Gives QEMU the key of an image, under the name `id`. Only what is opened while it has the name can use it.
+    pub async fn add_secret(&self, id: &str, key: &DiskKey) -> Result<(), QmpError> {
+        let arguments = json!({ "qom-type": "secret", "id": id, "data": key.reveal() });
+        self.execute("object-add", arguments).await.map(drop)
+    }
+
+    /// Removes an object, if there is one.
+    pub async fn object_del(&self, id: &str) -> Result<(), QmpError> {
+        if !self.objects().await?.iter().any(|object| object == id) {
+            return Ok(());
+        }
+        self.execute("object-del", json!({ "id": id }))
+            .await
+            .map(drop)
+    }
+
+    /// The names of the objects that were added.
+    pub async fn objects(&self) -> Result<Vec<String>, QmpError> {
+        let arguments = json!({ "path": "/objects" });
+        let answer = self.execute("qom-list", arguments).await?;
+        let found: Vec<Property> = decode("qom-list", &answer)?;
+        Ok(found.into_iter().map(|property| property.name).collect())
     }
 
     /// Closes a node that nothing uses.

@@ -14,7 +14,7 @@ use super::spec;
 use crate::config::{DiskConfig, DiskKeys, StartOptions, VmConfig};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{ImageError, ImageFormat, is_encrypted};
-use crate::types::HostPath;
+use crate::types::{DiskKey, HostPath};
 
 impl VmContext {
     /// The keys for a start: those that are given, then those that are stored.
@@ -84,7 +84,24 @@ impl VmContext {
         Ok(keys)
     }
 
-    fn key_required(&self, path: &HostPath) -> Failure {
+    /// The key of any of these files: of those at hand, then of those that are stored.
+    pub(super) async fn key_among(
+        &self,
+        files: &[HostPath],
+        at_hand: &DiskKeys,
+    ) -> Result<Option<DiskKey>, Failure> {
+        if let Some(key) = files.iter().find_map(|path| at_hand.get(path)) {
+            return Ok(Some(key.clone()));
+        }
+        let Some(store) = &self.services.embedded else {
+            return Ok(None);
+        };
+        let mut stored = store.disk_keys(&self.vm_id).await?;
+        let key = files.iter().find_map(|path| stored.remove(path));
+        Ok(key.transpose()?)
+    }
+
+    pub(super) fn key_required(&self, path: &HostPath) -> Failure {
         let path = path.clone();
         Failure::from(ImageError::KeyRequired { path }).of_vm(&self.vm_id)
     }
@@ -126,7 +143,7 @@ impl Machine {
     pub(super) async fn restart_options(&self) -> Result<StartOptions, Failure> {
         let mut disk_keys = DiskKeys::new();
         if let Some(live) = &self.live {
-            disk_keys.clone_from(&live.disk_keys);
+            disk_keys = live.view.disk_keys.get();
         }
         // The row may have other disks than the run had.
         let config = spec::for_start(&self.context, &self.record().await?)?;

@@ -114,6 +114,7 @@ impl VmContext {
             row,
             missing_directories: seen.missing_directories,
             host_nodes: Vec::new(),
+            encrypted_below: seen.encrypted_below,
             directory: HostPath::parse(self.directory.display().to_string()).map_err(|error| {
                 Failure::new(ErrorCode::InvalidConfig, format!("stateDir {error}"))
             })?,

@@ -17,7 +17,7 @@ use super::cleanup::Cleanup;
 use super::context::VmContext;
 use super::disk_keys::{keys_of, with_keys};
 use super::facts::{Gathered, Reserved};
-use super::live::{Live, LiveView};
+use super::live::{Live, LiveView, RunKeys};
 use super::machine::Machine;
 use super::outcome::{CreateResult, OperationResult};
 use super::plan::{Operation, Plan};
@@ -288,12 +288,12 @@ impl Machine {
         let bridge = Some(launch.config.network.bridge.clone());
         let tap = context.names.tap.clone();
         let view = LiveView::of(process, qmp, &paths.qmp_socket, (tap, bridge), port).await;
+        let view = view.with_keys(RunKeys::new(keys_of(&launch.config)));
         let live = Live {
             view: view.into(),
             events,
             _display_port: Some(display_port),
             ending: None,
-            disk_keys: keys_of(&launch.config),
         };
         self.goes_live(live, Status::Running);
         Ok(Launched {

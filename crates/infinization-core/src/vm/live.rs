@@ -1,7 +1,7 @@
 //! A VM that has a QEMU now.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::condition::Health;
 use crate::config::DiskKeys;
@@ -10,7 +10,7 @@ use crate::host::display_port::ReservedPort;
 use crate::host::oom::MemoryWatch;
 use crate::host::process::ProcessHandle;
 use crate::qmp::{EventReceiver, QmpClient};
-use crate::types::{HostPath, LinkName};
+use crate::types::{DiskKey, HostPath, LinkName};
 
 /// The running QEMU and our connections to it. Dropping it ends nothing but the connections.
 #[derive(Debug)]
@@ -22,8 +22,6 @@ pub(super) struct Live {
     pub(super) _display_port: Option<ReservedPort>,
     /// Why QEMU is ending, as soon as its SHUTDOWN event has said so.
     pub(super) ending: Option<Ending>,
-    /// What opened its disks, for starting it once more; none of a QEMU that was taken back.
-    pub(super) disk_keys: DiskKeys,
 }
 
 /// What a SHUTDOWN event said.
@@ -56,6 +54,31 @@ pub struct LiveView {
     pub leaving: AtomicBool,
     /// How many events of its monitor were dropped because they came too fast.
     pub missed: AtomicU64,
+    /// What opens its disks, by their paths, for starting it once more; none of a QEMU that was taken back.
+    pub disk_keys: RunKeys,
+}
+
+/// The keys of a run's disks. They change with the disks' paths, and when a disk is given another.
+#[derive(Debug, Default)]
+pub struct RunKeys(Mutex<DiskKeys>);
+
+impl RunKeys {
+    pub(super) fn new(keys: DiskKeys) -> Self {
+        Self(Mutex::new(keys))
+    }
+
+    /// The keys there are.
+    pub fn get(&self) -> DiskKeys {
+        self.lock().clone()
+    }
+
+    pub(super) fn put(&self, disk: HostPath, key: DiskKey) {
+        self.lock().insert(disk, key);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, DiskKeys> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl LiveView {
@@ -79,7 +102,13 @@ impl LiveView {
             memory,
             leaving: AtomicBool::default(),
             missed: AtomicU64::default(),
+            disk_keys: RunKeys::default(),
         }
+    }
+
+    /// With what opens its disks.
+    pub(super) fn with_keys(self, disk_keys: RunKeys) -> Self {
+        Self { disk_keys, ..self }
     }
 }
 

@@ -30,6 +30,7 @@
 mod action;
 mod bench;
 mod boot;
+mod change_key;
 mod cleanup;
 mod condition;
 mod context;
@@ -72,6 +73,7 @@ mod undo;
 
 pub use action::{Action, Release, RowValues, Slot, Spawn};
 pub use bench::Bench;
+pub use change_key::DiskKeyChange;
 pub use cleanup::{Cleanup, Resource};
 pub use condition::{Ailment, Condition, Health, IoErrorReason, NetworkLoss};
 pub use context::VmContext;
@@ -80,7 +82,7 @@ pub use effects::HostEffects;
 pub use facts::{MacClaims, NetworkDiskClaims};
 pub use journal::{Actor, Journal, JournalEntry, JournalReader, Journals, Kind, Note, Phase};
 pub use ledger::{Contents, Entry, Ledger, Lived};
-pub use live::LiveView;
+pub use live::{LiveView, RunKeys};
 pub use machine::View;
 pub use marks::{InstallationFiles, Installing, Marked, Marks, is_installed_by_anybody};
 pub use outcome::{CreateResult, EndCause, OperationResult, ReconcileSummary, StatusResult};

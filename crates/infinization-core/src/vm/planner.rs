@@ -15,8 +15,8 @@ use crate::config::{BindAddress, VmConfig};
 use crate::firewall::Compiled;
 use crate::host::nft::Moment;
 use crate::qemu::{
-    Accelerator, Acquired, ChannelListeners, DisplayEndpoint, FirmwareFiles, QemuCommand,
-    SerialConsole,
+    Accelerator, Acquired, ChannelListeners, DisplayEndpoint, EncryptedDisk, FirmwareFiles,
+    QemuCommand, SerialConsole,
 };
 use crate::types::{HostPath, InvalidValue, LinkName, VmNames};
 
@@ -75,8 +75,16 @@ pub struct Facts {
     pub missing_directories: Vec<HostPath>,
     /// Host NUMA nodes guest memory is bound to.
     pub host_nodes: Vec<u32>,
+    /// The encrypted files that encrypted disks lie on, nearest first, by the disks' places.
+    pub encrypted_below: BTreeMap<usize, Vec<HostPath>>,
     /// The VM's state directory.
     pub directory: HostPath,
+}
+
+impl Facts {
+    fn encrypted_below(&self, disk: usize) -> Vec<HostPath> {
+        self.encrypted_below.get(&disk).cloned().unwrap_or_default()
+    }
 }
 
 /// What `createVM` will do.
@@ -338,9 +346,13 @@ fn spawn(config: &VmConfig, facts: &Facts) -> Result<Spawn, InvalidValue> {
             vars: firmware.vars.clone(),
         }),
         tpm_socket: config.tpm_socket.clone(),
-        disk_keys: key_slots(config)
+        encrypted_disks: key_slots(config)
             .filter_map(|slot| match slot {
-                Slot::DiskKey(disk) => Some((usize::from(disk), at(slot)?)),
+                Slot::DiskKey(disk) => Some(EncryptedDisk {
+                    index: usize::from(disk),
+                    key: at(slot)?,
+                    below: facts.encrypted_below(usize::from(disk)),
+                }),
                 _ => None,
             })
             .collect(),

@@ -22,7 +22,6 @@ use super::outcome::EndCause;
 use super::plan::Operation;
 use super::spec;
 use super::status::{FOLLOWED, Status, of_run_state};
-use crate::config::DiskKeys;
 use crate::db::{ConfigurationUpdate, DbError, MachineRecord};
 use crate::error::Failure;
 use crate::firewall::ChainNames;
@@ -169,7 +168,6 @@ impl Machine {
             events,
             _display_port: display_port,
             ending: None,
-            disk_keys: DiskKeys::new(),
         };
         self.goes_live(live, shown.clone());
         self.examine(status.as_ref()).await;

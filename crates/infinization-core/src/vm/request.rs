@@ -6,12 +6,13 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::change_key::DiskKeyChange;
 use super::outcome::{CreateResult, OperationResult};
 use super::reconcile::ReconcileResult;
 use super::recover::Recovered;
 use crate::config::{
-    MachineAddresses, RevertOptions, SnapshotDeleteOptions, SnapshotOptions, StartOptions,
-    StopOptions, VmConfig, Warning,
+    DiskKeys, MachineAddresses, RevertOptions, SnapshotDeleteOptions, SnapshotOptions,
+    StartOptions, StopOptions, VmConfig, Warning,
 };
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::SnapshotName;
@@ -131,6 +132,8 @@ pub enum Verb {
         /// It may be less than before.
         shrink: bool,
     },
+    /// `changeDiskKey`.
+    ChangeDiskKey(Box<DiskKeyChange>),
     /// `commitSnapshot`.
     CommitSnapshot {
         /// Its name.
@@ -219,6 +222,7 @@ impl Verb {
                 "resize disk",
                 json!({ "path": path, "size": size.as_bytes() }),
             ),
+            Self::ChangeDiskKey(change) => ("change disk key", json!({ "path": change.path })),
             Self::CommitSnapshot { name, .. } => {
                 ("commit snapshot", json!({ "name": name.as_str() }))
             }
@@ -250,6 +254,7 @@ impl Verb {
                 (ErrorCode::QmpError, "the snapshot could not be deleted")
             }
             Self::ResizeDisk { .. } => (ErrorCode::QmpError, "the disk could not be resized"),
+            Self::ChangeDiskKey(_) => (ErrorCode::QmpError, "the disk's key could not be changed"),
             Self::CommitSnapshot { .. } => {
                 (ErrorCode::QmpError, "the snapshot could not be committed")
             }
@@ -259,6 +264,15 @@ impl Verb {
     /// Whether the disks must be whole for it.
     pub(super) fn needs_disks(&self) -> bool {
         matches!(self, Self::Start { .. } | Self::Restart) || self.is_about_images()
+    }
+
+    /// The keys of disks that came with it.
+    pub(super) fn disk_keys(&self) -> DiskKeys {
+        match self {
+            Self::Start { options, .. } => options.disk_keys.clone(),
+            Self::ChangeDiskKey(change) => change.old_key(),
+            _ => DiskKeys::new(),
+        }
     }
 
     /// What the caller ends its work on disks with.
@@ -281,6 +295,7 @@ impl Verb {
                 | Self::DeleteSnapshot { .. }
                 | Self::CommitSnapshot { .. }
                 | Self::ResizeDisk { .. }
+                | Self::ChangeDiskKey(_)
         )
     }
 }

@@ -51,7 +51,10 @@ async fn forget_changes(qmp: &QmpClient, node: &str) -> Result<(), QmpError> {
 }
 
 /// The node of the device that stands on the file, and the disk's size.
-async fn root_of(qmp: &QmpClient, path: &HostPath) -> Result<Option<(String, u64)>, Failure> {
+pub(super) async fn root_of(
+    qmp: &QmpClient,
+    path: &HostPath,
+) -> Result<Option<(String, u64)>, Failure> {
     let images = qmp.query_images().await?;
     let drives = qmp.query_block().await?;
     let mut roots = drives

@@ -275,7 +275,8 @@ impl Machine {
         }
     }
 
-    /// A stopped guest cannot hear the button: it runs again first.
+    /// A stopped guest cannot hear the button: it runs again first. One that QEMU stopped since a disk failed makes the
+    /// request again, and is stopped once more where it still fails.
     async fn press_first(&self) -> Result<(), QmpError> {
         let Some(live) = &self.live else {
             return Ok(());
@@ -283,7 +284,7 @@ impl Machine {
         let qmp = &live.view.qmp;
         match qmp.query_status().await?.status {
             RunState::Suspended => qmp.system_wakeup().await?,
-            RunState::Paused => qmp.cont().await?,
+            RunState::Paused | RunState::IoError => qmp.cont().await?,
             _ => {}
         }
         qmp.system_powerdown().await

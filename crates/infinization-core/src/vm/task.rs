@@ -284,7 +284,9 @@ impl Machine {
         }
         if verb.needs_disks() {
             let abort = verb.abort();
-            let settle = async |abort: &CancellationToken| self.settle_snapshots(abort).await;
+            let given = verb.disk_keys();
+            let settle =
+                async |abort: &CancellationToken| self.settle_snapshots(&given, abort).await;
             if let Err(failure) = interrupt.or_abort(&abort, settle).await {
                 self.is_open()?;
                 return Err(failure);
@@ -339,6 +341,10 @@ impl Machine {
             }
             Verb::ResizeDisk { path, size, shrink } => {
                 let work = self.resize_disk(&path, size, shrink);
+                interrupt.unless_forced(work).await
+            }
+            Verb::ChangeDiskKey(change) => {
+                let work = self.change_disk_key(&change);
                 interrupt.unless_forced(work).await
             }
             Verb::CommitSnapshot { name, cancel } => {

@@ -19,7 +19,14 @@ async fn the_one_that_is_killed() {
     let service = BackupService::new(path(&dir.join("backups")), Arc::new(|_| ()));
     let request = fs::read(dir.join("request.json")).unwrap();
     let request: Value = serde_json::from_slice(&request).unwrap();
-    let (machine, never) = (Arc::new(Stopped), CancellationToken::new());
+    let never = CancellationToken::new();
+    let machine: Arc<dyn Machine> = match request["monitor"].as_str() {
+        None => Arc::new(Stopped),
+        Some(monitor) => {
+            let (monitor, _events) = crate::qmp_kit::connect(Path::new(monitor)).await;
+            Running::new(&monitor, Ok(None))
+        }
+    };
     let done = if request.get("backupId").is_some() {
         let request = RestoreBackup::read(request).unwrap();
         service.restore(request, machine, never).await
@@ -84,12 +91,12 @@ fn command_lines() -> Vec<(i32, String)> {
     .collect()
 }
 
-fn folders(place: &Place) -> Vec<String> {
+pub(super) fn folders(place: &Place) -> Vec<String> {
     names_in(&place.root().join("vm-1"))
 }
 
 /// Whether a folder that is not among the `known` has a file of this name.
-fn has_new(place: &Place, known: &[String], name: &str) -> bool {
+pub(super) fn has_new(place: &Place, known: &[String], name: &str) -> bool {
     let machine = place.root().join("vm-1");
     let mut new = folders(place).into_iter();
     new.any(|folder| !known.contains(&folder) && machine.join(folder).join(name).exists())

@@ -119,7 +119,7 @@ impl Guest {
             .collect()
     }
 
-    /// Whether QEMU has any node or job of a backup.
+    /// Whether QEMU has any node, job or key of a backup.
     async fn has_leftovers(&self) -> bool {
         let nodes = self
             .monitor
@@ -127,7 +127,10 @@ impl Guest {
             .await
             .unwrap();
         let jobs = self.monitor.execute("query-jobs", json!({})).await.unwrap();
-        nodes.get().contains("\"infz-bk-") || jobs.get().contains("infz-bk-")
+        let objects = self.monitor.objects().await.unwrap();
+        nodes.get().contains("\"infz-bk-")
+            || jobs.get().contains("infz-bk-")
+            || objects.iter().any(|object| object.starts_with("infz-bk-"))
     }
 
     pub(super) async fn quit(self) {
@@ -484,6 +487,10 @@ async fn f22_what_a_dead_process_left_in_qemu_is_cleared() {
             "blockdev-add",
             json!({ "driver": "qcow2", "node-name": "infz-bk-dead-0",
             "file": { "driver": "file", "filename": left } }),
+        ),
+        (
+            "object-add",
+            json!({ "qom-type": "secret", "id": "infz-bk-dead-0", "data": "forgotten" }),
         ),
         (
             "block-dirty-bitmap-add",

@@ -19,6 +19,7 @@ mod encrypted;
 mod limits;
 mod live;
 mod live_snapshots;
+mod luks;
 mod offline;
 mod owned;
 mod refusals;

@@ -1,11 +1,14 @@
 //! SNAPSHOT backups: inside the disks themselves.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
+use infinization_core::host::restore_note;
 use infinization_core::host::state_file::{self, Durability};
 
 use super::crashes::{begin_and_kill, content, outwait_orphans};
 use super::*;
+use crate::kit::small_disk::{SmallDisk, unmount};
 use crate::kit::victim;
 
 #[tokio::test]
@@ -108,6 +111,40 @@ async fn k3_all_disks_go_back_or_none() {
     assert!(list.contains(&name) && !list.contains("undo-"), "{list}");
 }
 
+#[test]
+fn f15_a_restore_that_is_done_is_told_so_though_that_cannot_be_noted() {
+    kit::in_private_network(async || {
+        let small = SmallDisk::new(256);
+        let place = Place::with_root(|_| small.path().join("backups"));
+        let (mut a, mut b) = (place.disk("a.qcow2", 1), place.disk("b.qcow2", 1));
+        let request = place.request("SNAPSHOT", &[&a, &b]);
+        let backup = id(&place.create(request).await.unwrap());
+        a.write(0, 65_536, 3);
+        b.write(0, 65_536, 4);
+        let journal = small.path().join("backups/vm-1/revert.json");
+        let fills_up = async {
+            while !journal.exists() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            small.fill();
+        };
+        let restore = place.restore_with(agreed(&backup, &[&a, &b]), Arc::new(Stopped));
+        let (restored, ()) = tokio::join!(restore, fills_up);
+        restored.unwrap();
+        small.relieve();
+        assert!(!journal.exists());
+        // Nobody undoes it.
+        let other = place.disk("other.qcow2", 1);
+        place.full(&[&other]).await;
+        for disk in [&mut a, &mut b] {
+            disk.holds.fill(0);
+            disk.is_intact();
+            let list = disk::run("qemu-img", &["snapshot", "-l", disk::text(&disk.path)]);
+            assert!(!list.contains("undo-"), "{list}");
+        }
+    });
+}
+
 /// Killed ever later: whoever comes next finds both disks as they were, or both as they are in the snapshot.
 #[tokio::test]
 async fn k3_f22_a_killed_revert_puts_all_disks_back_or_none() {
@@ -130,6 +167,12 @@ async fn k3_f22_a_killed_revert_puts_all_disks_back_or_none() {
             begun.then(|| std::thread::sleep(delay)).is_some()
         });
         outwait_orphans(&place);
+        if (content(&a.path) == new[0]) != (content(&b.path) == new[1]) {
+            for disk in [&a, &b] {
+                let note = restore_note::find(&path(&disk.path)).unwrap();
+                assert_eq!(note, Some(path(&journal)), "round {round}: it may be used");
+            }
+        }
         // Any verb that changes the machine's backups clears up first.
         let small = place.disk("small.qcow2", 1);
         place.full(&[&small]).await;
@@ -142,6 +185,7 @@ async fn k3_f22_a_killed_revert_puts_all_disks_back_or_none() {
         for disk in [&a, &b] {
             let list = disk::run("qemu-img", &["snapshot", "-l", disk::text(&disk.path)]);
             assert!(!list.contains("undo-"), "round {round}: {list}");
+            assert_eq!(restore_note::find(&path(&disk.path)).unwrap(), None);
         }
         outcomes[usize::from(is_new)] += 1;
         if !killed {
@@ -159,48 +203,103 @@ fn agreed(backup: &str, disks: &[&Disk]) -> Value {
     })
 }
 
+const UNDO: &str = "undo-3f2b8c1e-7a4d-4e55-9b0a-1c2d3e4f5a6b";
+
+/// What a process leaves that died when the first of the disks had gone back; what they were, the disks hold on.
+async fn cut_short(place: &Place, disks: &mut [Disk; 2]) -> PathBuf {
+    let request = place.request("SNAPSHOT", &[&disks[0], &disks[1]]);
+    let to = format!("backup-{}", id(&place.create(request).await.unwrap()));
+    let snapshot = |option: &str, name: &str, disk: &Disk| {
+        let disk = disk::text(&disk.path);
+        disk::run("qemu-img", &["snapshot", option, name, disk]);
+    };
+    for disk in &mut *disks {
+        disk.write(0, 1 << 20, 3);
+        snapshot("-c", UNDO, disk);
+    }
+    snapshot("-a", &to, &disks[0]);
+    let journal = place.root().join("vm-1").join("revert.json");
+    let paths = [&disks[0].path, &disks[1].path];
+    let device = |path: &Path| fs::metadata(path.parent().unwrap()).unwrap().dev();
+    let file_systems = paths.map(|path| (disk::text(path).to_owned(), json!(device(path))));
+    let text = json!({
+        "undo": true, "before": UNDO, "to": to, "disks": paths,
+        "file_systems": serde_json::Map::from_iter(file_systems),
+    });
+    let text = text.to_string();
+    state_file::write(&journal, text.as_bytes(), Durability::HostCrash).unwrap();
+    journal
+}
+
+fn has_way_back(disk: &Disk) -> bool {
+    disk::run("qemu-img", &["snapshot", "-l", disk::text(&disk.path)]).contains(UNDO)
+}
+
 /// A process that died between the disks, and a machine that ran on what it left.
 #[tokio::test]
 async fn k3_f22_what_a_machine_wrote_after_a_killed_revert_is_kept() {
     for (used, of) in [(false, 0), (true, 0), (true, 1)] {
         let place = Place::new();
         let mut disks = [place.disk("a.qcow2", 2), place.disk("b.qcow2", 2)];
-        let request = place.request("SNAPSHOT", &[&disks[0], &disks[1]]);
-        let backup = id(&place.create(request).await.unwrap());
-        let undo = "undo-3f2b8c1e-7a4d-4e55-9b0a-1c2d3e4f5a6b";
-        for disk in &mut disks {
-            disk.write(0, 1 << 20, 3);
-            disk::run(
-                "qemu-img",
-                &["snapshot", "-c", undo, disk::text(&disk.path)],
-            );
-        }
-        let was = disks[0].holds.clone();
-        let to = format!("backup-{backup}");
-        disk::run(
-            "qemu-img",
-            &["snapshot", "-a", &to, disk::text(&disks[0].path)],
-        );
-        disks[0].holds.fill(0);
+        let journal = cut_short(&place, &mut disks).await;
         if used {
+            disks[0].holds.fill(0);
             disks[of].write(1 << 20, 512, 9);
-        } else {
-            disks[0].holds = was;
         }
-        let journal = place.root().join("vm-1").join("revert.json");
-        let paths = [&disks[0].path, &disks[1].path];
-        let text = json!({ "undo": true, "before": undo, "to": to, "disks": paths });
-        let text = text.to_string();
-        state_file::write(&journal, text.as_bytes(), Durability::HostCrash).unwrap();
-
         let small = place.disk("small.qcow2", 1);
         place.full(&[&small]).await;
         assert!(!journal.exists());
         for disk in &disks {
             disk.is_intact();
-            // Of what was used, the way back stays.
-            let list = disk::run("qemu-img", &["snapshot", "-l", disk::text(&disk.path)]);
-            assert_eq!(list.contains(undo), used, "{list}");
+            assert_eq!(has_way_back(disk), used, "of what was used, it stays");
         }
     }
+}
+
+/// A disk that is not there need not have been removed.
+#[test]
+fn k3_f22_a_killed_revert_is_undone_when_its_disks_are_mounted_again() {
+    kit::in_private_network(async || {
+        let small = SmallDisk::new(8 << 10);
+        let place = Place::new();
+        let away = place.path("mounted");
+        fs::create_dir(&away).unwrap();
+        small.mount_on(&away);
+        let mut disks = [place.disk("a.qcow2", 2), place.disk("mounted/b.qcow2", 2)];
+        let journal = cut_short(&place, &mut disks).await;
+        let other = place.disk("other.qcow2", 1);
+        let snapshot = place.create(place.request("SNAPSHOT", &[&other])).await;
+        let snapshot = id(&snapshot.unwrap());
+        let text = fs::read(&journal).unwrap();
+
+        unmount(&away);
+        place.full(&[&other]).await;
+        assert!(journal.exists() && has_way_back(&disks[0]));
+        // As long, nobody has to do with any of them.
+        let made = place.create(place.request("FULL", &[&disks[0]])).await;
+        let refusal = refused(made, ErrorCode::BackupFailed);
+        assert_eq!(refusal.context()["journal"], json!(journal));
+        assert!(refusal.to_string().contains("not mounted"), "{refusal}");
+        let backup = place.list().await[2]["id"].as_str().unwrap().to_owned();
+        refused(place.delete(&backup).await, ErrorCode::BackupFailed);
+        // Nor does another take its place.
+        let request = agreed(&snapshot, &[&other]);
+        let restored = place.restore_with(request, Arc::new(Stopped)).await;
+        refused(restored, ErrorCode::BackupFailed);
+        assert_eq!(fs::read(&journal).unwrap(), text);
+        small.mount_on(&away);
+        place.full(&[&other]).await;
+        assert!(!journal.exists());
+        for disk in &disks {
+            disk.is_intact();
+            assert!(!has_way_back(disk));
+        }
+
+        // One that was removed is not waited for.
+        let journal = cut_short(&place, &mut disks).await;
+        fs::remove_file(&disks[1].path).unwrap();
+        place.full(&[&other]).await;
+        assert!(!journal.exists() && has_way_back(&disks[0]));
+        unmount(&away);
+    });
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use infinization_core::host::qemu_img::{
-    ChangeKey, Encryption, change_key, check_with_key, make_overlay, refuse_plain_text_now,
-    resize_with_key,
+    ChangeKey, Encryption, Rebase, Terms, add_key, change_key, check_with_key, commit_layer,
+    create_snapshot_with_key, erase_key, freeze_layer, key_opens, make_overlay, rebase, reclaim,
+    refuse_plain_text_now, resize_with_key, revert_snapshot_with_key,
 };
 use infinization_core::types::DiskKey;
 
@@ -188,8 +189,6 @@ async fn nothing_plain_is_put_on_an_encrypted_image() {
     let images = Images::new();
     let path = encrypted(&images).await;
     let over = images.path("over.qcow2");
-    let made = make_overlay(&over, &path, MIB).await;
-    assert_eq!(code(made), ErrorCode::PlainTextRefused);
     let image = CreateImage::over(over.clone(), path.clone());
     let made = create(&image, &Job::default()).await;
     assert_eq!(code(made), ErrorCode::PlainTextRefused);
@@ -304,4 +303,152 @@ async fn b38_no_key_is_in_an_argv_or_an_environment() {
         "nothing was seen"
     );
     assert!(!has(b"an-unusual-new-key"));
+}
+
+/// What the image holds, read by the verb that decrypts.
+async fn content(images: &Images, path: &HostPath) -> Vec<u8> {
+    let raw = images.path("content.raw");
+    let copy = ConvertImage {
+        encryption: Some(quickly("old")),
+        decrypt: true,
+        ..ConvertImage::new((path.clone(), Qcow2), (raw.clone(), Raw))
+    };
+    convert(&copy, &JOB).await.unwrap();
+    let bytes = fs::read(raw.as_path()).unwrap();
+    fs::remove_file(raw.as_path()).unwrap();
+    bytes
+}
+
+/// Has the upper layer of a chain hold `byte` in 64 KiB from `cluster` on.
+fn write(images: &Images, chain: &[&HostPath], cluster: usize, byte: u8) {
+    let key = images.path("key");
+    fs::write(key.as_path(), "old").unwrap();
+    let open = |below: serde_json::Value, file: &&HostPath| {
+        serde_json::json!({
+            "driver": "qcow2", "encrypt": { "format": "luks", "key-secret": "k" },
+            "file": { "driver": "file", "filename": file }, "backing": below,
+        })
+    };
+    let image = chain.iter().rev().fold(serde_json::Value::Null, open);
+    let status = std::process::Command::new("qemu-io")
+        .arg("--object")
+        .arg(format!("secret,id=k,file={key}"))
+        .args(["-c", &format!("write -P {byte} {}k 64k", cluster * 64)])
+        .arg(format!("json:{image}"))
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
+    fs::remove_file(key.as_path()).unwrap();
+}
+
+fn cluster(content: &[u8], at: usize) -> &[u8] {
+    &content[at << 16..][..1 << 16]
+}
+
+#[tokio::test]
+async fn b38_an_overlay_is_encrypted_and_what_opens_the_one_opens_the_other() {
+    let images = Images::new();
+    let base = encrypted(&images).await;
+    let over = images.path("over.qcow2");
+    make_overlay(&over, &base, MIB).await.unwrap();
+    assert!(opens(&over, "old").await && !opens(&over, "new").await);
+    assert_eq!(content(&images, &over).await, content(&images, &base).await);
+    write(&images, &[&over, &base], 3, 0x41);
+    let bytes = fs::read(over.as_path()).unwrap();
+    assert!(
+        !bytes
+            .windows(64)
+            .any(|at| at.iter().all(|byte| *byte == 0x41))
+    );
+    let held = content(&images, &over).await;
+    assert!(cluster(&held, 3).iter().all(|byte| *byte == 0x41));
+    assert_eq!(&cluster(&held, 4)[..16], PATTERN);
+    // What is inside it, and its size.
+    let with = key("old");
+    create_snapshot_with_key(&over, &snap("s"), Some(&with))
+        .await
+        .unwrap();
+    write(&images, &[&over, &base], 3, 0x42);
+    revert_snapshot_with_key(&over, &snap("s"), Some(&with))
+        .await
+        .unwrap();
+    assert_eq!(content(&images, &over).await, held);
+    resize_with_key(&over, Qcow2, ByteSize::mib(2), Resize::Grow, Some(&with))
+        .await
+        .unwrap();
+    let grown = content(&images, &over).await;
+    assert_eq!(&grown[..1 << 20], held);
+    assert!(grown[1 << 20..].iter().all(|byte| *byte == 0));
+}
+
+#[tokio::test]
+async fn b38_encrypted_layers_are_committed_and_rebased_and_stay_what_they_were() {
+    let images = Images::new();
+    let base = encrypted(&images).await;
+    let [a, b, c] = ["a.qcow2", "b.qcow2", "c.qcow2"].map(|name| images.path(name));
+    make_overlay(&a, &base, MIB).await.unwrap();
+    write(&images, &[&a, &base], 1, 1);
+    write(&images, &[&a, &base], 2, 1);
+    for upper in [&b, &c] {
+        make_overlay(upper, &a, MIB).await.unwrap();
+    }
+    write(&images, &[&b, &a, &base], 2, 2);
+    write(&images, &[&c, &a, &base], 5, 3);
+    let (of_b, of_c) = (content(&images, &b).await, content(&images, &c).await);
+    let with = key("old");
+    let terms = |key| Terms { allowed: &[], key };
+
+    let keyless = rebase(&b, Some(&base), Rebase::Safe, &terms(None), &JOB).await;
+    assert_eq!(code(keyless), ErrorCode::KeyRequired);
+    let wrong = key("wrong");
+    let before = images.names();
+    let refused = rebase(&b, Some(&base), Rebase::Safe, &terms(Some(&wrong)), &JOB).await;
+    assert_eq!(code(refused), ErrorCode::AuthFailed);
+    assert_eq!(images.names(), before);
+
+    // b is taken off a, c is committed into it.
+    rebase(&b, Some(&base), Rebase::Safe, &terms(Some(&with)), &JOB)
+        .await
+        .unwrap();
+    assert_eq!(content(&images, &b).await, of_b);
+    assert_eq!(content(&images, &c).await, of_c);
+    assert_eq!(images.names(), before);
+    freeze_layer(&c, Some(&with)).await.unwrap();
+    commit_layer(&c, &a, &terms(Some(&with)), &JOB)
+        .await
+        .unwrap();
+    assert_eq!(content(&images, &c).await, of_c);
+    assert_eq!(content(&images, &a).await, of_c);
+    reclaim(&a, Some(&with)).await.unwrap();
+    // And b stands alone in the end.
+    rebase(&b, None, Rebase::Safe, &terms(Some(&with)), &JOB)
+        .await
+        .unwrap();
+    fs::remove_file(base.as_path()).unwrap();
+    assert_eq!(content(&images, &b).await, of_b);
+    assert!(opens(&b, "old").await && !holds_pattern(&b) && !holds_pattern(&a));
+}
+
+#[tokio::test]
+async fn f39_each_half_of_a_change_of_the_key_may_be_the_last() {
+    let images = Images::new();
+    let path = encrypted(&images).await;
+    let is = async |old: bool, new: bool| {
+        for sharing in [Sharing::Refuse, Sharing::Force] {
+            assert_eq!(key_opens(&path, &key("old"), sharing).await.unwrap(), old);
+            assert_eq!(key_opens(&path, &key("new"), sharing).await.unwrap(), new);
+        }
+    };
+    for _twice in 0..2 {
+        add_key(&path, &change("old", "new")).await.unwrap();
+        is(true, true).await;
+    }
+    for _twice in 0..2 {
+        erase_key(&path, &change("old", "new")).await.unwrap();
+        is(false, true).await;
+    }
+    add_key(&path, &change("old", "new")).await.unwrap();
+    is(false, true).await;
+    let refused = add_key(&path, &change("old", "other")).await;
+    assert_eq!(code(refused), ErrorCode::AuthFailed);
 }

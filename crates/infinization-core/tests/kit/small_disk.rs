@@ -30,6 +30,12 @@ impl SmallDisk {
         self.0.path()
     }
 
+    /// Mounts it on a directory as well, until [`unmount`].
+    pub fn mount_on(&self, place: &Path) {
+        let none: Option<&str> = None;
+        mount(Some(self.path()), place, none, MsFlags::MS_BIND, none).unwrap();
+    }
+
     /// Takes all the space that is left.
     pub fn fill(&self) {
         let ballast = self.path().join("ballast");
@@ -49,6 +55,11 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        umount2(self.path(), MntFlags::MNT_DETACH).unwrap();
+        unmount(self.path());
     }
+}
+
+/// Undoes a mount.
+pub fn unmount(place: &Path) {
+    umount2(place, MntFlags::MNT_DETACH).unwrap();
 }

@@ -74,7 +74,7 @@ pub(crate) fn planned(config: &VmConfig, extra: &Extra) -> Acquired {
             vars: firmware.vars.clone(),
         }),
         tpm_socket: config.tpm_socket.clone(),
-        disk_keys: Vec::new(),
+        encrypted_disks: Vec::new(),
         host_nodes: extra.host_nodes.clone(),
     }
 }

@@ -5,7 +5,6 @@ use std::os::unix::fs::MetadataExt as _;
 
 use serde::Deserialize;
 
-use super::super::create::encrypted;
 use super::super::request::SourceDisk;
 use super::super::{BackupError, off_thread};
 use crate::host::qemu_img::ImageError;
@@ -43,17 +42,19 @@ pub(super) struct Bitmap {
 }
 
 impl Attached {
-    /// Refuses what is not as the request says, or would be copied in plain text. A file that is said to be
+    /// Refuses what is not as the request says, or would be copied in plain text, as `has_key` says of what was
+    /// found to be encrypted. A file that is said to be
     /// raw is not looked into, since its guest writes its header: QEMU alone knows what it runs on.
     pub(super) fn refuse_unfit(
         &self,
         asked: &SourceDisk,
-        within_the_disk: bool,
+        has_key: bool,
     ) -> Result<(), BackupError> {
-        if self.encrypted {
-            return Err(encrypted(&asked.path, within_the_disk));
-        }
         let SourceDisk { path, format } = asked;
+        if self.encrypted && !has_key {
+            let (path, what) = (path.clone(), "a backup of it");
+            return Err(ImageError::PlainText { path, what }.into());
+        }
         if self.format != format.as_str() {
             let path = path.clone();
             let why = format!("is {} to its machine, not {}", self.format, format.as_str());

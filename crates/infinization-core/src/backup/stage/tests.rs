@@ -3,6 +3,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use async_trait::async_trait;
 
+use super::super::pending;
 use super::staged::{name_by_link, put_back_by_link, replace_by_link};
 use super::*;
 use crate::error::{Coded as _, ErrorCode};
@@ -247,6 +248,62 @@ async fn f22_a_crash_between_the_renames_is_carried_on() {
     }
 }
 
+/// An empty mount point: neither is what was staged dropped, nor is a disk taken for one that was removed.
+#[tokio::test]
+async fn f22_what_is_on_a_file_system_that_is_away_is_waited_for() {
+    for done in [None, Some(0), Some(1)] {
+        let place = Place::new();
+        let (mut stage, targets) = place.staged().await;
+        if let Some(done) = done {
+            stage.settle().unwrap();
+            for disk in &stage.plan.disks[..done] {
+                exchange(disk).unwrap();
+            }
+        }
+        let mounted = stage.plan.file_systems.clone();
+        let noted: serde_json::Map<_, _> = targets
+            .iter()
+            .chain(stage.plan.disks.iter().map(|disk| &disk.aside))
+            .map(|file| (file.to_string(), serde_json::json!(0)))
+            .collect();
+        stage.plan.file_systems = serde_json::from_value(noted.into()).unwrap();
+        stage.write().unwrap();
+        let hidden = [&targets[1], &stage.plan.disks[1].aside];
+        for file in hidden {
+            fs::rename(file.as_path(), file.as_path().with_extension("away")).unwrap();
+        }
+        let off = Off(Vec::new());
+        let before = place.contents();
+        let left = recover(&place.library, &place.vm_id, &off).await;
+        let left = Vec::from_iter(left.unwrap());
+        let refused = pending::refuse(left, &targets[..1]).await;
+        assert_eq!(refused.unwrap_err().code(), ErrorCode::BackupFailed);
+        assert_eq!(place.contents(), before, "{done:?}");
+        for file in hidden {
+            fs::rename(file.as_path().with_extension("away"), file.as_path()).unwrap();
+        }
+        stage.plan.file_systems = mounted;
+        stage.write().unwrap();
+        recover(&place.library, &place.vm_id, &off).await.unwrap();
+        let expected = match done {
+            None => ["old", "old", ""],
+            Some(_) => ["new", "new", "new"],
+        };
+        assert_eq!(place.contents(), all(expected), "{done:?}");
+        assert!(place.journal_is_gone());
+    }
+}
+
+#[tokio::test]
+async fn a_journal_takes_no_other_s_place() {
+    let place = Place::new();
+    let (stage, targets) = place.staged().await;
+    let another = Stage::begin(&place.library, &place.vm_id, &targets, true).await;
+    assert_eq!(another.unwrap_err().code(), ErrorCode::BackupFailed);
+    stage.commit().await.unwrap();
+    assert_eq!(place.contents(), all(["new", "new", "new"]));
+}
+
 #[tokio::test]
 async fn a_crashed_restore_leaves_a_disk_that_was_snapshotted_since() {
     let place = Place::new();
@@ -254,8 +311,12 @@ async fn a_crashed_restore_leaves_a_disk_that_was_snapshotted_since() {
     stage.settle().unwrap();
     drop(stage);
     let snapshotted = Off(vec![targets[1].clone()]);
-    let refused = recover(&place.library, &place.vm_id, &snapshotted).await;
-    assert_eq!(refused.unwrap_err().code(), ErrorCode::BackupInvalidConfig);
+    let left = recover(&place.library, &place.vm_id, &snapshotted).await;
+    let left = Vec::from_iter(left.unwrap());
+    let refused = pending::refuse(left, &targets[2..]).await.unwrap_err();
+    assert!(
+        std::error::Error::source(&refused).is_some_and(|why| why.to_string().contains("frozen"))
+    );
     for target in &targets[..2] {
         assert_eq!(fs::read_to_string(target.as_path()).unwrap(), "old");
     }

@@ -4,14 +4,15 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::command::QemuImg;
 use super::in_use::{self, Access};
 use super::job::{blocking, supervised};
-use super::{ImageError, ImageFormat, Job, inspect, lock};
-use crate::types::{ByteSize, HostPath};
+use super::{Encryption, ImageError, ImageFormat, Inspection, Job, inspect, lock, opened};
+use crate::types::{ByteSize, DiskKey, HostPath};
 
 /// How a copy's clusters are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,15 @@ pub struct Source {
     pub path: HostPath,
     /// What it is.
     pub format: ImageFormat,
+    /// What opens it, if it is encrypted. Its copies are encrypted with it too, have a data key of their own,
+    /// and are not compressed: QEMU has no clusters that are both.
+    pub encryption: Option<Encryption>,
+}
+
+impl Source {
+    fn key(&self) -> Option<&DiskKey> {
+        self.encryption.as_ref().map(|encryption| &encryption.key)
+    }
 }
 
 /// Copies everything `source` holds, its backing files' data included, into the new qcow2 `target`.
@@ -57,7 +67,12 @@ pub async fn export(
 ) -> Result<(), ImageError> {
     let (source, copy) = (source.clone(), target.clone());
     supervised(job, target, move |job| async move {
-        let _unchanged = hold(&source, &job).await?;
+        let (_unchanged, found) = hold(&source, &job).await?;
+        if let (Some(encryption), Some(size)) = (&source.encryption, found.virtual_size) {
+            let layers = opened::layers(&found.encrypted_layers(&source.path));
+            make_target(&copy, size, clusters, None, Some(encryption)).await?;
+            return fill(&copy, &layers, encryption, &job).await;
+        }
         make_file(&copy).await?;
         QemuImg::new("convert", &source.path)
             .args(["-p", "-f", source.format.as_str(), "-O", "qcow2"])
@@ -70,6 +85,24 @@ pub async fn export(
     .await
 }
 
+/// Copies an encrypted chain into an empty image with the same key. That is made first: what a busy host takes
+/// several attempts for is over before anything is copied.
+async fn fill(
+    target: &HostPath,
+    source: &Value,
+    encryption: &Encryption,
+    job: &Job,
+) -> Result<(), ImageError> {
+    let names = [opened::name(source), opened::name(&opened::alone(target))];
+    QemuImg::new("convert", target)
+        .args(["-p", "-n", "--target-is-zero", "-O", "qcow2"])
+        .with_key(&encryption.key)
+        .files(names.iter().map(Path::new))
+        .run_as(job)
+        .await?;
+    Ok(())
+}
+
 /// What a difference is taken from, and how the new file names it.
 #[derive(Debug, Clone)]
 pub struct Parent {
@@ -80,7 +113,7 @@ pub struct Parent {
 }
 
 /// Stores in the new qcow2 `target` exactly what `source` holds and `parent` does not. Both are read
-/// whole; `scratch` is a file name for in between.
+/// whole; `scratch` is a file name for in between. A parent is encrypted with the source's key, if at all.
 pub async fn difference(
     source: &Source,
     parent: &Parent,
@@ -92,15 +125,12 @@ pub async fn difference(
     let (source, parent) = (source.clone(), parent.clone());
     let (copy, scratch) = (target.clone(), scratch.clone());
     supervised(job, target, move |job| async move {
-        let _unchanged = hold(&source, &job).await?;
-        let plain = if clusters.compressed() {
-            &scratch
-        } else {
-            &copy
-        };
-        overlay(&source, plain).await?;
-        compare(plain, &parent, &job).await?;
-        if clusters.compressed() {
+        let (_unchanged, found) = hold(&source, &job).await?;
+        let compressed = clusters.compressed() && source.encryption.is_none();
+        let plain = if compressed { &scratch } else { &copy };
+        overlay(&source, &found, plain).await?;
+        compare(&source, &found, plain, &parent, &job).await?;
+        if compressed {
             compress(&scratch, &parent, &copy, clusters, &job).await?;
             let path = scratch.clone();
             blocking(&scratch, move || {
@@ -108,32 +138,84 @@ pub async fn difference(
             })
             .await?;
         }
-        rename_parent(&copy, &parent).await
+        rename_parent(&copy, &parent, source.key()).await
     })
     .await
 }
 
 /// An empty qcow2 on the source: it holds what the source holds.
-async fn overlay(source: &Source, overlay: &HostPath) -> Result<(), ImageError> {
+async fn overlay(
+    source: &Source,
+    found: &Inspection,
+    overlay: &HostPath,
+) -> Result<(), ImageError> {
     make_file(overlay).await?;
-    QemuImg::new("create", &source.path)
+    let command = QemuImg::new("create", &source.path)
         .args(["-q", "-f", "qcow2", "-F", source.format.as_str()])
-        .path_option("-b", &source.path)
-        .files([overlay.as_path()])
-        .run_as(&Job::short())
-        .await?;
+        .path_option("-b", &source.path);
+    let command = match (&source.encryption, found.virtual_size) {
+        // Its size is said, as it is not opened.
+        (Some(encryption), Some(size)) => command
+            .args(["-u"])
+            .encrypting(encryption)
+            .files([overlay.as_path()])
+            .args([size.as_bytes().to_string()]),
+        _ => command.files([overlay.as_path()]),
+    };
+    command.run_as(&Job::short()).await?;
     Ok(())
 }
 
 /// Puts the overlay on the parent, and into it whatever then would read differently.
-async fn compare(overlay: &HostPath, parent: &Parent, job: &Job) -> Result<(), ImageError> {
-    QemuImg::new("rebase", overlay)
-        .args(["-p", "-f", "qcow2", "-F", "qcow2"])
-        .path_option("-b", &parent.path)
-        .on_image()
-        .run_as(job)
-        .await?;
+async fn compare(
+    source: &Source,
+    found: &Inspection,
+    overlay: &HostPath,
+    parent: &Parent,
+    job: &Job,
+) -> Result<(), ImageError> {
+    let command = QemuImg::new("rebase", overlay).args(["-p"]);
+    let command = match &source.encryption {
+        None => command
+            .args(["-f", "qcow2", "-F", "qcow2"])
+            .path_option("-b", &parent.path)
+            .on_image(),
+        Some(encryption) => {
+            let node = beside_parent(source, found, overlay, parent).await?;
+            command
+                .args(["-F", "raw", "-b", PARENT])
+                .with_key(&encryption.key)
+                .on_node(&node)
+        }
+    };
+    command.run_as(job).await?;
     Ok(())
+}
+
+/// The new base of an encrypted overlay, as `qemu-img rebase` opens it and writes it into the header, where it
+/// does not stay: the node of [`beside_parent`].
+const PARENT: &str = r#"json:{"driver":"raw","file":"parent"}"#;
+
+/// The overlay on the source, and in the same graph the parent's chain, which no file name could open: it is
+/// the backing file of the source's last one, cut to no bytes, so that nothing of it is read through there.
+async fn beside_parent(
+    source: &Source,
+    found: &Inspection,
+    overlay: &HostPath,
+    parent: &Parent,
+) -> Result<Value, ImageError> {
+    let above = inspect::vet_with_key(&parent.path, ImageFormat::Qcow2, &[], source.key()).await?;
+    let files = |image: &HostPath, found: &Inspection| {
+        let all = std::iter::once(image).chain(&found.backing_chain);
+        all.cloned().collect::<Vec<_>>()
+    };
+    let links = files(&parent.path, &above);
+    let mut kept = opened::chain(&links, above.encrypted, Value::Null);
+    kept["node-name"] = json!("parent");
+    let nothing = json!({ "driver": "raw", "offset": 0, "size": 0, "file": kept });
+    let mut layers = files(&source.path, found);
+    layers.insert(0, overlay.clone());
+    Ok(opened::chain(&layers, found.encrypted + 1, nothing))
 }
 
 async fn compress(
@@ -155,10 +237,14 @@ async fn compress(
 }
 
 /// Changes the name in the header alone.
-async fn rename_parent(image: &HostPath, parent: &Parent) -> Result<(), ImageError> {
+async fn rename_parent(
+    image: &HostPath,
+    parent: &Parent,
+    key: Option<&DiskKey>,
+) -> Result<(), ImageError> {
     QemuImg::new("rebase", image)
-        .args(["-u", "-f", "qcow2", "-F", "qcow2", "-b", &parent.name])
-        .on_image()
+        .args(["-u", "-F", "qcow2", "-b", &parent.name])
+        .on_image_as(ImageFormat::Qcow2, key)
         .run_as(&Job::short())
         .await?;
     Ok(())
@@ -170,10 +256,13 @@ pub async fn make_target(
     size: ByteSize,
     clusters: Clusters,
     parent: Option<&Parent>,
+    encryption: Option<&Encryption>,
 ) -> Result<(), ImageError> {
     make_file(target).await?;
     let mut command = QemuImg::new("create", target).args(["-q", "-u", "-f", "qcow2"]);
-    if clusters == Clusters::Zstd {
+    if let Some(encryption) = encryption {
+        command = command.encrypting(encryption);
+    } else if clusters == Clusters::Zstd {
         command = command.args(["-o", "compression_type=zstd"]);
     }
     if let Some(parent) = parent {
@@ -188,14 +277,15 @@ pub async fn make_target(
 }
 
 /// Writes what a chain of qcow2 files holds, nearest first, into the new image `target`. No backing
-/// name out of a header is followed.
+/// name out of a header is followed. With `encryption` all links are encrypted, and the image is too.
 pub async fn flatten(
     links: &[HostPath],
     target: &HostPath,
     format: ImageFormat,
+    encryption: Option<&Encryption>,
     job: &Job,
 ) -> Result<(), ImageError> {
-    let (links, copy) = (links.to_vec(), target.clone());
+    let (links, copy, encryption) = (links.to_vec(), target.clone(), encryption.cloned());
     supervised(job, target, move |job| async move {
         let mut unchanged = Vec::new();
         for link in &links {
@@ -203,8 +293,20 @@ pub async fn flatten(
             in_use::refuse(link, Access::Read).await?;
             inspect::vet_alone(link, ImageFormat::Qcow2).await?;
         }
+        if let Some(encryption) = &encryption {
+            let chain = opened::chain(&links, links.len(), Value::Null);
+            make_target(
+                &copy,
+                size_of(&links[0]).await?,
+                Clusters::Plain,
+                None,
+                Some(encryption),
+            )
+            .await?;
+            return fill(&copy, &chain, encryption, &job).await;
+        }
         make_file(&copy).await?;
-        let chain = format!("json:{}", opened(&links));
+        let chain = opened::name(&opened::chain(&links, 0, Value::Null));
         QemuImg::new("convert", &copy)
             .args(["-p", "-O", format.as_str()])
             .files([chain.as_ref(), copy.as_path()])
@@ -215,21 +317,22 @@ pub async fn flatten(
     .await
 }
 
-/// The chain as QEMU's `blockdev` options.
-fn opened(links: &[HostPath]) -> Value {
-    links.iter().rev().fold(Value::Null, |backing, link| {
-        let file = json!({ "driver": "file", "filename": link, "read-only": true });
-        json!({ "driver": "qcow2", "file": file, "backing": backing })
+async fn size_of(image: &HostPath) -> Result<ByteSize, ImageError> {
+    let path = image.clone();
+    blocking(image, move || {
+        let header = inspect::header_of(&path)?;
+        Ok(ByteSize::bytes(header.virtual_size))
     })
+    .await
 }
 
 /// Waits until nobody changes the source, and sees that it may be read.
-async fn hold(source: &Source, job: &Job) -> Result<impl Drop + use<>, ImageError> {
+async fn hold(source: &Source, job: &Job) -> Result<(impl Drop + use<>, Inspection), ImageError> {
     let path = &source.path;
     let unchanged = job.unless_cancelled(path, lock::shared(path)).await??;
     in_use::refuse(path, Access::Read).await?;
-    inspect::vet(path, source.format, &[]).await?;
-    Ok(unchanged)
+    let found = inspect::vet_with_key(path, source.format, &[], source.key()).await?;
+    Ok((unchanged, found))
 }
 
 /// Makes the file, for us alone. `IMAGE_ALREADY_EXISTS` if there is one.
@@ -242,25 +345,4 @@ async fn make_file(path: &HostPath) -> Result<(), ImageError> {
         made.map(drop).map_err(|error| ImageError::io(&name, error))
     })
     .await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_chain_is_opened_by_name_and_nothing_below_its_end() {
-        let path = |name: &str| HostPath::parse(format!("/b/{name}")).unwrap();
-        let chain = opened(&[path("new"), path("old \"x\"")]);
-        assert_eq!(chain["file"]["filename"], "/b/new");
-        assert_eq!(chain["backing"]["file"]["filename"], "/b/old \"x\"");
-        assert_eq!(chain["backing"]["backing"], Value::Null);
-    }
-
-    #[test]
-    fn the_longest_chain_fits_on_a_command_line() {
-        let links = vec![HostPath::parse(format!("/{}", "x".repeat(250))).unwrap(); 256];
-        // The kernel's MAX_ARG_STRLEN.
-        assert!(opened(&links).to_string().len() < 128 << 10);
-    }
 }

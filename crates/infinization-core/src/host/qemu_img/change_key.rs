@@ -11,7 +11,7 @@ use super::encryption::iter_time;
 use super::in_use::{self, Access};
 use super::job::to_its_end;
 use super::layer::flush;
-use super::{ImageError, ImageFormat, Job, inspect, lock};
+use super::{ImageError, ImageFormat, Job, Sharing, inspect, lock};
 use crate::types::{DiskKey, HostPath};
 
 /// A change of an image's key.
@@ -28,45 +28,38 @@ pub struct ChangeKey {
 /// Changes the key. `AUTH_FAILED` if neither the old nor the new one opens the image; if only the new one
 /// does, it has been changed already.
 pub async fn change_key(path: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
-    let (image, change) = (path.clone(), change.clone());
-    to_its_end(path, async move {
-        let _alone = lock::exclusive(&image).await?;
-        in_use::refuse(&image, Access::Write).await?;
-        inspect::vet_with_key(&image, ImageFormat::Qcow2, &[], Some(&change.old)).await?;
-        run(&image, &change).await
-    })
-    .await
+    alone(path, change, &[Half::Add, Half::Erase]).await
 }
 
-async fn run(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
-    let old_opens = opens(image, &change.old).await?;
-    if change.old == change.new {
-        return if old_opens { Ok(()) } else { Err(wrong(image)) };
-    }
-    match (old_opens, opens(image, &change.new).await?) {
-        (false, false) => return Err(wrong(image)),
-        (false, true) => return Ok(()),
-        (true, true) => {}
-        (true, false) => add(image, change).await?,
-    }
-    flush(image).await?;
-    if !opens(image, &change.new).await? {
-        return Err(wrong(image));
-    }
-    erase(image, change).await?;
-    flush(image).await
+/// The first half: both keys open the image, unless the old one has been erased already.
+pub async fn add_key(path: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
+    alone(path, change, &[Half::Add]).await
 }
 
-fn wrong(image: &HostPath) -> ImageError {
-    ImageError::AuthFailed {
-        path: image.clone(),
-    }
+/// The second half: the new key alone opens the image.
+pub async fn erase_key(path: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
+    alone(path, change, &[Half::Erase]).await
 }
 
-/// Whether the key opens the image. Nothing but its first tables is read.
-async fn opens(image: &HostPath, key: &DiskKey) -> Result<bool, ImageError> {
-    let looked = QemuImg::new("map", image)
-        .args(["--output=json", "--max-length=512"])
+#[derive(Debug, Clone, Copy)]
+enum Half {
+    Add,
+    Erase,
+}
+
+/// Whether `key` opens the image. Nothing but its first tables is read; with [`Sharing::Force`] a machine may
+/// run on it.
+pub async fn key_opens(
+    path: &HostPath,
+    key: &DiskKey,
+    sharing: Sharing,
+) -> Result<bool, ImageError> {
+    let command = QemuImg::new("map", path).args(["--output=json", "--max-length=512"]);
+    let command = match sharing {
+        Sharing::Refuse => command,
+        Sharing::Force => command.args(["-U"]),
+    };
+    let looked = command
         .on_image_as(ImageFormat::Qcow2, Some(key))
         .run_as(&Job::short())
         .await;
@@ -74,6 +67,65 @@ async fn opens(image: &HostPath, key: &DiskKey) -> Result<bool, ImageError> {
         Ok(_) => Ok(true),
         Err(ImageError::AuthFailed { .. }) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Does what is asked while nobody else has the image.
+async fn alone(
+    path: &HostPath,
+    change: &ChangeKey,
+    halves: &'static [Half],
+) -> Result<(), ImageError> {
+    let (image, change) = (path.clone(), change.clone());
+    to_its_end(path, async move {
+        let _alone = lock::exclusive(&image).await?;
+        in_use::refuse(&image, Access::Write).await?;
+        inspect::vet_with_key(&image, ImageFormat::Qcow2, &[], Some(&change.old)).await?;
+        for half in halves {
+            match half {
+                Half::Add => add_new(&image, &change).await?,
+                Half::Erase => erase_old(&image, &change).await?,
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn add_new(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
+    let old_opens = opens(image, &change.old).await?;
+    if change.old == change.new {
+        return if old_opens { Ok(()) } else { Err(wrong(image)) };
+    }
+    match (old_opens, opens(image, &change.new).await?) {
+        (false, false) => return Err(wrong(image)),
+        (_, true) => {}
+        (true, false) => add(image, change).await?,
+    }
+    flush(image).await?;
+    if opens(image, &change.new).await? {
+        Ok(())
+    } else {
+        Err(wrong(image))
+    }
+}
+
+/// Only what the new key opens loses the old one.
+async fn erase_old(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
+    if change.old == change.new || !opens(image, &change.old).await? {
+        return Ok(());
+    }
+    erase(image, change).await?;
+    flush(image).await
+}
+
+async fn opens(image: &HostPath, key: &DiskKey) -> Result<bool, ImageError> {
+    key_opens(image, key, Sharing::Refuse).await
+}
+
+fn wrong(image: &HostPath) -> ImageError {
+    ImageError::AuthFailed {
+        path: image.clone(),
     }
 }
 

@@ -10,12 +10,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::encryption::pipe_of;
 use super::in_use::in_use;
-use super::{Held, ImageError, ImageFormat, Job};
+use super::{Encryption, Held, ImageError, ImageFormat, Inspection, Job, opened};
 use crate::host::program::{Finished, Program, ProgramError};
 use crate::types::{DiskKey, HostPath};
 
@@ -27,9 +28,9 @@ pub(super) const OTHER_KEY: &str = "other-key";
 /// What QEMU says when the kernel's clock of used CPU time stood still while it measured how slow a new
 /// key can be made: it only goes on where a timer tick meets the thread in user mode. Nothing was written
 /// then, and it is a matter of luck; more than every second time is lost on a busy host.
-const UNMEASURED: &str = "Unable to get accurate CPU usage";
+pub const UNMEASURED: &str = "Unable to get accurate CPU usage";
 /// How often that is tried; a try that is lost takes some 20 ms.
-const MEASUREMENTS: u64 = 60;
+pub const MEASUREMENTS: u64 = 60;
 
 /// A `qemu-img` command line about one image.
 ///
@@ -68,6 +69,12 @@ impl<'a> QemuImg<'a> {
         self.args(["--object", &secret(KEY, 0)])
     }
 
+    /// Has the new image be encrypted; what is read of others has the same key.
+    pub(super) fn encrypting(self, encryption: &Encryption) -> Self {
+        self.with_key(&encryption.key)
+            .args(["-o".to_owned(), encryption.options().join(",")])
+    }
+
     /// Makes a second key known as [`OTHER_KEY`].
     pub(super) fn with_other_key(mut self, key: &DiskKey) -> Self {
         self.other_key = Some(key.clone());
@@ -79,8 +86,8 @@ impl<'a> QemuImg<'a> {
         match key {
             None => self.args(["-f", format.as_str()]).on_image(),
             Some(key) => {
-                let image = encrypted(self.image);
-                self.with_key(key).args(["--image-opts", "--", &image])
+                let image = opened::alone(self.image);
+                self.with_key(key).on_node(&image)
             }
         }
     }
@@ -89,15 +96,38 @@ impl<'a> QemuImg<'a> {
     /// it runs, as its standard output, where such verbs write nothing.
     pub(super) fn on_held(mut self, held: &Held, key: Option<&DiskKey>) -> Self {
         self.held = Some(held.clone());
-        let image = match key {
-            Some(_) => encrypted(self.image),
-            None => plain(self.image),
-        };
-        let command = match key {
-            Some(key) => self.with_key(key),
-            None => self,
-        };
-        command.args(["--image-opts", "--", &format!("{image},file.locking=off")])
+        match key {
+            None => {
+                let image = format!("{},file.locking=off", plain(self.image));
+                self.args(["--image-opts", "--", &image])
+            }
+            Some(key) => {
+                let image = opened::held(self.image);
+                self.with_key(key).on_node(&image)
+            }
+        }
+    }
+
+    /// The same with what lies below the image; `found` is what was found out about that.
+    pub(super) fn on_chain_as(
+        self,
+        format: ImageFormat,
+        found: &Inspection,
+        key: Option<&DiskKey>,
+    ) -> Self {
+        match key {
+            None => self.on_image_as(format, None),
+            Some(key) => {
+                let layers = opened::layers(&found.encrypted_layers(self.image));
+                self.with_key(key).on_node(&layers)
+            }
+        }
+    }
+
+    /// Ends the options and names the image by how it is opened.
+    pub(super) fn on_node(self, node: &Value) -> Self {
+        let name = opened::name(node);
+        self.files([Path::new(&name)])
     }
 
     pub(super) fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -262,16 +292,9 @@ fn secret(id: &str, descriptor: u8) -> String {
     format!("secret,id={id},file=/proc/self/fd/{descriptor}")
 }
 
-/// A qcow2 image for `--image-opts`.
+/// A qcow2 image for `--image-opts`. A [`HostPath`] holds no `,` that would end the file name there.
 fn plain(path: &HostPath) -> String {
     format!("driver=qcow2,file.driver=file,file.filename={path}")
-}
-
-/// An encrypted image for `--image-opts`. A [`HostPath`] holds no `,` that would end the file name there.
-pub(super) fn encrypted(path: &HostPath) -> String {
-    format!(
-        "driver=qcow2,encrypt.format=luks,encrypt.key-secret={KEY},file.driver=file,file.filename={path}"
-    )
 }
 
 fn meaning(words: &str) -> Meaning {

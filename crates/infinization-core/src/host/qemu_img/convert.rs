@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use super::command::{QemuImg, encrypted};
+use super::command::QemuImg;
 use super::in_use::{self, Access};
 use super::info::{Sharing, info_locked};
 use super::job::{blocking, supervised};
 use super::partial::Partial;
-use super::{Encryption, ImageError, ImageFormat, Job, SnapshotName, inspect, lock};
+use super::{
+    Encryption, ImageError, ImageFormat, Inspection, Job, SnapshotName, inspect, lock, opened,
+};
 use crate::types::HostPath;
 
 /// A copy to make. It holds everything, including what the source's backing files hold.
@@ -119,13 +121,14 @@ async fn make(image: ConvertImage, job: Job) -> Result<(), ImageError> {
     let ends = Ends::of(&image, source)?;
     let key = image.encryption.as_ref().map(|encryption| &encryption.key);
     let key = key.filter(|_| ends.source);
-    inspect::vet_with_key(&image.source, image.source_format, &image.allowed, key).await?;
+    let found =
+        inspect::vet_with_key(&image.source, image.source_format, &image.allowed, key).await?;
     if let Some(name) = &image.snapshot {
         require_snapshot(&image, name).await?;
     }
     let target = image.target.clone();
     let partial = blocking(&image.target, move || Partial::beside(&target)).await?;
-    copy(&image, ends, &partial, &job).await?;
+    copy(&image, ends, &found, &partial, &job).await?;
     blocking(&image.target, move || partial.publish(image.owner)).await
 }
 
@@ -148,6 +151,7 @@ async fn require_snapshot(image: &ConvertImage, name: &SnapshotName) -> Result<(
 async fn copy(
     image: &ConvertImage,
     ends: Ends,
+    found: &Inspection,
     partial: &Partial,
     job: &Job,
 ) -> Result<(), ImageError> {
@@ -165,18 +169,15 @@ async fn copy(
     if let Some(name) = &image.snapshot {
         command = command.args(["-l", name.as_str()]);
     }
-    // What the source is called with `--image-opts` is no path, which only the messages mind.
-    let options = encrypted(&image.source);
-    let (how, source) = if ends.source {
-        (vec!["--image-opts"], Path::new(&options))
+    // What an encrypted source is called is no path, which only the messages mind.
+    let name = opened::name(&opened::layers(&found.encrypted_layers(&image.source)));
+    let source = if ends.source {
+        Path::new(&name)
     } else {
-        (
-            vec!["-f", image.source_format.as_str()],
-            image.source.as_path(),
-        )
+        command = command.args(["-f", image.source_format.as_str()]);
+        image.source.as_path()
     };
     let copied = command
-        .args(how)
         .also_about(image.source.as_path())
         .files([source, partial.path()])
         .run_as(job)

@@ -19,6 +19,8 @@ const USUAL_CLUSTER_BITS: u32 = 16;
 
 const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+/// Where the LUKS header is: its offset and length.
+pub(super) const EXTENSION_LUKS: u32 = 0x0537_be77;
 
 /// Of the encryption methods.
 const LUKS: u32 = 2;
@@ -55,6 +57,8 @@ pub(super) struct Qcow2Header {
     pub(super) extensions: (usize, usize),
     /// Whether there are persistent dirty bitmaps that QEMU may believe.
     pub(super) bitmaps: bool,
+    /// Where its LUKS header is, and how long.
+    pub(super) luks_header: Option<(u64, u64)>,
     incompatible: u64,
     crypt_method: u32,
 }
@@ -93,6 +97,7 @@ impl Qcow2Header {
             snapshots_offset: fields.snapshots_offset,
             extensions: (fields.header_length as usize, fields.extensions_end()),
             bitmaps: fields.autoclear & BITMAPS != 0,
+            luks_header: luks_header(file, &fields)?,
             incompatible: fields.incompatible,
             crypt_method: fields.crypt_method,
         })
@@ -258,23 +263,44 @@ fn backing_claim(file: &[u8], fields: &Fields) -> Result<Option<BackingClaim>, H
     }))
 }
 
-/// Walks the extensions between the header and the backing file's name.
-fn backing_format(file: &[u8], mut at: usize, end: usize) -> Result<Option<String>, HeaderError> {
-    let broken = Broken("has broken header extensions");
+fn backing_format(file: &[u8], at: usize, end: usize) -> Result<Option<String>, HeaderError> {
+    let found = extension(file, at, end, EXTENSION_BACKING_FORMAT)?;
+    match found {
+        Some(text) if text.len() > LONGEST_BACKING_FORMAT => Err(BROKEN_EXTENSIONS),
+        text => Ok(text.map(|text| String::from_utf8_lossy(text).into_owned())),
+    }
+}
+
+/// QEMU does not open an encrypted image whose header does not say it.
+fn luks_header(file: &[u8], fields: &Fields) -> Result<Option<(u64, u64)>, HeaderError> {
+    if fields.crypt_method != LUKS {
+        return Ok(None);
+    }
+    let (from, to) = (fields.header_length as usize, fields.extensions_end());
+    let found = extension(file, from, to.min(file.len()), EXTENSION_LUKS)?;
+    Ok(found.and_then(|data| be64(data, 0).zip(be64(data, 8))))
+}
+
+const BROKEN_EXTENSIONS: HeaderError = Broken("has broken header extensions");
+
+/// The data of the first extension of a kind between the header and `end`.
+fn extension(
+    file: &[u8],
+    mut at: usize,
+    end: usize,
+    wanted: u32,
+) -> Result<Option<&[u8]>, HeaderError> {
     while at < end {
         let (kind, length) = (be32(file, at), be32(file, at + 4));
-        let (kind, length) = kind.zip(length).ok_or(broken)?;
+        let (kind, length) = kind.zip(length).ok_or(BROKEN_EXTENSIONS)?;
         let data = at + 8..at + 8 + length as usize;
-        let text = file
+        let found = file
             .get(data.clone())
             .filter(|_| data.end <= end)
-            .ok_or(broken)?;
+            .ok_or(BROKEN_EXTENSIONS)?;
         match kind {
             EXTENSION_END => break,
-            EXTENSION_BACKING_FORMAT if text.len() > LONGEST_BACKING_FORMAT => return Err(broken),
-            EXTENSION_BACKING_FORMAT => {
-                return Ok(Some(String::from_utf8_lossy(text).into_owned()));
-            }
+            kind if kind == wanted => return Ok(Some(found)),
             _ => at = data.end.next_multiple_of(8),
         }
     }

@@ -33,6 +33,16 @@ pub struct Inspection {
     pub virtual_size: Option<ByteSize>,
     /// The files that will be opened with it, nearest first, without symbolic links.
     pub backing_chain: Vec<HostPath>,
+    /// How many are encrypted: the image itself is the first, and those right below it follow.
+    pub encrypted: usize,
+}
+
+impl Inspection {
+    /// The files that a key is needed for, nearest first; `image` is the one that was inspected.
+    pub fn encrypted_layers(&self, image: &HostPath) -> Vec<HostPath> {
+        let all = std::iter::once(image).chain(&self.backing_chain);
+        all.take(self.encrypted).cloned().collect()
+    }
 }
 
 /// Says whether a machine may run on the image, of which `format` is what the caller knows, not
@@ -48,6 +58,21 @@ pub async fn inspect(
 ) -> Result<Inspection, ImageError> {
     let (image, allowed) = (path.clone(), allowed.to_vec());
     blocking(path, move || inspect_now(&image, format, &allowed)).await
+}
+
+/// [`inspect`] of an image that is not opened now, and so may be encrypted.
+pub async fn inspect_closed(
+    path: &HostPath,
+    format: ImageFormat,
+    allowed: &[HostPath],
+) -> Result<Inspection, ImageError> {
+    let (image, allowed) = (path.clone(), allowed.to_vec());
+    blocking(path, move || {
+        let look = look_at(&image, format)?;
+        look.refuse_damaged(&image)?;
+        inspection(&image, format, &look, &allowed)
+    })
+    .await
 }
 
 /// [`inspect`] for whoever is on a thread that may block.
@@ -69,40 +94,37 @@ pub fn inspect_with_key_now(
 ) -> Result<Inspection, ImageError> {
     let look = look_at(image, format)?;
     fits_key(image, &look, key)?;
-    if let Some(header) = &look.header {
-        refuse_marked(image, header)?;
-        refuse_dirty(image, header)?;
-        refuse_lost_tables(image, header, &look)?;
-    }
-    let backing_chain = follow(image, look.header.as_ref(), allowed)?;
+    look.refuse_damaged(image)?;
+    inspection(image, format, &look, allowed)
+}
+
+fn inspection(
+    image: &HostPath,
+    format: ImageFormat,
+    look: &Look,
+    allowed: &[HostPath],
+) -> Result<Inspection, ImageError> {
+    let (backing_chain, encrypted) = follow(image, look.header.as_ref(), allowed)?;
     Ok(Inspection {
         virtual_size: look.virtual_size(format),
         backing_chain,
+        encrypted,
     })
 }
 
-/// For verbs that read or change the image and open its chain: everything [`inspect`] refuses,
-/// except damage that the verb itself is there to find or that reading does not touch.
-pub(super) async fn vet(
-    path: &HostPath,
-    format: ImageFormat,
-    allowed: &[HostPath],
-) -> Result<(), ImageError> {
-    vet_with_key(path, format, allowed, None).await
-}
-
-/// [`vet`] for verbs that may have been given the image's key.
+/// For verbs that read or change the image and open its chain, and may have been given its key: everything
+/// [`inspect`] refuses, except damage that the verb itself is there to find or that reading does not touch.
 pub(super) async fn vet_with_key(
     path: &HostPath,
     format: ImageFormat,
     allowed: &[HostPath],
     key: Option<&DiskKey>,
-) -> Result<(), ImageError> {
+) -> Result<Inspection, ImageError> {
     let (image, allowed, key) = (path.clone(), allowed.to_vec(), key.cloned());
     blocking(path, move || {
         let look = look_at(&image, format)?;
         fits_key(&image, &look, key.as_ref())?;
-        follow(&image, look.header.as_ref(), &allowed).map(drop)
+        inspection(&image, format, &look, &allowed)
     })
     .await
 }
@@ -152,6 +174,15 @@ struct Look {
 }
 
 impl Look {
+    fn refuse_damaged(&self, image: &HostPath) -> Result<(), ImageError> {
+        let Some(header) = &self.header else {
+            return Ok(());
+        };
+        refuse_marked(image, header)?;
+        refuse_dirty(image, header)?;
+        refuse_lost_tables(image, header, self)
+    }
+
     fn virtual_size(&self, format: ImageFormat) -> Option<ByteSize> {
         match (&self.header, format) {
             (Some(header), _) => Some(ByteSize::bytes(header.virtual_size)),
@@ -248,13 +279,17 @@ fn fits_key(path: &HostPath, look: &Look, key: Option<&DiskKey>) -> Result<(), I
     let header = look.header.as_ref().filter(|header| header.encrypted());
     match (header, key) {
         (None, Some(_)) => Err(ImageError::format(path, "is not encrypted, but has a key")),
-        (Some(header), _) if !header.luks() => {
-            let why = "has an encryption that QEMU does not run machines on any more";
-            Err(ImageError::format(path, why))
-        }
+        (Some(header), _) if !header.luks() => Err(not_luks(path)),
         (Some(_), None) => Err(ImageError::KeyRequired { path: path.clone() }),
         (None, None) | (Some(_), Some(_)) => Ok(()),
     }
+}
+
+fn not_luks(path: &HostPath) -> ImageError {
+    ImageError::format(
+        path,
+        "has an encryption that QEMU does not run machines on any more",
+    )
 }
 
 fn refuse_dirty(path: &HostPath, header: &Qcow2Header) -> Result<(), ImageError> {
@@ -292,17 +327,19 @@ fn refuse_lost_tables(
     }
 }
 
-/// The files behind the image, each of which may be opened.
+/// The files behind the image, each of which may be opened, and how many of all are encrypted.
 fn follow(
     image: &HostPath,
     header: Option<&Qcow2Header>,
     allowed: &[HostPath],
-) -> Result<Vec<HostPath>, ImageError> {
+) -> Result<(Vec<HostPath>, usize), ImageError> {
     let allowed = canonical_roots(allowed);
     let mut seen = HashSet::from([confined(image, image.as_path(), &allowed)?]);
     let mut chain = Vec::new();
     let mut overlay = image.as_path().to_owned();
     let mut claim = header.and_then(|header| header.backing.clone());
+    let mut above = header.is_some_and(Qcow2Header::encrypted);
+    let mut encrypted = usize::from(above);
     while let Some(backing) = claim {
         overlay = named_by(image, &overlay, &backing)?;
         let real = confined(image, &overlay, &allowed)?;
@@ -312,11 +349,14 @@ fn follow(
                 "its backing files lead in a circle",
             ));
         }
-        let (real, header) = link(&real).map_err(|why| ImageError::unsafe_backing(image, why))?;
+        let found = link(&real, above).map_err(|why| ImageError::unsafe_backing(image, why));
+        let (real, header) = found?;
         chain.push(real);
+        above = header.encrypted();
+        encrypted += usize::from(above);
         claim = header.backing;
     }
-    Ok(chain)
+    Ok((chain, encrypted))
 }
 
 /// The real files below an image, nearest first, whether or not they may be opened. What is no qcow2 lies
@@ -398,8 +438,8 @@ fn file_name(
     Ok(overlay.parent().unwrap_or(Path::new("/")).join(name))
 }
 
-/// One backing file, opened and read as the qcow2 it must be.
-fn link(real: &Path) -> Result<(HostPath, Qcow2Header), String> {
+/// One backing file, opened and read as the qcow2 it must be. It is encrypted only if what lies on it is.
+fn link(real: &Path, above: bool) -> Result<(HostPath, Qcow2Header), String> {
     let text = real.to_str().ok_or("its path is not text")?;
     let path = HostPath::parse(text).map_err(|why| format!("{text:?} {why}"))?;
     let header = look_at(&path, ImageFormat::Qcow2)
@@ -408,12 +448,15 @@ fn link(real: &Path) -> Result<(HostPath, Qcow2Header), String> {
                 .header
                 .ok_or_else(|| ImageError::format(&path, "has no header"))?;
             refuse_marked(&path, &header)?;
-            if header.encrypted() {
+            if header.encrypted() && !above {
                 let what = "what lies on it";
                 return Err(ImageError::PlainText {
                     path: path.clone(),
                     what,
                 });
+            }
+            if header.encrypted() && !header.luks() {
+                return Err(not_luks(&path));
             }
             Ok(header)
         })

@@ -6,7 +6,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ use super::inspect::{self, header_of};
 use super::job::{blocking, supervised, to_its_end};
 use super::overlay::EmptyOverlay;
 use super::partial::Partial;
-use super::{ImageError, ImageFormat, Job, lock};
+use super::{ImageError, ImageFormat, Job, lift, lock};
 use crate::host::process::ended;
-use crate::types::{ByteSize, HostPath};
+use crate::types::{ByteSize, DiskKey, HostPath};
 
 /// What an image says of itself; nothing else is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +81,7 @@ fn allocated_now(image: &HostPath) -> Result<ByteSize, ImageError> {
 }
 
 /// Makes an empty qcow2 on `backing`, which QEMU does not open: a running machine may have it. The new file
-/// belongs to whoever owns that one. It is not encrypted, so neither may that one be (`PLAIN_TEXT_REFUSED`).
+/// belongs to whoever owns that one, and is encrypted if that one is: the same keys open both.
 pub async fn make_overlay(
     path: &HostPath,
     backing: &HostPath,
@@ -90,32 +90,56 @@ pub async fn make_overlay(
     let (path, backing) = (path.clone(), backing.clone());
     check_size(&path, ImageFormat::Qcow2, size, None)?;
     blocking(&path.clone(), move || {
-        inspect::refuse_plain_text_now(&backing, ImageFormat::Qcow2, "the overlay on it")?;
-        let overlay = EmptyOverlay::new(&path, size.as_bytes(), &backing)?;
+        let luks = luks_header_now(&backing)?;
+        let room = luks.as_ref().map(|luks| luks.len() as u64);
+        let overlay = EmptyOverlay::new(&path, size.as_bytes(), &backing, room)?;
         let file = std::fs::metadata(backing.as_path());
         let below = file.map_err(|error| ImageError::io(&backing, error))?;
         let partial = Partial::beside(&path)?;
-        fill(partial.path(), &overlay).map_err(|error| ImageError::io(&path, error))?;
+        fill(partial.path(), &overlay, luks.as_deref())
+            .map_err(|error| ImageError::io(&path, error))?;
         partial.publish(Some((below.uid(), below.gid())))
     })
     .await
 }
 
-fn fill(path: &Path, overlay: &EmptyOverlay) -> std::io::Result<()> {
+fn fill(path: &Path, overlay: &EmptyOverlay, luks: Option<&[u8]>) -> std::io::Result<()> {
     let mut file = OpenOptions::new().write(true).open(path)?;
     file.write_all(&overlay.bytes)?;
-    file.set_len(overlay.length)
+    file.set_len(overlay.length)?;
+    luks.map_or(Ok(()), |luks| file.write_all_at(luks, overlay.luks_at))
+}
+
+/// The LUKS header of an encrypted image: its places for keys, each of which holds the data key. Only a change of
+/// its keys writes there, whatever runs on it.
+fn luks_header_now(image: &HostPath) -> Result<Option<Vec<u8>>, ImageError> {
+    /// QEMU's own have 2 MiB.
+    const LONGEST: u64 = 16 << 20;
+    let header = header_of(image)?;
+    if !header.encrypted() {
+        return Ok(None);
+    }
+    let place = header.luks_header.filter(|(_, length)| *length <= LONGEST);
+    let (at, length) =
+        place.ok_or_else(|| ImageError::corrupt(image, "does not say where its keys are"))?;
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
+    let (file, _) = inspect::open(image)?;
+    file.read_exact_at(&mut bytes, at)
+        .map_err(|error| ImageError::io(image, error))?;
+    Ok(Some(bytes))
 }
 
 /// Writes what `top` holds into the file right below it, which must be `base`. `top` stays as it is, and
-/// reads the same at every moment. The base's dirty bitmaps are removed first.
+/// reads the same at every moment. The base's dirty bitmaps are removed first. Both have `key`, if they are
+/// encrypted.
 pub async fn commit_layer(
     top: &HostPath,
     base: &HostPath,
-    allowed: &[HostPath],
+    terms: &Terms<'_>,
     job: &Job,
 ) -> Result<(), ImageError> {
-    let (top, base, allowed) = (top.clone(), base.clone(), allowed.to_vec());
+    let (top, base) = (top.clone(), base.clone());
+    let (allowed, key) = (terms.allowed.to_vec(), terms.key.cloned());
     supervised(job, &top.clone(), move |job| async move {
         let _top = job.unless_cancelled(&top, lock::exclusive(&top)).await??;
         let _base = job
@@ -123,18 +147,29 @@ pub async fn commit_layer(
             .await??;
         in_use::refuse(&top, Access::Write).await?;
         in_use::refuse(&base, Access::Write).await?;
-        inspect::vet(&top, ImageFormat::Qcow2, &allowed).await?;
+        let key = key.as_ref();
+        let found = inspect::vet_with_key(&top, ImageFormat::Qcow2, &allowed, key).await?;
         require_on(&top, &base).await?;
-        forget_bitmaps(&base).await?;
+        forget_bitmaps(&base, key.filter(|_| found.encrypted > 1)).await?;
+        // Without a name it is the file right below.
         QemuImg::new("commit", &top)
-            .args(["-q", "-d", "-f", "qcow2"])
-            .path_option("-b", &base)
-            .on_image()
+            .args(["-q", "-d"])
+            .also_about(base.as_path())
+            .on_chain_as(ImageFormat::Qcow2, &found, key)
             .run_as(&job)
             .await?;
         flush(&base).await
     })
     .await
+}
+
+/// What holds for all layers of a disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms<'a> {
+    /// Where they must be; anywhere if that is empty.
+    pub allowed: &'a [HostPath],
+    /// What opens those that are encrypted.
+    pub key: Option<&'a DiskKey>,
 }
 
 /// How [`rebase`] comes by the same content on another file.
@@ -151,37 +186,54 @@ pub async fn rebase(
     image: &HostPath,
     onto: Option<&HostPath>,
     how: Rebase,
-    allowed: &[HostPath],
+    terms: &Terms<'_>,
     job: &Job,
 ) -> Result<(), ImageError> {
-    let (image, onto, allowed) = (image.clone(), onto.cloned(), allowed.to_vec());
+    let (image, onto) = (image.clone(), onto.cloned());
+    let (allowed, key) = (terms.allowed.to_vec(), terms.key.cloned());
     supervised(job, &image.clone(), move |job| async move {
         let _alone = job
             .unless_cancelled(&image, lock::exclusive(&image))
             .await??;
         in_use::refuse(&image, Access::Write).await?;
-        inspect::vet(&image, ImageFormat::Qcow2, &allowed).await?;
-        let mut command = QemuImg::new("rebase", &image).args(["-q", "-f", "qcow2"]);
-        if how == Rebase::NameOnly {
-            command = command.args(["-u"]);
+        let key = key.as_ref();
+        let found = inspect::vet_with_key(&image, ImageFormat::Qcow2, &allowed, key).await?;
+        match (key, &onto) {
+            (Some(key), Some(onto)) if how == Rebase::Safe && found.encrypted > 1 => {
+                lift::off_the_layer_below(&image, onto, &found, key, &job).await
+            }
+            _ => {
+                let command = rebasing(&image, onto.as_ref(), how);
+                let command = match how {
+                    Rebase::Safe => command.on_chain_as(ImageFormat::Qcow2, &found, key),
+                    Rebase::NameOnly => command.on_image_as(ImageFormat::Qcow2, key),
+                };
+                command.run_as(&job).await?;
+                flush(&image).await
+            }
         }
-        command = match &onto {
-            Some(onto) => command.args(["-F", "qcow2"]).path_option("-b", onto),
-            None => command.args(["-b", ""]),
-        };
-        command.on_image().run_as(&job).await?;
-        flush(&image).await
     })
     .await
 }
 
+fn rebasing<'a>(image: &'a HostPath, onto: Option<&HostPath>, how: Rebase) -> QemuImg<'a> {
+    let mut command = QemuImg::new("rebase", image).args(["-q"]);
+    if how == Rebase::NameOnly {
+        command = command.args(["-u"]);
+    }
+    match onto {
+        Some(onto) => command.args(["-F", "qcow2"]).path_option("-b", onto),
+        None => command.args(["-b", ""]),
+    }
+}
+
 /// Removes an image's dirty bitmaps, if it has any: it is about to become a layer that others lie on.
-pub async fn freeze_layer(path: &HostPath) -> Result<(), ImageError> {
-    let image = path.clone();
+pub async fn freeze_layer(path: &HostPath, key: Option<&DiskKey>) -> Result<(), ImageError> {
+    let (image, key) = (path.clone(), key.cloned());
     to_its_end(path, async move {
         let _alone = lock::exclusive(&image).await?;
         in_use::refuse(&image, Access::Write).await?;
-        forget_bitmaps(&image).await
+        forget_bitmaps(&image, key.as_ref()).await
     })
     .await
 }
@@ -207,17 +259,18 @@ pub async fn outwait_orphan(path: &HostPath, deadline: Duration) {
 }
 
 /// Frees the clusters that an interrupted command left unused. An image that somebody has open is left.
-pub async fn reclaim(path: &HostPath) -> Result<(), ImageError> {
-    let image = path.clone();
+pub async fn reclaim(path: &HostPath, key: Option<&DiskKey>) -> Result<(), ImageError> {
+    let (image, key) = (path.clone(), key.cloned());
     to_its_end(path, async move {
         let _alone = lock::exclusive(&image).await?;
         in_use::refuse(&image, Access::Write).await?;
-        inspect::vet(&image, ImageFormat::Qcow2, &[]).await?;
+        let key = key.as_ref();
+        inspect::vet_with_key(&image, ImageFormat::Qcow2, &[], key).await?;
         // 3: some leaks could not be freed, which harms nobody.
         QemuImg::new("check", &image)
-            .args(["-q", "-r", "leaks", "-f", "qcow2"])
+            .args(["-q", "-r", "leaks"])
             .accept(&[3])
-            .on_image()
+            .on_image_as(ImageFormat::Qcow2, key)
             .run_as(&Job::short())
             .await?;
         Ok(())
@@ -234,16 +287,21 @@ async fn require_on(top: &HostPath, base: &HostPath) -> Result<(), ImageError> {
     Err(ImageError::format(top, why))
 }
 
-async fn forget_bitmaps(image: &HostPath) -> Result<(), ImageError> {
-    if !layer(image).await?.bitmaps {
+async fn forget_bitmaps(image: &HostPath, key: Option<&DiskKey>) -> Result<(), ImageError> {
+    let found = layer(image).await?;
+    if !found.bitmaps {
         return Ok(());
     }
+    if found.encrypted && key.is_none() {
+        let path = image.clone();
+        return Err(ImageError::KeyRequired { path });
+    }
     let found = info_locked(image, ImageFormat::Qcow2, Sharing::Refuse).await?;
-    drop_bitmaps(image, None, &found.bitmaps).await
+    drop_bitmaps(image, key, &found.bitmaps).await
 }
 
-/// qemu-img's cache mode does not reach the disk by itself.
-pub(super) async fn flush(image: &HostPath) -> Result<(), ImageError> {
+/// Puts on the disk what others have written: neither qemu-img's cache mode nor a guest's does that by itself.
+pub async fn flush(image: &HostPath) -> Result<(), ImageError> {
     let path = image.clone();
     blocking(image, move || {
         let file = std::fs::File::open(path.as_path());

@@ -36,7 +36,9 @@ mod info;
 mod inspect;
 mod job;
 mod layer;
+mod lift;
 mod lock;
+mod opened;
 mod outgoing;
 mod overlay;
 mod partial;
@@ -47,8 +49,9 @@ mod vmdk;
 mod written;
 
 pub use backup::{Clusters, Parent, Source, difference, export, flatten, make_target};
-pub use change_key::{ChangeKey, change_key};
+pub use change_key::{ChangeKey, add_key, change_key, erase_key, key_opens};
 pub use check::{ImageCheck, check, check_with_key};
+pub use command::{MEASUREMENTS, UNMEASURED};
 pub use convert::{ConvertImage, convert};
 pub use create::{CreateImage, Preallocation, create};
 pub use encryption::{Encryption, pipe_of};
@@ -63,14 +66,15 @@ pub use in_use::{
 pub use incoming::{Incoming, IncomingImage};
 pub use info::{ImageInfo, Sharing, info};
 pub use inspect::{
-    Inspection, files_below, inspect, inspect_now, inspect_with_key_now, is_encrypted,
-    is_encrypted_now, refuse_plain_text_now,
+    Inspection, files_below, inspect, inspect_closed, inspect_now, inspect_with_key_now,
+    is_encrypted, is_encrypted_now, refuse_plain_text_now,
 };
 pub use job::Job;
 pub use layer::{
-    Layer, Rebase, allocated, commit_layer, freeze_layer, layer, make_overlay, outwait_orphan,
-    rebase, reclaim,
+    Layer, Rebase, Terms, allocated, commit_layer, flush, freeze_layer, layer, make_overlay,
+    outwait_orphan, rebase, reclaim,
 };
+pub use lift::aside_of;
 pub use outgoing::Outgoing;
 pub use partial::{sweep_partials, sweep_partials_of};
 pub use resize::{Resize, resize, resize_with_key};

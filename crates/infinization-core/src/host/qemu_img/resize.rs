@@ -6,7 +6,7 @@ use super::create::check_size;
 use super::in_use::{self, Access};
 use super::info::{Sharing, info_locked};
 use super::job::to_its_end;
-use super::{ImageError, ImageFormat, Job, inspect, lock};
+use super::{ImageError, ImageFormat, Inspection, Job, inspect, lock};
 use crate::types::{ByteSize, DiskKey, HostPath};
 
 /// Which way an image may change its size.
@@ -41,15 +41,16 @@ pub async fn resize_with_key(
         let _alone = lock::exclusive(&image).await?;
         in_use::refuse(&image, Access::Write).await?;
         let key = key.as_ref();
-        inspect::vet_with_key(&image, format, &[], key).await?;
+        let found = inspect::vet_with_key(&image, format, &[], key).await?;
+        let opened = (&found, key);
         let now = info_locked(&image, format, Sharing::Refuse).await?;
         check_size(&image, format, size, now.cluster_size)?;
         match size.cmp(&now.virtual_size) {
             std::cmp::Ordering::Equal => Ok(()),
-            std::cmp::Ordering::Greater => run(&image, format, size, key, &[]).await,
+            std::cmp::Ordering::Greater => run(&image, format, size, opened, &[]).await,
             std::cmp::Ordering::Less if direction == Resize::GrowOrShrink => {
                 drop_bitmaps(&image, key, &now.bitmaps).await?;
-                run(&image, format, size, key, &["--shrink"]).await
+                run(&image, format, size, opened, &["--shrink"]).await
             }
             std::cmp::Ordering::Less => Err(ImageError::ShrinkRefused {
                 path: image,
@@ -65,13 +66,13 @@ async fn run(
     path: &HostPath,
     format: ImageFormat,
     size: ByteSize,
-    key: Option<&DiskKey>,
+    (found, key): (&Inspection, Option<&DiskKey>),
     consent: &'static [&'static str],
 ) -> Result<(), ImageError> {
     QemuImg::new("resize", path)
         .args(["-q"])
         .args(consent.iter().copied())
-        .on_image_as(format, key)
+        .on_chain_as(format, found, key)
         .args([size.as_bytes().to_string()])
         .run_as(&Job::short())
         .await?;

@@ -3,6 +3,7 @@
 //! A dead network file system answers none of them, so they are asked in one go, away from the tasks
 //! of other VMs, and with a deadline. A thread that a dead file system holds ends when that is back.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::sync::{Arc, Once};
 use std::time::Duration;
@@ -47,6 +48,8 @@ pub(super) struct Seen {
     pub(super) display_port: ReservedPort,
     pub(super) vars_template: Option<HostPath>,
     pub(super) missing_directories: Vec<HostPath>,
+    /// What encrypted disks lie on, as far as it is encrypted.
+    pub(super) encrypted_below: BTreeMap<usize, Vec<HostPath>>,
     /// Only a create claims its address.
     pub(super) mac: Option<MacClaim>,
     /// As its disks on the network.
@@ -63,7 +66,7 @@ impl Host {
     fn look(&self) -> Result<Seen, Failure> {
         let config = &self.config;
         let mac = self.check_named()?;
-        disks::check(self)?;
+        let encrypted_below = disks::check(self)?;
         let network_disks = self.claim_network_disks()?;
         check_cpus(config)?;
         let accelerator = choose_accelerator(config.accelerator)?;
@@ -77,6 +80,7 @@ impl Host {
             display_address,
             vars_template,
             missing_directories: self.missing_directories(),
+            encrypted_below,
             mac,
             network_disks,
             warnings,

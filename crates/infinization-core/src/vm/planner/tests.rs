@@ -92,6 +92,7 @@ fn facts(config: &VmConfig, tap: TapState, row: RowClaim) -> Facts {
         row,
         missing_directories: vec![path("/srv/disks"), path("/run/vms")],
         host_nodes: Vec::new(),
+        encrypted_below: BTreeMap::new(),
         directory: path("/var/lib/vms/vm-1"),
     }
 }

@@ -41,9 +41,11 @@ use super::spec;
 use super::status::Status;
 use super::stop::Interrupt;
 use crate::config::{
-    RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions, StopOptions, VmConfig,
+    DiskKeys, RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions, StopOptions,
+    VmConfig,
 };
 use crate::error::{ErrorCode, Failure};
+use crate::host::blocking::blocking;
 use crate::host::qemu_img::SnapshotName;
 
 /// The statuses of a running VM whose disks may be changed under it, and of one that does not run.
@@ -148,10 +150,14 @@ impl Machine {
         self.context.settle_restores(&config).await
     }
 
-    /// Finishes or undoes what a killed process left half done on the disks. When `cancel` fires, merging
-    /// is left for later.
-    pub(super) async fn settle_snapshots(&self, cancel: &CancellationToken) -> Result<(), Failure> {
-        self.settle_external(true, cancel).await?;
+    /// Finishes or undoes what a killed process left half done on the disks, with keys that were `given` for
+    /// them. When `cancel` fires, merging is left for later.
+    pub(super) async fn settle_snapshots(
+        &self,
+        given: &DiskKeys,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
+        self.settle_external(true, given, cancel).await?;
         if self.live.is_some() {
             return Ok(());
         }
@@ -162,7 +168,8 @@ impl Machine {
     /// The disks' next start tries again, and is refused if it cannot be done.
     pub(super) async fn try_to_settle_snapshots(&self) {
         quiet::thaw_left_frozen(&self.context, self.live.is_some()).await;
-        let external = self.settle_external(false, &CancellationToken::new()).await;
+        let (never, none) = (CancellationToken::new(), DiskKeys::new());
+        let external = self.settle_external(false, &none, &never).await;
         let internal = match self.live {
             Some(_) => Ok(()),
             None => offline::settle(&self.context).await,
@@ -288,7 +295,8 @@ impl VmContext {
 
     /// What the VM runs with now, or would be started with.
     async fn disks_config(&self, live: bool) -> Result<VmConfig, Failure> {
-        if live && let Some(config) = spec::read(&self.directory)? {
+        let directory = self.directory.clone();
+        if live && let Some(config) = blocking(move || spec::read(&directory)).await?? {
             return Ok(config);
         }
         let database = &self.services.database;

@@ -6,6 +6,7 @@
 //! back gets a snapshot of what it is now first, or there would be nothing to undo with. Encrypted disks
 //! need stored keys, since whoever comes after a killed process has no others.
 
+use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -13,8 +14,9 @@ use uuid::Uuid;
 
 use super::super::context::VmContext;
 use super::disks::{self, Disk, Listed};
-use crate::error::Failure;
+use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::{blocking, file_call};
+use crate::host::file_systems::FileSystems;
 use crate::host::qemu_img::{
     Held, ImageError, Sharing, SnapshotName, hold_all, layer, list_snapshots,
 };
@@ -34,6 +36,9 @@ struct Unfinished {
     /// This snapshot deleted, where it is.
     delete: String,
     disks: Vec<HostPath>,
+    /// Where the disks are: one that is not there may be another time.
+    #[serde(default)]
+    file_systems: FileSystems,
 }
 
 /// The snapshots of every disk; raw ones have none.
@@ -71,13 +76,10 @@ pub(super) async fn create(
     name: &SnapshotName,
 ) -> Result<(), Failure> {
     disks::refuse_raw(disks)?;
-    disks::refuse_taken(&list(disks).await?, name)?;
     let held = HeldDisks::all(disks).await?;
-    let undo = Unfinished {
-        revert: None,
-        delete: name.as_str().to_owned(),
-        disks: paths(disks),
-    };
+    // While they are held: one that another made in between would be undone as ours.
+    held.refuse_taken(name).await?;
+    let undo = Unfinished::new(disks, None, name).await?;
     undo.note(context).await?;
     let made = held.each(Change::Create(name)).await;
     conclude(context, &held, made, &undo).await
@@ -100,11 +102,7 @@ pub(super) async fn revert(
         return Ok(has_memory);
     }
     let before = before_name()?;
-    let undo = Unfinished {
-        revert: Some(before.as_str().to_owned()),
-        delete: before.as_str().to_owned(),
-        disks: paths(disks),
-    };
+    let undo = Unfinished::new(disks, Some(&before), &before).await?;
     undo.note(context).await?;
     let reverted = async {
         held.each(Change::Create(&before)).await?;
@@ -130,11 +128,7 @@ pub(super) async fn delete(
 ) -> Result<(), Failure> {
     disks::refuse_raw(disks)?;
     let held = HeldDisks::all(disks).await?;
-    let rest = Unfinished {
-        revert: None,
-        delete: name.as_str().to_owned(),
-        disks: paths(disks),
-    };
+    let rest = Unfinished::new(disks, None, name).await?;
     if let Err(error) = rest.note(context).await {
         // Deleting may be what makes room for it.
         tracing::warn!(vm = %context.vm_id, %error, "a snapshot is deleted without a note");
@@ -144,15 +138,17 @@ pub(super) async fn delete(
     Ok(deleted?)
 }
 
-/// Undoes what a killed process has left half done.
+/// Undoes what a killed process has left half done. While a disk may be elsewhere, none is touched.
 pub(super) async fn settle(context: &VmContext) -> Result<(), Failure> {
     let Some(unfinished) = Unfinished::read(context).await? else {
         return Ok(());
     };
     let keys = context.stored_keys(&unfinished.disks).await?;
-    let there = |path: &&HostPath| path.as_path().exists();
-    let disks = unfinished.disks.iter().filter(there);
-    let disks = disks.map(|path| (path.clone(), keys.get(path).cloned()));
+    let there = unfinished.there().await?.into_iter();
+    let disks = there.map(|path| {
+        let key = keys.get(&path).cloned();
+        (path, key)
+    });
     let held = HeldDisks::of(disks.collect()).await?;
     unfinished.settle(context, &held).await
 }
@@ -193,6 +189,18 @@ impl HeldDisks {
         Ok(Self(held.into_iter().zip(keys).collect()))
     }
 
+    async fn refuse_taken(&self, name: &SnapshotName) -> Result<(), ImageError> {
+        for (disk, _) in &self.0 {
+            if disk.has_snapshot(name).await? {
+                return Err(ImageError::SnapshotAlreadyExists {
+                    path: disk.path().clone(),
+                    name: name.as_str().to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Does it to every disk, until one fails.
     async fn each(&self, change: Change<'_>) -> Result<(), ImageError> {
         for (disk, key) in &self.0 {
@@ -221,8 +229,10 @@ enum Change<'n> {
     Delete(&'n SnapshotName),
 }
 
-fn paths(disks: &[Disk]) -> Vec<HostPath> {
-    disks.iter().map(|disk| disk.path.clone()).collect()
+fn not_now(disk: &HostPath, error: &io::Error) -> Failure {
+    let message =
+        format!("a change of snapshots was cut short, and {disk} is needed to undo it: {error}");
+    Failure::new(ErrorCode::InvalidState, message).with("path", disk.as_str())
 }
 
 /// A name that no user has given.
@@ -231,6 +241,39 @@ fn before_name() -> Result<SnapshotName, ImageError> {
 }
 
 impl Unfinished {
+    async fn new(
+        disks: &[Disk],
+        revert: Option<&SnapshotName>,
+        delete: &SnapshotName,
+    ) -> Result<Self, Failure> {
+        let disks: Vec<_> = disks.iter().map(|disk| disk.path.clone()).collect();
+        let files = disks.clone();
+        let found = file_call(move || FileSystems::of(&files)).await;
+        let file_systems = found.map_err(|error| {
+            let message = format!("the directories of the disks cannot be looked at: {error}");
+            Failure::new(ErrorCode::HostFile, message)
+        })?;
+        Ok(Self {
+            revert: revert.map(|name| name.as_str().to_owned()),
+            delete: delete.as_str().to_owned(),
+            disks,
+            file_systems,
+        })
+    }
+
+    /// The disks without those that were removed: they need nothing.
+    async fn there(&self) -> Result<Vec<HostPath>, Failure> {
+        let mut there = Vec::new();
+        for disk in &self.disks {
+            let (file_systems, file) = (self.file_systems.clone(), disk.clone());
+            let found = file_call(move || file_systems.have(&file)).await;
+            if found.map_err(|error| not_now(disk, &error))? {
+                there.push(disk.clone());
+            }
+        }
+        Ok(there)
+    }
+
     fn path(context: &VmContext) -> PathBuf {
         context.directory.join(FILE)
     }
@@ -267,18 +310,16 @@ impl Unfinished {
         let path = Self::path(context);
         let shown = path.display().to_string();
         match file_call(move || std::fs::remove_file(path)).await {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(StateFileError::Write {
-                    path: shown,
-                    source,
-                }
-                .into())
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateFileError::Write {
+                path: shown,
+                source,
             }
+            .into()),
             _ => Ok(()),
         }
     }
 
-    /// Doing it again changes nothing, so it may be cut short as well. A disk that is gone needs nothing.
+    /// Doing it again changes nothing, so it may be cut short as well.
     async fn settle(&self, context: &VmContext, held: &HeldDisks) -> Result<(), Failure> {
         if let Some(name) = &self.revert {
             let name = SnapshotName::parse(name.as_str())?;

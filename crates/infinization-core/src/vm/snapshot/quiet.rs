@@ -96,7 +96,8 @@ impl VmContext {
     /// Notes that the guest may be frozen from now on, for the next recovery; nothing where the VM has no
     /// guest agent's channel to thaw it through.
     pub async fn note_freeze(&self) -> Result<Option<NotedFreeze>, Failure> {
-        let config = spec::read(&self.directory)?;
+        let directory = self.directory.clone();
+        let config = blocking(move || spec::read(&directory)).await??;
         match config.and_then(|config| config.channels.guest_agent) {
             Some(socket) => Ok(Some(NotedFreeze(note(self, &socket).await?))),
             None => Ok(None),

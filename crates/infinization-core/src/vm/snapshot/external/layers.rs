@@ -11,12 +11,12 @@ use uuid::Uuid;
 use super::change::{Merge, Overlay};
 use super::record::{Pending, Record};
 use super::tree::Tree;
-use crate::config::{DiskLocation, VmConfig};
+use crate::config::{DiskKeys, DiskLocation, VmConfig};
 use crate::db::ConfigurationUpdate;
 use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::{blocking, file_call};
 use crate::host::qemu_img::{
-    ImageError, ImageFormat, Job, ensure_unused, files_below, freeze_layer, inspect, layer,
+    ImageError, ImageFormat, Job, ensure_unused, files_below, freeze_layer, inspect_closed, layer,
     make_overlay, sweep_partials_of,
 };
 use crate::host::state_file::StateFileError;
@@ -35,6 +35,8 @@ pub(super) struct Layers<'a> {
     /// What the VM runs with, or would be started with.
     pub(super) config: VmConfig,
     pub(super) record: Record,
+    /// What opens encrypted disks, by what is or was their path, as far as somebody said.
+    pub(super) keys: DiskKeys,
 }
 
 impl<'a> Layers<'a> {
@@ -43,6 +45,7 @@ impl<'a> Layers<'a> {
         context: &'a VmContext,
         live: Option<Arc<LiveView>>,
         config: VmConfig,
+        keys: DiskKeys,
     ) -> Result<Self, Failure> {
         let record = Record::read(context).await?.unwrap_or_default();
         let mut layers = Self {
@@ -50,6 +53,7 @@ impl<'a> Layers<'a> {
             live,
             config,
             record,
+            keys,
         };
         layers.agree().await?;
         layers.refuse_other_disks()?;
@@ -60,6 +64,7 @@ impl<'a> Layers<'a> {
     pub(super) async fn open_known(
         context: &'a VmContext,
         live: Option<Arc<LiveView>>,
+        keys: DiskKeys,
     ) -> Result<Option<Self>, Failure> {
         let Some(record) = Record::read(context).await? else {
             return Ok(None);
@@ -70,6 +75,7 @@ impl<'a> Layers<'a> {
             live,
             config,
             record,
+            keys,
         }))
     }
 
@@ -140,14 +146,6 @@ impl<'a> Layers<'a> {
         Ok(disks::refuse_raw(&disks::of(&self.config))?)
     }
 
-    /// An overlay would hold in plain text what is written from now on.
-    pub(super) async fn refuse_encrypted(&self) -> Result<(), Failure> {
-        let context = self.context;
-        context
-            .refuse_plain_text(&self.config, "the overlay on it")
-            .await
-    }
-
     /// New files' names, beside the active layers.
     pub(super) fn new_files(&self) -> Result<Vec<HostPath>, Failure> {
         let id = Uuid::new_v4().simple().to_string();
@@ -175,9 +173,10 @@ impl<'a> Layers<'a> {
     ) -> Result<(), Failure> {
         self.refuse_busy(&self.record.tree.active).await?;
         let sizes = self.vet(&overlay.on).await?;
-        let active = self.record.tree.active.iter();
-        for frozen in active.filter(|path| !overlay.remove.contains(path)) {
-            freeze_layer(frozen).await?;
+        for (disk, frozen) in self.record.tree.active.iter().enumerate() {
+            if !overlay.remove.contains(frozen) {
+                self.freeze(disk, frozen).await?;
+            }
         }
         self.begin_overlay(&overlay, false).await?;
         match make_all(&overlay, sizes, cancel).await {
@@ -189,12 +188,22 @@ impl<'a> Layers<'a> {
         }
     }
 
+    /// Only bitmaps of an encrypted layer need its key.
+    async fn freeze(&self, disk: usize, layer_file: &HostPath) -> Result<(), Failure> {
+        let key = if layer(layer_file).await?.bitmaps {
+            self.key(disk).await?
+        } else {
+            None
+        };
+        Ok(freeze_layer(layer_file, key.as_ref()).await?)
+    }
+
     /// The sizes of disks that an overlay may be put on.
     async fn vet(&self, disks: &[HostPath]) -> Result<Vec<ByteSize>, Failure> {
         let allowed = self.allowed();
         let mut sizes = Vec::new();
         for path in disks {
-            let found = inspect(path, ImageFormat::Qcow2, &allowed).await?;
+            let found = inspect_closed(path, ImageFormat::Qcow2, &allowed).await?;
             let unknown = || ImageError::Format {
                 path: path.clone(),
                 why: "has no size".to_owned(),
@@ -253,6 +262,7 @@ impl<'a> Layers<'a> {
             self.close_nodes(&remove).await?;
         }
         remove_files(&remove).await?;
+        self.forget_keys(&remove).await;
         self.record.pending = None;
         self.save().await
     }
@@ -260,6 +270,9 @@ impl<'a> Layers<'a> {
     /// Whether the row knows too: one that is somebody else's is left alone.
     async fn publish(&mut self) -> Result<bool, Failure> {
         let active = self.record.tree.active.clone();
+        if self.context.owns_row().await {
+            self.keep_keys().await?;
+        }
         self.write_spec(&active).await?;
         for (disk, path) in self.config.disks.iter_mut().zip(&active) {
             disk.location = DiskLocation::File(path.clone());

@@ -105,7 +105,9 @@ impl Layers<'_> {
             config.location = DiskLocation::File(path.clone());
             config.format = DiskFormat::Qcow2;
             let name = node_name(path, disk);
-            qmp.blockdev_add(overlay_options(&name, &config)).await?;
+            let encrypted = layer(path).await?.encrypted;
+            let options = overlay_options(&name, disk, &config, encrypted);
+            qmp.blockdev_add(options).await?;
             pairs.push((node.name.clone(), name));
         }
         let frozen = if options.quiesce {

@@ -9,12 +9,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::change::{Merge, Method, method};
-use super::layers::Layers;
+use super::layers::{Layers, remove_files};
 use super::record::Pending;
 use super::tree::Dependent;
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{
-    ImageError, Rebase, commit_layer, layer, outwait_orphan, rebase, reclaim,
+    ImageError, Rebase, Terms, aside_of, commit_layer, layer, outwait_orphan, rebase, reclaim,
 };
 use crate::types::HostPath;
 
@@ -34,6 +34,7 @@ impl Layers<'_> {
         let method = self.choose(&merge).await?;
         self.refuse_lost_snapshots(&merge, method).await?;
         self.refuse_used(&merge).await?;
+        self.refuse_keyless(&merge).await?;
         self.begin_merge(merge, method).await?;
         let done = self.go_on_merging(cancel).await;
         if let Err(failure) = &done {
@@ -118,12 +119,26 @@ impl Layers<'_> {
         let tree = &self.record.tree;
         let lower = Dependent::Node(merge.lower.clone());
         let all = merge.uppers.iter().chain([&lower]);
-        for path in all.flat_map(|one| tree.layers(one)) {
+        let files = all.flat_map(|one| tree.layers(one).iter().enumerate());
+        for (disk, path) in files {
             outwait_orphan(path, ORPHAN).await;
-            if let Err(error) = reclaim(path).await {
+            if let Err(error) = self.reclaim_one(disk, path).await {
                 tracing::warn!(%path, %error, "unused clusters were not freed");
             }
         }
+    }
+
+    async fn reclaim_one(&self, disk: usize, path: &HostPath) -> Result<(), Failure> {
+        remove_files(&[aside_of(path)?]).await?;
+        Ok(reclaim(path, self.key(disk).await?.as_ref()).await?)
+    }
+
+    /// What QEMU does not do, `qemu-img` does, which needs the keys.
+    async fn refuse_keyless(&self, merge: &Merge) -> Result<(), Failure> {
+        if merge.uppers.iter().all(|upper| self.runs_on(upper)) {
+            return Ok(());
+        }
+        self.all_keys().await.map(drop)
     }
 
     /// The cheaper way that leads there.
@@ -194,7 +209,7 @@ impl Layers<'_> {
         let lowers = self.record.tree.find(&merge.lower)?.layers.clone();
         for upper in &merge.uppers {
             let files = self.record.tree.layers(upper).to_vec();
-            for (lower, file) in lowers.iter().zip(&files) {
+            for (disk, (lower, file)) in lowers.iter().zip(&files).enumerate() {
                 if layer(file).await?.backing.as_ref() != Some(lower) {
                     continue;
                 }
@@ -202,8 +217,12 @@ impl Layers<'_> {
                 if self.runs_on(upper) {
                     self.stream(file, onto.as_ref(), cancel).await?;
                 } else {
-                    let job = Self::job(cancel);
-                    rebase(file, onto.as_ref(), Rebase::Safe, &allowed, &job).await?;
+                    let (job, key) = (Self::job(cancel), self.key(disk).await?);
+                    let terms = Terms {
+                        allowed: &allowed,
+                        key: key.as_ref(),
+                    };
+                    rebase(file, onto.as_ref(), Rebase::Safe, &terms, &job).await?;
                 }
             }
         }
@@ -246,8 +265,12 @@ impl Layers<'_> {
         if self.runs_on(upper) {
             return self.commit_live(file, lower, disk, cancel).await;
         }
-        let job = Self::job(cancel);
-        Ok(commit_layer(file, lower, &self.allowed(), &job).await?)
+        let (job, key, allowed) = (Self::job(cancel), self.key(disk).await?, self.allowed());
+        let terms = Terms {
+            allowed: &allowed,
+            key: key.as_ref(),
+        };
+        Ok(commit_layer(file, lower, &terms, &job).await?)
     }
 
     fn has_pivoted(&self, disk: usize) -> bool {
@@ -267,13 +290,19 @@ impl Layers<'_> {
         let allowed = self.allowed();
         let tree = &self.record.tree;
         for above in tree.dependents(name) {
-            for ((file, lower), on) in files.iter().zip(lowers).zip(tree.layers(&above)) {
+            let moved = files.iter().zip(lowers).zip(tree.layers(&above));
+            for (disk, ((file, lower), on)) in moved.enumerate() {
                 if layer(on).await?.backing.as_ref() == Some(file) {
                     if self.runs_on(&above) {
                         return Err(not_moved(on));
                     }
+                    let key = self.key(disk).await?;
+                    let terms = Terms {
+                        allowed: &allowed,
+                        key: key.as_ref(),
+                    };
                     let job = Self::job(&CancellationToken::new());
-                    rebase(on, Some(lower), Rebase::NameOnly, &allowed, &job).await?;
+                    rebase(on, Some(lower), Rebase::NameOnly, &terms, &job).await?;
                 }
             }
         }

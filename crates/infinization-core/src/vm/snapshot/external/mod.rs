@@ -10,6 +10,7 @@
 //! | `change` | what a verb makes of the tree (pure) |
 //! | `record` | the file beside the spec: the tree, and what is being done to it |
 //! | `layers` | the record at work: new overlays, spec and row, files that go |
+//! | `keys` | what opens encrypted layers |
 //! | `merge` | two neighbours become one |
 //! | `live` | what only the running QEMU can do |
 //! | `pivot` | where the newest data is while QEMU moves down |
@@ -20,6 +21,7 @@
 //! record on disk does not need it any more; no file is without a record that names it.
 
 mod change;
+mod keys;
 mod layers;
 mod live;
 mod merge;
@@ -38,11 +40,12 @@ use tokio_util::sync::CancellationToken;
 pub use shown::{ShownLayer, ShownNode, SnapshotTree};
 
 use self::change::{Deletion, Label, Tip};
+use self::keys::follow;
 use self::layers::Layers;
 use self::record::Record;
 use self::tree::Tree;
 use super::disks;
-use crate::config::{Dependents, RevertOptions, SnapshotOptions, StopOptions};
+use crate::config::{Dependents, DiskKeys, RevertOptions, SnapshotOptions, StopOptions};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::SnapshotName;
 use crate::host::state_file::StateFileError;
@@ -62,17 +65,20 @@ impl Machine {
         cancel: &CancellationToken,
     ) -> Result<OperationResult, Failure> {
         let live = self.changes_allowed("snapshotted").await?;
-        let mut layers = self.context.layers(live.clone()).await?;
+        let mut layers = self.layers(live.clone()).await?;
         layers.refuse_raw()?;
-        layers.refuse_encrypted().await?;
         self.context.refuse_internal(live.as_deref(), name).await?;
         let label = Label::of(name, options.description.clone());
         let overlay = layers.record.tree.create(label, layers.new_files()?)?;
-        match live {
-            Some(_) => layers.overlay_live(overlay, options, cancel).await?,
+        let before = layers.record.tree.active.clone();
+        let done = match live {
+            Some(_) => layers.overlay_live(overlay, options, cancel).await,
             None if options.quiesce => return Err(no_guest()),
-            None => layers.overlay(overlay, cancel).await?,
-        }
+            None => layers.overlay(overlay, cancel).await,
+        };
+        let after = layers.record.tree.active.clone();
+        self.keys_follow(&before, &after);
+        done?;
         Ok(self.told(name, "create", "made"))
     }
 
@@ -85,7 +91,7 @@ impl Machine {
     ) -> Result<OperationResult, Failure> {
         let live = self.snapshots_allowed("put back to a snapshot").await?;
         // A refusal must not end the guest first.
-        let layers = self.context.layers(live.clone()).await?;
+        let layers = self.layers(live.clone()).await?;
         let tree = &layers.record.tree;
         let overlay = tree.revert(name.as_str(), tip_of(options)?, layers.new_files()?)?;
         layers.refuse_needed(&overlay.remove).await?;
@@ -93,21 +99,25 @@ impl Machine {
             let keep = SnapshotName::parse(keep.as_str())?;
             self.context.refuse_internal(live.as_deref(), &keep).await?;
         }
+        let before = layers.record.tree.active.clone();
+        let keys = layers.keys.clone();
         drop(layers);
         if live.is_none() {
-            self.context.back_to(name, options).await?;
+            self.context.back_to(name, options, keys).await?;
             return Ok(self.told(name, "revert", "reverted to"));
         }
         if !options.restart {
             return Err(super::needs_restart(name));
         }
-        let again = self.restart_options().await?;
+        let mut again = self.restart_options().await?;
         let at_once = StopOptions {
             graceful: false,
             ..StopOptions::default()
         };
         self.stop(&at_once, interrupt).await?;
-        self.context.back_to(name, options).await?;
+        let after = self.context.back_to(name, options, keys).await?;
+        follow(&mut again.disk_keys, &before, &after);
+        again.disk_keys.retain(|path, _| after.contains(path));
         let never = CancellationToken::new();
         self.start(&again, &never, interrupt).await?;
         Ok(self.told(name, "revert", "reverted to"))
@@ -120,10 +130,14 @@ impl Machine {
         cancel: &CancellationToken,
     ) -> Result<OperationResult, Failure> {
         let live = self.changes_allowed("relieved of a snapshot").await?;
-        let mut layers = self.context.layers(live).await?;
+        let mut layers = self.layers(live).await?;
         let merge = layers.record.tree.commit(name.as_str())?;
         layers.refuse_needed_by(&merge).await?;
-        layers.merge(merge, cancel).await?;
+        let before = layers.record.tree.active.clone();
+        let done = layers.merge(merge, cancel).await;
+        let after = layers.record.tree.active.clone();
+        self.keys_follow(&before, &after);
+        done?;
         Ok(self.told(name, "commit", "committed"))
     }
 
@@ -135,18 +149,22 @@ impl Machine {
         cancel: &CancellationToken,
     ) -> Result<OperationResult, Failure> {
         let live = self.changes_allowed("relieved of a snapshot").await?;
-        let mut layers = self.context.layers(live).await?;
-        match layers.record.tree.delete(name.as_str(), children)? {
+        let mut layers = self.layers(live).await?;
+        let before = layers.record.tree.active.clone();
+        let done = match layers.record.tree.delete(name.as_str(), children)? {
             Deletion::Leaf { after, remove } => {
                 layers.refuse_busy(&remove).await?;
                 layers.refuse_needed(&remove).await?;
-                layers.turn(after, remove).await?;
+                layers.turn(after, remove).await
             }
             Deletion::Merge(merge) => {
                 layers.refuse_needed_by(&merge).await?;
-                layers.merge(merge, cancel).await?;
+                layers.merge(merge, cancel).await
             }
-        }
+        };
+        let after = layers.record.tree.active.clone();
+        self.keys_follow(&before, &after);
+        done?;
         Ok(self.told(name, "delete", "deleted"))
     }
 
@@ -154,10 +172,12 @@ impl Machine {
     pub(super) async fn settle_external(
         &self,
         all: bool,
+        given: &DiskKeys,
         cancel: &CancellationToken,
     ) -> Result<(), Failure> {
         let live = self.live.as_ref().map(|live| Arc::clone(&live.view));
-        let Some(mut layers) = Layers::open_known(&self.context, live).await? else {
+        let keys = self.keys_at_hand(given);
+        let Some(mut layers) = Layers::open_known(&self.context, live, keys).await? else {
             return Ok(());
         };
         match &layers.live {
@@ -167,20 +187,61 @@ impl Machine {
     }
 }
 
-impl VmContext {
+impl Machine {
     async fn layers(&self, live: Option<Arc<LiveView>>) -> Result<Layers<'_>, Failure> {
-        let config = self.disks_config(live.is_some()).await?;
-        disks::refuse_network(&config)?;
-        Layers::open(self, live, config).await
+        let keys = self.keys_at_hand(&DiskKeys::new());
+        self.context.layers(live, keys).await
+    }
+}
+
+impl VmContext {
+    /// A disk's place among the VM's, and every file that it or a snapshot of it is.
+    pub(in crate::vm) async fn disk_files(
+        &self,
+        live: bool,
+        path: &HostPath,
+    ) -> Result<(usize, Vec<HostPath>), Failure> {
+        let config = self.disks_config(live).await?;
+        let found = (config.disks.iter()).position(|disk| disk.path() == Some(path));
+        let index = found.ok_or_else(|| no_disk_of(self, path))?;
+        let tree = Record::read(self).await?.map(|record| record.tree);
+        let tree = tree.filter(|tree| tree.active.get(index) == Some(path));
+        let layers = tree.map(|tree| {
+            let nodes = tree
+                .nodes
+                .into_iter()
+                .map(|mut node| node.layers.swap_remove(index));
+            nodes.collect::<Vec<_>>()
+        });
+        let mut files = vec![path.clone()];
+        files.extend(layers.unwrap_or_default());
+        Ok((index, files))
     }
 
-    async fn back_to(&self, name: &SnapshotName, options: &RevertOptions) -> Result<(), Failure> {
-        let mut layers = self.layers(None).await?;
+    async fn layers(
+        &self,
+        live: Option<Arc<LiveView>>,
+        keys: DiskKeys,
+    ) -> Result<Layers<'_>, Failure> {
+        let config = self.disks_config(live.is_some()).await?;
+        disks::refuse_network(&config)?;
+        Layers::open(self, live, config, keys).await
+    }
+
+    /// Answers which files the disks are then.
+    async fn back_to(
+        &self,
+        name: &SnapshotName,
+        options: &RevertOptions,
+        keys: DiskKeys,
+    ) -> Result<Vec<HostPath>, Failure> {
+        let mut layers = self.layers(None, keys).await?;
         let (tree, files) = (&layers.record.tree, layers.new_files()?);
         let overlay = tree.revert(name.as_str(), tip_of(options)?, files)?;
         layers.refuse_busy(&overlay.remove).await?;
         layers.refuse_needed(&overlay.remove).await?;
-        layers.overlay(overlay, &CancellationToken::new()).await
+        layers.overlay(overlay, &CancellationToken::new()).await?;
+        Ok(layers.record.tree.active.clone())
     }
 
     /// Whether there is an external snapshot of this name.
@@ -258,6 +319,11 @@ fn tip_of(options: &RevertOptions) -> Result<Tip, Failure> {
         None if options.discard => Ok(Tip::Discard),
         None => Ok(Tip::Undecided),
     }
+}
+
+fn no_disk_of(context: &VmContext, path: &HostPath) -> Failure {
+    let message = format!("path names {path}, which is no disk of this VM");
+    Failure::new(ErrorCode::InvalidConfig, message).of_vm(&context.vm_id)
 }
 
 fn aborted() -> Failure {

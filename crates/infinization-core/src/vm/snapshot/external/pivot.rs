@@ -18,6 +18,7 @@ use super::change::{Merge, Method};
 use super::layers::Layers;
 use super::record::{Pending, Record};
 use super::tree::Dependent;
+use crate::config::DiskKeys;
 use crate::error::{ErrorCode, Failure};
 use crate::qmp::QmpError;
 use crate::types::HostPath;
@@ -100,7 +101,9 @@ impl Machine {
         if !pending.is_some_and(|pending| pending.is_split()) {
             return Ok(());
         }
-        let Some(mut layers) = Layers::open_known(&self.context, None).await? else {
+        let Some(mut layers) =
+            Layers::open_known(&self.context, None, self.keys_at_hand(&DiskKeys::new())).await?
+        else {
             return Ok(());
         };
         let closing = &self.context.services.closing;
@@ -112,7 +115,8 @@ impl Machine {
             return Ok(());
         };
         let view = Some(Arc::clone(&live.view));
-        let Some(mut layers) = Layers::open_known(&self.context, view).await? else {
+        let Some(mut layers) = Layers::open_known(&self.context, view, DiskKeys::new()).await?
+        else {
             return Ok(());
         };
         if !layers.may_have_moved() {

@@ -1,0 +1,121 @@
+//! Another key for a disk: under a running guest, and for all files of one that is off.
+
+use super::*;
+
+pub(crate) fn change(new: &str) -> Value {
+    json!({ "newKey": new, "iterTime": 10 })
+}
+
+pub(crate) async fn rekey(
+    manager: &Manager,
+    vm: &str,
+    disk: &str,
+    options: Value,
+) -> Result<Value, Failure> {
+    manager
+        .change_disk_key(vm.into(), disk.into(), options)
+        .await
+}
+
+#[test]
+fn b38_the_key_of_a_running_guest_s_disk_is_changed_under_it() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = begin(keeping(&host)).await;
+        let vm = "rekey-live";
+        let disk = made(&manager, host.tiny_guest(vm)).await;
+        start(&manager, vm, Value::Null).await.unwrap();
+        host.console_says(vm, "INFZ-READY", 1).await;
+        write(&host, &manager, vm, 0, "one").await;
+        let first = sum(&host, &manager, vm).await;
+
+        let wrong = json!({ "encryptionKey": "wrong", "newKey": "any", "iterTime": 10 });
+        refused(
+            rekey(&manager, vm, &disk, wrong).await,
+            ErrorCode::AuthFailed,
+        );
+        let plain = disks(&manager, vm).await.remove(0);
+        refused(
+            rekey(&manager, vm, &plain, change("any")).await,
+            ErrorCode::InvalidFormat,
+        );
+        refused(
+            rekey(&manager, vm, "/x.qcow2", change("any")).await,
+            ErrorCode::InvalidConfig,
+        );
+        refused(
+            rekey(&manager, vm, &disk, Value::Null).await,
+            ErrorCode::InvalidConfig,
+        );
+        assert!(opens(&disk, KEY).await && !opens(&disk, "any").await);
+
+        let changed = rekey(&manager, vm, &disk, change(NEW_KEY)).await.unwrap();
+        assert_eq!(changed["success"], true, "{changed}");
+        assert!(opens(&disk, NEW_KEY).await && !opens(&disk, KEY).await);
+        assert_eq!(sum(&host, &manager, vm).await, first);
+        write(&host, &manager, vm, 1, "two").await;
+        let second = sum(&host, &manager, vm).await;
+        // What QEMU opens from now on, it opens with the new one.
+        let external = json!({ "name": "s", "kind": "external" });
+        manager
+            .create_snapshot(vm.into(), external, never())
+            .await
+            .unwrap();
+        let over = disks(&manager, vm).await.pop().unwrap();
+        assert!(opens(&over, NEW_KEY).await && !opens(&over, KEY).await);
+        refused(
+            rekey(&manager, vm, &over, change("any")).await,
+            ErrorCode::InvalidState,
+        );
+
+        // Stored: a start needs none. All files of a disk that is off get another.
+        stop(&manager, vm).await;
+        rekey(&manager, vm, &over, change("a-third")).await.unwrap();
+        for file in [&disk, &over] {
+            assert!(
+                opens(file, "a-third").await && !opens(file, NEW_KEY).await,
+                "{file}"
+            );
+            is_sound(file, "a-third");
+        }
+        start(&manager, vm, Value::Null).await.unwrap();
+        host.console_says(vm, "INFZ-READY", 2).await;
+        assert_eq!(sum(&host, &manager, vm).await, second);
+        assert_eq!(holding(host.path(), "a-third"), Vec::<PathBuf>::new());
+        nothing_leaked(&host);
+        delete(&manager, vm).await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn without_a_store_the_run_s_key_is_the_old_one_and_a_restart_has_the_new_one() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let vm = "rekey-unstored";
+        let mut machine = host.machine(vm);
+        machine["disks"] = json!([]);
+        let disk = made(&manager, machine).await;
+        refused(
+            rekey(&manager, vm, &disk, change(NEW_KEY)).await,
+            ErrorCode::KeyRequired,
+        );
+        start(&manager, vm, json!({ "diskKeys": { &disk: KEY } }))
+            .await
+            .unwrap();
+        rekey(&manager, vm, &disk, change(NEW_KEY)).await.unwrap();
+        let restarted = manager.restart_vm(vm.into()).await.unwrap();
+        assert_eq!(restarted["success"], true, "{restarted}");
+        stop(&manager, vm).await;
+        let with = |key: &str| json!({ "diskKeys": { &disk: key } });
+        refused(start(&manager, vm, with(KEY)).await, ErrorCode::AuthFailed);
+        start(&manager, vm, with(NEW_KEY)).await.unwrap();
+        // The same once more changes nothing.
+        let again = json!({ "encryptionKey": KEY, "newKey": NEW_KEY, "iterTime": 10 });
+        rekey(&manager, vm, &disk, again).await.unwrap();
+        assert!(opens(&disk, NEW_KEY).await);
+        delete(&manager, vm).await;
+        host.is_clean().await;
+    });
+}
