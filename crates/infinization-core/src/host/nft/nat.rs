@@ -118,7 +118,7 @@ impl Nft {
 
     async fn commit_nat(&self, change: Option<NatTransaction>) -> Result<(), NftError> {
         let Some(change) = change else { return Ok(()) };
-        let committing = self.journal.begin_commit();
+        let committing = self.journal.begin_commit(OurTable::Nat);
         let committed = self.transport.commit_nat(&change).await;
         committing.ended(sender_of(&committed), |_| ());
         let committed = committed?;

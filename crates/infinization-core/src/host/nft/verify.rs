@@ -125,8 +125,9 @@ impl Nft {
         .await
     }
 
-    async fn close_now(&self) -> Result<(), NftError> {
-        let Some(generation) = self.journal.gone_in() else {
+    /// In a turn.
+    pub(super) async fn close_now(&self) -> Result<(), NftError> {
+        let Some(generation) = self.gone_in().await else {
             return Ok(());
         };
         let table = Transaction {
@@ -138,6 +139,26 @@ impl Nft {
             Err(NftError::Rejected(Errno::ERESTART)) => Ok(()),
             outcome => outcome,
         }
+    }
+
+    /// The number of the state in which the table that we made is gone. Where more was told than there was room
+    /// for, nobody was heard to take it, and the kernel is asked.
+    async fn gone_in(&self) -> Option<u32> {
+        if !self.journal.may_have_missed_table() || !self.journal.known.has_hooked() {
+            return self.journal.gone_in();
+        }
+        let mark = self.journal.mark(OurTable::Filter);
+        // First the number: where the table is made in between, closing is refused.
+        let generation = self.transport.generation().await;
+        match self.transport.has_table().await {
+            Ok(false) => return generation,
+            Ok(true) => {
+                self.journal.catch_up();
+                self.journal.saw_table(mark);
+            }
+            Err(error) => tracing::warn!(%error, "it is not known whether there is a firewall"),
+        }
+        None
     }
 
     /// What is known now is what is wanted now: whoever changes it does so in a turn of his own. Answers
