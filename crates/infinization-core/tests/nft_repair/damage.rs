@@ -123,6 +123,30 @@ fn a_rule_that_is_replaced_under_the_same_comment_is_noticed() {
     });
 }
 
+#[test]
+fn f28_masquerading_is_not_put_back_before_every_port_is_closed() {
+    in_private_network(|| async {
+        let (nft, _machines) = two_machines().await;
+        let [a, b] = ["br-a", "br-b"].map(|bridge| Masquerade {
+            subnet: Subnet::parse("10.0.3.0/24").unwrap(),
+            bridge: LinkName::parse(bridge).unwrap(),
+        });
+        nft.masquerade(a.clone()).await.unwrap();
+        let good = contents();
+        run("nft flush ruleset");
+        notices(&nft).await;
+        assert_eq!(nft.repair_nat().await.unwrap(), [a.bridge]);
+        assert!(is_closed(), "{}", ruleset());
+        let repair = nft.repair().await.unwrap();
+        assert_eq!(parts(&repair)[0], (Part::Table, None));
+        assert_eq!(contents(), good);
+
+        run("nft flush ruleset");
+        nft.masquerade(b).await.unwrap();
+        assert!(is_closed(), "{}", ruleset());
+    });
+}
+
 /// Chains of others', which to delete is told in more words than there is room for.
 fn many_others() {
     let mut script = "add table bridge other\n".to_owned();

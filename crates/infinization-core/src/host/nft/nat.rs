@@ -93,6 +93,8 @@ impl Nft {
         let mut tries = 1..TRIES;
         loop {
             self.journal.catch_up();
+            // A flush takes both tables, and without the filter's every port is open.
+            self.close_now().await?;
             let mark = self.journal.mark(OurTable::Nat);
             let loaded = self.transport.read_nat().await?;
             let change = decide(&loaded);
