@@ -13,7 +13,7 @@ use std::time::Duration;
 use firewall::{chain, run};
 use infinization_core::events::Event;
 use infinization_core::firewall::ChainNames;
-use infinization_core::host::link::Link;
+use infinization_core::host::link::{Link, LinkEvent, LinkWatch};
 use infinization_core::manager::Manager;
 use infinization_core::types::{LinkName, VmId, VmNames};
 use kit::faults::start;
@@ -94,6 +94,24 @@ async fn guards(vm_id: &str, words: &str, expected: bool) {
     };
     let settled = timeout(PATIENCE, settles).await;
     assert!(settled.is_ok(), "{vm_id}, {words}: {}", chain(&from));
+}
+
+/// Waits until the machine's TAP is on a bridge.
+async fn joins(watch: &mut LinkWatch, vm_id: &str) {
+    let tap = names(vm_id).tap;
+    let joined = async {
+        loop {
+            match watch.next().await.unwrap() {
+                LinkEvent::Changed(link) if link.name == tap.as_str() => {
+                    if link.master.is_some() {
+                        return;
+                    }
+                }
+                _ => {}
+            }
+        }
+    };
+    timeout(PATIENCE, joined).await.unwrap();
 }
 
 async fn is_quiet(events: &mut Events) {
@@ -180,6 +198,7 @@ fn f24_the_addresses_of_the_bridge_are_guarded_as_they_are() {
             .set_firewall_rules("f24-4".into(), json!([]))
             .await
             .unwrap();
+        guards("f24-4", "10.177.200.1", true).await;
         host.build_bridge().await;
         told(&mut events, 1).await;
         guards("f24-4", "10.177.200.1", true).await;
@@ -199,9 +218,12 @@ fn f24_the_addresses_of_the_bridge_are_guarded_as_they_are() {
         told(&mut events, 1).await;
         run("ip link add other0 type bridge");
         run("ip addr add 10.180.0.1/24 dev other0");
+        let mut watch = host.links.watch().unwrap();
         run("ip link set other0 name testbr0");
+        joins(&mut watch, "f24-4").await;
+        let loaded = chain(&ChainNames::of(&VmId::parse("f24-4").unwrap()).from);
+        assert!(loaded.contains("10.180.0.1"), "before it joins: {loaded}");
         assert_eq!(told(&mut events, 1).await, all(&["f24-4"], "none"));
-        guards("f24-4", "10.180.0.1", true).await;
         delete(&manager, "f24-4").await;
         host.is_clean().await;
     });

@@ -77,9 +77,15 @@ impl Port {
         self.context.network_is(&self.live, Some(ailment));
     }
 
-    /// Puts the TAP on `bridge`, and up. False when the VM's QEMU is gone, or about to go.
+    /// Puts the TAP on `bridge`, and up, once the VM's rules guard the addresses that are there. False when the VM's
+    /// QEMU is gone, or about to go.
     pub async fn rejoin(&self, bridge: &LinkName) -> Result<bool, Failure> {
         let _turn = self.context.port.lock().await;
+        if !self.is_alive() {
+            return Ok(false);
+        }
+        let bridges = [bridge, &self.bridge];
+        self.context.guard_before_joining(&bridges).await?;
         if !self.is_alive() {
             return Ok(false);
         }

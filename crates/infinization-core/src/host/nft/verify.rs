@@ -296,6 +296,11 @@ impl Nft {
         Ok(unknown)
     }
 
+    /// What this process has loaded for the machine, if its port is open.
+    pub fn loaded(&self, names: &ChainNames) -> Option<Arc<Compiled>> {
+        self.journal.known.compiled(names)
+    }
+
     /// Whether a repair has closed the machine and its rules were not loaded since.
     pub fn is_closed(&self, names: &ChainNames) -> bool {
         self.journal.known.is_closed(names)

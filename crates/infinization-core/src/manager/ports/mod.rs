@@ -11,7 +11,6 @@
 mod standing;
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -242,7 +241,7 @@ impl Ports {
     async fn read_addresses(&mut self, returned: &HashSet<u32>) -> Result<HashSet<u32>, Failure> {
         let mut now = Addresses::new();
         for (index, address) in all_addresses(&self.links).await? {
-            if !is_link_local(address.address) {
+            if !address.is_link_local() {
                 now.entry(index).or_default().insert(address);
             }
         }
@@ -297,12 +296,5 @@ impl Open {
         for port in ports {
             self.load_again(ChainNames::of(port.vm_id()), Vec::new());
         }
-    }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(_) => false,
-        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
