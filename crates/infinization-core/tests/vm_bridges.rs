@@ -280,8 +280,10 @@ fn f24_who_was_taken_off_a_bridge_or_moved_is_left_where_he_is() {
 
         // Onto another bridge: it has a network, and that is the one it waits for.
         run("ip link add otherbr0 type bridge");
+        run("ip addr add 10.181.0.1/24 dev otherbr0");
         run(&format!("ip link set {tap} master otherbr0"));
         assert_eq!(told(&mut events, 1).await, all(&["f24-6"], "none"));
+        guards("f24-6", "10.181.0.1", true).await;
         delete_bridge("otherbr0");
         assert_eq!(
             told(&mut events, 1).await,
@@ -298,6 +300,9 @@ fn f24_who_was_taken_off_a_bridge_or_moved_is_left_where_he_is() {
         run("ip link add testbr0 type bridge");
         is_quiet(&mut events).await;
         assert!(is_on(&host, "f24-6", "oldbr0").await);
+        let none = manager.set_firewall_rules("f24-6".into(), json!([]));
+        none.await.unwrap();
+        guards("f24-6", "10.177.200.1", true).await;
         delete_bridge("oldbr0");
         assert_eq!(
             told(&mut events, 1).await,

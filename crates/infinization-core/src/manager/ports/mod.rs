@@ -2,7 +2,7 @@
 //!
 //! A guest whose TAP is on no bridge goes on, and nobody would know: its condition tells. When there is a
 //! bridge of that name again, the TAP joins it. The bridge's addresses, which the machine's rules guard, are read
-//! anew then, and whenever they change. Where somebody took the TAP off a bridge that is still
+//! anew then, and whenever they change or the TAP goes to another bridge. Where somebody took the TAP off a bridge that is still
 //! there, it is left where it is.
 //!
 //! Nothing runs here until the kernel tells of a link, or a machine has a QEMU. What counts is what the
@@ -43,6 +43,8 @@ struct Concerns {
     links: HashSet<String>,
     /// Whether the addresses of some link may have changed.
     addresses: bool,
+    /// TAPs that went from one bridge to another, whose addresses are other ones.
+    moved: HashSet<String>,
     /// Machines that were given a QEMU, or could not be put back.
     machines: HashSet<VmId>,
 }
@@ -136,7 +138,9 @@ impl Ports {
     fn take_in(&mut self, event: LinkEvent, concerns: &mut Concerns) {
         match event {
             LinkEvent::Changed(link) => {
-                self.seats.changed(&link);
+                if self.seats.changed(&link) {
+                    concerns.moved.insert(link.name.clone());
+                }
                 concerns.links.insert(link.name);
             }
             LinkEvent::Gone(link) => {
@@ -149,8 +153,9 @@ impl Ports {
     }
 
     async fn look(&mut self, open: &Arc<Open>, concerns: &Concerns) -> Result<(), Failure> {
+        let mut moved = concerns.moved.clone();
         if concerns.all {
-            self.seats.learn(&self.links.list().await?);
+            moved.extend(self.seats.learn(&self.links.list().await?));
         }
         let running = open.running();
         let is_there = |vm_id: &VmId| running.iter().any(|port| port.vm_id() == vm_id);
@@ -159,7 +164,7 @@ impl Ports {
             .iter()
             .filter(|port| self.is_concerned(port, concerns))
             .collect();
-        let astray = self.astray(&concerned).await?;
+        let astray = self.astray(&concerned, &mut moved).await?;
         let returned = self.put_back(&astray).await?;
         if self.failed.is_empty() {
             self.pause = SOON;
@@ -168,6 +173,8 @@ impl Ports {
             let changed = self.read_addresses(&returned).await?;
             open.guard_anew(running.iter().filter(|port| self.is_on(port, &changed)));
         }
+        let has_moved = |port: &&Port| moved.contains(port.tap().as_str());
+        open.guard_anew(running.iter().filter(has_moved));
         Ok(())
     }
 
@@ -179,12 +186,19 @@ impl Ports {
             || port.is_off_network() && concerns.links.contains(awaited())
     }
 
-    /// Those whose TAP is on no bridge.
-    async fn astray<'a>(&mut self, ports: &[&'a Port]) -> Result<Vec<&'a Port>, LinkError> {
+    /// Those whose TAP is on no bridge. A TAP that was on none, and that somebody has put on one, has moved.
+    async fn astray<'a>(
+        &mut self,
+        ports: &[&'a Port],
+        moved: &mut HashSet<String>,
+    ) -> Result<Vec<&'a Port>, LinkError> {
         let mut astray = Vec::new();
         for port in ports {
             match self.links.find(port.tap()).await? {
                 Some(link) if link.master.is_some() => {
+                    if port.is_off_network() {
+                        moved.insert(link.name);
+                    }
                     self.failed.remove(port.vm_id());
                     port.is_on_network();
                 }
