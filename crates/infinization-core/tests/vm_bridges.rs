@@ -10,12 +10,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use firewall::{chain, run};
+use infinization_core::Failure;
 use infinization_core::events::Event;
 use infinization_core::firewall::ChainNames;
 use infinization_core::host::link::{Link, LinkEvent, LinkWatch};
 use infinization_core::manager::Manager;
 use infinization_core::types::{LinkName, VmId, VmNames};
+use infinization_core::vm::{Action, Bench, Effects, Release};
 use kit::faults::start;
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, forced, journal_of, never, next_event,
@@ -25,6 +28,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::broadcast::Receiver;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 type Events = Receiver<Arc<Event>>;
 
@@ -225,6 +229,43 @@ fn f24_the_addresses_of_the_bridge_are_guarded_as_they_are() {
         assert!(loaded.contains("10.180.0.1"), "before it joins: {loaded}");
         assert_eq!(told(&mut events, 1).await, all(&["f24-4"], "none"));
         delete(&manager, "f24-4").await;
+        host.is_clean().await;
+    });
+}
+
+/// Gives the bridge another address once a launch has loaded its rules.
+#[derive(Debug)]
+struct AddressComes(Arc<dyn Effects>);
+
+#[async_trait]
+impl Effects for AddressComes {
+    async fn perform(
+        &self,
+        action: &Action,
+        bench: &Bench,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
+        if matches!(action, Action::SpawnQemu(_)) {
+            run("ip addr add 10.182.0.1/24 dev testbr0");
+        }
+        self.0.perform(action, bench, cancel).await
+    }
+
+    async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure> {
+        self.0.release(release, bench).await
+    }
+}
+
+#[test]
+fn an_address_that_the_bridge_is_given_during_a_launch_is_guarded() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let wrap = |host| Arc::new(AddressComes(host)) as Arc<dyn Effects>;
+        let manager = host.manager_with(Some(Arc::new(wrap))).await;
+        create(&host, &manager, "f24-9", 5900).await;
+        guards("f24-9", "10.182.0.1", true).await;
+        guards("f24-9", "10.177.200.1", true).await;
+        delete(&manager, "f24-9").await;
         host.is_clean().await;
     });
 }

@@ -103,6 +103,8 @@ pub struct Compiled {
     pub hash: String,
     /// The [`VmFirewall::bridge_addresses`] that it guards.
     pub bridge_addresses: Vec<Network>,
+    /// The [`VmFirewall::known_addresses`] that it is held to.
+    pub known_addresses: Vec<IpAddr>,
 }
 
 impl Compiled {
@@ -122,6 +124,7 @@ impl Compiled {
     pub fn with_rules_of(&self, other: &Self) -> Self {
         let mut both = other.clone();
         both.bridge_addresses.clone_from(&self.bridge_addresses);
+        both.known_addresses.clone_from(&self.known_addresses);
         let (mine, theirs) = (&self.ruleset, &other.ruleset);
         let names = &theirs.names;
         both.ruleset.from = guards(&mine.from, names)
@@ -222,6 +225,7 @@ pub(super) fn compile_sharing(vm: &VmFirewall, shares: bool) -> Result<Compiled,
         degraded: report.degraded,
         hash,
         bridge_addresses: vm.bridge_addresses.clone(),
+        known_addresses: vm.known_addresses.clone(),
     })
 }
 

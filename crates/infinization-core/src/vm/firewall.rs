@@ -1,19 +1,22 @@
 //! A VM's firewall while it exists: changing it, loading it again, and showing it.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
 use super::context::VmContext;
 use super::machine::Machine;
 use super::outcome::OperationResult;
-use super::services::Services;
+use super::services::{Arrival, Services};
 use super::spec;
-use crate::config::{MachineAddresses, VmConfig};
+use crate::config::{MachineAddresses, NetworkConfig, VmConfig};
 use crate::db::sqlite::SqliteDatabase;
 use crate::db::{RuleSplit, VmRecord};
 use crate::error::{ErrorCode, Failure};
 use crate::firewall::{ChainNames, Compiled, FailedRule, Network, RuleError};
 use crate::host::blocking::blocking;
-use crate::host::bridge::{self, InterfaceAddress};
+use crate::host::bridge;
 use crate::types::{FirewallRuleInput, LinkName};
 
 impl Machine {
@@ -139,11 +142,10 @@ impl VmContext {
     pub(super) async fn guard_before_joining(&self, bridges: &[&LinkName]) -> Result<(), Failure> {
         let Services { links, nft, .. } = self.services.as_ref();
         let addresses = bridge::addresses_beside(links, &self.names.tap, bridges).await?;
-        let addresses = addresses.unwrap_or_default();
-        if addresses.iter().all(InterfaceAddress::is_link_local) {
+        let addresses: Vec<_> = addresses.into_iter().flatten().map(Network::from).collect();
+        if addresses.iter().all(Network::is_link_local) {
             return Ok(());
         }
-        let addresses = addresses.into_iter().map(Network::from).collect();
         let moment = nft.moment();
         let compiled = self.guarding(addresses).await?;
         let place = nft.line_up(&compiled.ruleset.names);
@@ -151,6 +153,22 @@ impl VmContext {
         let compiled = nft.with_newest_rules(&compiled, moment);
         nft.ensure_vm_if_changed(&compiled).await?;
         Ok(())
+    }
+
+    /// The launch is over: has the rules loaded again if the addresses of the VM or its bridge have changed since
+    /// `launched` was compiled.
+    pub(super) async fn look_at_addresses(&self, network: &NetworkConfig, launched: &Compiled) {
+        let chosen = |all: &[Network]| -> HashSet<(IpAddr, u8)> {
+            let chosen = all.iter().filter(|it| !it.is_link_local());
+            chosen.map(|it| (it.address, it.prefix)).collect()
+        };
+        let guarded = self.guarded(&network.bridge).await;
+        let guarded = guarded.is_ok_and(|now| chosen(&now) == chosen(&launched.bridge_addresses));
+        if !guarded || self.services.pins.known_to(network) != launched.known_addresses {
+            let outdated = Arrival::Outdated(self.vm_id.clone());
+            // Without a manager there is nobody to load them.
+            let _unheard = self.services.arrivals.send(outdated);
+        }
     }
 
     /// What is loaded, but guarding these addresses; the database is asked only for rules that an earlier process

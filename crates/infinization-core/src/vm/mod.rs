@@ -93,7 +93,7 @@ pub use recover::{Recovered, found_status};
 pub use request::Verb;
 pub use restores::Restores;
 pub use run::{Desk, Effects, Run, Undone};
-pub use services::{DatabaseWrapper, EffectsWrapper, Services};
+pub use services::{Arrival, DatabaseWrapper, EffectsWrapper, Services};
 pub use snapshot::{NotedFreeze, ShownLayer, ShownNode, Snapshot, SnapshotTree};
 pub use task::VmHandle;
 

@@ -88,14 +88,6 @@ impl fmt::Display for InterfaceAddress {
 }
 
 impl InterfaceAddress {
-    /// Whether it is one that an IPv6 interface gives itself; nobody chose it.
-    pub fn is_link_local(&self) -> bool {
-        match self.address {
-            IpAddr::V4(_) => false,
-            IpAddr::V6(address) => address.is_unicast_link_local(),
-        }
-    }
-
     /// Of a point-to-point address only IFA_LOCAL is our end; IPv6 has IFA_ADDRESS alone.
     fn from_message(message: &AddressMessage) -> Option<Self> {
         let mut address = None;

@@ -23,11 +23,11 @@ use self::standing::{Seats, Standing};
 use super::Open;
 use crate::error::Failure;
 use crate::events::{Source, now_ms};
-use crate::firewall::ChainNames;
+use crate::firewall::{ChainNames, Network};
 use crate::host::bridge::{InterfaceAddress, all_addresses};
 use crate::host::link::{LinkError, LinkEvent, LinkWatch, Links};
 use crate::types::{LinkName, VmId};
-use crate::vm::{NetworkLoss, Port, VmHandle};
+use crate::vm::{Arrival, NetworkLoss, Port, VmHandle};
 
 /// Before the first try again of what failed.
 const SOON: Duration = Duration::from_millis(200);
@@ -47,6 +47,8 @@ struct Concerns {
     moved: HashSet<String>,
     /// Machines that were given a QEMU, or could not be put back.
     machines: HashSet<VmId>,
+    /// Machines whose addresses, or their bridge's, were changed while they were launched.
+    outdated: HashSet<VmId>,
 }
 
 impl Concerns {
@@ -55,6 +57,13 @@ impl Concerns {
             all: true,
             ..Self::default()
         }
+    }
+
+    fn take_in(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::Live(vm_id) => self.machines.insert(vm_id),
+            Arrival::Outdated(vm_id) => self.outdated.insert(vm_id),
+        };
     }
 }
 
@@ -75,7 +84,7 @@ struct Ports {
 }
 
 /// Looks after machines' TAPs for as long as there is a manager.
-pub(super) async fn watch(open: Weak<Open>, mut arrived: UnboundedReceiver<VmId>) {
+pub(super) async fn watch(open: Weak<Open>, mut arrived: UnboundedReceiver<Arrival>) {
     let Some(links) = open.upgrade().map(|open| open.services.links.clone()) else {
         return;
     };
@@ -98,7 +107,7 @@ pub(super) async fn watch(open: Weak<Open>, mut arrived: UnboundedReceiver<VmId>
 impl Ports {
     /// Until something fails: whoever listens again looks at everything. Returns when there is no manager
     /// any more.
-    async fn listen(&mut self, arrived: &mut UnboundedReceiver<VmId>) -> Result<(), Failure> {
+    async fn listen(&mut self, arrived: &mut UnboundedReceiver<Arrival>) -> Result<(), Failure> {
         let mut watch = self.links.watch()?;
         let mut concerns = Concerns::everything();
         while let Some(open) = self.open.upgrade() {
@@ -113,14 +122,12 @@ impl Ports {
     async fn hear(
         &mut self,
         watch: &mut LinkWatch,
-        arrived: &mut UnboundedReceiver<VmId>,
+        arrived: &mut UnboundedReceiver<Arrival>,
     ) -> Result<Concerns, LinkError> {
         let mut concerns = Concerns::default();
         tokio::select! {
             event = watch.next() => self.take_in(event?, &mut concerns),
-            Some(vm_id) = arrived.recv() => {
-                concerns.machines.insert(vm_id);
-            }
+            Some(arrival) = arrived.recv() => concerns.take_in(arrival),
             () = sleep(self.pause), if !self.failed.is_empty() => {
                 self.pause = (self.pause * 2).min(LATEST);
                 concerns.machines.extend(self.failed.iter().cloned());
@@ -129,8 +136,8 @@ impl Ports {
         while let Some(event) = watch.next().now_or_never() {
             self.take_in(event?, &mut concerns);
         }
-        while let Ok(vm_id) = arrived.try_recv() {
-            concerns.machines.insert(vm_id);
+        while let Ok(arrival) = arrived.try_recv() {
+            concerns.take_in(arrival);
         }
         Ok(concerns)
     }
@@ -173,8 +180,10 @@ impl Ports {
             let changed = self.read_addresses(&returned).await?;
             open.guard_anew(running.iter().filter(|port| self.is_on(port, &changed)));
         }
-        let has_moved = |port: &&Port| moved.contains(port.tap().as_str());
-        open.guard_anew(running.iter().filter(has_moved));
+        let is_other = |port: &&Port| {
+            moved.contains(port.tap().as_str()) || concerns.outdated.contains(port.vm_id())
+        };
+        open.guard_anew(running.iter().filter(is_other));
         Ok(())
     }
 
@@ -255,7 +264,7 @@ impl Ports {
     async fn read_addresses(&mut self, returned: &HashSet<u32>) -> Result<HashSet<u32>, Failure> {
         let mut now = Addresses::new();
         for (index, address) in all_addresses(&self.links).await? {
-            if !address.is_link_local() {
+            if !Network::from(address).is_link_local() {
                 now.entry(index).or_default().insert(address);
             }
         }
