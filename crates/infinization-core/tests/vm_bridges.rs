@@ -358,6 +358,34 @@ fn f24_who_was_taken_off_a_bridge_or_moved_is_left_where_he_is() {
 }
 
 #[test]
+fn f24_who_was_taken_off_a_bridge_that_is_younger_is_left_by_the_next_process_too() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "f24-10", 5900).await;
+        let mut events = manager.subscribe();
+        delete_bridge("testbr0");
+        told(&mut events, 1).await;
+        host.build_bridge().await;
+        assert_eq!(told(&mut events, 1).await, all(&["f24-10"], "none"));
+        let tap = names("f24-10").tap;
+        run(&format!("ip link set {tap} nomaster"));
+        let off = all(&["f24-10"], "taken-off testbr0");
+        assert_eq!(told(&mut events, 1).await, off);
+
+        manager.shutdown().await.unwrap();
+        let manager = Manager::new(host.settings());
+        let mut events = manager.subscribe();
+        manager.initialize().await.unwrap();
+        assert_eq!(told(&mut events, 1).await, off);
+        is_quiet(&mut events).await;
+        assert!(!is_on(&host, "f24-10", "testbr0").await);
+        delete(&manager, "f24-10").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
 fn f24_a_deleted_tap_is_told_and_a_restart_makes_a_new_one() {
     kit::in_private_network(|| async {
         let host = Host::new().await;

@@ -79,7 +79,7 @@ pub use disk_uses::{disk_uses, frozen_layers, row_uses};
 pub use effects::HostEffects;
 pub use facts::{MacClaims, NetworkDiskClaims};
 pub use journal::{Actor, Journal, JournalEntry, JournalReader, Journals, Kind, Note, Phase};
-pub use ledger::{Contents, Entry, Ledger, Lived};
+pub use ledger::{Contents, Entry, Ledger, Lived, Seat};
 pub use live::LiveView;
 pub use machine::View;
 pub use marks::{InstallationFiles, Installing, Marked, Marks, is_installed_by_anybody};

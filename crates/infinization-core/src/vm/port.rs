@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::condition::{Ailment, NetworkLoss};
 use super::context::VmContext;
+use super::ledger::Seat;
 use super::live::LiveView;
 use super::machine::View;
 use super::task::VmHandle;
@@ -55,6 +56,18 @@ impl Port {
     /// The bridge the VM was started on.
     pub fn bridge(&self) -> &LinkName {
         &self.bridge
+    }
+
+    /// Where the TAP was seen last, by this process or an earlier one.
+    pub fn seat(&self) -> Option<Seat> {
+        self.context.ledger.seat()
+    }
+
+    /// Notes for the next process where the TAP is.
+    pub fn sits_on(&self, seat: &Seat) {
+        if let Err(error) = self.context.ledger.sits_on(seat) {
+            tracing::warn!(vm = %self.vm_id(), %error, "the ledger could not be written");
+        }
     }
 
     /// Whether it was told that the TAP is on no bridge.

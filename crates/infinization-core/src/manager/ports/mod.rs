@@ -26,7 +26,7 @@ use crate::events::{Source, now_ms};
 use crate::firewall::{ChainNames, Network};
 use crate::host::bridge::{InterfaceAddress, all_addresses};
 use crate::host::link::{LinkError, LinkEvent, LinkWatch, Links};
-use crate::types::{LinkName, VmId};
+use crate::types::{LinkName, VmId, VmNames};
 use crate::vm::{Arrival, NetworkLoss, Port, VmHandle};
 
 /// Before the first try again of what failed.
@@ -43,12 +43,8 @@ struct Concerns {
     links: HashSet<String>,
     /// Whether the addresses of some link may have changed.
     addresses: bool,
-    /// TAPs that went from one bridge to another, whose addresses are other ones.
-    moved: HashSet<String>,
     /// Machines that were given a QEMU, or could not be put back.
     machines: HashSet<VmId>,
-    /// Machines whose addresses, or their bridge's, were changed while they were launched.
-    outdated: HashSet<VmId>,
 }
 
 impl Concerns {
@@ -57,13 +53,6 @@ impl Concerns {
             all: true,
             ..Self::default()
         }
-    }
-
-    fn take_in(&mut self, arrival: Arrival) {
-        match arrival {
-            Arrival::Live(vm_id) => self.machines.insert(vm_id),
-            Arrival::Outdated(vm_id) => self.outdated.insert(vm_id),
-        };
     }
 }
 
@@ -77,6 +66,9 @@ struct Ports {
     seats: Seats,
     /// None before the first look.
     addresses: Option<Addresses>,
+    /// TAPs whose machines may guard other addresses than those that count now: they went to another bridge, or
+    /// something was changed while they were launched.
+    outdated: HashSet<String>,
     /// Machines that could not be put back, which was told.
     failed: HashSet<VmId>,
     /// Before they are tried again.
@@ -93,6 +85,7 @@ pub(super) async fn watch(open: Weak<Open>, mut arrived: UnboundedReceiver<Arriv
         links,
         seats: Seats::default(),
         addresses: None,
+        outdated: HashSet::new(),
         failed: HashSet::new(),
         pause: SOON,
     };
@@ -127,7 +120,7 @@ impl Ports {
         let mut concerns = Concerns::default();
         tokio::select! {
             event = watch.next() => self.take_in(event?, &mut concerns),
-            Some(arrival) = arrived.recv() => concerns.take_in(arrival),
+            Some(arrival) = arrived.recv() => self.take_in_arrival(arrival, &mut concerns),
             () = sleep(self.pause), if !self.failed.is_empty() => {
                 self.pause = (self.pause * 2).min(LATEST);
                 concerns.machines.extend(self.failed.iter().cloned());
@@ -137,7 +130,7 @@ impl Ports {
             self.take_in(event?, &mut concerns);
         }
         while let Ok(arrival) = arrived.try_recv() {
-            concerns.take_in(arrival);
+            self.take_in_arrival(arrival, &mut concerns);
         }
         Ok(concerns)
     }
@@ -146,7 +139,7 @@ impl Ports {
         match event {
             LinkEvent::Changed(link) => {
                 if self.seats.changed(&link) {
-                    concerns.moved.insert(link.name.clone());
+                    self.outdated.insert(link.name.clone());
                 }
                 concerns.links.insert(link.name);
             }
@@ -159,10 +152,20 @@ impl Ports {
         }
     }
 
+    fn take_in_arrival(&mut self, arrival: Arrival, concerns: &mut Concerns) {
+        match arrival {
+            Arrival::Live(vm_id) => concerns.machines.insert(vm_id),
+            Arrival::Outdated(vm_id) => {
+                let tap = VmNames::of(&vm_id).tap;
+                self.outdated.insert(tap.to_string())
+            }
+        };
+    }
+
     async fn look(&mut self, open: &Arc<Open>, concerns: &Concerns) -> Result<(), Failure> {
-        let mut moved = concerns.moved.clone();
         if concerns.all {
-            moved.extend(self.seats.learn(&self.links.list().await?));
+            let moved = self.seats.learn(&self.links.list().await?);
+            self.outdated.extend(moved);
         }
         let running = open.running();
         let is_there = |vm_id: &VmId| running.iter().any(|port| port.vm_id() == vm_id);
@@ -171,8 +174,18 @@ impl Ports {
             .iter()
             .filter(|port| self.is_concerned(port, concerns))
             .collect();
-        let astray = self.astray(&concerned, &mut moved).await?;
+        for port in &concerned {
+            if let Some(seat) = port.seat() {
+                self.seats.recall(port.tap(), seat);
+            }
+        }
+        let astray = self.astray(&concerned).await?;
         let returned = self.put_back(&astray).await?;
+        for port in &concerned {
+            if let Some(seat) = self.seats.of(port.tap()) {
+                port.sits_on(seat);
+            }
+        }
         if self.failed.is_empty() {
             self.pause = SOON;
         }
@@ -180,10 +193,9 @@ impl Ports {
             let changed = self.read_addresses(&returned).await?;
             open.guard_anew(running.iter().filter(|port| self.is_on(port, &changed)));
         }
-        let is_other = |port: &&Port| {
-            moved.contains(port.tap().as_str()) || concerns.outdated.contains(port.vm_id())
-        };
-        open.guard_anew(running.iter().filter(is_other));
+        let outdated = std::mem::take(&mut self.outdated);
+        let is_outdated = |port: &&Port| outdated.contains(port.tap().as_str());
+        open.guard_anew(running.iter().filter(is_outdated));
         Ok(())
     }
 
@@ -196,17 +208,13 @@ impl Ports {
     }
 
     /// Those whose TAP is on no bridge. A TAP that was on none, and that somebody has put on one, has moved.
-    async fn astray<'a>(
-        &mut self,
-        ports: &[&'a Port],
-        moved: &mut HashSet<String>,
-    ) -> Result<Vec<&'a Port>, LinkError> {
+    async fn astray<'a>(&mut self, ports: &[&'a Port]) -> Result<Vec<&'a Port>, LinkError> {
         let mut astray = Vec::new();
         for port in ports {
             match self.links.find(port.tap()).await? {
                 Some(link) if link.master.is_some() => {
                     if port.is_off_network() {
-                        moved.insert(link.name);
+                        self.outdated.insert(link.name);
                     }
                     self.failed.remove(port.vm_id());
                     port.is_on_network();

@@ -4,15 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::host::link::Link;
 use crate::types::LinkName;
-use crate::vm::NetworkLoss;
-
-/// The bridge a TAP was last seen on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Seat {
-    index: u32,
-    /// What it was called then. A bridge that is renamed keeps its ports, and its successor is who takes its name.
-    name: String,
-}
+use crate::vm::{NetworkLoss, Seat};
 
 /// Which TAP was last seen on which bridge.
 #[derive(Debug, Default)]
@@ -72,6 +64,16 @@ impl Seats {
     pub(super) fn seated(&mut self, tap: &LinkName, index: u32, bridge: &LinkName) {
         let name = bridge.to_string();
         self.taps.insert(tap.to_string(), Seat { index, name });
+    }
+
+    /// Takes in where an earlier process has seen a TAP that this one has not seen on any bridge.
+    pub(super) fn recall(&mut self, tap: &LinkName, seat: Seat) {
+        self.taps.entry(tap.to_string()).or_insert(seat);
+    }
+
+    /// Where the TAP was seen last.
+    pub(super) fn of(&self, tap: &LinkName) -> Option<&Seat> {
+        self.taps.get(tap.as_str())
     }
 
     /// Takes in that a link is gone.
@@ -238,6 +240,28 @@ mod tests {
             ),
         ];
         for (links, expected) in table {
+            assert_eq!(standing(&seats, &links), expected, "{links:?}");
+        }
+    }
+
+    #[test]
+    fn f24_where_an_earlier_process_saw_it_counts_before_the_bridges_age() {
+        let seat = Seat {
+            index: 12,
+            name: "br0".to_owned(),
+        };
+        let name = LinkName::parse("vnet-1").unwrap();
+        for (links, expected) in [
+            (
+                vec![tap(None), bridge(12, "br0")],
+                lost(NetworkLoss::TakenOff, "br0"),
+            ),
+            (vec![tap(None), bridge(13, "br0")], returns("br0", 13)),
+            (vec![tap(Some(13)), bridge(13, "br0")], Standing::Seated),
+        ] {
+            let mut seats = Seats::default();
+            seats.learn(&links);
+            seats.recall(&name, seat.clone());
             assert_eq!(standing(&seats, &links), expected, "{links:?}");
         }
     }
