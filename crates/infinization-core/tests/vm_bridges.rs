@@ -105,13 +105,11 @@ async fn joins(watch: &mut LinkWatch, vm_id: &str) {
     let tap = names(vm_id).tap;
     let joined = async {
         loop {
-            match watch.next().await.unwrap() {
-                LinkEvent::Changed(link) if link.name == tap.as_str() => {
-                    if link.master.is_some() {
-                        return;
-                    }
-                }
-                _ => {}
+            if let LinkEvent::Changed(link) = watch.next().await.unwrap()
+                && link.name == tap.as_str()
+                && link.master.is_some()
+            {
+                return;
             }
         }
     };
