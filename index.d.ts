@@ -1808,7 +1808,8 @@ export interface FirewallServiceFiles {
  * Installs a systemd unit that loads the firewall when the host boots, before there is a network. It
  * needs no Node. If the file is missing it does nothing; if it cannot be loaded, every `vnet-*` port is closed
  * and the unit has failed. It does so again whenever `nftables.service` is started, restarted or reloaded, which
- * flushes everything. Files that are there already are replaced. systemd finds the unit at the next boot,
+ * flushes everything; a reload it hears of only while it is active, which it is not before the first boot that finds the
+ * file: start it once (`systemctl start infinization-nftables.service`) as soon as the file is there. Files that are there already are replaced. systemd finds the unit at the next boot,
  * or after `systemctl daemon-reload`.
  * @throws LifecycleError `INVALID_CONFIG`; ProcessError `HOST_FILE`
  */
