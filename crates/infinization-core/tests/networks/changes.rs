@@ -114,6 +114,31 @@ fn a_network_that_machines_have_joined_is_looked_after_though_its_start_has_fail
 }
 
 #[test]
+fn leases_that_cannot_be_watched_are_told() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let config = json!({ "name": "lab", "subnet": "10.20.0.0/24", "bridge": "br-lab", "pinAddresses": true });
+        manager.create_network(config).await.unwrap();
+        let mut events = manager.subscribe();
+        let (dir, away) = (lab.dir().join("lab"), lab.0.path().join("away"));
+        fs::rename(&dir, &away).unwrap();
+        let _whatever_else_fails = manager.start_network("lab").await;
+        let told = next_event(&mut events, "error").await;
+        let message = told.data["message"].as_str().unwrap();
+        assert!(message.contains("network lab are not watched"), "{message}");
+        fs::rename(&away, &dir).unwrap();
+        eventually("it is served", async || {
+            manager.network("lab").unwrap()["state"] == "active"
+        })
+        .await;
+        manager.remove_network("lab").await.unwrap();
+        lab.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}
+
+#[test]
 fn a_network_is_changed_under_its_machines_and_loses_no_lease() {
     in_private_network(|| async {
         let lab = Lab::new().await;
