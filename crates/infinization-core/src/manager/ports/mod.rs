@@ -17,7 +17,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use self::standing::{Seats, Standing};
 use super::Open;
@@ -73,6 +73,8 @@ struct Ports {
     failed: HashSet<VmId>,
     /// Before they are tried again.
     pause: Duration,
+    /// When that is, whatever is heard meanwhile; none if there are none.
+    due: Option<Instant>,
 }
 
 /// Looks after machines' TAPs for as long as there is a manager.
@@ -88,10 +90,18 @@ pub(super) async fn watch(open: Weak<Open>, mut arrived: UnboundedReceiver<Arriv
         outdated: HashSet::new(),
         failed: HashSet::new(),
         pause: SOON,
+        due: None,
     };
     let mut pause = SOON;
-    while let Err(error) = ports.listen(&mut arrived).await {
+    loop {
+        let since = Instant::now();
+        let Err(error) = ports.listen(&mut arrived).await else {
+            return;
+        };
         ports.tell_deaf(&error);
+        if since.elapsed() > LATEST {
+            pause = SOON;
+        }
         sleep(pause).await;
         pause = (pause * 2).min(LATEST);
     }
@@ -121,7 +131,8 @@ impl Ports {
         tokio::select! {
             event = watch.next() => self.take_in(event?, &mut concerns),
             Some(arrival) = arrived.recv() => self.take_in_arrival(arrival, &mut concerns),
-            () = sleep(self.pause), if !self.failed.is_empty() => {
+            () = sleep_until(self.due.unwrap_or_else(Instant::now)), if self.due.is_some() => {
+                self.due = None;
                 self.pause = (self.pause * 2).min(LATEST);
                 concerns.machines.extend(self.failed.iter().cloned());
             }
@@ -187,7 +198,9 @@ impl Ports {
             }
         }
         if self.failed.is_empty() {
-            self.pause = SOON;
+            (self.pause, self.due) = (SOON, None);
+        } else if self.due.is_none() {
+            self.due = Some(Instant::now() + self.pause);
         }
         if concerns.all || concerns.addresses || !returned.is_empty() {
             let changed = self.read_addresses(&returned).await?;
