@@ -1657,7 +1657,9 @@ export class NftablesService {
   /**
    * As `applyRules`, unless this process has loaded exactly that and the kernel still holds it: then `changed` is
    * false, and there is no `result`. That costs no program if nobody else has changed the table since. What another
-   * process has loaded is loaded again, as nothing tells what was made of it meanwhile.
+   * process has loaded is loaded again, as nothing tells what was made of it meanwhile; an open {@link Infinization}
+   * of that process, too, loads its own again and tells `firewall-repaired`, unless it has read what these chains
+   * said since it loaded them and they say the same.
    */
   applyRulesIfChanged(
     vmId: string,
