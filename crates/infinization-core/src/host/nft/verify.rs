@@ -15,6 +15,9 @@ use super::{Nft, NftError};
 use crate::firewall::{ChainNames, Compiled, SharedChain, TABLE, Transaction};
 use crate::types::LinkName;
 
+/// How often a lost table is closed anew because somebody else committed meanwhile.
+const TRIES: usize = 3;
+
 /// What was found, and put back.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Repair {
@@ -127,18 +130,22 @@ impl Nft {
 
     /// In a turn.
     pub(super) async fn close_now(&self) -> Result<(), NftError> {
-        let Some(generation) = self.gone_in().await else {
-            return Ok(());
-        };
-        let table = Transaction {
-            generation: Some(generation),
-            ..Transaction::table()
-        };
-        match self.commit_now(&table, Known::remade).await {
-            // Somebody was here in between: what there is has to be read.
-            Err(NftError::Rejected(Errno::ERESTART)) => Ok(()),
-            outcome => outcome,
+        for _ in 0..TRIES {
+            let Some(generation) = self.gone_in().await else {
+                return Ok(());
+            };
+            let table = Transaction {
+                generation: Some(generation),
+                ..Transaction::table()
+            };
+            match self.commit_now(&table, Known::remade).await {
+                // Somebody was here in between, as whoever loads the host's own firewall after a flush.
+                Err(NftError::Rejected(Errno::ERESTART)) => self.journal.catch_up(),
+                outcome => return outcome,
+            }
         }
+        // What there is has to be read.
+        Ok(())
     }
 
     /// The number of the state in which the table that we made is gone. Where more was told than there was room
