@@ -1684,7 +1684,9 @@ export class NftablesService {
   /**
    * As `applyRules`, unless this process has loaded exactly that and the kernel still holds it: then `changed` is
    * false, and there is no `result`. That costs no program if nobody else has changed the table since. What another
-   * process has loaded is loaded again, as nothing tells what was made of it meanwhile.
+   * process has loaded is loaded again, as nothing tells what was made of it meanwhile; an open {@link Infinization}
+   * of that process, too, loads its own again and tells `firewall-repaired`, unless it has read what these chains
+   * said since it loaded them and they say the same.
    */
   applyRulesIfChanged(
     vmId: string,
@@ -1835,7 +1837,8 @@ export interface FirewallServiceFiles {
  * Installs a systemd unit that loads the firewall when the host boots, before there is a network. It
  * needs no Node. If the file is missing it does nothing; if it cannot be loaded, every `vnet-*` port is closed
  * and the unit has failed. It does so again whenever `nftables.service` is started, restarted or reloaded, which
- * flushes everything. Files that are there already are replaced. systemd finds the unit at the next boot,
+ * flushes everything; a reload it hears of only while it is active, which it is not before the first boot that finds the
+ * file: start it once (`systemctl start infinization-nftables.service`) as soon as the file is there. Files that are there already are replaced. systemd finds the unit at the next boot,
  * or after `systemctl daemon-reload`.
  * @throws LifecycleError `INVALID_CONFIG`; ProcessError `HOST_FILE`
  */

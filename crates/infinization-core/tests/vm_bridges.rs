@@ -10,12 +10,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use firewall::{chain, run};
+use infinization_core::Failure;
 use infinization_core::events::Event;
 use infinization_core::firewall::ChainNames;
-use infinization_core::host::link::Link;
+use infinization_core::host::link::{Link, LinkEvent, LinkWatch};
 use infinization_core::manager::Manager;
 use infinization_core::types::{LinkName, VmId, VmNames};
+use infinization_core::vm::{Action, Bench, Effects, Release};
 use kit::faults::start;
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, forced, journal_of, never, next_event,
@@ -25,6 +28,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::broadcast::Receiver;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 type Events = Receiver<Arc<Event>>;
 
@@ -94,6 +98,22 @@ async fn guards(vm_id: &str, words: &str, expected: bool) {
     };
     let settled = timeout(PATIENCE, settles).await;
     assert!(settled.is_ok(), "{vm_id}, {words}: {}", chain(&from));
+}
+
+/// Waits until the machine's TAP is on a bridge.
+async fn joins(watch: &mut LinkWatch, vm_id: &str) {
+    let tap = names(vm_id).tap;
+    let joined = async {
+        loop {
+            if let LinkEvent::Changed(link) = watch.next().await.unwrap()
+                && link.name == tap.as_str()
+                && link.master.is_some()
+            {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, joined).await.unwrap();
 }
 
 async fn is_quiet(events: &mut Events) {
@@ -180,6 +200,7 @@ fn f24_the_addresses_of_the_bridge_are_guarded_as_they_are() {
             .set_firewall_rules("f24-4".into(), json!([]))
             .await
             .unwrap();
+        guards("f24-4", "10.177.200.1", true).await;
         host.build_bridge().await;
         told(&mut events, 1).await;
         guards("f24-4", "10.177.200.1", true).await;
@@ -199,10 +220,50 @@ fn f24_the_addresses_of_the_bridge_are_guarded_as_they_are() {
         told(&mut events, 1).await;
         run("ip link add other0 type bridge");
         run("ip addr add 10.180.0.1/24 dev other0");
+        let mut watch = host.links.watch().unwrap();
         run("ip link set other0 name testbr0");
+        joins(&mut watch, "f24-4").await;
+        let loaded = chain(&ChainNames::of(&VmId::parse("f24-4").unwrap()).from);
+        assert!(loaded.contains("10.180.0.1"), "before it joins: {loaded}");
         assert_eq!(told(&mut events, 1).await, all(&["f24-4"], "none"));
-        guards("f24-4", "10.180.0.1", true).await;
         delete(&manager, "f24-4").await;
+        host.is_clean().await;
+    });
+}
+
+/// Gives the bridge another address once a launch has loaded its rules.
+#[derive(Debug)]
+struct AddressComes(Arc<dyn Effects>);
+
+#[async_trait]
+impl Effects for AddressComes {
+    async fn perform(
+        &self,
+        action: &Action,
+        bench: &Bench,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
+        if matches!(action, Action::SpawnQemu(_)) {
+            run("ip addr add 10.182.0.1/24 dev testbr0");
+        }
+        self.0.perform(action, bench, cancel).await
+    }
+
+    async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure> {
+        self.0.release(release, bench).await
+    }
+}
+
+#[test]
+fn an_address_that_the_bridge_is_given_during_a_launch_is_guarded() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let wrap = |host| Arc::new(AddressComes(host)) as Arc<dyn Effects>;
+        let manager = host.manager_with(Some(Arc::new(wrap))).await;
+        create(&host, &manager, "f24-9", 5900).await;
+        guards("f24-9", "10.182.0.1", true).await;
+        guards("f24-9", "10.177.200.1", true).await;
+        delete(&manager, "f24-9").await;
         host.is_clean().await;
     });
 }
@@ -258,8 +319,10 @@ fn f24_who_was_taken_off_a_bridge_or_moved_is_left_where_he_is() {
 
         // Onto another bridge: it has a network, and that is the one it waits for.
         run("ip link add otherbr0 type bridge");
+        run("ip addr add 10.181.0.1/24 dev otherbr0");
         run(&format!("ip link set {tap} master otherbr0"));
         assert_eq!(told(&mut events, 1).await, all(&["f24-6"], "none"));
+        guards("f24-6", "10.181.0.1", true).await;
         delete_bridge("otherbr0");
         assert_eq!(
             told(&mut events, 1).await,
@@ -276,6 +339,9 @@ fn f24_who_was_taken_off_a_bridge_or_moved_is_left_where_he_is() {
         run("ip link add testbr0 type bridge");
         is_quiet(&mut events).await;
         assert!(is_on(&host, "f24-6", "oldbr0").await);
+        let none = manager.set_firewall_rules("f24-6".into(), json!([]));
+        none.await.unwrap();
+        guards("f24-6", "10.177.200.1", true).await;
         delete_bridge("oldbr0");
         assert_eq!(
             told(&mut events, 1).await,
@@ -285,6 +351,34 @@ fn f24_who_was_taken_off_a_bridge_or_moved_is_left_where_he_is() {
         assert!(is_on(&host, "f24-6", "testbr0").await);
         delete(&manager, "f24-6").await;
         delete_bridge("otherbr0");
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f24_who_was_taken_off_a_bridge_that_is_younger_is_left_by_the_next_process_too() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "f24-10", 5900).await;
+        let mut events = manager.subscribe();
+        delete_bridge("testbr0");
+        told(&mut events, 1).await;
+        host.build_bridge().await;
+        assert_eq!(told(&mut events, 1).await, all(&["f24-10"], "none"));
+        let tap = names("f24-10").tap;
+        run(&format!("ip link set {tap} nomaster"));
+        let off = all(&["f24-10"], "taken-off testbr0");
+        assert_eq!(told(&mut events, 1).await, off);
+
+        manager.shutdown().await.unwrap();
+        let manager = Manager::new(host.settings());
+        let mut events = manager.subscribe();
+        manager.initialize().await.unwrap();
+        assert_eq!(told(&mut events, 1).await, off);
+        is_quiet(&mut events).await;
+        assert!(!is_on(&host, "f24-10", "testbr0").await);
+        delete(&manager, "f24-10").await;
         host.is_clean().await;
     });
 }

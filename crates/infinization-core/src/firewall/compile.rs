@@ -101,6 +101,10 @@ pub struct Compiled {
     /// Of its own chains' contents; it is also the comment of a rule, so that the kernel can be asked.
     /// What the department's chains hold is not in it: their names say that.
     pub hash: String,
+    /// The [`VmFirewall::bridge_addresses`] that it guards.
+    pub bridge_addresses: Vec<Network>,
+    /// The [`VmFirewall::known_addresses`] that it is held to.
+    pub known_addresses: Vec<IpAddr>,
 }
 
 impl Compiled {
@@ -119,6 +123,8 @@ impl Compiled {
     #[must_use]
     pub fn with_rules_of(&self, other: &Self) -> Self {
         let mut both = other.clone();
+        both.bridge_addresses.clone_from(&self.bridge_addresses);
+        both.known_addresses.clone_from(&self.known_addresses);
         let (mine, theirs) = (&self.ruleset, &other.ruleset);
         let names = &theirs.names;
         both.ruleset.from = guards(&mine.from, names)
@@ -218,6 +224,8 @@ pub(super) fn compile_sharing(vm: &VmFirewall, shares: bool) -> Result<Compiled,
         failures: report.failures,
         degraded: report.degraded,
         hash,
+        bridge_addresses: vm.bridge_addresses.clone(),
+        known_addresses: vm.known_addresses.clone(),
     })
 }
 

@@ -105,6 +105,14 @@ pub struct Network {
 }
 
 impl Network {
+    /// Whether the address is one that an IPv6 interface gives itself; nobody chose it.
+    pub fn is_link_local(&self) -> bool {
+        match self.address {
+            IpAddr::V4(_) => false,
+            IpAddr::V6(address) => address.is_unicast_link_local(),
+        }
+    }
+
     /// The address with every bit beyond the prefix cleared.
     pub fn first_address(self) -> IpAddr {
         match self.address {

@@ -34,7 +34,9 @@ use crate::host::qemu_img;
 use crate::monitor::{HealthMonitor, Watched};
 use crate::storage::Pools;
 use crate::types::VmId;
-use crate::vm::{InstallationFiles, Journals, MacClaims, Marks, NetworkDiskClaims, Pins, Services};
+use crate::vm::{
+    Arrival, InstallationFiles, Journals, MacClaims, Marks, NetworkDiskClaims, Pins, Services,
+};
 
 /// Everything an initialized manager has, except its VMs.
 pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
@@ -150,7 +152,7 @@ fn opened(services: Arc<Services>, alive: &CancellationToken, lock: DirLock) -> 
 }
 
 /// Looks after the firewall, machines' addresses and their ports, until `alive` ends.
-fn work_behind(open: &Arc<Open>, arrived: UnboundedReceiver<VmId>, alive: &CancellationToken) {
+fn work_behind(open: &Arc<Open>, arrived: UnboundedReceiver<Arrival>, alive: &CancellationToken) {
     let watch = repair::watch(Arc::downgrade(open), open.services.nft.clone());
     spawn_until(alive, watch);
     spawn_until(alive, follow_pins(Arc::downgrade(open)));

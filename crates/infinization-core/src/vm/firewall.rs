@@ -1,12 +1,16 @@
 //! A VM's firewall while it exists: changing it, loading it again, and showing it.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
 use super::context::VmContext;
 use super::machine::Machine;
 use super::outcome::OperationResult;
+use super::services::{Arrival, Services};
 use super::spec;
-use crate::config::{MachineAddresses, VmConfig};
+use crate::config::{MachineAddresses, NetworkConfig, VmConfig};
 use crate::db::sqlite::SqliteDatabase;
 use crate::db::{RuleSplit, VmRecord};
 use crate::error::{ErrorCode, Failure};
@@ -96,26 +100,89 @@ impl Machine {
 
 impl VmContext {
     /// What a start would load now, as the database has it; while the VM runs, with what this run was
-    /// started with. A bridge that is not there has no addresses.
+    /// started with. While its bridge is not there, it guards the addresses that it guards now.
     pub async fn explain_firewall(&self) -> Result<Compiled, Failure> {
+        self.explain_guarding(None).await
+    }
+
+    /// As [`VmContext::explain_firewall`], guarding these addresses if there are any given.
+    async fn explain_guarding(&self, addresses: Option<Vec<Network>>) -> Result<Compiled, Failure> {
         let database = &self.services.database;
         let record = database.find_machine_without_password(&self.vm_id).await?;
         let record = record.ok_or_else(|| self.not_found())?;
         let config = self.of_this_run(spec::without_console(self, &record)?);
         let rules = database.get_firewall_rules_split(&self.vm_id).await?;
         let policy = database.get_department_firewall_policy(&self.vm_id).await?;
-        let addresses = self.guarded(&config.network.bridge).await?;
+        let addresses = match addresses {
+            Some(addresses) => addresses,
+            None => self.guarded(&config.network.bridge).await?,
+        };
         self.compile_firewall(&config, &rules, policy.as_deref(), addresses)
     }
 
-    /// The addresses of the bridge; one that is not there has none.
+    /// The addresses of the bridge, and of the one that its TAP is on; while there is neither, those that are
+    /// guarded now.
     async fn guarded(&self, bridge: &LinkName) -> Result<Vec<Network>, Failure> {
-        let links = &self.services.links;
-        if !bridge::exists(links, bridge).await? {
-            return Ok(Vec::new());
+        let (links, tap) = (&self.services.links, &self.names.tap);
+        let addresses = bridge::addresses_beside(links, tap, &[bridge]).await?;
+        Ok(match addresses {
+            Some(addresses) => addresses.into_iter().map(Network::from).collect(),
+            None => self.guarded_now(),
+        })
+    }
+
+    /// The addresses that the rules guard which this process has loaded.
+    fn guarded_now(&self) -> Vec<Network> {
+        let loaded = self.services.nft.loaded(&ChainNames::of(&self.vm_id));
+        loaded.map_or_else(Vec::new, |loaded| loaded.bridge_addresses.clone())
+    }
+
+    /// Has the running VM guard the addresses of bridges that its TAP is about to join. Bridges that have none yet
+    /// will most likely have the same as before, which are guarded.
+    pub(super) async fn guard_before_joining(&self, bridges: &[&LinkName]) -> Result<(), Failure> {
+        let Services { links, nft, .. } = self.services.as_ref();
+        let addresses = bridge::addresses_beside(links, &self.names.tap, bridges).await?;
+        let addresses: Vec<_> = addresses.into_iter().flatten().map(Network::from).collect();
+        if addresses.iter().all(Network::is_link_local) {
+            return Ok(());
         }
-        let addresses = bridge::addresses(links, bridge).await?.into_iter();
-        Ok(addresses.map(Network::from).collect())
+        let moment = nft.moment();
+        let compiled = self.guarding(addresses).await?;
+        let place = nft.line_up(&compiled.ruleset.names);
+        place.reached().await;
+        let compiled = nft.with_newest_rules(&compiled, moment);
+        nft.ensure_vm_if_changed(&compiled).await?;
+        Ok(())
+    }
+
+    /// The launch is over: has the rules loaded again if the addresses of the VM or its bridge have changed since
+    /// `launched` was compiled.
+    pub(super) async fn look_at_addresses(&self, network: &NetworkConfig, launched: &Compiled) {
+        let chosen = |all: &[Network]| -> HashSet<(IpAddr, u8)> {
+            let chosen = all.iter().filter(|it| !it.is_link_local());
+            chosen.map(|it| (it.address, it.prefix)).collect()
+        };
+        let guarded = self.guarded(&network.bridge).await;
+        let guarded = guarded.is_ok_and(|now| chosen(&now) == chosen(&launched.bridge_addresses));
+        if !guarded || self.services.pins.known_to(network) != launched.known_addresses {
+            let outdated = Arrival::Outdated(self.vm_id.clone());
+            // Without a manager there is nobody to load them.
+            let _unheard = self.services.arrivals.send(outdated);
+        }
+    }
+
+    /// What is loaded, but guarding these addresses; the database is asked only for rules that an earlier process
+    /// has loaded.
+    async fn guarding(&self, addresses: Vec<Network>) -> Result<Compiled, Failure> {
+        let loaded = self.services.nft.loaded(&ChainNames::of(&self.vm_id));
+        let directory = self.directory.clone();
+        let spec = blocking(move || spec::read(&directory)).await??;
+        let (Some(loaded), Some(config)) = (loaded, spec) else {
+            return self.explain_guarding(Some(addresses)).await;
+        };
+        let none = RuleSplit::default();
+        let guards = self.compile_firewall(&config, &none, None, addresses)?;
+        Ok(guards.with_rules_of(&loaded))
     }
 
     /// The stored configuration with what was given to the start of the QEMU that runs, if one does.

@@ -296,6 +296,10 @@ impl Machine {
             ending: None,
         };
         self.goes_live(live, Status::Running);
+        let network = &launch.config.network;
+        self.context
+            .look_at_addresses(network, &facts.firewall)
+            .await;
         Ok(Launched {
             pid,
             display_port: port,

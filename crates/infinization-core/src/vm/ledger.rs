@@ -50,6 +50,19 @@ pub struct Lived {
     /// What its run was started with in place of the department's policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firewall_default_action: Option<FirewallDefaultAction>,
+    /// Where its TAP was seen last; none before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seat: Option<Seat>,
+}
+
+/// The bridge a TAP was last seen on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seat {
+    /// The kernel's number for it, which no other bridge gets until the host is started again.
+    pub index: u32,
+    /// What it was called then. A bridge that is renamed keeps its ports, and its successor is who takes its name.
+    pub name: String,
 }
 
 /// What the file holds.
@@ -205,6 +218,20 @@ impl Ledger {
             contents.lived = Some(lived);
             contents.guest_may_run = false;
             contents.generation
+        })
+    }
+
+    /// Where the TAP of the process that runs was seen last.
+    pub fn seat(&self) -> Option<Seat> {
+        self.lock().lived.as_ref()?.seat.clone()
+    }
+
+    /// Notes where the TAP of the process that runs is, if one does.
+    pub fn sits_on(&self, seat: &Seat) -> Result<(), StateFileError> {
+        self.change(|contents| {
+            if let Some(lived) = &mut contents.lived {
+                lived.seat = Some(seat.clone());
+            }
         })
     }
 

@@ -21,6 +21,7 @@ use super::outcome::EndCause;
 use super::plan::Lifetime;
 use super::request::Request;
 use super::run::{Order, release_up_to};
+use super::services::Arrival;
 use super::status::{FOLLOWED, Status};
 use crate::events::{Source, now_ms};
 use crate::host::process::Exit;
@@ -80,7 +81,7 @@ impl Machine {
         self.live = Some(live);
         self.shown = shown;
         self.owns_error = false;
-        let arrived = self.context.vm_id.clone();
+        let arrived = Arrival::Live(self.context.vm_id.clone());
         // Without a manager there is nobody to look.
         let _unheard = self.context.services.arrivals.send(arrived);
     }

@@ -81,7 +81,7 @@ pub use disk_uses::{disk_uses, frozen_layers, row_uses};
 pub use effects::HostEffects;
 pub use facts::{MacClaims, NetworkDiskClaims};
 pub use journal::{Actor, Journal, JournalEntry, JournalReader, Journals, Kind, Note, Phase};
-pub use ledger::{Contents, Entry, Ledger, Lived};
+pub use ledger::{Contents, Entry, Ledger, Lived, Seat};
 pub use live::{LiveView, RunKeys};
 pub use machine::View;
 pub use marks::{InstallationFiles, Installing, Marked, Marks, is_installed_by_anybody};
@@ -95,7 +95,7 @@ pub use recover::{Recovered, found_status};
 pub use request::Verb;
 pub use restores::Restores;
 pub use run::{Desk, Effects, Run, Undone};
-pub use services::{DatabaseWrapper, EffectsWrapper, Services};
+pub use services::{Arrival, DatabaseWrapper, EffectsWrapper, Services};
 pub use snapshot::{NotedFreeze, ShownLayer, ShownNode, Snapshot, SnapshotTree};
 pub use task::VmHandle;
 

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::condition::{Ailment, NetworkLoss};
 use super::context::VmContext;
+use super::ledger::Seat;
 use super::live::LiveView;
 use super::machine::View;
 use super::task::VmHandle;
@@ -57,6 +58,18 @@ impl Port {
         &self.bridge
     }
 
+    /// Where the TAP was seen last, by this process or an earlier one.
+    pub fn seat(&self) -> Option<Seat> {
+        self.context.ledger.seat()
+    }
+
+    /// Notes for the next process where the TAP is.
+    pub fn sits_on(&self, seat: &Seat) {
+        if let Err(error) = self.context.ledger.sits_on(seat) {
+            tracing::warn!(vm = %self.vm_id(), %error, "the ledger could not be written");
+        }
+    }
+
     /// Whether it was told that the TAP is on no bridge.
     pub fn is_off_network(&self) -> bool {
         self.live.health.is_off_network()
@@ -77,9 +90,15 @@ impl Port {
         self.context.network_is(&self.live, Some(ailment));
     }
 
-    /// Puts the TAP on `bridge`, and up. False when the VM's QEMU is gone, or about to go.
+    /// Puts the TAP on `bridge`, and up, once the VM's rules guard the addresses that are there. False when the VM's
+    /// QEMU is gone, or about to go.
     pub async fn rejoin(&self, bridge: &LinkName) -> Result<bool, Failure> {
         let _turn = self.context.port.lock().await;
+        if !self.is_alive() {
+            return Ok(false);
+        }
+        let bridges = [bridge, &self.bridge];
+        self.context.guard_before_joining(&bridges).await?;
         if !self.is_alive() {
             return Ok(false);
         }

@@ -74,8 +74,8 @@ pub struct Services {
     pub pins: Pins,
     /// Ends restores of disks that were cut short.
     pub restores: Arc<dyn Restores>,
-    /// Is told of each machine that has a QEMU from then on: its TAP is to be on its bridge.
-    pub arrivals: UnboundedSender<VmId>,
+    /// Is told of machines that have got a QEMU.
+    pub arrivals: UnboundedSender<Arrival>,
     /// What was done with each VM.
     pub journals: Journals,
     /// QEMU's own cgroups.
@@ -90,6 +90,16 @@ pub struct Services {
     pub installation_files: InstallationFiles,
     /// Put around every VM's effects.
     pub wrap_effects: Option<EffectsWrapper>,
+}
+
+/// A machine has got a QEMU.
+#[derive(Debug)]
+pub enum Arrival {
+    /// From then on its TAP is to be on its bridge.
+    Live(VmId),
+    /// And its addresses, or those of its bridge, are not any more what it was launched with. Nobody has loaded its
+    /// rules for that, as it had no QEMU then.
+    Outdated(VmId),
 }
 
 impl std::fmt::Debug for Services {

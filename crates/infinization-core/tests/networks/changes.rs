@@ -1,5 +1,8 @@
 //! What is asked of a network: refused without a trace, done under its machines, or undone.
 
+use infinization_core::host::link::{LinkEvent, LinkWatch, Links};
+use infinization_core::types::LinkName;
+
 use super::*;
 
 async fn refused(manager: &Manager, config: Value) -> infinization_core::Failure {
@@ -60,6 +63,76 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
         manager.remove_network("lab").await.unwrap();
         assert_eq!(lab.0.links().await, ["br-lab"]);
         run("ip link del br-lab");
+        lab.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}
+
+/// Puts a port on the bridge as soon as there is one, as machines' TAPs do.
+async fn joins_as_soon_as_it_is_there(mut watch: LinkWatch, links: Links) {
+    let [bridge, port] = ["br-lab", "eth-any"].map(|name| LinkName::parse(name).unwrap());
+    loop {
+        if let LinkEvent::Changed(link) = watch.next().await.unwrap()
+            && link.name == bridge.as_str()
+        {
+            return links.set_master(&port, &bridge).await.unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_network_that_machines_have_joined_is_looked_after_though_its_start_has_failed() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let config = json!({ "name": "lab", "subnet": "10.20.0.0/24", "bridge": "br-lab" });
+        manager.create_network(config).await.unwrap();
+        let any = Guest::plug("br-lab", "eth-any", "52:54:00:20:00:01", &[]);
+        run("ip link set eth-any nomaster");
+        manager.stop_network("lab").await.unwrap();
+
+        let taken = std::net::UdpSocket::bind("0.0.0.0:67").unwrap();
+        let links = lab.0.links.clone();
+        let watch = links.watch().unwrap();
+        let joined = tokio::spawn(joins_as_soon_as_it_is_there(watch, links));
+        let error = manager.start_network("lab").await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::DhcpStartFailed, "{error}");
+        joined.await.unwrap();
+        assert_eq!(manager.network("lab").unwrap()["state"], "failed");
+        assert!(ruleset().contains("masquerade") && ruleset().contains("infinization_net_"));
+        drop(taken);
+        eventually("it is served", async || {
+            manager.network("lab").unwrap()["state"] == "active"
+        })
+        .await;
+        assert!(lease(&any, lab.0.path()).is_some());
+        run("ip link del eth-any");
+        manager.remove_network("lab").await.unwrap();
+        lab.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn leases_that_cannot_be_watched_are_told() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        let config = json!({ "name": "lab", "subnet": "10.20.0.0/24", "bridge": "br-lab", "pinAddresses": true });
+        manager.create_network(config).await.unwrap();
+        let mut events = manager.subscribe();
+        let (dir, away) = (lab.dir().join("lab"), lab.0.path().join("away"));
+        fs::rename(&dir, &away).unwrap();
+        let _whatever_else_fails = manager.start_network("lab").await;
+        let told = next_event(&mut events, "error").await;
+        let message = told.data["message"].as_str().unwrap();
+        assert!(message.contains("network lab are not watched"), "{message}");
+        fs::rename(&away, &dir).unwrap();
+        eventually("it is served", async || {
+            manager.network("lab").unwrap()["state"] == "active"
+        })
+        .await;
+        manager.remove_network("lab").await.unwrap();
         lab.is_clean().await;
         manager.shutdown().await.unwrap();
     });

@@ -124,19 +124,74 @@ fn a_rule_that_is_replaced_under_the_same_comment_is_noticed() {
 }
 
 #[test]
+fn f28_masquerading_is_not_put_back_before_every_port_is_closed() {
+    in_private_network(|| async {
+        let (nft, _machines) = two_machines().await;
+        let [a, b] = ["br-a", "br-b"].map(|bridge| Masquerade {
+            subnet: Subnet::parse("10.0.3.0/24").unwrap(),
+            bridge: LinkName::parse(bridge).unwrap(),
+        });
+        nft.masquerade(a.clone()).await.unwrap();
+        let good = contents();
+        run("nft flush ruleset");
+        notices(&nft).await;
+        assert_eq!(nft.repair_nat().await.unwrap(), [a.bridge]);
+        assert!(is_closed(), "{}", ruleset());
+        let repair = nft.repair().await.unwrap();
+        assert_eq!(parts(&repair)[0], (Part::Table, None));
+        assert_eq!(contents(), good);
+
+        run("nft flush ruleset");
+        nft.masquerade(b).await.unwrap();
+        assert!(is_closed(), "{}", ruleset());
+    });
+}
+
+/// Chains of others', which to delete is told in more words than there is room for.
+fn many_others() {
+    let mut script = "add table bridge other\n".to_owned();
+    for n in 0..30_000 {
+        writeln!(script, "add chain bridge other c{n}").unwrap();
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), script).unwrap();
+    run(&format!("nft -f {}", file.path().display()));
+}
+
+#[test]
+fn f28_a_table_that_is_lost_among_more_than_there_is_room_for_is_closed_before_anything_is_read() {
+    in_private_network(|| async {
+        let (nft, _machines) = two_machines().await;
+        let good = contents();
+        many_others();
+        nft.repair().await.unwrap();
+        run("nft flush ruleset");
+        notices(&nft).await;
+        nft.close_if_gone().await.unwrap();
+        assert!(is_closed(), "{}", ruleset());
+        let repair = nft.repair().await.unwrap();
+        assert_eq!(parts(&repair)[0], (Part::Table, None));
+        assert_eq!(contents(), good);
+
+        // Where it is there, it is left as it is.
+        many_others();
+        run("nft delete table bridge other");
+        notices(&nft).await;
+        nft.close_if_gone().await.unwrap();
+        assert_eq!(contents(), good);
+        nft.repair().await.unwrap();
+        assert_eq!(contents(), good);
+        is_settled(&nft).await;
+    });
+}
+
+#[test]
 fn more_than_there_is_room_for_is_read_back() {
     in_private_network(|| async {
         let (nft, _machines) = two_machines().await;
         let good = contents();
-        run("nft add table bridge other");
-        let mut script = "delete table bridge infinization\n".to_owned();
-        for n in 0..30_000 {
-            writeln!(script, "add chain bridge other c{n}").unwrap();
-        }
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), script).unwrap();
-        run(&format!("nft -f {}", file.path().display()));
-        run("nft delete table bridge other");
+        many_others();
+        run("nft flush ruleset");
         notices(&nft).await;
         assert!(!nft.repair().await.unwrap().damages.is_empty());
         assert_eq!(contents(), good);
@@ -172,7 +227,7 @@ fn a_port_that_was_led_elsewhere_is_led_back() {
 
 /// What is left when nothing but the table and its hooks is there.
 fn is_closed() -> bool {
-    let all = ruleset();
+    let all = run("nft list table bridge infinization");
     all.matches("infinization-closed").count() == 2 && !all.contains("elements")
 }
 

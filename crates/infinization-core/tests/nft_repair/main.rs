@@ -18,8 +18,10 @@ use std::time::Duration;
 
 use firewall::{chain, compiled, rules, ruleset, run, vm};
 use infinization_core::events::Event;
-use infinization_core::firewall::{ChainNames, Transaction, VmFirewall, document};
-use infinization_core::host::nft::{Nft, OurTable, Part, Repair};
+use infinization_core::firewall::{
+    ChainNames, Masquerade, Subnet, Transaction, VmFirewall, document,
+};
+use infinization_core::host::nft::{Nft, NftProgram, OurTable, Part, Repair};
 use infinization_core::manager::Manager;
 use infinization_core::types::{FirewallDefaultAction, LinkName};
 use kit::in_private_network;

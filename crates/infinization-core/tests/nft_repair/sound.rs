@@ -62,6 +62,38 @@ fn two_processes_that_share_the_table_leave_each_other_alone() {
 }
 
 #[test]
+fn another_process_that_loads_the_same_again_has_damaged_nothing() {
+    in_private_network(|| async {
+        let (nft, [a, _b]) = two_machines().await;
+        // What a chain says is known once it was read.
+        run("nft add chain bridge infinization foreign");
+        notices(&nft).await;
+        assert_eq!(nft.repair().await.unwrap(), Repair::default());
+
+        let other = Nft::with_transport(Arc::new(NftProgram::default()));
+        for _ in 0..2 {
+            other.ensure_vm(&compiled(&a)).await.unwrap();
+            let both = run("nft -a list ruleset");
+            notices(&nft).await;
+            assert_eq!(nft.repair().await.unwrap(), Repair::default());
+            assert_eq!(run("nft -a list ruleset"), both);
+            assert!(is_quiet(&nft).await);
+            assert!(!nft.ensure_vm_if_changed(&compiled(&a)).await.unwrap());
+        }
+
+        // One rule of it is changed where it stands now.
+        let changed = VmFirewall {
+            vm_rules: rules(&["ACCEPT IN tcp 22", "DROP IN tcp 24"]),
+            ..a
+        };
+        nft.ensure_vm(&compiled(&changed)).await.unwrap();
+        let edited = contents();
+        other.ensure_vm(&compiled(&changed)).await.unwrap();
+        assert_eq!(contents(), edited);
+    });
+}
+
+#[test]
 fn who_waits_after_a_failure_is_woken_by_the_next_meddling_alone() {
     in_private_network(|| async {
         let (nft, _machines) = two_machines().await;

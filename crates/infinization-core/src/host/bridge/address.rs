@@ -12,7 +12,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 
 use super::BridgeError;
 use crate::firewall::Network;
-use crate::host::link::{LinkError, Links};
+use crate::host::link::{Link, LinkError, Links};
 use crate::types::{InvalidValue, LinkName};
 
 /// An IPv4 address of an interface and the length of its network prefix: `10.0.3.1/24`.
@@ -160,6 +160,26 @@ impl From<InterfaceAddress> for Network {
             prefix: found.prefix,
         }
     }
+}
+
+/// The addresses of these bridges, and of the one that the port is on; none if there is no such bridge.
+pub async fn addresses_beside(
+    links: &Links,
+    port: &LinkName,
+    bridges: &[&LinkName],
+) -> Result<Option<Vec<InterfaceAddress>>, BridgeError> {
+    let port = links.find(port).await?;
+    let mut indices = Vec::from_iter(port.and_then(|port| port.master));
+    for bridge in bridges {
+        let bridge = links.find(bridge).await?.filter(Link::is_bridge);
+        indices.extend(bridge.map(|bridge| bridge.index));
+    }
+    if indices.is_empty() {
+        return Ok(None);
+    }
+    let all = all_addresses(links).await?.into_iter();
+    let its = all.filter(|(at, _)| indices.contains(at));
+    Ok(Some(its.map(|(_, found)| found).collect()))
 }
 
 /// Every interface's addresses of both families, each with the interface's index.

@@ -12,7 +12,8 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use tokio::sync::oneshot;
 
 pub use address::{
-    InterfaceAddress, Ipv4Cidr, addresses, all_addresses, assign_address, remove_address,
+    InterfaceAddress, Ipv4Cidr, addresses, addresses_beside, all_addresses, assign_address,
+    remove_address,
 };
 pub use error::BridgeError;
 

@@ -66,6 +66,11 @@ pub(super) fn get_chain(name: &str) -> Request {
     Request::new(kind::GET_CHAIN, flags::ACK, chain(name))
 }
 
+/// Asks for the table.
+pub(super) fn get_table() -> Request {
+    Request::new(kind::GET_TABLE, flags::ACK, text(1, TABLE))
+}
+
 /// Asks for the number of nftables' state.
 pub(super) fn get_generation() -> Request {
     Request::new(kind::GET_GENERATION, flags::ACK, Vec::new())

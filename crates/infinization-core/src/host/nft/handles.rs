@@ -98,10 +98,14 @@ impl Handles {
         self.said.contains_key(chain)
     }
 
-    /// Forgets, and answers, the chains that were found otherwise.
+    /// Forgets, and answers, the chains that were found otherwise. One that says what it said has other numbers where
+    /// another process has loaded the same again.
     pub(super) fn check(&mut self, reading: &Reading) -> Vec<String> {
         let is_same_table = self.table.is_none() || self.table == reading.handle;
         self.table = reading.handle;
+        if is_same_table {
+            self.renumber(reading);
+        }
         let is_same = |(chain, handles): &(&String, &Vec<u64>)| {
             is_same_table && reading.handles.get(*chain) == Some(*handles)
         };
@@ -114,6 +118,18 @@ impl Handles {
             self.forget(chain);
         }
         others.into_iter().collect()
+    }
+
+    fn renumber(&mut self, reading: &Reading) {
+        let said = &self.said;
+        let says_the_same =
+            |chain: &str| said.contains_key(chain) && said.get(chain) == reading.said.get(chain);
+        for (chain, handles) in &mut self.chains {
+            match reading.handles.get(chain) {
+                Some(now) if says_the_same(chain) => handles.clone_from(now),
+                _ => {}
+            }
+        }
     }
 
     /// Takes in the chain as it was found, which is as it should be.
@@ -231,6 +247,29 @@ mod tests {
         handles.saw("a", &reading(1));
         assert_eq!(handles.check(&reading(2)), ["a"]);
         assert_eq!(is(&handles, 2), None);
+    }
+
+    #[test]
+    fn a_chain_that_another_has_loaded_again_says_the_same_under_other_numbers() {
+        let reading = |table, said, numbers: &[u64]| Reading {
+            handle: Some(table),
+            said: BTreeMap::from([("a".to_owned(), said)]),
+            handles: BTreeMap::from([("a".to_owned(), numbers.to_vec())]),
+            ..Reading::default()
+        };
+        for (found, expected) in [
+            (reading(1, 7, &[3, 4]), Some(&[3, 4][..])),
+            (reading(1, 8, &[3, 4]), None),
+            (reading(2, 7, &[3, 4]), None),
+        ] {
+            let mut handles = Handles::default();
+            let first = reading(1, 7, &[1, 2]);
+            handles.check(&first);
+            handles.saw("a", &first);
+            let forgotten = handles.check(&found);
+            assert_eq!(forgotten.is_empty(), expected.is_some());
+            assert_eq!(handles.of("a"), expected);
+        }
     }
 
     #[test]

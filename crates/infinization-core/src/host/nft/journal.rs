@@ -17,8 +17,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
-use state::State;
 pub(super) use state::listen;
+use state::{Presence, State};
 use tokio::sync::Notify;
 
 use super::batch::Waiting;
@@ -56,6 +56,8 @@ pub struct Mark(u64);
 #[derive(Debug)]
 pub(super) struct Committing<'a> {
     journal: &'a Journal,
+    /// What it is to change.
+    table: OurTable,
     /// The state's number when it began, if that is known.
     before: Option<u32>,
     /// More was told meanwhile than there was room for, and it need not have been ours.
@@ -103,14 +105,28 @@ impl Journal {
         state.generation
     }
 
-    /// The number of the state in which there is no table of the filter's, if that is how it is.
+    /// The number of the state in which there is no table of the filter's, if that was told.
     pub(super) fn gone_in(&self) -> Option<u32> {
         let state = self.state();
-        state.generation.filter(|_| state.gone)
+        state.generation.filter(|_| state.table == Presence::Gone)
     }
 
-    /// A commit of ours begins: what was told until now is of others.
-    pub(super) fn begin_commit(&self) -> Committing<'_> {
+    /// Whether it may not have been told that the filter's table is gone.
+    pub(super) fn may_have_missed_table(&self) -> bool {
+        !self.blind && self.state().table == Presence::Unknown
+    }
+
+    /// The kernel was asked for the filter's table after `mark` was taken, and had it. What was told of or lost
+    /// since is newer.
+    pub(super) fn saw_table(&self, mark: Mark) {
+        let mut state = self.state();
+        if state.table == Presence::Unknown && state.filter.doubts == mark.0 {
+            state.table = Presence::There;
+        }
+    }
+
+    /// A commit of ours to the table begins: what was told until now is of others.
+    pub(super) fn begin_commit(&self, table: OurTable) -> Committing<'_> {
         let mut before = None;
         self.look(|state| {
             self.attribute(state, None, |_| ());
@@ -119,6 +135,7 @@ impl Journal {
         });
         Committing {
             journal: self,
+            table,
             before,
             lost: false,
             after: None,
@@ -140,6 +157,7 @@ impl Journal {
             state.committing = false;
             state.lost |= committing.lost;
             state.generation = committing.after.or(state.generation);
+            let own = own.map(|own| (committing.table, own));
             self.attribute(state, own, learn);
         });
     }
@@ -162,9 +180,14 @@ impl Journal {
         }
     }
 
-    /// Takes in what was gathered, in its order. `own` is the port a commit of ours came from: what others did
-    /// before, it has overwritten; what they did since counts.
-    fn attribute(&self, state: &mut State, own: Option<u32>, learn: impl FnOnce(&Known)) {
+    /// Takes in what was gathered, in its order. `own` is the table that a commit of ours was to, and the port it
+    /// came from: what others did before, it has overwritten; what they did since counts.
+    fn attribute(
+        &self,
+        state: &mut State,
+        own: Option<(OurTable, u32)>,
+        learn: impl FnOnce(&Known),
+    ) {
         let mut commits = std::mem::take(&mut state.gathered);
         let lost = std::mem::take(&mut state.lost);
         if lost {
@@ -174,17 +197,26 @@ impl Journal {
         } else if let Some(last) = commits.last() {
             state.generation = last.generation;
         }
-        let since = since_ours(&mut commits, own, lost);
+        let since = since_ours(&mut commits, own.map(|(_, port)| port), lost);
         self.note(state, commits);
-        // Where one of ours was taken, there is the table.
-        state.gone &= own.is_none() && !lost;
+        // Where one of ours to it was taken, there is the table.
+        if own.is_some_and(|(table, _)| table == OurTable::Filter) {
+            state.table = Presence::There;
+        }
         learn(&self.known);
         self.note(state, since);
+        if lost {
+            state.table = Presence::Unknown;
+        }
     }
 
     fn note(&self, state: &mut State, foreign: Vec<Commit>) {
         for Commit { touched, .. } in foreign {
-            state.gone = touched.gone.unwrap_or(state.gone);
+            state.table = match touched.gone {
+                Some(true) => Presence::Gone,
+                Some(false) => Presence::There,
+                None => state.table,
+            };
             for table in touched.tables {
                 state.trust_mut(table).doubts += 1;
             }

@@ -25,6 +25,11 @@ impl Known {
         self.beliefs().hooked = true;
     }
 
+    /// Whether the hooks were ever set up.
+    pub(super) fn has_hooked(&self) -> bool {
+        self.beliefs().hooked
+    }
+
     /// The table was gone; it is there again, and nothing leads to any machine.
     pub(super) fn remade(&self) {
         let mut beliefs = self.beliefs();

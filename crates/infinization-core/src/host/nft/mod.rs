@@ -288,7 +288,7 @@ impl Nft {
         self.in_turn(move |nft| async move {
             // Before it is closed: nobody is to open it again.
             nft.journal.known.detached(&tap);
-            let committing = nft.journal.begin_commit();
+            let committing = nft.journal.begin_commit(OurTable::Filter);
             let committed = nft.transport.delete_elements(ports).await;
             committing.ended(sender_of(&committed), |_| ());
             committed.map(drop)
@@ -313,7 +313,7 @@ impl Nft {
         transaction: &Transaction,
         learn: impl FnOnce(&Known) + Send,
     ) -> Result<(), NftError> {
-        let mut committing = self.journal.begin_commit();
+        let mut committing = self.journal.begin_commit(OurTable::Filter);
         let committed = self.transport.commit(transaction).await;
         if committed.is_ok() && committing.has_overflowed() {
             committing.made(self.transport.generation().await);

@@ -93,6 +93,8 @@ impl Nft {
         let mut tries = 1..TRIES;
         loop {
             self.journal.catch_up();
+            // A flush takes both tables, and without the filter's every port is open.
+            self.close_now().await?;
             let mark = self.journal.mark(OurTable::Nat);
             let loaded = self.transport.read_nat().await?;
             let change = decide(&loaded);
@@ -118,7 +120,7 @@ impl Nft {
 
     async fn commit_nat(&self, change: Option<NatTransaction>) -> Result<(), NftError> {
         let Some(change) = change else { return Ok(()) };
-        let committing = self.journal.begin_commit();
+        let committing = self.journal.begin_commit(OurTable::Nat);
         let committed = self.transport.commit_nat(&change).await;
         committing.ended(sender_of(&committed), |_| ());
         let committed = committed?;

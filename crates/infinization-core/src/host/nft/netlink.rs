@@ -18,7 +18,7 @@ use nix::sys::socket::{
     recv, send, setsockopt, socket, sockopt,
 };
 
-use super::encode::{Encoded, get_chain, get_generation, rename};
+use super::encode::{Encoded, get_chain, get_generation, get_table, rename};
 use super::error::NftError;
 use super::transport::{Committed, CommittedRule};
 use super::wire::{
@@ -61,6 +61,14 @@ impl Batches {
     pub(super) async fn generation(self: &Arc<Self>) -> Result<u32, NftError> {
         let batches = Arc::clone(self);
         blocking(move || batches.with_socket(generation_now))
+            .await
+            .map_err(|error| NftError::Netlink(error.into()))?
+    }
+
+    /// Whether there is the filter's table.
+    pub(super) async fn has_table(self: &Arc<Self>) -> Result<bool, NftError> {
+        let batches = Arc::clone(self);
+        blocking(move || batches.with_socket(has_table_now))
             .await
             .map_err(|error| NftError::Netlink(error.into()))?
     }
@@ -115,6 +123,14 @@ fn handle_of(socket: &OwnedFd, chain: &str) -> Result<Vec<u8>, NftError> {
         }
     })?;
     handle.ok_or(NftError::Rejected(Errno::ENOENT))
+}
+
+fn has_table_now(socket: &OwnedFd) -> Result<bool, NftError> {
+    send(socket.as_raw_fd(), &get_table().bytes(), MsgFlags::empty()).map_err(lost)?;
+    match receive(socket, |_, _| ()) {
+        Err(error) if error.is_absent() => Ok(false),
+        answered => answered.map(|()| true),
+    }
 }
 
 fn generation_now(socket: &OwnedFd) -> Result<u32, NftError> {

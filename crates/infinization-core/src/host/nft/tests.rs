@@ -59,6 +59,10 @@ impl NftTransport for Fake {
         None
     }
 
+    async fn has_table(&self) -> Result<bool, NftError> {
+        Ok(true)
+    }
+
     async fn commit_nat(&self, _: &NatTransaction) -> Result<Committed, NftError> {
         self.commits.fetch_add(1, Ordering::Relaxed);
         Ok(Committed::default())

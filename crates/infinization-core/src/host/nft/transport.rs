@@ -44,6 +44,9 @@ pub trait NftTransport: std::fmt::Debug + Send + Sync {
     /// The number of the state that nftables is in, which each commit counts on; none if that cannot be asked.
     async fn generation(&self) -> Option<u32>;
 
+    /// Whether there is the filter's table; asked without a program.
+    async fn has_table(&self) -> Result<bool, NftError>;
+
     /// Commits a change of the NAT table.
     async fn commit_nat(&self, transaction: &NatTransaction) -> Result<Committed, NftError>;
 
@@ -216,6 +219,10 @@ impl NftTransport for NftProgram {
         asked
             .inspect_err(|error| tracing::debug!(%error, "the state's number cannot be asked"))
             .ok()
+    }
+
+    async fn has_table(&self) -> Result<bool, NftError> {
+        self.batches.has_table().await
     }
 
     async fn commit_nat(&self, transaction: &NatTransaction) -> Result<Committed, NftError> {

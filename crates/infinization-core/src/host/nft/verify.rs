@@ -15,6 +15,9 @@ use super::{Nft, NftError};
 use crate::firewall::{ChainNames, Compiled, SharedChain, TABLE, Transaction};
 use crate::types::LinkName;
 
+/// How often a lost table is closed anew because somebody else committed meanwhile.
+const TRIES: usize = 3;
+
 /// What was found, and put back.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Repair {
@@ -125,19 +128,44 @@ impl Nft {
         .await
     }
 
-    async fn close_now(&self) -> Result<(), NftError> {
-        let Some(generation) = self.journal.gone_in() else {
-            return Ok(());
-        };
-        let table = Transaction {
-            generation: Some(generation),
-            ..Transaction::table()
-        };
-        match self.commit_now(&table, Known::remade).await {
-            // Somebody was here in between: what there is has to be read.
-            Err(NftError::Rejected(Errno::ERESTART)) => Ok(()),
-            outcome => outcome,
+    /// In a turn.
+    pub(super) async fn close_now(&self) -> Result<(), NftError> {
+        for _ in 0..TRIES {
+            let Some(generation) = self.gone_in().await else {
+                return Ok(());
+            };
+            let table = Transaction {
+                generation: Some(generation),
+                ..Transaction::table()
+            };
+            match self.commit_now(&table, Known::remade).await {
+                // Somebody was here in between, as whoever loads the host's own firewall after a flush.
+                Err(NftError::Rejected(Errno::ERESTART)) => self.journal.catch_up(),
+                outcome => return outcome,
+            }
         }
+        // What there is has to be read.
+        Ok(())
+    }
+
+    /// The number of the state in which the table that we made is gone. Where more was told than there was room
+    /// for, nobody was heard to take it, and the kernel is asked.
+    async fn gone_in(&self) -> Option<u32> {
+        if !self.journal.may_have_missed_table() || !self.journal.known.has_hooked() {
+            return self.journal.gone_in();
+        }
+        let mark = self.journal.mark(OurTable::Filter);
+        // First the number: where the table is made in between, closing is refused.
+        let generation = self.transport.generation().await;
+        match self.transport.has_table().await {
+            Ok(false) => return generation,
+            Ok(true) => {
+                self.journal.catch_up();
+                self.journal.saw_table(mark);
+            }
+            Err(error) => tracing::warn!(%error, "it is not known whether there is a firewall"),
+        }
+        None
     }
 
     /// What is known now is what is wanted now: whoever changes it does so in a turn of his own. Answers
@@ -273,6 +301,11 @@ impl Nft {
         };
         self.commit_now(&all, learn).await?;
         Ok(unknown)
+    }
+
+    /// What this process has loaded for the machine, if its port is open.
+    pub fn loaded(&self, names: &ChainNames) -> Option<Arc<Compiled>> {
+        self.journal.known.compiled(names)
     }
 
     /// Whether a repair has closed the machine and its rules were not loaded since.

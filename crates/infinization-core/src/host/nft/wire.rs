@@ -24,6 +24,7 @@ pub(super) mod flags {
 /// `NFT_MSG_*`.
 pub(super) mod kind {
     pub(in super::super) const NEW_TABLE: u16 = 0;
+    pub(in super::super) const GET_TABLE: u16 = 1;
     pub(in super::super) const DELETE_TABLE: u16 = 2;
     pub(in super::super) const NEW_CHAIN: u16 = 3;
     pub(in super::super) const GET_CHAIN: u16 = 4;

@@ -321,7 +321,7 @@ impl Firewall {
         let capabilities = self.nft.capabilities().await?;
         let spec = spec(&config, &wanted.vm_id)?;
         let derived = VmNames::of(&wanted.vm_id).mac;
-        let bridge_addresses = self.bridge_addresses(spec.as_ref(), &wanted.tap).await?;
+        let bridge_addresses = self.bridge_addresses(spec.as_ref(), wanted).await?;
         let given = wanted.addresses.as_ref();
         let known_addresses = self.known_addresses(&config, spec.as_ref(), given).await?;
         Ok(firewall::compile(&VmFirewall {
@@ -363,34 +363,20 @@ impl Firewall {
         Ok(pins.beside(own.as_slice(), network))
     }
 
-    /// The addresses of the machine's bridge: the one it was made with, else the one its port is on.
+    /// The addresses of the bridge that the machine was made with, and of the one its port is on; while there is
+    /// neither, those that are guarded now.
     async fn bridge_addresses(
         &self,
         spec: Option<&VmConfig>,
-        tap: &LinkName,
+        wanted: &Wanted,
     ) -> Result<Vec<Network>, Failure> {
-        let bridge = match spec {
-            Some(spec) => Some(spec.network.bridge.clone()),
-            None => self.bridge_of(tap).await?,
-        };
-        let Some(bridge) = bridge else {
-            return Ok(Vec::new());
-        };
-        if !bridge::exists(&self.links, &bridge).await? {
-            return Ok(Vec::new());
-        }
-        let addresses = bridge::addresses(&self.links, &bridge).await?;
-        Ok(addresses.into_iter().map(Network::from).collect())
-    }
-
-    async fn bridge_of(&self, tap: &LinkName) -> Result<Option<LinkName>, Failure> {
-        let all = self.links.list().await?;
-        let port = all.iter().find(|link| link.name == tap.as_str());
-        let master = port.and_then(|port| port.master);
-        let bridge = all
-            .iter()
-            .find(|link| Some(link.index) == master && link.is_bridge());
-        Ok(bridge.and_then(|bridge| LinkName::parse(bridge.name.as_str()).ok()))
+        let bridges = Vec::from_iter(spec.map(|spec| &spec.network.bridge));
+        let addresses = bridge::addresses_beside(&self.links, &wanted.tap, &bridges).await?;
+        let loaded = || self.nft.loaded(&ChainNames::of(&wanted.vm_id));
+        Ok(match addresses {
+            Some(addresses) => addresses.into_iter().map(Network::from).collect(),
+            None => loaded().map_or_else(Vec::new, |it| it.bridge_addresses.clone()),
+        })
     }
 }
 

@@ -257,9 +257,11 @@ impl Networks {
         Ok(())
     }
 
-    /// Of one whose making has failed, nothing is left. What cannot be removed stays listed.
+    /// Of one whose making has failed, nothing is left. What cannot be removed, and what machines are on, stays
+    /// listed.
     async fn forget(self: &Arc<Self>, network: &Network) {
         let undone = async {
+            self.refuse_ports(network).await?;
             self.take_down(network).await?;
             self.erase(network).await
         };

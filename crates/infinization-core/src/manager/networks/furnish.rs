@@ -22,8 +22,8 @@ use crate::network::{bridge_mac, dnsmasq_conf};
 use crate::types::LinkName;
 
 impl Networks {
-    /// Sets up what is missing, and looks after it. Where that fails, what this attempt has made is undone, and
-    /// the network says why.
+    /// Sets up what is missing, and looks after it. Where that fails, what this attempt has made is undone, unless
+    /// machines have come onto it meanwhile; and the network says why.
     pub(super) async fn set_up(self: &Arc<Self>, network: &Arc<Network>) -> Result<(), Failure> {
         let outcome = match self.our_bridge(network).await {
             Err(error) => {
@@ -34,7 +34,7 @@ impl Networks {
             Ok(None) => {
                 let outcome = self.furnish(network).await;
                 if outcome.is_err() {
-                    self.undo(network).await;
+                    self.undo_unused(network).await;
                 }
                 outcome
             }
@@ -153,6 +153,26 @@ impl Networks {
         }
     }
 
+    /// A network that machines are on stays as far as it could be set up, and is looked after: without it they were
+    /// cut off. TAPs join a bridge of its name as soon as there is one.
+    async fn undo_unused(self: &Arc<Self>, network: &Arc<Network>) {
+        if matches!(&self.refuse_ports(network).await, Err(error) if is_in_use(error)) {
+            tracing::warn!(network = %network.name, "machines are on it: it is not undone");
+            return;
+        }
+        match self.take_down(network).await {
+            Err(error) if is_in_use(&error) => {
+                if let Err(error) = self.furnish(network).await {
+                    tracing::error!(network = %network.name, %error, "it is in use, and not whole");
+                }
+            }
+            Err(error) => {
+                tracing::error!(network = %network.name, %error, "it could not be undone");
+            }
+            Ok(()) => {}
+        }
+    }
+
     /// Takes it down as far as it is there; what fails keeps nothing else from going, and is told then.
     pub(super) async fn take_down(&self, network: &Network) -> Result<(), Failure> {
         let config = network.config();
@@ -215,7 +235,6 @@ impl Networks {
     ) -> Result<(), Failure> {
         self.refuse_ports(network).await?;
         let outcome = self.take_down(network).await;
-        let is_in_use = |error: &Failure| error.code() == ErrorCode::NetworkInUse;
         if outcome.as_ref().is_err_and(is_in_use)
             && let Err(error) = self.set_up(network).await
         {
@@ -246,6 +265,11 @@ impl Networks {
 /// Whether it says that the link of the bridge's name is somebody else's.
 fn is_foreign(error: &Failure) -> bool {
     error.code() == ErrorCode::BridgeAlreadyExists
+}
+
+/// Whether it says that machines are on the bridge.
+fn is_in_use(error: &Failure) -> bool {
+    error.code() == ErrorCode::NetworkInUse
 }
 
 fn masquerade(network: &Network) -> Result<Masquerade, Failure> {

@@ -3,15 +3,18 @@
 //! A static address counts from the start, another one with its lease; until then the machine may only ask for one. A
 //! machine that is given a static address has both until its lease ends. A machine whose address has changed has its firewall loaded again, by its own task.
 
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::sleep;
 
 use super::all::{Networks, stored};
 use super::one::Network;
 use crate::error::Failure;
+use crate::events::{Source, now_ms};
 use crate::firewall::ChainNames;
 use crate::host::blocking::{NotDone, blocking};
 use crate::host::dir_watch::DirWatch;
@@ -23,7 +26,7 @@ use crate::vm::{Changed, Pins};
 /// that a file is not read once per line, there is a pause before the look; what is written after the look is
 /// heard again.
 const WRITTEN: Duration = Duration::from_millis(20);
-/// Before it is tried again where the host gives no thread to read with: nobody tells when it does.
+/// Before it is tried again where the host gives no thread to read with, or no watch: nobody tells when it does.
 const AGAIN: Duration = Duration::from_secs(1);
 
 impl Networks {
@@ -66,29 +69,58 @@ impl Networks {
         learn(&self.pins, network).await
     }
 
-    /// Pins what will be given.
+    /// Pins what will be given. Where nobody tells of it, which is told once, leases are read again and again: a
+    /// machine that is given an address and not let use it is cut off.
     async fn keep_pinning(networks: Weak<Self>, network: Arc<Network>) {
-        let mut watch = match DirWatch::on(&network.dir) {
-            Ok(watch) => watch,
-            Err(error) => {
-                tracing::error!(network = %network.name, %error, "leases are not watched");
-                return;
-            }
-        };
+        let mut told = false;
         loop {
-            // What was written before the watch was there, too.
+            let watch = DirWatch::on(&network.dir);
+            told &= watch.is_err();
+            let Err(error) = Self::pin_as_written(&networks, &network, watch).await else {
+                return;
+            };
             let Some(of_all) = networks.upgrade() else {
                 return;
             };
-            if let Err(error) = of_all.pin(&network).await {
+            if !told {
+                of_all.tell_unwatched(&network, &error);
+            }
+            told = true;
+            drop(of_all);
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Until there is nobody who looks after networks, or an error where it is not heard what is written.
+    async fn pin_as_written(
+        networks: &Weak<Self>,
+        network: &Network,
+        mut watch: io::Result<DirWatch>,
+    ) -> io::Result<()> {
+        // What was written before the watch was there, too.
+        while let Some(of_all) = networks.upgrade() {
+            if let Err(error) = of_all.pin(network).await {
                 tracing::error!(network = %network.name, %error, "leases cannot be read");
             }
             drop(of_all);
-            if watch.changed().await.is_err() {
-                return;
+            match &mut watch {
+                Ok(watch) => watch.changed().await?,
+                Err(_) => return watch.map(drop),
             }
             sleep(WRITTEN).await;
         }
+        Ok(())
+    }
+
+    fn tell_unwatched(&self, network: &Network, error: &io::Error) {
+        tracing::error!(network = %network.name, %error, "leases are not watched");
+        let message = format!(
+            "leases of the network {} are not watched, and machines are let use them late: {error}",
+            network.name
+        );
+        let data = json!({ "message": message, "timestamp": now_ms() });
+        self.events
+            .publish(Source::HealthMonitor, "error", None, data);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A guest whose TAP is on no bridge goes on, and nobody would know: its condition tells. When there is a
 //! bridge of that name again, the TAP joins it. The bridge's addresses, which the machine's rules guard, are read
-//! anew then, and whenever they change. Where somebody took the TAP off a bridge that is still
+//! anew then, and whenever they change or the TAP goes to another bridge. Where somebody took the TAP off a bridge that is still
 //! there, it is left where it is.
 //!
 //! Nothing runs here until the kernel tells of a link, or a machine has a QEMU. What counts is what the
@@ -11,24 +11,23 @@
 mod standing;
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use self::standing::{Seats, Standing};
 use super::Open;
 use crate::error::Failure;
 use crate::events::{Source, now_ms};
-use crate::firewall::ChainNames;
+use crate::firewall::{ChainNames, Network};
 use crate::host::bridge::{InterfaceAddress, all_addresses};
 use crate::host::link::{LinkError, LinkEvent, LinkWatch, Links};
-use crate::types::{LinkName, VmId};
-use crate::vm::{NetworkLoss, Port, VmHandle};
+use crate::types::{LinkName, VmId, VmNames};
+use crate::vm::{Arrival, NetworkLoss, Port, VmHandle};
 
 /// Before the first try again of what failed.
 const SOON: Duration = Duration::from_millis(200);
@@ -67,14 +66,19 @@ struct Ports {
     seats: Seats,
     /// None before the first look.
     addresses: Option<Addresses>,
+    /// TAPs whose machines may guard other addresses than those that count now: they went to another bridge, or
+    /// something was changed while they were launched.
+    outdated: HashSet<String>,
     /// Machines that could not be put back, which was told.
     failed: HashSet<VmId>,
     /// Before they are tried again.
     pause: Duration,
+    /// When that is, whatever is heard meanwhile; none if there are none.
+    due: Option<Instant>,
 }
 
 /// Looks after machines' TAPs for as long as there is a manager.
-pub(super) async fn watch(open: Weak<Open>, mut arrived: UnboundedReceiver<VmId>) {
+pub(super) async fn watch(open: Weak<Open>, mut arrived: UnboundedReceiver<Arrival>) {
     let Some(links) = open.upgrade().map(|open| open.services.links.clone()) else {
         return;
     };
@@ -83,12 +87,21 @@ pub(super) async fn watch(open: Weak<Open>, mut arrived: UnboundedReceiver<VmId>
         links,
         seats: Seats::default(),
         addresses: None,
+        outdated: HashSet::new(),
         failed: HashSet::new(),
         pause: SOON,
+        due: None,
     };
     let mut pause = SOON;
-    while let Err(error) = ports.listen(&mut arrived).await {
+    loop {
+        let since = Instant::now();
+        let Err(error) = ports.listen(&mut arrived).await else {
+            return;
+        };
         ports.tell_deaf(&error);
+        if since.elapsed() > LATEST {
+            pause = SOON;
+        }
         sleep(pause).await;
         pause = (pause * 2).min(LATEST);
     }
@@ -97,7 +110,7 @@ pub(super) async fn watch(open: Weak<Open>, mut arrived: UnboundedReceiver<VmId>
 impl Ports {
     /// Until something fails: whoever listens again looks at everything. Returns when there is no manager
     /// any more.
-    async fn listen(&mut self, arrived: &mut UnboundedReceiver<VmId>) -> Result<(), Failure> {
+    async fn listen(&mut self, arrived: &mut UnboundedReceiver<Arrival>) -> Result<(), Failure> {
         let mut watch = self.links.watch()?;
         let mut concerns = Concerns::everything();
         while let Some(open) = self.open.upgrade() {
@@ -112,15 +125,14 @@ impl Ports {
     async fn hear(
         &mut self,
         watch: &mut LinkWatch,
-        arrived: &mut UnboundedReceiver<VmId>,
+        arrived: &mut UnboundedReceiver<Arrival>,
     ) -> Result<Concerns, LinkError> {
         let mut concerns = Concerns::default();
         tokio::select! {
             event = watch.next() => self.take_in(event?, &mut concerns),
-            Some(vm_id) = arrived.recv() => {
-                concerns.machines.insert(vm_id);
-            }
-            () = sleep(self.pause), if !self.failed.is_empty() => {
+            Some(arrival) = arrived.recv() => self.take_in_arrival(arrival, &mut concerns),
+            () = sleep_until(self.due.unwrap_or_else(Instant::now)), if self.due.is_some() => {
+                self.due = None;
                 self.pause = (self.pause * 2).min(LATEST);
                 concerns.machines.extend(self.failed.iter().cloned());
             }
@@ -128,8 +140,8 @@ impl Ports {
         while let Some(event) = watch.next().now_or_never() {
             self.take_in(event?, &mut concerns);
         }
-        while let Ok(vm_id) = arrived.try_recv() {
-            concerns.machines.insert(vm_id);
+        while let Ok(arrival) = arrived.try_recv() {
+            self.take_in_arrival(arrival, &mut concerns);
         }
         Ok(concerns)
     }
@@ -137,7 +149,9 @@ impl Ports {
     fn take_in(&mut self, event: LinkEvent, concerns: &mut Concerns) {
         match event {
             LinkEvent::Changed(link) => {
-                self.seats.changed(&link);
+                if self.seats.changed(&link) {
+                    self.outdated.insert(link.name.clone());
+                }
                 concerns.links.insert(link.name);
             }
             LinkEvent::Gone(link) => {
@@ -149,9 +163,20 @@ impl Ports {
         }
     }
 
+    fn take_in_arrival(&mut self, arrival: Arrival, concerns: &mut Concerns) {
+        match arrival {
+            Arrival::Live(vm_id) => concerns.machines.insert(vm_id),
+            Arrival::Outdated(vm_id) => {
+                let tap = VmNames::of(&vm_id).tap;
+                self.outdated.insert(tap.to_string())
+            }
+        };
+    }
+
     async fn look(&mut self, open: &Arc<Open>, concerns: &Concerns) -> Result<(), Failure> {
         if concerns.all {
-            self.seats.learn(&self.links.list().await?);
+            let moved = self.seats.learn(&self.links.list().await?);
+            self.outdated.extend(moved);
         }
         let running = open.running();
         let is_there = |vm_id: &VmId| running.iter().any(|port| port.vm_id() == vm_id);
@@ -160,15 +185,30 @@ impl Ports {
             .iter()
             .filter(|port| self.is_concerned(port, concerns))
             .collect();
+        for port in &concerned {
+            if let Some(seat) = port.seat() {
+                self.seats.recall(port.tap(), seat);
+            }
+        }
         let astray = self.astray(&concerned).await?;
         let returned = self.put_back(&astray).await?;
+        for port in &concerned {
+            if let Some(seat) = self.seats.of(port.tap()) {
+                port.sits_on(seat);
+            }
+        }
         if self.failed.is_empty() {
-            self.pause = SOON;
+            (self.pause, self.due) = (SOON, None);
+        } else if self.due.is_none() {
+            self.due = Some(Instant::now() + self.pause);
         }
         if concerns.all || concerns.addresses || !returned.is_empty() {
             let changed = self.read_addresses(&returned).await?;
             open.guard_anew(running.iter().filter(|port| self.is_on(port, &changed)));
         }
+        let outdated = std::mem::take(&mut self.outdated);
+        let is_outdated = |port: &&Port| outdated.contains(port.tap().as_str());
+        open.guard_anew(running.iter().filter(is_outdated));
         Ok(())
     }
 
@@ -180,12 +220,15 @@ impl Ports {
             || port.is_off_network() && concerns.links.contains(awaited())
     }
 
-    /// Those whose TAP is on no bridge.
+    /// Those whose TAP is on no bridge. A TAP that was on none, and that somebody has put on one, has moved.
     async fn astray<'a>(&mut self, ports: &[&'a Port]) -> Result<Vec<&'a Port>, LinkError> {
         let mut astray = Vec::new();
         for port in ports {
             match self.links.find(port.tap()).await? {
                 Some(link) if link.master.is_some() => {
+                    if port.is_off_network() {
+                        self.outdated.insert(link.name);
+                    }
                     self.failed.remove(port.vm_id());
                     port.is_on_network();
                 }
@@ -242,7 +285,7 @@ impl Ports {
     async fn read_addresses(&mut self, returned: &HashSet<u32>) -> Result<HashSet<u32>, Failure> {
         let mut now = Addresses::new();
         for (index, address) in all_addresses(&self.links).await? {
-            if !is_link_local(address.address) {
+            if !Network::from(address).is_link_local() {
                 now.entry(index).or_default().insert(address);
             }
         }
@@ -297,12 +340,5 @@ impl Open {
         for port in ports {
             self.load_again(ChainNames::of(port.vm_id()), Vec::new());
         }
-    }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(_) => false,
-        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }

@@ -1,18 +1,10 @@
 //! Where a TAP stands: on a bridge, off it for a reason, or due back on one. Decides, and asks nobody.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::host::link::Link;
 use crate::types::LinkName;
-use crate::vm::NetworkLoss;
-
-/// The bridge a TAP was last seen on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Seat {
-    index: u32,
-    /// What it was called then. A bridge that is renamed keeps its ports, and its successor is who takes its name.
-    name: String,
-}
+use crate::vm::{NetworkLoss, Seat};
 
 /// Which TAP was last seen on which bridge.
 #[derive(Debug, Default)]
@@ -33,36 +25,38 @@ pub(super) enum Standing {
 }
 
 impl Seats {
-    /// Takes in all links, as the kernel lists them. What is known of a TAP that is on no bridge stays.
-    pub(super) fn learn(&mut self, links: &[Link]) {
+    /// Takes in all links, as the kernel lists them. What is known of a TAP that is on no bridge stays. Answers the
+    /// TAPs that went from one bridge to another.
+    pub(super) fn learn(&mut self, links: &[Link]) -> HashSet<String> {
         self.bridges.clear();
-        for link in links {
-            self.changed(link);
-        }
+        let mut moved = HashSet::new();
         // A bridge may be listed after its ports.
-        for link in links {
-            self.changed(link);
+        for link in links.iter().chain(links) {
+            if self.changed(link) {
+                moved.insert(link.name.clone());
+            }
         }
         let is_there = |tap: &String| links.iter().any(|link| link.name == *tap);
         self.taps.retain(|tap, _| is_there(tap));
+        moved
     }
 
-    /// Takes in what has become of one link.
-    pub(super) fn changed(&mut self, link: &Link) {
+    /// Takes in what has become of one link. Whether it is a TAP that went from one bridge to another.
+    pub(super) fn changed(&mut self, link: &Link) -> bool {
         if link.is_bridge() {
             self.bridges.insert(link.index, link.name.clone());
         }
         let Some(index) = link.master.filter(|_| link.is_tap()) else {
-            return;
+            return false;
         };
-        let name = self.bridges.get(&index);
-        let is_known = self
-            .taps
-            .get(&link.name)
-            .is_some_and(|seat| seat.index == index);
-        if let (Some(name), false) = (name, is_known) {
-            let name = name.clone();
-            self.taps.insert(link.name.clone(), Seat { index, name });
+        let before = self.taps.get(&link.name).map(|seat| seat.index);
+        match self.bridges.get(&index) {
+            Some(name) if before != Some(index) => {
+                let name = name.clone();
+                self.taps.insert(link.name.clone(), Seat { index, name });
+                before.is_some()
+            }
+            _ => false,
         }
     }
 
@@ -70,6 +64,16 @@ impl Seats {
     pub(super) fn seated(&mut self, tap: &LinkName, index: u32, bridge: &LinkName) {
         let name = bridge.to_string();
         self.taps.insert(tap.to_string(), Seat { index, name });
+    }
+
+    /// Takes in where an earlier process has seen a TAP that this one has not seen on any bridge.
+    pub(super) fn recall(&mut self, tap: &LinkName, seat: Seat) {
+        self.taps.entry(tap.to_string()).or_insert(seat);
+    }
+
+    /// Where the TAP was seen last.
+    pub(super) fn of(&self, tap: &LinkName) -> Option<&Seat> {
+        self.taps.get(tap.as_str())
     }
 
     /// Takes in that a link is gone.
@@ -237,6 +241,45 @@ mod tests {
         ];
         for (links, expected) in table {
             assert_eq!(standing(&seats, &links), expected, "{links:?}");
+        }
+    }
+
+    #[test]
+    fn f24_where_an_earlier_process_saw_it_counts_before_the_bridges_age() {
+        let seat = Seat {
+            index: 12,
+            name: "br0".to_owned(),
+        };
+        let name = LinkName::parse("vnet-1").unwrap();
+        for (links, expected) in [
+            (
+                vec![tap(None), bridge(12, "br0")],
+                lost(NetworkLoss::TakenOff, "br0"),
+            ),
+            (vec![tap(None), bridge(13, "br0")], returns("br0", 13)),
+            (vec![tap(Some(13)), bridge(13, "br0")], Standing::Seated),
+        ] {
+            let mut seats = Seats::default();
+            seats.learn(&links);
+            seats.recall(&name, seat.clone());
+            assert_eq!(standing(&seats, &links), expected, "{links:?}");
+        }
+    }
+
+    #[test]
+    fn a_tap_that_goes_from_one_bridge_to_another_is_told() {
+        let mut seats = Seats::default();
+        seats.learn(&[tap(Some(9)), bridge(9, "br0"), bridge(11, "br1")]);
+        for (master, has_moved) in [
+            (Some(9), false),
+            (None, false),
+            (Some(9), false),
+            (Some(11), true),
+            (Some(11), false),
+            (None, false),
+            (Some(9), true),
+        ] {
+            assert_eq!(seats.changed(&tap(master)), has_moved, "{master:?}");
         }
     }
 

@@ -62,6 +62,7 @@ impl HostEffects {
             qmp_socket: config.paths.qmp_socket.clone(),
             display_port: bench.display_port(),
             firewall_default_action: config.firewall.default_action,
+            seat: None,
         };
         if let Err(error) = self.ledger.live(lived) {
             // Nobody could find it again: it must not stay.

@@ -23,6 +23,7 @@ fn lived(pid: i32) -> Lived {
         qmp_socket: HostPath::parse("/run/vm-1.sock").unwrap(),
         display_port: 5901,
         firewall_default_action: None,
+        seat: None,
     }
 }
 
@@ -44,7 +45,7 @@ fn an_absent_file_is_an_empty_ledger() {
 #[test]
 fn every_change_survives_reopening() {
     type Change = (&'static str, fn(&Ledger));
-    let changes: [Change; 7] = [
+    let changes: [Change; 8] = [
         ("begin", |ledger| {
             ledger.begin(Operation::Start, 1234).unwrap();
         }),
@@ -60,6 +61,10 @@ fn every_change_survives_reopening() {
         ("forget", |ledger| ledger.forget(&[1]).unwrap()),
         ("live", |ledger| {
             assert_eq!(ledger.live(lived(7)).unwrap(), 1);
+        }),
+        ("sits on", |ledger| {
+            let (index, name) = (9, "br0".to_owned());
+            ledger.sits_on(&Seat { index, name }).unwrap();
         }),
         ("commit", |ledger| ledger.commit().unwrap()),
         ("died", |ledger| ledger.died().unwrap()),

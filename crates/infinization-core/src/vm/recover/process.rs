@@ -102,6 +102,7 @@ impl Machine {
             qmp_socket: spec.paths.qmp_socket.clone(),
             display_port: spec.display.port,
             firewall_default_action: spec.firewall.default_action,
+            seat: None,
         };
         context.ledger.live(lived.clone())?;
         Ok(lived)

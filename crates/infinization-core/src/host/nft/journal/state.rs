@@ -31,10 +31,21 @@ pub(super) struct State {
     pub(super) committing: bool,
     pub(super) filter: Trust,
     pub(super) nat: Trust,
-    /// Another has deleted the filter's table, and nobody was heard to make it again.
-    pub(super) gone: bool,
+    /// What is known of the filter's table.
+    pub(super) table: Presence,
     /// The number of the last state that was told of or read, if none may have been missed since.
     pub(super) generation: Option<u32>,
+}
+
+/// Whether there is a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Presence {
+    There,
+    /// Another has deleted it, and nobody was heard to make it again.
+    Gone,
+    /// What was told of it may have been lost.
+    #[default]
+    Unknown,
 }
 
 /// How many doubts there have been about a table, and how many of them are settled.

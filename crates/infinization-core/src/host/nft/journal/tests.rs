@@ -51,14 +51,14 @@ fn what_is_heard_while_a_commit_of_ours_is_under_way_is_attributed_when_it_has_e
     let doubts = || journal.state().doubts();
     journal.catch_up();
     let before = doubts();
-    let committing = journal.begin_commit();
+    let committing = journal.begin_commit(OurTable::Filter);
     hear(7, "ours");
     // Somebody who waits looks before the committer does.
     journal.catch_up();
     committing.ended(Some(7), |_| ());
     assert_eq!(doubts(), before);
 
-    let committing = journal.begin_commit();
+    let committing = journal.begin_commit(OurTable::Filter);
     hear(7, "ours");
     hear(8, "theirs");
     journal.catch_up();
@@ -66,7 +66,7 @@ fn what_is_heard_while_a_commit_of_ours_is_under_way_is_attributed_when_it_has_e
     committing.ended(Some(7), |_| ());
     assert_eq!(doubts(), before + 1);
 
-    let committing = journal.begin_commit();
+    let committing = journal.begin_commit(OurTable::Filter);
     hear(7, "whose");
     drop(committing);
     assert_eq!(doubts(), before + 2, "nobody knows how it ended");
@@ -79,13 +79,65 @@ fn what_others_do_to_a_chain_after_we_have_loaded_it_is_not_forgotten_with_the_l
     let journal = Journal::default();
     journal.catch_up();
     for (commits, is_as_loaded) in [([8, 7], true), ([7, 8], false)] {
-        let committing = journal.begin_commit();
+        let committing = journal.begin_commit(OurTable::Filter);
         for sender in commits {
             journal.state().gathered.push(commit(sender, &chain));
         }
         committing.ended(Some(7), |known| known.loaded(&compiled, false));
         assert_eq!(journal.known.change(&compiled).is_some(), is_as_loaded);
     }
+}
+
+#[test]
+fn f28_that_the_filter_is_gone_is_forgotten_only_when_a_commit_of_ours_to_it_was_taken() {
+    use OurTable::{Filter, Nat};
+    for (table, own, is_gone) in [
+        (Filter, Some(7), false),
+        (Filter, None, true),
+        (Nat, Some(7), true),
+        (Nat, None, true),
+    ] {
+        let journal = Journal::default();
+        journal.catch_up();
+        let gone = Touched {
+            gone: Some(true),
+            ..Touched::default()
+        };
+        journal.state().gathered.push(Commit {
+            sender: 8,
+            generation: Some(4),
+            touched: gone,
+        });
+        journal.catch_up();
+        assert_eq!(journal.gone_in(), Some(4));
+        let committing = journal.begin_commit(table);
+        journal.state().gathered.push(Commit {
+            sender: 7,
+            generation: Some(5),
+            ..Commit::default()
+        });
+        committing.ended(own, |_| ());
+        assert_eq!(journal.gone_in(), is_gone.then_some(5), "{table:?} {own:?}");
+    }
+}
+
+#[test]
+fn f28_whether_there_is_a_filter_is_asked_for_after_a_loss_and_not_after_the_answer() {
+    let journal = Journal::default();
+    journal.catch_up();
+    assert!(
+        journal.may_have_missed_table(),
+        "nobody has listened before"
+    );
+    journal.saw_table(journal.mark(OurTable::Filter));
+    assert!(!journal.may_have_missed_table());
+    let mark = journal.mark(OurTable::Filter);
+    journal.state().lost();
+    journal.catch_up();
+    assert!(journal.may_have_missed_table());
+    journal.saw_table(mark);
+    assert!(journal.may_have_missed_table(), "what was lost is newer");
+    assert_eq!(journal.gone_in(), None);
 }
 
 /// What the kernel tells of a rule in this chain, and of the end of a commit.
@@ -181,7 +233,7 @@ fn what_was_lost_while_nobody_else_has_committed_was_ours() {
         journal.catch_up();
         journal.state().generation = before;
         let doubts = journal.state().doubts();
-        let mut committing = journal.begin_commit();
+        let mut committing = journal.begin_commit(OurTable::Filter);
         journal.state().lost();
         // Somebody who waits looks before the committer does.
         journal.catch_up();
