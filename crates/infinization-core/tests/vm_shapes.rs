@@ -7,12 +7,11 @@ mod kit;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
 
 use infinization_core::ErrorCode;
 use infinization_core::manager::Manager;
-use kit::machine::{Host, PATIENCE, consistent_status, delete, forced, never, pid_of, qemus};
+use kit::machine::{Host, consistent_status, delete, forced, never, pid_of, qemus};
+use kit::tpm::Swtpm;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use serde_json::{Value, json};
@@ -50,49 +49,6 @@ async fn lives(host: &Host, manager: &Manager, machine: Value, check: impl Fn(i3
 fn command_line(pid: i32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
     String::from_utf8(bytes).unwrap().replace('\0', " ")
-}
-
-/// A TPM emulator in a directory of its own.
-struct Swtpm {
-    child: tokio::process::Child,
-    directory: tempfile::TempDir,
-}
-
-impl Swtpm {
-    async fn new() -> Self {
-        Self::run_in(tempfile::tempdir().unwrap()).await
-    }
-
-    /// It ends with its QEMU: whoever starts the machine again starts it again first.
-    async fn ended(mut self) -> tempfile::TempDir {
-        self.child.wait().await.unwrap();
-        self.directory
-    }
-
-    async fn run_in(directory: tempfile::TempDir) -> Self {
-        let socket = directory.path().join("tpm.sock");
-        let child = tokio::process::Command::new("swtpm")
-            .args(["socket", "--tpm2", "--tpmstate"])
-            .arg(format!("dir={}", directory.path().display()))
-            .arg("--ctrl")
-            .arg(format!("type=unixio,path={}", socket.display()))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let listens = async {
-            while !socket.exists() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, listens).await.unwrap();
-        Self { child, directory }
-    }
-
-    fn socket(&self) -> std::path::PathBuf {
-        self.directory.path().join("tpm.sock")
-    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::db::{ConfigurationUpdate, DbError, MachineRecord};
 use crate::error::Failure;
 use crate::firewall::ChainNames;
 use crate::host::process::{Exit, ProcessHandle, boot_id};
-use crate::qmp::{EventReceiver, QmpClient, RunState, StatusInfo};
+use crate::qmp::{EventReceiver, QmpClient, QmpError, RunState, StatusInfo};
 use crate::types::HostPath;
 
 /// For a monitor that may hang while everything else waits to be looked at.
@@ -102,11 +102,11 @@ impl Machine {
             // Its guest never ran: that comes long after the ledger has the process.
             (_, process, None) if launching => self.undo(contents, process).await,
             (_, None, Some(_)) if launching => self.undo(contents, None).await,
-            (_, Some(process), Some(lived)) => self.take_back(launching, process, lived).await,
+            (_, Some(process), Some(lived)) => self.take_back(process, lived).await,
             // Its ledger was damaged.
             (_, Some(process), None) => {
                 let lived = self.write_down(&process)?;
-                self.take_back(false, process, lived).await
+                self.take_back(process, lived).await
             }
             (_, None, lived) => self.bury(lived).await,
         }
@@ -123,22 +123,24 @@ impl Machine {
         }
     }
 
-    /// The process lives: an interrupted launch is undone if its guest has not run yet; everything
-    /// else goes on as if we had never been away. A monitor that does not answer is tried again
-    /// while the process lives, and what depends on its answer waits for it.
+    /// The process lives: an interrupted launch is undone if its guest has not run yet, and finished if it
+    /// was about to; everything else goes on as if we had never been away. A monitor that does not answer
+    /// is tried again while the process lives, and what depends on its answer waits for it.
     async fn take_back(
         &mut self,
-        launching: bool,
         process: ProcessHandle,
         lived: Lived,
     ) -> Result<Recovered, Failure> {
+        let contents = self.context.ledger.contents();
+        let launching = contents.operation.is_some_and(Operation::is_launch);
         let reached = reach(&lived.qmp_socket, &process).await;
+        let reached = reached.finish_launch(&contents).await;
         if let Reached::Answers { status, .. } = &reached
             && launching
+            && !contents.guest_may_run
             && status.status == RunState::Prelaunch
         {
             drop(reached);
-            let contents = self.context.ledger.contents();
             return self.undo(&contents, Some(process)).await;
         }
         let (qmp, events, status) = match reached {
@@ -189,22 +191,28 @@ impl Machine {
     }
 
     /// The monitor of a taken back QEMU answers at last: now it shows whether an interrupted launch
-    /// had come to its end.
-    pub(super) async fn finish_launch(&mut self, status: &StatusInfo) -> Result<(), Failure> {
+    /// had come to its end. Answers its state then.
+    pub(super) async fn finish_launch(
+        &mut self,
+        status: StatusInfo,
+    ) -> Result<StatusInfo, Failure> {
         let contents = self.context.ledger.contents();
-        if !contents.operation.is_some_and(Operation::is_launch) {
-            return Ok(());
-        }
-        if status.status == RunState::Prelaunch {
+        let live = self.live.as_ref();
+        let Some(live) = live.filter(|_| contents.operation.is_some_and(Operation::is_launch))
+        else {
+            return Ok(status);
+        };
+        let status = run_if_due(&contents, &live.view.qmp, status).await?;
+        if status.status == RunState::Prelaunch && !contents.guest_may_run {
             let process = self.process();
             self.goes_dark(&EndCause::of("host-kill"));
             self.undo(&contents, process).await?;
-            return Ok(());
+            return Ok(status);
         }
         self.context.ledger.commit()?;
-        self.shown = found_status(status);
+        self.shown = found_status(&status);
         self.write_found(&self.shown).await;
-        Ok(())
+        Ok(status)
     }
 
     /// QEMU goes on copying for a backup whose process is gone, into files that nobody wants.
@@ -307,6 +315,46 @@ enum Reached {
         qmp: QmpClient,
         events: EventReceiver,
     },
+}
+
+impl Reached {
+    /// One that does not take the last word of its launch is as silent as one that never answered.
+    async fn finish_launch(self, contents: &Contents) -> Self {
+        let Self::Answers {
+            qmp,
+            events,
+            status,
+        } = self
+        else {
+            return self;
+        };
+        match timeout(MONITOR_DEADLINE, run_if_due(contents, &qmp, status)).await {
+            Ok(Ok(status)) => Self::Answers {
+                qmp,
+                events,
+                status,
+            },
+            unfinished => {
+                tracing::warn!(?unfinished, "a launch could not be finished yet");
+                Self::Silent { qmp, events }
+            }
+        }
+    }
+}
+
+/// A launch that was cut short at its last word to QEMU: all that a guest needs to run was done, and it may have
+/// run, so it is not undone. It is said now if it was not.
+async fn run_if_due(
+    contents: &Contents,
+    qmp: &QmpClient,
+    status: StatusInfo,
+) -> Result<StatusInfo, QmpError> {
+    let launching = contents.operation.is_some_and(Operation::is_launch);
+    if !launching || !contents.guest_may_run || status.status != RunState::Prelaunch {
+        return Ok(status);
+    }
+    qmp.cont().await?;
+    qmp.query_status().await
 }
 
 async fn reach(socket: &HostPath, process: &ProcessHandle) -> Reached {

@@ -6,9 +6,11 @@
 pub mod small_disk;
 
 pub mod faults;
+pub mod full;
 pub mod machine;
 pub mod meddler;
 pub mod switch;
+pub mod tpm;
 pub mod victim;
 
 use std::future::Future;

@@ -1,6 +1,7 @@
 //! A process that a test starts again as itself, and that kills itself at a moment of its choice: a crash of
 //! ours, at any time.
 
+use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -22,8 +23,14 @@ pub fn orders() -> Option<Value> {
 /// Starts a victim and says whether it was killed rather than done. `only` is what makes a test binary run
 /// nothing else; one with a `main` of its own needs nothing.
 pub fn run(only: &[&str], orders: &Value) -> bool {
+    run_with(&[], only, orders)
+}
+
+/// As [`run`], with these variables in its environment.
+pub fn run_with(environment: &[(&str, OsString)], only: &[&str], orders: &Value) -> bool {
     let status = Command::new(std::env::current_exe().unwrap())
         .args(only)
+        .envs(environment.iter().cloned())
         .env(ORDERS, orders.to_string())
         .stdout(Stdio::null())
         .status()

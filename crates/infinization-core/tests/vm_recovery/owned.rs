@@ -223,3 +223,48 @@ fn a_suspended_machine_that_was_reset_is_taken_back_as_suspended() {
         host.is_clean().await;
     });
 }
+
+#[test]
+fn f09_a_launch_that_was_cut_short_before_its_last_word_was_heard_is_finished() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        for answers in [true, false] {
+            let pid = cut_short_at_its_last_word(&host).await;
+            if !answers {
+                send_signal(pid, Signal::SIGSTOP);
+            }
+            let (manager, mut events) = next_manager(&host).await;
+            if !answers {
+                send_signal(pid, Signal::SIGCONT);
+                next_event(&mut events, "vm:reconnect").await;
+            }
+            let again = manager.start_vm("last-1".into(), Value::Null, never());
+            assert_eq!(again.await.unwrap()["message"], "VM is already running");
+            let status = consistent_status(&manager, "last-1").await;
+            let seen = (&status["status"], &status["qmpStatus"], &status["pid"]);
+            assert_eq!(seen, (&json!("running"), &json!("running"), &json!(pid)));
+            delete(&manager, "last-1").await;
+            manager.shutdown().await.unwrap();
+            host.is_clean().await;
+        }
+    });
+}
+
+/// A machine whose create was about to let its guest run, and whose QEMU has not done so.
+async fn cut_short_at_its_last_word(host: &Host) -> i32 {
+    let manager = host.manager().await;
+    let pid = create(host, &manager, "last-1").await;
+    let mut events = manager.subscribe();
+    manager.suspend_vm("last-1".into()).await.unwrap();
+    // Now QEMU says again that its guest has not run yet.
+    let reset = manager.qmp_execute("last-1", "system_reset", Value::Null);
+    reset.await.unwrap();
+    next_event(&mut events, "vm:reset").await;
+    manager.shutdown().await.unwrap();
+    rewrite(host, "last-1", |ledger| {
+        assert_eq!(ledger["guestMayRun"], true);
+        ledger["operation"] = json!("create");
+    });
+    host.claim("last-1", "starting");
+    pid
+}

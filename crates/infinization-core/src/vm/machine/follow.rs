@@ -84,10 +84,14 @@ impl Machine {
 
     /// The monitor is there again: what happened meanwhile is told as if it happened now.
     async fn resynchronise(&mut self, status: &StatusInfo) {
-        if let Err(error) = self.finish_launch(status).await {
-            tracing::warn!(vm = %self.context.vm_id, %error, "an interrupted launch was not settled");
-        }
-        self.follow(status, None, &Value::Null).await;
+        let status = match self.finish_launch(status.clone()).await {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::warn!(vm = %self.context.vm_id, %error, "an interrupted launch was not settled");
+                status.clone()
+            }
+        };
+        self.follow(&status, None, &Value::Null).await;
     }
 
     /// Follows QEMU's state; without an event's name, the one that goes with the new state is told.
