@@ -27,6 +27,7 @@ mod manager;
 mod network;
 mod options;
 mod persistence;
+mod placement;
 mod resolve;
 mod rules;
 mod snapshot;
@@ -61,6 +62,7 @@ pub use manager::{
 pub use network::{MachineAddresses, NetworkConfig, NetworkModel};
 pub use options::{DeleteOptions, DiskKeys, GuestExecOptions, StartOptions, StopOptions};
 pub use persistence::{BootUnitOptions, PersistenceOptions};
+pub use placement::{HostNode, NoPlacement, Placement, Wanted, beside, place};
 pub use rules::parse_rules;
 pub use snapshot::{
     Dependents, RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions,
