@@ -919,9 +919,16 @@ export interface VMCreateConfig {
    * is shorter. Default: not pinned.
    */
   cpuPinning?: number[]
-  /** Not part of this version: true always rejects with `RESOURCE_UNAVAILABLE`. Default false. */
+  /**
+   * Virtual CPUs run, each on one host CPU, on as few NUMA nodes of the host as the machine fits on, and its memory is bound
+   * to these nodes. With `cpuPinning` the CPUs are those, and the nodes theirs. Chosen anew at every start. A host
+   * whose nodes cannot be read, or have not the memory, rejects with `RESOURCE_UNAVAILABLE`. Default false.
+   */
   enableNumaCtlPinning?: boolean
-  /** Remembered; only `enableNumaCtlPinning` would ask for it. Default `basic`. */
+  /**
+   * How `enableNumaCtlPinning` chooses among the CPUs of these nodes: `basic` in order, so that machines meet on the
+   * first; `hybrid` shuffled, by `vmId`. Default `basic`.
+   */
   cpuPinningStrategy?: 'basic' | 'hybrid'
   /**
    * Control socket of a TPM emulator (`swtpm`), which you start before every `createVM` and `startVM`:

@@ -311,6 +311,32 @@ fn a_pinned_machine_runs_its_cpus_where_it_was_told() {
     });
 }
 
+/// This host's nodes are what they are: the choice among many has tables, here QEMU is bound to what there is.
+#[test]
+fn f46_a_machine_near_its_memory_is_bound_to_the_nodes_of_its_cpus() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        for (id, strategy) in [("numa-1", "basic"), ("numa-2", "hybrid")] {
+            let mut machine = host.machine(id);
+            machine["enableNumaCtlPinning"] = json!(true);
+            machine["cpuPinningStrategy"] = json!(strategy);
+            lives(&host, &manager, machine, |pid| {
+                let line = command_line(pid);
+                assert!(line.contains(r#""policy":"bind""#), "{line}");
+                let vcpus = cpus_of_vcpus(pid);
+                assert!(
+                    vcpus.iter().all(|cpus| cpus.parse::<u32>().is_ok()),
+                    "{vcpus:?}"
+                );
+            })
+            .await;
+            delete(&manager, id).await;
+        }
+        host.is_clean().await;
+    });
+}
+
 /// `Cpus_allowed_list` of every vCPU's thread.
 fn cpus_of_vcpus(pid: i32) -> Vec<String> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();

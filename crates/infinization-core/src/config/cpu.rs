@@ -14,11 +14,11 @@ pub struct CpuConfig {
     pub cores: u32,
     /// CPU model. `host` becomes `max` under TCG.
     pub model: CpuModel,
-    /// Host CPUs the VM may use; `None` is all of them.
+    /// Host CPUs the VM may use; `None` is all of them, or those that `numa_pinning` chooses.
     pub pinned_to: Option<Vec<u32>>,
     /// Pin vCPUs near each other and bind memory to the same host nodes.
     pub numa_pinning: bool,
-    /// How `numa_pinning` chooses.
+    /// How `numa_pinning` chooses where `pinned_to` does not.
     pub pinning_strategy: PinningStrategy,
 }
 
@@ -65,11 +65,11 @@ fn check_model(text: &str) -> Result<(), InvalidValue> {
 }
 
 words! {
-    /// How NUMA pinning chooses host CPUs.
+    /// How NUMA pinning chooses among the CPUs of the host nodes a machine is on.
     pub enum PinningStrategy {
-        /// The first that are free.
+        /// In order, and from each node its share.
         Basic = "basic",
-        /// Fill one node before the next.
+        /// Shuffled, so that many machines do not meet on the first.
         Hybrid = "hybrid",
     }
 }

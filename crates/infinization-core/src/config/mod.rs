@@ -27,6 +27,7 @@ mod manager;
 mod network;
 mod options;
 mod persistence;
+mod placement;
 mod resolve;
 mod rules;
 mod snapshot;
@@ -64,6 +65,7 @@ pub use options::{
     disk_keys,
 };
 pub use persistence::{BootUnitOptions, PersistenceOptions};
+pub use placement::{HostNode, NoPlacement, Placement, Wanted, beside, place};
 pub use rules::parse_rules;
 pub use snapshot::{
     Dependents, RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions,

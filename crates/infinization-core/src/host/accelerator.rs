@@ -141,7 +141,7 @@ fn parse_total_memory(meminfo: &str) -> Option<ByteSize> {
     kib_of(meminfo, "MemTotal:")
 }
 
-fn kib_of(meminfo: &str, key: &str) -> Option<ByteSize> {
+pub(super) fn kib_of(meminfo: &str, key: &str) -> Option<ByteSize> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024).map(ByteSize::bytes)

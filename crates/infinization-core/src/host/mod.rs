@@ -23,6 +23,7 @@ pub mod nbd;
 pub mod net_guard;
 pub mod nft;
 pub mod nft_file;
+pub mod numa;
 pub mod oom;
 pub(crate) mod pid_file;
 pub mod process;

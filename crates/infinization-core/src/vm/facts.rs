@@ -10,9 +10,11 @@
 //! | `facts` | what netlink, `/proc` and the rules say |
 //! | `host` | all that may block, asked in one go |
 //! | `files`, `pci`, `macs` | what the configuration names |
+//! | `cpus` | where CPUs run and memory lies |
 //! | `disks` | images: what they are, and who else has them |
 //! | `network_disks` | disks that are elsewhere |
 
+mod cpus;
 mod disks;
 mod files;
 mod host;
@@ -113,7 +115,8 @@ impl VmContext {
             vars_template: seen.vars_template,
             row,
             missing_directories: seen.missing_directories,
-            host_nodes: Vec::new(),
+            pinned_cpus: seen.pinning.cpus,
+            host_nodes: seen.pinning.nodes,
             encrypted_below: seen.encrypted_below,
             directory: HostPath::parse(self.directory.display().to_string()).map_err(|error| {
                 Failure::new(ErrorCode::InvalidConfig, format!("stateDir {error}"))

@@ -73,6 +73,8 @@ pub struct Facts {
     pub row: RowClaim,
     /// Directories that do not exist yet.
     pub missing_directories: Vec<HostPath>,
+    /// The host CPU of each vCPU, starting over when there are fewer.
+    pub pinned_cpus: Option<Vec<u32>>,
     /// Host NUMA nodes guest memory is bound to.
     pub host_nodes: Vec<u32>,
     /// The encrypted files that encrypted disks lie on, nearest first, by the disks' places.
@@ -280,7 +282,7 @@ fn launch(
         let protocol = config.display.protocol;
         before_running.push(Step::new(Action::SetDisplayPassword { protocol }));
     }
-    if let Some(cpus) = &config.cpu.pinned_to {
+    if let Some(cpus) = &facts.pinned_cpus {
         before_running.push(Step::new(Action::PinVcpus { cpus: cpus.clone() }));
     }
     let row = Action::WriteConfiguration(Box::new(row_values(config, &names.tap, facts)));

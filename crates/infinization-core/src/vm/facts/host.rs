@@ -8,6 +8,7 @@ use std::net::{IpAddr, ToSocketAddrs as _};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use super::cpus::{self, Pinning};
 use super::macs::{self, MacClaim};
 use super::network_disks::{self, NetworkDiskClaim};
 use super::{about, disks, files, pci};
@@ -43,6 +44,7 @@ pub(super) struct Host {
 /// The answers.
 pub(super) struct Seen {
     pub(super) accelerator: Accelerator,
+    pub(super) pinning: Pinning,
     pub(super) vhost: bool,
     pub(super) display_address: BindAddress,
     pub(super) display_port: ReservedPort,
@@ -68,12 +70,13 @@ impl Host {
         let mac = self.check_named()?;
         let encrypted_below = disks::check(self)?;
         let network_disks = self.claim_network_disks()?;
-        check_cpus(config)?;
+        let pinning = cpus::pinning(config)?;
         let accelerator = choose_accelerator(config.accelerator)?;
         let vars_template = vars_template(config)?;
         let (display_address, warnings) = self.display_address()?;
         Ok(Seen {
             accelerator,
+            pinning,
             vhost: config.network.model == NetworkModel::VirtioNetPci
                 && accelerator::vhost_net_available(),
             display_port: self.reserve_port(&display_address)?,
@@ -246,30 +249,6 @@ fn warn_of_root() {
             );
         });
     }
-}
-
-fn check_cpus(config: &VmConfig) -> Result<(), Failure> {
-    if config.cpu.numa_pinning {
-        let message =
-            "enableNumaCtlPinning: binding memory to host nodes is not part of this version";
-        let failure = Failure::new(ErrorCode::ResourceUnavailable, message);
-        return Err(about("enableNumaCtlPinning", failure));
-    }
-    let Some(wanted) = &config.cpu.pinned_to else {
-        return Ok(());
-    };
-    let online = accelerator::host_size()?.online_cpus;
-    let offline: Vec<u32> = wanted
-        .iter()
-        .copied()
-        .filter(|cpu| !online.contains(cpu))
-        .collect();
-    if offline.is_empty() {
-        return Ok(());
-    }
-    let message = "cpuPinning names CPUs that are not online on this host";
-    let failure = Failure::new(ErrorCode::ResourceUnavailable, message).with("offline", offline);
-    Err(about("cpuPinning", failure))
 }
 
 fn choose_accelerator(wanted: AcceleratorChoice) -> Result<Accelerator, Failure> {

@@ -91,6 +91,7 @@ fn facts(config: &VmConfig, tap: TapState, row: RowClaim) -> Facts {
             .map(|_| path("/usr/share/OVMF/OVMF_VARS_4M.fd")),
         row,
         missing_directories: vec![path("/srv/disks"), path("/run/vms")],
+        pinned_cpus: config.cpu.pinned_to.clone(),
         host_nodes: Vec::new(),
         encrypted_below: BTreeMap::new(),
         directory: path("/var/lib/vms/vm-1"),
@@ -435,4 +436,22 @@ fn every_socket_qemu_gets_is_listened_on_by_the_plan() {
         assert_eq!(given, listening, "{kind}");
         assert!(listening.contains(&Slot::Monitor), "{kind}");
     }
+}
+
+#[test]
+fn a_machine_near_its_memory_runs_where_the_host_said() {
+    let config = plain();
+    let mut facts = facts(&config, TapState::Absent, RowClaim::Insert);
+    facts.pinned_cpus = Some(vec![3, 2]);
+    facts.host_nodes = vec![1];
+    let plan = plan_create(&config, &names(&config), &facts).unwrap();
+    let pinned = steps(&plan)
+        .any(|step| matches!(&step.action, Action::PinVcpus { cpus } if cpus.as_slice() == [3, 2]));
+    assert!(pinned);
+    let args = &spawned(&plan).args;
+    assert!(
+        args.iter()
+            .any(|arg| arg.contains(r#""host-nodes":[1],"policy":"bind""#)),
+        "{args:?}"
+    );
 }
