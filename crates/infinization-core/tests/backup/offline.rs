@@ -236,7 +236,7 @@ fn f16_storage_that_gives_errors_fails_a_backup_and_keeps_those_before_it() {
         disk.write(0, 6 << 20, 1);
         well.write(0, 2 << 20, 2);
         let full = place.full(&[&disk]).await;
-        ailing.forget(&disk.path, 1 << 20);
+        ailing.forget("a.qcow2", 1 << 20);
         ailing.fail();
 
         for parent in [None, Some(&full)] {

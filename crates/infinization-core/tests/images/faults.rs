@@ -227,7 +227,7 @@ fn f16_storage_that_gives_errors_leaves_nothing_half_made() {
         let disk = AilingDisk::new();
         let [unread, target] = ["unread", "target"].map(|name| path_in(disk.path(), name));
         fs::copy(source.as_path(), unread.as_path()).unwrap();
-        disk.forget(unread.as_path(), 1 << 20);
+        disk.forget("unread", 1 << 20);
         disk.fail();
 
         gave_an_error(make(&target, MIB).await);

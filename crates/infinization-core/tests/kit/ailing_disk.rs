@@ -49,9 +49,9 @@ impl AilingDisk {
         self.place.path()
     }
 
-    /// Reads of this file go to the disk from here on.
-    pub fn forget(&self, file: &Path, from: u64) {
-        let file = File::open(file).unwrap();
+    /// Reads of this file from `from` on go to the disk.
+    pub fn forget(&self, name: &str, from: u64) {
+        let file = File::open(self.path().join(name)).unwrap();
         file.sync_all().unwrap();
         let from = i64::try_from(from).unwrap();
         posix_fadvise(&file, from, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
