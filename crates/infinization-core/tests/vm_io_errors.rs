@@ -340,7 +340,7 @@ fn f15_a_backup_that_stopped_the_guest_lets_it_go_on() {
         host.console_says(vm, "INFZ-READY", 1).await;
         let fill = "dd if=/dev/urandom of=/dev/vdb bs=1M count=24 conv=fsync";
         went_well(&does(&manager, &machine, fill).await.unwrap().unwrap());
-        let all_the_time = "(n=0; while dd if=/dev/zero of=/dev/vdb bs=1M count=24 conv=fsync; do \
+        let all_the_time = "(n=0; while dd if=/dev/urandom of=/dev/vdb bs=1M count=24 conv=fsync; do \
              n=$((n+1)); echo $n >/tmp/n; done) >/dev/null 2>&1 & true";
         went_well(
             &does(&manager, &machine, all_the_time)

@@ -44,7 +44,9 @@ impl Draft {
         off_thread(move || {
             let folder = library.make_folder(&manifest.vm_id, &manifest.id, &destination)?;
             if let Err(error) = write(&folder, &manifest) {
-                library.remove(&manifest.vm_id, &manifest.id, &folder)?;
+                // Where neither can be done, the next sweep comes by.
+                let removed = library.remove(&manifest.vm_id, &manifest.id, &folder);
+                removed.unwrap_or_else(|left| tracing::warn!(%folder, %left, "it stays for now"));
                 return Err(error);
             }
             Ok(Self {

@@ -30,7 +30,10 @@ async fn end_unfinished(library: &Library, vm_id: &VmId) -> Result<(), BackupErr
         let mut unfinished = Vec::new();
         for (id, folder) in library.folders(&whose)? {
             match read(&folder, &id) {
-                Ok(None) => library.remove(&whose, &id, &folder)?,
+                // Its disk may be in trouble, which is no reason to make no backup elsewhere.
+                Ok(None) => library
+                    .remove(&whose, &id, &folder)
+                    .unwrap_or_else(|left| tracing::warn!(%folder, %left, "it stays for now")),
                 Ok(Some(manifest)) if manifest.status == BackupStatus::InProgress => {
                     unfinished.push(Kept { folder, manifest });
                 }

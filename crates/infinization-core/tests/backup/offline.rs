@@ -4,6 +4,7 @@ use infinization_core::backup::Told;
 use infinization_core::host::qemu_img::ensure_unused_now;
 
 use super::*;
+use crate::kit::ailing_disk::AilingDisk;
 
 #[tokio::test]
 async fn every_compression_comes_back_bit_by_bit() {
@@ -223,4 +224,52 @@ async fn k8_one_whose_process_died_is_not_shown_in_progress() {
     let shown = place.metadata(&full).await.unwrap();
     assert_eq!(shown["status"], json!("FAILED"));
     assert_eq!(place.files(&full), ["backup.json"]);
+}
+
+#[test]
+fn f16_storage_that_gives_errors_fails_a_backup_and_keeps_those_before_it() {
+    kit::in_private_network(async || {
+        let ailing = AilingDisk::new();
+        let place = Place::new();
+        let mut disk = Disk::qcow2(&ailing.path().join("a.qcow2"), 8);
+        let mut well = place.disk("b.qcow2", 4);
+        disk.write(0, 6 << 20, 1);
+        well.write(0, 2 << 20, 2);
+        let full = place.full(&[&disk]).await;
+        ailing.forget("a.qcow2", 1 << 20);
+        ailing.fail();
+
+        for parent in [None, Some(&full)] {
+            let kind = if parent.is_some() {
+                "INCREMENTAL"
+            } else {
+                "FULL"
+            };
+            let mut request = place.request(kind, &[&disk]);
+            request["parentBackupId"] = json!(parent);
+            let failed = gave_an_error(place.create(request).await);
+            let failed = failed.context()["backupId"].as_str().unwrap();
+            assert_eq!(place.files(failed), ["backup.json"], "{kind}");
+        }
+        let known = place.list().await;
+        let mut request = place.request("FULL", &[&well]);
+        request["destinationDir"] = json!(ailing.path().join("vm-1"));
+        gave_an_error(place.create(request).await);
+        assert_eq!(place.list().await, known);
+        // Elsewhere they are made all the same.
+        let elsewhere = place.full(&[&well]).await;
+        place.comes_back(&elsewhere, &well.holds).await;
+        place.comes_back(&full, &disk.holds).await;
+        well.is_intact();
+    });
+}
+
+#[track_caller]
+fn gave_an_error(outcome: Result<Value, Failure>) -> Failure {
+    let failure = refused(outcome, ErrorCode::BackupFailed);
+    // qemu-img's words where it compares have no more.
+    let words = ["Input/output error", "error while reading"];
+    let told = failure.to_string();
+    assert!(words.iter().any(|words| told.contains(words)), "{told}");
+    failure
 }

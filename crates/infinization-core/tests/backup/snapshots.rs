@@ -266,10 +266,10 @@ fn k3_f22_a_killed_revert_is_undone_when_its_disks_are_mounted_again() {
         fs::create_dir(&away).unwrap();
         small.mount_on(&away);
         let mut disks = [place.disk("a.qcow2", 2), place.disk("mounted/b.qcow2", 2)];
-        let journal = cut_short(&place, &mut disks).await;
         let other = place.disk("other.qcow2", 1);
         let snapshot = place.create(place.request("SNAPSHOT", &[&other])).await;
         let snapshot = id(&snapshot.unwrap());
+        let journal = cut_short(&place, &mut disks).await;
         let text = fs::read(&journal).unwrap();
 
         unmount(&away);
@@ -280,7 +280,7 @@ fn k3_f22_a_killed_revert_is_undone_when_its_disks_are_mounted_again() {
         let refusal = refused(made, ErrorCode::BackupFailed);
         assert_eq!(refusal.context()["journal"], json!(journal));
         assert!(refusal.to_string().contains("not mounted"), "{refusal}");
-        let backup = place.list().await[2]["id"].as_str().unwrap().to_owned();
+        let backup = place.list().await[1]["id"].as_str().unwrap().to_owned();
         refused(place.delete(&backup).await, ErrorCode::BackupFailed);
         // Nor does another take its place.
         let request = agreed(&snapshot, &[&other]);

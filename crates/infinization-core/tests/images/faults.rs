@@ -218,6 +218,41 @@ fn f15_a_full_disk_is_said_to_be_full_and_nothing_is_left() {
     });
 }
 
+/// It takes what is written and loses it: only flushing tells.
+#[test]
+fn f16_storage_that_gives_errors_leaves_nothing_half_made() {
+    kit::in_private_network(|| async {
+        let images = Images::new();
+        let source = images.random("source", 8);
+        let disk = AilingDisk::new();
+        let [unread, target] = ["unread", "target"].map(|name| path_in(disk.path(), name));
+        fs::copy(source.as_path(), unread.as_path()).unwrap();
+        disk.forget("unread", 1 << 20);
+        disk.fail();
+
+        gave_an_error(make(&target, MIB).await);
+        for format in [Qcow2, Raw] {
+            gave_an_error(copy((&source, Qcow2), (&target, format)).await);
+        }
+        assert_eq!(names_in(disk.path()), ["lost+found", "unread"]);
+        let copied = images.path("copied");
+        for format in [Qcow2, Raw] {
+            gave_an_error(copy((&unread, Qcow2), (&copied, format)).await);
+        }
+        assert_eq!(images.names(), ["source"]);
+    });
+}
+
+#[track_caller]
+fn gave_an_error(outcome: Result<(), ImageError>) {
+    let failure = Failure::from(outcome.unwrap_err());
+    assert_ne!(failure.code(), ErrorCode::InsufficientSpace, "{failure}");
+    assert!(
+        failure.to_string().contains("Input/output error"),
+        "{failure}"
+    );
+}
+
 /// Not a test of its own: the process that is killed while it converts.
 #[tokio::test]
 async fn victim() {

@@ -30,7 +30,8 @@ use infinization_core::host::qemu_img::{
     revert_snapshot, snapshot_exists, sweep_partials,
 };
 use infinization_core::types::{ByteSize, HostPath};
-use infinization_core::{Coded, ErrorCode};
+use infinization_core::{Coded, ErrorCode, Failure};
+use kit::ailing_disk::AilingDisk;
 use kit::small_disk::SmallDisk;
 use kit::victim;
 use nix::sys::signal::{Signal, kill};

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+pub mod ailing_disk;
 pub mod small_disk;
 
 pub mod faults;
