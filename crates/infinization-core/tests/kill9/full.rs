@@ -264,6 +264,7 @@ impl Scene {
         let runs = !qemus(self.host.host.path()).is_empty();
         match (self.verb, runs) {
             ("create" | "create anew", false) => {
+                self.host = self.host.tpm_again().await;
                 let planned = manager.plan_vm(self.host.machine(VM)).await;
                 planned.unwrap_or_else(|error| panic!("{at}: cannot be made again: {error}"));
             }
