@@ -932,7 +932,7 @@ export interface VMCreateConfig {
   cpuPinningStrategy?: 'basic' | 'hybrid'
   /**
    * Control socket of a TPM emulator (`swtpm`), which you start before every `createVM` and `startVM`:
-   * it ends with its QEMU.
+   * it ends with its QEMU, with one that is killed only as `swtpm socket --terminate`.
    */
   tpmSocketPath?: string
   /** Where the guest agent's channel is to listen; for `guestExec` and `waitForBoot`. Default: none. */

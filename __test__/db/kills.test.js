@@ -6,6 +6,7 @@
 const { existsSync, readFileSync, rmSync, statSync } = require('node:fs')
 const path = require('node:path')
 const { setImmediate } = require('node:timers/promises')
+const { generateVMChainName } = require('../..')
 const { cleanUp, files, finally_, host, machine, newBridge, newDirectory, newInstance, openInstance, startNode } = require('../kit')
 const { NODE, application, defined } = require('../kit/application')
 const { Postgres } = require('../kit/postgres')
@@ -70,8 +71,11 @@ async function isConsistent (instance, { vmId }, runs, at) {
 
 // Nothing of the machine is on the host, but for what belongs to all.
 function isGone ({ vmId, stateDir }, at) {
-  expect([at, host.processes(vmId), host.sockets(vmId), host.cgroups()]).toEqual([at, [], [], []])
-  expect([at, host.links().filter((name) => name.startsWith('vnet-')), host.chains(), host.dispatched()]).toEqual([at, [], [], []])
+  const chain = generateVMChainName(vmId).slice(3)
+  const names = [vmId, chain, `vnet-${chain.slice(0, 10)}`, stateDir]
+  const bears = (text) => names.some((name) => text.includes(name))
+  const found = [...host.links(), ...host.chains(), ...host.dispatched(), ...host.cgroups()].filter(bears)
+  expect([at, host.processes(vmId), host.sockets(stateDir), found]).toEqual([at, [], [], []])
   expect([at, files(stateDir).filter((file) => !/^(infinization\.db|lock|journals\/)/.test(file))]).toEqual([at, []])
 }
 

@@ -7,9 +7,10 @@ mod kit;
 use infinization_core::ErrorCode;
 use infinization_core::manager::Manager;
 use kit::faults::{snapshot, start, step_of, stopped};
+use kit::full::FullHost;
 use kit::machine::{Host, consistent_status, delete, forced, never};
 use kit::meddler::{Deed, Meddler};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// No verb has this many steps; reaching it means that the meddler was never outrun.
 const MOST_STEPS: usize = 60;
@@ -174,5 +175,96 @@ fn f52_an_abort_at_any_step_is_undone() {
         assert!(aborted > 8, "only {aborted} steps could be aborted");
         delete(&manager, "f52-3").await;
         host.is_clean().await;
+    });
+}
+
+/// Steps that a plain machine has not.
+const FULL_STEPS: [&str; 3] = [
+    "copy firmware variables",
+    "set display password",
+    "pin vCPUs",
+];
+
+/// All that a full machine has but a key: an encrypted disk takes seconds of a core to make.
+fn without_a_key(full: &FullHost, vm_id: &str) -> Value {
+    let mut machine = full.machine(vm_id);
+    machine["disks"] = json!([{ "sizeGB": 1 }, { "sizeGB": 1 }]);
+    machine
+}
+
+async fn meddled_with(full: &FullHost, meddler: &std::sync::Arc<Meddler>) -> Manager {
+    let manager = Manager::with_effects(full.settings(), Some(meddler.wrapper()));
+    manager.initialize().await.unwrap();
+    manager
+}
+
+#[test]
+fn a_create_of_a_full_machine_that_fails_at_any_step_leaves_nothing() {
+    for (deed, vm_id) in [(Deed::Fail, "fail-4"), (Deed::Panic, "f48-2")] {
+        kit::in_private_network(move || async move {
+            let mut full = FullHost::new().await;
+            let meddler = Meddler::new(deed);
+            let manager = meddled_with(&full, &meddler).await;
+            let mut hits = Vec::new();
+            loop {
+                full = full.tpm_again().await;
+                meddler.arm(hits.len());
+                let created = manager.create_vm(without_a_key(&full, vm_id), never());
+                let created = created.await;
+                meddler.disarm();
+                let Err(failure) = created else { break };
+                let hit = meddler.was_hit().unwrap();
+                assert_eq!(failure.code(), ErrorCode::CreateFailed, "{hit}");
+                full.host.is_clean().await;
+                full.has_no_trace(vm_id, hit);
+                assert_eq!(manager.list_vms().await.unwrap(), json!([]), "{hit}");
+                hits.push(hit);
+                assert!(hits.len() < MOST_STEPS);
+            }
+            assert!(
+                FULL_STEPS.iter().all(|step| hits.contains(step)),
+                "{hits:?}"
+            );
+            full.keeps_its_secrets("created");
+            delete(&manager, vm_id).await;
+            full.host.is_clean().await;
+            full.has_no_trace(vm_id, "deleted");
+        });
+    }
+}
+
+#[test]
+fn a_start_of_a_full_machine_that_fails_at_any_step_leaves_it_as_it_was() {
+    kit::in_private_network(|| async {
+        let full = FullHost::new().await;
+        let meddler = Meddler::new(Deed::Fail);
+        let manager = meddled_with(&full, &meddler).await;
+        let machine = without_a_key(&full, "fail-5");
+        manager.create_vm(machine, never()).await.unwrap();
+        let stop = || manager.stop_vm("fail-5".into(), forced(), never());
+        stop().await.unwrap();
+        let mut full = full.tpm_ended().await;
+        let before = snapshot(&full.host, &manager, "fail-5").await;
+        let mut hits = Vec::new();
+        loop {
+            full = full.tpm_again().await;
+            meddler.arm(hits.len());
+            let started = start(&manager, "fail-5").await;
+            meddler.disarm();
+            let Err(failure) = started else { break };
+            let hit = meddler.was_hit().unwrap();
+            assert_eq!(failure.code(), ErrorCode::StartFailed, "{hit}");
+            let after = snapshot(&full.host, &manager, "fail-5").await;
+            assert_eq!(after, before, "{hit} left a trace");
+            hits.push(hit);
+            assert!(hits.len() < MOST_STEPS);
+        }
+        assert!(
+            FULL_STEPS[1..].iter().all(|step| hits.contains(step)),
+            "{hits:?}"
+        );
+        delete(&manager, "fail-5").await;
+        full.host.is_clean().await;
+        full.has_no_trace("fail-5", "deleted");
     });
 }

@@ -48,7 +48,12 @@ async fn touchable(full: &FullHost) -> (BTreeSet<String>, Vec<String>, String) {
         // The store's shared memory and its log change as it is read.
         if !path.to_string_lossy().contains("infinization.db-") {
             let known = fs::symlink_metadata(&path).unwrap();
-            files.insert(format!("{path:?} {} {:?}", known.len(), known.modified()));
+            files.insert(format!(
+                "{} {} {:?}",
+                path.display(),
+                known.len(),
+                known.modified()
+            ));
         }
     }
     let links = full.host.links.list().await.unwrap();

@@ -14,6 +14,7 @@ use super::ledger::Ledger;
 use super::outcome::EndCause;
 use super::run::{Desk, Effects};
 use super::services::Services;
+use super::spec;
 use super::status::{STARTABLE, Status};
 use crate::db::{ConfigurationUpdate, DbError};
 use crate::error::{ErrorCode, Failure};
@@ -174,6 +175,13 @@ impl VmContext {
         let directory = self.directory.clone();
         let made = file_call(move || std::fs::create_dir_all(directory)).await;
         made.map_err(|error| self.directory_failure("made", &error))
+    }
+
+    /// Before a launch that may have to put a spec back: only one that it replaced itself.
+    pub(super) async fn forget_previous_spec(&self) -> Result<(), Failure> {
+        let directory = self.directory.clone();
+        let forgotten = file_call(move || spec::forget_previous(&directory)).await;
+        forgotten.map_err(|error| self.directory_failure("tidied", &error))
     }
 
     /// Removes the VM's state directory, and with it the ledger.

@@ -270,6 +270,7 @@ impl Machine {
         let plan = launch.plan(&context.names, &facts).map_err(early)?;
         let bench = Bench::new(launch.config.clone(), launch.spec.clone(), port);
         context.make_directory().await.map_err(early)?;
+        context.forget_previous_spec().await.map_err(early)?;
         context
             .ledger
             .begin(launch.operation, now_ms())

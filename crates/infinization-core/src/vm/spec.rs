@@ -42,6 +42,12 @@ pub(super) fn write(
     state_file::write(&path, &body, Durability::HostCrash)
 }
 
+/// An attempt begins that may come to its end before its [`write`]: what an earlier one kept is not its own to
+/// restore.
+pub(super) fn forget_previous(directory: &Path) -> io::Result<()> {
+    absent_is_fine(fs::remove_file(directory.join(PREVIOUS)))
+}
+
 /// Undoes the last [`write`]; doing it again changes nothing.
 pub(super) fn restore(directory: &Path) -> io::Result<()> {
     absent_is_fine(fs::rename(directory.join(PREVIOUS), directory.join(FILE)))

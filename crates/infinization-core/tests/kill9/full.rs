@@ -20,7 +20,9 @@ const NEVER: usize = MOST_STEPS;
 
 /// Everything with full machines. Answers how many tests that were.
 pub(super) fn lane() -> usize {
-    let mut passed = 0;
+    kit::in_private_network(|| async { kept_spec_is_the_newest().await });
+    println!("f9 create over a machine, killed before its spec is written ... ok");
+    let mut passed = 1;
     for verb in ["create", "create anew", "start", "stop"] {
         for deed in [Deed::KillBefore, Deed::KillAfter] {
             let (sender, steps) = std::sync::mpsc::channel();
@@ -68,6 +70,41 @@ async fn at_every_step(verb: &'static str, deed: Deed) -> usize {
         }
     }
     panic!("{verb} has more than {MOST_STEPS} steps");
+}
+
+/// A create over a machine that was made over another one puts back the spec that was there, not the one before.
+async fn kept_spec_is_the_newest() {
+    /// After the row was taken; all directories are there.
+    const WRITE_SPEC: usize = 1;
+    let mut scene = Scene::new("create", Deed::KillBefore).await;
+    let spec = scene
+        .host
+        .host
+        .state_dir()
+        .join("vms")
+        .join(VM)
+        .join("spec.json");
+    let disks = scene.host.host.state_dir().join("disks");
+    let mut known = String::new();
+    for (mac, step) in [(1, NEVER), (2, NEVER), (3, WRITE_SPEC)] {
+        scene = scene.before().await;
+        let mut machine = scene.host.machine(VM);
+        machine["macAddress"] = json!(format!("52:54:00:00:00:0{mac}"));
+        let killed = scene.run_with("create", step, &machine);
+        assert_eq!(killed, step == WRITE_SPEC);
+        let manager = scene.host.manager().await;
+        if killed {
+            assert_eq!(std::fs::read_to_string(&spec).unwrap(), known);
+            delete(&manager, VM).await;
+        } else {
+            stop(&manager).await;
+            let found = std::fs::read_to_string(&spec).unwrap();
+            assert_ne!(found, std::mem::replace(&mut known, found.clone()));
+            std::fs::remove_dir_all(&disks).unwrap();
+        }
+        manager.shutdown().await.unwrap();
+    }
+    scene.host.host.is_clean().await;
 }
 
 struct Scene {
@@ -151,12 +188,16 @@ impl Scene {
 
     /// Whether the victim was killed rather than done.
     fn run(&self, verb: &str, step: usize) -> bool {
+        self.run_with(verb, step, &self.host.machine(VM))
+    }
+
+    fn run_with(&self, verb: &str, step: usize, machine: &Value) -> bool {
         let orders = json!({
             "verb": verb,
             "deed": format!("{:?}", self.deed),
             "step": step,
             "settings": self.host.settings(),
-            "machine": self.host.machine(VM),
+            "machine": machine,
         });
         kit::victim::run_with(&[("PATH", self.keys.path())], &[], &orders)
     }
@@ -223,6 +264,7 @@ impl Scene {
         let runs = !qemus(self.host.host.path()).is_empty();
         match (self.verb, runs) {
             ("create" | "create anew", false) => {
+                self.host = self.host.tpm_again().await;
                 let planned = manager.plan_vm(self.host.machine(VM)).await;
                 planned.unwrap_or_else(|error| panic!("{at}: cannot be made again: {error}"));
             }

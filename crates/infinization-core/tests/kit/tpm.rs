@@ -42,7 +42,8 @@ impl Swtpm {
         let socket = directory.path().join("tpm.sock");
         let _of_the_one_before = fs::remove_file(&socket);
         let child = Command::new("swtpm")
-            .args(["socket", "--tpm2", "--tpmstate"])
+            // Without the first, it outlives a QEMU that was killed.
+            .args(["socket", "--terminate", "--tpm2", "--tpmstate"])
             .arg(format!("dir={}", directory.path().display()))
             .arg("--ctrl")
             .arg(format!("type=unixio,path={},mode=0666", socket.display()))
