@@ -62,7 +62,7 @@ pub use manager::{
 pub use network::{MachineAddresses, NetworkConfig, NetworkModel};
 pub use options::{DeleteOptions, DiskKeys, GuestExecOptions, StartOptions, StopOptions};
 pub use persistence::{BootUnitOptions, PersistenceOptions};
-pub use placement::{HostNode, NoPlacement, Placement, Wanted, beside, place};
+pub use placement::{HostNode, NoPlacement, Placement, Wanted, beside, place, spread};
 pub use rules::parse_rules;
 pub use snapshot::{
     Dependents, RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions,
