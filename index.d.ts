@@ -901,6 +901,11 @@ export interface VMCreateConfig {
   /** 8-4-4-4-12 hex digits. Default: QEMU's own. */
   uuid?: string
   /**
+   * An installation without questions. Not part of this version: anything but undefined and null rejects with
+   * `RESOURCE_UNAVAILABLE`, before anything is made. Give an installer that is prepared for it as `isoPath`.
+   */
+  unattendedInstall?: UnattendedInstallConfig | null
+  /**
    * Host CPUs that are online, none twice: virtual CPU n runs on the n-th, starting over when the list
    * is shorter. Default: not pinned.
    */
@@ -5055,6 +5060,57 @@ export type ConfigSnapshotCreateOptions = SnapshotCreateOptions
 export type ConfigVMFirewallConfig = VMFirewallConfig
 export type ConfigFirewallRuleInput = FirewallRuleInput
 export type ConfigInfinizationConfig = InfinizationConfig
+
+// ---------------------------------------------------------------------------------------------------
+// Unattended installs: types for a later version
+// ---------------------------------------------------------------------------------------------------
+
+/** By system, or a list of commands. */
+export type InstallCommandType = Record<string, string> | string[]
+export type ScriptShell = 'POWERSHELL' | 'CMD' | 'BASH' | 'SH'
+
+export interface UnattendedApplication {
+  id: string
+  name: string
+  description?: string | null
+  version?: string | null
+  url?: string | null
+  icon?: string | null
+  os: string[]
+  installCommand: InstallCommandType
+  parameters: Record<string, unknown>
+}
+
+export interface UnattendedScript {
+  id: string
+  name: string
+  fileName: string
+  shell: ScriptShell
+  description?: string | null
+  category?: string | null
+  tags?: string[]
+}
+
+export interface ScriptExecutionConfig {
+  script: UnattendedScript
+  inputValues: Record<string, unknown>
+  executionId: string
+}
+
+/** What {@link VMCreateConfig.unattendedInstall} will take. */
+export interface UnattendedInstallConfig {
+  vmId: string
+  /** An {@link OSType}. */
+  os: string
+  username: string
+  password: string
+  productKey?: string
+  applications?: UnattendedApplication[]
+  scripts?: ScriptExecutionConfig[]
+  locale?: string
+  timezone?: string
+  hostname?: string
+}
 
 // ---------------------------------------------------------------------------------------------------
 // Secrets at rest
