@@ -915,6 +915,11 @@ export interface VMCreateConfig {
   /** 8-4-4-4-12 hex digits. Default: QEMU's own. */
   uuid?: string
   /**
+   * An installation without questions. Not part of this version: anything but undefined and null rejects with
+   * `RESOURCE_UNAVAILABLE`, before anything is made. Give an installer that is prepared for it as `isoPath`.
+   */
+  unattendedInstall?: UnattendedInstallConfig | null
+  /**
    * Host CPUs that are online, none twice: virtual CPU n runs on the n-th, starting over when the list
    * is shorter. Default: not pinned.
    */
@@ -4406,6 +4411,763 @@ export interface PciAddressValidationResult {
 export function validatePciAddress(address: string): PciAddressValidationResult
 /** In lower case, with its domain. @throws LifecycleError `INVALID_CONFIG` */
 export function normalizePciAddress(address: string): string
+
+// ---------------------------------------------------------------------------------------------------
+// Command lines of your own
+// ---------------------------------------------------------------------------------------------------
+
+export type MachineType = 'q35' | 'pc'
+export type DiskBus = 'virtio' | 'sata' | 'scsi' | 'ide'
+export type CacheMode = 'none' | 'writeback' | 'writethrough' | 'directsync' | 'unsafe'
+export type DisplayType = 'spice' | 'vnc' | 'none'
+export type VgaType = 'std' | 'qxl' | 'virtio' | 'cirrus' | 'none'
+/** Hard disk, CD, network. */
+export type BootDevice = 'c' | 'd' | 'n'
+
+export interface MachineOptions {
+  accel?: string
+  kernelIrqchip?: string
+}
+
+/** A disk of {@link QemuCommandBuilder.addDisks}. */
+export interface DiskOptions {
+  path: string
+  format: 'qcow2' | 'raw'
+  /** Becomes `if=`: QEMU 7.2 refuses `sata`, and `scsi` on both machines. `createVM` makes these otherwise. */
+  bus: DiskBus
+  cache: CacheMode
+  /** Default false. */
+  discard?: boolean
+}
+
+/** The card of {@link QemuCommandBuilder.addNetwork}. */
+export interface NetworkOptions {
+  /** A TAP that is there. */
+  tapName: string
+  mac: string
+  model: 'virtio-net-pci' | 'e1000'
+  /** More than one only with virtio, on a TAP that was made for it, and with `/dev/vhost-net`. Default 1. */
+  queues?: number
+}
+
+/** The part of {@link SpiceConfigOptions} that is enough. */
+export interface SpiceOptions {
+  port: number
+  addr: string
+  password?: string
+  disableTicketing?: boolean
+  enableAgent?: boolean
+}
+
+/** {@link VncConfigOptions} with an address. */
+export interface VncOptions {
+  display: number
+  addr: string
+  password?: boolean
+}
+
+/** How a QEMU of your own runs. `vmId` and `qmpSocket` say nothing to QEMU. */
+export interface QemuProcessOptions {
+  vmId: string
+  name: string
+  uuid?: string
+  daemonize?: boolean
+  pidfile?: string
+  qmpSocket?: QMPSocketOptions
+}
+
+/** For compatibility: nothing takes it. */
+export interface GpuPassthroughOptions {
+  pciBus: string
+  romfile?: string
+  multifunction?: boolean
+  audioFunction?: string
+}
+
+export interface QemuCommand {
+  command: string
+  args: string[]
+}
+
+/** With a wrapper, run `wrapperCommand` with `[...wrapperArgs, command, ...args]`. */
+export interface QemuCommandWithPinning extends QemuCommand {
+  wrapperCommand: string | null
+  wrapperArgs: string[]
+  pinningApplied: boolean
+  pinnedCores: number[]
+  numaNodes: number[]
+}
+
+/**
+ * Writes a QEMU command line, option by option, in the order of the calls. It runs nothing and looks at nothing; the
+ * engine writes its own (`planVM` shows it), in forms that QEMU takes.
+ *
+ * A value that would have to be escaped (`,`, `=`, control characters; `=` may be in paths), or is none of the words there are,
+ * throws an `Error` whose `name` is `QemuArgValidationError`; a display that makes no sense a {@link DisplayError}.
+ */
+export class QemuCommandBuilder {
+  /** Default `qemu-system-x86_64`. */
+  setBinary(binary: string): this
+  getBinary(): string
+  /** `-enable-kvm` */
+  enableKvm(): this
+  /** `-machine` */
+  setMachine(type: MachineType, options?: MachineOptions): this
+  /** `-cpu`, and `-smp` with what is given. */
+  setCpu(model: string, cores?: number, threads?: number, sockets?: number): this
+  /** `-m`, in GiB; fractions are passed on. */
+  setMemory(gb: number): this
+  /** `-sandbox`, denying all it can. QEMU refuses it together with `-daemonize` and `-runas`. */
+  enableSeccompSandbox(): this
+  /** `-runas` */
+  setRunAs(user: string): this
+  /** A `-drive` each, numbered from 0 over all calls. */
+  addDisks(disks: DiskOptions[]): this
+  /** `-netdev tap` and its `-device`. */
+  addNetwork(options: NetworkOptions): this
+  /** `-spice`, the card, and the agent's channel. Another `qxlMemoryMB` than 16 makes the card a device. */
+  addSpice(spice: SpiceConfig | SpiceOptions, qxlMemoryMB?: number): this
+  /** `-vnc` and the card. */
+  addVnc(vnc: VncConfig | VncOptions): this
+  /** `-qmp` on a socket that QEMU makes. */
+  addQmp(path: string): this
+  /** `-cdrom` */
+  addCdrom(path: string): this
+  /** An `ide-cd`, as often as called: `cdrom1`, `cdrom2` … */
+  addSecondCdrom(path: string): this
+  /** `-device vfio-pci`; the ROM must be inside `/var/lib/infinization/roms`, as for the next two. */
+  addGpuPassthrough(address: string, romfile?: string): this
+  /** And the card's second function, which must be another. */
+  addGpuWithAudio(gpu: string, audio: string, romfile?: string): this
+  addPciPassthrough(address: string, romfile?: string): this
+  addMemoryBalloon(): this
+  /** `-mem-prealloc -mem-path /dev/hugepages` */
+  enableHugepages(): this
+  /** The code, read-only. */
+  setFirmware(path: string): this
+  /** The variables. */
+  setUefiVars(path: string): this
+  /** `-boot` */
+  setBootOrder(devices: BootDevice[], options?: { once?: BootDevice }): this
+  /** A TPM behind a socket of `swtpm`. */
+  addTPM(path: string): this
+  /** A named serial channel behind a socket that QEMU makes. */
+  addVirtioChannel(channelName: string, socketPath: string, chardevId: string): this
+  addGuestAgentChannel(path: string): this
+  addInfiniServiceChannel(path: string): this
+  /** Sound over SPICE: with VNC QEMU does not start. */
+  addAudioDevice(): this
+  addUsbTablet(): this
+  addUsbKeyboard(): this
+  /** `-name`, `-uuid`, `-daemonize`, `-pidfile`. */
+  setProcessOptions(options: QemuProcessOptions): this
+  /** Whatever it is, unchecked. */
+  addRawArg(arg: string): this
+  /** For {@link buildCommandWithPinning}; no argument of QEMU's. */
+  enableCpuPinning(strategy: PinningStrategy, vcpus: number): this
+  isCpuPinningEnabled(): boolean
+  getCpuPinningStrategy(): PinningStrategy | null
+  isDaemonizeEnabled(): boolean
+  getPidfilePath(): string | null
+  buildCommand(): QemuCommand
+  /** The arguments alone, a copy. */
+  build(): string[]
+  /** Never rejects: what cannot be pinned is not, with a process warning and `pinningApplied: false`. */
+  buildCommandWithPinning(): Promise<QemuCommandWithPinning>
+}
+
+/** How a display is, in QEMU's words. */
+export interface DisplayCommandArgs {
+  args: string[]
+  vgaType: VgaType
+}
+
+export interface ValidationError {
+  code: DisplayErrorCode
+  message: string
+}
+
+export interface DisplayValidationResult {
+  valid: boolean
+  errors: string[]
+  validationErrors: ValidationError[]
+}
+
+export interface SpiceConfigOptions {
+  /** 5900 to 65535. */
+  port: number
+  /** An IP address or a host name. Default 127.0.0.1. */
+  addr?: string
+  /** Not part of the arguments: tell QEMU by its monitor (`set_password`). */
+  password?: string
+  /** Whoever connects may. Default false. */
+  disableTicketing?: boolean
+  /** Default true. */
+  enableAgent?: boolean
+  /** Default `auto_glz`. */
+  imageCompression?: 'auto_glz' | 'auto_lz' | 'quic' | 'glz' | 'lz' | 'off'
+  /** Default `auto`. */
+  jpegWanCompression?: 'auto' | 'never' | 'always'
+  /** Default `auto`. */
+  zlibGlzWanCompression?: 'auto' | 'never' | 'always'
+  /** Default `filter`. */
+  streamingVideo?: 'off' | 'all' | 'filter'
+  /** Default `on`. */
+  playbackCompression?: 'on' | 'off'
+  /** Default false. */
+  gl?: boolean
+  /** A device that is there; needs `gl`. */
+  rendernode?: string
+  /** Default false. */
+  disableCopyPaste?: boolean
+  /** Default false. */
+  disableAgentFileXfer?: boolean
+  /** Default false. */
+  seamlessMigration?: boolean
+}
+
+/** A SPICE display as arguments of QEMU. @throws DisplayError the first thing that is wrong; `context` has all */
+export class SpiceConfig {
+  constructor(options: SpiceConfigOptions)
+  validate(): DisplayValidationResult
+  /** `-spice`; card and agent are {@link QemuCommandBuilder.addSpice}'s. */
+  generateArgs(): DisplayCommandArgs
+  getPort(): number
+  getAddr(): string
+  hasPassword(): boolean
+  isAgentEnabled(): boolean
+}
+
+export interface VncConfigOptions {
+  /** 0 to 99: port 5900 and on. */
+  display: number
+  /** An IP address or a host name. Default 127.0.0.1. */
+  addr?: string
+  /** One will be told by the monitor. Default false. */
+  password?: boolean
+}
+
+/** A VNC display as arguments of QEMU. @throws DisplayError the first thing that is wrong; `context` has all */
+export class VncConfig {
+  constructor(options: VncConfigOptions)
+  validate(): DisplayValidationResult
+  /** `-vnc` */
+  generateArgs(): DisplayCommandArgs
+  getDisplay(): number
+  getPort(): number
+  getAddr(): string
+  hasPassword(): boolean
+  static displayToPort(display: number): number
+  static portToDisplay(port: number): number
+  /** 8. */
+  static getMaxPasswordLength(): number
+}
+
+/** The port of VNC's display 0. */
+export const VNC_BASE_PORT: 5900
+/** In bytes. */
+export const VNC_MAX_PASSWORD_LENGTH: 8
+/** Of {@link SpiceConfigOptions}. */
+export const SPICE_MIN_PORT: 5900
+/** Of {@link SpiceConfigOptions}. */
+export const SPICE_MAX_PORT: 65535
+/** This host alone. */
+export const DEFAULT_SPICE_ADDR: '127.0.0.1'
+/** This host alone. */
+export const DEFAULT_VNC_ADDR: '127.0.0.1'
+
+/** `basic`: from each node its share, in order. `hybrid`: shuffled. */
+export type PinningStrategy = 'basic' | 'hybrid' | 'none'
+
+/** The CPUs that are online and this process may use. */
+export interface NumaTopology {
+  /** By the kernel's numbers; nodes without CPUs are left out. */
+  nodes: Map<number, number[]>
+  totalCpus: number
+  isNumaSystem: boolean
+}
+
+/** With a wrapper, run `wrapperCommand` with `[...wrapperArgs, originalCommand, ...originalArgs]`. */
+export interface CpuPinningResult {
+  wrapperCommand: string | null
+  wrapperArgs: string[]
+  originalCommand: string
+  originalArgs: string[]
+  pinningApplied: boolean
+  pinnedCores: number[]
+  numaNodes: number[]
+  /** What `hybrid` shuffled by: the same seed shuffles the same way. */
+  hybridSeed?: number
+}
+
+/**
+ * Keeps a program of your own on CPUs of the host, and its memory beside them, by `numactl`. Machines of `createVM` need
+ * none: see `enableNumaCtlPinning`. What the host is, is asked once per process.
+ */
+export class CpuPinningAdapter {
+  /**
+   * Never rejects: what cannot be pinned (no `numactl`, no CPUs) is not, with a process warning.
+   * @param options `seed`, a whole number below 2^32, for `hybrid`; default a random one
+   */
+  generatePinningCommand(
+    vcpus: number,
+    strategy: PinningStrategy,
+    command: string,
+    args: string[],
+    options?: { seed?: number }
+  ): Promise<CpuPinningResult>
+  /** `--physcpubind=…` and `--membind=…` */
+  generateNumactlArgs(cores: number[], nodes: number[]): string[]
+  /** A copy. */
+  getNumaTopology(): Promise<NumaTopology>
+  /** Whether it is in `PATH`. */
+  isNumactlAvailable(): Promise<boolean>
+  /** Rejects with an `Error` that names those that are offline, or not for this process. */
+  validateCores(cores: number[]): Promise<void>
+  /** The host is asked anew. */
+  clearCache(): void
+}
+
+/**
+ * Log lines of your own, on standard error: `error` and `warn` always, the rest where `DEBUG` names `infinization:<module>`
+ * or `infinization:<module>:<level>`, with `*` for anything. The values of `password=`, `passwd=` and `secret=` are left out.
+ */
+export class Debugger {
+  constructor(module: string)
+  /** A level first, if you like (default `debug`), then words, then what belongs to them. */
+  log(...parts: (string | Record<string, unknown>)[]): void
+  error(message: string, context?: unknown): void
+  warn(message: string, context?: unknown): void
+  info(message: string, context?: unknown): void
+  debug(message: string, context?: unknown): void
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Machines as data: kept for compatibility, no method of the library takes or gives them
+// ---------------------------------------------------------------------------------------------------
+
+/** Another name of {@link DBVMStatus}. */
+export type VMStatus = DBVMStatus
+
+export interface VMResourceConfig {
+  cpuCores: number
+  ramGB: number
+  diskSizeGB: number
+}
+
+export interface VMNetworkInfo {
+  bridge: string
+  macAddress?: string
+  tapDevice?: string
+}
+
+export interface VMDisplayInfo {
+  protocol: DisplayProtocol
+  port: number
+  address?: string
+  hasPassword?: boolean
+}
+
+export interface VMHardwareConfig {
+  gpuPciAddress?: string
+  gpuRomfile?: string
+  iommuGroup?: number
+}
+
+export interface VMInfo {
+  id: string
+  name: string
+  internalName: string
+  os: string
+  resources: VMResourceConfig
+  status: VMStatus
+  network?: VMNetworkInfo
+  display?: VMDisplayInfo
+  hardware?: VMHardwareConfig
+  pid?: number | null
+  qmpSocketPath?: string | null
+  createdAt?: Date
+  updatedAt?: Date
+}
+
+export type VMOperation = 'CREATE' | 'START' | 'STOP' | 'RESTART' | 'SUSPEND' | 'RESUME' | 'RESET' | 'DELETE'
+export const VMOperation: { readonly [K in VMOperation]: K }
+export type VMOperationStatus = 'PENDING' | 'IN_PROGRESS' | 'SUCCESS' | 'FAILED' | 'TIMEOUT'
+export const VMOperationStatus: { readonly [K in VMOperationStatus]: K }
+
+export interface VMOperationHistory {
+  id: string
+  vmId: string
+  operation: VMOperation
+  status: VMOperationStatus
+  startedAt: Date
+  completedAt?: Date | null
+  message?: string
+  error?: string
+  forced?: boolean
+  context?: Record<string, unknown>
+}
+
+/** The same as {@link isValidDBStatus}. */
+export function isValidVMStatus(status: unknown): status is VMStatus
+/** Whether it is one of {@link VMOperation}. */
+export function isValidVMOperation(operation: unknown): operation is VMOperation
+/** Whether names, status and resources are there. */
+export function isValidVMInfo(info: unknown): info is VMInfo
+
+/** What programs may suggest; `createVM` has no defaults of the kind. */
+export const DEFAULT_VM_CPU_CORES: 2
+/** As {@link DEFAULT_VM_CPU_CORES}, in GiB. */
+export const DEFAULT_VM_RAM_GB: 4
+/** As {@link DEFAULT_VM_CPU_CORES}, in GiB. */
+export const DEFAULT_VM_DISK_SIZE_GB: 20
+/** What programs may hold their users to; `createVM` has limits of its own. */
+export const MIN_VM_CPU_CORES: 1
+/** As {@link MIN_VM_CPU_CORES}. */
+export const MAX_VM_CPU_CORES: 64
+/** As {@link MIN_VM_CPU_CORES}, in GiB. */
+export const MIN_VM_RAM_GB: 1
+/** As {@link MIN_VM_CPU_CORES}, in GiB. */
+export const MAX_VM_RAM_GB: 512
+/** As {@link MIN_VM_CPU_CORES}, in GiB. */
+export const MIN_VM_DISK_SIZE_GB: 10
+/** As {@link MIN_VM_CPU_CORES}, in GiB. */
+export const MAX_VM_DISK_SIZE_GB: 2048
+
+export type VMDisplayType = 'spice' | 'vnc'
+export type NetworkModel = 'virtio-net-pci' | 'e1000'
+export type StorageFormat = 'qcow2' | 'raw'
+
+export interface DisplayConfig {
+  type: VMDisplayType
+  port: number
+  address?: string
+  password?: string
+  passwordEnabled?: boolean
+  disableTicketing?: boolean
+  enableAgent?: boolean
+}
+
+export interface FirewallConfig {
+  enabled: boolean
+  departmentRules?: FirewallRuleInput[]
+  vmRules?: FirewallRuleInput[]
+}
+
+export interface NetworkConfig {
+  bridge: string
+  macAddress?: string
+  tapDevice?: string
+  model?: NetworkModel
+  queues?: number
+  firewall?: FirewallConfig
+}
+
+export interface StorageConfig {
+  path: string
+  format?: StorageFormat
+  sizeGB: number
+  bus?: DiskBus
+  cache?: CacheMode
+  discard?: boolean
+  preallocation?: 'off' | 'metadata' | 'falloc' | 'full'
+  backingFile?: string
+}
+
+export interface QemuMachineConfig {
+  type?: MachineType
+  accel?: string
+  kernelIrqchip?: string
+}
+
+export interface QemuCpuConfig {
+  model?: string
+  cores: number
+  sockets?: number
+  threads?: number
+}
+
+export interface QemuMemoryConfig {
+  sizeGB: number
+}
+
+export interface QemuBootConfig {
+  order?: BootDevice
+  menu?: boolean
+  isoPath?: string
+}
+
+export interface QemuProcessConfig {
+  daemonize?: boolean
+  pidfile?: string
+  qmpSocket?: string
+  uuid?: string
+}
+
+export interface QemuConfig {
+  machine?: QemuMachineConfig
+  cpu?: QemuCpuConfig
+  memory?: QemuMemoryConfig
+  boot?: QemuBootConfig
+  process?: QemuProcessConfig
+}
+
+export interface VMIdentityConfig {
+  id: string
+  name: string
+  internalName: string
+  os?: string
+}
+
+export interface VMResourcesConfig {
+  cpuCores: number
+  ramGB: number
+  diskSizeGB: number
+}
+
+export interface USBDeviceConfig {
+  vendorId: string
+  productId: string
+}
+
+export interface PCIDeviceConfig {
+  address: string
+  romfile?: string
+}
+
+export interface VMHardwarePassthroughConfig {
+  gpuPciAddress?: string
+  gpuAudioPciAddress?: string
+  gpuRomfile?: string
+  usbDevices?: USBDeviceConfig[]
+  pciDevices?: PCIDeviceConfig[]
+}
+
+export interface VMCompleteConfig {
+  vm: VMIdentityConfig
+  resources?: VMResourcesConfig
+  display?: DisplayConfig
+  network?: NetworkConfig
+  storage?: StorageConfig
+  qemu?: QemuConfig
+  hardware?: VMHardwarePassthroughConfig
+}
+
+export interface ConfigValidationError {
+  field: string
+  code: string
+  message: string
+}
+
+export interface ConfigValidationWarning {
+  field: string
+  code: string
+  message: string
+}
+
+export interface ConfigValidationResult {
+  valid: boolean
+  errors: ConfigValidationError[]
+  warnings: ConfigValidationWarning[]
+}
+
+/** What programs may suggest. Nothing of the library reads it: its own displays listen on loopback. */
+export const ConfigDefaults: Readonly<{
+  display: Readonly<{ spicePort: number; vncDisplay: number; address: string; enableAgent: boolean }>
+  network: Readonly<{ bridge: string; model: NetworkModel }>
+  storage: Readonly<{ format: StorageFormat; bus: DiskBus; cache: CacheMode; sizeGB: number }>
+  qemu: Readonly<{ machineType: MachineType; cpuModel: string; cpuCores: number; ramGB: number }>
+  limits: Readonly<{
+    minCpuCores: number
+    maxCpuCores: number
+    minRamGB: number
+    maxRamGB: number
+    minDiskSizeGB: number
+    maxDiskSizeGB: number
+    minSpicePort: number
+    maxSpicePort: number
+    maxVncDisplay: number
+  }>
+}>
+
+/** Whether the type is one, and the port above 0. */
+export function isValidDisplayConfig(config: unknown): config is DisplayConfig
+/** Whether a bridge is named. */
+export function isValidNetworkConfig(config: unknown): config is NetworkConfig
+/** Whether a path is named, and the size above 0. */
+export function isValidStorageConfig(config: unknown): config is StorageConfig
+/** Whether `vm` has its names. */
+export function isValidVMCompleteConfig(config: unknown): config is VMCompleteConfig
+/** Whether the addresses given are PCI addresses, and two; and a ROM inside `/var/lib/infinization/roms`. */
+export function isValidGpuPassthroughConfig(config: unknown): config is VMHardwarePassthroughConfig
+
+/** A machine's part that an instance holds. */
+export interface ActiveVMResources {
+  tapDevice?: string
+  createdAt: Date
+  internalName: string
+}
+
+/** A TAP to be made. */
+export interface TapDeviceConfig {
+  name: string
+  vmId: string
+  bridge?: string
+  mac?: string
+}
+
+export interface TapDeviceInfo {
+  name: string
+  exists: boolean
+  bridge?: string
+  state: NetworkDeviceState
+}
+
+export interface BridgeConfig {
+  name: string
+  interfaces?: string[]
+}
+
+export interface BridgeInfo {
+  name: string
+  exists: boolean
+  state: NetworkDeviceState
+  interfaces: string[]
+}
+
+/** What is thrown is a {@link NetworkError}. */
+export interface NetworkDeviceError {
+  code: NetworkErrorCode
+  message: string
+  device?: string
+  command?: string
+}
+
+export interface NftablesTableConfig {
+  name: string
+  family: NftablesFamily
+}
+
+export interface NftablesChainConfig {
+  name: string
+  table: string
+  family: NftablesFamily
+  hook?: NftablesHookType
+  priority?: number
+  policy?: NftablesChainPolicy
+}
+
+export interface NftablesRuleConfig {
+  chain: string
+  table: string
+  family: NftablesFamily
+  expression: string
+}
+
+export type NftablesRuleTokens = string[]
+
+export interface FirewallRuleTranslation {
+  expression: string
+  priority: number
+  ruleName: string
+  success: boolean
+  error?: string
+}
+
+export interface VMFirewallConfig {
+  vmId: string
+  tapDeviceName: string
+  departmentRules: FirewallRuleInput[]
+  vmRules: FirewallRuleInput[]
+}
+
+export interface ChainListResult {
+  chains: string[]
+  tableExists: boolean
+}
+
+// Second names, each of the type behind it.
+export type VMDisplayProtocol = DisplayProtocol
+export type VMMachineOptions = MachineOptions
+export type VMCreateConfigFromHub = VMCreateConfig
+export type VMCreateResultFromHub = VMCreateResult
+export type VMStartConfigFromHub = VMStartConfig
+export type VMStopConfigFromHub = VMStopConfig
+export type VMOperationResultFromHub = VMOperationResult
+export type VMStatusResultFromHub = VMStatusResult
+export type ConfigMachineType = MachineType
+export type ConfigDiskBus = DiskBus
+export type ConfigCacheMode = CacheMode
+export type ConfigDisplayType = DisplayType
+export type ConfigVgaType = VgaType
+export type ConfigBootDevice = BootDevice
+export type ConfigMachineOptions = MachineOptions
+export type ConfigDiskOptions = DiskOptions
+export type ConfigNetworkOptions = NetworkOptions
+export type ConfigSpiceOptions = SpiceOptions
+export type ConfigVncOptions = VncOptions
+export type ConfigQemuProcessOptions = QemuProcessOptions
+export type ConfigSpiceConfigOptions = SpiceConfigOptions
+export type ConfigVncConfigOptions = VncConfigOptions
+export type ConfigTapDeviceConfig = TapDeviceConfig
+export type ConfigBridgeConfig = BridgeConfig
+export type ConfigCreateImageOptions = CreateImageOptions
+export type ConfigConvertImageOptions = ConvertImageOptions
+export type ConfigSnapshotCreateOptions = SnapshotCreateOptions
+export type ConfigVMFirewallConfig = VMFirewallConfig
+export type ConfigFirewallRuleInput = FirewallRuleInput
+export type ConfigInfinizationConfig = InfinizationConfig
+
+// ---------------------------------------------------------------------------------------------------
+// Unattended installs: types for a later version
+// ---------------------------------------------------------------------------------------------------
+
+/** By system, or a list of commands. */
+export type InstallCommandType = Record<string, string> | string[]
+export type ScriptShell = 'POWERSHELL' | 'CMD' | 'BASH' | 'SH'
+
+export interface UnattendedApplication {
+  id: string
+  name: string
+  description?: string | null
+  version?: string | null
+  url?: string | null
+  icon?: string | null
+  os: string[]
+  installCommand: InstallCommandType
+  parameters: Record<string, unknown>
+}
+
+export interface UnattendedScript {
+  id: string
+  name: string
+  fileName: string
+  shell: ScriptShell
+  description?: string | null
+  category?: string | null
+  tags?: string[]
+}
+
+export interface ScriptExecutionConfig {
+  script: UnattendedScript
+  inputValues: Record<string, unknown>
+  executionId: string
+}
+
+/** What {@link VMCreateConfig.unattendedInstall} will take. */
+export interface UnattendedInstallConfig {
+  vmId: string
+  /** An {@link OSType}. */
+  os: string
+  username: string
+  password: string
+  productKey?: string
+  applications?: UnattendedApplication[]
+  scripts?: ScriptExecutionConfig[]
+  locale?: string
+  timezone?: string
+  hostname?: string
+}
 
 // ---------------------------------------------------------------------------------------------------
 // Secrets at rest

@@ -80,6 +80,18 @@ const {
   isValidOSType,
   isValidQMPStatus
 } = require('./js/constants')
+const { CpuPinningAdapter } = require('./js/cpu-pinning')
+const { Debugger } = require('./js/debugger')
+const {
+  DEFAULT_SPICE_ADDR,
+  DEFAULT_VNC_ADDR,
+  SPICE_MAX_PORT,
+  SPICE_MIN_PORT,
+  SpiceConfig,
+  VNC_BASE_PORT,
+  VNC_MAX_PASSWORD_LENGTH,
+  VncConfig
+} = require('./js/display')
 const {
   BackupError,
   DisplayError,
@@ -104,10 +116,33 @@ const { HealthMonitor } = require('./js/health-monitor')
 const { PrismaAdapter } = require('./js/database')
 const { Infinization } = require('./js/infinization')
 const { KeyedMutex } = require('./js/keyed-mutex')
+const {
+  ConfigDefaults,
+  DEFAULT_VM_CPU_CORES,
+  DEFAULT_VM_DISK_SIZE_GB,
+  DEFAULT_VM_RAM_GB,
+  MAX_VM_CPU_CORES,
+  MAX_VM_DISK_SIZE_GB,
+  MAX_VM_RAM_GB,
+  MIN_VM_CPU_CORES,
+  MIN_VM_DISK_SIZE_GB,
+  MIN_VM_RAM_GB,
+  VMOperation,
+  VMOperationStatus,
+  isValidDisplayConfig,
+  isValidGpuPassthroughConfig,
+  isValidNetworkConfig,
+  isValidStorageConfig,
+  isValidVMCompleteConfig,
+  isValidVMInfo,
+  isValidVMOperation,
+  isValidVMStatus
+} = require('./js/machine-model')
 const { PCI_ADDRESS_REGEX, normalizePciAddress, validatePciAddress } = require('./js/pci-address')
 const { BackupScheduler } = require('./js/scheduler')
 const { BackupScheduleService } = require('./js/schedules')
 const { QMPClient } = require('./js/qmp-client')
+const { QemuCommandBuilder } = require('./js/qemu-command')
 const { decryptSecret, encryptSecret } = require('./js/secrets')
 const { StateSync } = require('./js/state-sync')
 const {
@@ -141,6 +176,8 @@ module.exports = {
   CONNECTION_STATES,
   CleanupResourceType,
   CleanupStatus,
+  ConfigDefaults,
+  CpuPinningAdapter,
   DEFAULT_BACKUP_COMPRESSION,
   DEFAULT_BACKUP_DIR,
   DEFAULT_BACKUP_TYPE,
@@ -161,8 +198,14 @@ module.exports = {
   DEFAULT_QMP_SOCKET_DIR,
   DEFAULT_QMP_SOCKET_PATH_PREFIX,
   DEFAULT_RETENTION_COUNT,
+  DEFAULT_SPICE_ADDR,
   DEFAULT_STOP_TIMEOUT,
   DEFAULT_SYNC_TIMEOUT,
+  DEFAULT_VM_CPU_CORES,
+  DEFAULT_VM_DISK_SIZE_GB,
+  DEFAULT_VM_RAM_GB,
+  DEFAULT_VNC_ADDR,
+  Debugger,
   DepartmentNatService,
   DisplayError,
   DisplayErrorCode,
@@ -185,6 +228,12 @@ module.exports = {
   MAX_SNAPSHOT_NAME_LENGTH,
   MAX_SYNC_RETRIES,
   MAX_TAP_NAME_LENGTH,
+  MAX_VM_CPU_CORES,
+  MAX_VM_DISK_SIZE_GB,
+  MAX_VM_RAM_GB,
+  MIN_VM_CPU_CORES,
+  MIN_VM_DISK_SIZE_GB,
+  MIN_VM_RAM_GB,
   MacAddressGenerator,
   NFTABLES_COMMENT_PREFIX,
   NFTABLES_PERSISTENCE_DIR,
@@ -210,19 +259,28 @@ module.exports = {
   QMPClient,
   QMPError,
   QMPErrorCode,
+  QemuCommandBuilder,
   QemuImgService,
   RESTART_DELAY_MS,
   RUNTIME_DISK_SIZE_PLACEHOLDER_GB,
+  SPICE_MAX_PORT,
+  SPICE_MIN_PORT,
   SUPPORTED_IMAGE_FORMATS,
   SUPPORTED_PROTOCOLS,
   SnapshotManager,
+  SpiceConfig,
   StateSync,
   StorageError,
   StorageErrorCode,
   SyncErrorCode,
   TAP_NAME_PREFIX,
   TapDeviceManager,
+  VMOperation,
+  VMOperationStatus,
   VM_CHAIN_PREFIX,
+  VNC_BASE_PORT,
+  VNC_MAX_PASSWORD_LENGTH,
+  VncConfig,
   createLifecycleError,
   decryptSecret,
   defineFirewallPreset,
@@ -238,9 +296,17 @@ module.exports = {
   isValidBackupStatus,
   isValidBackupType,
   isValidDBStatus,
+  isValidDisplayConfig,
+  isValidGpuPassthroughConfig,
   isValidImageFormat,
+  isValidNetworkConfig,
   isValidOSType,
   isValidQMPStatus,
+  isValidStorageConfig,
+  isValidVMCompleteConfig,
+  isValidVMInfo,
+  isValidVMOperation,
+  isValidVMStatus,
   normalizePciAddress,
   validatePciAddress
 }

@@ -103,6 +103,7 @@ module.exports = {
   SUPPORTED_PROTOCOLS: ['tcp', 'udp', 'icmp', 'all'],
   TAP_NAME_PREFIX: 'vnet-',
   VM_CHAIN_PREFIX: 'vm_',
+  sameNamed,
   getInstallationTimeout: (os) => isValidOSType(os) ? OS_INSTALLATION_TIMEOUTS[os] : DEFAULT_INSTALLATION_TIMEOUT,
   isValidBackupStatus: (status) => Object.hasOwn(BackupStatus, String(status)) && typeof status === 'string',
   isValidBackupType: (type) => Object.hasOwn(BackupType, String(type)) && typeof type === 'string',

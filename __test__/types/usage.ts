@@ -18,23 +18,28 @@ import {
   PrismaAdapterError,
   PrismaAdapterErrorCode,
   QMPClient,
+  QemuCommandBuilder,
   SUPPORTED_PROTOCOLS,
   SnapshotManager,
+  SpiceConfig,
   StateSync,
   StorageError,
   TapDeviceManager,
+  VMOperation,
   VM_CHAIN_PREFIX,
   defineFirewallPreset,
   firewallPresets,
   generateVMChainName,
   isLifecycleError,
-  isPrismaAdapterError
+  isPrismaAdapterError,
+  isValidVMInfo
 } from '@infinibay/infinization'
 import type {
   BackupCompression,
   BackupMetadata,
   BackupProgress,
   BackupResult,
+  ConfigDiskOptions,
   ConfigIssue,
   DBVMStatus,
   DatabaseAdapter,
@@ -58,6 +63,7 @@ import type {
   VMConditionEvent,
   VMCreateConfig,
   VMEventData,
+  VMInfo,
   VMSnapshot,
   VMSnapshotTree
 } from '@infinibay/infinization'
@@ -332,3 +338,24 @@ async function ownClasses (db: DatabaseAdapter, infinization: Infinization): Pro
   await handler.attachToVM('vm-1')
 }
 void ownClasses
+
+// Command lines and data of one's own.
+
+export async function commandLine (): Promise<string[]> {
+  const builder = new QemuCommandBuilder()
+    .setMachine('q35', { accel: 'tcg' })
+    .addDisks([{ path: '/a', format: 'qcow2', bus: 'virtio', cache: 'none' }])
+    .addSpice(new SpiceConfig({ port: 5901 }))
+    .enableCpuPinning('basic', 2)
+  // @ts-expect-error no such machine
+  builder.setMachine('microvm')
+  const { wrapperArgs, command, args } = await builder.buildCommandWithPinning()
+  return [...wrapperArgs, command, ...args]
+}
+
+export function described (value: unknown): VMInfo | undefined {
+  const operation: VMOperation = VMOperation.START
+  return isValidVMInfo(value) && operation ? value : undefined
+}
+
+export const prepared: ConfigDiskOptions = { path: '/a', format: 'qcow2', bus: 'scsi', cache: 'none' }

@@ -11,6 +11,7 @@ mod firewall_preset;
 mod firewall_rule_translator;
 mod guest_agent_client;
 mod health_monitor;
+mod host_cpus;
 mod infinization;
 mod journal_reader;
 mod mac_address_generator;

@@ -20,6 +20,8 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 const DAY: i64 = 24 * 60 * 60;
+/// What a graceful stop is given, in milliseconds.
+const GIVEN: u64 = 4000;
 
 fn jump(seconds: i64) {
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
@@ -72,12 +74,9 @@ async fn is_watched(host: &Host, manager: &Manager) {
 
 /// A machine that ignores its power button is ended after the time it was given, not at once and not tomorrow.
 async fn has_its_deadline(manager: &Manager) {
-    let given = Duration::from_secs(4);
+    let given = Duration::from_millis(GIVEN);
     for seconds in [DAY, -DAY] {
-        let (begun, options) = (
-            Instant::now(),
-            json!({ "timeout": given.as_millis() as u64 }),
-        );
+        let (begun, options) = (Instant::now(), json!({ "timeout": GIVEN }));
         let stop = tokio::spawn({
             let manager = manager.clone();
             async move { manager.stop_vm("f51-1".into(), options, never()).await }

@@ -1,4 +1,4 @@
-//! A step of create or start that fails, panics or is aborted: for each step there is.
+//! A step of create or start that fails, panics or is aborted, and a release that panics: for each there is.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -8,8 +8,11 @@ use infinization_core::ErrorCode;
 use infinization_core::manager::Manager;
 use kit::faults::{snapshot, start, step_of, stopped};
 use kit::full::FullHost;
-use kit::machine::{Host, consistent_status, delete, forced, never};
+use kit::machine::{
+    Host, consistent_status, delete, forced, never, next_event, pid_of, send_signal,
+};
 use kit::meddler::{Deed, Meddler};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 /// No verb has this many steps; reaching it means that the meddler was never outrun.
@@ -144,6 +147,72 @@ fn f48_a_defect_in_any_step_is_undone_and_told() {
         }
         assert!(step > 8, "only {step} steps could fail");
         delete(&manager, "f48-1").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f48_a_defect_in_a_start_leaves_the_machine_as_it_was() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Panic);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        stopped(&host, &manager, "f48-2").await;
+        let before = snapshot(&host, &manager, "f48-2").await;
+        let mut step = 0;
+        loop {
+            meddler.arm(step);
+            let started = start(&manager, "f48-2").await;
+            meddler.disarm();
+            let Err(failure) = started else { break };
+            let hit = meddler.was_hit().unwrap();
+            assert_eq!(failure.code(), ErrorCode::StartFailed, "{hit}");
+            assert!(failure.has(ErrorCode::Internal), "{hit}: {failure:?}");
+            let after = snapshot(&host, &manager, "f48-2").await;
+            assert_eq!(after, before, "{hit} left a trace");
+            step += 1;
+            assert!(step < MOST_STEPS);
+        }
+        assert!(step > 6, "only {step} steps could fail");
+        delete(&manager, "f48-2").await;
+        host.is_clean().await;
+    });
+}
+
+/// Wherever a defect shows while a machine is stopped, or is cleaned up after: it is off then, and starts again.
+#[test]
+fn f48_a_defect_in_an_end_holds_nothing_up() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let meddler = Meddler::new(Deed::Panic);
+        let manager = host.manager_with(Some(meddler.wrapper())).await;
+        let mut events = manager.subscribe();
+        stopped(&host, &manager, "f48-3").await;
+        let mut hits = Vec::new();
+        for crashes in [false, true] {
+            for step in 0.. {
+                assert!(step < MOST_STEPS);
+                start(&manager, "f48-3").await.unwrap();
+                meddler.arm(step);
+                if crashes {
+                    let pid = pid_of(&consistent_status(&manager, "f48-3").await);
+                    send_signal(pid, Signal::SIGKILL);
+                    // Told to the application's event manager, then to the health monitor's listeners.
+                    next_event(&mut events, "crash").await;
+                    next_event(&mut events, "crash").await;
+                } else {
+                    let stopped = manager.stop_vm("f48-3".into(), forced(), never());
+                    stopped.await.unwrap();
+                }
+                meddler.disarm();
+                let status = consistent_status(&manager, "f48-3").await;
+                assert_eq!(status["status"], "off", "{hits:?}");
+                let Some(hit) = meddler.took_hit() else { break };
+                hits.push(hit);
+            }
+        }
+        assert!(hits.len() > 6, "only {hits:?} could fail");
+        delete(&manager, "f48-3").await;
         host.is_clean().await;
     });
 }

@@ -65,7 +65,7 @@ pub use options::{
     disk_keys,
 };
 pub use persistence::{BootUnitOptions, PersistenceOptions};
-pub use placement::{HostNode, NoPlacement, Placement, Wanted, beside, place};
+pub use placement::{HostNode, NoPlacement, Placement, Wanted, beside, place, spread};
 pub use rules::parse_rules;
 pub use snapshot::{
     Dependents, RevertOptions, SnapshotDeleteOptions, SnapshotKind, SnapshotOptions,

@@ -74,15 +74,21 @@ pub enum NoPlacement {
 pub fn place(nodes: &[HostNode], wanted: Wanted) -> Result<Placement, NoPlacement> {
     let among = fewest(nodes, wanted);
     let lists: Vec<&[u32]> = among.iter().map(|node| node.cpus.as_slice()).collect();
-    let cpus = match wanted.strategy {
-        PinningStrategy::Basic => basic(&lists, wanted.vcpus),
-        PinningStrategy::Hybrid => hybrid(&lists, wanted.vcpus, wanted.seed),
-    };
+    let cpus = spread(&lists, wanted.vcpus, wanted.strategy, wanted.seed);
     if cpus.is_empty() {
         return Err(NoPlacement::NoCpus);
     }
     let nodes = large_enough(&among, wanted.memory)?;
     Ok(Placement { cpus, nodes })
+}
+
+/// A CPU for each vCPU among all of these nodes'; none where they have none.
+pub fn spread(nodes: &[&[u32]], vcpus: u32, strategy: PinningStrategy, seed: u32) -> Vec<u32> {
+    match strategy {
+        _ if nodes.iter().all(|cpus| cpus.is_empty()) => Vec::new(),
+        PinningStrategy::Basic => basic(nodes, vcpus),
+        PinningStrategy::Hybrid => hybrid(nodes, vcpus, seed),
+    }
 }
 
 /// The nodes that CPUs which somebody else has chosen are on; they must have this much memory.
@@ -172,7 +178,7 @@ impl Mulberry32 {
         self.0 = self.0.wrapping_add(0x6D2B_79F5);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 15)).wrapping_mul(mixed | 1);
-        mixed ^= mixed.wrapping_add((mixed ^ (mixed >> 7)).wrapping_mul(mixed | 61));
+        mixed ^= mixed.wrapping_add((mixed ^ (mixed >> 7)).wrapping_mul(mixed | 0x3D));
         mixed ^ (mixed >> 14)
     }
 }

@@ -213,7 +213,7 @@ pub(super) async fn try_release(desk: Desk<'_>, chosen: impl Fn(&Release) -> boo
         .collect();
     begin_releases(desk, Kind::Release, &entries).await;
     let attempts = entries.into_iter().map(|entry| async move {
-        let released = desk.effects.release(&entry.undo.release, desk.bench).await;
+        let released = attempt(desk, &entry.undo.release).await;
         let released = released.and_then(|()| Ok(desk.ledger.forget(&[entry.number])?));
         tell_release(desk, Kind::Release, &entry, released.as_ref().err());
         released
@@ -297,13 +297,22 @@ fn without_covered(ledger: &Ledger, entries: Vec<Entry>) -> Vec<Entry> {
     rest
 }
 
+/// One try. A defect in it is a failure like another: what is left to do does not depend on it.
+async fn attempt(desk: Desk<'_>, release: &Release) -> Result<(), Failure> {
+    let work = desk.effects.release(release, desk.bench);
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    done.unwrap_or_else(|_panic| {
+        let message = "a defect stopped the clean-up";
+        Err(Failure::new(ErrorCode::Internal, message))
+    })
+}
+
 async fn release_one(desk: Desk<'_>, kind: Kind, entry: Entry) -> Resource {
     let mut delays = RETRY_DELAYS.into_iter();
     let mut attempts = 1;
     let failure = loop {
-        let work = desk.effects.release(&entry.undo.release, desk.bench);
-        let failure = match AssertUnwindSafe(work).catch_unwind().await {
-            Ok(Ok(())) => {
+        let failure = match attempt(desk, &entry.undo.release).await {
+            Ok(()) => {
                 // A ledger that cannot be written is found again at the next start; the undo is
                 // idempotent then.
                 if let Err(error) = desk.ledger.forget(&[entry.number]) {
@@ -311,8 +320,7 @@ async fn release_one(desk: Desk<'_>, kind: Kind, entry: Entry) -> Resource {
                 }
                 break None;
             }
-            Ok(Err(failure)) => failure,
-            Err(_panic) => Failure::new(ErrorCode::Internal, "a defect stopped the clean-up"),
+            Err(failure) => failure,
         };
         let Some(delay) = delays.next() else {
             break Some(failure);

@@ -130,16 +130,17 @@ impl Effects for Between {
     }
 
     async fn release(&self, release: &Release, bench: &Bench) -> Result<(), Failure> {
-        // Releases are hit by kills only: a failing one is tried again, which another test shows.
-        let kills = matches!(self.meddler.deed, Deed::KillBefore | Deed::KillAfter);
-        let due = kills && self.meddler.is_due(release.name());
+        // A failing release is tried again, which another test shows.
+        let meddles = !matches!(self.meddler.deed, Deed::Fail | Deed::Cancel | Deed::Hang);
+        let due = meddles && self.meddler.is_due(release.name());
         if due && self.meddler.deed == Deed::KillBefore {
             die();
         }
         let done = self.host.release(release, bench).await;
-        if due && self.meddler.deed == Deed::KillAfter {
-            die();
+        match (due, self.meddler.deed) {
+            (true, Deed::KillAfter) => die(),
+            (true, Deed::Panic) => panic!("meddled with"),
+            _ => done,
         }
-        done
     }
 }
