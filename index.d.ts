@@ -925,9 +925,11 @@ export interface VMCreateConfig {
    */
   cpuPinning?: number[]
   /**
-   * Virtual CPUs run, each on one host CPU, on as few NUMA nodes of the host as the machine fits on, and its memory is bound
-   * to these nodes. With `cpuPinning` the CPUs are those, and the nodes theirs. Chosen anew at every start. A host
-   * whose nodes cannot be read, or have not the memory, rejects with `RESOURCE_UNAVAILABLE`. Default false.
+   * Virtual CPUs run, each on one host CPU, on a few NUMA nodes of the host that the machine fits on (one if it can be), and
+   * its memory is bound to these nodes: to some where as much is free, else to some that have as much at all; with
+   * `hugepages`, to some with as many free pages. With `cpuPinning` the CPUs are those, and the nodes theirs. Chosen
+   * anew at every start. A host whose nodes cannot be read, or have not the memory, rejects with
+   * `RESOURCE_UNAVAILABLE`. Default false.
    */
   enableNumaCtlPinning?: boolean
   /**

@@ -1,8 +1,8 @@
 //! Which CPUs and nodes of the host a machine is given when it asks to be near its memory.
 //!
 //! Invariants: pure, and the same for the same host, machine and seed. A machine that fits on one node is on one node;
-//! others are spread over as few as are enough, as their strategy says. Its memory is bound to the nodes of its CPUs,
-//! and these have enough of it. Neighbours: `host::numa` tells the nodes; the `vm` layer pins and binds.
+//! others are spread over a few that are enough, and none of them is too many. Its memory is bound to the nodes of its
+//! CPUs, and these have enough of it: free, if any have. Neighbours: `host::numa` tells the nodes; the `vm` layer pins and binds.
 
 use std::cmp::Reverse;
 
@@ -16,7 +16,7 @@ pub struct HostNode {
     pub id: u32,
     /// Its CPUs, ascending.
     pub cpus: Vec<u32>,
-    /// All the memory it has.
+    /// All the memory it has for machines of this kind.
     pub memory: ByteSize,
     /// What of it is free now, or could be at once.
     pub free: ByteSize,
@@ -104,25 +104,46 @@ pub fn beside(nodes: &[HostNode], cpus: &[u32], memory: ByteSize) -> Result<Vec<
     large_enough(&on, memory)
 }
 
-/// As few nodes as are enough, those with the most free memory first; all of them if they are not. Ascending.
+/// A few nodes that are enough and of which none could be left out, those with the most free memory first. Enough is
+/// what is free; where all of that is too little, what there is: others may give it back. All nodes if they are not
+/// enough. Ascending.
 fn fewest(nodes: &[HostNode], wanted: Wanted) -> Vec<&HostNode> {
-    let mut all: Vec<&HostNode> = nodes.iter().filter(|node| is_usable(node)).collect();
-    let rank = |node: &&HostNode| (!suffice(&[node], wanted), Reverse(node.free), node.id);
-    all.sort_by_key(rank);
-    let enough = (1..=all.len()).find(|count| suffice(&all[..*count], wanted));
-    all.truncate(enough.unwrap_or(all.len()));
-    all.sort_by_key(|node| node.id);
-    all
+    let all: Vec<&HostNode> = nodes.iter().filter(|node| is_usable(node)).collect();
+    let chosen = enough(&all, wanted, |node| node.free);
+    let chosen = chosen.or_else(|| enough(&all, wanted, |node| node.memory));
+    let mut chosen = chosen.unwrap_or(all);
+    chosen.sort_by_key(|node| node.id);
+    chosen
+}
+
+fn enough<'n>(
+    all: &[&'n HostNode],
+    wanted: Wanted,
+    of: fn(&HostNode) -> ByteSize,
+) -> Option<Vec<&'n HostNode>> {
+    let suffice = |nodes: &[&HostNode]| {
+        let cpus: usize = nodes.iter().map(|node| node.cpus.len()).sum();
+        let memory: u64 = nodes.iter().map(|node| of(node).as_bytes()).sum();
+        cpus >= wanted.vcpus as usize && memory >= wanted.memory.as_bytes()
+    };
+    let mut chosen = all.to_vec();
+    chosen.sort_by_key(|node| (!suffice(&[*node]), Reverse(node.free), node.id));
+    let count = (1..=chosen.len()).find(|count| suffice(&chosen[..*count]))?;
+    chosen.truncate(count);
+    // The first ones are the freest, but may have brought few CPUs.
+    for at in (0..count).rev() {
+        let mut fewer = chosen.clone();
+        fewer.remove(at);
+        if suffice(&fewer) {
+            chosen = fewer;
+        }
+    }
+    Some(chosen)
 }
 
 /// A node without memory cannot be bound to.
 fn is_usable(node: &HostNode) -> bool {
     !node.cpus.is_empty() && memory_of(&[node]) > ByteSize::bytes(0)
-}
-
-fn suffice(nodes: &[&HostNode], wanted: Wanted) -> bool {
-    let cpus: usize = nodes.iter().map(|node| node.cpus.len()).sum();
-    cpus >= wanted.vcpus as usize && memory_of(nodes) >= wanted.memory
 }
 
 fn memory_of(nodes: &[&HostNode]) -> ByteSize {
@@ -247,7 +268,9 @@ mod tests {
             (1, 1024, &[6][..], &[1][..]),
             (2, 1024, &[6, 7], &[1]),
             (3, 1024, &[0, 1, 2], &[0]),
-            // Free memory does not decide: what is taken may be given back.
+            (1, 1536, &[6], &[1]),
+            (6, 1536, &[0, 1, 2, 3, 6, 7], &[0, 1]),
+            // Nobody has as much free: what is taken may be given back.
             (6, 4096, &[0, 1, 2, 3, 4, 5], &[0]),
             (2, 5000, &[0, 6], &[0, 1]),
             (7, 1024, &[0, 1, 2, 3, 4, 6, 7], &[0, 1]),
@@ -268,6 +291,17 @@ mod tests {
         assert_eq!(place(&host, wanted(1, 256)).unwrap().nodes, [0]);
         let host = [node(1, &[1], 512, 256), node(0, &[0], 512, 255)];
         assert_eq!(place(&host, wanted(1, 256)).unwrap().nodes, [1]);
+    }
+
+    #[test]
+    fn a_node_without_which_the_others_are_enough_is_left_out() {
+        let host = [
+            node(0, &[0, 1], 4096, 4096),
+            node(1, &[2, 3, 4, 5], 4096, 2048),
+            node(2, &[6, 7, 8, 9], 4096, 1024),
+        ];
+        assert_eq!(place(&host, wanted(8, 1024)).unwrap().nodes, [1, 2]);
+        assert_eq!(place(&host, wanted(8, 6144)).unwrap().nodes, [0, 1, 2]);
     }
 
     #[test]

@@ -30,15 +30,21 @@ impl Coded for NumaError {
     }
 }
 
-/// The nodes that are online, ascending; those whose memory is kept from us are left out.
-pub fn nodes() -> Result<Vec<HostNode>, NumaError> {
+/// The nodes that are online, ascending; those whose memory is kept from us are left out. With the size of the host's
+/// default huge pages, a node's memory is these pages.
+pub fn nodes(huge_pages: Option<ByteSize>) -> Result<Vec<HostNode>, NumaError> {
     read_nodes(
         Path::new("/sys/devices/system/node"),
         Path::new("/proc/self/status"),
+        huge_pages,
     )
 }
 
-fn read_nodes(sysfs: &Path, status: &Path) -> Result<Vec<HostNode>, NumaError> {
+fn read_nodes(
+    sysfs: &Path,
+    status: &Path,
+    huge_pages: Option<ByteSize>,
+) -> Result<Vec<HostNode>, NumaError> {
     let allowed = |key: &'static str| read(status, move |text| list_after(text, key));
     let (cpus, mems) = (
         allowed("Cpus_allowed_list:")?,
@@ -46,25 +52,45 @@ fn read_nodes(sysfs: &Path, status: &Path) -> Result<Vec<HostNode>, NumaError> {
     );
     let online = read(&sysfs.join("online"), parse_cpu_list)?;
     let ids = online.intersection(&mems).copied();
-    ids.map(|id| read_node(sysfs, id, &cpus)).collect()
+    ids.map(|id| read_node(sysfs, id, &cpus, huge_pages))
+        .collect()
 }
 
-fn read_node(sysfs: &Path, id: u32, allowed: &BTreeSet<u32>) -> Result<HostNode, NumaError> {
+fn read_node(
+    sysfs: &Path,
+    id: u32,
+    allowed: &BTreeSet<u32>,
+    huge_pages: Option<ByteSize>,
+) -> Result<HostNode, NumaError> {
     let directory = sysfs.join(format!("node{id}"));
     let cpus = read(&directory.join("cpulist"), parse_cpus_of_node)?;
-    let meminfo = directory.join("meminfo");
-    let of = |key: &'static str| {
-        let after = format!("Node {id} {key}");
-        read(&meminfo, move |text| kib_of(text, &after))
-    };
-    // The page cache is given back to whoever wants memory.
-    let free = of("MemFree:")?.as_bytes() + of("FilePages:")?.as_bytes();
+    let (memory, free) = read(&directory.join("meminfo"), |text| match huge_pages {
+        Some(size) => huge_pages_of(text, id, size),
+        None => memory_of(text, id),
+    })?;
     Ok(HostNode {
         id,
         cpus: cpus.intersection(allowed).copied().collect(),
-        memory: of("MemTotal:")?,
-        free: ByteSize::bytes(free),
+        memory,
+        free,
     })
+}
+
+/// All of it, and what is free or given back to whoever wants it: the page cache, but not what only memory holds.
+fn memory_of(meminfo: &str, id: u32) -> Option<(ByteSize, ByteSize)> {
+    let of = |key: &str| kib_of(meminfo, &format!("Node {id} {key}:")).map(ByteSize::as_bytes);
+    let cache = of("FilePages")?.saturating_sub(of("Shmem")?);
+    let (memory, free) = (of("MemTotal")?, of("MemFree")?.checked_add(cache)?);
+    Some((ByteSize::bytes(memory), ByteSize::bytes(free)))
+}
+
+/// The free pages twice: they are taken at the start of a machine, and those of others do not come back.
+fn huge_pages_of(meminfo: &str, id: u32, size: ByteSize) -> Option<(ByteSize, ByteSize)> {
+    let key = format!("Node {id} HugePages_Free:");
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(&key))?;
+    let pages: u64 = line.trim().parse().ok()?;
+    let free = ByteSize::bytes(pages.checked_mul(size.as_bytes())?);
+    Some((free, free))
 }
 
 /// A node may have no CPU; the kernel writes an empty line then. Only CPUs that are online are in it.
@@ -103,7 +129,8 @@ mod tests {
             fs::write(node.join("cpulist"), cpus).unwrap();
             let meminfo = format!(
                 "Node {id} MemTotal:       4096 kB\nNode {id} MemFree:        1024 kB\n\
-                 Node {id} FilePages:      512 kB\n"
+                 Node {id} FilePages:      768 kB\nNode {id} Shmem:          256 kB\n\
+                 Node {id} HugePages_Free:     {id}\n"
             );
             fs::write(node.join("meminfo"), meminfo).unwrap();
         }
@@ -113,7 +140,7 @@ mod tests {
     }
 
     fn nodes_of(directory: &Path) -> Result<Vec<HostNode>, NumaError> {
-        read_nodes(directory, &directory.join("status"))
+        read_nodes(directory, &directory.join("status"), None)
     }
 
     #[test]
@@ -128,6 +155,17 @@ mod tests {
         };
         let expected = [node(0, &[0, 1, 8]), node(1, &[])];
         assert_eq!(nodes_of(directory.path()).unwrap(), expected);
+    }
+
+    #[test]
+    fn huge_pages_are_a_pool_of_their_own() {
+        let directory = tempfile::tempdir().unwrap();
+        host(directory.path());
+        let status = directory.path().join("status");
+        let nodes = read_nodes(directory.path(), &status, Some(ByteSize::mib(2))).unwrap();
+        let free: Vec<_> = nodes.iter().map(|node| (node.memory, node.free)).collect();
+        let pages = |count: u64| (ByteSize::mib(2 * count), ByteSize::mib(2 * count));
+        assert_eq!(free, [pages(0), pages(1)]);
     }
 
     #[test]
@@ -151,7 +189,7 @@ mod tests {
 
     #[test]
     fn this_host_has_a_node_with_cpus_and_memory() {
-        let nodes = nodes().unwrap();
+        let nodes = nodes(None).unwrap();
         let some = |node: &HostNode| !node.cpus.is_empty() && node.memory > ByteSize::mib(64);
         assert!(nodes.iter().any(some), "{nodes:?}");
     }

@@ -29,7 +29,9 @@ pub(super) fn pinning(config: &VmConfig) -> Result<Pinning, Failure> {
             nodes: Vec::new(),
         });
     }
-    let nodes = numa::nodes();
+    let pages = config.memory.hugepages;
+    let pages = pages.then(accelerator::default_hugepage_size).transpose()?;
+    let nodes = numa::nodes(pages);
     let nodes = nodes.map_err(|error| about("enableNumaCtlPinning", error.into()))?;
     let found = near_memory(&config.cpu, config.memory.size, &config.id, &nodes);
     found.map_err(|why| {
