@@ -82,10 +82,12 @@ fn between(from: Place, to: Place, v4: bool) -> (IpAddr, IpAddr) {
     (from.address(v4), to.address(v4))
 }
 
-/// A port, or identifier, that this pair of addresses has not used for thousands of packets.
+/// A port, or identifier, that no flow of 240 rounds has used before: a kernel that tracks connections remembers
+/// those of days. Of two neighbours one is low and one high, and a round has fewer than 200 flows.
 fn source_port(round: usize, n: usize) -> u16 {
     let low = (round + n).is_multiple_of(2);
-    let number = u16::try_from((round * 200 + n) % 24_000).unwrap();
+    assert!(n < 200, "the next round's");
+    let number = u16::try_from((round * 100 + n / 2) % 24_000).unwrap();
     if low { 2000 + number } else { 40_000 + number }
 }
 
