@@ -13,7 +13,7 @@ use crate::outcome::{Outcome, data, now};
 #[napi]
 pub async fn host_nodes() -> Outcome {
     data(async {
-        let nodes = numa::nodes()?.into_iter();
+        let nodes = numa::nodes(None)?.into_iter();
         let told = nodes.map(|node| json!({ "id": node.id, "cpus": node.cpus }));
         Ok(told.collect::<Vec<Value>>())
     })
