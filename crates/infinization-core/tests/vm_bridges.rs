@@ -7,6 +7,10 @@ mod firewall;
 mod kit;
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -379,6 +383,91 @@ fn f24_who_was_taken_off_a_bridge_that_is_younger_is_left_by_the_next_process_to
         is_quiet(&mut events).await;
         assert!(!is_on(&host, "f24-10", "testbr0").await);
         delete(&manager, "f24-10").await;
+        host.is_clean().await;
+    });
+}
+
+/// Holds up whoever reads this file: it is a pipe until he is let go on.
+struct Gate {
+    file: PathBuf,
+    kept: PathBuf,
+    content: Vec<u8>,
+}
+
+impl Gate {
+    fn close(file: PathBuf) -> Self {
+        let kept = file.with_extension("kept");
+        let content = fs::read(&file).unwrap();
+        fs::rename(&file, &kept).unwrap();
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        Self {
+            file,
+            kept,
+            content,
+        }
+    }
+
+    /// Waits for a reader; further ones read the file.
+    async fn reached(&self) -> fs::File {
+        let open = || {
+            let mut options = fs::File::options();
+            // Refused for as long as nobody reads.
+            options.write(true).custom_flags(libc::O_NONBLOCK);
+            options.open(&self.file)
+        };
+        let comes = async {
+            loop {
+                match open() {
+                    Ok(writer) => return writer,
+                    Err(_) => sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        let writer = timeout(PATIENCE, comes).await.unwrap();
+        fs::rename(&self.kept, &self.file).unwrap();
+        writer
+    }
+}
+
+/// Whether its TAP leads to its chains.
+fn is_open(vm_id: &str) -> bool {
+    let tap = format!("\"{}\"", names(vm_id).tap);
+    ["from_vm", "to_vm"].iter().any(|map| {
+        let listed = run(&format!("nft list map bridge infinization {map}"));
+        listed.contains(&tap)
+    })
+}
+
+#[test]
+fn f24_whoever_is_stopped_while_he_is_to_join_is_not_opened_again() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = Arc::new(host.manager().await);
+        create(&host, &manager, "f24-11", 5900).await;
+        let mut events = manager.subscribe();
+        delete_bridge("testbr0");
+        told(&mut events, 1).await;
+        let gate = Gate::close(host.state_dir().join("vms/f24-11/spec.json"));
+        run("ip link add other0 type bridge");
+        run("ip addr add 10.180.0.1/24 dev other0");
+        run("ip link set other0 name testbr0");
+        let mut reader = gate.reached().await;
+
+        assert!(is_open("f24-11"));
+        let stopping = Arc::clone(&manager);
+        let stop = async move { stopping.stop_vm("f24-11".into(), forced(), never()).await };
+        let stop = tokio::spawn(stop);
+        let closes = async {
+            while is_open("f24-11") {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, closes).await.unwrap();
+        reader.write_all(&gate.content).unwrap();
+        drop(reader);
+        stop.await.unwrap().unwrap();
+        assert!(!is_open("f24-11"));
+        delete(&manager, "f24-11").await;
         host.is_clean().await;
     });
 }

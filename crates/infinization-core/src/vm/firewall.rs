@@ -138,21 +138,29 @@ impl VmContext {
     }
 
     /// Has the running VM guard the addresses of bridges that its TAP is about to join. Bridges that have none yet
-    /// will most likely have the same as before, which are guarded.
-    pub(super) async fn guard_before_joining(&self, bridges: &[&LinkName]) -> Result<(), Failure> {
+    /// will most likely have the same as before, which are guarded. False when it no longer `stays`: whoever takes its
+    /// rules away says so before he lines up for it, and what came after him would be nobody's.
+    pub(super) async fn guard_before_joining(
+        &self,
+        bridges: &[&LinkName],
+        stays: impl Fn() -> bool,
+    ) -> Result<bool, Failure> {
         let Services { links, nft, .. } = self.services.as_ref();
         let addresses = bridge::addresses_beside(links, &self.names.tap, bridges).await?;
         let addresses: Vec<_> = addresses.into_iter().flatten().map(Network::from).collect();
         if addresses.iter().all(Network::is_link_local) {
-            return Ok(());
+            return Ok(true);
         }
         let moment = nft.moment();
         let compiled = self.guarding(addresses).await?;
         let place = nft.line_up(&compiled.ruleset.names);
         place.reached().await;
+        if !stays() {
+            return Ok(false);
+        }
         let compiled = nft.with_newest_rules(&compiled, moment);
         nft.ensure_vm_if_changed(&compiled).await?;
-        Ok(())
+        Ok(true)
     }
 
     /// The launch is over: has the rules loaded again if the addresses of the VM or its bridge have changed since

@@ -98,8 +98,9 @@ impl Port {
             return Ok(false);
         }
         let bridges = [bridge, &self.bridge];
-        self.context.guard_before_joining(&bridges).await?;
-        if !self.is_alive() {
+        let stays = || self.is_alive();
+        let guarded = self.context.guard_before_joining(&bridges, stays).await?;
+        if !guarded || !self.is_alive() {
             return Ok(false);
         }
         let links = &self.context.services.links;
