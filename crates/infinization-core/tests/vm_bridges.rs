@@ -287,6 +287,10 @@ fn f24_a_process_that_was_away_finds_out_and_puts_back() {
         manager.initialize().await.unwrap();
         let lost = all(&["f24-5"], "bridge-gone testbr0");
         assert_eq!(told(&mut events, 1).await, lost);
+        // There is nobody to ask for the addresses that its rules guard.
+        let none = manager.set_firewall_rules("f24-5".into(), json!([]));
+        none.await.unwrap();
+        guards("f24-5", "10.177.200.1", true).await;
         manager.shutdown().await.unwrap();
 
         // It is there again.
@@ -336,6 +340,9 @@ fn f24_who_was_taken_off_a_bridge_or_moved_is_left_where_he_is() {
         run("ip link add otherbr0 type bridge");
         assert_eq!(told(&mut events, 1).await, all(&["f24-6"], "none"));
         assert!(is_on(&host, "f24-6", "otherbr0").await);
+        // It has no address yet, but most likely gets the one it had.
+        guards("f24-6", "10.181.0.1", true).await;
+        guards("f24-6", "10.177.200.1", true).await;
 
         // A bridge that is renamed keeps its ports.
         run(&format!("ip link set {tap} master testbr0"));

@@ -97,10 +97,11 @@ impl Port {
         if !self.is_alive() {
             return Ok(false);
         }
-        let bridges = [bridge, &self.bridge];
         let stays = || self.is_alive();
-        let guarded = self.context.guard_before_joining(&bridges, stays).await?;
-        if !guarded || !self.is_alive() {
+        let guarding = self
+            .context
+            .guard_before_joining(bridge, &self.bridge, stays);
+        if !guarding.await? || !self.is_alive() {
             return Ok(false);
         }
         let links = &self.context.services.links;
