@@ -27,6 +27,7 @@ use kit::faults::start;
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, forced, journal_of, never, next_event,
 };
+use kit::switch::{Mode, Switch};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -475,6 +476,72 @@ fn f24_whoever_is_stopped_while_he_is_to_join_is_not_opened_again() {
         stop.await.unwrap().unwrap();
         assert!(!is_open("f24-11"));
         delete(&manager, "f24-11").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f24_nobody_waits_for_the_rules_of_another() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "f24-12", 5900).await;
+        create(&host, &manager, "f24-13", 5901).await;
+        let mut events = manager.subscribe();
+        delete_bridge("testbr0");
+        told(&mut events, 2).await;
+        let gate = Gate::close(host.state_dir().join("vms/f24-12/spec.json"));
+        run("ip link add other0 type bridge");
+        run("ip addr add 10.180.0.1/24 dev other0");
+        run("ip link set other0 name testbr0");
+        let mut reader = gate.reached().await;
+
+        // What is heard meanwhile counts, too.
+        let other = ["f24-13"];
+        let lost = "bridge-gone testbr0";
+        assert_eq!(told(&mut events, 1).await, all(&other, "none"));
+        assert!(is_on(&host, "f24-13", "testbr0").await);
+        delete_bridge("testbr0");
+        assert_eq!(told(&mut events, 1).await, all(&other, lost));
+        host.build_bridge().await;
+        assert_eq!(told(&mut events, 1).await, all(&other, "none"));
+
+        reader.write_all(&gate.content).unwrap();
+        drop(reader);
+        assert_eq!(told(&mut events, 1).await, all(&["f24-12"], "none"));
+        assert!(is_on(&host, "f24-12", "testbr0").await);
+        guards("f24-12", "10.177.200.1", true).await;
+        guards("f24-12", "10.180.0.1", false).await;
+        for vm_id in ["f24-12", "f24-13"] {
+            delete(&manager, vm_id).await;
+        }
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f24_what_an_earlier_process_has_guarded_needs_no_database_to_join() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "f24-14", 5900).await;
+        manager.shutdown().await.unwrap();
+        delete_bridge("testbr0");
+
+        let switch = Switch::new();
+        switch.turn(Mode::Down);
+        let manager = Manager::with_wrappers(host.settings(), None, Some(switch.wrapper()));
+        let mut events = manager.subscribe();
+        manager.initialize().await.unwrap();
+        let lost = all(&["f24-14"], "bridge-gone testbr0");
+        assert_eq!(told(&mut events, 1).await, lost);
+        host.build_bridge().await;
+        assert_eq!(told(&mut events, 1).await, all(&["f24-14"], "none"));
+        assert!(is_on(&host, "f24-14", "testbr0").await);
+        guards("f24-14", "10.177.200.1", true).await;
+        switch.turn(Mode::Up);
+        next_event(&mut events, "database-restored").await;
+        delete(&manager, "f24-14").await;
         host.is_clean().await;
     });
 }

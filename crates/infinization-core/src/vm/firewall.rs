@@ -140,6 +140,14 @@ impl VmContext {
         loaded.unwrap_or_else(|| self.ledger.guarded())
     }
 
+    /// Whether an earlier process has noted that its rules guard these. The database need not be asked then, which may be
+    /// away; whatever became of the rules since, they are loaded again.
+    fn are_guarded(&self, addresses: &[Network]) -> bool {
+        let guarded = self.ledger.guarded();
+        let mut chosen = addresses.iter().filter(|it| !it.is_link_local());
+        chosen.all(|network| guarded.contains(network))
+    }
+
     /// For the next process, which may find no bridge to ask.
     fn note_guarded(&self) {
         if let Err(error) = self.ledger.guards(self.guarded_now()) {
@@ -158,6 +166,9 @@ impl VmContext {
         let nft = &self.services.nft;
         let addresses = self.to_guard_on(joined, own).await?;
         if addresses.iter().all(Network::is_link_local) {
+            return Ok(true);
+        }
+        if nft.loaded(&ChainNames::of(&self.vm_id)).is_none() && self.are_guarded(&addresses) {
             return Ok(true);
         }
         let moment = nft.moment();

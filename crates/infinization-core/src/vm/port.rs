@@ -19,7 +19,7 @@ use crate::error::Failure;
 use crate::types::{LinkName, VmId};
 
 /// The TAP of a VM that had a QEMU when it was asked for. It is no handle: the VM's task may end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Port {
     context: Arc<VmContext>,
     view: watch::Receiver<View>,
