@@ -3154,10 +3154,13 @@ export interface HealthMonitorEvents {
   'firewall-repaired': [event: FirewallRepairedEvent]
   /** By `initialize()`: chains of no machine this instance knows, which are left alone. */
   'firewall-orphans': [event: { chains: string[]; timestamp: Date }]
-  /** A virtual network's dnsmasq has ended, or could not be started again; it is tried again. */
+  /**
+   * A virtual network's dnsmasq has ended, or something of a network that stays up could not be set up; it is
+   * tried again.
+   */
   'network-failed': [event: { network: string; error: string; timestamp: Date }]
-  /** It runs again, with the leases there were. */
-  'network-restarted': [event: { network: string; restarts: number; pid: number; timestamp: Date }]
+  /** It is whole again, with the leases there were. `pid` is its dnsmasq's, if it has one. */
+  'network-restarted': [event: { network: string; restarts: number; pid?: number; timestamp: Date }]
   /**
    * A cycle, the look at one machine, or a repair failed; it is tried again. Never thrown: without a listener
    * it is a process warning.

@@ -7,6 +7,10 @@ mod firewall;
 mod kit;
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +27,7 @@ use kit::faults::start;
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, forced, journal_of, never, next_event,
 };
+use kit::switch::{Mode, Switch};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -283,6 +288,10 @@ fn f24_a_process_that_was_away_finds_out_and_puts_back() {
         manager.initialize().await.unwrap();
         let lost = all(&["f24-5"], "bridge-gone testbr0");
         assert_eq!(told(&mut events, 1).await, lost);
+        // There is nobody to ask for the addresses that its rules guard.
+        let none = manager.set_firewall_rules("f24-5".into(), json!([]));
+        none.await.unwrap();
+        guards("f24-5", "10.177.200.1", true).await;
         manager.shutdown().await.unwrap();
 
         // It is there again.
@@ -332,6 +341,9 @@ fn f24_who_was_taken_off_a_bridge_or_moved_is_left_where_he_is() {
         run("ip link add otherbr0 type bridge");
         assert_eq!(told(&mut events, 1).await, all(&["f24-6"], "none"));
         assert!(is_on(&host, "f24-6", "otherbr0").await);
+        // It has no address yet, but most likely gets the one it had.
+        guards("f24-6", "10.181.0.1", true).await;
+        guards("f24-6", "10.177.200.1", true).await;
 
         // A bridge that is renamed keeps its ports.
         run(&format!("ip link set {tap} master testbr0"));
@@ -379,6 +391,157 @@ fn f24_who_was_taken_off_a_bridge_that_is_younger_is_left_by_the_next_process_to
         is_quiet(&mut events).await;
         assert!(!is_on(&host, "f24-10", "testbr0").await);
         delete(&manager, "f24-10").await;
+        host.is_clean().await;
+    });
+}
+
+/// Holds up whoever reads this file: it is a pipe until he is let go on.
+struct Gate {
+    file: PathBuf,
+    kept: PathBuf,
+    content: Vec<u8>,
+}
+
+impl Gate {
+    fn close(file: PathBuf) -> Self {
+        let kept = file.with_extension("kept");
+        let content = fs::read(&file).unwrap();
+        fs::rename(&file, &kept).unwrap();
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        Self {
+            file,
+            kept,
+            content,
+        }
+    }
+
+    /// Waits for a reader; further ones read the file.
+    async fn reached(&self) -> fs::File {
+        let open = || {
+            let mut options = fs::File::options();
+            // Refused for as long as nobody reads.
+            options.write(true).custom_flags(libc::O_NONBLOCK);
+            options.open(&self.file)
+        };
+        let comes = async {
+            loop {
+                match open() {
+                    Ok(writer) => return writer,
+                    Err(_) => sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        let writer = timeout(PATIENCE, comes).await.unwrap();
+        fs::rename(&self.kept, &self.file).unwrap();
+        writer
+    }
+}
+
+/// Whether its TAP leads to its chains.
+fn is_open(vm_id: &str) -> bool {
+    let tap = format!("\"{}\"", names(vm_id).tap);
+    ["from_vm", "to_vm"].iter().any(|map| {
+        let listed = run(&format!("nft list map bridge infinization {map}"));
+        listed.contains(&tap)
+    })
+}
+
+#[test]
+fn f24_whoever_is_stopped_while_he_is_to_join_is_not_opened_again() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = Arc::new(host.manager().await);
+        create(&host, &manager, "f24-11", 5900).await;
+        let mut events = manager.subscribe();
+        delete_bridge("testbr0");
+        told(&mut events, 1).await;
+        let gate = Gate::close(host.state_dir().join("vms/f24-11/spec.json"));
+        run("ip link add other0 type bridge");
+        run("ip addr add 10.180.0.1/24 dev other0");
+        run("ip link set other0 name testbr0");
+        let mut reader = gate.reached().await;
+
+        assert!(is_open("f24-11"));
+        let stopping = Arc::clone(&manager);
+        let stop = async move { stopping.stop_vm("f24-11".into(), forced(), never()).await };
+        let stop = tokio::spawn(stop);
+        let closes = async {
+            while is_open("f24-11") {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, closes).await.unwrap();
+        reader.write_all(&gate.content).unwrap();
+        drop(reader);
+        stop.await.unwrap().unwrap();
+        assert!(!is_open("f24-11"));
+        delete(&manager, "f24-11").await;
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f24_nobody_waits_for_the_rules_of_another() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "f24-12", 5900).await;
+        create(&host, &manager, "f24-13", 5901).await;
+        let mut events = manager.subscribe();
+        delete_bridge("testbr0");
+        told(&mut events, 2).await;
+        let gate = Gate::close(host.state_dir().join("vms/f24-12/spec.json"));
+        run("ip link add other0 type bridge");
+        run("ip addr add 10.180.0.1/24 dev other0");
+        run("ip link set other0 name testbr0");
+        let mut reader = gate.reached().await;
+
+        // What is heard meanwhile counts, too.
+        let other = ["f24-13"];
+        let lost = "bridge-gone testbr0";
+        assert_eq!(told(&mut events, 1).await, all(&other, "none"));
+        assert!(is_on(&host, "f24-13", "testbr0").await);
+        delete_bridge("testbr0");
+        assert_eq!(told(&mut events, 1).await, all(&other, lost));
+        host.build_bridge().await;
+        assert_eq!(told(&mut events, 1).await, all(&other, "none"));
+
+        reader.write_all(&gate.content).unwrap();
+        drop(reader);
+        assert_eq!(told(&mut events, 1).await, all(&["f24-12"], "none"));
+        assert!(is_on(&host, "f24-12", "testbr0").await);
+        guards("f24-12", "10.177.200.1", true).await;
+        guards("f24-12", "10.180.0.1", false).await;
+        for vm_id in ["f24-12", "f24-13"] {
+            delete(&manager, vm_id).await;
+        }
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f24_what_an_earlier_process_has_guarded_needs_no_database_to_join() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        create(&host, &manager, "f24-14", 5900).await;
+        manager.shutdown().await.unwrap();
+        delete_bridge("testbr0");
+
+        let switch = Switch::new();
+        switch.turn(Mode::Down);
+        let manager = Manager::with_wrappers(host.settings(), None, Some(switch.wrapper()));
+        let mut events = manager.subscribe();
+        manager.initialize().await.unwrap();
+        let lost = all(&["f24-14"], "bridge-gone testbr0");
+        assert_eq!(told(&mut events, 1).await, lost);
+        host.build_bridge().await;
+        assert_eq!(told(&mut events, 1).await, all(&["f24-14"], "none"));
+        assert!(is_on(&host, "f24-14", "testbr0").await);
+        guards("f24-14", "10.177.200.1", true).await;
+        switch.turn(Mode::Up);
+        next_event(&mut events, "database-restored").await;
+        delete(&manager, "f24-14").await;
         host.is_clean().await;
     });
 }

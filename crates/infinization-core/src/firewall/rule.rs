@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Coded, ErrorCode};
 
 /// What a rule does with a packet it matches.
@@ -96,7 +98,7 @@ pub enum Protocol {
 
 /// An address and how many of its leading bits count. Bits beyond the prefix are as the user wrote
 /// them; they are cleared where the network is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Network {
     /// The address as written.
     pub address: IpAddr,

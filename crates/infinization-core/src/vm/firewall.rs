@@ -46,6 +46,7 @@ impl Machine {
             context.put_back(store, &record).await;
             return Err(Failure::from(error).of_vm(&context.vm_id));
         }
+        context.note_guarded();
         Ok(OperationResult::done(&context.vm_id, "firewall rules set"))
     }
 
@@ -94,6 +95,7 @@ impl Machine {
         if nft.ensure_vm_if_changed(&compiled).await? {
             tracing::info!(vm = %context.vm_id, "its firewall rules were loaded again");
         }
+        context.note_guarded();
         Ok(())
     }
 }
@@ -131,33 +133,83 @@ impl VmContext {
         })
     }
 
-    /// The addresses that the rules guard which this process has loaded.
+    /// The addresses that the rules guard: those this process has loaded, or else an earlier one, which has noted them.
     fn guarded_now(&self) -> Vec<Network> {
         let loaded = self.services.nft.loaded(&ChainNames::of(&self.vm_id));
-        loaded.map_or_else(Vec::new, |loaded| loaded.bridge_addresses.clone())
+        let loaded = loaded.map(|loaded| loaded.bridge_addresses.clone());
+        loaded.unwrap_or_else(|| self.ledger.guarded())
     }
 
-    /// Has the running VM guard the addresses of bridges that its TAP is about to join. Bridges that have none yet
-    /// will most likely have the same as before, which are guarded.
-    pub(super) async fn guard_before_joining(&self, bridges: &[&LinkName]) -> Result<(), Failure> {
-        let Services { links, nft, .. } = self.services.as_ref();
-        let addresses = bridge::addresses_beside(links, &self.names.tap, bridges).await?;
-        let addresses: Vec<_> = addresses.into_iter().flatten().map(Network::from).collect();
+    /// Whether an earlier process has noted that its rules guard these. The database need not be asked then, which may be
+    /// away; whatever became of the rules since, they are loaded again.
+    fn are_guarded(&self, addresses: &[Network]) -> bool {
+        let guarded = self.ledger.guarded();
+        let mut chosen = addresses.iter().filter(|it| !it.is_link_local());
+        chosen.all(|network| guarded.contains(network))
+    }
+
+    /// For the next process, which may find no bridge to ask.
+    fn note_guarded(&self) {
+        if let Err(error) = self.ledger.guards(self.guarded_now()) {
+            tracing::warn!(vm = %self.vm_id, %error, "the ledger could not be written");
+        }
+    }
+
+    /// Has the running VM guard the addresses of the bridge that its TAP is about to join, and of its own. False when it no longer `stays`: whoever takes its
+    /// rules away says so before he lines up for it, and what came after him would be nobody's.
+    pub(super) async fn guard_before_joining(
+        &self,
+        joined: &LinkName,
+        own: &LinkName,
+        stays: impl Fn() -> bool,
+    ) -> Result<bool, Failure> {
+        let nft = &self.services.nft;
+        let addresses = self.to_guard_on(joined, own).await?;
         if addresses.iter().all(Network::is_link_local) {
-            return Ok(());
+            return Ok(true);
+        }
+        if nft.loaded(&ChainNames::of(&self.vm_id)).is_none() && self.are_guarded(&addresses) {
+            return Ok(true);
         }
         let moment = nft.moment();
         let compiled = self.guarding(addresses).await?;
         let place = nft.line_up(&compiled.ruleset.names);
         place.reached().await;
+        if !stays() {
+            return Ok(false);
+        }
         let compiled = nft.with_newest_rules(&compiled, moment);
         nft.ensure_vm_if_changed(&compiled).await?;
-        Ok(())
+        self.note_guarded();
+        Ok(true)
+    }
+
+    /// The addresses of the bridge that is about to be joined, and of the VM's own. As long as the former has none, it
+    /// will most likely get those it had, which are guarded now.
+    async fn to_guard_on(
+        &self,
+        joined: &LinkName,
+        own: &LinkName,
+    ) -> Result<Vec<Network>, Failure> {
+        let of = async |bridge| {
+            let Services { links, .. } = self.services.as_ref();
+            let found = bridge::addresses_beside(links, &self.names.tap, &[bridge]).await;
+            found.map(|found| found.into_iter().flatten().map(Network::from))
+        };
+        let mut all: Vec<Network> = of(joined).await?.collect();
+        if all.iter().all(Network::is_link_local) {
+            all.extend(self.guarded_now());
+        }
+        all.extend(of(own).await?);
+        let mut seen = HashSet::new();
+        all.retain(|network| seen.insert(*network));
+        Ok(all)
     }
 
     /// The launch is over: has the rules loaded again if the addresses of the VM or its bridge have changed since
     /// `launched` was compiled.
     pub(super) async fn look_at_addresses(&self, network: &NetworkConfig, launched: &Compiled) {
+        self.note_guarded();
         let chosen = |all: &[Network]| -> HashSet<(IpAddr, u8)> {
             let chosen = all.iter().filter(|it| !it.is_link_local());
             chosen.map(|it| (it.address, it.prefix)).collect()

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::action::Release;
 use super::outcome::EndCause;
 use super::plan::{Lifetime, Operation, Undo};
+use crate::firewall::Network;
 use crate::host::process::ProcessId;
 use crate::host::state_file::{self, Durability, StateFileError};
 use crate::types::{FirewallDefaultAction, HostPath, LinkName};
@@ -53,6 +54,9 @@ pub struct Lived {
     /// Where its TAP was seen last; none before that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seat: Option<Seat>,
+    /// The addresses its rules guard, of which nobody else knows while its bridge is not there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guarded: Vec<Network>,
 }
 
 /// The bridge a TAP was last seen on.
@@ -231,6 +235,22 @@ impl Ledger {
         self.change(|contents| {
             if let Some(lived) = &mut contents.lived {
                 lived.seat = Some(seat.clone());
+            }
+        })
+    }
+
+    /// The addresses that the rules of the process that runs guard, as was noted last.
+    pub fn guarded(&self) -> Vec<Network> {
+        let contents = self.lock();
+        let lived = contents.lived.as_ref();
+        lived.map_or_else(Vec::new, |lived| lived.guarded.clone())
+    }
+
+    /// Notes which addresses the rules of the process that runs guard, if one does.
+    pub fn guards(&self, addresses: Vec<Network>) -> Result<(), StateFileError> {
+        self.change(|contents| {
+            if let Some(lived) = &mut contents.lived {
+                lived.guarded = addresses;
             }
         })
     }

@@ -19,7 +19,7 @@ use crate::error::Failure;
 use crate::types::{LinkName, VmId};
 
 /// The TAP of a VM that had a QEMU when it was asked for. It is no handle: the VM's task may end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Port {
     context: Arc<VmContext>,
     view: watch::Receiver<View>,
@@ -97,9 +97,11 @@ impl Port {
         if !self.is_alive() {
             return Ok(false);
         }
-        let bridges = [bridge, &self.bridge];
-        self.context.guard_before_joining(&bridges).await?;
-        if !self.is_alive() {
+        let stays = || self.is_alive();
+        let guarding = self
+            .context
+            .guard_before_joining(bridge, &self.bridge, stays);
+        if !guarding.await? || !self.is_alive() {
             return Ok(false);
         }
         let links = &self.context.services.links;

@@ -114,6 +114,39 @@ fn a_network_that_machines_have_joined_is_looked_after_though_its_start_has_fail
 }
 
 #[test]
+fn a_network_that_machines_have_joined_is_made_whole_whatever_its_making_failed_at() {
+    in_private_network(|| async {
+        let lab = Lab::new().await;
+        let manager = lab.0.manager().await;
+        run("ip link add anybr0 type bridge");
+        let any = Guest::plug("anybr0", "eth-any", "52:54:00:20:00:01", &[]);
+        // A chain of its name that is no base chain is in the way of masquerading, which comes before dnsmasq.
+        run("nft add table ip infinibay_nat");
+        run("nft add chain ip infinibay_nat postrouting");
+        let links = lab.0.links.clone();
+        let watch = links.watch().unwrap();
+        let joined = tokio::spawn(joins_as_soon_as_it_is_there(watch, links));
+        let config = json!({ "name": "lab", "subnet": "10.20.0.0/24", "bridge": "br-lab" });
+        let error = refused(&manager, config).await;
+        assert_eq!(error.code(), ErrorCode::NftCommandFailed, "{error}");
+        joined.await.unwrap();
+        assert_eq!(manager.network("lab").unwrap()["state"], "failed");
+        run("nft delete chain ip infinibay_nat postrouting");
+        eventually("it is whole", async || {
+            manager.network("lab").unwrap()["state"] == "active"
+        })
+        .await;
+        assert!(ruleset().contains("masquerade") && ruleset().contains("infinization_net_"));
+        assert!(lease(&any, lab.0.path()).is_some());
+        run("ip link del eth-any");
+        run("ip link del anybr0");
+        manager.remove_network("lab").await.unwrap();
+        lab.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}
+
+#[test]
 fn leases_that_cannot_be_watched_are_told() {
     in_private_network(|| async {
         let lab = Lab::new().await;

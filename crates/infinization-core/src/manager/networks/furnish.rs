@@ -31,24 +31,44 @@ impl Networks {
                 Err(error)
             }
             Ok(Some(_)) => self.furnish(network).await,
-            Ok(None) => {
-                let outcome = self.furnish(network).await;
-                if outcome.is_err() {
-                    self.undo_unused(network).await;
-                }
-                outcome
-            }
+            Ok(None) => match self.furnish(network).await {
+                Err(error) => self.undo_unused(network, error).await,
+                Ok(()) => Ok(()),
+            },
         };
         network.status().error = outcome.as_ref().err().map(ToString::to_string);
         outcome
     }
 
     async fn furnish(self: &Arc<Self>, network: &Arc<Network>) -> Result<(), Failure> {
-        let config = network.config();
         self.ensure_bridge(network).await?;
         network.status().up = true;
         // Machines may be on it already: whatever else fails, they are held to their addresses.
         let pinned = self.start_pinning(network).await;
+        // Whoever looks after it as it was does so no longer.
+        drop(network.status().watch.take());
+        let served = self.complete(network).await;
+        // Where that failed and the network stays all the same, it is tried again.
+        let process = served.as_ref().ok().cloned().flatten();
+        if served.is_err() || process.is_some() {
+            self.look_after(network, process);
+        }
+        served.map(drop).and(pinned)
+    }
+
+    /// As [`Networks::furnish`], for who looks after it.
+    pub(super) async fn furnish_again(
+        &self,
+        network: &Network,
+    ) -> Result<Option<ProcessHandle>, Failure> {
+        self.ensure_bridge(network).await?;
+        network.status().up = true;
+        self.complete(network).await
+    }
+
+    /// All that a network is beside its bridge. Answers its dnsmasq, if it is to have one.
+    async fn complete(&self, network: &Network) -> Result<Option<ProcessHandle>, Failure> {
+        let config = network.config();
         self.load_guard().await?;
         self.open_bridge(network).await?;
         match config.mode {
@@ -59,19 +79,10 @@ impl Networks {
             }
             NetworkMode::Isolated => self.nft.stop_masquerading(&config.bridge).await?,
         }
-        self.furnish_addresses(network).await.and(pinned)
-    }
-
-    /// Whoever looks after dnsmasq as it was does so no longer.
-    async fn furnish_addresses(self: &Arc<Self>, network: &Arc<Network>) -> Result<(), Failure> {
-        drop(network.status().watch.take());
-        if !network.is_served() {
-            return self.stop_serving(network).await;
+        if network.is_served() {
+            return self.serve(network).await.map(Some);
         }
-        let served = self.serve(network).await;
-        // Where it did not start and the network stays all the same, it is tried again.
-        self.look_after(network, served.as_ref().ok().cloned());
-        served.map(drop)
+        self.stop_serving(network).await.map(|()| None)
     }
 
     async fn stop_serving(&self, network: &Network) -> Result<(), Failure> {
@@ -154,23 +165,24 @@ impl Networks {
     }
 
     /// A network that machines are on stays as far as it could be set up, and is looked after: without it they were
-    /// cut off. TAPs join a bridge of its name as soon as there is one.
-    async fn undo_unused(self: &Arc<Self>, network: &Arc<Network>) {
+    /// cut off. TAPs join a bridge of its name as soon as there is one. Answers what is wrong with it then.
+    async fn undo_unused(
+        self: &Arc<Self>,
+        network: &Arc<Network>,
+        failure: Failure,
+    ) -> Result<(), Failure> {
         if matches!(&self.refuse_ports(network).await, Err(error) if is_in_use(error)) {
             tracing::warn!(network = %network.name, "machines are on it: it is not undone");
-            return;
+            return Err(failure);
         }
         match self.take_down(network).await {
-            Err(error) if is_in_use(&error) => {
-                if let Err(error) = self.furnish(network).await {
-                    tracing::error!(network = %network.name, %error, "it is in use, and not whole");
-                }
-            }
+            Err(error) if is_in_use(&error) => return self.furnish(network).await,
             Err(error) => {
                 tracing::error!(network = %network.name, %error, "it could not be undone");
             }
             Ok(()) => {}
         }
+        Err(failure)
     }
 
     /// Takes it down as far as it is there; what fails keeps nothing else from going, and is told then.

@@ -27,7 +27,7 @@ const WELL: Duration = Duration::from_secs(60);
 const BREATH: Duration = Duration::from_millis(200);
 
 impl Networks {
-    /// Has dnsmasq started again when it ends, or has not started. The caller holds the network's turn.
+    /// Has dnsmasq started again when it ends; without one, the network is not whole, and is furnished again. The caller holds the network's turn.
     pub(super) fn look_after(
         self: &Arc<Self>,
         network: &Arc<Network>,
@@ -35,7 +35,9 @@ impl Networks {
     ) {
         let ending = self.closing.child_token();
         let mut status = network.status();
-        status.process.clone_from(&process);
+        if process.is_some() {
+            status.process.clone_from(&process);
+        }
         status.watch = Some(ending.clone().drop_guard());
         drop(status);
         let (networks, network) = (Arc::downgrade(self), Arc::clone(network));
@@ -72,31 +74,37 @@ impl Networks {
         self.events.publish(Source::HealthMonitor, kind, None, data);
     }
 
-    /// Starts dnsmasq again, unless somebody takes the network down.
-    async fn serve_again(
+    /// Starts dnsmasq again, or furnishes a network that is not whole, unless somebody takes it down.
+    async fn try_again(
         &self,
         network: &Network,
+        is_whole: bool,
         ending: &CancellationToken,
-    ) -> Option<Result<ProcessHandle, Failure>> {
+    ) -> Option<Result<Option<ProcessHandle>, Failure>> {
         let _turn = network.turn.lock().await;
         if ending.is_cancelled() {
             return None;
         }
-        Some(self.serve(network).await)
+        Some(if is_whole {
+            self.serve(network).await.map(Some)
+        } else {
+            self.furnish_again(network).await
+        })
     }
 
-    fn is_back(&self, network: &Network, process: &ProcessHandle) {
+    fn is_back(&self, network: &Network, process: Option<&ProcessHandle>) {
         let mut status = network.status();
-        (status.process, status.error) = (Some(process.clone()), None);
+        (status.process, status.error) = (process.cloned(), None);
         let restarts = status.restarts;
         drop(status);
-        tracing::info!(network = %network.name, "dnsmasq runs again");
-        let more = [("restarts", json!(restarts)), ("pid", json!(process.pid()))];
+        tracing::info!(network = %network.name, "it is whole again");
+        let mut more = vec![("restarts", json!(restarts))];
+        more.extend(process.map(|process| ("pid", json!(process.pid()))));
         self.tell("network-restarted", network, &more);
     }
 
     fn has_failed(&self, network: &Network, error: String) {
-        tracing::error!(network = %network.name, error, "dnsmasq does not run");
+        tracing::error!(network = %network.name, error, "it is not whole");
         self.tell("network-failed", network, &[("error", json!(error))]);
         network.status().error = Some(error);
     }
@@ -109,6 +117,7 @@ async fn supervise(
     mut running: Option<ProcessHandle>,
     ending: CancellationToken,
 ) -> Option<()> {
+    let mut is_whole = running.is_some();
     let mut pause = SOON;
     loop {
         if let Some(process) = running.take() {
@@ -124,10 +133,11 @@ async fn supervise(
         ending.run_until_cancelled(sleep(pause)).await?;
         pause = (pause * 2).min(LATEST);
         let of_all = networks.upgrade()?;
-        match of_all.serve_again(&network, &ending).await? {
+        match of_all.try_again(&network, is_whole, &ending).await? {
             Ok(process) => {
-                of_all.is_back(&network, &process);
-                running = Some(process);
+                of_all.is_back(&network, process.as_ref());
+                running = Some(process?);
+                is_whole = true;
             }
             Err(error) => of_all.has_failed(&network, error.to_string()),
         }

@@ -8,6 +8,7 @@
 //! Nothing runs here until the kernel tells of a link, or a machine has a QEMU. What counts is what the
 //! kernel then answers. Neighbours: [`standing`] decides, [`super::reload`] loads rules.
 
+mod joining;
 mod standing;
 
 use std::collections::{HashMap, HashSet};
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use self::joining::{Attempt, Joining};
 use self::standing::{Seats, Standing};
 use super::Open;
 use crate::error::Failure;
@@ -26,7 +28,7 @@ use crate::events::{Source, now_ms};
 use crate::firewall::{ChainNames, Network};
 use crate::host::bridge::{InterfaceAddress, all_addresses};
 use crate::host::link::{LinkError, LinkEvent, LinkWatch, Links};
-use crate::types::{LinkName, VmId, VmNames};
+use crate::types::{VmId, VmNames};
 use crate::vm::{Arrival, NetworkLoss, Port, VmHandle};
 
 /// Before the first try again of what failed.
@@ -45,6 +47,8 @@ struct Concerns {
     addresses: bool,
     /// Machines that were given a QEMU, or could not be put back.
     machines: HashSet<VmId>,
+    /// Bridges that have got machines back.
+    returned: HashSet<u32>,
 }
 
 impl Concerns {
@@ -71,6 +75,8 @@ struct Ports {
     outdated: HashSet<String>,
     /// Machines that could not be put back, which was told.
     failed: HashSet<VmId>,
+    /// Machines that are being put back.
+    joining: Joining,
     /// Before they are tried again.
     pause: Duration,
     /// When that is, whatever is heard meanwhile; none if there are none.
@@ -89,6 +95,7 @@ pub(super) async fn watch(open: Weak<Open>, mut arrived: UnboundedReceiver<Arriv
         addresses: None,
         outdated: HashSet::new(),
         failed: HashSet::new(),
+        joining: Joining::default(),
         pause: SOON,
         due: None,
     };
@@ -113,9 +120,8 @@ impl Ports {
     async fn listen(&mut self, arrived: &mut UnboundedReceiver<Arrival>) -> Result<(), Failure> {
         let mut watch = self.links.watch()?;
         let mut concerns = Concerns::everything();
-        while let Some(open) = self.open.upgrade() {
-            self.look(&open, &concerns).await?;
-            drop(open);
+        while let Some(running) = self.open.upgrade().map(|open| open.running()) {
+            self.look(&running, &concerns).await?;
             concerns = self.hear(&mut watch, arrived).await?;
         }
         Ok(())
@@ -131,10 +137,11 @@ impl Ports {
         tokio::select! {
             event = watch.next() => self.take_in(event?, &mut concerns),
             Some(arrival) = arrived.recv() => self.take_in_arrival(arrival, &mut concerns),
+            Some(attempt) = self.joining.next() => self.take_in_attempt(attempt, &mut concerns),
             () = sleep_until(self.due.unwrap_or_else(Instant::now)), if self.due.is_some() => {
                 self.due = None;
                 self.pause = (self.pause * 2).min(LATEST);
-                concerns.machines.extend(self.failed.iter().cloned());
+                concerns.machines.extend(self.waiting().cloned());
             }
         }
         while let Some(event) = watch.next().now_or_never() {
@@ -143,13 +150,17 @@ impl Ports {
         while let Ok(arrival) = arrived.try_recv() {
             self.take_in_arrival(arrival, &mut concerns);
         }
+        while let Some(attempt) = self.joining.try_next() {
+            self.take_in_attempt(attempt, &mut concerns);
+        }
         Ok(concerns)
     }
 
     fn take_in(&mut self, event: LinkEvent, concerns: &mut Concerns) {
         match event {
             LinkEvent::Changed(link) => {
-                if self.seats.changed(&link) {
+                let has_moved = self.seats.changed(&link);
+                if has_moved && !self.joining.has(&link.name) {
                     self.outdated.insert(link.name.clone());
                 }
                 concerns.links.insert(link.name);
@@ -173,25 +184,55 @@ impl Ports {
         };
     }
 
-    async fn look(&mut self, open: &Arc<Open>, concerns: &Concerns) -> Result<(), Failure> {
+    /// That it failed is told once.
+    fn take_in_attempt(&mut self, attempt: Attempt, concerns: &mut Concerns) {
+        let (port, bridge, index) = (attempt.port, attempt.bridge, attempt.index);
+        let vm_id = port.vm_id();
+        if attempt.was_heard_of {
+            concerns.machines.insert(vm_id.clone());
+        }
+        match attempt.outcome {
+            Ok(true) => {
+                tracing::info!(vm = %vm_id, %bridge, "its bridge is there again, and its TAP is on it");
+                self.failed.remove(vm_id);
+                self.seats.seated(port.tap(), index, &bridge);
+                port.is_on_network();
+                concerns.returned.insert(index);
+                concerns.machines.insert(vm_id.clone());
+            }
+            Ok(false) => {}
+            Err(error) if self.failed.insert(vm_id.clone()) => self.tell_failed(vm_id, &error),
+            Err(error) => tracing::debug!(vm = %vm_id, %error, "it is not back on its bridge yet"),
+        }
+    }
+
+    /// Machines that could not be put back, and are not being put back now.
+    fn waiting(&self) -> impl Iterator<Item = &VmId> {
+        let is_tried = |vm_id: &VmId| self.joining.has(VmNames::of(vm_id).tap.as_str());
+        self.failed.iter().filter(move |vm_id| !is_tried(vm_id))
+    }
+
+    /// The manager is not held meanwhile: its state directory is free as soon as it is shut down.
+    async fn look(&mut self, running: &[Port], concerns: &Concerns) -> Result<(), Failure> {
         if concerns.all {
             let moved = self.seats.learn(&self.links.list().await?);
-            self.outdated.extend(moved);
+            let moved = moved.into_iter().filter(|tap| !self.joining.has(tap));
+            self.outdated.extend(Vec::from_iter(moved));
         }
-        let running = open.running();
         let is_there = |vm_id: &VmId| running.iter().any(|port| port.vm_id() == vm_id);
         self.failed.retain(is_there);
-        let concerned: Vec<&Port> = running
+        let mut concerned: Vec<&Port> = running
             .iter()
             .filter(|port| self.is_concerned(port, concerns))
             .collect();
+        concerned.retain(|port| !self.joining.hears_of(port.tap()));
         for port in &concerned {
             if let Some(seat) = port.seat() {
                 self.seats.recall(port.tap(), seat);
             }
         }
         let astray = self.astray(&concerned).await?;
-        let returned = self.put_back(&astray).await?;
+        self.put_back(&astray).await?;
         for port in &concerned {
             if let Some(seat) = self.seats.of(port.tap()) {
                 port.sits_on(seat);
@@ -199,17 +240,23 @@ impl Ports {
         }
         if self.failed.is_empty() {
             (self.pause, self.due) = (SOON, None);
-        } else if self.due.is_none() {
+        } else if self.due.is_none() && self.waiting().next().is_some() {
             self.due = Some(Instant::now() + self.pause);
         }
-        if concerns.all || concerns.addresses || !returned.is_empty() {
-            let changed = self.read_addresses(&returned).await?;
-            open.guard_anew(running.iter().filter(|port| self.is_on(port, &changed)));
+        if concerns.all || concerns.addresses || !concerns.returned.is_empty() {
+            let changed = self.read_addresses(&concerns.returned).await?;
+            self.guard_anew(running.iter().filter(|port| self.is_on(port, &changed)));
         }
         let outdated = std::mem::take(&mut self.outdated);
         let is_outdated = |port: &&Port| outdated.contains(port.tap().as_str());
-        open.guard_anew(running.iter().filter(is_outdated));
+        self.guard_anew(running.iter().filter(is_outdated));
         Ok(())
+    }
+
+    fn guard_anew<'a>(&self, ports: impl Iterator<Item = &'a Port>) {
+        if let Some(open) = self.open.upgrade() {
+            open.guard_anew(ports);
+        }
     }
 
     fn is_concerned(&self, port: &Port, concerns: &Concerns) -> bool {
@@ -226,7 +273,7 @@ impl Ports {
         for port in ports {
             match self.links.find(port.tap()).await? {
                 Some(link) if link.master.is_some() => {
-                    if port.is_off_network() {
+                    if self.seats.changed(&link) || port.is_off_network() {
                         self.outdated.insert(link.name);
                     }
                     self.failed.remove(port.vm_id());
@@ -238,12 +285,10 @@ impl Ports {
         Ok(astray)
     }
 
-    /// Puts back whose bridge is there again, and tells what became of each. Answers the bridges that have
-    /// got machines back.
-    async fn put_back(&mut self, astray: &[&Port]) -> Result<HashSet<u32>, LinkError> {
-        let mut returned = HashSet::new();
+    /// Begins to put back whose bridge is there again, and tells where each stands.
+    async fn put_back(&mut self, astray: &[&Port]) -> Result<(), LinkError> {
         if astray.is_empty() {
-            return Ok(returned);
+            return Ok(());
         }
         let links = self.links.list().await?;
         for port in astray {
@@ -252,31 +297,11 @@ impl Ports {
                 Standing::Lost { reason, bridge } => port.is_lost(reason, &bridge),
                 Standing::Returns { bridge, index } => {
                     port.is_lost(NetworkLoss::BridgeGone, bridge.as_str());
-                    if self.rejoin(port, &bridge).await {
-                        self.seats.seated(port.tap(), index, &bridge);
-                        returned.insert(index);
-                    }
+                    self.joining.begin((*port).clone(), bridge, index);
                 }
             }
         }
-        Ok(returned)
-    }
-
-    /// Whether the machine is on the bridge again. That it failed is told once.
-    async fn rejoin(&mut self, port: &Port, bridge: &LinkName) -> bool {
-        let vm_id = port.vm_id();
-        match port.rejoin(bridge).await {
-            Ok(true) => {
-                tracing::info!(vm = %vm_id, %bridge, "its bridge is there again, and its TAP is on it");
-                self.failed.remove(vm_id);
-                port.is_on_network();
-                return true;
-            }
-            Ok(false) => {}
-            Err(error) if self.failed.insert(vm_id.clone()) => self.tell_failed(vm_id, &error),
-            Err(error) => tracing::debug!(vm = %vm_id, %error, "it is not back on its bridge yet"),
-        }
-        false
+        Ok(())
     }
 
     /// Reads all addresses. Answers the links whose addresses have changed, and which of `returned` have any:

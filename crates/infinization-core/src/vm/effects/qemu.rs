@@ -63,6 +63,7 @@ impl HostEffects {
             display_port: bench.display_port(),
             firewall_default_action: config.firewall.default_action,
             seat: None,
+            guarded: Vec::new(),
         };
         if let Err(error) = self.ledger.live(lived) {
             // Nobody could find it again: it must not stay.

@@ -24,6 +24,7 @@ fn lived(pid: i32) -> Lived {
         display_port: 5901,
         firewall_default_action: None,
         seat: None,
+        guarded: Vec::new(),
     }
 }
 
@@ -45,7 +46,7 @@ fn an_absent_file_is_an_empty_ledger() {
 #[test]
 fn every_change_survives_reopening() {
     type Change = (&'static str, fn(&Ledger));
-    let changes: [Change; 8] = [
+    let changes: [Change; 9] = [
         ("begin", |ledger| {
             ledger.begin(Operation::Start, 1234).unwrap();
         }),
@@ -65,6 +66,15 @@ fn every_change_survives_reopening() {
         ("sits on", |ledger| {
             let (index, name) = (9, "br0".to_owned());
             ledger.sits_on(&Seat { index, name }).unwrap();
+        }),
+        ("guards", |ledger| {
+            let address = "10.0.0.1".parse().unwrap();
+            let network = Network {
+                address,
+                prefix: 24,
+            };
+            ledger.guards(vec![network]).unwrap();
+            assert_eq!(ledger.guarded(), [network]);
         }),
         ("commit", |ledger| ledger.commit().unwrap()),
         ("died", |ledger| ledger.died().unwrap()),

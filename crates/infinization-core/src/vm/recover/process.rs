@@ -103,6 +103,7 @@ impl Machine {
             display_port: spec.display.port,
             firewall_default_action: spec.firewall.default_action,
             seat: None,
+            guarded: Vec::new(),
         };
         context.ledger.live(lived.clone())?;
         Ok(lived)
