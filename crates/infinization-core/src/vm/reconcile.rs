@@ -4,6 +4,7 @@
 //! Runs in the VM's own task, so that what was found is still so when it is written.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::machine::Machine;
 use super::outcome::EndCause;
@@ -66,13 +67,13 @@ impl Machine {
     /// Settles a row that was listed with a status between two others.
     pub(super) async fn reconcile(&mut self, listed: &str) -> Result<ReconcileResult, Failure> {
         let vm_id = self.context.vm_id.clone();
-        let recovered = self.recover().await?;
+        let recovered = self.recover_launch().await?;
         let action = match &recovered {
             Recovered::Skipped(why) => {
                 return Ok(ReconcileResult::skipped(vm_id.as_str(), listed, why));
             }
             Recovered::Alive if self.is_launching() => {
-                let why = "its monitor does not answer yet";
+                let why = "its launch cannot be finished yet";
                 return Ok(ReconcileResult::skipped(vm_id.as_str(), listed, why));
             }
             Recovered::Alive => ReconcileAction::PromotedRunning,
@@ -102,6 +103,18 @@ impl Machine {
         })
     }
 
+    /// [`Machine::recover`]; where it is still open how an interrupted launch ended, QEMU is asked once more.
+    async fn recover_launch(&mut self) -> Result<Recovered, Failure> {
+        let recovered = self.recover().await?;
+        if recovered == Recovered::Alive && self.is_launching() {
+            self.ask_and_follow(None, &Value::Null).await;
+            if self.live.is_none() {
+                return Ok(Recovered::Undone);
+            }
+        }
+        Ok(recovered)
+    }
+
     /// Whether it is still open how an interrupted launch ended.
     fn is_launching(&self) -> bool {
         let operation = self.context.ledger.contents().operation;
@@ -124,7 +137,7 @@ impl Machine {
 
     /// The pid of the VM's QEMU, whose row is made true; `None` when there is none, which is a crash nobody saw.
     pub(super) async fn check(&mut self) -> Result<Option<i32>, Failure> {
-        match self.recover().await? {
+        match self.recover_launch().await? {
             Recovered::Skipped(why) => {
                 Err(Failure::new(ErrorCode::IdentityUnknown, why).of_vm(&self.context.vm_id))
             }

@@ -4,10 +4,11 @@
 //! proof ([`process`]); what cannot be judged is left as it is and told. A QEMU that is ours but silent is watched
 //! all the same. No guest is harmed: QEMU is ended only where a create or start had not yet let the
 //! guest run, or where destroying had begun. Of a machine that has become another node's, what it held
-//! here is released and its row let be.
+//! here is released and its row let be; its guest is not let run.
 
 mod process;
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 pub(super) use process::Found;
@@ -134,7 +135,27 @@ impl Machine {
         let contents = self.context.ledger.contents();
         let launching = contents.operation.is_some_and(Operation::is_launch);
         let reached = reach(&lived.qmp_socket, &process).await;
-        let reached = reached.finish_launch(&contents).await;
+        let reached = match reached {
+            Reached::Answers {
+                qmp,
+                events,
+                status,
+            } => match self.run_if_due(&contents, &qmp, status).await {
+                Ok(status) => Reached::Answers {
+                    qmp,
+                    events,
+                    status,
+                },
+                Err(error) => {
+                    let vm = &self.context.vm_id;
+                    tracing::warn!(%vm, %error, "a launch could not be finished yet");
+                    // The next connection says when it can be asked again.
+                    qmp.close().await;
+                    Reached::silent(&lived.qmp_socket, &process)
+                }
+            },
+            silent @ Reached::Silent { .. } => silent,
+        };
         if let Reached::Answers { status, .. } = &reached
             && launching
             && !contents.guest_may_run
@@ -153,6 +174,7 @@ impl Machine {
         };
         let shown = match &status {
             Some(status) => found_status(status),
+            None if launching => Status::Starting,
             None => self.last_known().await,
         };
         let display_port = self
@@ -190,8 +212,8 @@ impl Machine {
         row.unwrap_or(Status::Running)
     }
 
-    /// The monitor of a taken back QEMU answers at last: now it shows whether an interrupted launch
-    /// had come to its end. Answers its state then.
+    /// The monitor of a taken back QEMU answers: now it shows whether an interrupted launch had come to its
+    /// end, if that is still open. Answers its state then.
     pub(super) async fn finish_launch(
         &mut self,
         status: StatusInfo,
@@ -202,7 +224,7 @@ impl Machine {
         else {
             return Ok(status);
         };
-        let status = run_if_due(&contents, &live.view.qmp, status).await?;
+        let status = self.run_if_due(&contents, &live.view.qmp, status).await?;
         if status.status == RunState::Prelaunch && !contents.guest_may_run {
             let process = self.process();
             self.goes_dark(&EndCause::of("host-kill"));
@@ -213,6 +235,44 @@ impl Machine {
         self.shown = found_status(&status);
         self.write_found(&self.shown).await;
         Ok(status)
+    }
+
+    /// A launch that was cut short at its last word to QEMU: all that a guest needs to run was done, and it may
+    /// have run, so it is not undone. It is said now if it was not, and if the guest may run here.
+    async fn run_if_due(
+        &self,
+        contents: &Contents,
+        qmp: &QmpClient,
+        status: StatusInfo,
+    ) -> Result<StatusInfo, Failure> {
+        let launching = contents.operation.is_some_and(Operation::is_launch);
+        if !launching || !contents.guest_may_run || status.status != RunState::Prelaunch {
+            return Ok(status);
+        }
+        if let Some(why) = self.must_not_run().await? {
+            let vm = &self.context.vm_id;
+            tracing::warn!(%vm, why, "the guest of an interrupted launch stays paused");
+            return Ok(status);
+        }
+        let late = QmpError::Timeout {
+            what: "the last word of a launch".to_owned(),
+            deadline: MONITOR_DEADLINE,
+        };
+        let said = timeout(MONITOR_DEADLINE, let_run(qmp)).await;
+        Ok(said.unwrap_or(Err(late))?)
+    }
+
+    /// Why the guest of an interrupted launch must not be let run, if so. The machine may have moved, and run
+    /// on another node, or somebody may be at work on its disks; without an answer that is not known.
+    async fn must_not_run(&self) -> Result<Option<String>, DbError> {
+        if self.context.is_elsewhere().await? {
+            self.context.elsewhere.store(true, Relaxed);
+            return Ok(Some("the machine is another node's".to_owned()));
+        }
+        Ok(match self.context.row_status().await? {
+            None => Some("the machine has no row".to_owned()),
+            Some(row) => row.is_claim().then(|| format!("its row says {row}")),
+        })
     }
 
     /// QEMU goes on copying for a backup whose process is gone, into files that nobody wants.
@@ -318,42 +378,20 @@ enum Reached {
 }
 
 impl Reached {
-    /// One that does not take the last word of its launch is as silent as one that never answered.
-    async fn finish_launch(self, contents: &Contents) -> Self {
-        let Self::Answers {
-            qmp,
-            events,
-            status,
-        } = self
-        else {
-            return self;
-        };
-        match timeout(MONITOR_DEADLINE, run_if_due(contents, &qmp, status)).await {
-            Ok(Ok(status)) => Self::Answers {
-                qmp,
-                events,
-                status,
-            },
-            unfinished => {
-                tracing::warn!(?unfinished, "a launch could not be finished yet");
-                Self::Silent { qmp, events }
-            }
-        }
+    fn silent(socket: &HostPath, process: &ProcessHandle) -> Self {
+        let (qmp, events) = keep_trying(socket, process, MONITOR_DEADLINE);
+        Self::Silent { qmp, events }
     }
 }
 
-/// A launch that was cut short at its last word to QEMU: all that a guest needs to run was done, and it may have
-/// run, so it is not undone. It is said now if it was not.
-async fn run_if_due(
-    contents: &Contents,
-    qmp: &QmpClient,
-    status: StatusInfo,
-) -> Result<StatusInfo, QmpError> {
-    let launching = contents.operation.is_some_and(Operation::is_launch);
-    if !launching || !contents.guest_may_run || status.status != RunState::Prelaunch {
-        return Ok(status);
+/// A refusal is an answer: the guest stands still until somebody resumes it.
+async fn let_run(qmp: &QmpClient) -> Result<StatusInfo, QmpError> {
+    match qmp.cont().await {
+        Err(error @ QmpError::Command { .. }) => {
+            tracing::warn!(%error, "the guest of an interrupted launch stays paused");
+        }
+        said => said?,
     }
-    qmp.cont().await?;
     qmp.query_status().await
 }
 
@@ -370,8 +408,7 @@ async fn reach(socket: &HostPath, process: &ProcessHandle) -> Reached {
             status,
         };
     }
-    let (qmp, events) = keep_trying(socket, process, MONITOR_DEADLINE);
-    Reached::Silent { qmp, events }
+    Reached::silent(socket, process)
 }
 
 /// What the row of a QEMU in this state should say.

@@ -73,6 +73,11 @@ impl Status {
         matches!(self, Self::Off | Self::Starting)
     }
 
+    /// Whether it is the consumer's claim on the row.
+    pub fn is_claim(&self) -> bool {
+        matches!(self, Self::Rebuilding | Self::Marker(_))
+    }
+
     /// Whether it says the same as `other`: there are two words for a guest that stands still.
     pub fn means(&self, other: &Self) -> bool {
         let one = |status: &Self| match status {

@@ -22,7 +22,7 @@ use super::ledger::Contents;
 use super::machine::Machine;
 use super::outcome::{EndCause, OperationResult};
 use super::request::{Asked, Reply, Request, Verb};
-use super::status::{MARKERS, STARTABLE, Status};
+use super::status::STARTABLE;
 use super::stop::Interrupt;
 use crate::config::StopOptions;
 use crate::error::{ErrorClass, ErrorCode, Failure};
@@ -360,7 +360,7 @@ impl Machine {
         let vm_id = self.context.vm_id.clone();
         let status = self.context.status().await?;
         // The stop would leave the claim in the row, and the start would be refused.
-        if MARKERS.contains(&status.as_str()) || matches!(status, Status::Marker(_)) {
+        if status.is_claim() {
             return Err(self.context.refused("restarted", &status, &STARTABLE));
         }
         let options = self.restart_options().await?;

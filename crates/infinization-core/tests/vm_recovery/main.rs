@@ -24,6 +24,7 @@ use kit::machine::{
     Host, PATIENCE, consistent_status, delete, forced, never, next_event, pid_of, qemus,
     send_signal,
 };
+use kit::switch::{Mode, Switch};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;

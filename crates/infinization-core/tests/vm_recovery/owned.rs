@@ -229,7 +229,7 @@ fn f09_a_launch_that_was_cut_short_before_its_last_word_was_heard_is_finished() 
     kit::in_private_network(|| async {
         let host = Host::new().await;
         for answers in [true, false] {
-            let pid = cut_short_at_its_last_word(&host).await;
+            let pid = cut_short_at_its_last_word(&host, "last-1").await;
             if !answers {
                 send_signal(pid, Signal::SIGSTOP);
             }
@@ -250,21 +250,73 @@ fn f09_a_launch_that_was_cut_short_before_its_last_word_was_heard_is_finished() 
     });
 }
 
+#[test]
+fn f09_a_claimed_machine_is_not_let_run_by_finishing_its_launch() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let pid = cut_short_at_its_last_word(&host, "last-2").await;
+        host.claim("last-2", "moving");
+        let (manager, _events) = next_manager(&host).await;
+        let status = manager.get_vm_status("last-2".into()).await.unwrap();
+        let seen = (&status["status"], &status["qmpStatus"], &status["pid"]);
+        assert_eq!(seen, (&json!("moving"), &json!("prelaunch"), &json!(pid)));
+        host.claim("last-2", "suspended");
+        manager.resume_vm("last-2".into()).await.unwrap();
+        let status = consistent_status(&manager, "last-2").await;
+        assert_eq!(status["qmpStatus"], "running");
+        delete(&manager, "last-2").await;
+        manager.shutdown().await.unwrap();
+        host.is_clean().await;
+    });
+}
+
+#[test]
+fn f09_a_launch_that_cannot_be_judged_yet_is_finished_when_it_can_be() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let pid = cut_short_at_its_last_word(&host, "last-3").await;
+        let switch = Switch::new();
+        switch.turn(Mode::Down);
+        let mut settings = host.settings();
+        settings["healthMonitorInterval"] = json!(1000);
+        let manager = Manager::with_wrappers(settings, None, Some(switch.wrapper()));
+        let mut events = manager.subscribe();
+        manager.initialize().await.unwrap();
+        // Whose machine it is nobody can say, so its guest does not run.
+        next_event(&mut events, "vm:reconnect").await;
+        let asked = manager.qmp_execute("last-3", "query-status", Value::Null);
+        assert!(asked.await.unwrap().get().contains("prelaunch"));
+        switch.turn(Mode::Up);
+        let finished = async {
+            while manager.get_vm_status("last-3".into()).await.unwrap()["status"] != "running" {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, finished).await.unwrap();
+        let status = consistent_status(&manager, "last-3").await;
+        let seen = (&status["qmpStatus"], &status["pid"]);
+        assert_eq!(seen, (&json!("running"), &json!(pid)));
+        delete(&manager, "last-3").await;
+        manager.shutdown().await.unwrap();
+        host.is_clean().await;
+    });
+}
+
 /// A machine whose create was about to let its guest run, and whose QEMU has not done so.
-async fn cut_short_at_its_last_word(host: &Host) -> i32 {
+async fn cut_short_at_its_last_word(host: &Host, vm_id: &str) -> i32 {
     let manager = host.manager().await;
-    let pid = create(host, &manager, "last-1").await;
+    let pid = create(host, &manager, vm_id).await;
     let mut events = manager.subscribe();
-    manager.suspend_vm("last-1".into()).await.unwrap();
+    manager.suspend_vm(vm_id.into()).await.unwrap();
     // Now QEMU says again that its guest has not run yet.
-    let reset = manager.qmp_execute("last-1", "system_reset", Value::Null);
+    let reset = manager.qmp_execute(vm_id, "system_reset", Value::Null);
     reset.await.unwrap();
     next_event(&mut events, "vm:reset").await;
     manager.shutdown().await.unwrap();
-    rewrite(host, "last-1", |ledger| {
+    rewrite(host, vm_id, |ledger| {
         assert_eq!(ledger["guestMayRun"], true);
         ledger["operation"] = json!("create");
     });
-    host.claim("last-1", "starting");
+    host.claim(vm_id, "starting");
     pid
 }

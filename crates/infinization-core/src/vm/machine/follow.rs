@@ -29,8 +29,10 @@ impl Machine {
                 self.heard_from_monitor("reconnected", true);
                 self.context
                     .emit("vm:reconnect", json!({ "vmId": self.context.vm_id }));
-                self.resynchronise(&status).await;
-                Box::pin(self.try_to_settle_pivots(status.running)).await;
+                let running = status.running;
+                // What happened meanwhile is told as if it happened now.
+                self.take_in(*status, None, &Value::Null).await;
+                Box::pin(self.try_to_settle_pivots(running)).await;
                 Box::pin(self.end_left_copies()).await;
             }
             MonitorEvent::Missed { count } => {
@@ -74,24 +76,24 @@ impl Machine {
 
     /// STOP and RESUME do not say why: `query-status` does. A QEMU that hangs must not hold up the
     /// VM's verbs; its state is asked for again when it goes on.
-    async fn ask_and_follow(&mut self, event: Option<&str>, data: &Value) {
+    pub(in crate::vm) async fn ask_and_follow(&mut self, event: Option<&str>, data: &Value) {
         let Some(live) = &self.live else { return };
         let view = Arc::clone(&live.view);
         if let Some(status) = self.context.ask_run_state(&view).await {
-            self.follow(&status, event, data).await;
+            self.take_in(status, event, data).await;
         }
     }
 
-    /// The monitor is there again: what happened meanwhile is told as if it happened now.
-    async fn resynchronise(&mut self, status: &StatusInfo) {
-        let status = match self.finish_launch(status.clone()).await {
+    /// What QEMU says it is, which may show as well how an interrupted launch ended.
+    async fn take_in(&mut self, status: StatusInfo, event: Option<&str>, data: &Value) {
+        let status = match Box::pin(self.finish_launch(status.clone())).await {
             Ok(status) => status,
             Err(error) => {
                 tracing::warn!(vm = %self.context.vm_id, %error, "an interrupted launch was not settled");
-                status.clone()
+                status
             }
         };
-        self.follow(&status, None, &Value::Null).await;
+        self.follow(&status, event, data).await;
     }
 
     /// Follows QEMU's state; without an event's name, the one that goes with the new state is told.
