@@ -2,8 +2,8 @@
 //!
 //! LUKS has eight places for keys, in every file of the disk. The new one is put into a free place of each and
 //! has opened it; then the store is told; then the old one is erased. So at every moment what the store says
-//! opens the disk, and before it is told both do: whoever is killed in between, the same call again finishes
-//! it. Under a running machine QEMU itself writes the places (`x-blockdev-amend`, QEMU 5.1), as it alone may
+//! opens the disk, and before it is told both do. What else may open it is noted in the store meanwhile, so
+//! whoever is killed in between, the same call again finishes it, and any other change of the key does too. Under a running machine QEMU itself writes the places (`x-blockdev-amend`, QEMU 5.1), as it alone may
 //! write to the file, and an independent `qemu-img` tries what opens it.
 
 use std::sync::Arc;
@@ -16,10 +16,11 @@ use super::machine::Machine;
 use super::outcome::OperationResult;
 use super::resize::root_of;
 use crate::config::DiskKeys;
+use crate::db::sqlite::KeyChange;
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{
     ChangeKey, ImageError, ImageFormat, MEASUREMENTS, Sharing, UNMEASURED, add_key, ensure_unused,
-    erase_key, flush, inspect_closed, is_encrypted, key_opens, outwait_orphan,
+    erase_key, flush, inspect_closed, is_encrypted, key_opens, keys_in, outwait_orphan,
 };
 use crate::qemu::key_of;
 use crate::qmp::{QmpClient, QmpError};
@@ -56,6 +57,23 @@ impl DiskKeyChange {
     }
 }
 
+/// What is done to every file of the disk.
+#[derive(Debug)]
+struct Change {
+    keys: ChangeKey,
+    /// What else may open the files: the old key, and what a change that was cut short has left.
+    others: Vec<DiskKey>,
+}
+
+impl Change {
+    fn erasing(&self, other: &DiskKey) -> ChangeKey {
+        ChangeKey {
+            old: other.clone(),
+            ..self.keys.clone()
+        }
+    }
+}
+
 /// Which of the two keys open a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Opens {
@@ -78,14 +96,25 @@ impl Machine {
         let at_hand = self.keys_at_hand(&asked.old_key());
         let old = self.context.key_among(&files, &at_hand).await?;
         let old = old.ok_or_else(|| self.context.key_required(&asked.path))?;
-        let change = ChangeKey {
-            old,
-            new: asked.new.clone(),
-            iter_time: asked.iter_time,
+        let of_run = self.keys_at_hand(&DiskKeys::new());
+        let others = self
+            .context
+            .other_keys(&files, [&at_hand, &of_run], &asked.new);
+        let change = Change {
+            others: others.await?,
+            keys: ChangeKey {
+                old,
+                new: asked.new.clone(),
+                iter_time: asked.iter_time,
+            },
         };
         match live {
             Some(live) => self.change_running(&live, index, &files, &change).await?,
             None => self.change_stopped(&files, &change).await?,
+        }
+        self.note(&files, None, Vec::new()).await?;
+        if change.keys.old == change.keys.new {
+            refuse_unknown(&files).await?;
         }
         let data = json!({ "type": "diskKey", "path": asked.path });
         self.context.crud("update", data);
@@ -95,19 +124,22 @@ impl Machine {
         ))
     }
 
-    async fn change_stopped(&self, files: &[HostPath], change: &ChangeKey) -> Result<(), Failure> {
+    async fn change_stopped(&self, files: &[HostPath], change: &Change) -> Result<(), Failure> {
         for file in files {
             // One that was cut short may have left a program at work.
             outwait_orphan(file, ORPHAN).await;
             ensure_unused(file).await?;
-            opening(file, change, Sharing::Refuse).await?;
+            opening(file, &change.keys, Sharing::Refuse).await?;
         }
+        self.note_begun(files, change).await?;
         for file in files {
-            add_key(file, change).await?;
+            add_key(file, &change.keys).await?;
         }
-        self.keep_key(files, &change.new).await?;
+        self.keep_key(files, change).await?;
         for file in files {
-            erase_key(file, change).await?;
+            for other in &change.others {
+                erase_key(file, &change.erasing(other)).await?;
+            }
         }
         Ok(())
     }
@@ -117,7 +149,7 @@ impl Machine {
         live: &Arc<LiveView>,
         index: usize,
         files: &[HostPath],
-        change: &ChangeKey,
+        change: &Change,
     ) -> Result<(), Failure> {
         let [file] = files else {
             return Err(has_layers(files));
@@ -145,28 +177,48 @@ impl Machine {
         };
         qmp.dismiss_old_jobs().await?;
         let changed = async {
-            let opens = disk.add().await?;
-            self.keep_key(files, &change.new).await?;
-            disk.erase(opens).await
+            let opens = opening(file, &change.keys, Sharing::Force).await?;
+            self.note_begun(files, change).await?;
+            disk.add(opens).await?;
+            self.keep_key(files, change).await?;
+            disk.erase().await
         };
         let changed = changed.await;
         changed.and(disk.forget().await)
     }
 
-    /// From here on the new key is the one that is known.
-    async fn keep_key(&self, files: &[HostPath], key: &DiskKey) -> Result<(), Failure> {
-        if let Some(store) = &self.context.services.embedded {
-            let keys = files.iter().map(|file| (file.clone(), key.clone()));
-            store
-                .keep_disk_keys(&self.context.vm_id, keys.collect())
-                .await?;
-        }
+    /// From here on the new key may open the files, which the store does not know as theirs.
+    async fn note_begun(&self, files: &[HostPath], change: &Change) -> Result<(), Failure> {
+        let new = std::iter::once(&change.keys.new);
+        let left = change.others.iter().chain(new).cloned().collect();
+        self.note(files, None, left).await
+    }
+
+    /// From here on the new key is the one that is known, and the others are to be erased.
+    async fn keep_key(&self, files: &[HostPath], change: &Change) -> Result<(), Failure> {
+        let key = &change.keys.new;
+        self.note(files, Some(key.clone()), change.others.clone())
+            .await?;
         if let Some(live) = &self.live {
             for file in files {
                 live.view.disk_keys.put(file.clone(), key.clone());
             }
         }
         Ok(())
+    }
+
+    async fn note(
+        &self,
+        files: &[HostPath],
+        key: Option<DiskKey>,
+        left: Vec<DiskKey>,
+    ) -> Result<(), Failure> {
+        let Some(store) = &self.context.services.embedded else {
+            return Ok(());
+        };
+        let files = files.to_vec();
+        let change = KeyChange { files, key, left };
+        Ok(store.note_disk_keys(&self.context.vm_id, change).await?)
     }
 }
 
@@ -177,32 +229,37 @@ struct Amended<'a> {
     file: &'a HostPath,
     /// The object that QEMU reads the disk's key from whenever it needs it.
     secret: String,
-    change: &'a ChangeKey,
+    change: &'a Change,
 }
 
 impl Amended<'_> {
-    /// The new key opens the file, on the disk. Answers what did before.
-    async fn add(&self) -> Result<Opens, Failure> {
-        let opens = opening(self.file, self.change, Sharing::Force).await?;
+    /// The new key opens the file, on the disk.
+    async fn add(&self, opens: Opens) -> Result<(), Failure> {
         if !opens.new {
             self.add_place().await?;
         }
         flush(self.file).await?;
-        if key_opens(self.file, &self.change.new, Sharing::Force).await? {
-            Ok(opens)
+        if self.opens(&self.change.keys.new).await? {
+            Ok(())
         } else {
             Err(wrong(self.file))
         }
     }
 
-    /// QEMU uses the new key from now on, and it alone opens the file.
-    async fn erase(&self, opens: Opens) -> Result<(), Failure> {
-        self.put(&self.secret, &self.change.new).await?;
-        if opens.old && self.change.old != self.change.new {
-            self.erase_place().await?;
-            flush(self.file).await?;
+    /// QEMU uses the new key from now on, and no other that is known opens the file.
+    async fn erase(&self) -> Result<(), Failure> {
+        self.put(&self.secret, &self.change.keys.new).await?;
+        for other in &self.change.others {
+            if self.opens(other).await? {
+                self.erase_place(other).await?;
+                flush(self.file).await?;
+            }
         }
         Ok(())
+    }
+
+    async fn opens(&self, key: &DiskKey) -> Result<bool, Failure> {
+        Ok(key_opens(self.file, key, Sharing::Force).await?)
     }
 
     async fn forget(&self) -> Result<(), Failure> {
@@ -214,17 +271,18 @@ impl Amended<'_> {
 
     async fn add_place(&self) -> Result<(), Failure> {
         // It has the old key unless an earlier change was cut short.
-        self.put(&self.secret, &self.change.old).await?;
-        self.put(NEW, &self.change.new).await?;
+        let keys = &self.change.keys;
+        self.put(&self.secret, &keys.old).await?;
+        self.put(NEW, &keys.new).await?;
         let mut places = json!({ "format": "luks", "state": "active", "new-secret": NEW });
-        if let Some(time) = self.change.iter_time {
+        if let Some(time) = keys.iter_time {
             places["iter-time"] = json!(time.as_millis().max(1));
         }
         self.amend(places).await
     }
 
-    async fn erase_place(&self) -> Result<(), Failure> {
-        self.put(OLD, &self.change.old).await?;
+    async fn erase_place(&self, key: &DiskKey) -> Result<(), Failure> {
+        self.put(OLD, key).await?;
         let places = json!({ "format": "luks", "state": "inactive", "old-secret": OLD });
         self.amend(places).await
     }
@@ -279,6 +337,22 @@ async fn opening(file: &HostPath, change: &ChangeKey, sharing: Sharing) -> Resul
     } else {
         Err(wrong(file))
     }
+}
+
+/// Of a disk that had the new key already nothing but that may open it. What else does, nobody knows here: a change
+/// may have been cut short where no keys are stored.
+async fn refuse_unknown(files: &[HostPath]) -> Result<(), Failure> {
+    for file in files {
+        if keys_in(file).await? > 1 {
+            let message = format!(
+                "{file} has this key already, and another one that opens it too: give that as encryptionKey to \
+                 have it erased"
+            );
+            let failure = Failure::new(ErrorCode::KeyRequired, message);
+            return Err(failure.with("path", file.as_str()));
+        }
+    }
+    Ok(())
 }
 
 fn wrong(file: &HostPath) -> Failure {

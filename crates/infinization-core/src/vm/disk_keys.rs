@@ -101,6 +101,45 @@ impl VmContext {
         Ok(key.transpose()?)
     }
 
+    /// What may open these files besides `key`: any that is known of them, or that a change which was cut short
+    /// may have left there.
+    pub(super) async fn other_keys(
+        &self,
+        files: &[HostPath],
+        at_hand: [&DiskKeys; 2],
+        key: &DiskKey,
+    ) -> Result<Vec<DiskKey>, Failure> {
+        let known = at_hand.into_iter().flat_map(|keys| {
+            let keys = files.iter().filter_map(|path| keys.get(path));
+            keys.cloned()
+        });
+        let mut all: Vec<_> = known.collect();
+        if let Some(store) = &self.services.embedded {
+            let mut stored = store.disk_keys(&self.vm_id).await?;
+            let stored = files.iter().filter_map(|path| stored.remove(path));
+            // One that cannot be read is none that could be erased.
+            all.extend(stored.flatten());
+        }
+        all.extend(self.left_keys(files).await?);
+        let mut others = Vec::new();
+        for one in all {
+            if one != *key && !others.contains(&one) {
+                others.push(one);
+            }
+        }
+        Ok(others)
+    }
+
+    /// What changes of the key which were cut short may have left in these files.
+    pub(super) async fn left_keys(&self, files: &[HostPath]) -> Result<Vec<DiskKey>, Failure> {
+        let Some(store) = &self.services.embedded else {
+            return Ok(Vec::new());
+        };
+        let mut left = store.left_disk_keys(&self.vm_id).await?;
+        let left = files.iter().filter_map(|path| left.remove(path));
+        Ok(left.flatten().collect())
+    }
+
     pub(super) fn key_required(&self, path: &HostPath) -> Failure {
         let path = path.clone();
         Failure::from(ImageError::KeyRequired { path }).of_vm(&self.vm_id)

@@ -1,6 +1,7 @@
 //! Passwords and keys of disks in the embedded store, with a `secretsKey` and without.
 
 use infinization_core::config::DiskKeys;
+use infinization_core::db::sqlite::KeyChange;
 use infinization_core::secrets::SecretsKey;
 use infinization_core::types::{DiskKey, HostPath};
 
@@ -91,6 +92,55 @@ async fn with_a_key_no_secret_is_readable_in_the_file() {
         .query_row("SELECT count(*) FROM secret", [], |row| row.get(0))
         .unwrap();
     assert_eq!(count, 0);
+}
+
+#[tokio::test]
+async fn b38_a_change_of_a_disk_s_key_is_noted_with_what_it_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = open(&dir.path().join("x.db"), Some(1)).await.unwrap();
+    let id = vm("vm-1");
+    db.insert_machine(machine("vm-1")).await.unwrap();
+    let [old, new] = ["a \"strange\" old one", "the new one"];
+    let change = |new: Option<&str>, left: &[&str]| {
+        let key = |text: &str| DiskKey::try_from(text.to_owned()).unwrap();
+        KeyChange {
+            files: keys("/d/a.qcow2", old).into_keys().collect(),
+            key: new.map(key),
+            left: left.iter().map(|text| key(text)).collect(),
+        }
+    };
+    db.keep_disk_keys(&id, keys("/d/a.qcow2", old))
+        .await
+        .unwrap();
+    let steps = [
+        (change(None, &[new]), old, vec![new]),
+        (
+            change(Some(new), &[old, "another"]),
+            new,
+            vec![old, "another"],
+        ),
+        (change(None, &[]), new, vec![]),
+    ];
+    for (step, stored, left) in steps {
+        db.note_disk_keys(&id, step).await.unwrap();
+        let found = db.disk_keys(&id).await.unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            found.into_values().next().unwrap().unwrap().reveal(),
+            stored
+        );
+        let found = db.left_disk_keys(&id).await.unwrap().into_values();
+        let found: Vec<_> = found.flatten().collect();
+        let found: Vec<_> = found.iter().map(DiskKey::reveal).collect();
+        assert_eq!(found, left);
+        assert!(!is_readable(dir.path(), old) && !is_readable(dir.path(), new));
+    }
+    db.note_disk_keys(&id, change(None, &[old])).await.unwrap();
+    db.forget_disk_keys(&id, change(None, &[]).files)
+        .await
+        .unwrap();
+    assert!(db.left_disk_keys(&id).await.unwrap().is_empty());
+    assert!(db.disk_keys(&id).await.unwrap().is_empty());
 }
 
 #[tokio::test]

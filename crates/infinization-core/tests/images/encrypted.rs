@@ -319,7 +319,7 @@ async fn content(images: &Images, path: &HostPath) -> Vec<u8> {
     bytes
 }
 
-/// Has the upper layer of a chain hold `byte` in 64 KiB from `cluster` on.
+/// Has the upper layer of a chain hold `byte` in 64 KiB from `cluster` on; zeros as such, without data.
 fn write(images: &Images, chain: &[&HostPath], cluster: usize, byte: u8) {
     let key = images.path("key");
     fs::write(key.as_path(), "old").unwrap();
@@ -330,10 +330,14 @@ fn write(images: &Images, chain: &[&HostPath], cluster: usize, byte: u8) {
         })
     };
     let image = chain.iter().rev().fold(serde_json::Value::Null, open);
+    let what = match byte {
+        0 => "-z".to_owned(),
+        byte => format!("-P {byte}"),
+    };
     let status = std::process::Command::new("qemu-io")
         .arg("--object")
         .arg(format!("secret,id=k,file={key}"))
-        .args(["-c", &format!("write -P {byte} {}k 64k", cluster * 64)])
+        .args(["-c", &format!("write {what} {}k 64k", cluster * 64)])
         .arg(format!("json:{image}"))
         .stdout(std::process::Stdio::null())
         .status();
@@ -427,6 +431,53 @@ async fn b38_encrypted_layers_are_committed_and_rebased_and_stay_what_they_were(
     fs::remove_file(base.as_path()).unwrap();
     assert_eq!(content(&images, &b).await, of_b);
     assert!(opens(&b, "old").await && !holds_pattern(&b) && !holds_pattern(&a));
+}
+
+/// KiB that the two layers have, of which the upper is taken off the lower, on a base of 1024; and the clusters of
+/// each that hold a byte.
+type Shape = (u64, &'static [(usize, u8)], u64, &'static [(usize, u8)]);
+
+#[tokio::test]
+async fn b38_an_encrypted_layer_taken_off_one_of_another_size_holds_what_it_held() {
+    let shapes: [Shape; 5] = [
+        // Cut, and grown again: what the base holds there is not to come back.
+        (512, &[(1, 1)], 1024, &[(14, 2)]),
+        (512, &[(1, 1)], 2048, &[(2, 0), (20, 2)]),
+        (1024, &[(1, 1), (12, 1)], 512, &[(2, 2)]),
+        // Zeros behind the base's end, over what the lower one holds.
+        (2048, &[(20, 1), (21, 1)], 2048, &[(20, 0), (3, 0)]),
+        (700, &[(1, 1), (9, 1)], 900, &[(9, 0), (11, 2)]),
+    ];
+    for (lower, of_lower, size, of_upper) in shapes {
+        let images = Images::new();
+        let base = encrypted(&images).await;
+        let [a, b] = ["a.qcow2", "b.qcow2"].map(|name| images.path(name));
+        make_overlay(&a, &base, ByteSize::bytes(lower << 10))
+            .await
+            .unwrap();
+        for (cluster, byte) in of_lower {
+            write(&images, &[&a, &base], *cluster, *byte);
+        }
+        make_overlay(&b, &a, ByteSize::bytes(size << 10))
+            .await
+            .unwrap();
+        for (cluster, byte) in of_upper {
+            write(&images, &[&b, &a, &base], *cluster, *byte);
+        }
+        let held = content(&images, &b).await;
+        assert_eq!(held.len() as u64, size << 10);
+        let with = key("old");
+        let terms = Terms {
+            allowed: &[],
+            key: Some(&with),
+        };
+        rebase(&b, Some(&base), Rebase::Safe, &terms, &JOB)
+            .await
+            .unwrap();
+        fs::remove_file(a.as_path()).unwrap();
+        assert!(content(&images, &b).await == held, "{lower} under {size}");
+        assert!(opens(&b, "old").await && !holds_pattern(&b));
+    }
 }
 
 #[tokio::test]

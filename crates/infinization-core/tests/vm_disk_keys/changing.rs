@@ -1,5 +1,10 @@
 //! Another key for a disk: under a running guest, and for all files of one that is off.
 
+use infinization_core::db::sqlite::{KeyChange, SqliteDatabase};
+use infinization_core::host::qemu_img::{ChangeKey, add_key};
+use infinization_core::secrets::SecretsKey;
+use infinization_core::types::VmId;
+
 use super::*;
 
 pub(crate) fn change(new: &str) -> Value {
@@ -88,6 +93,59 @@ fn b38_the_key_of_a_running_guest_s_disk_is_changed_under_it() {
     });
 }
 
+async fn both_open(disk: &str, old: &str, new: &str) {
+    let change = ChangeKey {
+        old: key(old),
+        new: key(new),
+        iter_time: QUICK,
+    };
+    add_key(&path(disk), &change).await.unwrap();
+}
+
+/// The store and the file as a change leaves them that ends before the old key is erased.
+async fn cut_short(host: &Host, vm: &str, disk: &str) {
+    both_open(disk, KEY, NEW_KEY).await;
+    let file = host.state_dir().join("infinization.db");
+    let store = SqliteDatabase::open_with_key(&file, SecretsKey::from_bytes(&[0x5a; 32]));
+    let change = KeyChange {
+        files: vec![path(disk)],
+        key: Some(key(NEW_KEY)),
+        left: vec![key(KEY)],
+    };
+    let (store, vm) = (store.await.unwrap(), VmId::parse(vm).unwrap());
+    store.note_disk_keys(&vm, change).await.unwrap();
+}
+
+#[test]
+fn f9_b38_what_a_change_has_left_is_erased_by_the_next_one_from_every_layer() {
+    kit::in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = begin(keeping(&host)).await;
+        for (vm, next) in [("rekey-left-1", NEW_KEY), ("rekey-left-2", "a-third")] {
+            let mut machine = host.machine(vm);
+            machine["disks"] = json!([]);
+            let disk = made(&manager, machine).await;
+            cut_short(&host, vm, &disk).await;
+            let external = json!({ "name": "s", "kind": "external" });
+            manager
+                .create_snapshot(vm.into(), external, never())
+                .await
+                .unwrap();
+            let over = disks(&manager, vm).await.pop().unwrap();
+            assert!(opens(&over, KEY).await && opens(&over, NEW_KEY).await);
+            rekey(&manager, vm, &over, change(next)).await.unwrap();
+            for file in [&disk, &over] {
+                for text in [KEY, NEW_KEY, next] {
+                    assert_eq!(opens(file, text).await, text == next, "{file}: {text}");
+                }
+            }
+            start(&manager, vm, Value::Null).await.unwrap();
+            delete(&manager, vm).await;
+        }
+        host.is_clean().await;
+    });
+}
+
 #[test]
 fn without_a_store_the_run_s_key_is_the_old_one_and_a_restart_has_the_new_one() {
     kit::in_private_network(|| async {
@@ -113,8 +171,19 @@ fn without_a_store_the_run_s_key_is_the_old_one_and_a_restart_has_the_new_one() 
         start(&manager, vm, with(NEW_KEY)).await.unwrap();
         // The same once more changes nothing.
         let again = json!({ "encryptionKey": KEY, "newKey": NEW_KEY, "iterTime": 10 });
-        rekey(&manager, vm, &disk, again).await.unwrap();
+        rekey(&manager, vm, &disk, again.clone()).await.unwrap();
+        rekey(&manager, vm, &disk, change(NEW_KEY)).await.unwrap();
         assert!(opens(&disk, NEW_KEY).await);
+        // What else opens it nobody knows.
+        stop(&manager, vm).await;
+        both_open(&disk, NEW_KEY, KEY).await;
+        start(&manager, vm, with(NEW_KEY)).await.unwrap();
+        refused(
+            rekey(&manager, vm, &disk, change(NEW_KEY)).await,
+            ErrorCode::KeyRequired,
+        );
+        rekey(&manager, vm, &disk, again).await.unwrap();
+        assert!(opens(&disk, NEW_KEY).await && !opens(&disk, KEY).await);
         delete(&manager, vm).await;
         host.is_clean().await;
     });

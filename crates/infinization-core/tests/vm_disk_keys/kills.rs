@@ -7,7 +7,7 @@ use kit::machine::send_signal;
 use kit::victim;
 use nix::sys::signal::Signal;
 
-use super::changing::rekey;
+use super::changing::{change, rekey};
 use super::*;
 
 const LATER: Duration = Duration::from_millis(12);
@@ -76,8 +76,7 @@ async fn kill_ever_later(vm: &'static str, running: bool) {
         assert!(opens(&disk, stored.reveal()).await, "{at}");
         assert!(opens(&disk, old).await || opens(&disk, new).await, "{at}");
         // What an earlier one began is finished by the same call.
-        let again = json!({ "encryptionKey": old, "newKey": new, "iterTime": 10 });
-        rekey(&manager, vm, &disk, again).await.unwrap();
+        rekey(&manager, vm, &disk, change(new)).await.unwrap();
         assert!(opens(&disk, new).await && !opens(&disk, old).await, "{at}");
         if running {
             assert_eq!(qemus(host.path()).len(), 1, "{at}: it runs on");
@@ -139,8 +138,7 @@ fn f5_b38_a_qemu_that_dies_while_it_changes_the_key_leaves_one_that_opens() {
             // What is stored opens it: a start needs nothing.
             off(&manager, vm).await;
             start(&manager, vm, Value::Null).await.unwrap();
-            let again = json!({ "encryptionKey": old, "newKey": new, "iterTime": 10 });
-            rekey(&manager, vm, &disk, again).await.unwrap();
+            rekey(&manager, vm, &disk, change(new)).await.unwrap();
             assert!(
                 opens(&disk, new).await && !opens(&disk, old).await,
                 "round {round}"

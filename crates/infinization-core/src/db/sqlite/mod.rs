@@ -18,13 +18,14 @@ mod schema;
 mod vault;
 mod worker;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
 pub use machines::{MachineSummary, NewMachine, StoredMachine};
-pub use vault::StoredKeys;
+pub use vault::{KeyChange, StoredKeys};
 
 use super::{
     ConfigurationUpdate, Database, DbError, MachineDisks, MachineRecord, RuleSplit, RunningVm,
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::config::DiskKeys;
 use crate::secrets::SecretsKey;
-use crate::types::{FirewallRuleInput, HostPath, InternalName, VmId, iso_date_ms};
+use crate::types::{DiskKey, FirewallRuleInput, HostPath, InternalName, VmId, iso_date_ms};
 use vault::Vault;
 use worker::Worker;
 
@@ -84,6 +85,26 @@ impl SqliteDatabase {
         let (vault, id) = (Arc::clone(&self.vault), id.clone());
         self.worker
             .run(move |db| vault.keep_disk_keys(db, &id, &keys))
+            .await
+    }
+
+    /// The keys that changes which were cut short may have left in a machine's disks, by their paths.
+    /// `SECRET_UNREADABLE` if one cannot be read.
+    pub async fn left_disk_keys(
+        &self,
+        id: &VmId,
+    ) -> Result<BTreeMap<HostPath, Vec<DiskKey>>, DbError> {
+        let (vault, id) = (Arc::clone(&self.vault), id.clone());
+        self.worker
+            .run(move |db| vault.left_disk_keys(db, &id))
+            .await
+    }
+
+    /// Notes how far a change of a disk's key has come. A store without a key notes nothing.
+    pub async fn note_disk_keys(&self, id: &VmId, change: KeyChange) -> Result<(), DbError> {
+        let (vault, id) = (Arc::clone(&self.vault), id.clone());
+        self.worker
+            .run(move |db| vault.note_disk_keys(db, &id, &change))
             .await
     }
 

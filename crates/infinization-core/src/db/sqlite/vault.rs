@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, TransactionBehavior, params};
+use serde_json::json;
 
 use super::failure;
 use super::schema::durably;
@@ -22,9 +23,22 @@ use crate::types::{DiskKey, HostPath, Secret, VmId};
 pub(super) const PASSWORD: &str = "graphic_password";
 /// What the names of disks' keys begin with.
 const DISK_KEY: &str = "disk_key:";
+/// The same of the keys that a change may have left in a disk: a JSON array.
+const LEFT_KEYS: &str = "left_disk_keys:";
 
 /// What a store has of keys, by the disks' paths: each, or why it cannot be read.
 pub type StoredKeys = BTreeMap<HostPath, Result<DiskKey, DbError>>;
+
+/// How far a change of a disk's key has come, in all files of the disk.
+#[derive(Debug, Clone)]
+pub struct KeyChange {
+    /// The disk's files.
+    pub files: Vec<HostPath>,
+    /// What opens them from now on, unless that is as it was.
+    pub key: Option<DiskKey>,
+    /// Which others may open them: they are to be erased.
+    pub left: Vec<DiskKey>,
+}
 
 /// The key there is. It changes only on the thread that owns the connection.
 #[derive(Debug)]
@@ -135,6 +149,52 @@ impl Vault {
         })
     }
 
+    /// The keys besides that of [`Self::disk_keys`] which may open a machine's disks, by their paths.
+    pub(super) fn left_disk_keys(
+        &self,
+        db: &Connection,
+        id: &VmId,
+    ) -> Result<BTreeMap<HostPath, Vec<DiskKey>>, DbError> {
+        let mut left = BTreeMap::new();
+        for one in sealed(db, Some(id.as_str()))? {
+            let path = one.name.strip_prefix(LEFT_KEYS).map(HostPath::parse);
+            let Some(Ok(path)) = path else {
+                continue;
+            };
+            let secret = self.open(&one)?;
+            let keys = serde_json::from_str(secret.reveal());
+            left.insert(path, keys.map_err(|_words| unreadable(&one, true))?);
+        }
+        Ok(left)
+    }
+
+    /// Notes how far a change of a disk's key has come, all of it at once and on the disk when it returns.
+    /// Nothing without a key of our own.
+    pub(super) fn note_disk_keys(
+        &self,
+        db: &mut Connection,
+        id: &VmId,
+        change: &KeyChange,
+    ) -> Result<(), DbError> {
+        if !self.has_key() {
+            return Ok(());
+        }
+        let texts = change.left.iter().map(|key| key.reveal());
+        let left = json!(texts.collect::<Vec<_>>()).to_string();
+        let left = (!change.left.is_empty()).then(|| Secret::new(left));
+        durably(db, |db| {
+            let noted = begin(db)?;
+            for path in &change.files {
+                if let Some(key) = &change.key {
+                    let secret = Secret::new(key.reveal());
+                    self.put(&noted, id.as_str(), &name_of(path), Some(&secret))?;
+                }
+                self.put(&noted, id.as_str(), &left_in(path), left.as_ref())?;
+            }
+            noted.commit().map_err(failure::write)
+        })
+    }
+
     /// Encrypts everything with another key, or nothing. Answers how many secrets there are. Once it is
     /// committed nothing fails it any more: the new key is the one that reads.
     pub(super) fn rotate(&self, db: &mut Connection, new: SecretsKey) -> Result<usize, DbError> {
@@ -163,6 +223,10 @@ fn name_of(disk: &HostPath) -> String {
     format!("{DISK_KEY}{disk}")
 }
 
+fn left_in(disk: &HostPath) -> String {
+    format!("{LEFT_KEYS}{disk}")
+}
+
 pub(super) fn forget_disk_keys(
     db: &mut Connection,
     id: &VmId,
@@ -170,7 +234,9 @@ pub(super) fn forget_disk_keys(
 ) -> Result<(), DbError> {
     let change = begin(db)?;
     for disk in disks {
-        remove(&change, id.as_str(), &name_of(disk))?;
+        for name in [name_of(disk), left_in(disk)] {
+            remove(&change, id.as_str(), &name)?;
+        }
     }
     change.commit().map_err(failure::write)
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::command::{OTHER_KEY, QemuImg};
 use super::encryption::iter_time;
 use super::in_use::{self, Access};
-use super::job::to_its_end;
-use super::layer::flush;
+use super::job::{blocking, to_its_end};
+use super::layer::{flush, luks_header_now};
 use super::{ImageError, ImageFormat, Job, Sharing, inspect, lock};
 use crate::types::{DiskKey, HostPath};
 
@@ -70,6 +70,25 @@ pub async fn key_opens(
     }
 }
 
+/// How many of an image's places have a key, whichever those are; a machine may run on it.
+pub async fn keys_in(path: &HostPath) -> Result<usize, ImageError> {
+    let image = path.clone();
+    blocking(path, move || {
+        let luks = luks_header_now(&image)?;
+        Ok(luks.map_or(0, |luks| places_taken(&luks)))
+    })
+    .await
+}
+
+/// Of a LUKS header of version 1, the only one that QEMU has.
+fn places_taken(luks: &[u8]) -> usize {
+    const PLACES: std::ops::Range<usize> = 208..208 + 8 * PLACE;
+    const PLACE: usize = 48;
+    const TAKEN: [u8; 4] = 0x00ac_71f3_u32.to_be_bytes();
+    let places = luks.get(PLACES).unwrap_or_default().chunks(PLACE);
+    places.filter(|place| place.starts_with(&TAKEN)).count()
+}
+
 /// Does what is asked while nobody else has the image.
 async fn alone(
     path: &HostPath,
@@ -114,6 +133,9 @@ async fn add_new(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError>
 async fn erase_old(image: &HostPath, change: &ChangeKey) -> Result<(), ImageError> {
     if change.old == change.new || !opens(image, &change.old).await? {
         return Ok(());
+    }
+    if !opens(image, &change.new).await? {
+        return Err(wrong(image));
     }
     erase(image, change).await?;
     flush(image).await

@@ -112,7 +112,7 @@ fn fill(path: &Path, overlay: &EmptyOverlay, luks: Option<&[u8]>) -> std::io::Re
 
 /// The LUKS header of an encrypted image: its places for keys, each of which holds the data key. Only a change of
 /// its keys writes there, whatever runs on it.
-fn luks_header_now(image: &HostPath) -> Result<Option<Vec<u8>>, ImageError> {
+pub(super) fn luks_header_now(image: &HostPath) -> Result<Option<Vec<u8>>, ImageError> {
     /// QEMU's own have 2 MiB.
     const LONGEST: u64 = 16 << 20;
     let header = header_of(image)?;

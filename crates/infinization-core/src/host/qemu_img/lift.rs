@@ -5,6 +5,7 @@
 //! what the lower one holds and then what it holds itself, and takes its own name once it is on disk. Until
 //! then nothing has changed.
 
+use std::cmp::Ordering;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -56,20 +57,27 @@ async fn fill(
     key: &DiskKey,
     job: &Job,
 ) -> Result<(), ImageError> {
-    let path = image.clone();
-    let size = blocking(image, move || Ok(header_of(&path)?.virtual_size)).await?;
-    make_overlay(aside, onto, ByteSize::bytes(size)).await?;
     let all = found.encrypted_layers(image);
     let (merged, below) = all.split_at(2);
+    let lower = size_of(&merged[1]).await?;
+    make_overlay(aside, onto, lower).await?;
     let target = [std::slice::from_ref(aside), below].concat();
-    for first in (0..merged.len()).rev() {
-        copy((&all[first..], &target), onto, key, job).await?;
-    }
-    Ok(())
+    copy((&all[1..], &target), onto, key, job).await?;
+    resize(&target, (lower, size_of(image).await?), key, job).await?;
+    let source = [std::slice::from_ref(image), &target].concat();
+    write_into(&source, key, job).await
 }
 
-/// Writes what the first of the source's layers holds itself into the first of the target's, which lies on
-/// `onto`.
+async fn size_of(image: &HostPath) -> Result<ByteSize, ImageError> {
+    let path = image.clone();
+    blocking(image, move || {
+        Ok(ByteSize::bytes(header_of(&path)?.virtual_size))
+    })
+    .await
+}
+
+/// Writes what the first of the source's layers holds itself into the first of the target's, which is empty, lies
+/// on `onto`, and is as large. Zeros behind the end of `onto` are left out: only an empty target reads them there.
 async fn copy(
     (source, target): (&[HostPath], &[HostPath]),
     onto: &HostPath,
@@ -83,6 +91,41 @@ async fn copy(
         .path_option("-B", onto)
         .with_key(key)
         .files([Path::new(&source), Path::new(&target)])
+        .run_as(job)
+        .await?;
+    Ok(())
+}
+
+/// Where the first of the layers becomes larger, QEMU has it read zeros, whatever a longer one below holds there.
+async fn resize(
+    layers: &[HostPath],
+    (from, to): (ByteSize, ByteSize),
+    key: &DiskKey,
+    job: &Job,
+) -> Result<(), ImageError> {
+    let consent: &[&str] = match to.cmp(&from) {
+        Ordering::Equal => return Ok(()),
+        Ordering::Greater => &[],
+        Ordering::Less => &["--shrink"],
+    };
+    QemuImg::new("resize", &layers[0])
+        .args(["-q"])
+        .args(consent.iter().copied())
+        .with_key(key)
+        .on_node(&opened::layers(layers))
+        .args([to.as_bytes().to_string()])
+        .run_as(job)
+        .await?;
+    Ok(())
+}
+
+/// Writes what the first of the layers holds itself, its zeros too, into the second, whatever its header names.
+async fn write_into(layers: &[HostPath], key: &DiskKey, job: &Job) -> Result<(), ImageError> {
+    QemuImg::new("commit", &layers[0])
+        .args(["-q", "-d"])
+        .also_about(layers[1].as_path())
+        .with_key(key)
+        .on_node(&opened::layers(layers))
         .run_as(job)
         .await?;
     Ok(())

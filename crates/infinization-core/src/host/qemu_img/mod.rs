@@ -49,7 +49,7 @@ mod vmdk;
 mod written;
 
 pub use backup::{Clusters, Parent, Source, difference, export, flatten, make_target};
-pub use change_key::{ChangeKey, add_key, change_key, erase_key, key_opens};
+pub use change_key::{ChangeKey, add_key, change_key, erase_key, key_opens, keys_in};
 pub use check::{ImageCheck, check, check_with_key};
 pub use command::{MEASUREMENTS, UNMEASURED};
 pub use convert::{ConvertImage, convert};

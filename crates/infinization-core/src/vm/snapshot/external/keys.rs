@@ -3,6 +3,7 @@
 
 use super::layers::Layers;
 use crate::config::DiskKeys;
+use crate::db::sqlite::KeyChange;
 use crate::error::Failure;
 use crate::host::qemu_img::layer;
 use crate::types::{DiskKey, HostPath};
@@ -53,6 +54,13 @@ impl Layers<'_> {
             let files = self.files_of(disk);
             let key = self.context.key_among(&files, &DiskKeys::new()).await?;
             keys.extend(key.map(|key| (path.clone(), key)));
+            // An overlay has the places of what it lies on, and so what is to be erased there.
+            let left = self.context.left_keys(&files).await?;
+            if !left.is_empty() {
+                let (files, key) = (vec![path.clone()], None);
+                let change = KeyChange { files, key, left };
+                store.note_disk_keys(&self.context.vm_id, change).await?;
+            }
         }
         if keys.is_empty() {
             return Ok(());
