@@ -1995,7 +1995,8 @@ export interface DhcpLease {
  */
 export interface VirtualNetworks {
   /**
-   * Makes a network and starts it. If that fails, nothing of it is left.
+   * Makes a network and starts it. If that fails, nothing of it is left, unless machines have joined its bridge
+   * meanwhile, or something of it cannot be removed: then it stays listed, as the error's message says.
    * @throws NetworkError `NETWORK_ALREADY_EXISTS`, `SUBNET_OVERLAPS` (another network's, or one of the host's),
    * `BRIDGE_ALREADY_EXISTS` (a link of the name is there and not ours), `DHCP_START_FAILED` (`context.stderr`);
    * ProcessError `PROGRAM_NOT_FOUND` (no dnsmasq); NftablesError, as in {@link DepartmentNatService}

@@ -263,6 +263,14 @@ impl Failure {
         self
     }
 
+    /// Adds what came of it, beside what went wrong.
+    #[must_use]
+    pub fn noting(mut self, what: &str) -> Self {
+        self.message.push_str("; ");
+        self.message.push_str(what);
+        self
+    }
+
     /// Adds a fact to `context`.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {

@@ -129,6 +129,8 @@ fn a_network_that_machines_have_joined_is_made_whole_whatever_its_making_failed_
         let config = json!({ "name": "lab", "subnet": "10.20.0.0/24", "bridge": "br-lab" });
         let error = refused(&manager, config).await;
         assert_eq!(error.code(), ErrorCode::NftCommandFailed, "{error}");
+        let stays = "the network lab stays: eth-any on br-lab";
+        assert!(error.to_string().contains(stays), "{error}");
         joined.await.unwrap();
         assert_eq!(manager.network("lab").unwrap()["state"], "failed");
         run("nft delete chain ip infinibay_nat postrouting");

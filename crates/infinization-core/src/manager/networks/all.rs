@@ -156,8 +156,10 @@ impl Networks {
             .insert(network.name.clone(), Arc::clone(&network));
         self.watch_guard();
         if let Err(error) = self.set_up(&network).await {
-            self.forget(&network).await;
-            return Err(error);
+            return Err(match self.forget(&network).await {
+                Ok(()) => error,
+                Err(why) => error.noting(&format!("the network {} stays: {why}", network.name)),
+            });
         }
         Ok(Arc::clone(&network))
     }
@@ -258,19 +260,12 @@ impl Networks {
     }
 
     /// Of one whose making has failed, nothing is left. What cannot be removed, and what machines are on, stays
-    /// listed.
-    async fn forget(self: &Arc<Self>, network: &Network) {
-        let undone = async {
-            self.refuse_ports(network).await?;
-            self.take_down(network).await?;
-            self.erase(network).await
-        };
-        match undone.await {
-            Ok(()) => drop(self.map().remove(&network.name)),
-            Err(error) => {
-                tracing::error!(network = %network.name, %error, "it could not be undone");
-            }
-        }
+    /// listed; the latter is looked after.
+    async fn forget(self: &Arc<Self>, network: &Arc<Network>) -> Result<(), Failure> {
+        self.take_down_unused(network).await?;
+        self.erase(network).await?;
+        self.map().remove(&network.name);
+        Ok(())
     }
 
     pub(super) fn find(&self, name: &NetworkName) -> Result<Arc<Network>, Failure> {

@@ -217,7 +217,7 @@ impl Ports {
         if concerns.all {
             let moved = self.seats.learn(&self.links.list().await?);
             let moved = moved.into_iter().filter(|tap| !self.joining.has(tap));
-            self.outdated.extend(Vec::from_iter(moved));
+            self.outdated.extend(moved);
         }
         let is_there = |vm_id: &VmId| running.iter().any(|port| port.vm_id() == vm_id);
         self.failed.retain(is_there);
