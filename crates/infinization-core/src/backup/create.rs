@@ -284,25 +284,26 @@ fn parents(
     Ok(links)
 }
 
-/// Refuses a full backup whose plain copy cannot fit. A compressed one is given the chance.
+/// Refuses a full backup whose plain copies cannot fit. A compressed one is given the chance; an encrypted disk
+/// is never compressed.
 fn require_space(
     request: &CreateBackup,
     sizes: &[u64],
     encryption: &[Option<Encryption>],
 ) -> Result<(), BackupError> {
-    let mut needed = 0_u64;
-    for ((disk, size), key) in request.disks.iter().zip(sizes).zip(encryption) {
-        needed = needed.saturating_add(held_by(disk, key.as_ref()).min(*size));
-    }
-    let plain = matches!(request.compression, Compression::None | Compression::Gzip);
+    let all_plain = matches!(request.compression, Compression::None | Compression::Gzip);
+    let disks = request.disks.iter().zip(sizes).zip(encryption);
+    let plain = disks.filter(|(_, key)| all_plain || key.is_some());
+    let needed = plain.map(|((disk, size), key)| held_by(disk, key.as_ref()).min(*size));
+    let needed = needed.fold(0, u64::saturating_add);
     let above = request.destination.as_path().ancestors();
     let existing = above
         .filter(|path| path.exists())
         .find_map(|path| HostPath::parse(path.display().to_string()).ok());
-    let Some(place) = existing.filter(|_| plain) else {
-        return Ok(());
-    };
-    refuse_full(place, needed)
+    match existing {
+        Some(place) if needed > 0 => refuse_full(place, needed),
+        _ => Ok(()),
+    }
 }
 
 /// What the disk and its backing files take on the host, in bytes.

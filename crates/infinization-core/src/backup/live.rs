@@ -168,15 +168,17 @@ impl<'a> Live<'a> {
         Ok((records, running(frozen)))
     }
 
-    /// A plain full copy takes at most the disk's size; what it really takes QEMU alone knows. A copy that is
-    /// compared lies there beside its difference for a while.
+    /// A plain full copy takes at most the disk's size; what it really takes QEMU alone knows. An encrypted one is
+    /// never compressed. A copy that is compared lies there beside its difference for a while.
     async fn require_space(&self, copies: &[Copying]) -> Result<(), BackupError> {
-        let plain = |copy: &&Copying| match copy.method {
-            Method::Full => self.creation.clusters() == Clusters::Plain,
+        let all_plain = self.creation.clusters() == Clusters::Plain;
+        let plain = |(copy, key): &(&Copying, &Option<_>)| match copy.method {
+            Method::Full => all_plain || key.is_some(),
             Method::Marked { .. } => false,
             Method::Compared { .. } => true,
         };
-        let plain = copies.iter().filter(plain).map(|copy| &copy.disk);
+        let copies = copies.iter().zip(&self.prepared.encryption);
+        let plain = copies.filter(plain).map(|(copy, _)| &copy.disk);
         let needed = plain.map(|disk| disk.allocated.min(disk.size)).sum();
         let place = self.creation.request.destination.clone();
         off_thread(move || refuse_full(place, needed)).await

@@ -1,8 +1,8 @@
 //! SNAPSHOT backups: inside the disks themselves.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
+use infinization_core::host::file_systems::FileSystems;
 use infinization_core::host::restore_note;
 use infinization_core::host::state_file::{self, Durability};
 
@@ -220,11 +220,11 @@ async fn cut_short(place: &Place, disks: &mut [Disk; 2]) -> PathBuf {
     snapshot("-a", &to, &disks[0]);
     let journal = place.root().join("vm-1").join("revert.json");
     let paths = [&disks[0].path, &disks[1].path];
-    let device = |path: &Path| fs::metadata(path.parent().unwrap()).unwrap().dev();
-    let file_systems = paths.map(|path| (disk::text(path).to_owned(), json!(device(path))));
+    let files = paths.map(|path| HostPath::parse(disk::text(path)).unwrap());
+    let file_systems = FileSystems::of(&files).unwrap();
     let text = json!({
         "undo": true, "before": UNDO, "to": to, "disks": paths,
-        "file_systems": serde_json::Map::from_iter(file_systems),
+        "file_systems": file_systems,
     });
     let text = text.to_string();
     state_file::write(&journal, text.as_bytes(), Durability::HostCrash).unwrap();
