@@ -140,7 +140,13 @@ fn f9_b38_what_a_change_has_left_is_erased_by_the_next_one_from_every_layer() {
                 }
             }
             start(&manager, vm, Value::Null).await.unwrap();
+
+            // A layer that was being made anew when somebody was killed goes with the disk.
+            let (dir, name) = over.rsplit_once('/').unwrap();
+            let left = format!("{dir}/.{name}.{}.partial", "0a".repeat(16));
+            fs::write(&left, "left").unwrap();
             delete(&manager, vm).await;
+            assert!(!Path::new(&left).exists());
         }
         host.is_clean().await;
     });
