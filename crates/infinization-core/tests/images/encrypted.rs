@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use infinization_core::host::qemu_img::{
     ChangeKey, Encryption, Rebase, Terms, add_key, change_key, check_with_key, commit_layer,
-    create_snapshot_with_key, erase_key, freeze_layer, key_opens, make_overlay, rebase, reclaim,
-    refuse_plain_text_now, resize_with_key, revert_snapshot_with_key,
+    create_snapshot_with_key, erase_key, freeze_layer, key_opens, keys_in, make_overlay, rebase,
+    reclaim, refuse_plain_text_now, resize_with_key, revert_snapshot_with_key,
 };
 use infinization_core::types::DiskKey;
 
@@ -546,6 +546,11 @@ async fn f39_each_half_of_a_change_of_the_key_may_be_the_last() {
         add_key(&path, &change("old", "new")).await.unwrap();
         is(true, true).await;
     }
+    assert_eq!(keys_in(&path).await.unwrap(), 2);
+    // Not without the one that is to stay.
+    let refused = erase_key(&path, &change("old", "other")).await;
+    assert_eq!(code(refused), ErrorCode::AuthFailed);
+    is(true, true).await;
     for _twice in 0..2 {
         erase_key(&path, &change("old", "new")).await.unwrap();
         is(false, true).await;
