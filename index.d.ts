@@ -402,10 +402,11 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
 
   /**
    * Gives an encrypted disk another key, whether the VM runs or is off; of a VM that is off in all files of the disk's
-   * external snapshots too. The new key is added and has opened every file, then the embedded store is told (if it has a
-   * `secretsKey`), then the old one is erased: whatever ends it, what the store says opens the disk, and the same call
-   * again finishes it (where no keys are stored, with the old one as `encryptionKey`). Of a running VM QEMU writes the file (`x-blockdev-amend`, QEMU 5.1); the guest stands still meanwhile for
-   * as long as a key takes to be made and tried, some seconds by default.
+   * external snapshots too, and in the encrypted ones below that a `destroyVM` has left. The new key is added and has
+   * opened every file, then the embedded store is told (if it has a `secretsKey`), then the old one is erased: whatever
+   * ends it, what the store says opens the disk, and the same call again finishes it (where no keys are stored, with the
+   * old one as `encryptionKey`). Of a running VM QEMU writes the file (`x-blockdev-amend`, QEMU 5.1); the guest stands
+   * still meanwhile for as long as a key takes to be made and tried, some seconds by default.
    * @param path the disk's present file
    * @throws StorageError `KEY_REQUIRED` (no `encryptionKey`, and none is known; or the disk has the new key already, and
    * another one that is not known opens it too), `AUTH_FAILED` (neither key opens the disk),

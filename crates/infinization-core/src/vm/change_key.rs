@@ -88,10 +88,13 @@ impl Machine {
         asked: &DiskKeyChange,
     ) -> Result<OperationResult, Failure> {
         let live = self.changes_allowed("given another key").await?;
-        let (index, files) = self.context.disk_files(live.is_some(), &asked.path).await?;
+        let (index, mut files) = self.context.disk_files(live.is_some(), &asked.path).await?;
         if !is_encrypted(&asked.path, ImageFormat::Qcow2).await? {
             let (path, why) = (asked.path.clone(), "is not encrypted".to_owned());
             return Err(ImageError::Format { path, why }.into());
+        }
+        if live.is_none() {
+            files.extend(self.context.unknown_layers(&files).await?);
         }
         let at_hand = self.keys_at_hand(&asked.old_key());
         let old = self.context.key_among(&files, &at_hand).await?;

@@ -18,6 +18,7 @@ use crate::error::{ErrorCode, Failure};
 use crate::events::now_ms;
 use crate::host::blocking::{blocking, file_call};
 use crate::host::process::ProcessHandle;
+use crate::host::qemu_img::sweep_partials_of;
 use crate::types::{HostPath, InvalidValue};
 
 impl Machine {
@@ -83,6 +84,12 @@ impl Machine {
                 Failure::caused_by(ErrorCode::StopFailed, "QEMU could not be ended", error)
                     .of_vm(&self.context.vm_id)
             })?;
+        }
+        for path in &data {
+            // A layer that was being made anew when somebody was killed; the disk itself goes anyway.
+            if let Err(error) = sweep_partials_of(path).await {
+                tracing::warn!(vm = %self.context.vm_id, %path, %error, "half-made files stay");
+            }
         }
         let until = self.intend_to_raze(operation, data);
         let cleanup = self.settle_up_to(&EndCause::of("host-kill"), until).await;

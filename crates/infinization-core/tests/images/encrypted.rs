@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use infinization_core::host::qemu_img::{
     ChangeKey, Encryption, Rebase, Terms, add_key, change_key, check_with_key, commit_layer,
-    create_snapshot_with_key, erase_key, freeze_layer, key_opens, make_overlay, rebase, reclaim,
-    refuse_plain_text_now, resize_with_key, revert_snapshot_with_key,
+    create_snapshot_with_key, erase_key, freeze_layer, key_opens, keys_in, make_overlay, rebase,
+    reclaim, refuse_plain_text_now, resize_with_key, revert_snapshot_with_key,
 };
 use infinization_core::types::DiskKey;
 
@@ -409,6 +409,12 @@ async fn b38_encrypted_layers_are_committed_and_rebased_and_stay_what_they_were(
     let refused = rebase(&b, Some(&base), Rebase::Safe, &terms(Some(&wrong)), &JOB).await;
     assert_eq!(code(refused), ErrorCode::AuthFailed);
     assert_eq!(images.names(), before);
+    // What is made beside b leaves alone what others have there, and what a killed process left of it goes.
+    let theirs = images.path("b.qcow2.lifted");
+    fs::write(theirs.as_path(), "theirs").unwrap();
+    let before = images.names();
+    let left = images.path(&format!(".b.qcow2.{}.partial", "0a".repeat(16)));
+    fs::write(left.as_path(), "left").unwrap();
 
     // b is taken off a, c is committed into it.
     rebase(&b, Some(&base), Rebase::Safe, &terms(Some(&with)), &JOB)
@@ -431,6 +437,52 @@ async fn b38_encrypted_layers_are_committed_and_rebased_and_stay_what_they_were(
     fs::remove_file(base.as_path()).unwrap();
     assert_eq!(content(&images, &b).await, of_b);
     assert!(opens(&b, "old").await && !holds_pattern(&b) && !holds_pattern(&a));
+}
+
+#[tokio::test]
+async fn b38_encrypted_layers_on_a_file_that_is_not_are_taken_apart() {
+    let images = Images::new();
+    let base = images.path("base.qcow2");
+    let plain = ConvertImage::new((plain(&images), Raw), (base.clone(), Qcow2));
+    convert(&plain, &JOB).await.unwrap();
+    let [a, b] = ["a.qcow2", "b.qcow2"].map(|name| images.path(name));
+    let keyfile = images.path("key");
+    fs::write(keyfile.as_path(), "old").unwrap();
+    let made = std::process::Command::new("qemu-img")
+        .args([
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            base.as_str(),
+        ])
+        .args(["--object", &format!("secret,id=k,file={keyfile}")])
+        .args([
+            "-o",
+            "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10",
+        ])
+        .arg(a.as_str())
+        .status();
+    assert!(made.unwrap().success());
+    write(&images, &[&a], 1, 1);
+    make_overlay(&b, &a, MIB).await.unwrap();
+    write(&images, &[&b, &a], 2, 2);
+    let held = content(&images, &b).await;
+    let with = key("old");
+    let terms = Terms {
+        allowed: &[],
+        key: Some(&with),
+    };
+    rebase(&b, Some(&base), Rebase::Safe, &terms, &JOB)
+        .await
+        .unwrap();
+    fs::remove_file(a.as_path()).unwrap();
+    assert!(content(&images, &b).await == held);
+    assert!(cluster(&held, 1).iter().all(|byte| *byte == 1) && &held[..16] == PATTERN);
+    assert!(opens(&b, "old").await);
 }
 
 /// KiB that the two layers have, of which the upper is taken off the lower, on a base of 1024; and the clusters of
@@ -494,6 +546,11 @@ async fn f39_each_half_of_a_change_of_the_key_may_be_the_last() {
         add_key(&path, &change("old", "new")).await.unwrap();
         is(true, true).await;
     }
+    assert_eq!(keys_in(&path).await.unwrap(), 2);
+    // Not without the one that is to stay.
+    let refused = erase_key(&path, &change("old", "other")).await;
+    assert_eq!(code(refused), ErrorCode::AuthFailed);
+    is(true, true).await;
     for _twice in 0..2 {
         erase_key(&path, &change("old", "new")).await.unwrap();
         is(false, true).await;

@@ -140,7 +140,24 @@ fn f9_b38_what_a_change_has_left_is_erased_by_the_next_one_from_every_layer() {
                 }
             }
             start(&manager, vm, Value::Null).await.unwrap();
+
+            // Whoever forgets the tree leaves its files.
+            manager.destroy_vm(vm.into()).await.unwrap();
+            rekey(&manager, vm, &over, change("the-last"))
+                .await
+                .unwrap();
+            for file in [&disk, &over] {
+                assert!(opens(file, "the-last").await && !opens(file, next).await);
+            }
+            start(&manager, vm, Value::Null).await.unwrap();
+
+            // A layer that was being made anew when somebody was killed goes with the disk.
+            let (dir, name) = over.rsplit_once('/').unwrap();
+            let left = format!("{dir}/.{name}.{}.partial", "0a".repeat(16));
+            fs::write(&left, "left").unwrap();
             delete(&manager, vm).await;
+            assert!(!Path::new(&left).exists());
+            fs::remove_file(&disk).unwrap();
         }
         host.is_clean().await;
     });

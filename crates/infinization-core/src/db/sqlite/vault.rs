@@ -179,7 +179,7 @@ impl Vault {
         if !self.has_key() {
             return Ok(());
         }
-        let texts = change.left.iter().map(|key| key.reveal());
+        let texts = change.left.iter().map(DiskKey::reveal);
         let left = json!(texts.collect::<Vec<_>>()).to_string();
         let left = (!change.left.is_empty()).then(|| Secret::new(left));
         durably(db, |db| {

@@ -91,16 +91,26 @@ pub async fn make_overlay(
     check_size(&path, ImageFormat::Qcow2, size, None)?;
     blocking(&path.clone(), move || {
         let luks = luks_header_now(&backing)?;
-        let room = luks.as_ref().map(|luks| luks.len() as u64);
-        let overlay = EmptyOverlay::new(&path, size.as_bytes(), &backing, room)?;
         let file = std::fs::metadata(backing.as_path());
         let below = file.map_err(|error| ImageError::io(&backing, error))?;
         let partial = Partial::beside(&path)?;
-        fill(partial.path(), &overlay, luks.as_deref())
-            .map_err(|error| ImageError::io(&path, error))?;
+        write_overlay(&partial, &backing, size, luks.as_deref())?;
         partial.publish(Some((below.uid(), below.gid())))
     })
     .await
+}
+
+/// Has the file be an empty overlay, encrypted if there is a LUKS header for it.
+pub(super) fn write_overlay(
+    partial: &Partial,
+    backing: &HostPath,
+    size: ByteSize,
+    luks: Option<&[u8]>,
+) -> Result<(), ImageError> {
+    let path = partial.target();
+    let room = luks.map(|luks| luks.len() as u64);
+    let overlay = EmptyOverlay::new(path, size.as_bytes(), backing, room)?;
+    fill(partial.path(), &overlay, luks).map_err(|error| ImageError::io(path, error))
 }
 
 fn fill(path: &Path, overlay: &EmptyOverlay, luks: Option<&[u8]>) -> std::io::Result<()> {

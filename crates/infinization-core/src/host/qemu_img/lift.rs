@@ -6,18 +6,15 @@
 //! then nothing has changed.
 
 use std::cmp::Ordering;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::command::QemuImg;
 use super::inspect::header_of;
 use super::job::blocking;
-use super::{ImageError, ImageFormat, Inspection, Job, make_overlay, opened, sweep_partials_of};
+use super::layer::{luks_header_now, write_overlay};
+use super::partial::Partial;
+use super::{ImageError, ImageFormat, Inspection, Job, opened};
 use crate::types::{ByteSize, DiskKey, HostPath};
-
-/// What is made has the layer's name and this behind it.
-const ASIDE: &str = ".lifted";
 
 /// Puts `image`, whose chain was found to be `found`, on `onto`, which lies below the layer that it lies on. Both
 /// that one and the image are open to nobody.
@@ -28,44 +25,24 @@ pub(super) async fn off_the_layer_below(
     key: &DiskKey,
     job: &Job,
 ) -> Result<(), ImageError> {
-    let aside = aside_of(image)?;
-    remove(&aside).await?;
-    sweep_partials_of(&aside).await?;
-    let filled = fill(image, &aside, onto, found, key, job).await;
-    if filled.is_err() {
-        remove(&aside).await?;
-        return filled;
-    }
-    let image = image.clone();
-    blocking(&image.clone(), move || {
-        replace(&aside, &image).map_err(|error| ImageError::io(&image, error))
-    })
-    .await
-}
-
-/// The file beside a layer in which it is made anew; a process that was killed may have left one.
-pub fn aside_of(image: &HostPath) -> Result<HostPath, ImageError> {
-    let name = format!("{image}{ASIDE}");
-    HostPath::parse(name).map_err(|why| ImageError::format(image, why.to_string()))
-}
-
-async fn fill(
-    image: &HostPath,
-    aside: &HostPath,
-    onto: &HostPath,
-    found: &Inspection,
-    key: &DiskKey,
-    job: &Job,
-) -> Result<(), ImageError> {
     let all = found.encrypted_layers(image);
-    let (merged, below) = all.split_at(2);
-    let lower = size_of(&merged[1]).await?;
-    make_overlay(aside, onto, lower).await?;
-    let target = [std::slice::from_ref(aside), below].concat();
+    let lower = size_of(&all[1]).await?;
+    let made = (image.clone(), onto.clone());
+    let aside = blocking(image, move || make(&made.0, &made.1, lower)).await?;
+    let target = [&[aside.place()?], &all[2..]].concat();
     copy((&all[1..], &target), onto, key, job).await?;
     resize(&target, (lower, size_of(image).await?), key, job).await?;
     let source = [std::slice::from_ref(image), &target].concat();
-    write_into(&source, key, job).await
+    write_into(&source, key, job).await?;
+    blocking(image, move || aside.replace()).await
+}
+
+/// An empty one on `onto`, which what opens the image opens.
+fn make(image: &HostPath, onto: &HostPath, size: ByteSize) -> Result<Partial, ImageError> {
+    let luks = luks_header_now(image)?;
+    let aside = Partial::in_place_of(image)?;
+    write_overlay(&aside, onto, size, luks.as_deref())?;
+    Ok(aside)
 }
 
 async fn size_of(image: &HostPath) -> Result<ByteSize, ImageError> {
@@ -129,27 +106,4 @@ async fn write_into(layers: &[HostPath], key: &DiskKey, job: &Job) -> Result<(),
         .run_as(job)
         .await?;
     Ok(())
-}
-
-fn replace(aside: &HostPath, image: &HostPath) -> std::io::Result<()> {
-    let (new, old) = (
-        fs::File::open(aside.as_path())?,
-        fs::metadata(image.as_path())?,
-    );
-    std::os::unix::fs::fchown(&new, Some(old.uid()), Some(old.gid()))?;
-    new.sync_all()?;
-    fs::rename(aside.as_path(), image.as_path())?;
-    let directory = image.as_path().parent().unwrap_or(Path::new("/"));
-    fs::File::open(directory)?.sync_all()
-}
-
-async fn remove(path: &HostPath) -> Result<(), ImageError> {
-    let name = path.clone();
-    blocking(path, move || match fs::remove_file(name.as_path()) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(ImageError::io(&name, error))
-        }
-        _ => Ok(()),
-    })
-    .await
 }

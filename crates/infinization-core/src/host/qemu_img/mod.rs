@@ -74,7 +74,6 @@ pub use layer::{
     Layer, Rebase, Terms, allocated, commit_layer, flush, freeze_layer, layer, make_overlay,
     outwait_orphan, rebase, reclaim,
 };
-pub use lift::aside_of;
 pub use outgoing::Outgoing;
 pub use partial::{sweep_partials, sweep_partials_of};
 pub use resize::{Resize, resize, resize_with_key};

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -38,6 +38,15 @@ impl Partial {
                 return Err(ImageError::AlreadyExists { path });
             }
         }
+        Self::made(target)
+    }
+
+    /// The same of what will take the place of a target that there is.
+    pub(super) fn in_place_of(target: &HostPath) -> Result<Self, ImageError> {
+        Self::made(target)
+    }
+
+    fn made(target: &HostPath) -> Result<Self, ImageError> {
         remove_abandoned(target);
         let at = temporary_name(target);
         let file = OpenOptions::new()
@@ -91,18 +100,40 @@ impl Partial {
         Ok(())
     }
 
+    /// The same over the target that there is, whose owner it has from then on.
+    pub(super) fn replace(mut self) -> Result<(), ImageError> {
+        self.take_place()
+            .map_err(|source| ImageError::io(&self.target, source))
+    }
+
     fn finish(&mut self, owner: Option<(u32, u32)>) -> io::Result<()> {
+        self.make_durable(owner)?;
+        rename_exclusive(&self.at, self.target.as_path())?;
+        // From here on the target is this attempt's, and what a failure removes.
+        self.at = self.target.as_path().to_owned();
+        flush_directory_of(&self.at)
+    }
+
+    fn take_place(&mut self) -> io::Result<()> {
+        let old = fs::metadata(self.target.as_path())?;
+        self.make_durable(Some((old.uid(), old.gid())))?;
+        fs::rename(&self.at, self.target.as_path())?;
+        self.kept = true;
+        flush_directory_of(self.target.as_path())
+    }
+
+    fn make_durable(&self, owner: Option<(u32, u32)>) -> io::Result<()> {
         let file = File::open(&self.at)?;
         if let Some((uid, gid)) = owner {
             fchown(&file, Some(uid), Some(gid))?;
         }
-        file.sync_all()?;
-        rename_exclusive(&self.at, self.target.as_path())?;
-        // From here on the target is this attempt's, and what a failure removes.
-        self.at = self.target.as_path().to_owned();
-        let directory = self.at.parent().unwrap_or(Path::new("/"));
-        File::open(directory)?.sync_all()
+        file.sync_all()
     }
+}
+
+fn flush_directory_of(path: &Path) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    File::open(directory)?.sync_all()
 }
 
 impl Drop for Partial {
@@ -162,9 +193,12 @@ fn partials_of(target: &HostPath) -> Result<Vec<HostPath>, ImageError> {
         return Ok(Vec::new());
     };
     let mut found = partials_in_now(&dir)?;
+    // What follows is random, and has no dot: `a` is not the target of what will be `a.b`.
     found.retain(|path| {
         let name = path.as_path().file_name().unwrap_or_default();
-        name.to_string_lossy().starts_with(&prefix)
+        let name = name.to_string_lossy();
+        let rest = name.strip_prefix(&prefix);
+        rest.is_some_and(|rest| rest.matches('.').count() == 1)
     });
     Ok(found)
 }
@@ -247,6 +281,26 @@ mod tests {
             .unwrap()
             .publish(None)
             .unwrap();
+        assert_eq!(files(dir.path()), ["disk.qcow2"]);
+    }
+
+    #[test]
+    fn takes_the_place_of_a_target_that_there_is_and_sweeps_its_own_leftovers_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, other) = (target(&dir), dir.path().join("disk"));
+        fs::write(target.as_path(), "old").unwrap();
+        let left = temporary_name(&target);
+        fs::write(&left, "left").unwrap();
+        let other = HostPath::parse(other.to_str().unwrap()).unwrap();
+        assert!(partials_of(&other).unwrap().is_empty());
+        assert_eq!(partials_of(&target).unwrap().len(), 1);
+        drop(Partial::in_place_of(&target).unwrap());
+        assert_eq!(files(dir.path()), ["disk.qcow2"]);
+        let partial = Partial::in_place_of(&target).unwrap();
+        fs::write(partial.path(), "new").unwrap();
+        assert_eq!(fs::read(target.as_path()).unwrap(), b"old");
+        partial.replace().unwrap();
+        assert_eq!(fs::read(target.as_path()).unwrap(), b"new");
         assert_eq!(files(dir.path()), ["disk.qcow2"]);
     }
 

@@ -137,8 +137,7 @@ impl<'a> Layers<'a> {
     }
 
     pub(super) fn allowed(&self) -> Vec<HostPath> {
-        let rules = &self.context.services.config.path_rules;
-        rules.allowed.clone().unwrap_or_default()
+        self.context.allowed()
     }
 
     /// Only qcow2 has overlays here, as it is the only format whose chain is followed.
@@ -324,21 +323,7 @@ impl<'a> Layers<'a> {
 
     /// Another VM, which may be off, may have a file that is to go or to be written, or lie on it.
     pub(super) async fn refuse_needed(&self, files: &[HostPath]) -> Result<(), Failure> {
-        let machines = self.context.services.machines_directory();
-        let mut uses = blocking(move || disk_uses(&machines)).await??;
-        uses.retain(|(vm_id, _)| *vm_id != self.context.vm_id);
-        for (vm_id, disk) in uses {
-            let mut needed = files_below(&disk).await?;
-            needed.push(disk);
-            let Some(path) = common(files.to_vec(), needed).await? else {
-                continue;
-            };
-            let message = format!("{path} is needed by VM {vm_id}, whose disk it is or lies on it");
-            return Err(Failure::new(ErrorCode::ImageInUse, message)
-                .with("path", path.as_str())
-                .with("users", vec![vm_id.as_str().to_owned()]));
-        }
-        Ok(())
+        self.context.refuse_needed(files).await
     }
 
     /// The files that a merge writes to or removes.
@@ -356,6 +341,53 @@ impl<'a> Layers<'a> {
             cancel: cancel.clone(),
             ..Job::default()
         }
+    }
+}
+
+impl VmContext {
+    fn allowed(&self) -> Vec<HostPath> {
+        let rules = &self.services.config.path_rules;
+        rules.allowed.clone().unwrap_or_default()
+    }
+
+    /// Encrypted layers that these files of a disk lie on without being among them: whoever forgets the tree
+    /// (`destroyVM`) leaves its files. `IMAGE_IN_USE` if another VM needs one.
+    pub(in crate::vm) async fn unknown_layers(
+        &self,
+        files: &[HostPath],
+    ) -> Result<Vec<HostPath>, Failure> {
+        let (allowed, mut unknown) = (self.allowed(), Vec::new());
+        for file in files {
+            let found = inspect_closed(file, ImageFormat::Qcow2, &allowed).await?;
+            for layer in found.encrypted_layers(file).into_iter().skip(1) {
+                let known = [files, &unknown].concat();
+                let known = common(vec![layer.clone()], known).await?;
+                unknown.extend(known.is_none().then_some(layer));
+            }
+        }
+        self.refuse_needed(&unknown).await?;
+        Ok(unknown)
+    }
+
+    async fn refuse_needed(&self, files: &[HostPath]) -> Result<(), Failure> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let machines = self.services.machines_directory();
+        let mut uses = blocking(move || disk_uses(&machines)).await??;
+        uses.retain(|(vm_id, _)| *vm_id != self.vm_id);
+        for (vm_id, disk) in uses {
+            let mut needed = files_below(&disk).await?;
+            needed.push(disk);
+            let Some(path) = common(files.to_vec(), needed).await? else {
+                continue;
+            };
+            let message = format!("{path} is needed by VM {vm_id}, whose disk it is or lies on it");
+            return Err(Failure::new(ErrorCode::ImageInUse, message)
+                .with("path", path.as_str())
+                .with("users", vec![vm_id.as_str().to_owned()]));
+        }
+        Ok(())
     }
 }
 

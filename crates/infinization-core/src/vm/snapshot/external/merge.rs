@@ -9,12 +9,13 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::change::{Merge, Method, method};
-use super::layers::{Layers, remove_files};
+use super::layers::Layers;
 use super::record::Pending;
 use super::tree::Dependent;
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{
-    ImageError, Rebase, Terms, aside_of, commit_layer, layer, outwait_orphan, rebase, reclaim,
+    ImageError, Rebase, Terms, commit_layer, layer, outwait_orphan, rebase, reclaim,
+    sweep_partials_of,
 };
 use crate::types::HostPath;
 
@@ -107,8 +108,9 @@ impl Layers<'_> {
         if pivoted.contains(&true) {
             return Ok(());
         }
-        if self.live.is_none() {
-            self.reclaim(&merge).await;
+        match self.live {
+            None => self.reclaim(&merge).await,
+            Some(_) => self.sweep(&merge).await,
         }
         self.record.pending = None;
         self.save().await
@@ -116,6 +118,7 @@ impl Layers<'_> {
 
     /// What an interrupted command has left in the files is lost space alone.
     pub(super) async fn reclaim(&self, merge: &Merge) {
+        self.sweep(merge).await;
         let tree = &self.record.tree;
         let lower = Dependent::Node(merge.lower.clone());
         let all = merge.uppers.iter().chain([&lower]);
@@ -128,8 +131,17 @@ impl Layers<'_> {
         }
     }
 
+    /// What was to take an upper's place is of no use any more.
+    async fn sweep(&self, merge: &Merge) {
+        let uppers = merge.uppers.iter().filter(|upper| !self.runs_on(upper));
+        for path in uppers.flat_map(|upper| self.record.tree.layers(upper)) {
+            if let Err(error) = sweep_partials_of(path).await {
+                tracing::warn!(%path, %error, "half-made layers were not removed");
+            }
+        }
+    }
+
     async fn reclaim_one(&self, disk: usize, path: &HostPath) -> Result<(), Failure> {
-        remove_files(&[aside_of(path)?]).await?;
         Ok(reclaim(path, self.key(disk).await?.as_ref()).await?)
     }
 
