@@ -255,18 +255,15 @@ impl<'a> Live<'a> {
         Ok(self.monitor.query_status().await?.status == RunState::IoError)
     }
 
-    /// Before the guest writes over what is not copied yet, QEMU copies it; where that fails, so does what the guest
-    /// writes, and it stands still. Now that nothing is copied any more it may make its request again.
     async fn let_go_on(&self) {
-        let went_on = async {
-            if self.is_out_of_order().await? {
-                self.monitor.cont().await?;
+        match self.monitor.go_on_after_copies().await {
+            Ok(true) => {
                 tracing::warn!(id = %self.creation.id, "a backup had stopped the guest, which goes on");
             }
-            Ok::<_, QmpError>(())
-        };
-        if let Err(error) = went_on.await {
-            tracing::warn!(id = %self.creation.id, %error, "a guest may be stopped by its backup");
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(id = %self.creation.id, %error, "a guest may be stopped by its backup");
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use super::client::QmpClient;
 use super::commands::decode;
 use super::error::QmpError;
 use super::layers::BACKUP_PREFIX;
+use super::replies::RunState;
 
 /// For ending what copies: QEMU waits for what it has sent to either side. One whose target hangs never ends.
 const END: Duration = Duration::from_secs(30);
@@ -58,12 +59,21 @@ impl QmpClient {
     }
 
     /// Ends what a process that is gone has left copying. While somebody has the turn there is no such thing:
-    /// he has seen to it.
-    pub async fn end_left_copies(&self) -> Result<(), QmpError> {
+    /// he has seen to it. Whether there was.
+    pub async fn end_left_copies(&self) -> Result<bool, QmpError> {
         match Arc::clone(&self.turns().turn).try_lock_owned() {
             Ok(alone) => self.turn(alone).end_copies().await,
-            Err(_taken) => Ok(()),
+            Err(_taken) => Ok(false),
         }
+    }
+
+    /// Before the guest writes over what is not copied yet, QEMU copies it; where that fails, so does what the guest
+    /// writes, and it stands still. Once nothing is copied any more it may make its request again. Whether it does.
+    pub async fn go_on_after_copies(&self) -> Result<bool, QmpError> {
+        if self.query_status().await?.status != RunState::IoError {
+            return Ok(false);
+        }
+        self.cont().await.map(|()| true)
     }
 
     fn turn(&self, alone: OwnedMutexGuard<()>) -> CopyTurn {
@@ -81,12 +91,14 @@ impl CopyTurn {
         &self.ending
     }
 
-    /// Ends every job that copies, closes every file that was copied into, and forgets their keys.
-    pub async fn end_copies(&self) -> Result<(), QmpError> {
+    /// Ends every job that copies, closes every file that was copied into, and forgets their keys. Whether there
+    /// was such a job.
+    pub async fn end_copies(&self) -> Result<bool, QmpError> {
         let work = async {
-            self.qmp.end_jobs(BACKUP_PREFIX).await?;
+            let any = self.qmp.end_jobs(BACKUP_PREFIX).await?;
             self.close_targets().await?;
-            self.forget_keys().await
+            self.forget_keys().await?;
+            Ok(any)
         };
         let late = QmpError::Timeout {
             what: "the end of a copy".to_owned(),

@@ -107,24 +107,27 @@ impl QmpClient {
 
     /// Dismisses what an earlier process of ours started and never saw the end of.
     pub async fn dismiss_old_jobs(&self) -> Result<(), QmpError> {
-        self.dismiss_ended_jobs(PREFIX).await
+        self.dismiss_ended_jobs(PREFIX).await.map(drop)
     }
 
-    async fn dismiss_ended_jobs(&self, prefix: &str) -> Result<(), QmpError> {
+    /// Whether there was one.
+    async fn dismiss_ended_jobs(&self, prefix: &str) -> Result<bool, QmpError> {
         let ended = |job: &JobInfo| job.id.starts_with(prefix) && job.status == CONCLUDED;
+        let mut any = false;
         for job in self.query_jobs().await?.into_iter().filter(ended) {
             self.execute("job-dismiss", json!({ "id": job.id })).await?;
+            any = true;
         }
-        Ok(())
+        Ok(any)
     }
 
     /// Ends what an earlier process of ours has left running.
     pub async fn cancel_old_jobs(&self) -> Result<(), QmpError> {
-        self.end_jobs(PREFIX).await
+        self.end_jobs(PREFIX).await.map(drop)
     }
 
-    /// Ends every job whose id begins so.
-    pub(super) async fn end_jobs(&self, prefix: &str) -> Result<(), QmpError> {
+    /// Ends every job whose id begins so. Whether there was one.
+    pub(super) async fn end_jobs(&self, prefix: &str) -> Result<bool, QmpError> {
         let under_way = |job: &JobInfo| job.id.starts_with(prefix) && job.status != CONCLUDED;
         // Before they are looked at, so that no event is missed.
         let events = self.subscribe();
@@ -139,7 +142,8 @@ impl QmpClient {
                 look_first: false,
             };
             job.cancel().await?;
-            return Box::pin(self.end_jobs(prefix)).await;
+            Box::pin(self.end_jobs(prefix)).await?;
+            return Ok(true);
         }
         self.dismiss_ended_jobs(prefix).await
     }

@@ -281,7 +281,15 @@ impl Machine {
         let Some(live) = live.filter(|live| live.view.qmp.is_connected()) else {
             return;
         };
-        if let Err(error) = live.view.qmp.end_left_copies().await {
+        let qmp = &live.view.qmp;
+        let ended = async {
+            // What it may have stopped the guest for is over, too.
+            if qmp.end_left_copies().await? && self.context.owns_row().await {
+                qmp.go_on_after_copies().await?;
+            }
+            Ok::<_, QmpError>(())
+        };
+        if let Err(error) = ended.await {
             let vm = &self.context.vm_id;
             tracing::warn!(%vm, %error, "what a dead process's backup copies was not ended");
         }
