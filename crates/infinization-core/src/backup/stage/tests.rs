@@ -261,10 +261,11 @@ async fn f22_what_is_on_a_file_system_that_is_away_is_waited_for() {
             }
         }
         let mounted = stage.plan.file_systems.clone();
+        let elsewhere = serde_json::json!({ "at": "/away", "what": "", "id": 0 });
         let noted: serde_json::Map<_, _> = targets
             .iter()
             .chain(stage.plan.disks.iter().map(|disk| &disk.aside))
-            .map(|file| (file.to_string(), serde_json::json!(0)))
+            .map(|file| (file.to_string(), elsewhere.clone()))
             .collect();
         stage.plan.file_systems = serde_json::from_value(noted.into()).unwrap();
         stage.write().unwrap();
