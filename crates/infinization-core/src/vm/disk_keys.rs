@@ -135,9 +135,15 @@ impl VmContext {
         let Some(store) = &self.services.embedded else {
             return Ok(Vec::new());
         };
-        let mut left = store.left_disk_keys(&self.vm_id).await?;
-        let left = files.iter().filter_map(|path| left.remove(path));
-        Ok(left.flatten().collect())
+        let mut noted = store.left_disk_keys(&self.vm_id).await?;
+        let mut left = Vec::new();
+        // Overlays have the keys of what they lie on, each noted for itself.
+        for key in files.iter().filter_map(|path| noted.remove(path)).flatten() {
+            if !left.contains(&key) {
+                left.push(key);
+            }
+        }
+        Ok(left)
     }
 
     pub(super) fn key_required(&self, path: &HostPath) -> Failure {

@@ -135,7 +135,14 @@ async fn b38_a_change_of_a_disk_s_key_is_noted_with_what_it_leaves() {
         assert_eq!(found, left);
         assert!(!is_readable(dir.path(), old) && !is_readable(dir.path(), new));
     }
+    // A start with another key than the one that is stored.
     db.note_disk_keys(&id, change(None, &[old])).await.unwrap();
+    db.keep_disk_keys(&id, keys("/d/a.qcow2", old))
+        .await
+        .unwrap();
+    let found = db.left_disk_keys(&id).await.unwrap().into_values();
+    let found: Vec<_> = found.flatten().collect();
+    assert!(found.iter().map(DiskKey::reveal).eq([old, new]));
     db.forget_disk_keys(&id, change(None, &[]).files)
         .await
         .unwrap();

@@ -1,5 +1,7 @@
 //! Another key for a disk: under a running guest, and for all files of one that is off.
 
+use std::sync::Arc;
+
 use infinization_core::db::sqlite::{KeyChange, SqliteDatabase};
 use infinization_core::host::qemu_img::{ChangeKey, add_key};
 use infinization_core::secrets::SecretsKey;
@@ -105,15 +107,23 @@ async fn both_open(disk: &str, old: &str, new: &str) {
 /// The store and the file as a change leaves them that ends before the old key is erased.
 async fn cut_short(host: &Host, vm: &str, disk: &str) {
     both_open(disk, KEY, NEW_KEY).await;
-    let file = host.state_dir().join("infinization.db");
-    let store = SqliteDatabase::open_with_key(&file, SecretsKey::from_bytes(&[0x5a; 32]));
     let change = KeyChange {
         files: vec![path(disk)],
         key: Some(key(NEW_KEY)),
         left: vec![key(KEY)],
     };
-    let (store, vm) = (store.await.unwrap(), VmId::parse(vm).unwrap());
-    store.note_disk_keys(&vm, change).await.unwrap();
+    let store = store_of(host).await;
+    store.note_disk_keys(&vm_id(vm), change).await.unwrap();
+}
+
+async fn store_of(host: &Host) -> Arc<SqliteDatabase> {
+    let file = host.state_dir().join("infinization.db");
+    let store = SqliteDatabase::open_with_key(&file, SecretsKey::from_bytes(&[0x5a; 32]));
+    store.await.unwrap()
+}
+
+fn vm_id(text: &str) -> VmId {
+    VmId::parse(text).unwrap()
 }
 
 #[test]
@@ -126,15 +136,23 @@ fn f9_b38_what_a_change_has_left_is_erased_by_the_next_one_from_every_layer() {
             machine["disks"] = json!([]);
             let disk = made(&manager, machine).await;
             cut_short(&host, vm, &disk).await;
-            let external = json!({ "name": "s", "kind": "external" });
-            manager
-                .create_snapshot(vm.into(), external, never())
-                .await
-                .unwrap();
-            let over = disks(&manager, vm).await.pop().unwrap();
-            assert!(opens(&over, KEY).await && opens(&over, NEW_KEY).await);
-            rekey(&manager, vm, &over, change(next)).await.unwrap();
-            for file in [&disk, &over] {
+            let mut over = Vec::new();
+            for name in ["s", "t", "u"] {
+                let external = json!({ "name": name, "kind": "external" });
+                manager
+                    .create_snapshot(vm.into(), external, never())
+                    .await
+                    .unwrap();
+                over.extend(disks(&manager, vm).await);
+            }
+            let noted = store_of(&host).await.left_disk_keys(&vm_id(vm)).await;
+            assert!(noted.unwrap().into_values().all(|left| left == [key(KEY)]));
+            let [lower, middle, over] = &over[..] else {
+                panic!("{over:?}")
+            };
+            assert!(opens(over, KEY).await && opens(over, NEW_KEY).await);
+            rekey(&manager, vm, over, change(next)).await.unwrap();
+            for file in [&disk, lower, middle, over] {
                 for text in [KEY, NEW_KEY, next] {
                     assert_eq!(opens(file, text).await, text == next, "{file}: {text}");
                 }
@@ -143,10 +161,8 @@ fn f9_b38_what_a_change_has_left_is_erased_by_the_next_one_from_every_layer() {
 
             // Whoever forgets the tree leaves its files.
             manager.destroy_vm(vm.into()).await.unwrap();
-            rekey(&manager, vm, &over, change("the-last"))
-                .await
-                .unwrap();
-            for file in [&disk, &over] {
+            rekey(&manager, vm, over, change("the-last")).await.unwrap();
+            for file in [&disk, lower, middle, over] {
                 assert!(opens(file, "the-last").await && !opens(file, next).await);
             }
             start(&manager, vm, Value::Null).await.unwrap();
@@ -157,7 +173,9 @@ fn f9_b38_what_a_change_has_left_is_erased_by_the_next_one_from_every_layer() {
             fs::write(&left, "left").unwrap();
             delete(&manager, vm).await;
             assert!(!Path::new(&left).exists());
-            fs::remove_file(&disk).unwrap();
+            for file in [&disk, lower, middle] {
+                fs::remove_file(file).unwrap();
+            }
         }
         host.is_clean().await;
     });

@@ -129,7 +129,8 @@ impl Vault {
     }
 
     /// Keeps the keys, beside those of other disks; they are on the disk when it returns, since the images
-    /// that only they open may be, too. Nothing without a key of our own.
+    /// that only they open may be, too. Of a disk that a change was cut short of, the key that another takes the
+    /// place of may open it as well, and is noted with those. Nothing without a key of our own.
     pub(super) fn keep_disk_keys(
         &self,
         db: &mut Connection,
@@ -141,7 +142,17 @@ impl Vault {
         }
         durably(db, |db| {
             let change = begin(db)?;
+            let known = self.disk_keys(&change, id)?;
+            let mut left = self.left_disk_keys(&change, id)?;
             for (path, key) in keys {
+                let replaced = known.get(path).and_then(|known| known.as_ref().ok());
+                let replaced = replaced.filter(|known| *known != key);
+                if let (Some(replaced), Some(left)) = (replaced, left.get_mut(path))
+                    && !left.contains(replaced)
+                {
+                    left.push(replaced.clone());
+                    self.put(&change, id.as_str(), &left_in(path), Some(&listed(left)))?;
+                }
                 let secret = Secret::new(key.reveal());
                 self.put(&change, id.as_str(), &name_of(path), Some(&secret))?;
             }
@@ -179,9 +190,7 @@ impl Vault {
         if !self.has_key() {
             return Ok(());
         }
-        let texts = change.left.iter().map(DiskKey::reveal);
-        let left = json!(texts.collect::<Vec<_>>()).to_string();
-        let left = (!change.left.is_empty()).then(|| Secret::new(left));
+        let left = (!change.left.is_empty()).then(|| listed(&change.left));
         durably(db, |db| {
             let noted = begin(db)?;
             for path in &change.files {
@@ -225,6 +234,11 @@ fn name_of(disk: &HostPath) -> String {
 
 fn left_in(disk: &HostPath) -> String {
     format!("{LEFT_KEYS}{disk}")
+}
+
+fn listed(keys: &[DiskKey]) -> Secret {
+    let texts: Vec<_> = keys.iter().map(DiskKey::reveal).collect();
+    Secret::new(json!(texts).to_string())
 }
 
 pub(super) fn forget_disk_keys(
