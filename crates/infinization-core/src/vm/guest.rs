@@ -81,7 +81,12 @@ impl Machine {
     }
 
     /// QEMU has done it: the row, if it has one of `over`, then the listeners.
-    async fn shows(&mut self, new: Status, event: &str, over: &[&str]) -> Result<(), Failure> {
+    pub(super) async fn shows(
+        &mut self,
+        new: Status,
+        event: &str,
+        over: &[&str],
+    ) -> Result<(), Failure> {
         let (database, vm_id) = (&self.context.services.database, &self.context.vm_id);
         database
             .write_status_over(vm_id, new.as_str(), over)

@@ -22,7 +22,7 @@ use super::machine::Machine;
 use super::outcome::EndCause;
 use super::plan::Operation;
 use super::spec;
-use super::status::{FOLLOWED, Status, of_run_state};
+use super::status::{FOLLOWED, OURS, Status, of_run_state};
 use crate::db::{ConfigurationUpdate, DbError, MachineRecord};
 use crate::error::Failure;
 use crate::firewall::ChainNames;
@@ -276,20 +276,27 @@ impl Machine {
     }
 
     /// QEMU goes on copying for a backup whose process is gone, into files that nobody wants.
-    pub(super) async fn end_left_copies(&self) {
+    pub(super) async fn end_left_copies(&mut self) {
         let live = self.live.as_ref();
         let Some(live) = live.filter(|live| live.view.qmp.is_connected()) else {
             return;
         };
-        let qmp = &live.view.qmp;
+        let qmp = live.view.qmp.clone();
         let ended = async {
             // What it may have stopped the guest for is over, too.
-            if qmp.end_left_copies().await? && self.context.owns_row().await {
-                qmp.go_on_after_copies().await?;
-            }
-            Ok::<_, QmpError>(())
+            Ok::<_, QmpError>(
+                qmp.end_left_copies().await?
+                    && self.context.owns_row().await
+                    && qmp.go_on_after_copies().await?,
+            )
         };
-        if let Err(error) = ended.await {
+        let told = match ended.await {
+            Ok(false) => Ok(()),
+            // The row's error is that of the process that died: nobody else takes it back.
+            Ok(true) => self.shows(Status::Running, "RESUME", &OURS).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = told {
             let vm = &self.context.vm_id;
             tracing::warn!(%vm, %error, "what a dead process's backup copies was not ended");
         }
