@@ -50,6 +50,14 @@ async fn create(host: &Host, manager: &Manager, vm_id: &str, port: u16) {
     manager.create_vm(machine, never()).await.unwrap();
 }
 
+/// A manager that takes back what an earlier one has left, with what it tells from the beginning.
+async fn next_process(host: &Host) -> (Manager, Events) {
+    let manager = Manager::new(host.settings());
+    let events = manager.subscribe();
+    manager.initialize().await.unwrap();
+    (manager, events)
+}
+
 /// The conditions of so many machines, as they are told: `id: none`, `id: bridge-gone testbr0`.
 async fn told(events: &mut Events, count: usize) -> BTreeSet<String> {
     let mut told = BTreeSet::new();
@@ -283,9 +291,7 @@ fn f24_a_process_that_was_away_finds_out_and_puts_back() {
         delete_bridge("testbr0");
 
         // It is gone still.
-        let manager = Manager::new(host.settings());
-        let mut events = manager.subscribe();
-        manager.initialize().await.unwrap();
+        let (manager, mut events) = next_process(&host).await;
         let lost = all(&["f24-5"], "bridge-gone testbr0");
         assert_eq!(told(&mut events, 1).await, lost);
         // There is nobody to ask for the addresses that its rules guard.
@@ -296,9 +302,7 @@ fn f24_a_process_that_was_away_finds_out_and_puts_back() {
 
         // It is there again.
         host.build_bridge().await;
-        let manager = Manager::new(host.settings());
-        let mut events = manager.subscribe();
-        manager.initialize().await.unwrap();
+        let (manager, mut events) = next_process(&host).await;
         assert_eq!(told(&mut events, 1).await, lost);
         assert_eq!(told(&mut events, 1).await, all(&["f24-5"], "none"));
         assert!(is_on(&host, "f24-5", "testbr0").await);
@@ -321,9 +325,7 @@ fn f24_who_was_taken_off_a_bridge_or_moved_is_left_where_he_is() {
 
         // The next process leaves it too.
         manager.shutdown().await.unwrap();
-        let manager = Manager::new(host.settings());
-        let mut events = manager.subscribe();
-        manager.initialize().await.unwrap();
+        let (manager, mut events) = next_process(&host).await;
         assert_eq!(told(&mut events, 1).await, off);
 
         // Onto another bridge: it has a network, and that is the one it waits for.
@@ -384,9 +386,7 @@ fn f24_who_was_taken_off_a_bridge_that_is_younger_is_left_by_the_next_process_to
         assert_eq!(told(&mut events, 1).await, off);
 
         manager.shutdown().await.unwrap();
-        let manager = Manager::new(host.settings());
-        let mut events = manager.subscribe();
-        manager.initialize().await.unwrap();
+        let (manager, mut events) = next_process(&host).await;
         assert_eq!(told(&mut events, 1).await, off);
         is_quiet(&mut events).await;
         assert!(!is_on(&host, "f24-10", "testbr0").await);
