@@ -5,9 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
-use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::calls::{CallFailure, Loss};
 use super::commands::decode;
@@ -15,6 +12,7 @@ use super::error::QmpError;
 use super::event_stream::{MAX_EVENT, MonitorEvent, Publisher};
 use super::lines::{LineError, Lines};
 use super::replies::{Greeting, StatusInfo};
+use super::stream::{self, ReadHalf, WriteHalf};
 use super::wire::{Command, Message, parse};
 
 /// The longest line taken. QEMU's longest known answer, `query-qmp-schema`, has 207 kB.
@@ -33,13 +31,13 @@ pub(super) struct Dialer {
 #[derive(Debug)]
 pub(super) struct Wire {
     pub(super) inbox: Inbox,
-    pub(super) writer: OwnedWriteHalf,
+    pub(super) writer: WriteHalf,
 }
 
 /// The reading half: events go to their subscribers, everything else to the caller.
 #[derive(Debug)]
 pub(super) struct Inbox {
-    lines: Lines<OwnedReadHalf>,
+    lines: Lines<ReadHalf>,
     events: Publisher,
 }
 
@@ -87,13 +85,11 @@ impl Dialer {
     }
 
     async fn connect(&self) -> Result<Wire, QmpError> {
-        let stream = UnixStream::connect(&self.path).await;
-        let (reader, writer) = stream
-            .map_err(|source| QmpError::Connect {
-                path: self.path.clone(),
-                source,
-            })?
-            .into_split();
+        let stream = stream::connect(&self.path).await;
+        let (reader, writer) = stream.map_err(|source| QmpError::Connect {
+            path: self.path.clone(),
+            source,
+        })?;
         let inbox = Inbox {
             lines: Lines::new(reader, MAX_LINE),
             events: self.events.clone(),

@@ -37,6 +37,7 @@ mod outgoing;
 mod replies;
 mod snapshots;
 mod socket;
+mod stream;
 mod wire;
 
 pub use client::{Link, QmpClient, QmpOptions, Reconnect};

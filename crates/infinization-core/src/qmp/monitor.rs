@@ -15,7 +15,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +27,7 @@ use super::error::QmpError;
 use super::event_stream::{EventReceiver, MonitorEvent, Publisher, Subscriptions};
 use super::outgoing::{Chores, Outgoing, tell};
 use super::replies::{Greeting, StatusInfo};
+use super::stream::WriteHalf;
 use super::wire::Message;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
@@ -214,11 +214,11 @@ impl Drop for Monitor {
 }
 
 /// Resolves once `writer` may take more.
-async fn room(writer: Option<Arc<OwnedWriteHalf>>) {
+async fn room(writer: Option<Arc<WriteHalf>>) {
     match writer {
-        // A writer that is broken says so when it is written to.
-        Some(writer) => drop(writer.writable().await),
-        None => pending().await,
+        // Without a descriptor to watch by, it is tried again at the next call or deadline.
+        Some(writer) if writer.writable().await.is_ok() => {}
+        Some(_) | None => pending().await,
     }
 }
 

@@ -12,11 +12,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::calls::{Answered, Call, Calls, Loss, MAX_UNANSWERED, Request};
+use super::stream::WriteHalf;
 use super::wire::Reply;
 
 /// Calls, from the moment they are made until they are answered.
@@ -41,7 +41,7 @@ struct State {
 /// The writing half of a connection, and what it has not taken yet of the line being sent.
 #[derive(Debug)]
 struct Outbox {
-    writer: Arc<OwnedWriteHalf>,
+    writer: Arc<WriteHalf>,
     rest: Vec<u8>,
     /// The other side takes nothing more. Its last words (SHUTDOWN) may still be unread, so this
     /// alone does not end the connection.
@@ -52,7 +52,7 @@ struct Outbox {
 #[derive(Debug)]
 pub(super) struct Chores {
     /// Something is left to be sent to it, as soon as it takes more.
-    pub(super) unsent: Option<Arc<OwnedWriteHalf>>,
+    pub(super) unsent: Option<Arc<WriteHalf>>,
     pub(super) alarm: Option<Instant>,
 }
 
@@ -71,7 +71,7 @@ impl Outgoing {
     }
 
     /// Calls are sent to `writer` from now on.
-    pub(super) fn connect(&self, writer: OwnedWriteHalf) {
+    pub(super) fn connect(&self, writer: WriteHalf) {
         self.state().outbox = Some(Outbox {
             writer: Arc::new(writer),
             rest: Vec::new(),
