@@ -3,7 +3,6 @@
 // A command line that numactl keeps on some CPUs of the host, and its memory beside them, for a QEMU of one's own. The
 // engine needs none: it pins each virtual CPU by itself (`enableNumaCtlPinning`). What the host is, is asked once.
 
-const { randomInt } = require('node:crypto')
 const { access, constants } = require('node:fs/promises')
 const path = require('node:path')
 const native = require('./native')
@@ -33,7 +32,7 @@ class CpuPinningAdapter {
 
   async #choose (vcpus, strategy, given) {
     const { nodes } = await this.getNumaTopology()
-    const seed = strategy === 'hybrid' ? given ?? randomInt(2 ** 32) : 0
+    const seed = strategy === 'hybrid' ? given ?? Math.floor(Math.random() * 2 ** 32) : 0
     const chosen = spreadCpus({ nodes: [...nodes.values()], vcpus, strategy, seed })
     if (chosen.length === 0) throw new Error('the host has no CPUs for it')
     const cores = [...new Set(chosen)].sort((one, other) => one - other)
