@@ -29,11 +29,7 @@ mod log;
 mod monitor_events;
 mod outcome;
 mod panics;
-
-/// How many threads at most follow sockets and timers, on however large a host: what takes a while has
-/// threads of its own, and each of these keeps memory of what it did.
-#[cfg(not(test))]
-const MOST_WORKERS: usize = 4;
+mod runtime;
 
 /// Runs once, when the addon is loaded into the process.
 #[cfg(not(test))]
@@ -41,13 +37,4 @@ const MOST_WORKERS: usize = 4;
 fn load() {
     log::open();
     panics::quiet();
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cpus.min(MOST_WORKERS))
-        .enable_all()
-        .build();
-    // Without it, napi-rs makes one of its own.
-    if let Ok(runtime) = runtime {
-        napi::bindgen_prelude::create_custom_tokio_runtime(runtime);
-    }
 }

@@ -20,6 +20,7 @@ use crate::argument::Argument;
 use crate::errors;
 use crate::log::{self, Warn};
 use crate::panics::caught;
+use crate::runtime;
 
 /// The answer of a method: a value for JavaScript, or the error it rejects (or throws) with.
 #[derive(Debug)]
@@ -86,6 +87,7 @@ struct Realm {
 
 /// Called by `index.js` at load, once per environment (main thread, worker), and again by each jest
 /// module registry: the last registration makes the values. `warn` is told what the log warns of.
+/// Throws `SPAWN_FAILED` where the host gives the process no threads to work with.
 #[napi]
 pub fn register(
     env: &Env,
@@ -99,7 +101,10 @@ pub fn register(
         Some(earlier) => *earlier = realm,
         None => env.set_instance_data(realm, (), |_| {})?,
     }
-    Ok(())
+    match runtime::refused() {
+        Some(failure) => Err(Realm::of(env)?.error(env, &failure)),
+        None => Ok(()),
+    }
 }
 
 impl Realm {

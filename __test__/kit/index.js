@@ -165,10 +165,11 @@ async function rejection (promise) {
 // The scripts of tests warn of this kernel, too.
 const quietly = { ...process.env, NODE_NO_WARNINGS: '1' }
 
-// Runs a script in a Node.js of its own and tells how that ended.
-function runNode (script, { timeout = 20000, env = quietly } = {}) {
+// Runs a script in a Node.js of its own and tells how that ended. `under` is the command line of a program that runs it.
+function runNode (script, { timeout = 20000, env = quietly, under = [] } = {}) {
+  const [program, ...args] = [...under, process.execPath, '-e', script]
   return new Promise((resolve) => {
-    execFile(process.execPath, ['-e', script], { cwd: root, timeout, env }, (error, stdout, stderr) => {
+    execFile(program, args, { cwd: root, timeout, env }, (error, stdout, stderr) => {
       resolve({ code: error ? error.code : 0, signal: error?.signal ?? null, stdout, stderr })
     })
   })
