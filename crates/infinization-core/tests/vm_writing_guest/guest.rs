@@ -62,8 +62,8 @@ impl<'h> WritingGuest<'h> {
     }
 
     pub(crate) async fn agent(&self) -> GuestAgent {
-        let connected = GuestAgent::connect(&self.socket(), AgentOptions::default());
-        connected.await.unwrap()
+        let connected = GuestAgent::connect(&self.socket(), AgentOptions::default()).await;
+        connected.unwrap()
     }
 
     /// What a script in the guest says; it may fail.
@@ -184,8 +184,8 @@ impl<'h> WritingGuest<'h> {
         let target = into.path().join("restored.qcow2");
         let request = json!({ "vmId": self.vm, "backupId": backup["id"], "diskPaths": [target] });
         let request = RestoreBackup::read(request).unwrap();
-        let machine = Arc::new(Off);
-        let restored = self.service().restore(request, machine, never());
+        let service = self.service();
+        let restored = service.restore(request, Arc::new(Off), never());
         restored.await.unwrap();
         run("qemu-img", &["check", "-q", text(&target)]);
         Ext4::of(&target)
