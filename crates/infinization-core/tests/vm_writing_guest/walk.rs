@@ -311,7 +311,8 @@ async fn boot_of(guest: &WritingGuest<'_>) -> String {
 
 fn sha256(text: &str) -> String {
     let digest = Sha256::digest(text);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    let hexadecimal = |text, byte| format!("{text}{byte:02x}");
+    digest.iter().fold(String::new(), hexadecimal)
 }
 
 fn asked(variable: &str) -> Option<u64> {
