@@ -1,15 +1,14 @@
 'use strict'
 
-const { execFileSync } = require('node:child_process')
 const path = require('node:path')
 const { BackupService, GuestAgentClient } = require('../..')
 const { cleanUp, guestDisk, newDirectory, openInstance, running } = require('../kit')
 const { line } = require('../kit/guest')
+const { run } = require('../kit/host')
 
 afterEach(cleanUp)
 
 const BOOT_DEADLINE = 90_000
-const run = (...words) => execFileSync(words[0], words.slice(1), { encoding: 'utf8' })
 
 // A disk that the tiny guest finds, mounts and writes to (scripts/guest/data-disk.sh).
 function dataDisk (directory) {

@@ -1,7 +1,7 @@
 use infinization_core::ErrorCode;
 use infinization_core::error::Coded as _;
 use infinization_core::qmp::{FreezeStatus, GuestAgent, MonitorEvent};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::ext4::Ext4;
@@ -15,7 +15,7 @@ async fn told(agent: &GuestAgent, command: &str) -> Value {
 }
 
 #[test]
-fn a_real_agent_answers_and_freezes_a_real_file_system() {
+fn f39_a_real_agent_freezes_a_real_file_system_and_may_die_of_it() {
     kit::in_private_network(|| async {
         let host = Host::new().await;
         let guest = WritingGuest::boot(&host, "writing-agent").await;
@@ -37,15 +37,14 @@ fn a_real_agent_answers_and_freezes_a_real_file_system() {
         agent.close().await;
         guest.writes_on().await;
         dies_while_frozen(&guest).await;
+        dies_while_it_freezes(&guest).await;
         guest.end().await;
     });
 }
 
-/// F39: whoever freezes it has to thaw it, even if the agent was another by then.
+/// F39: whoever freezes a guest has to thaw it, even if the agent was another by then.
 async fn dies_while_frozen(guest: &WritingGuest<'_>) {
-    let script = "(while [ ! -e /run/qga.state.isfrozen ]; do usleep 50000; done; sleep 1; \
-                  kill -9 $(pidof qemu-ga)) >/dev/null 2>&1 &";
-    guest.says(script).await.unwrap();
+    dies_once_frozen(guest, "sleep 1").await;
     let monitor = guest.manager.qmp_client(guest.vm).unwrap();
     let mut events = monitor.subscribe();
     let agent = guest.agent().await;
@@ -66,4 +65,30 @@ async fn dies_while_frozen(guest: &WritingGuest<'_>) {
     assert_eq!(agent.fs_status().await.unwrap(), FreezeStatus::Thawed);
     agent.close().await;
     guest.writes_on().await;
+}
+
+/// F39: as it freezes, before or after it says so. A snapshot is made of a guest that stood still, or none.
+async fn dies_while_it_freezes(guest: &WritingGuest<'_>) {
+    dies_once_frozen(guest, "true").await;
+    let quiet = json!({ "name": "quiet", "quiesce": true, "freezeTimeout": 5000 });
+    let taken = guest.take(quiet).await;
+    assert!(!guest.note().exists(), "{taken:?}");
+    guest.writes_on().await;
+    let listed = guest.manager.list_snapshots(guest.vm.into()).await.unwrap();
+    match taken {
+        Ok(_) => Ext4::of_snapshot(&guest.disk().await, "quiet").was_frozen(),
+        Err(failure) => {
+            assert!(failure.has(ErrorCode::AgentTimeout), "{failure:?}");
+            assert_eq!(listed, json!([]));
+        }
+    }
+}
+
+/// Has the agent killed in the guest so long after it has begun to freeze. The guest starts another.
+async fn dies_once_frozen(guest: &WritingGuest<'_>, pause: &str) {
+    let script = format!(
+        "(while [ ! -e /run/qga.state.isfrozen ]; do usleep 20000; done; {pause}; \
+         kill -9 $(pidof qemu-ga)) >/dev/null 2>&1 &"
+    );
+    guest.says(&script).await.unwrap();
 }
