@@ -142,8 +142,7 @@ impl Written {
 
     /// The first number that was not removed yet.
     pub(crate) fn oldest(&self) -> u32 {
-        let newest = self.lines.keys().last().copied().unwrap_or_default();
-        (newest + 1).saturating_sub(KEPT).max(1)
+        oldest(self.lines.keys().last().copied().unwrap_or_default())
     }
 
     /// What fills the file of a number; nothing where it is missing or not whole.
@@ -152,7 +151,12 @@ impl Written {
     }
 }
 
-/// What a number's file holds, in a guest that was started as `boot`.
+/// The first number whose file is still there when this one's has been made.
+pub(crate) fn oldest(newest: u32) -> u32 {
+    (newest + 1).saturating_sub(KEPT).max(1)
+}
+
+/// What a number's file holds: a line, over and over.
 pub(crate) fn content(line: &str) -> String {
     format!("{line}\n").repeat(LINES)
 }
