@@ -74,4 +74,4 @@ function portState (address, port) {
   })
 }
 
-module.exports = { booted, guest, page, portState }
+module.exports = { booted, guest, line, page, portState }
