@@ -2627,16 +2627,23 @@ export interface BackupRestoreResult {
   error?: string
 }
 
+/**
+ * How far a backup or a restore is, told with every half percent, and with every second that brought anything. Each
+ * disk's work is a series of steps (copying, comparing, packing, summing; summing, unpacking, writing), which have fixed
+ * shares; within a step it is bytes that count. Neither figure ever goes back. A restore is at 100 once its disks are in
+ * place.
+ */
 export interface BackupProgress {
   backupId: string
   vmId: string
-  /** From 0. */
+  /** The disk that is worked on, from 0; of several that are copied at once the first that is not done. */
   currentDisk: number
   totalDisks: number
-  /** 0 to 100. */
+  /** Of that disk's whole work, 0 to 100. */
   diskProgress: number
   /** 0 to 100, of all disks by their size. */
   overallProgress: number
+  /** In milliseconds; a guess from the time so far. */
   estimatedTimeRemainingMs?: number
 }
 

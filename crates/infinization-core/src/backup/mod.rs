@@ -69,6 +69,7 @@
 //! | `folder`, `draft`, `digest`, `pieces` | the tree above, a backup in the making, gzip, checksums |
 //! | `keys` | what opens encrypted disks, and backups of them |
 //! | `create`, `offline`, `live`, `quiesce` | making one |
+//! | `progress`, `pass` | how far it is, by bytes |
 //! | `restore`, `stage`, `reverting`, `cut_short` | restoring one, and ending what a crash left of it |
 //! | `pending` | what cannot be ended now |
 //! | `remove`, `sweep` | deleting, and clearing what the dead left |
@@ -91,6 +92,7 @@ mod machine;
 mod manifest;
 mod names;
 mod offline;
+mod pass;
 mod pending;
 mod pieces;
 mod progress;

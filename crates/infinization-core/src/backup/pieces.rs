@@ -13,10 +13,10 @@ use std::thread::{self, Builder};
 
 use rustix::fs::{Advice, fadvise};
 use sha2::{Digest as _, Sha256};
-use tokio_util::sync::CancellationToken;
 
 use super::BackupError;
 use super::digest::{Measure, hexadecimal};
+use super::pass::Pass;
 use crate::host::qemu_img::{Filling, Tables};
 use crate::types::HostPath;
 
@@ -100,11 +100,11 @@ impl Followed {
     pub(super) fn flush_and_sum(
         &self,
         path: &HostPath,
-        cancel: &CancellationToken,
+        pass: &Pass,
     ) -> Result<Measure, BackupError> {
         let failed = |error| BackupError::io(path, error);
         let known = self.known().map_err(failed)?;
-        flush_and_sum_rest(self.filling.file(), &known, cancel).map_err(failed)
+        flush_and_sum_rest(self.filling.file(), &known, pass).map_err(failed)
     }
 }
 
@@ -122,42 +122,37 @@ impl Pieces {
 }
 
 /// Flushes the file, and sums it meanwhile: nobody writes to it any more.
-pub(super) fn flush_and_sum(
-    path: &HostPath,
-    cancel: &CancellationToken,
-) -> Result<Measure, BackupError> {
+pub(super) fn flush_and_sum(path: &HostPath, pass: &Pass) -> Result<Measure, BackupError> {
     let file = File::open(path.as_path());
-    let measured = file.and_then(|file| flush_and_sum_rest(&file, &Pieces::default(), cancel));
+    let measured = file.and_then(|file| flush_and_sum_rest(&file, &Pieces::default(), pass));
     measured.map_err(|error| BackupError::io(path, error))
 }
 
 /// Sums the file.
-pub(super) fn sum(path: &HostPath, cancel: &CancellationToken) -> Result<Measure, BackupError> {
+pub(super) fn sum(path: &HostPath, pass: &Pass) -> Result<Measure, BackupError> {
     let file = File::open(path.as_path());
-    let measured = file.and_then(|file| sum_rest(&file, &Pieces::default(), cancel));
+    let measured = file.and_then(|file| sum_rest(&file, &Pieces::default(), pass));
     measured.map_err(|error| BackupError::io(path, error))
 }
 
-fn flush_and_sum_rest(
-    file: &File,
-    known: &Pieces,
-    cancel: &CancellationToken,
-) -> io::Result<Measure> {
+fn flush_and_sum_rest(file: &File, known: &Pieces, pass: &Pass) -> io::Result<Measure> {
     thread::scope(|scope| {
         let flush = Builder::new().spawn_scoped(scope, || file.sync_all())?;
-        let measured = sum_rest(file, known, cancel);
+        let measured = sum_rest(file, known, pass);
         flush.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         measured
     })
 }
 
-fn sum_rest(file: &File, known: &Pieces, cancel: &CancellationToken) -> io::Result<Measure> {
+fn sum_rest(file: &File, known: &Pieces, pass: &Pass) -> io::Result<Measure> {
     let length = file.metadata()?.len();
     let count = usize_of(length.div_ceil(PIECE));
     let missing: Vec<usize> = (0..count).filter(|piece| !known.has(*piece)).collect();
+    let to_read = missing.iter().map(|piece| length_of(*piece, length));
+    pass.advance(length - to_read.sum::<u64>());
     let mut all = known.0.clone();
     all.resize(count, None);
-    for (piece, sum) in in_parallel(file, &missing, cancel)? {
+    for (piece, sum) in in_parallel(file, length, &missing, pass)? {
         all[piece] = Some(sum);
     }
     let mut over_all = Sha256::new();
@@ -168,11 +163,12 @@ fn sum_rest(file: &File, known: &Pieces, cancel: &CancellationToken) -> io::Resu
     })
 }
 
-/// Sums these pieces, on several threads where there are several cores.
+/// Sums these pieces of so long a file, on several threads where there are several cores.
 fn in_parallel(
     file: &File,
+    length: u64,
     pieces: &[usize],
-    cancel: &CancellationToken,
+    pass: &Pass,
 ) -> io::Result<Vec<(usize, Sum)>> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let threads = cores.min(MOST_THREADS).min(pieces.len());
@@ -180,10 +176,9 @@ fn in_parallel(
     let work = || -> io::Result<Vec<(usize, Sum)>> {
         let mut sums = Vec::new();
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if cancel.is_cancelled() {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
+            pass.go_on()?;
             sums.push((*piece, sum_of(file, *piece)?));
+            pass.advance(length_of(*piece, length));
         }
         Ok(sums)
     };
@@ -198,6 +193,11 @@ fn in_parallel(
         }
         Ok(sums)
     })
+}
+
+/// The last piece is what is left of a file of `length` bytes.
+fn length_of(piece: usize, length: u64) -> u64 {
+    (length - piece as u64 * PIECE).min(PIECE)
 }
 
 fn sum_of(file: &File, piece: usize) -> io::Result<Sum> {
@@ -233,6 +233,8 @@ fn usize_of(bytes: u64) -> usize {
 mod tests {
     use std::process::Command;
 
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
     const MIB: usize = 1 << 20;
@@ -260,17 +262,18 @@ mod tests {
     fn a_file_is_summed_by_its_pieces() {
         let dir = tempfile::tempdir().unwrap();
         let file = HostPath::parse(dir.path().join("a").to_str().unwrap()).unwrap();
-        let never = CancellationToken::new();
+        let cancel = CancellationToken::new();
+        let pass = Pass::untold(&cancel);
         for length in [0, 1, 4 * MIB, 4 * MIB + 1, 13 * MIB - 7] {
             let bytes: Vec<u8> = (0..=250).cycle().take(length).collect();
             std::fs::write(file.as_path(), bytes).unwrap();
-            let summed = sum(&file, &never).unwrap();
+            let summed = sum(&file, &pass).unwrap();
             assert_eq!(summed.length, length as u64);
             assert_eq!(summed.sha256, by_definition(&file));
-            assert_eq!(flush_and_sum(&file, &never).unwrap(), summed);
+            assert_eq!(flush_and_sum(&file, &pass).unwrap(), summed);
         }
-        never.cancel();
-        let cancelled = sum(&file, &never).unwrap_err();
+        cancel.cancel();
+        let cancelled = sum(&file, &pass).unwrap_err();
         assert!(matches!(cancelled, BackupError::Cancelled), "{cancelled}");
     }
 
@@ -294,9 +297,9 @@ mod tests {
         write(&image, 600, 620, 2);
         assert!(followed.catch_up(|| true).unwrap());
         write(&image, 42, 51, 3);
-        let never = CancellationToken::new();
-        let summed = followed.flush_and_sum(&image, &never).unwrap();
+        let pass = Pass::untold(&CancellationToken::new());
+        let summed = followed.flush_and_sum(&image, &pass).unwrap();
         assert_eq!(summed.sha256, by_definition(&image));
-        assert_eq!(summed, sum(&image, &never).unwrap());
+        assert_eq!(summed, sum(&image, &pass).unwrap());
     }
 }
