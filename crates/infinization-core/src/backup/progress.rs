@@ -291,9 +291,12 @@ fn remaining(elapsed: Duration, done: f64) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// A reporter, and what it tells: the disk, its part and that of all.
-    fn reporter(courses: Vec<Course>) -> (Reporter, Arc<Mutex<Vec<(usize, f64, f64)>>>) {
-        let told: Arc<Mutex<Vec<_>>> = Arc::default();
+    /// The disk, its part and that of all.
+    type Heard = Arc<Mutex<Vec<(usize, f64, f64)>>>;
+
+    /// A reporter, and what it tells.
+    fn reporter(courses: Vec<Course>) -> (Reporter, Heard) {
+        let told = Heard::default();
         let heard = Arc::clone(&told);
         let audience: Audience = Arc::new(move |told| {
             if let Told::Progress(at) = told {

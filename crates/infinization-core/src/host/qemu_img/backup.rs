@@ -179,9 +179,7 @@ async fn compare(
     part: f64,
     job: &Job,
 ) -> Result<(), ImageError> {
-    let command = QemuImg::new("rebase", overlay)
-        .as_part(0.0..part)
-        .args(["-p"]);
+    let command = QemuImg::new("rebase", overlay).part(0.0..part).args(["-p"]);
     let command = match &source.encryption {
         None => command
             .args(["-f", "qcow2", "-F", "qcow2"])
@@ -234,7 +232,7 @@ async fn compress(
 ) -> Result<(), ImageError> {
     make_file(target).await?;
     QemuImg::new("convert", overlay)
-        .as_part(COMPARING..1.0)
+        .part(COMPARING..1.0)
         .args(["-p", "-f", "qcow2", "-O", "qcow2", "-F", "qcow2"])
         .path_option("-B", &parent.path)
         .args(clusters.options().iter().copied())

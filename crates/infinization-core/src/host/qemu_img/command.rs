@@ -68,7 +68,7 @@ impl<'a> QemuImg<'a> {
     }
 
     /// Reports its progress as that of a part of its job, which is 0 to 1.
-    pub(super) fn as_part(mut self, part: Range<f64>) -> Self {
+    pub(super) fn part(mut self, part: Range<f64>) -> Self {
         self.part = part;
         self
     }
