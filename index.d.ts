@@ -2552,13 +2552,10 @@ export interface BackupDiskInfo {
   backingFile?: string
   /** The file is encrypted (LUKS in qcow2): the key opens it that the disk had. */
   encrypted?: boolean
-  /** Of the file, of backups that an older release made. */
+  /** The file's SHA-256, of backups that an older release made. */
   sha256?: string
-  /**
-   * SHA-256 over the SHA-256s (32 bytes each) of the file's pieces of 4 MiB, the last being what is left. The same in a shell:
-   * `split -b 4M --filter='openssl dgst -sha256 -binary' disk-0.qcow2 | sha256sum`. None of a `SNAPSHOT`.
-   */
-  sha256OfPieces?: string
+  /** The file's BLAKE3, as `b3sum` says it. None of a `SNAPSHOT`. */
+  blake3?: string
 }
 
 /** Times are ISO 8601, UTC. */

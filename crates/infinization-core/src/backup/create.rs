@@ -416,7 +416,7 @@ pub(super) async fn seal(
             backing_file,
             encrypted,
             sha256: None,
-            sha256_of_pieces: Some(measure.sha256),
+            blake3: Some(measure.checksum),
         })
     })
     .await

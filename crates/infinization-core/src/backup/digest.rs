@@ -21,10 +21,11 @@ const PIECE: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Measure {
     pub(super) length: u64,
-    pub(super) sha256: String,
+    /// In hexadecimal digits.
+    pub(super) checksum: String,
 }
 
-/// Reads the file whole.
+/// Reads the file whole, for its SHA-256.
 pub(super) fn measure(path: &HostPath, pass: &Pass) -> Result<Measure, BackupError> {
     let sum = || -> io::Result<Measure> {
         let mut hasher = Sha256::new();
@@ -32,8 +33,8 @@ pub(super) fn measure(path: &HostPath, pass: &Pass) -> Result<Measure, BackupErr
             hasher.update(piece);
             Ok(())
         })?;
-        let sha256 = hexadecimal(&hasher.finalize());
-        Ok(Measure { length, sha256 })
+        let checksum = hexadecimal(&hasher.finalize());
+        Ok(Measure { length, checksum })
     };
     sum().map_err(|error| BackupError::io(path, error))
 }
@@ -99,7 +100,7 @@ fn new_file(path: &HostPath) -> io::Result<File> {
     options.open(path.as_path())
 }
 
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+fn hexadecimal(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {
         // Writing to a String cannot fail.
@@ -130,7 +131,7 @@ mod tests {
         assert!(gunzip(&path("a.gz"), &path("d"), length + 1, &pass).is_err());
         let measured = measure(&path("a"), &pass).unwrap();
         assert_eq!(measured, measure(&path("b"), &pass).unwrap());
-        assert_eq!((measured.length, measured.sha256.len()), (length, 64));
+        assert_eq!((measured.length, measured.checksum.len()), (length, 64));
         cancel.cancel();
         let cancelled = measure(&path("a"), &pass).unwrap_err();
         assert!(matches!(cancelled, BackupError::Cancelled), "{cancelled}");

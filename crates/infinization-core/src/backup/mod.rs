@@ -16,8 +16,8 @@
 //! above it are resolved once. The manifest is versioned JSON, names files relative to itself, and
 //! holds length and checksum of each. The whole tree may be moved.
 //!
-//! The checksum is of the file as it lies there, of every byte: SHA-256 over the SHA-256s of its pieces (`pieces`), as
-//! `sha256OfPieces`; of older backups over the whole file, as `sha256`. Of what a running QEMU writes most pieces are
+//! The checksum is of the file as it lies there, of every byte: its BLAKE3 (`pieces`); of older backups its
+//! SHA-256. Of what a running QEMU writes most pieces are
 //! summed while the rest is written (`live/follow`): only those that the file's own tables name as finished data, and
 //! again those that they do not in the end. It is written down after the flush, which it runs beside.
 //!

@@ -30,7 +30,7 @@ pub(super) fn planned(creation: &Creation, prepared: &Prepared) -> Vec<DiskRecor
             backing_file: None,
             encrypted: false,
             sha256: None,
-            sha256_of_pieces: None,
+            blake3: None,
         })
         .collect()
 }

@@ -175,11 +175,11 @@ fn check_file(link: &Kept, n: usize, pass: &Pass) -> Result<(), BackupError> {
 
 fn is_as_written(file: &HostPath, disk: &DiskRecord, pass: &Pass) -> Result<bool, BackupError> {
     let (found, expected) = match disk.checksum() {
-        Some(Checksum::OfPieces(expected)) => (sum(file, pass)?, expected),
-        Some(Checksum::Whole(expected)) => (measure(file, pass)?, expected),
+        Some(Checksum::Blake3(expected)) => (sum(file, pass)?, expected),
+        Some(Checksum::Sha256(expected)) => (measure(file, pass)?, expected),
         None => return Ok(false),
     };
-    Ok((found.length, found.sha256.as_str()) == (disk.backup_size, expected))
+    Ok((found.length, found.checksum.as_str()) == (disk.backup_size, expected))
 }
 
 /// Refuses targets that may not be replaced, before anything is read.
