@@ -2552,13 +2552,10 @@ export interface BackupDiskInfo {
   backingFile?: string
   /** The file is encrypted (LUKS in qcow2): the key opens it that the disk had. */
   encrypted?: boolean
-  /** Of the file, of backups that an older release made. */
+  /** The file's SHA-256, of backups that an older release made. */
   sha256?: string
-  /**
-   * SHA-256 over the SHA-256s (32 bytes each) of the file's pieces of 4 MiB, the last being what is left. The same in a shell:
-   * `split -b 4M --filter='openssl dgst -sha256 -binary' disk-0.qcow2 | sha256sum`. None of a `SNAPSHOT`.
-   */
-  sha256OfPieces?: string
+  /** The file's BLAKE3, as `b3sum` says it. None of a `SNAPSHOT`. */
+  blake3?: string
 }
 
 /** Times are ISO 8601, UTC. */
@@ -2627,16 +2624,23 @@ export interface BackupRestoreResult {
   error?: string
 }
 
+/**
+ * How far a backup or a restore is, told with every half percent, and with every second that brought anything. Each
+ * disk's work is a series of steps (copying, comparing, packing, summing; summing, unpacking, writing), which have fixed
+ * shares; within a step it is bytes that count. Neither figure ever goes back. A restore is at 100 once its disks are in
+ * place.
+ */
 export interface BackupProgress {
   backupId: string
   vmId: string
-  /** From 0. */
+  /** The disk that is worked on, from 0; of several that are copied at once the first that is not done. */
   currentDisk: number
   totalDisks: number
-  /** 0 to 100. */
+  /** Of that disk's whole work, 0 to 100. */
   diskProgress: number
   /** 0 to 100, of all disks by their size. */
   overallProgress: number
+  /** In milliseconds; a guess from the time so far. */
   estimatedTimeRemainingMs?: number
 }
 

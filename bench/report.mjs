@@ -50,7 +50,8 @@ ${table(firewall)}
 ## Storage
 
 A qcow2 of 10 GiB that holds 256 MiB. Each operation and the bare one take turns. A copy is done when it is on the
-disk, on either side; ours also has a checksum and a manifest by then.
+disk, on either side; ours also has a checksum and a manifest by then. The pause of a guest that writes is the longest
+time in which nothing of it reaches its files; without a snapshot it is what the emulated guest itself takes.
 
 ${table(storage)}
 

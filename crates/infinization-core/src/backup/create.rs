@@ -16,8 +16,9 @@ use super::live::Live;
 use super::machine::{Access, access, refuse_frozen};
 use super::manifest::DiskRecord;
 use super::names::{BackupId, disk_file};
+use super::pass::Pass;
 use super::pieces::{self, Followed};
-use super::progress::Reporter;
+use super::progress::{Course, Reporter, Work};
 use super::remove::delete_snapshots;
 use super::request::{CreateBackup, SourceDisk};
 use super::service::{Terms, Told, millis};
@@ -28,9 +29,6 @@ use crate::host::qemu_img::{
     ensure_unwritten_now, inspect_closed, inspect_with_key_now,
 };
 use crate::types::{ByteSize, HostPath};
-
-/// The part of a disk's work that copying is; checksums and gzip are the rest.
-pub(super) const COPYING: f64 = 0.9;
 
 /// One backup to make.
 pub(super) struct Creation {
@@ -77,9 +75,28 @@ impl Creation {
         }
     }
 
-    pub(super) fn reporter(&self, sizes: &[u64]) -> Reporter {
+    /// How the file of a disk is compressed, whatever its clusters are.
+    fn compression(&self, encrypted: bool) -> Compression {
+        if encrypted {
+            Compression::None
+        } else {
+            self.request.compression
+        }
+    }
+
+    /// What is done to a disk of `size` bytes that is copied so, from the first to the seal.
+    pub(super) fn course(&self, size: u64, copied: &[Work], encrypted: bool) -> Course {
+        let mut works = copied.to_vec();
+        if self.compression(encrypted) == Compression::Gzip {
+            works.push(Work::Pack);
+        }
+        works.extend([Work::Sum, Work::Settle]);
+        Course { size, works }
+    }
+
+    pub(super) fn reporter(&self, courses: Vec<Course>) -> Reporter {
         let (id, vm_id) = (self.id.clone(), self.request.vm_id.clone());
-        Reporter::new(Arc::clone(&self.terms.audience), id, vm_id, sizes.to_vec())
+        Reporter::new(Arc::clone(&self.terms.audience), id, vm_id, courses)
     }
 
     /// The terms of one run of qemu-img.
@@ -364,29 +381,29 @@ pub(super) async fn seal(
     (n, size): (usize, u64),
     parent: Option<&Parent>,
     followed: Option<Followed>,
+    reporter: &Reporter,
 ) -> Result<DiskRecord, BackupError> {
     let encrypted = prepared.encryption[n].is_some();
-    let compression = if encrypted {
-        Compression::None
-    } else {
-        creation.request.compression
-    };
+    let compression = creation.compression(encrypted);
+    let steps = [Work::Pack, Work::Sum].map(|work| reporter.step(n, work));
     let disk = creation.request.disks[n].clone();
     let (image, cancel) = (draft.image(n)?, creation.terms.cancel.clone());
     let name = disk_file(n, compression);
     let file = inside(&draft.folder, &name)?;
     let backing_file = parent.map(|parent| parent.name.clone());
     off_thread(move || {
+        let [packing, summing] = steps;
         let mut image_size = None;
         if compression == Compression::Gzip {
-            let length = fs::metadata(image.as_path()).map(|image| image.len());
-            image_size = Some(length.map_err(|error| BackupError::io(&image, error))?);
-            digest::gzip(&image, &file, &cancel)?;
+            let length = length_of(&image)?;
+            image_size = Some(length);
+            digest::gzip(&image, &file, &Pass::told(packing, length, &cancel))?;
             remove_file(&image)?;
         }
+        let pass = Pass::told(summing, length_of(&file)?, &cancel);
         let measure = match followed {
-            Some(followed) => followed.flush_and_sum(&file, &cancel)?,
-            None => pieces::flush_and_sum(&file, &cancel)?,
+            Some(followed) => followed.flush_and_sum(&file, &pass)?,
+            None => pieces::flush_and_sum(&file, &pass)?,
         };
         Ok(DiskRecord {
             source_path: disk.path,
@@ -399,8 +416,14 @@ pub(super) async fn seal(
             backing_file,
             encrypted,
             sha256: None,
-            sha256_of_pieces: Some(measure.sha256),
+            blake3: Some(measure.checksum),
         })
     })
     .await
+}
+
+fn length_of(file: &HostPath) -> Result<u64, BackupError> {
+    let found = fs::metadata(file.as_path());
+    let found = found.map_err(|error| BackupError::io(file, error))?;
+    Ok(found.len())
 }

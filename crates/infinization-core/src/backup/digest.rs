@@ -1,5 +1,5 @@
 //! Passes over a whole file: gzip and back, and the checksum of older backups. Everything here blocks, flushes
-//! what it writes, and ends soon after it is cancelled.
+//! what it writes, tells its bytes, and ends soon after it is cancelled.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
@@ -10,9 +10,9 @@ use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use sha2::{Digest as _, Sha256};
-use tokio_util::sync::CancellationToken;
 
 use super::BackupError;
+use super::pass::Pass;
 use crate::types::HostPath;
 
 const PIECE: usize = 1 << 20;
@@ -21,32 +21,29 @@ const PIECE: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Measure {
     pub(super) length: u64,
-    pub(super) sha256: String,
+    /// In hexadecimal digits.
+    pub(super) checksum: String,
 }
 
-/// Reads the file whole.
-pub(super) fn measure(path: &HostPath, cancel: &CancellationToken) -> Result<Measure, BackupError> {
+/// Reads the file whole, for its SHA-256.
+pub(super) fn measure(path: &HostPath, pass: &Pass) -> Result<Measure, BackupError> {
     let sum = || -> io::Result<Measure> {
         let mut hasher = Sha256::new();
-        let length = pieces(File::open(path.as_path())?, cancel, |piece| {
+        let length = pieces(File::open(path.as_path())?, pass, |piece| {
             hasher.update(piece);
             Ok(())
         })?;
-        let sha256 = hexadecimal(&hasher.finalize());
-        Ok(Measure { length, sha256 })
+        let checksum = hexadecimal(&hasher.finalize());
+        Ok(Measure { length, checksum })
     };
     sum().map_err(|error| BackupError::io(path, error))
 }
 
 /// Writes `from`, compressed, into the new file `to`.
-pub(super) fn gzip(
-    from: &HostPath,
-    to: &HostPath,
-    cancel: &CancellationToken,
-) -> Result<(), BackupError> {
+pub(super) fn gzip(from: &HostPath, to: &HostPath, pass: &Pass) -> Result<(), BackupError> {
     let squeeze = || -> io::Result<()> {
         let mut encoder = GzEncoder::new(new_file(to)?, Compression::fast());
-        pieces(File::open(from.as_path())?, cancel, |piece| {
+        pieces(File::open(from.as_path())?, pass, |piece| {
             encoder.write_all(piece)
         })?;
         encoder.finish()?.sync_all()
@@ -59,13 +56,13 @@ pub(super) fn gunzip(
     from: &HostPath,
     to: &HostPath,
     length: u64,
-    cancel: &CancellationToken,
+    pass: &Pass,
 ) -> Result<(), BackupError> {
     let expand = || -> io::Result<()> {
         let packed = GzDecoder::new(File::open(from.as_path())?);
         let mut file = new_file(to)?;
         // One byte more than there should be tells too long from right, and no bomb goes on.
-        let written = pieces(packed.take(length.saturating_add(1)), cancel, |piece| {
+        let written = pieces(packed.take(length.saturating_add(1)), pass, |piece| {
             file.write_all(piece)
         })?;
         if written == length {
@@ -79,20 +76,19 @@ pub(super) fn gunzip(
 
 fn pieces(
     mut from: impl Read,
-    cancel: &CancellationToken,
+    pass: &Pass,
     mut take: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<u64> {
     let mut buffer = vec![0; PIECE];
     let mut total = 0;
     loop {
-        if cancel.is_cancelled() {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
+        pass.go_on()?;
         match from.read(&mut buffer)? {
             0 => return Ok(total),
             length => {
                 take(&buffer[..length])?;
                 total += length as u64;
+                pass.advance(length as u64);
             }
         }
     }
@@ -104,7 +100,7 @@ fn new_file(path: &HostPath) -> io::Result<File> {
     options.open(path.as_path())
 }
 
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+fn hexadecimal(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {
         // Writing to a String cannot fail.
@@ -115,6 +111,8 @@ pub(super) fn hexadecimal(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
     #[test]
@@ -124,17 +122,18 @@ mod tests {
         let plain = vec![7_u8; 3 * PIECE + 5];
         std::fs::write(path("a").as_path(), &plain).unwrap();
         let cancel = CancellationToken::new();
-        gzip(&path("a"), &path("a.gz"), &cancel).unwrap();
+        let pass = Pass::untold(&cancel);
+        gzip(&path("a"), &path("a.gz"), &pass).unwrap();
         let length = plain.len() as u64;
-        gunzip(&path("a.gz"), &path("b"), length, &cancel).unwrap();
+        gunzip(&path("a.gz"), &path("b"), length, &pass).unwrap();
         assert_eq!(std::fs::read(path("b").as_path()).unwrap(), plain);
-        assert!(gunzip(&path("a.gz"), &path("c"), length - 1, &cancel).is_err());
-        assert!(gunzip(&path("a.gz"), &path("d"), length + 1, &cancel).is_err());
-        let measured = measure(&path("a"), &cancel).unwrap();
-        assert_eq!(measured, measure(&path("b"), &cancel).unwrap());
-        assert_eq!((measured.length, measured.sha256.len()), (length, 64));
+        assert!(gunzip(&path("a.gz"), &path("c"), length - 1, &pass).is_err());
+        assert!(gunzip(&path("a.gz"), &path("d"), length + 1, &pass).is_err());
+        let measured = measure(&path("a"), &pass).unwrap();
+        assert_eq!(measured, measure(&path("b"), &pass).unwrap());
+        assert_eq!((measured.length, measured.checksum.len()), (length, 64));
         cancel.cancel();
-        let cancelled = measure(&path("a"), &cancel).unwrap_err();
+        let cancelled = measure(&path("a"), &pass).unwrap_err();
         assert!(matches!(cancelled, BackupError::Cancelled), "{cancelled}");
     }
 }

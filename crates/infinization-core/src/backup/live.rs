@@ -14,14 +14,16 @@ mod jobs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
-use super::create::{COPYING, Creation, Prepared, fail, parent_of, seal};
+use super::create::{Creation, Prepared, fail, parent_of, seal};
 use super::draft::{Circumstances, Draft};
 use super::folder::{Kept, refuse_full, remove_file};
 use super::kinds::{BackupType, Compression};
 use super::manifest::{DiskRecord, Manifest};
 use super::names::BITMAP_PREFIX;
 use super::pieces::Followed;
+use super::progress::{Reporter, Work};
 use super::turn::unless_cancelled;
 use super::{BackupError, off_thread, offline, quiesce};
 use crate::host::qemu_img::{
@@ -62,6 +64,14 @@ enum Method {
 }
 
 impl Method {
+    /// What is done until the backup's file is there.
+    fn works(&self) -> &'static [Work] {
+        match self {
+            Self::Full | Self::Marked { .. } => &[Work::Copy],
+            Self::Compared { .. } => &[Work::Copy, Work::Compare],
+        }
+    }
+
     fn parent(&self) -> Option<&Parent> {
         match self {
             Self::Full => None,
@@ -149,23 +159,29 @@ impl<'a> Live<'a> {
         }
         self.require_space(&copies).await?;
         let well = !self.is_out_of_order().await?;
-        let copied = self.run_jobs(draft, &copies).await;
+        let reporter = self.reporter(&copies);
+        let copied = self.run_jobs(draft, &copies, &reporter).await;
         self.turn.end_copies().await?;
         if well {
             self.let_go_on().await;
         }
         let (frozen, following) = copied?;
         let followed = following.end().await?;
-        let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
-        let reporter = self.creation.reporter(&sizes);
-        let mut parts = vec![COPYING; copies.len()];
         let mut records = Vec::new();
         for (n, (copy, followed)) in copies.iter().zip(followed).enumerate() {
-            records.push(self.finish(draft, n, copy, followed).await?);
-            parts[n] = 1.0;
-            reporter.tell_parts(&parts);
+            records.push(self.finish(draft, n, copy, followed, &reporter).await?);
+            reporter.done(n);
         }
         Ok((records, running(frozen)))
+    }
+
+    fn reporter(&self, copies: &[Copying]) -> Reporter {
+        let copies = copies.iter().zip(&self.prepared.encryption);
+        let courses = copies.map(|(copy, key)| {
+            let works = copy.method.works();
+            self.creation.course(copy.disk.size, works, key.is_some())
+        });
+        self.creation.reporter(courses.collect())
     }
 
     /// A plain full copy takes at most the disk's size; what it really takes QEMU alone knows. An encrypted one is
@@ -219,6 +235,7 @@ impl<'a> Live<'a> {
         &self,
         draft: &Draft,
         copies: &[Copying],
+        reporter: &Reporter,
     ) -> Result<(bool, Following), BackupError> {
         let mut files = Vec::new();
         for (n, copy) in copies.iter().enumerate() {
@@ -230,6 +247,7 @@ impl<'a> Live<'a> {
         if self.creation.terms.cancel.is_cancelled() {
             return Err(BackupError::Cancelled);
         }
+        reporter.all_at(Work::Copy, &vec![0.0; copies.len()]);
         let events = self.monitor.subscribe();
         let begin = self
             .monitor
@@ -238,13 +256,10 @@ impl<'a> Live<'a> {
         begun?;
         let following = Following::begin(files);
         self.refuse_moved().await?;
-        let sizes: Vec<_> = copies.iter().map(|copy| copy.disk.size).collect();
-        let reporter = self.creation.reporter(&sizes);
         let ids = self.node_names(copies.len());
         let cancel = &self.creation.terms.cancel;
         jobs::wait_for(&self.monitor, events, &ids, cancel, |parts| {
-            let parts: Vec<_> = parts.iter().map(|part| part * COPYING).collect();
-            reporter.tell_parts(&parts);
+            reporter.all_at(Work::Copy, parts);
         })
         .await?;
         Ok((frozen, following))
@@ -368,14 +383,28 @@ impl<'a> Live<'a> {
         n: usize,
         copy: &Copying,
         followed: Option<Followed>,
+        reporter: &Reporter,
     ) -> Result<DiskRecord, BackupError> {
         take_back(&copy.target).await?;
         if let Method::Compared { parent } = &copy.method {
-            self.compare(draft, n, &copy.target, parent).await?;
+            let step = reporter.step(n, Work::Compare);
+            step.follow(async |progress| {
+                self.compare(draft, n, &copy.target, parent, progress).await
+            })
+            .await?;
         }
         let parent = copy.method.parent();
         let disk = (n, copy.disk.size);
-        seal(self.creation, self.prepared, draft, disk, parent, followed).await
+        seal(
+            self.creation,
+            self.prepared,
+            draft,
+            disk,
+            parent,
+            followed,
+            reporter,
+        )
+        .await
     }
 
     async fn compare(
@@ -384,6 +413,7 @@ impl<'a> Live<'a> {
         n: usize,
         full: &HostPath,
         parent: &Parent,
+        progress: watch::Sender<f64>,
     ) -> Result<(), BackupError> {
         let source = Source {
             path: full.clone(),
@@ -391,7 +421,7 @@ impl<'a> Live<'a> {
             encryption: self.prepared.encryption[n].clone(),
         };
         let (image, scratch) = (draft.image(n)?, draft.scratch(n, "delta")?);
-        let job = self.creation.job(tokio::sync::watch::channel(0.0).0);
+        let job = self.creation.job(progress);
         let clusters = self.creation.clusters();
         difference(&source, parent, &image, &scratch, clusters, &job).await?;
         let full = full.clone();

@@ -83,22 +83,22 @@ pub struct DiskRecord {
     /// Of the file, in hexadecimal digits: what older backups have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// SHA-256 over the SHA-256s of the file's pieces of 4 MiB, in hexadecimal digits.
+    /// Of the file, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256_of_pieces: Option<String>,
+    pub blake3: Option<String>,
 }
 
 /// What tells a file from any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Checksum<'a> {
-    Whole(&'a str),
-    OfPieces(&'a str),
+    Blake3(&'a str),
+    Sha256(&'a str),
 }
 
 impl DiskRecord {
     pub(super) fn checksum(&self) -> Option<Checksum<'_>> {
-        let of_pieces = self.sha256_of_pieces.as_deref().map(Checksum::OfPieces);
-        of_pieces.or_else(|| self.sha256.as_deref().map(Checksum::Whole))
+        let blake3 = self.blake3.as_deref().map(Checksum::Blake3);
+        blake3.or_else(|| self.sha256.as_deref().map(Checksum::Sha256))
     }
 }
 
@@ -279,7 +279,7 @@ pub(super) mod tests {
                 backing_file: parent.map(|parent| format!("../{}/disk-0.qcow2", parent.id)),
                 encrypted: false,
                 sha256: None,
-                sha256_of_pieces: Some("00".repeat(32)),
+                blake3: Some("00".repeat(32)),
             }],
             total_size: 1 << 20,
             total_original_size: 8 << 20,
@@ -331,7 +331,7 @@ pub(super) mod tests {
             }),
             ("no disk", |m| m["disks"] = json!([])),
             ("lacks a checksum", |m| {
-                m["disks"][0]["sha256OfPieces"] = Value::Null;
+                m["disks"][0]["blake3"] = Value::Null;
             }),
             ("parent", |m| m["type"] = json!("INCREMENTAL")),
         ];

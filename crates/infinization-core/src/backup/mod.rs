@@ -16,8 +16,8 @@
 //! above it are resolved once. The manifest is versioned JSON, names files relative to itself, and
 //! holds length and checksum of each. The whole tree may be moved.
 //!
-//! The checksum is of the file as it lies there, of every byte: SHA-256 over the SHA-256s of its pieces (`pieces`), as
-//! `sha256OfPieces`; of older backups over the whole file, as `sha256`. Of what a running QEMU writes most pieces are
+//! The checksum is of the file as it lies there, of every byte: its BLAKE3 (`pieces`); of older backups its
+//! SHA-256. Of what a running QEMU writes most pieces are
 //! summed while the rest is written (`live/follow`): only those that the file's own tables name as finished data, and
 //! again those that they do not in the end. It is written down after the flush, which it runs beside.
 //!
@@ -69,6 +69,7 @@
 //! | `folder`, `draft`, `digest`, `pieces` | the tree above, a backup in the making, gzip, checksums |
 //! | `keys` | what opens encrypted disks, and backups of them |
 //! | `create`, `offline`, `live`, `quiesce` | making one |
+//! | `progress`, `pass` | how far it is, by bytes |
 //! | `restore`, `stage`, `reverting`, `cut_short` | restoring one, and ending what a crash left of it |
 //! | `pending` | what cannot be ended now |
 //! | `remove`, `sweep` | deleting, and clearing what the dead left |
@@ -91,6 +92,7 @@ mod machine;
 mod manifest;
 mod names;
 mod offline;
+mod pass;
 mod pending;
 mod pieces;
 mod progress;

@@ -1,10 +1,10 @@
 //! Copying the disks of a stopped machine, as they all were at one moment.
 
-use super::create::{COPYING, Creation, Prepared, parent_of, seal};
+use super::create::{Creation, Prepared, parent_of, seal};
 use super::draft::Draft;
 use super::kinds::BackupType;
 use super::manifest::DiskRecord;
-use super::progress::Reporter;
+use super::progress::{Course, Reporter, Work};
 use super::request::SourceDisk;
 use super::{BackupError, off_thread};
 use crate::host::qemu_img::{
@@ -30,7 +30,7 @@ pub(super) fn planned(creation: &Creation, prepared: &Prepared) -> Vec<DiskRecor
             backing_file: None,
             encrypted: false,
             sha256: None,
-            sha256_of_pieces: None,
+            blake3: None,
         })
         .collect()
 }
@@ -44,18 +44,38 @@ pub(super) async fn copy(
     if creation.request.kind == BackupType::Snapshot {
         return snapshot_all(creation, prepared).await;
     }
-    let reporter = creation.reporter(&prepared.sizes);
+    let copied = copied(creation);
+    let disks = prepared.sizes.iter().zip(&prepared.encryption);
+    let courses = disks.map(|(size, key)| creation.course(*size, &[copied], key.is_some()));
+    let reporter = creation.reporter(courses.collect());
     let unchanged = keep_unchanged(&creation.request.disks).await?;
     let mut disks = Vec::new();
     for (n, unchanged) in unchanged.into_iter().enumerate() {
         let parent = copy_one(creation, prepared, draft, n, &reporter).await?;
         drop(unchanged);
         let size = (n, prepared.sizes[n]);
-        let disk = seal(creation, prepared, draft, size, parent.as_ref(), None).await?;
-        reporter.tell(n, 1.0);
+        let disk = seal(
+            creation,
+            prepared,
+            draft,
+            size,
+            parent.as_ref(),
+            None,
+            &reporter,
+        )
+        .await?;
+        reporter.done(n);
         disks.push(disk);
     }
     Ok(disks)
+}
+
+/// How a disk is copied.
+fn copied(creation: &Creation) -> Work {
+    match creation.request.kind {
+        BackupType::Full => Work::Copy,
+        _ => Work::Compare,
+    }
 }
 
 /// Holds every disk until it is copied, from before the first is: a machine that ran in between would
@@ -84,31 +104,30 @@ async fn copy_one(
         encryption: prepared.encryption[n].clone(),
     };
     let image = draft.image(n)?;
+    let step = reporter.step(n, copied(creation));
     if creation.request.kind == BackupType::Full {
-        reporter
-            .follow(n, COPYING, async |progress| {
-                let job = creation.job(progress);
-                export(&source, &image, creation.clusters(), &job).await
-            })
-            .await?;
+        step.follow(async |progress| {
+            let job = creation.job(progress);
+            export(&source, &image, creation.clusters(), &job).await
+        })
+        .await?;
         return Ok(None);
     }
     let parent = parent_of(prepared, n, &draft.folder).await?;
     let scratch = draft.scratch(n, "delta")?;
-    reporter
-        .follow(n, COPYING, async |progress| {
-            let job = creation.job(progress);
-            difference(
-                &source,
-                &parent,
-                &image,
-                &scratch,
-                creation.clusters(),
-                &job,
-            )
-            .await
-        })
-        .await?;
+    step.follow(async |progress| {
+        let job = creation.job(progress);
+        difference(
+            &source,
+            &parent,
+            &image,
+            &scratch,
+            creation.clusters(),
+            &job,
+        )
+        .await
+    })
+    .await?;
     Ok(Some(parent))
 }
 
@@ -118,7 +137,11 @@ async fn snapshot_all(
     prepared: &Prepared,
 ) -> Result<Vec<DiskRecord>, BackupError> {
     let disks = planned(creation, prepared);
-    let reporter = creation.reporter(&prepared.sizes);
+    let courses = prepared.sizes.iter().map(|size| Course {
+        size: *size,
+        works: vec![Work::Settle],
+    });
+    let reporter = creation.reporter(courses.collect());
     let name = SnapshotName::parse(creation.id.snapshot())?;
     let sources: Vec<_> = disks.iter().map(|disk| disk.source_path.clone()).collect();
     let held = hold_all(&sources).await?;
@@ -133,7 +156,7 @@ async fn snapshot_all(
             drop_held(&held[..n], &name).await?;
             return Err(error);
         }
-        reporter.tell(n, 1.0);
+        reporter.done(n);
     }
     Ok(disks)
 }

@@ -1,8 +1,7 @@
-//! The checksum of a backup's file: SHA-256 over the SHA-256s of its pieces of 4 MiB, the last being what is left.
+//! The checksum of a backup's file: its BLAKE3, as `b3sum` says it.
 //!
-//! Pieces can be summed in any order and by several threads, and so while the file is still written elsewhere. The
-//! shell says the same as
-//! `split -b 4M --filter='openssl dgst -sha256 -binary' disk-0.qcow2 | sha256sum`. Everything here blocks.
+//! That is the root of a tree over the file, so pieces of it can be summed in any order and by several threads, and
+//! while the file is still written elsewhere. Everything here blocks.
 
 use std::fs::File;
 use std::io;
@@ -11,27 +10,28 @@ use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, Builder};
 
+use blake3::hazmat::{
+    ChainingValue, HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root,
+};
+use blake3::{Hash, Hasher};
 use rustix::fs::{Advice, fadvise};
-use sha2::{Digest as _, Sha256};
-use tokio_util::sync::CancellationToken;
 
 use super::BackupError;
-use super::digest::{Measure, hexadecimal};
+use super::digest::Measure;
+use super::pass::Pass;
 use crate::host::qemu_img::{Filling, Tables};
 use crate::types::HostPath;
 
-/// How long a piece is. Part of the manifest's format.
+/// How long a piece is: a power of two, and so a whole subtree.
 const PIECE: u64 = 4 << 20;
 /// What is read at a time: it stays in the processor's cache.
 const READ: usize = 256 << 10;
 /// Hashing takes a core; more of them than this are somebody else's.
 const MOST_THREADS: usize = 4;
 
-type Sum = [u8; 32];
-
 /// The sums of a file's pieces, as far as they are known.
 #[derive(Debug, Default)]
-pub(super) struct Pieces(Vec<Option<Sum>>);
+pub(super) struct Pieces(Vec<Option<ChainingValue>>);
 
 /// A file that a QEMU fills, and its pieces that are finished and summed.
 #[derive(Debug)]
@@ -100,11 +100,11 @@ impl Followed {
     pub(super) fn flush_and_sum(
         &self,
         path: &HostPath,
-        cancel: &CancellationToken,
+        pass: &Pass,
     ) -> Result<Measure, BackupError> {
         let failed = |error| BackupError::io(path, error);
         let known = self.known().map_err(failed)?;
-        flush_and_sum_rest(self.filling.file(), &known, cancel).map_err(failed)
+        flush_and_sum_rest(self.filling.file(), &known, pass).map_err(failed)
     }
 }
 
@@ -113,7 +113,7 @@ impl Pieces {
         self.0.get(piece).is_some_and(Option::is_some)
     }
 
-    fn put(&mut self, piece: usize, sum: Sum) {
+    fn put(&mut self, piece: usize, sum: ChainingValue) {
         if self.0.len() <= piece {
             self.0.resize(piece + 1, None);
         }
@@ -122,68 +122,86 @@ impl Pieces {
 }
 
 /// Flushes the file, and sums it meanwhile: nobody writes to it any more.
-pub(super) fn flush_and_sum(
-    path: &HostPath,
-    cancel: &CancellationToken,
-) -> Result<Measure, BackupError> {
+pub(super) fn flush_and_sum(path: &HostPath, pass: &Pass) -> Result<Measure, BackupError> {
     let file = File::open(path.as_path());
-    let measured = file.and_then(|file| flush_and_sum_rest(&file, &Pieces::default(), cancel));
+    let measured = file.and_then(|file| flush_and_sum_rest(&file, &Pieces::default(), pass));
     measured.map_err(|error| BackupError::io(path, error))
 }
 
 /// Sums the file.
-pub(super) fn sum(path: &HostPath, cancel: &CancellationToken) -> Result<Measure, BackupError> {
+pub(super) fn sum(path: &HostPath, pass: &Pass) -> Result<Measure, BackupError> {
     let file = File::open(path.as_path());
-    let measured = file.and_then(|file| sum_rest(&file, &Pieces::default(), cancel));
+    let measured = file.and_then(|file| sum_rest(&file, &Pieces::default(), pass));
     measured.map_err(|error| BackupError::io(path, error))
 }
 
-fn flush_and_sum_rest(
-    file: &File,
-    known: &Pieces,
-    cancel: &CancellationToken,
-) -> io::Result<Measure> {
+fn flush_and_sum_rest(file: &File, known: &Pieces, pass: &Pass) -> io::Result<Measure> {
     thread::scope(|scope| {
         let flush = Builder::new().spawn_scoped(scope, || file.sync_all())?;
-        let measured = sum_rest(file, known, cancel);
+        let measured = sum_rest(file, known, pass);
         flush.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         measured
     })
 }
 
-fn sum_rest(file: &File, known: &Pieces, cancel: &CancellationToken) -> io::Result<Measure> {
+fn sum_rest(file: &File, known: &Pieces, pass: &Pass) -> io::Result<Measure> {
     let length = file.metadata()?.len();
     let count = usize_of(length.div_ceil(PIECE));
+    // One piece alone is no subtree.
+    if count < 2 {
+        let hash = hashed(file, 0, &mut Hasher::new())?.finalize();
+        pass.advance(length);
+        return Ok(measure(length, hash));
+    }
     let missing: Vec<usize> = (0..count).filter(|piece| !known.has(*piece)).collect();
+    let to_read = missing.iter().map(|piece| length_of(*piece, length));
+    pass.advance(length - to_read.sum::<u64>());
     let mut all = known.0.clone();
     all.resize(count, None);
-    for (piece, sum) in in_parallel(file, &missing, cancel)? {
+    for (piece, sum) in in_parallel(file, length, &missing, pass)? {
         all[piece] = Some(sum);
     }
-    let mut over_all = Sha256::new();
-    all.iter().flatten().for_each(|sum| over_all.update(sum));
-    Ok(Measure {
-        length,
-        sha256: hexadecimal(&over_all.finalize()),
-    })
+    let all: Vec<_> = all.into_iter().flatten().collect();
+    let (left, right) = halves(&all);
+    let hash = merge_subtrees_root(&subtree(left), &subtree(right), Mode::Hash);
+    Ok(measure(length, hash))
 }
 
-/// Sums these pieces, on several threads where there are several cores.
+fn measure(length: u64, hash: Hash) -> Measure {
+    let checksum = hash.to_hex().to_string();
+    Measure { length, checksum }
+}
+
+/// The sum of these pieces, of which there is one at least.
+fn subtree(pieces: &[ChainingValue]) -> ChainingValue {
+    if let [piece] = pieces {
+        return *piece;
+    }
+    let (left, right) = halves(pieces);
+    merge_subtrees_non_root(&subtree(left), &subtree(right), Mode::Hash)
+}
+
+/// The left one is the largest power of two that leaves the right one something.
+fn halves(pieces: &[ChainingValue]) -> (&[ChainingValue], &[ChainingValue]) {
+    pieces.split_at(pieces.len().next_power_of_two() / 2)
+}
+
+/// Sums these pieces of so long a file, on several threads where there are several cores.
 fn in_parallel(
     file: &File,
+    length: u64,
     pieces: &[usize],
-    cancel: &CancellationToken,
-) -> io::Result<Vec<(usize, Sum)>> {
+    pass: &Pass,
+) -> io::Result<Vec<(usize, ChainingValue)>> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let threads = cores.min(MOST_THREADS).min(pieces.len());
     let next = AtomicUsize::new(0);
-    let work = || -> io::Result<Vec<(usize, Sum)>> {
+    let work = || -> io::Result<Vec<(usize, ChainingValue)>> {
         let mut sums = Vec::new();
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if cancel.is_cancelled() {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
+            pass.go_on()?;
             sums.push((*piece, sum_of(file, *piece)?));
+            pass.advance(length_of(*piece, length));
         }
         Ok(sums)
     };
@@ -200,8 +218,19 @@ fn in_parallel(
     })
 }
 
-fn sum_of(file: &File, piece: usize) -> io::Result<Sum> {
-    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; READ]);
+/// The last piece is what is left of a file of `length` bytes.
+fn length_of(piece: usize, length: u64) -> u64 {
+    (length - piece as u64 * PIECE).min(PIECE)
+}
+
+fn sum_of(file: &File, piece: usize) -> io::Result<ChainingValue> {
+    let mut hasher = Hasher::new();
+    hasher.set_input_offset(piece as u64 * PIECE);
+    Ok(hashed(file, piece, &mut hasher)?.finalize_non_root())
+}
+
+fn hashed<'h>(file: &File, piece: usize, hasher: &'h mut Hasher) -> io::Result<&'h Hasher> {
+    let mut buffer = vec![0; READ];
     let (mut at, end) = (piece as u64 * PIECE, (piece as u64 + 1) * PIECE);
     while at < end {
         let most = usize_of((end - at).min(READ as u64));
@@ -213,7 +242,7 @@ fn sum_of(file: &File, piece: usize) -> io::Result<Sum> {
             }
         }
     }
-    Ok(hasher.finalize().into())
+    Ok(hasher)
 }
 
 /// Has the kernel begin to write the piece to the disk, so that little is left for the flush; what is there already need
@@ -233,6 +262,8 @@ fn usize_of(bytes: u64) -> usize {
 mod tests {
     use std::process::Command;
 
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
     const MIB: usize = 1 << 20;
@@ -248,29 +279,36 @@ mod tests {
         run("qemu-io", &["-f", "qcow2", "-c", &line, image.as_str()]);
     }
 
-    /// As the documentation tells it.
-    fn by_definition(file: &HostPath) -> String {
+    fn at_once(file: &HostPath) -> String {
         let bytes = std::fs::read(file.as_path()).unwrap();
-        let sums = bytes.chunks(4 * MIB).map(Sha256::digest);
-        let over_all = Sha256::digest(sums.flatten().collect::<Vec<u8>>());
-        hexadecimal(&over_all)
+        blake3::hash(&bytes).to_hex().to_string()
     }
 
     #[test]
     fn a_file_is_summed_by_its_pieces() {
         let dir = tempfile::tempdir().unwrap();
         let file = HostPath::parse(dir.path().join("a").to_str().unwrap()).unwrap();
-        let never = CancellationToken::new();
-        for length in [0, 1, 4 * MIB, 4 * MIB + 1, 13 * MIB - 7] {
+        let cancel = CancellationToken::new();
+        let pass = Pass::untold(&cancel);
+        for length in [
+            0,
+            1,
+            4 * MIB,
+            4 * MIB + 1,
+            8 * MIB,
+            13 * MIB - 7,
+            16 * MIB,
+            21 * MIB,
+        ] {
             let bytes: Vec<u8> = (0..=250).cycle().take(length).collect();
             std::fs::write(file.as_path(), bytes).unwrap();
-            let summed = sum(&file, &never).unwrap();
+            let summed = sum(&file, &pass).unwrap();
             assert_eq!(summed.length, length as u64);
-            assert_eq!(summed.sha256, by_definition(&file));
-            assert_eq!(flush_and_sum(&file, &never).unwrap(), summed);
+            assert_eq!(summed.checksum, at_once(&file));
+            assert_eq!(flush_and_sum(&file, &pass).unwrap(), summed);
         }
-        never.cancel();
-        let cancelled = sum(&file, &never).unwrap_err();
+        cancel.cancel();
+        let cancelled = sum(&file, &pass).unwrap_err();
         assert!(matches!(cancelled, BackupError::Cancelled), "{cancelled}");
     }
 
@@ -294,9 +332,9 @@ mod tests {
         write(&image, 600, 620, 2);
         assert!(followed.catch_up(|| true).unwrap());
         write(&image, 42, 51, 3);
-        let never = CancellationToken::new();
-        let summed = followed.flush_and_sum(&image, &never).unwrap();
-        assert_eq!(summed.sha256, by_definition(&image));
-        assert_eq!(summed, sum(&image, &never).unwrap());
+        let pass = Pass::untold(&CancellationToken::new());
+        let summed = followed.flush_and_sum(&image, &pass).unwrap();
+        assert_eq!(summed.checksum, at_once(&image));
+        assert_eq!(summed, sum(&image, &pass).unwrap());
     }
 }

@@ -1,5 +1,11 @@
-//! How far a backup or restore is, by bytes.
+//! How far a backup or restore is.
+//!
+//! One [`Reporter`] owns that. What is done to a disk is a [`Course`] of steps, each a part of it by what a byte of it
+//! costs; within a step its own bytes count. Whoever does a step says how far it is ([`Step`]), from any thread: what is
+//! told never goes back. It is told with every half percent, and every second that brought anything.
 
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -30,90 +36,242 @@ pub struct Progress {
     pub estimated_time_remaining_ms: Option<u64>,
 }
 
+/// More than this is told at once.
+const NEWS: f64 = 0.005;
+/// Less than that is told after so long.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is done to a disk, or to its copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    /// It is copied.
+    Copy,
+    /// It is compared with its parent, and what differs is written.
+    Compare,
+    /// The copy is packed with gzip.
+    Pack,
+    /// The copy's checksum is made.
+    Sum,
+    /// The checksums of all its links are compared.
+    Check,
+    /// The copy is unpacked.
+    Unpack,
+    /// The disk is written.
+    Write,
+    /// What was written is flushed and noted.
+    Settle,
+}
+
+impl Work {
+    /// What a byte of it costs beside others. What it really does depends on the host, and on how much is zeros.
+    fn weight(self) -> u32 {
+        match self {
+            Self::Copy | Self::Unpack | Self::Write => 10,
+            Self::Compare | Self::Pack => 20,
+            Self::Sum | Self::Check => 3,
+            Self::Settle => 1,
+        }
+    }
+}
+
+/// A disk, and what is done to it.
+#[derive(Debug, Clone)]
+pub(super) struct Course {
+    /// How large it is, in bytes.
+    pub(super) size: u64,
+    /// In this order.
+    pub(super) works: Vec<Work>,
+}
+
+impl Course {
+    /// The part that `work` is of the whole; nothing of it, if it is not done.
+    fn part(&self, work: Work) -> Range<f64> {
+        let weigh = |works: &[Work]| f64::from(works.iter().map(|one| one.weight()).sum::<u32>());
+        let before = self.works.iter().take_while(|one| **one != work).count();
+        let through = (before + 1).min(self.works.len());
+        let whole = weigh(&self.works);
+        weigh(&self.works[..before]) / whole..weigh(&self.works[..through]) / whole
+    }
+}
+
 /// Tells of one operation.
 #[derive(Clone)]
-pub(super) struct Reporter {
+pub(super) struct Reporter(Arc<Operation>);
+
+struct Operation {
     audience: Audience,
     id: BackupId,
     vm_id: VmId,
-    sizes: Vec<u64>,
+    courses: Vec<Course>,
     began: Instant,
+    far: Mutex<Far>,
+}
+
+/// How far it is, and what was told last.
+struct Far {
+    /// Of each disk.
+    parts: Vec<f64>,
+    last: Option<Last>,
+}
+
+struct Last {
+    disk: usize,
+    overall: f64,
+    at: Instant,
 }
 
 impl Reporter {
-    /// For disks of these sizes.
-    pub(super) fn new(audience: Audience, id: BackupId, vm_id: VmId, sizes: Vec<u64>) -> Self {
-        Self {
+    /// For these disks.
+    pub(super) fn new(audience: Audience, id: BackupId, vm_id: VmId, courses: Vec<Course>) -> Self {
+        let far = Far {
+            parts: vec![0.0; courses.len()],
+            last: None,
+        };
+        Self(Arc::new(Operation {
             audience,
             id,
             vm_id,
-            sizes,
+            courses,
             began: Instant::now(),
+            far: Mutex::new(far),
+        }))
+    }
+
+    /// What is done to disk `n` next.
+    pub(super) fn step(&self, n: usize, work: Work) -> Step {
+        Step {
+            reporter: self.clone(),
+            disk: n,
+            part: self.0.courses[n].part(work),
         }
     }
 
-    /// Says that `fraction` of disk `n` is done, and everything of those before it.
-    pub(super) fn tell(&self, n: usize, fraction: f64) {
-        let mut parts = vec![1.0; n];
-        parts.push(fraction);
-        self.tell_parts(&parts);
+    /// Says which part of `work` is done on each disk, where that is done to all at once.
+    pub(super) fn all_at(&self, work: Work, parts: &[f64]) {
+        let steps = parts.iter().enumerate();
+        let reached = steps.map(|(n, part)| (n, self.step(n, work).reached(*part)));
+        self.0.reach(&reached.collect::<Vec<_>>());
     }
 
-    /// Says which part of each disk is done; nothing of those that are not named.
-    pub(super) fn tell_parts(&self, parts: &[f64]) {
-        let current = parts.iter().position(|part| *part < 1.0);
-        let current = current.unwrap_or(parts.len().saturating_sub(1));
-        let overall = overall(&self.sizes, parts);
-        let progress = Progress {
+    /// Nothing is left to do with disk `n`.
+    pub(super) fn done(&self, n: usize) {
+        self.0.reach(&[(n, 1.0)]);
+    }
+
+    /// Nothing is left to do.
+    pub(super) fn all_done(&self) {
+        let all = (0..self.0.courses.len()).map(|n| (n, 1.0));
+        self.0.reach(&all.collect::<Vec<_>>());
+    }
+}
+
+impl Operation {
+    /// Says how far these disks are, of which the first that is not done is the one that is told. It is told before
+    /// anybody else can say more, so that the order is right.
+    fn reach(&self, reached: &[(usize, f64)]) {
+        let mut far = self.far.lock().unwrap_or_else(PoisonError::into_inner);
+        for (n, part) in reached {
+            far.parts[*n] = far.parts[*n].max(part.clamp(0.0, 1.0));
+        }
+        let open = reached.iter().find(|(n, _)| far.parts[*n] < 1.0);
+        let Some((disk, _)) = open.or(reached.last()) else {
+            return;
+        };
+        let now = Last {
+            disk: *disk,
+            overall: self.overall(&far.parts),
+            at: Instant::now(),
+        };
+        let ended = open.is_none();
+        if far
+            .last
+            .as_ref()
+            .is_none_or(|last| now.is_news(last, ended))
+        {
+            (self.audience)(Told::Progress(self.progress(&now, far.parts[*disk])));
+            far.last = Some(now);
+        }
+    }
+
+    fn progress(&self, now: &Last, part: f64) -> Progress {
+        Progress {
             backup_id: self.id.clone(),
             vm_id: self.vm_id.clone(),
-            current_disk: current,
-            total_disks: self.sizes.len(),
-            disk_progress: percent(parts[current].clamp(0.0, 1.0)),
-            overall_progress: percent(overall),
-            estimated_time_remaining_ms: remaining(self.began.elapsed(), overall),
-        };
-        (self.audience)(Told::Progress(progress));
+            current_disk: now.disk,
+            total_disks: self.courses.len(),
+            disk_progress: percent(part),
+            overall_progress: percent(now.overall),
+            estimated_time_remaining_ms: remaining(self.began.elapsed(), now.overall),
+        }
     }
 
-    /// Runs `work` on disk `n`; what it reports is told as the part of the disk up to `most`.
+    /// The part of all disks that is done, by their sizes.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a fraction needs no 53 bits of it"
+    )]
+    fn overall(&self, parts: &[f64]) -> f64 {
+        let total: u64 = self.courses.iter().map(|course| course.size).sum();
+        if total == 0 {
+            return 1.0;
+        }
+        let each = self.courses.iter().zip(parts);
+        let done: f64 = each.map(|(course, part)| course.size as f64 * part).sum();
+        (done / total as f64).clamp(0.0, 1.0)
+    }
+}
+
+impl Last {
+    fn is_news(&self, last: &Self, ended: bool) -> bool {
+        let more = self.overall - last.overall;
+        let late = self.at.duration_since(last.at) >= PATIENCE;
+        self.disk != last.disk || more >= NEWS || more > 0.0 && (ended || late)
+    }
+}
+
+/// One step of the work on one disk.
+#[derive(Clone)]
+pub(super) struct Step {
+    reporter: Reporter,
+    disk: usize,
+    part: Range<f64>,
+}
+
+impl Step {
+    /// Says that this part of it is done, 0 to 1.
+    pub(super) fn is_at(&self, part: f64) {
+        let reached = self.reached(part);
+        self.reporter.0.reach(&[(self.disk, reached)]);
+    }
+
+    /// Runs `work`, and says what it reports.
     pub(super) async fn follow<T, F: Future<Output = T>>(
         &self,
-        n: usize,
-        most: f64,
         work: impl FnOnce(watch::Sender<f64>) -> F + Send,
     ) -> T {
         let (report, mut reported) = watch::channel(0.0);
-        self.tell(n, 0.0);
+        self.is_at(0.0);
         let work = work(report);
         tokio::pin!(work);
         loop {
             tokio::select! {
                 done = &mut work => return done,
                 Ok(()) = reported.changed() => {
-                    let fraction = *reported.borrow_and_update();
-                    self.tell(n, fraction * most);
+                    let part = *reported.borrow_and_update();
+                    self.is_at(part);
                 }
             }
         }
     }
-}
 
-/// The part of all disks that is done, by their sizes.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "a fraction needs no 53 bits of it"
-)]
-fn overall(sizes: &[u64], parts: &[f64]) -> f64 {
-    let total: u64 = sizes.iter().sum();
-    if total == 0 {
-        return 1.0;
+    /// The part of the disk's whole work that is done then.
+    fn reached(&self, part: f64) -> f64 {
+        let Range { start, end } = self.part;
+        if part >= 1.0 {
+            return end;
+        }
+        start + part * (end - start)
     }
-    let done = sizes
-        .iter()
-        .zip(parts)
-        .map(|(size, part)| *size as f64 * part);
-    (done.sum::<f64>() / total as f64).clamp(0.0, 1.0)
 }
 
 /// In percent, to two places.
@@ -133,16 +291,80 @@ fn remaining(elapsed: Duration, done: f64) -> Option<u64> {
 mod tests {
     use super::*;
 
+    /// The disk, its part and that of all.
+    type Heard = Arc<Mutex<Vec<(usize, f64, f64)>>>;
+
+    /// A reporter, and what it tells.
+    fn reporter(courses: Vec<Course>) -> (Reporter, Heard) {
+        let told = Heard::default();
+        let heard = Arc::clone(&told);
+        let audience: Audience = Arc::new(move |told| {
+            if let Told::Progress(at) = told {
+                let at = (at.current_disk, at.disk_progress, at.overall_progress);
+                heard.lock().unwrap().push(at);
+            }
+        });
+        let vm_id = VmId::parse("vm-1").unwrap();
+        let reporter = Reporter::new(audience, BackupId::random(), vm_id, courses);
+        (reporter, told)
+    }
+
+    fn course(size: u64, works: &[Work]) -> Course {
+        Course {
+            size,
+            works: works.to_vec(),
+        }
+    }
+
     #[test]
     #[expect(clippy::float_cmp, reason = "the values are exact")]
-    fn large_disks_weigh_more() {
-        let sizes = [300, 100];
-        assert_eq!(overall(&sizes, &[0.5]), 0.375);
-        assert_eq!(overall(&sizes, &[1.0, 0.0]), 0.75);
-        assert_eq!(overall(&sizes, &[1.0, 1.0]), 1.0);
-        assert_eq!(overall(&sizes, &[0.5, 0.5]), 0.5);
-        assert_eq!(overall(&[0], &[0.0]), 1.0);
-        assert_eq!(percent(0.123_456), 12.35);
+    fn the_steps_of_a_disk_follow_each_other_to_its_end() {
+        let works = [Work::Copy, Work::Pack, Work::Sum, Work::Settle];
+        let course = course(1, &works);
+        let parts = works.map(|work| course.part(work));
+        assert_eq!((parts[0].start, parts[3].end), (0.0, 1.0));
+        for pair in parts.windows(2) {
+            assert_eq!(pair[0].end, pair[1].start);
+            assert!(pair[0].start < pair[0].end, "{pair:?}");
+        }
+        assert_eq!(course.part(Work::Compare), 1.0..1.0, "it is not done");
+    }
+
+    #[test]
+    fn large_disks_weigh_more_and_nothing_goes_back() {
+        let (reporter, told) = reporter(vec![
+            course(300, &[Work::Write]),
+            course(100, &[Work::Write]),
+        ]);
+        let step = reporter.step(0, Work::Write);
+        for part in [0.0, 0.5, 0.4, 0.502, 1.0] {
+            step.is_at(part);
+        }
+        reporter.done(0);
+        reporter.step(1, Work::Write).is_at(0.5);
+        reporter.all_done();
+        reporter.all_done();
+        let expected = [
+            (0, 0.0, 0.0),
+            (0, 50.0, 37.5),
+            (0, 100.0, 75.0),
+            (1, 50.0, 87.5),
+            (1, 100.0, 100.0),
+        ];
+        assert_eq!(*told.lock().unwrap(), expected);
+    }
+
+    #[test]
+    fn disks_that_are_copied_at_once_are_told_as_the_first_that_is_not_done() {
+        let (reporter, told) = reporter(vec![course(1, &[Work::Copy]), course(1, &[Work::Copy])]);
+        for parts in [[0.2, 0.4], [0.1, 0.4], [1.0, 0.8], [1.0, 1.0]] {
+            reporter.all_at(Work::Copy, &parts);
+        }
+        let expected = [(0, 20.0, 30.0), (1, 80.0, 90.0), (1, 100.0, 100.0)];
+        assert_eq!(*told.lock().unwrap(), expected);
+        let (reporter, told) = self::reporter(vec![course(0, &[Work::Settle])]);
+        reporter.done(0);
+        assert_eq!(*told.lock().unwrap(), [(0, 100.0, 100.0)], "of no size");
     }
 
     #[test]

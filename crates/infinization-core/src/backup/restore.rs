@@ -17,8 +17,9 @@ use super::kinds::{BackupType, Compression};
 use super::machine::{refuse_frozen, require_stopped};
 use super::manifest::{Checksum, DiskRecord, Manifest};
 use super::names::BackupId;
+use super::pass::Pass;
 use super::pieces::sum;
-use super::progress::Reporter;
+use super::progress::{Course, Reporter, Step, Work};
 use super::request::RestoreBackup;
 use super::service::{Terms, Told, millis};
 use super::stage::{Stage, directory_of};
@@ -52,10 +53,20 @@ impl Restoration {
         }
     }
 
-    fn reporter(&self, tip: &Manifest) -> Reporter {
-        let sizes = tip.disks.iter().map(|disk| disk.original_size).collect();
+    /// Tells of what is done to each disk, told by its number.
+    fn reporter(&self, tip: &Manifest, works: impl Fn(usize) -> Vec<Work>) -> Reporter {
+        let disks = tip.disks.iter().enumerate();
+        let courses = disks.map(|(n, disk)| Course {
+            size: disk.original_size,
+            works: works(n),
+        });
         let audience = Arc::clone(&self.terms.audience);
-        Reporter::new(audience, tip.id.clone(), tip.vm_id.clone(), sizes)
+        Reporter::new(
+            audience,
+            tip.id.clone(),
+            tip.vm_id.clone(),
+            courses.collect(),
+        )
     }
 }
 
@@ -100,7 +111,8 @@ pub(super) async fn verify(
     cancel: &CancellationToken,
 ) -> Result<Vec<Kept>, BackupError> {
     let kept = find_complete(library, vm_id, id).await?;
-    verified(library, kept, cancel).await
+    let cancel = cancel.clone();
+    verified(library, kept, move |_, _| Pass::untold(&cancel)).await
 }
 
 async fn find_complete(
@@ -120,17 +132,23 @@ async fn find_complete(
     .await
 }
 
+/// Looks at the files disk by disk: `pass` is asked for each, and told how many bytes all its links have.
 async fn verified(
     library: &Library,
     tip: Kept,
-    cancel: &CancellationToken,
+    pass: impl Fn(usize, u64) -> Pass + Send + 'static,
 ) -> Result<Vec<Kept>, BackupError> {
-    let (library, cancel) = (library.clone(), cancel.clone());
+    let library = library.clone();
     off_thread(move || {
         let links = library.chain(&tip)?;
-        for link in &links {
-            if link.manifest.kind != BackupType::Snapshot {
-                check_files(link, &cancel)?;
+        if tip.manifest.kind == BackupType::Snapshot {
+            return Ok(links);
+        }
+        for n in 0..tip.manifest.disks.len() {
+            let length = links.iter().map(|link| link.manifest.disks[n].backup_size);
+            let pass = pass(n, length.fold(0, u64::saturating_add));
+            for link in &links {
+                check_file(link, n, &pass)?;
             }
         }
         Ok(links)
@@ -138,36 +156,30 @@ async fn verified(
     .await
 }
 
-fn check_files(link: &Kept, cancel: &CancellationToken) -> Result<(), BackupError> {
-    let id = &link.manifest.id;
-    for (n, disk) in link.manifest.disks.iter().enumerate() {
-        let file = link.file(n)?;
-        let regular = fs::symlink_metadata(file.as_path()).is_ok_and(|file| file.is_file());
-        if !regular {
-            return Err(BackupError::corrupt(
-                id,
-                format!("{} is missing", disk.backup_path),
-            ));
-        }
-        if !is_as_written(&file, disk, cancel)? {
-            let why = format!("{} is not what was written", disk.backup_path);
-            return Err(BackupError::corrupt(id, why));
-        }
+fn check_file(link: &Kept, n: usize, pass: &Pass) -> Result<(), BackupError> {
+    let (id, disk) = (&link.manifest.id, &link.manifest.disks[n]);
+    let file = link.file(n)?;
+    let regular = fs::symlink_metadata(file.as_path()).is_ok_and(|file| file.is_file());
+    if !regular {
+        return Err(BackupError::corrupt(
+            id,
+            format!("{} is missing", disk.backup_path),
+        ));
+    }
+    if !is_as_written(&file, disk, pass)? {
+        let why = format!("{} is not what was written", disk.backup_path);
+        return Err(BackupError::corrupt(id, why));
     }
     Ok(())
 }
 
-fn is_as_written(
-    file: &HostPath,
-    disk: &DiskRecord,
-    cancel: &CancellationToken,
-) -> Result<bool, BackupError> {
+fn is_as_written(file: &HostPath, disk: &DiskRecord, pass: &Pass) -> Result<bool, BackupError> {
     let (found, expected) = match disk.checksum() {
-        Some(Checksum::OfPieces(expected)) => (sum(file, cancel)?, expected),
-        Some(Checksum::Whole(expected)) => (measure(file, cancel)?, expected),
+        Some(Checksum::Blake3(expected)) => (sum(file, pass)?, expected),
+        Some(Checksum::Sha256(expected)) => (measure(file, pass)?, expected),
         None => return Ok(false),
     };
-    Ok((found.length, found.sha256.as_str()) == (disk.backup_size, expected))
+    Ok((found.length, found.checksum.as_str()) == (disk.backup_size, expected))
 }
 
 /// Refuses targets that may not be replaced, before anything is read.
@@ -230,11 +242,23 @@ async fn restore_files(
         request,
         terms,
     } = restoration;
-    let links = verified(library, kept, &terms.cancel).await?;
+    let reporter = reporter_of_files(restoration, &kept.manifest);
+    let (telling, cancel) = (reporter.clone(), terms.cancel.clone());
+    let pass = move |n, length| Pass::told(telling.step(n, Work::Check), length, &cancel);
+    let links = verified(library, kept, pass).await?;
     require_space(&links, &request.targets).await?;
     let stage = Stage::begin(library, &request.vm_id, &request.targets, request.overwrite).await?;
-    let staged = stage_all(restoration, &links, encryption, &stage).await;
-    put_in_place(restoration, stage, staged).await
+    let staged = stage_all(restoration, &links, encryption, &stage, &reporter).await;
+    put_in_place(restoration, stage, staged).await?;
+    reporter.all_done();
+    Ok(())
+}
+
+fn reporter_of_files(restoration: &Restoration, tip: &Manifest) -> Reporter {
+    restoration.reporter(tip, |n| match tip.compression_of(n) {
+        Compression::Gzip => vec![Work::Check, Work::Unpack, Work::Write, Work::Settle],
+        _ => vec![Work::Check, Work::Write, Work::Settle],
+    })
 }
 
 /// Commits what is staged, unless staging failed, or the machine was started or snapshotted in the
@@ -286,21 +310,23 @@ async fn stage_all(
     links: &[Kept],
     encryption: &[Option<Encryption>],
     stage: &Stage,
+    reporter: &Reporter,
 ) -> Result<(), BackupError> {
     let tip = &links[0].manifest;
-    let reporter = restoration.reporter(tip);
     for (n, disk) in tip.disks.iter().enumerate() {
-        let unpacked = unpack(restoration, links, n, stage).await?;
+        let unpacking = reporter.step(n, Work::Unpack);
+        let unpacked = unpack(restoration, links, n, stage, unpacking).await?;
         let files = unpacked.links(links, n)?;
-        reporter
-            .follow(n, 1.0, async |progress| {
+        let writing = reporter.step(n, Work::Write);
+        writing
+            .follow(async |progress| {
                 let job = restoration.job(progress);
                 let (file, format) = (stage.file(n), disk.source_format);
                 flatten(&files, file, format, encryption[n].as_ref(), &job).await
             })
             .await?;
         unpacked.remove().await?;
-        reporter.tell(n, 1.0);
+        writing.is_at(1.0);
     }
     Ok(())
 }
@@ -329,6 +355,7 @@ async fn unpack(
     links: &[Kept],
     n: usize,
     stage: &Stage,
+    step: Step,
 ) -> Result<Unpacked, BackupError> {
     let tip = &links[0];
     if tip.manifest.compression_of(n) != Compression::Gzip {
@@ -336,8 +363,8 @@ async fn unpack(
     }
     let length = tip.manifest.disks[n].image_size.unwrap_or_default();
     let (packed, image) = (tip.file(n)?, stage.unpacked(n)?);
-    let cancel = restoration.terms.cancel.clone();
+    let pass = Pass::told(step, length, &restoration.terms.cancel);
     let to = image.clone();
-    off_thread(move || gunzip(&packed, &to, length, &cancel)).await?;
+    off_thread(move || gunzip(&packed, &to, length, &pass)).await?;
     Ok(Unpacked(Some(image)))
 }

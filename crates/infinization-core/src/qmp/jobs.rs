@@ -279,6 +279,11 @@ impl Job {
     }
 }
 
+/// Whether QEMU says that the disk or the quota it writes to is full: jobs tell an errno by the C library's words.
+pub fn says_full(words: &str) -> bool {
+    ["No space left on device", "Disk quota exceeded"].contains(&words)
+}
+
 fn says(event: &QmpEvent, id: &str, statuses: &[&str]) -> bool {
     if event.event != "JOB_STATUS_CHANGE" {
         return false;

@@ -49,7 +49,7 @@ pub use events::{BlockIoError, EventKind, QmpEvent, QmpTimestamp, ShutdownCause}
 pub use guest_agent::{
     AgentError, AgentOptions, AgentSocket, ExecOutput, FreezeStatus, GuestAgent,
 };
-pub use jobs::Job;
+pub use jobs::{Job, says_full};
 pub use layers::{BACKUP_PREFIX, BITMAP_PREFIX, LayerNode, file_name};
 pub use replies::{
     BalloonInfo, BlockInfo, CpuInfo, CpuTopology, Greeting, InsertedMedium, IoStatus, QemuVersion,

@@ -22,6 +22,7 @@ mod live_snapshots;
 mod luks;
 mod offline;
 mod owned;
+mod progress;
 mod refusals;
 mod snapshots;
 

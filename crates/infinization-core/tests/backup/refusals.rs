@@ -243,7 +243,7 @@ async fn k6_a_backup_of_an_older_release_is_verified_as_it_was_summed() {
     let sum = hexadecimal(&Sha256::digest(&bytes));
     let mut told: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
     let record = told["disks"][0].as_object_mut().unwrap();
-    record.remove("sha256OfPieces").unwrap();
+    record.remove("blake3").unwrap();
     record.insert("sha256".to_owned(), json!(sum));
     fs::write(&manifest, told.to_string()).unwrap();
     assert!(place.is_valid(&full).await);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 pub mod ailing_disk;
+pub mod failing_file;
 pub mod small_disk;
 
 pub mod faults;

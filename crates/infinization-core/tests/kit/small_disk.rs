@@ -38,13 +38,7 @@ impl SmallDisk {
 
     /// Takes all the space that is left.
     pub fn fill(&self) {
-        let ballast = self.path().join("ballast");
-        let mut ballast = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(ballast)
-            .unwrap();
-        while ballast.write_all(&[1; 4096]).is_ok() {}
+        fill(self.path());
     }
 
     /// Gives it back.
@@ -57,6 +51,17 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         unmount(self.path());
     }
+}
+
+/// Takes all the space that is left on a small disk, which may be another process's.
+pub fn fill(place: &Path) {
+    let ballast = place.join("ballast");
+    let mut ballast = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(ballast)
+        .unwrap();
+    while ballast.write_all(&[1; 4096]).is_ok() {}
 }
 
 /// Undoes a mount.

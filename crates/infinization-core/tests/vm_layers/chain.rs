@@ -27,6 +27,13 @@ pub(crate) fn patterns(image: &Path) -> Vec<u8> {
     found.into_iter().map(Option::unwrap_or_default).collect()
 }
 
+/// Where in its own file a cluster's data is.
+pub(crate) fn place(image: &Path, cluster: usize) -> u64 {
+    let file = File::open(image).unwrap();
+    let l1 = be64(&file, be64(&file, 40)) & OFFSET;
+    be64(&file, l1 + 8 * cluster as u64) & OFFSET
+}
+
 fn stored(file: &File, entry: u64) -> Option<u8> {
     if entry & READS_AS_ZEROS != 0 {
         return Some(0);

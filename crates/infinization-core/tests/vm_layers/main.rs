@@ -7,12 +7,15 @@ mod kit;
 
 mod backups;
 mod chain;
+mod drill;
+mod errors;
 mod faults;
 mod kills;
 mod monitor;
 mod running;
 mod stopped;
 mod walk;
+mod witness;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -12,7 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::backups::{Drill, Meanwhile};
+use super::drill::{Drill, Meanwhile};
 use super::*;
 
 /// What happens at the chosen command.

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::BackupError;
 use super::super::names::NODE_PREFIX;
-use crate::qmp::{EventReceiver, MonitorEvent, QmpClient};
+use crate::qmp::{EventReceiver, MonitorEvent, QmpClient, says_full};
 
 /// QEMU has no event for progress, so it is asked this often. Its events end the wait at once.
 const PROGRESS: Duration = Duration::from_millis(500);
@@ -79,9 +79,8 @@ pub(super) async fn wait_for(
     }
 }
 
-/// QEMU tells the target's errno by the C library's words.
 fn failed(why: &str) -> BackupError {
-    if ["No space left on device", "Disk quota exceeded"].contains(&why) {
+    if says_full(why) {
         return BackupError::TargetFull;
     }
     let why = why.to_owned();

@@ -5,6 +5,7 @@ use super::super::folder::Kept;
 use super::super::machine::refuse_frozen;
 use super::super::manifest::Manifest;
 use super::super::names::BackupId;
+use super::super::progress::{Reporter, Work};
 use super::super::reverting::revert_all;
 use super::super::stage::Stage;
 use super::{Restoration, put_in_place};
@@ -62,8 +63,11 @@ async fn materialise(
         library, request, ..
     } = restoration;
     let stage = Stage::begin(library, &request.vm_id, &request.targets, request.overwrite).await?;
-    let staged = copy_snapshots(restoration, &kept.manifest, name, &stage).await;
-    put_in_place(restoration, stage, staged).await
+    let reporter = restoration.reporter(&kept.manifest, |_| vec![Work::Write, Work::Settle]);
+    let staged = copy_snapshots(restoration, &kept.manifest, name, &stage, &reporter).await;
+    put_in_place(restoration, stage, staged).await?;
+    reporter.all_done();
+    Ok(())
 }
 
 async fn copy_snapshots(
@@ -71,18 +75,16 @@ async fn copy_snapshots(
     tip: &Manifest,
     name: &SnapshotName,
     stage: &Stage,
+    reporter: &Reporter,
 ) -> Result<(), BackupError> {
-    let reporter = restoration.reporter(tip);
     for (n, disk) in tip.disks.iter().enumerate() {
         let source = (disk.source_path.clone(), ImageFormat::Qcow2);
         let mut copy = ConvertImage::new(source, (stage.file(n).clone(), ImageFormat::Qcow2));
         copy.snapshot = Some(name.clone());
-        reporter
-            .follow(n, 1.0, async |progress| {
-                convert(&copy, &restoration.job(progress)).await
-            })
+        let step = reporter.step(n, Work::Write);
+        step.follow(async |progress| convert(&copy, &restoration.job(progress)).await)
             .await?;
-        reporter.tell(n, 1.0);
+        step.is_at(1.0);
     }
     Ok(())
 }

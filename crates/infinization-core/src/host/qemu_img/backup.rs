@@ -112,6 +112,9 @@ pub struct Parent {
     pub name: String,
 }
 
+/// The part of the work that comparing is where what differs is compressed afterwards: both disks are read whole.
+const COMPARING: f64 = 0.7;
+
 /// Stores in the new qcow2 `target` exactly what `source` holds and `parent` does not. Both are read
 /// whole; `scratch` is a file name for in between. A parent is encrypted with the source's key, if at all.
 pub async fn difference(
@@ -129,7 +132,8 @@ pub async fn difference(
         let compressed = clusters.compressed() && source.encryption.is_none();
         let plain = if compressed { &scratch } else { &copy };
         overlay(&source, &found, plain).await?;
-        compare(&source, &found, plain, &parent, &job).await?;
+        let comparing = if compressed { COMPARING } else { 1.0 };
+        compare(&source, &found, plain, &parent, comparing, &job).await?;
         if compressed {
             compress(&scratch, &parent, &copy, clusters, &job).await?;
             let path = scratch.clone();
@@ -166,15 +170,16 @@ async fn overlay(
     Ok(())
 }
 
-/// Puts the overlay on the parent, and into it whatever then would read differently.
+/// Puts the overlay on the parent, and into it whatever then would read differently: `part` of the job.
 async fn compare(
     source: &Source,
     found: &Inspection,
     overlay: &HostPath,
     parent: &Parent,
+    part: f64,
     job: &Job,
 ) -> Result<(), ImageError> {
-    let command = QemuImg::new("rebase", overlay).args(["-p"]);
+    let command = QemuImg::new("rebase", overlay).part(0.0..part).args(["-p"]);
     let command = match &source.encryption {
         None => command
             .args(["-f", "qcow2", "-F", "qcow2"])
@@ -227,6 +232,7 @@ async fn compress(
 ) -> Result<(), ImageError> {
     make_file(target).await?;
     QemuImg::new("convert", overlay)
+        .part(COMPARING..1.0)
         .args(["-p", "-f", "qcow2", "-O", "qcow2", "-F", "qcow2"])
         .path_option("-B", &parent.path)
         .args(clusters.options().iter().copied())

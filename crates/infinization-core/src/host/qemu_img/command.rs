@@ -5,6 +5,7 @@
 //! words once every path is cut out of them (`LC_ALL=C` is set by [`Program`]).
 
 use std::ffi::OsString;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -47,6 +48,8 @@ pub(super) struct QemuImg<'a> {
     other_key: Option<DiskKey>,
     /// The image whose locks it is to have.
     held: Option<Held>,
+    /// Which part of its job it is.
+    part: Range<f64>,
 }
 
 impl<'a> QemuImg<'a> {
@@ -60,7 +63,14 @@ impl<'a> QemuImg<'a> {
             key: None,
             other_key: None,
             held: None,
+            part: 0.0..1.0,
         }
+    }
+
+    /// Reports its progress as that of a part of its job, which is 0 to 1.
+    pub(super) fn part(mut self, part: Range<f64>) -> Self {
+        self.part = part;
+        self
     }
 
     /// Makes the key known as [`KEY`].
@@ -207,7 +217,7 @@ impl<'a> QemuImg<'a> {
             (None, None) => program,
         };
         let finished = match &job.progress {
-            Some(progress) => watched(program, progress).await,
+            Some(progress) => watched(program, &self.part, progress).await,
             None => program.run().await,
         };
         if let (None, Some(held)) = (&self.other_key, &self.held) {
@@ -316,13 +326,14 @@ fn without(paths: &[String], words: &str) -> String {
 /// Runs `program` with `-p` output going to `progress`.
 async fn watched(
     program: Program,
+    part: &Range<f64>,
     progress: &watch::Sender<f64>,
 ) -> Result<Finished, ProgramError> {
     let (sink, mut output) = mpsc::unbounded_channel::<Vec<u8>>();
     let report = async {
         while let Some(bytes) = output.recv().await {
             if let Some(fraction) = last_fraction(&bytes) {
-                progress.send_replace(fraction);
+                progress.send_replace(part.start + fraction * (part.end - part.start));
             }
         }
     };

@@ -12,7 +12,7 @@ use crate::config::{DiskFormat, DiskLocation, SnapshotOptions};
 use crate::error::{ErrorCode, Failure};
 use crate::host::qemu_img::{layer, make_overlay};
 use crate::qemu::overlay_options;
-use crate::qmp::{BITMAP_PREFIX, LayerNode, QmpClient, QmpError, RunState};
+use crate::qmp::{BITMAP_PREFIX, LayerNode, QmpClient, QmpError, RunState, says_full};
 use crate::types::{ByteSize, HostPath};
 use crate::vm::snapshot::live::roots;
 use crate::vm::snapshot::quiet;
@@ -154,7 +154,8 @@ impl Layers<'_> {
         let base = base
             .as_ref()
             .map(|(name, path)| (name.as_str(), path.as_str()));
-        Ok(self.qmp()?.stream(&node, base, DEADLINE, cancel).await?)
+        let streamed = self.qmp()?.stream(&node, base, DEADLINE, cancel).await;
+        streamed.map_err(not_copied)
     }
 
     /// `block-commit` of a layer in the middle of the running chain.
@@ -173,7 +174,8 @@ impl Layers<'_> {
         let base = (base.as_str(), lower.as_str());
         let qmp = self.qmp()?;
         let root = &roots[disk].name;
-        Ok(qmp.commit_below(root, &top, base, DEADLINE, cancel).await?)
+        let committed = qmp.commit_below(root, &top, base, DEADLINE, cancel).await;
+        committed.map_err(not_copied)
     }
 
     /// What lies on `file` in the running chain.
@@ -213,7 +215,7 @@ impl Layers<'_> {
                 for job in &mut jobs {
                     job.cancel().await?;
                 }
-                return Err(error.into());
+                return Err(not_copied(error));
             }
         }
         let runs = self.stand_still().await?;
@@ -279,6 +281,17 @@ impl Layers<'_> {
             (*paused, *pivoting) = (waits, None);
         }
         self.save().await
+    }
+}
+
+/// Why QEMU's job has ended.
+fn not_copied(error: QmpError) -> Failure {
+    match &error {
+        QmpError::Command { desc, .. } if says_full(desc) => {
+            let message = "there is no space for what the layers hold";
+            Failure::caused_by(ErrorCode::InsufficientSpace, message, error)
+        }
+        _ => error.into(),
     }
 }
 

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../kit/mod.rs"]
 mod kit;
+
+mod backups;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,17 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use infinization_core::backup::{BackupService, CreateBackup, Machine};
+use infinization_core::Failure;
 use infinization_core::events::Event;
 use infinization_core::manager::Manager;
-use infinization_core::qmp::QmpClient;
-use infinization_core::types::HostPath;
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
-use infinization_core::{ErrorCode, Failure};
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, journal_of, never, next_event, qemus,
 };
-use kit::small_disk::SmallDisk;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use tokio::sync::broadcast::Receiver;
@@ -267,111 +266,6 @@ fn f16_a_guest_whose_storage_is_away_waits_for_it() {
         for file in [image, socket] {
             std::fs::remove_file(file).unwrap();
         }
-        host.is_clean().await;
-    });
-}
-
-/// The machine as its backups see it. Once they have begun their disk is full, and they wait until the guest has met
-/// that, too.
-struct Copied {
-    manager: Manager,
-    vm: &'static str,
-    target: SmallDisk,
-}
-
-impl Copied {
-    async fn ask(&self, command: &str, arguments: Value) -> Value {
-        let answer = self.manager.qmp_execute(self.vm, command, arguments).await;
-        serde_json::from_str(answer.unwrap().get()).unwrap()
-    }
-
-    /// Of the copying, in bytes per second; 0 is without a limit.
-    async fn speed(&self, speed: u64) {
-        for job in self
-            .ask("query-jobs", Value::Null)
-            .await
-            .as_array()
-            .unwrap()
-        {
-            let arguments = json!({ "device": job["id"], "speed": speed });
-            self.ask("block-job-set-speed", arguments).await;
-        }
-    }
-}
-
-#[async_trait]
-impl Machine for Copied {
-    async fn is_running(&self) -> Option<bool> {
-        Some(true)
-    }
-
-    fn monitor(&self) -> Option<QmpClient> {
-        self.manager.qmp_client(self.vm)
-    }
-
-    async fn freeze(&self) -> Result<Option<u64>, String> {
-        Ok(Some(0))
-    }
-
-    async fn thaw(&self) -> Result<(), String> {
-        self.speed(64 << 10).await;
-        self.target.fill();
-        let stands_still = async {
-            while self.ask("query-status", Value::Null).await["status"] != "io-error" {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, stands_still).await.unwrap();
-        self.speed(0).await;
-        Ok(())
-    }
-}
-
-#[test]
-fn f15_a_backup_that_stopped_the_guest_lets_it_go_on() {
-    kit::in_private_network(|| async {
-        let host = Host::new().await;
-        let manager = host.manager().await;
-        let vm = "eio-3";
-        let mut machine = host.tiny_guest(vm);
-        let disks = machine["disks"].as_array_mut().unwrap();
-        disks.push(json!({ "sizeGB": 1 }));
-        let created = manager.create_vm(machine.clone(), never()).await.unwrap();
-        host.console_says(vm, "INFZ-READY", 1).await;
-        let fill = "dd if=/dev/urandom of=/dev/vdb bs=1M count=24 conv=fsync";
-        went_well(&does(&manager, &machine, fill).await.unwrap().unwrap());
-        let all_the_time = "(n=0; while dd if=/dev/urandom of=/dev/vdb bs=1M count=24 conv=fsync; do \
-             n=$((n+1)); echo $n >/tmp/n; done) >/dev/null 2>&1 & true";
-        went_well(
-            &does(&manager, &machine, all_the_time)
-                .await
-                .unwrap()
-                .unwrap(),
-        );
-
-        let mut events = manager.subscribe();
-        let copied = Arc::new(Copied {
-            manager: manager.clone(),
-            vm,
-            target: SmallDisk::new(48 << 10),
-        });
-        let place = copied.target.path().to_str().unwrap();
-        let request = json!({
-            "vmId": vm, "type": "FULL", "compression": "QCOW2",
-            "diskPaths": [created["diskPaths"][1]], "destinationDir": format!("{place}/{vm}"),
-        });
-        let request = CreateBackup::read(request).unwrap();
-        let service = BackupService::new(HostPath::parse(place).unwrap(), Arc::new(|_told| ()));
-        let seen = Arc::<Copied>::clone(&copied);
-        let failed = service.create(request, seen, never()).await.unwrap_err();
-        assert_eq!(failed.code(), ErrorCode::BackupNoSpace, "{failed}");
-
-        assert_eq!(next_condition(&mut events).await["kind"], "io-error");
-        assert_eq!(next_condition(&mut events).await, Value::Null);
-        goes_on(&manager, vm).await;
-        let writes_on = "n=$(cat /tmp/n); while [ \"$n\" = \"$(cat /tmp/n)\" ]; do sleep 1; done";
-        went_well(&does(&manager, &machine, writes_on).await.unwrap().unwrap());
-        delete(&manager, vm).await;
         host.is_clean().await;
     });
 }
