@@ -46,17 +46,19 @@ impl Copied {
         tokio::time::timeout(PATIENCE, settled).await.unwrap();
     }
 
-    /// Of the copying, in bytes per second; 0 is without a limit.
-    async fn speed(&self, speed: u64) {
-        for job in self
-            .ask("query-jobs", Value::Null)
-            .await
-            .as_array()
-            .unwrap()
-        {
-            let arguments = json!({ "device": job["id"], "speed": speed });
-            self.ask("block-job-set-speed", arguments).await;
+    /// Of the copying, in bytes per second; 0 is without a limit. Whether it is not over yet.
+    async fn speed(&self, speed: u64) -> bool {
+        let jobs = self.ask("query-jobs", Value::Null).await;
+        for job in jobs.as_array().unwrap() {
+            let limit = json!({ "device": job["id"], "speed": speed });
+            let asked = self
+                .manager
+                .qmp_execute(&self.vm, "block-job-set-speed", limit);
+            if asked.await.is_err() {
+                return false;
+            }
         }
+        true
     }
 }
 
@@ -75,7 +77,10 @@ impl Machine for Copied {
     }
 
     async fn thaw(&self) -> Result<(), String> {
-        self.speed(64 << 10).await;
+        // On a busy host this comes too late at times.
+        if !self.speed(64 << 10).await {
+            return Ok(());
+        }
         fill(&self.target);
         self.until("query-status", |status| status["status"] == "io-error")
             .await;
@@ -179,8 +184,10 @@ fn victim() {
                 _ => Then::DieLate,
             },
         };
-        let made = back_up(copied, orders["request"].clone()).await;
-        panic!("it lives: {made:?}");
+        let manager = copied.manager.clone();
+        // It came too late, and is called again.
+        back_up(copied, orders["request"].clone()).await.unwrap();
+        manager.shutdown().await.unwrap();
     });
 }
 
@@ -195,15 +202,15 @@ fn f15_f22_a_guest_that_a_killed_process_s_backup_has_stopped_goes_on_with_the_n
         for then in ["die", "die late"] {
             manager.shutdown().await.unwrap();
             drop(manager);
-            let target = SmallDisk::new(48 << 10);
-            let orders = json!({
-                "settings": host.settings(), "vm": vm, "target": target.path(), "then": then,
-                "request": request_of(vm, &disk, target.path()),
+            let mut places = (0..20).map(|_| SmallDisk::new(48 << 10));
+            let stopped = places.find(|target| {
+                let orders = json!({
+                    "settings": host.settings(), "vm": vm, "target": target.path(), "then": then,
+                    "request": request_of(vm, &disk, target.path()),
+                });
+                victim::run(&["--exact", "backups::victim", "--quiet"], &orders)
             });
-            assert!(victim::run(
-                &["--exact", "backups::victim", "--quiet"],
-                &orders
-            ));
+            let _target = stopped.expect("it was never in time");
 
             manager = host.manager().await;
             went_on(&manager, vm).await;
