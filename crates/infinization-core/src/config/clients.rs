@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::fields::{
-    Fields, Report, integer_in, milliseconds, parsed, string, words_of_text,
-};
+use super::fields::{Fields, Report, integer_in, milliseconds, parsed, string, words_of_text};
 use super::manager::{RUN_PID_DIR, interval};
 use super::options::read;
 use super::{ConfigError, Parsed};
@@ -196,7 +194,9 @@ impl CommandOptions {
     pub fn parse(value: &Value) -> Result<Parsed<Self>, ConfigError> {
         read(value, |fields| {
             let default = Self::default();
-            let timeout = fields.optional("timeoutMs", milliseconds).or(default.timeout);
+            let timeout = fields
+                .optional("timeoutMs", milliseconds)
+                .or(default.timeout);
             // All of it becomes one text of JavaScript's, which has an end.
             let max_output = fields.optional("maxBuffer", integer_in(0..=256 * 1024 * 1024));
             Self {
@@ -301,9 +301,15 @@ mod tests {
     #[test]
     fn a_slice_is_in_the_tree_unless_it_is_elsewhere() {
         let read = |given| CpusetPaths::parse(&given).unwrap().config;
-        assert_eq!(read(json!(null)).slice(), PathBuf::from("/sys/fs/cgroup/infinization.slice"));
+        assert_eq!(
+            read(json!(null)).slice(),
+            PathBuf::from("/sys/fs/cgroup/infinization.slice")
+        );
         let given = read(json!({ "cgroupsV2Base": "/tmp/c", "infinizationSlice": "/tmp/s" }));
-        assert_eq!((given.slice(), given.cgroups), ("/tmp/s".into(), "/tmp/c".into()));
+        assert_eq!(
+            (given.slice(), given.cgroups),
+            ("/tmp/s".into(), "/tmp/c".into())
+        );
         assert!(CpusetPaths::parse(&json!({ "onlineCpusPath": "online" })).is_err());
     }
 

@@ -23,7 +23,9 @@ pub struct QemuLaunch {
 impl fmt::Debug for QemuLaunch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let launch = &mut f.debug_struct("QemuLaunch");
-        launch.field("command", &self.command).finish_non_exhaustive()
+        launch
+            .field("command", &self.command)
+            .finish_non_exhaustive()
     }
 }
 
@@ -61,7 +63,8 @@ impl QemuLaunch {
     /// sandbox, and makes a process of which only a file tells the number.
     #[must_use]
     pub fn detached(mut self) -> Self {
-        self.args.retain(|arg| !matches!(arg.as_str(), "-daemonize" | "--daemonize"));
+        self.args
+            .retain(|arg| !matches!(arg.as_str(), "-daemonize" | "--daemonize"));
         self
     }
 
@@ -77,7 +80,14 @@ impl QemuLaunch {
             return (&self.command, self.args.clone());
         };
         let command = std::iter::once(&self.command);
-        (wrapper, own.iter().chain(command).chain(&self.args).cloned().collect())
+        (
+            wrapper,
+            own.iter()
+                .chain(command)
+                .chain(&self.args)
+                .cloned()
+                .collect(),
+        )
     }
 }
 
@@ -119,7 +129,10 @@ mod tests {
         });
         let launch = QemuLaunch::parse(&given).unwrap().config.detached();
         let (program, args) = launch.program();
-        assert_eq!((program, args.join(" ").as_str()), ("numactl", "--membind=0 qemu -name vm -vnc :0,password=x"));
+        assert_eq!(
+            (program, args.join(" ").as_str()),
+            ("numactl", "--membind=0 qemu -name vm -vnc :0,password=x")
+        );
         assert!(launch.cmdline().starts_with(b"qemu\0-name\0vm\0-vnc\0"));
         assert!(!format!("{launch:?}").contains("password"));
     }
@@ -130,6 +143,9 @@ mod tests {
         assert_eq!(refused.issues.len(), 2);
         let given = json!({ "qmpSocketPath": "qmp.sock", "pidFilePath": 5, "identityToken": " " });
         assert_eq!(QemuTraits::parse(&given).unwrap_err().issues.len(), 3);
-        assert_eq!(QemuTraits::parse(&json!(null)).unwrap().config, QemuTraits::default());
+        assert_eq!(
+            QemuTraits::parse(&json!(null)).unwrap().config,
+            QemuTraits::default()
+        );
     }
 }

@@ -195,7 +195,10 @@ pub(super) fn remove_empty(scope: &Path) -> io::Result<()> {
     if !matches!(&removed, Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty) {
         return removed;
     }
-    if !fs::read(scope.join("cgroup.procs")).unwrap_or_default().is_empty() {
+    if !fs::read(scope.join("cgroup.procs"))
+        .unwrap_or_default()
+        .is_empty()
+    {
         return removed;
     }
     for file in STAND_INS {

@@ -62,7 +62,8 @@ impl Coded for CommandError {
 
 impl Failed {
     fn of(program: String, ran: Ran, options: &CommandOptions) -> Self {
-        let said = |bytes: &[u8]| without_input(&redacted(&String::from_utf8_lossy(bytes)), options);
+        let said =
+            |bytes: &[u8]| without_input(&redacted(&String::from_utf8_lossy(bytes)), options);
         Self {
             stdout: said(&ran.stdout),
             stderr: said(&ran.stderr),
@@ -80,13 +81,19 @@ impl Failed {
         let signal = self.status.and_then(|status| status.signal());
         let facts = [
             ("program", Value::from(self.program.as_str())),
-            ("exitCode", self.status.and_then(|status| status.code()).into()),
+            (
+                "exitCode",
+                self.status.and_then(|status| status.code()).into(),
+            ),
             ("signal", signal.map(signal_name).into()),
             ("stdout", self.stdout.as_str().into()),
             ("stderr", self.stderr.as_str().into()),
             ("timedOut", self.timed_out().into()),
         ];
-        facts.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
+        facts
+            .map(|(key, value)| (key.to_owned(), value))
+            .into_iter()
+            .collect()
     }
 
     /// The end of standard error, or of standard output where that is empty.
@@ -144,7 +151,14 @@ async fn run_quietly(
     options: &CommandOptions,
     cancel: CancellationToken,
 ) -> Result<String, CommandError> {
-    let input = options.stdin.as_ref().map(|stdin| stdin.reveal().as_bytes().to_vec());
+    if cancel.is_cancelled() {
+        let program = program.to_owned();
+        return Err(CommandError::NotRun(ProgramError::Cancelled { program }));
+    }
+    let input = options
+        .stdin
+        .as_ref()
+        .map(|stdin| stdin.reveal().as_bytes().to_vec());
     let ran = Program::new(program)
         .args(args)
         .stdin(input.unwrap_or_default())
@@ -156,12 +170,16 @@ async fn run_quietly(
         .await;
     let ran = ran.map_err(CommandError::NotRun)?;
     match ran {
-        Ran { failure: Some(error @ ProgramError::Cancelled { .. }), .. } => {
-            Err(CommandError::NotRun(error))
-        }
-        Ran { failure: None, status: Some(status), stdout, .. } if status.success() => {
-            Ok(text_of(stdout))
-        }
+        Ran {
+            failure: Some(error @ ProgramError::Cancelled { .. }),
+            ..
+        } => Err(CommandError::NotRun(error)),
+        Ran {
+            failure: None,
+            status: Some(status),
+            stdout,
+            ..
+        } if status.success() => Ok(text_of(stdout)),
         failed => {
             let failed = Failed::of(program.to_owned(), failed, options);
             Err(CommandError::Failed(Box::new(failed)))
@@ -187,7 +205,10 @@ fn without_input(said: &str, options: &CommandOptions) -> String {
 
 fn signal_name(number: i32) -> String {
     let known = nix::sys::signal::Signal::try_from(number);
-    known.map_or_else(|_real_time| format!("SIG{number}"), |signal| signal.to_string())
+    known.map_or_else(
+        |_real_time| format!("SIG{number}"),
+        |signal| signal.to_string(),
+    )
 }
 
 #[cfg(test)]
@@ -207,7 +228,10 @@ mod tests {
     #[tokio::test]
     async fn the_answer_is_what_it_prints_in_the_plain_locale() {
         let stdin = Some(Secret::new("in"));
-        let options = CommandOptions { stdin, ..CommandOptions::default() };
+        let options = CommandOptions {
+            stdin,
+            ..CommandOptions::default()
+        };
         let said = sh("cat; echo \" $LC_ALL $LANG\"; echo no >&2", options).await;
         assert_eq!(said.unwrap(), "in C C\n");
     }
@@ -215,13 +239,27 @@ mod tests {
     #[tokio::test]
     async fn a_failure_has_what_was_said_and_no_secret() {
         let stdin = Some(Secret::new("hunter2\n"));
-        let options = CommandOptions { stdin, ..CommandOptions::default() };
-        let error = sh("cat; echo 'password=tr0ub4dor,x' >&2; exit 3", options).await.unwrap_err();
-        assert_eq!(error.to_string(), "sh ended with exit code 3: password=***,x");
+        let options = CommandOptions {
+            stdin,
+            ..CommandOptions::default()
+        };
+        let error = sh("cat; echo 'password=tr0ub4dor,x' >&2; exit 3", options)
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "sh ended with exit code 3: password=***,x"
+        );
         assert_eq!(error.code(), ErrorCode::ProcessCommandFailed);
         let facts = error.context();
-        assert_eq!((&facts["exitCode"], &facts["signal"]), (&json!(3), &json!(null)));
-        assert_eq!((&facts["stdout"], &facts["stderr"]), (&json!("***\n"), &json!("password=***,x\n")));
+        assert_eq!(
+            (&facts["exitCode"], &facts["signal"]),
+            (&json!(3), &json!(null))
+        );
+        assert_eq!(
+            (&facts["stdout"], &facts["stderr"]),
+            (&json!("***\n"), &json!("password=***,x\n"))
+        );
     }
 
     #[tokio::test]
@@ -233,15 +271,24 @@ mod tests {
         };
         for (script, signal) in [
             ("echo begun; exec sleep 60", "SIGTERM"),
-            ("trap '' TERM; echo begun; while :; do sleep 0.05; done", "SIGKILL"),
+            (
+                "trap '' TERM; echo begun; while :; do sleep 0.05; done",
+                "SIGKILL",
+            ),
         ] {
             let error = sh(script, options()).await.unwrap_err();
             assert_eq!(error.code(), ErrorCode::Timeout, "{error}");
             let facts = error.context();
-            assert_eq!((&facts["signal"], &facts["timedOut"]), (&json!(signal), &json!(true)));
+            assert_eq!(
+                (&facts["signal"], &facts["timedOut"]),
+                (&json!(signal), &json!(true))
+            );
             assert_eq!(facts["stdout"], "begun\n");
         }
-        let options = CommandOptions { max_output: 1000, ..CommandOptions::default() };
+        let options = CommandOptions {
+            max_output: 1000,
+            ..CommandOptions::default()
+        };
         let error = sh("yes", options).await.unwrap_err();
         assert_eq!(error.code(), ErrorCode::ProcessCommandFailed, "{error}");
         assert_eq!(error.context()["timedOut"], false);
@@ -249,9 +296,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_complaint_is_cut_at_a_character() {
-        let options = CommandOptions { expect_non_zero_exit: true, ..CommandOptions::default() };
+        let options = CommandOptions {
+            expect_non_zero_exit: true,
+            ..CommandOptions::default()
+        };
         let script = "i=0; while [ $i -lt 3000 ]; do printf 'ä€x' >&2; i=$((i+1)); done; exit 1";
         let error = sh(script, options).await.unwrap_err().to_string();
-        assert!(error.len() <= TAIL + 40 && error.ends_with("ä€x"), "{}", error.len());
+        assert!(
+            error.len() <= TAIL + 40 && error.ends_with("ä€x"),
+            "{}",
+            error.len()
+        );
     }
 }

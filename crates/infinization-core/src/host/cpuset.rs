@@ -129,23 +129,39 @@ impl Cpusets {
 
     /// The nodes that have these CPUs; node 0 where the host does not tell.
     fn nodes_of(&self, cpus: &BTreeSet<u32>) -> BTreeSet<u32> {
-        let entries = fs::read_dir(&self.paths.nodes).into_iter().flatten().flatten();
+        let entries = fs::read_dir(&self.paths.nodes)
+            .into_iter()
+            .flatten()
+            .flatten();
         let has_some = |directory: &Path| {
             let of_node = read_list(&directory.join("cpulist"));
             of_node.is_ok_and(|of_node| !of_node.is_disjoint(cpus))
         };
         let number = |entry: &fs::DirEntry| -> Option<u32> {
-            entry.file_name().to_str()?.strip_prefix("node")?.parse().ok()
+            entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("node")?
+                .parse()
+                .ok()
         };
         let nodes = entries.filter(|entry| has_some(&entry.path()));
         let nodes: BTreeSet<u32> = nodes.filter_map(|entry| number(&entry)).collect();
-        if nodes.is_empty() { BTreeSet::from([0]) } else { nodes }
+        if nodes.is_empty() {
+            BTreeSet::from([0])
+        } else {
+            nodes
+        }
     }
 }
 
 fn usable(cpus: &[i64], online: &BTreeSet<u32>) -> Result<BTreeSet<u32>, CpusetError> {
     let is_online = |cpu: i64| u32::try_from(cpu).ok().filter(|cpu| online.contains(cpu));
-    let offline: Vec<i64> = cpus.iter().copied().filter(|cpu| is_online(*cpu).is_none()).collect();
+    let offline: Vec<i64> = cpus
+        .iter()
+        .copied()
+        .filter(|cpu| is_online(*cpu).is_none())
+        .collect();
     if !offline.is_empty() {
         return Err(CpusetError::Offline { cpus: offline });
     }
@@ -165,7 +181,10 @@ fn kept_from(scope: &Path, cpus: &BTreeSet<u32>) -> Result<Vec<u32>, CpusetError
 
 fn read_list(path: &Path) -> Result<BTreeSet<u32>, CpusetError> {
     let path = || path.to_owned();
-    let text = fs::read_to_string(path()).map_err(|source| CpusetError::Read { path: path(), source })?;
+    let text = fs::read_to_string(path()).map_err(|source| CpusetError::Read {
+        path: path(),
+        source,
+    })?;
     parse_cpu_list(&text).ok_or_else(|| CpusetError::Parse { path: path() })
 }
 
@@ -191,7 +210,11 @@ mod tests {
         for (directory, file, text) in [
             ("cgroup", "cgroup.controllers", "cpuset cpu memory\n"),
             ("cgroup", "cgroup.subtree_control", ""),
-            ("cgroup/infinization.slice", "cgroup.controllers", "cpuset\n"),
+            (
+                "cgroup/infinization.slice",
+                "cgroup.controllers",
+                "cpuset\n",
+            ),
             ("cgroup/infinization.slice", "cgroup.subtree_control", ""),
             ("cpu", "online", "0-3,8\n"),
             ("node/node0", "cpulist", "0-1\n"),
@@ -244,7 +267,10 @@ mod tests {
         }
         fs::remove_file(dir.path().join("cgroup/cgroup.controllers")).unwrap();
         let error = cpusets.pin(1, vec![0]).await.unwrap_err();
-        assert!(error.to_string().starts_with("no cgroup v2 tree"), "{error}");
+        assert!(
+            error.to_string().starts_with("no cgroup v2 tree"),
+            "{error}"
+        );
         assert_eq!(scopes(), 0);
     }
 

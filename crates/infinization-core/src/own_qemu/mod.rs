@@ -68,7 +68,9 @@ impl QemuProcess {
             traces::remove(process.pid(), traits).await;
             Ok(())
         };
-        ended.await.map_err(|failure: Failure| failure.of_vm(&self.vm_id))
+        ended
+            .await
+            .map_err(|failure: Failure| failure.of_vm(&self.vm_id))
     }
 
     /// SIGKILL, for a QEMU that is proven to be the one with the token. Nothing is done when none runs.
@@ -85,7 +87,9 @@ impl QemuProcess {
             traces::remove(process.pid(), traits).await;
             Ok(())
         };
-        ended.await.map_err(|failure: Failure| failure.of_vm(&self.vm_id))
+        ended
+            .await
+            .map_err(|failure: Failure| failure.of_vm(&self.vm_id))
     }
 
     /// Whether it runs.
@@ -115,7 +119,9 @@ impl QemuProcess {
         }
         let token = traits.token.as_deref();
         if token.is_some_and(|token| !QemuMarks::any_of(token).are_on(&launch.cmdline())) {
-            return Err(unproven("neither its -name nor -pidfile nor -qmp is the identity token"));
+            return Err(unproven(
+                "neither its -name nor -pidfile nor -qmp is the identity token",
+            ));
         }
         traces::make_way(traits).await?;
         let greeting = ready::Greeting::of(traits.qmp_socket.as_ref())?;

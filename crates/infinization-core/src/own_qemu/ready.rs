@@ -38,10 +38,15 @@ impl Greeting {
         let directory = socket.as_path().parent().unwrap_or(socket.as_path());
         let watch = DirWatch::on(directory).map_err(|error| {
             let directory = directory.display().to_string();
-            let message = format!("{directory}, where the monitor's socket should be, cannot be watched: {error}");
+            let message = format!(
+                "{directory}, where the monitor's socket should be, cannot be watched: {error}"
+            );
             Failure::new(ErrorCode::HostFile, message).with("path", directory)
         })?;
-        Ok(Self::Of { socket: socket.clone(), watch })
+        Ok(Self::Of {
+            socket: socket.clone(),
+            watch,
+        })
     }
 
     /// Fails with QEMU's last words when it ends first.
@@ -68,7 +73,9 @@ impl Greeting {
             },
         };
         // A connection that breaks is how an end shows first: its reason is the better answer.
-        Err(timeout(Duration::from_secs(1), ended()).await.unwrap_or(failed))
+        Err(timeout(Duration::from_secs(1), ended())
+            .await
+            .unwrap_or(failed))
     }
 }
 

@@ -21,7 +21,10 @@ pub(super) struct Words(File);
 impl Words {
     pub(super) fn new() -> Result<Self, Failure> {
         let made = || -> io::Result<File> {
-            let file = memfd_create("qemu-stderr", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+            let file = memfd_create(
+                "qemu-stderr",
+                MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+            )?;
             ftruncate(&file, ROOM as u64)?;
             fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
             Ok(File::from(file))
@@ -40,7 +43,9 @@ impl Words {
         let mut bytes = vec![0; ROOM];
         let read = self.0.read_at(&mut bytes, 0).unwrap_or_default();
         let said = bytes[..read].split(|byte| *byte == 0).next();
-        String::from_utf8_lossy(said.unwrap_or_default()).trim().to_owned()
+        String::from_utf8_lossy(said.unwrap_or_default())
+            .trim()
+            .to_owned()
     }
 }
 

@@ -31,7 +31,9 @@ fn value_start(text: &str) -> Option<usize> {
         };
         WORDS.iter().find(here).map(|word| at + word.len())
     };
-    (0..bytes.len()).filter_map(is_word).find_map(|end| behind_sign(bytes, end))
+    (0..bytes.len())
+        .filter_map(is_word)
+        .find_map(|end| behind_sign(bytes, end))
 }
 
 /// Past `=`, `:` or `": "`.
@@ -54,7 +56,10 @@ fn behind_sign(bytes: &[u8], mut at: usize) -> Option<usize> {
 }
 
 fn value_end(before: &str, value: &str) -> usize {
-    let quote = before.chars().next_back().filter(|last| matches!(last, '"' | '\''));
+    let quote = before
+        .chars()
+        .next_back()
+        .filter(|last| matches!(last, '"' | '\''));
     let ends = |letter: char| match quote {
         Some(quote) => letter == quote || letter == '\n',
         None => letter.is_whitespace() || matches!(letter, ',' | ';' | '&' | '"' | '\''),
@@ -72,9 +77,15 @@ mod tests {
             ("", ""),
             ("no password here", "no password here"),
             ("a password=hunter2 b", "a password=*** b"),
-            ("-spice port=5900,password=hunter2,addr=::", "-spice port=5900,password=***,addr=::"),
+            (
+                "-spice port=5900,password=hunter2,addr=::",
+                "-spice port=5900,password=***,addr=::",
+            ),
             ("PASSWD=x;Secret: y", "PASSWD=***;Secret: ***"),
-            ("{\"password\": \"a, b\", \"x\": 1}", "{\"password\": \"***\", \"x\": 1}"),
+            (
+                "{\"password\": \"a, b\", \"x\": 1}",
+                "{\"password\": \"***\", \"x\": 1}",
+            ),
             ("https://h/?secret=s&b=1", "https://h/?secret=***&b=1"),
             ("passphrase='ä ö'", "passphrase='***'"),
             ("password=", "password="),

@@ -34,9 +34,21 @@ mod tests {
     fn i43_the_last_words_decide_and_tell_no_secret() {
         for (stderr, code, told) in [
             ("", ErrorCode::QemuStartFailed, "without a word"),
-            ("warning: x\nqemu: -vnc :0: Address already in use", ErrorCode::AddressInUse, "-vnc"),
-            ("qemu: Invalid password, cannot unlock any keyslot", ErrorCode::AuthFailed, "keyslot"),
-            ("qemu: -spice port=1,password=hunter2: no", ErrorCode::QemuStartFailed, "password=***"),
+            (
+                "warning: x\nqemu: -vnc :0: Address already in use",
+                ErrorCode::AddressInUse,
+                "-vnc",
+            ),
+            (
+                "qemu: Invalid password, cannot unlock any keyslot",
+                ErrorCode::AuthFailed,
+                "keyslot",
+            ),
+            (
+                "qemu: -spice port=1,password=hunter2: no",
+                ErrorCode::QemuStartFailed,
+                "password=***",
+            ),
         ] {
             let failure = ended_while_starting(stderr, Exit::Code(1));
             assert_eq!(failure.code(), code, "{stderr}");

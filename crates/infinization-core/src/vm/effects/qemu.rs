@@ -12,9 +12,7 @@ use crate::config::{DisplayProtocol, VmConfig};
 use crate::error::{ErrorCode, Failure};
 use crate::host::affinity;
 use crate::host::cgroup::Placement;
-use crate::host::process::{
-    self, Exit, ProcessHandle, SpawnSpec, StderrLog, ended_while_starting,
-};
+use crate::host::process::{self, Exit, ProcessHandle, SpawnSpec, StderrLog, ended_while_starting};
 use crate::host::qemu_img;
 use crate::qemu::name_argument;
 use crate::qmp::{self, QmpClient, QmpError, QmpOptions, Reconnect};
