@@ -87,7 +87,7 @@ function requireHandler (given) {
 
 // The caller checks the machines now and then, if anybody does. Options that are none are refused by the first verb.
 function settings (options = {}, eventManager) {
-  if (typeof options !== 'object' || Array.isArray(options)) return null
+  if (typeof options !== 'object' || options === null || Array.isArray(options)) return null
   try {
     return { ...options, eventManager, autoStartHealthMonitor: false }
   } catch {

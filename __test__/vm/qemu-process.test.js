@@ -3,7 +3,7 @@
 const { existsSync, readFileSync, writeFileSync } = require('node:fs')
 const net = require('node:net')
 const path = require('node:path')
-const { CpuPinningAdapter, QMPClient, QemuCommandBuilder, QemuProcess } = require('../..')
+const { QMPClient, QemuCommandBuilder, QemuProcess } = require('../..')
 const { cleanUp, finally_, host, newDirectory, rejection, runNode, unique } = require('../kit')
 const { newQemu } = require('../kit/qemu')
 
@@ -186,17 +186,21 @@ test('two starts at once start one', async () => {
   await qemu.stop()
 })
 
+// A script that has such a QEMU as `qemu`.
+const starts = (name, directory) => `
+  const { QemuCommandBuilder, QemuProcess } = require('.')
+  const builder = new QemuCommandBuilder().setMachine('q35', { accel: 'tcg' }).setMemory(0.0625).addRawArg('-nodefaults')
+    .addRawArg('-display').addRawArg('none').addRawArg('-S').addQmp('${directory}/qmp.sock')
+    .setProcessOptions({ vmId: 'x', name: '${name}', pidfile: '${directory}/qemu.pid' })
+  const qemu = new QemuProcess('x', builder)
+  qemu.setQmpSocketPath('${directory}/qmp.sock')
+  qemu.setIdentityToken('${name}')
+`
+
 test('it outlives the process that has started it', async () => {
   const { directory, name, pidfile } = newProcess()
-  const { stdout, stderr } = await runNode(`
-    const { QemuCommandBuilder, QemuProcess } = require('.')
-    const builder = new QemuCommandBuilder().setMachine('q35', { accel: 'tcg' }).setMemory(0.0625).addRawArg('-nodefaults')
-      .addRawArg('-display').addRawArg('none').addRawArg('-S').addQmp('${directory}/qmp.sock')
-      .setProcessOptions({ vmId: 'x', name: '${name}', pidfile: '${pidfile}' })
-    const qemu = new QemuProcess('x', builder)
-    qemu.setQmpSocketPath('${directory}/qmp.sock')
-    qemu.start().then(() => console.log(qemu.getPid()))
-  `)
+  const script = `${starts(name, directory)}; qemu.start().then(() => console.log(qemu.getPid()))`
+  const { stdout, stderr } = await runNode(script)
   expect([Number(stdout), stderr]).toEqual([host.processes(name)[0].pid, ''])
   const later = new QemuProcess(name, new QemuCommandBuilder())
   later.setPidFilePath(pidfile)
@@ -206,22 +210,25 @@ test('it outlives the process that has started it', async () => {
 })
 
 test('numactl keeps it on the CPUs that the builder asks for', async () => {
-  const { builder, qemu } = newProcess()
-  const bin = newDirectory()
-  const fake = path.join(bin, 'numactl')
+  const { directory, name } = newProcess()
   // Becomes the program behind its own arguments, as numactl does.
-  writeFileSync(fake, '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n', { mode: 0o755 })
-  const { PATH } = process.env
-  process.env.PATH = `${bin}:${PATH}`
-  finally_(() => { process.env.PATH = PATH })
-  new CpuPinningAdapter().clearCache()
-  finally_(() => new CpuPinningAdapter().clearCache())
-  builder.enableCpuPinning('basic', 1)
-  expect([qemu.isCpuPinningApplied(), qemu.getPinnedCores(), qemu.getNumaNodes()]).toEqual([false, [], []])
-  await qemu.start()
-  expect(qemu.isCpuPinningApplied()).toBe(true)
-  expect([qemu.getPinnedCores().length, qemu.getNumaNodes().length]).toEqual([1, 1])
-  await qemu.forceKill()
+  const numactl = '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n'
+  writeFileSync(path.join(directory, 'numactl'), numactl, { mode: 0o755 })
+  const script = `
+    ${starts(name, directory)}
+    builder.enableCpuPinning('basic', 1)
+    const pinning = () => [qemu.isCpuPinningApplied(), qemu.getPinnedCores(), qemu.getNumaNodes()]
+    const before = pinning()
+    qemu.start().then(async () => {
+      console.log(JSON.stringify([before, pinning()]))
+      await qemu.forceKill()
+    })
+  `
+  const env = { ...process.env, PATH: `${directory}:${process.env.PATH}` }
+  const { stdout, stderr } = await runNode(script, { env })
+  expect(stderr).toBe('')
+  expect(JSON.parse(stdout)).toEqual([[false, [], []], [true, [expect.any(Number)], [expect.any(Number)]]])
+  expect(host.processes(name)).toEqual([])
 })
 
 test('arguments that make no sense are told by the methods', async () => {
@@ -244,7 +251,7 @@ test('a monitor behind a socket that answers nothing is no QEMU', async () => {
   qemu.setQmpSocketPath(socket)
   const started = rejection(qemu.start())
   await new Promise((resolve) => server.listen(socket, resolve))
-  finally_(() => server.close())
+  finally_(() => new Promise((resolve) => server.close(resolve)))
   expect(['ADDRESS_IN_USE', 'QMP_DISCONNECTED']).toContain((await started).code)
   expect(host.processes(name)).toEqual([])
 })

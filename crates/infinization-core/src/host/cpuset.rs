@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::accelerator::parse_cpu_list;
-use super::blocking::{NotDone, blocking};
+use super::blocking::blocking;
 use super::cgroup::{Cgroups, remove_empty};
 use crate::config::CpusetPaths;
 use crate::error::{Coded, ErrorCode};
@@ -36,15 +36,14 @@ pub enum CpusetError {
     Write { path: PathBuf, source: io::Error },
     #[error("the kernel keeps {} from the scope", list(cpus))]
     Kept { cpus: Vec<u32> },
-    #[error(transparent)]
-    NotDone(#[from] NotDone),
+    #[error("the host could not be asked")]
+    NotAsked { source: io::Error },
 }
 
 impl Coded for CpusetError {
     fn code(&self) -> ErrorCode {
         match self {
             Self::NoCpus | Self::NoProcess { .. } => ErrorCode::InvalidConfig,
-            Self::NotDone(not_done) => not_done.code(),
             _ => ErrorCode::ResourceUnavailable,
         }
     }
@@ -66,13 +65,13 @@ impl Cpusets {
     /// and the memory of their nodes.
     pub async fn pin(&self, pid: i64, cpus: Vec<i64>) -> Result<(), CpusetError> {
         let cpusets = self.clone();
-        blocking(move || cpusets.pin_now(pid, &cpus)).await?
+        asked(move || cpusets.pin_now(pid, &cpus)).await
     }
 
     /// The CPUs that are online.
     pub async fn online(&self) -> Result<BTreeSet<u32>, CpusetError> {
         let path = self.paths.online_cpus.clone();
-        blocking(move || read_list(&path)).await?
+        asked(move || read_list(&path)).await
     }
 
     /// Refuses CPUs that are not online; none at all are fine.
@@ -153,6 +152,15 @@ impl Cpusets {
             nodes
         }
     }
+}
+
+async fn asked<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CpusetError> + Send + 'static,
+) -> Result<T, CpusetError> {
+    let not_asked = |not_done: io::Error| CpusetError::NotAsked { source: not_done };
+    blocking(work)
+        .await
+        .map_err(|not_done| not_asked(not_done.into()))?
 }
 
 fn usable(cpus: &[i64], online: &BTreeSet<u32>) -> Result<BTreeSet<u32>, CpusetError> {

@@ -25,11 +25,14 @@ pub fn redacted(text: &str) -> String {
 fn value_start(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let is_word = |at: usize| {
-        let here = |word: &&str| {
+        let here = |word: &str| {
             let letters = bytes.get(at..at + word.len());
             letters.is_some_and(|letters| letters.eq_ignore_ascii_case(word.as_bytes()))
         };
-        WORDS.iter().find(here).map(|word| at + word.len())
+        WORDS
+            .into_iter()
+            .find(|word| here(word))
+            .map(|word| at + word.len())
     };
     (0..bytes.len())
         .filter_map(is_word)
