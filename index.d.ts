@@ -4922,7 +4922,7 @@ export interface CommandExecutionError extends Error {
   code: number | null
   /** Such as `SIGTERM`. */
   signal: string | null
-  /** What it had printed. Bytes that are not UTF-8 are U+FFFD. */
+  /** What it had printed, at most the last 16 MiB. Bytes that are not UTF-8 are U+FFFD. */
   stdout: string
   stderr: string
   /** It was ended by `timeoutMs`. */

@@ -23,7 +23,8 @@ const Executor = traced(class extends native.CommandExecutor {}, retold)
 
 class CommandExecutor extends Executor {
   async execute (command, args, options) {
-    return abortable(options, (rest, cancellation) => super.execute(command, args, rest, cancellation))
+    const output = await abortable(options, (rest, cancellation) => super.execute(command, args, rest, cancellation))
+    return output.toString()
   }
 }
 

@@ -6,6 +6,7 @@
 const { LifecycleError } = require('./errors')
 const { EventHandler, serve, serveNoMore } = require('./event-handler')
 const { Infinization } = require('./infinization')
+const { warn } = require('./warn')
 
 class VMLifecycle {
   #engine
@@ -14,6 +15,7 @@ class VMLifecycle {
   constructor (db, eventHandler, eventManager, options) {
     this.#eventHandler = eventHandler
     this.#engine = new Infinization(settings(options, eventManager), { db, eventHandler: handlerOr(eventHandler) })
+    this.#engine.on('lost', ({ count }) => warn(`${count} events were lost: their reader was too slow`))
   }
 
   async create (config, options) {

@@ -3,7 +3,7 @@
 const { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
 const { CgroupsManager } = require('../..')
-const { cleanUp, newDirectory, rejection, warning } = require('../kit')
+const { cleanUp, finally_, host, newDirectory, rejection, warning } = require('../kit')
 
 afterEach(cleanUp)
 
@@ -66,17 +66,27 @@ test.each([
   expect(scopes()).toEqual([])
 })
 
-test('F46: a write that the kernel refuses takes the scope away', async () => {
+test('F46: a move that is refused takes its scope away, unless it was there before', async () => {
   warning(/^CPUs were not pinned/)
-  // The real tree of this host, where there is one, has no such process.
   const { manager, slice, scopes } = fakeHost()
-  mkdirSync(path.join(slice, 'qemu-6.scope', 'cgroup.procs'), { recursive: true })
-  const refused = await manager.applyCpuPinning(6, [0])
-  expect(refused).toEqual({ applied: false, reason: expect.stringContaining('cgroup.procs was not taken') })
-  // It was there before this attempt.
+  mkdirSync(slice)
+  // Has room for the slice, the scope and the files of its CPUs and nodes, but not for that of its processes.
+  host.run('mount', '-t', 'tmpfs', '-o', 'nr_inodes=5', 'tmpfs', slice)
+  finally_(() => host.run('umount', slice))
+  const refused = { applied: false, reason: expect.stringMatching(/qemu-6\.scope\/cgroup\.procs was not taken: No space left/) }
+  expect(await manager.applyCpuPinning(6, [0])).toEqual(refused)
+  expect(scopes()).toEqual([])
+  mkdirSync(path.join(slice, 'qemu-6.scope'))
+  expect(await manager.applyCpuPinning(6, [0])).toEqual(refused)
   expect(scopes()).toEqual(['qemu-6.scope'])
-  const none = new CgroupsManager({ cgroupsV2Base: newDirectory() })
-  expect(await none.applyCpuPinning(process.pid, [0])).toEqual({ applied: false, reason: expect.stringMatching(/^no cgroup v2 tree at/) })
+})
+
+test('a host without cgroup v2 has no scopes', async () => {
+  warning(/^CPUs were not pinned/)
+  const directory = newDirectory()
+  const manager = new CgroupsManager({ cgroupsV2Base: directory })
+  expect(await manager.applyCpuPinning(process.pid, [0])).toEqual({ applied: false, reason: `no cgroup v2 tree at ${directory}` })
+  expect(readdirSync(directory)).toEqual([])
 })
 
 test('on this host itself a process that is not there is not pinned, and nothing stays', async () => {

@@ -6,7 +6,7 @@ use napi_derive::napi;
 
 use super::{Cancellation, warned};
 use crate::argument::{Argument, wrong};
-use crate::outcome::{Outcome, data};
+use crate::outcome::{Outcome, bytes};
 
 /// Programs of the user's, each run to its end.
 #[napi]
@@ -22,7 +22,7 @@ impl CommandExecutor {
         Self {}
     }
 
-    /// Its standard output. What it rejects with, `js/command-executor.js` makes an error of its own of.
+    /// Its standard output, of which `js/command-executor.js` makes text. What it rejects with becomes an error of its own there.
     #[napi]
     pub async fn execute(
         &self,
@@ -32,7 +32,7 @@ impl CommandExecutor {
         cancel: Option<&Cancellation>,
     ) -> Outcome {
         let cancel = Cancellation::token(cancel);
-        data(async {
+        bytes(async {
             let command = command.text("command")?;
             if command.is_empty() {
                 return Err(wrong("command", "must not be empty"));

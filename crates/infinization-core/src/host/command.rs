@@ -19,6 +19,8 @@ use crate::secrets::redacted;
 
 /// How much of a program's last words is in the message.
 const TAIL: usize = 8 * 1024;
+/// How much of what it printed is in an error.
+const KEPT: usize = 16 * 1024 * 1024;
 /// A shorter text that was read is no secret: taking it out would only garble what is told.
 const SHORTEST_SECRET: usize = 4;
 
@@ -62,8 +64,10 @@ impl Coded for CommandError {
 
 impl Failed {
     fn of(program: String, ran: Ran, options: &CommandOptions) -> Self {
-        let said =
-            |bytes: &[u8]| without_input(&redacted(&String::from_utf8_lossy(bytes)), options);
+        let said = |bytes: &[u8]| {
+            let end = &bytes[bytes.len().saturating_sub(KEPT)..];
+            without_input(&redacted(&String::from_utf8_lossy(end)), options)
+        };
         Self {
             stdout: said(&ran.stdout),
             stderr: said(&ran.stderr),
@@ -133,7 +137,7 @@ pub async fn run(
     args: Vec<String>,
     options: CommandOptions,
     cancel: CancellationToken,
-) -> Result<String, CommandError> {
+) -> Result<Vec<u8>, CommandError> {
     let answer = run_quietly(&program, args, &options, cancel).await;
     if let Err(error) = &answer {
         if options.expect_non_zero_exit {
@@ -150,7 +154,7 @@ async fn run_quietly(
     args: Vec<String>,
     options: &CommandOptions,
     cancel: CancellationToken,
-) -> Result<String, CommandError> {
+) -> Result<Vec<u8>, CommandError> {
     if cancel.is_cancelled() {
         let program = program.to_owned();
         return Err(CommandError::NotRun(ProgramError::Cancelled { program }));
@@ -179,17 +183,12 @@ async fn run_quietly(
             status: Some(status),
             stdout,
             ..
-        } if status.success() => Ok(text_of(stdout)),
+        } if status.success() => Ok(stdout),
         failed => {
             let failed = Failed::of(program.to_owned(), failed, options);
             Err(CommandError::Failed(Box::new(failed)))
         }
     }
-}
-
-fn text_of(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes)
-        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 /// A password that was typed in may be echoed. What has several lines is no password.
@@ -220,7 +219,7 @@ mod tests {
     use super::*;
     use crate::types::Secret;
 
-    async fn sh(script: &str, options: CommandOptions) -> Result<String, CommandError> {
+    async fn sh(script: &str, options: CommandOptions) -> Result<Vec<u8>, CommandError> {
         let args = vec!["-c".to_owned(), script.to_owned()];
         run("sh".to_owned(), args, options, CancellationToken::new()).await
     }
@@ -233,7 +232,7 @@ mod tests {
             ..CommandOptions::default()
         };
         let said = sh("cat; echo \" $LC_ALL $LANG\"; echo no >&2", options).await;
-        assert_eq!(said.unwrap(), "in C C\n");
+        assert_eq!(said.unwrap(), b"in C C\n");
     }
 
     #[tokio::test]
