@@ -114,13 +114,7 @@ impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.ended, self.status) {
             (Some(why), _) => write!(f, "{why}")?,
-            (None, Some(status)) => match status.signal() {
-                Some(signal) => write!(f, "{} was ended by {}", self.program, signal_name(signal))?,
-                None => {
-                    let code = status.code().unwrap_or_default();
-                    write!(f, "{} ended with exit code {code}", self.program)?;
-                }
-            },
+            (None, Some(status)) => write!(f, "{} {}", self.program, how(status))?,
             (None, None) => write!(f, "{} ended, and nobody knows how", self.program)?,
         }
         match self.last_words() {
@@ -128,6 +122,12 @@ impl fmt::Display for Failed {
             words => write!(f, ": {words}"),
         }
     }
+}
+
+fn how(status: ExitStatus) -> String {
+    let by_signal = |signal| format!("was ended by {}", signal_name(signal));
+    let by_code = || format!("ended with exit code {}", status.code().unwrap_or_default());
+    status.signal().map_or_else(by_code, by_signal)
 }
 
 /// Runs a command; its standard output, or why there is none. A failure is logged, as a warning unless one is
