@@ -4685,7 +4685,8 @@ export class QemuProcess {
    */
   stop(timeoutMs?: number): Promise<void>
   /**
-   * SIGKILL, for a QEMU that the identity token proves. Resolves when it is gone; at once when none runs.
+   * SIGKILL, for a QEMU that the identity token proves. Resolves when it is gone; at once when none runs. It
+   * does not wait for a start or stop that is under way: it ends them.
    * @throws ProcessError `IDENTITY_UNKNOWN` (no token was set, or the process does not have it; nothing was sent),
    *   `SIGNAL_FAILED`, `STILL_ALIVE` after 5 s; `getPid()` has it then as before
    */

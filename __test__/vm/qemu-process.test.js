@@ -177,6 +177,16 @@ test('a monitor that never comes is given up, and QEMU with it', async () => {
   expect(host.processes(name)).toEqual([])
 })
 
+test('forceKill waits for no start', async () => {
+  const { directory, name, qemu } = newProcess()
+  qemu.setQmpSocketPath(path.join(directory, 'elsewhere.sock'))
+  const started = rejection(qemu.start())
+  while (!qemu.isAlive()) await new Promise((resolve) => setImmediate(resolve))
+  await qemu.forceKill()
+  expect(await started).toMatchObject({ code: 'QEMU_START_FAILED', context: { exit: expect.stringContaining('9') } })
+  expect(host.processes(name)).toEqual([])
+})
+
 test('two starts at once start one', async () => {
   const { name, qemu } = newProcess()
   const both = await Promise.allSettled([qemu.start(), qemu.start()])

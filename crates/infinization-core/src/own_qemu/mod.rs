@@ -29,12 +29,19 @@ use crate::types::VmId;
 
 use words::Words;
 
+/// How a QEMU is ended.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Term { grace: Duration },
+    Kill,
+}
+
 /// At most one QEMU at a time.
 #[derive(Debug)]
 pub struct QemuProcess {
     vm_id: VmId,
     process: Mutex<Option<ProcessHandle>>,
-    /// Who starts or ends it goes alone.
+    /// Who starts or stops it goes alone.
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -57,33 +64,31 @@ impl QemuProcess {
     }
 
     /// SIGTERM, which QEMU ends by at once and its guest hears nothing of; after `grace` SIGKILL. Nothing is done when
-    /// none runs.
+    /// none runs. A start that is under way comes first.
     pub async fn stop(&self, traits: &QemuTraits, grace: Duration) -> Result<(), Failure> {
         let _alone = self.turn.lock().await;
-        let ended = async {
-            let Some(process) = self.proven(traits).await? else {
-                return Ok(());
-            };
-            process.terminate(grace).await?;
-            traces::remove(process.pid(), traits).await;
-            Ok(())
-        };
-        ended
-            .await
-            .map_err(|failure: Failure| failure.of_vm(&self.vm_id))
+        self.end(traits, By::Term { grace }).await
     }
 
-    /// SIGKILL, for a QEMU that is proven to be the one with the token. Nothing is done when none runs.
+    /// SIGKILL, for a QEMU that is proven to be the one with the token. Nothing is done when none runs. It waits for
+    /// nobody: a start or stop that is under way comes to its end by it.
     pub async fn force_kill(&self, traits: &QemuTraits) -> Result<(), Failure> {
-        let _alone = self.turn.lock().await;
+        if traits.token.is_none() {
+            let failure = unproven("there is no identity token to know it by");
+            return Err(failure.of_vm(&self.vm_id));
+        }
+        self.end(traits, By::Kill).await
+    }
+
+    async fn end(&self, traits: &QemuTraits, by: By) -> Result<(), Failure> {
         let ended = async {
-            if traits.token.is_none() {
-                return Err(unproven("there is no identity token to know it by"));
-            }
             let Some(process) = self.proven(traits).await? else {
                 return Ok(());
             };
-            process.kill_now().await?;
+            match by {
+                By::Term { grace } => process.terminate(grace).await?,
+                By::Kill => process.kill_now().await?,
+            };
             traces::remove(process.pid(), traits).await;
             Ok(())
         };
@@ -113,16 +118,7 @@ impl QemuProcess {
     }
 
     async fn start_alone(&self, launch: QemuLaunch, traits: &QemuTraits) -> Result<(), Failure> {
-        if let Some(pid) = self.pid() {
-            let message = format!("its QEMU runs already, as process {pid}");
-            return Err(Failure::new(ErrorCode::InvalidState, message));
-        }
-        let token = traits.token.as_deref();
-        if token.is_some_and(|token| !QemuMarks::any_of(token).are_on(&launch.cmdline())) {
-            return Err(unproven(
-                "neither its -name nor -pidfile nor -qmp is the identity token",
-            ));
-        }
+        self.refuse(&launch, traits)?;
         traces::make_way(traits).await?;
         let greeting = ready::Greeting::of(traits.qmp_socket.as_ref())?;
         let words = Words::new()?;
@@ -138,6 +134,20 @@ impl QemuProcess {
             traces::remove(process.pid(), traits).await;
         }
         ready
+    }
+
+    /// What the command line and this process alone can tell.
+    fn refuse(&self, launch: &QemuLaunch, traits: &QemuTraits) -> Result<(), Failure> {
+        if let Some(pid) = self.pid() {
+            let message = format!("its QEMU runs already, as process {pid}");
+            return Err(Failure::new(ErrorCode::InvalidState, message));
+        }
+        let token = traits.token.as_deref();
+        if token.is_some_and(|token| !QemuMarks::any_of(token).are_on(&launch.cmdline())) {
+            let why = "neither its -name nor -pidfile nor -qmp is the identity token";
+            return Err(unproven(why));
+        }
+        Ok(())
     }
 
     async fn still_runs(

@@ -80,12 +80,17 @@ impl Greeting {
 }
 
 async fn greeted(socket: &HostPath, watch: DirWatch) -> Result<(), Failure> {
-    let listening = timeout(SOCKET_DEADLINE, appeared(socket, watch)).await;
-    let late = || {
-        let message = format!("there is no monitor at {socket} after {SOCKET_DEADLINE:?}");
+    let late = |what: &str, deadline: Duration| {
+        let message = format!("{what} at {socket} after {deadline:?}");
         Failure::new(ErrorCode::Timeout, message).with("path", socket.as_str())
     };
-    listening.map_err(|_elapsed| late())??;
+    let appeared = timeout(SOCKET_DEADLINE, appeared(socket, watch)).await;
+    appeared.map_err(|_elapsed| late("there is no monitor", SOCKET_DEADLINE))??;
+    let greets = timeout(GREETING_DEADLINE, greets(socket)).await;
+    greets.map_err(|_elapsed| late("no monitor greets", GREETING_DEADLINE))?
+}
+
+async fn greets(socket: &HostPath) -> Result<(), Failure> {
     let options = QmpOptions {
         connect_timeout: GREETING_DEADLINE,
         ..QmpOptions::default()
