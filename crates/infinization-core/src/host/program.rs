@@ -230,13 +230,15 @@ impl Program {
     /// Runs it. Whatever happens, no child is left when this returns; dropping the future kills it.
     pub async fn run(self) -> Result<Finished, ProgramError> {
         let program = self.name.clone();
+        // Boxed: it would be the largest part of every future that runs a program.
+        let ran = Box::pin(self.run_whole()).await?;
         let Ran {
             pid,
             status,
             stdout,
             stderr,
             failure,
-        } = self.run_whole().await?;
+        } = ran;
         match (failure, status) {
             (Some(failure), _) => Err(failure),
             (None, Some(status)) => Ok(Finished {
