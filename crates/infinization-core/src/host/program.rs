@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::error::{Coded, ErrorCode};
 
-use talk::{Sink, end, talk};
+use talk::{Pipes, Sink, end, talk};
 
 /// How long a program may take to end after SIGTERM before it gets SIGKILL.
 const KILL_GRACE: Duration = Duration::from_secs(5);
@@ -260,8 +260,10 @@ impl Program {
         let pid = child.id();
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let input = std::mem::take(&mut self.stdin.0);
+        let mut pipes = Pipes::of(&mut child);
         let talk = talk(
             &mut child,
+            &mut pipes,
             input,
             Sink {
                 into: &mut stdout,
@@ -282,7 +284,7 @@ impl Program {
         let (status, failure) = match outcome {
             Stop::Ended(Ok(status)) => (Some(status), None),
             stopped => {
-                let status = end(&mut child, self.limits.kill_grace).await;
+                let status = end(&mut child, &mut pipes, self.limits.kill_grace).await;
                 (status, Some(self.failure_of(stopped)))
             }
         };

@@ -1,10 +1,11 @@
 //! What is said to a program that runs, what it says, and how it is told to end.
 
+use std::convert::Infallible;
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Child;
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 use zeroize::Zeroizing;
 
 /// Where the output of one stream goes.
@@ -14,13 +15,31 @@ pub(super) struct Sink<'a> {
     pub(super) also: Option<tokio::sync::mpsc::UnboundedSender<Vec<u8>>>,
 }
 
+/// The ends of a program's pipes that are ours.
+pub(super) struct Pipes {
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+}
+
+impl Pipes {
+    pub(super) fn of(child: &mut Child) -> Self {
+        Self {
+            stdin: child.stdin.take(),
+            stdout: child.stdout.take(),
+            stderr: child.stderr.take(),
+        }
+    }
+}
+
 pub(super) async fn talk(
     child: &mut Child,
+    pipes: &mut Pipes,
     input: Zeroizing<Vec<u8>>,
     out: Sink<'_>,
     err: Sink<'_>,
 ) -> std::io::Result<ExitStatus> {
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let stdin = pipes.stdin.take();
     let write = async move {
         if let Some(mut stdin) = stdin {
             // A program may end without reading all: its exit status tells the story, not EPIPE.
@@ -31,7 +50,11 @@ pub(super) async fn talk(
         }
         Ok(())
     };
-    tokio::try_join!(write, collect(stdout, out), collect(stderr, err))?;
+    tokio::try_join!(
+        write,
+        collect(pipes.stdout.as_mut(), out),
+        collect(pipes.stderr.as_mut(), err)
+    )?;
     child.wait().await
 }
 
@@ -54,8 +77,21 @@ async fn collect(stream: Option<impl AsyncRead + Unpin>, sink: Sink<'_>) -> std:
     Ok(())
 }
 
-/// SIGTERM, `grace` to end by itself, SIGKILL.
-pub(super) async fn end(child: &mut Child, grace: Duration) -> Option<ExitStatus> {
+/// SIGTERM, `grace` to end by itself, SIGKILL. What it still says is read meanwhile, and lost: it ends neither by a
+/// pipe that is closed nor waits for one that is full.
+pub(super) async fn end(
+    child: &mut Child,
+    pipes: &mut Pipes,
+    grace: Duration,
+) -> Option<ExitStatus> {
+    let Pipes { stdout, stderr, .. } = pipes;
+    tokio::select! {
+        status = told_to_end(child, grace) => status,
+        never = drained(stdout.as_mut(), stderr.as_mut()) => match never {},
+    }
+}
+
+async fn told_to_end(child: &mut Child, grace: Duration) -> Option<ExitStatus> {
     if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
         // The pid is ours until `wait` reaps it, so it cannot have been reused.
         let _gone = nix::sys::signal::kill(
@@ -67,4 +103,19 @@ pub(super) async fn end(child: &mut Child, grace: Duration) -> Option<ExitStatus
         let _gone = child.kill().await;
     }
     child.wait().await.ok()
+}
+
+/// Reads for as long as it is polled: the streams may be others' by now, who do not end.
+async fn drained(
+    stdout: Option<impl AsyncRead + Unpin>,
+    stderr: Option<impl AsyncRead + Unpin>,
+) -> Infallible {
+    let _read = tokio::join!(drain(stdout), drain(stderr));
+    std::future::pending().await
+}
+
+async fn drain(stream: Option<impl AsyncRead + Unpin>) {
+    if let Some(mut stream) = stream {
+        let _broken = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    }
 }
