@@ -24,10 +24,11 @@ function newProcess ({ daemonize = false, token = true, args = [], name = unique
   return { builder, directory, name, pidfile, qemu, socket }
 }
 
-// Ends what a test leaves of this name.
+// Ends what a test leaves of this name. One whose arguments are gone may still have its sockets.
 async function gone (name) {
-  for (const { pid } of host.processes(name)) process.kill(pid, 'SIGKILL')
-  while (host.processes(name).length > 0) await new Promise((resolve) => setImmediate(resolve))
+  const pids = host.processes(name).map(({ pid }) => pid)
+  for (const pid of pids) process.kill(pid, 'SIGKILL')
+  while (pids.some(host.isAlive)) await new Promise((resolve) => setImmediate(resolve))
 }
 
 test('a QEMU is started until its monitor greets, and stopped with all it left', async () => {
