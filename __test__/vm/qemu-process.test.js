@@ -24,11 +24,11 @@ function newProcess ({ daemonize = false, token = true, args = [], name = unique
   return { builder, directory, name, pidfile, qemu, socket }
 }
 
-// Ends what a test leaves of this name. One whose arguments are gone may still have its sockets.
+// Ends what a test leaves of this name. Until it is reaped, a thread of it may have its sockets.
 async function gone (name) {
   const pids = host.processes(name).map(({ pid }) => pid)
   for (const pid of pids) process.kill(pid, 'SIGKILL')
-  while (pids.some(host.isAlive)) await new Promise((resolve) => setImmediate(resolve))
+  while (pids.some((pid) => existsSync(`/proc/${pid}`))) await new Promise((resolve) => setImmediate(resolve))
 }
 
 test('a QEMU is started until its monitor greets, and stopped with all it left', async () => {
