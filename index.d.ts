@@ -153,6 +153,15 @@ export interface EventManagerLike {
   emit?(event: string, data: unknown): unknown
 }
 
+/**
+ * How a {@link VMLifecycle} works: as {@link InfinizationConfig} says, for a database of yours. The state directory
+ * is its own: one engine at a time has it.
+ */
+export type VMLifecycleOptions = Omit<
+  InfinizationConfig,
+  'prismaClient' | 'databaseAdapter' | 'nodeId' | 'eventManager' | 'healthMonitorInterval' | 'autoStartHealthMonitor'
+>
+
 /** The last argument, or a member of the options, of calls that may take long. */
 export interface Abortable {
   /**
@@ -3337,6 +3346,55 @@ export class StateSync {
   updateStatusDirect(vmId: string, status: DBVMStatus): Promise<SyncResult>
 }
 
+/**
+ * The verbs on machines and nothing around them: the engine of {@link Infinization}, over a database of yours, told
+ * to an {@link EventHandler} of yours. There is nothing to initialize: the first verb opens the engine, as
+ * `initialize()` would, and what that rejects with, the verb does. It has the state directory for itself until
+ * `shutdown()` or the end of the process (`STATE_DIR_LOCKED` where another engine has it), and takes back the
+ * machines that an earlier process of it left there. Other rows of your database are other engines': none of them is
+ * settled, ended or cleaned up after; a verb that you call on one is a verb of yours.
+ *
+ * Each machine's verbs are done in order, and a forced stop interrupts a graceful one; no lock of yours is needed.
+ * `eventHandler` emits what happens to its machines, after the row was written (`vm:*` not where its
+ * `emitCustomEvents` is false), and knows them as attached: its `getQMPClient()` has their monitors. It need not
+ * attach them, its database is not asked, and its `vmLock` not taken. A {@link HealthMonitor} of yours may look after
+ * the same rows.
+ *
+ * What fails otherwise than by a {@link LifecycleError} is one of the verb's code, with the failure as its `cause`.
+ */
+export class VMLifecycle {
+  /** Touches nothing: what is wrong with its arguments, the verbs tell (`INVALID_CONFIG`). */
+  constructor(
+    db: InfinizationDatabase,
+    eventHandler: EventHandler,
+    eventManager?: EventManagerLike,
+    options?: VMLifecycleOptions
+  )
+  /** As {@link Infinization.createVM}; `CREATE_FAILED` for what is no LifecycleError. */
+  create(config: VMCreateConfig, options?: Abortable): Promise<VMCreateResult>
+  /** As {@link Infinization.startVM}; `START_FAILED` for what is no LifecycleError. */
+  start(vmId: string, config?: VMStartConfig): Promise<VMOperationResult>
+  /** As {@link Infinization.stopVM}; `STOP_FAILED` for what is no LifecycleError. */
+  stop(vmId: string, config?: VMStopConfig): Promise<VMOperationResult>
+  /** As {@link Infinization.destroyVM}; `STOP_FAILED` for what is no LifecycleError. */
+  destroyResources(vmId: string): Promise<VMOperationResult>
+  /** As {@link Infinization.restartVM}; `STOP_FAILED` for what is no LifecycleError. */
+  restart(vmId: string): Promise<VMOperationResult>
+  /** As {@link Infinization.suspendVM}; `QMP_ERROR` for what is no LifecycleError. */
+  suspend(vmId: string): Promise<VMOperationResult>
+  /** As {@link Infinization.resumeVM}; `QMP_ERROR` for what is no LifecycleError. */
+  resume(vmId: string): Promise<VMOperationResult>
+  /** As {@link Infinization.resetVM}; `QMP_ERROR` for what is no LifecycleError. */
+  reset(vmId: string): Promise<VMOperationResult>
+  /** As {@link Infinization.getVMStatus}; `DATABASE_ERROR` for what is no LifecycleError. */
+  getStatus(vmId: string): Promise<VMStatusResult>
+  /**
+   * Ends what is under way, forgets the machines, which go on, and gives the state directory free. Afterwards every
+   * verb rejects with `CLOSED`. Safe at any time, and twice.
+   */
+  shutdown(): Promise<void>
+}
+
 // ---------------------------------------------------------------------------------------------------
 // QMP
 // ---------------------------------------------------------------------------------------------------
@@ -4270,6 +4328,7 @@ export class QMPError extends Error {
 export type ProcessErrorCode =
   | 'PROGRAM_NOT_FOUND'
   | 'SPAWN_FAILED'
+  | 'COMMAND_FAILED'
   | 'QEMU_START_FAILED'
   | 'ADDRESS_IN_USE'
   | 'IDENTITY_UNKNOWN'
@@ -4588,6 +4647,66 @@ export class QemuCommandBuilder {
   buildCommandWithPinning(): Promise<QemuCommandWithPinning>
 }
 
+/**
+ * A QEMU with a command line of your own, which no machine of `createVM` owns. It runs in a session of its own and
+ * outlives this process; nobody is told of its end but who asks. Signals go through its pidfd: never to a number that
+ * another process may have got.
+ *
+ * `-daemonize` of the builder is left out: the process is detached all the same, under its sandbox too, and is known
+ * from its first moment. What else the builder says is QEMU's to take or to refuse.
+ */
+export class QemuProcess {
+  /**
+   * Touches nothing: what is wrong with its arguments, the methods tell (LifecycleError `INVALID_CONFIG`).
+   * @param vmId what its errors are about
+   */
+  constructor(vmId: string, builder: QemuCommandBuilder)
+  /** Where its monitor listens (the builder's `addQmp`): `start()` waits for its greeting there. */
+  setQmpSocketPath(path: string): void
+  /** Where QEMU writes its number. Default: the builder's `pidfile`. */
+  setPidFilePath(path: string): void
+  /**
+   * What proves that a process is this QEMU: exactly the value of its `-name` (or `guest=` there), of its `-pidfile`,
+   * or the path of its `-qmp unix:`. With it and a pidfile, `stop()` and `forceKill()` also find a QEMU that an
+   * earlier program has started.
+   */
+  setIdentityToken(token: string): void
+  /**
+   * Resolves when the monitor greets (the socket within 5 s, the greeting within 30 s); without a path for it, when
+   * QEMU has lived for a second. After a failure nothing of it is left. A pidfile and a socket that a dead QEMU has
+   * left are removed first.
+   * @throws LifecycleError `INVALID_STATE` (it runs already, here or by its pidfile), `TIMEOUT`; ProcessError
+   *   `ADDRESS_IN_USE` (another process listens at the socket, or QEMU finds an address taken), `IDENTITY_UNKNOWN`
+   *   (the token is not on the command line), `PROGRAM_NOT_FOUND`, `SPAWN_FAILED`, `QEMU_START_FAILED` with QEMU's
+   *   words, from which what looks like a password is taken out, `HOST_FILE`; QMPError
+   */
+  start(): Promise<void>
+  /**
+   * SIGTERM: QEMU writes what its disks hold and ends; the guest is not asked (`system_powerdown` of a {@link
+   * QMPClient} does that). After `timeoutMs` (default 30000) SIGKILL. Resolves when it is gone, with its pidfile and
+   * socket; at once when none runs.
+   * @throws ProcessError `IDENTITY_UNKNOWN` (nothing was sent), `SIGNAL_FAILED`, `STILL_ALIVE` 5 s after SIGKILL
+   */
+  stop(timeoutMs?: number): Promise<void>
+  /**
+   * SIGKILL, for a QEMU that the identity token proves. Resolves when it is gone; at once when none runs. It
+   * does not wait for a start or stop that is under way: it ends them.
+   * @throws ProcessError `IDENTITY_UNKNOWN` (no token was set, or the process does not have it; nothing was sent),
+   *   `SIGNAL_FAILED`, `STILL_ALIVE` after 5 s; `getPid()` has it then as before
+   */
+  forceKill(): Promise<void>
+  /** Whether it runs. */
+  isAlive(): boolean
+  /** Null while none runs. */
+  getPid(): number | null
+  /** Whether the last start ran it under `numactl` (the builder's `enableCpuPinning`). */
+  isCpuPinningApplied(): boolean
+  /** The CPUs it was put on, ascending. */
+  getPinnedCores(): number[]
+  /** The nodes its memory is on, ascending. */
+  getNumaNodes(): number[]
+}
+
 /** How a display is, in QEMU's words. */
 export interface DisplayCommandArgs {
   args: string[]
@@ -4738,6 +4857,97 @@ export class CpuPinningAdapter {
   validateCores(cores: number[]): Promise<void>
   /** The host is asked anew. */
   clearCache(): void
+}
+
+/** Where a {@link CgroupsManager} finds the host; absolute paths. */
+export interface CgroupsManagerOptions {
+  /** The cgroup v2 tree. Default `/sys/fs/cgroup`. */
+  cgroupsV2Base?: string
+  /** Where the scopes are made. Default `infinization.slice` in that tree. */
+  infinizationSlice?: string
+  /** The kernel's list of the CPUs that are online. Default `/sys/devices/system/cpu/online`. */
+  onlineCpusPath?: string
+  /** The NUMA nodes. Default `/sys/devices/system/node`. */
+  nodeSysfsBase?: string
+}
+
+/**
+ * Keeps processes of your own on CPUs of the host, by the cpuset of a cgroup v2. Machines of `createVM` have a cgroup
+ * and pin each virtual CPU by themselves (`cpuPinning`).
+ */
+export class CgroupsManager {
+  /** Touches nothing: what is wrong with the options, the methods tell. */
+  constructor(options?: CgroupsManagerOptions)
+  /**
+   * Moves a process with all its threads into `qemu-<pid>.scope`, which has these CPUs and the memory of their nodes
+   * (node 0 where the host does not tell). Never rejects: `applied` is false, with the `reason` and a process
+   * warning, where a CPU is not online, is kept from the slice, or there is no such controller or process; then the
+   * process is where it was and no scope was left behind.
+   */
+  applyCpuPinning(pid: number, cores: number[]): Promise<{ applied: boolean; reason?: string }>
+  /** Removes scopes in the slice without a process; how many there were. Never rejects. */
+  cleanupEmptyScopes(): Promise<number>
+  /**
+   * How many CPUs are online. Their numbers may have gaps.
+   * @throws LifecycleError `RESOURCE_UNAVAILABLE` where the list cannot be read
+   */
+  getHostCpuCount(): Promise<number>
+  /**
+   * Rejects where some of these are not online; none at all are fine.
+   * @throws LifecycleError `RESOURCE_UNAVAILABLE`, which names them; `INVALID_CONFIG` for what are no whole numbers
+   */
+  validateCores(cores: number[]): Promise<void>
+}
+
+/** How a {@link CommandExecutor} runs a command. */
+export interface CommandOptions extends Abortable {
+  /**
+   * Written to its standard input, which is then closed. Default: nothing. May be a secret: it is in no error and no
+   * log line.
+   */
+  stdin?: string
+  /** Milliseconds after which it is ended, at most a week; 0 for never. Default 600000. */
+  timeoutMs?: number
+  /** It is ended when it prints more bytes than this on one stream, at most 256 MiB. Default 64 MiB. */
+  maxBuffer?: number
+  /** Milliseconds between SIGTERM and SIGKILL when it is ended. Default 5000. */
+  killGraceMs?: number
+  /** A failure is no process warning, but a line of the log (`DEBUG`). Default false. */
+  expectNonZeroExit?: boolean
+}
+
+/**
+ * A command did not end with exit code 0. The class is not exported: `name` is `CommandExecutionError`. The message
+ * has its last 8 KiB of standard error (else of standard output) and none of its arguments. In `stdout`, `stderr` and
+ * the message, values of `password=`, `passwd=`, `passphrase=` and `secret=` are `***`, and so is what `stdin` was,
+ * if that is one line.
+ */
+export interface CommandExecutionError extends Error {
+  /** Its exit code; null when a signal ended it, or it could not be started. */
+  code: number | null
+  /** Such as `SIGTERM`. */
+  signal: string | null
+  /** What it had printed, at most the last 16 MiB. Bytes that are not UTF-8 are U+FFFD. */
+  stdout: string
+  stderr: string
+  /** It was ended by `timeoutMs`. */
+  timedOut: boolean
+  /** ProcessError `PROGRAM_NOT_FOUND`, `SPAWN_FAILED`, `COMMAND_FAILED` (also too much output); LifecycleError `TIMEOUT`. */
+  cause: ProcessError | LifecycleError
+}
+
+/**
+ * Runs programs to their end: no shell, a deadline, bounded output. Whatever happens, the program is gone when the
+ * promise settles.
+ */
+export class CommandExecutor {
+  constructor()
+  /**
+   * Resolves with its standard output as text. The program is a path, or a name that is looked up in `PATH`; it has
+   * the environment of this process with `LC_ALL=C` and `LANG=C`.
+   * @throws {@link CommandExecutionError}; LifecycleError `INVALID_CONFIG`, `ABORTED` (`signal`)
+   */
+  execute(command: string, args: string[], options?: CommandOptions): Promise<string>
 }
 
 /**

@@ -80,6 +80,7 @@ const {
   isValidOSType,
   isValidQMPStatus
 } = require('./js/constants')
+const { CommandExecutor } = require('./js/command-executor')
 const { CpuPinningAdapter } = require('./js/cpu-pinning')
 const { Debugger } = require('./js/debugger')
 const {
@@ -143,10 +144,13 @@ const { BackupScheduler } = require('./js/scheduler')
 const { BackupScheduleService } = require('./js/schedules')
 const { QMPClient } = require('./js/qmp-client')
 const { QemuCommandBuilder } = require('./js/qemu-command')
+const { QemuProcess } = require('./js/qemu-process')
 const { decryptSecret, encryptSecret } = require('./js/secrets')
 const { StateSync } = require('./js/state-sync')
+const { VMLifecycle } = require('./js/vm-lifecycle')
 const {
   BridgeManager,
+  CgroupsManager,
   DepartmentNatService,
   FirewallRuleTranslator,
   MacAddressGenerator,
@@ -174,8 +178,10 @@ module.exports = {
   CLEANUP_RETRY_BASE_DELAY_MS,
   CLEANUP_RETRY_MAX_DELAY_MS,
   CONNECTION_STATES,
+  CgroupsManager,
   CleanupResourceType,
   CleanupStatus,
+  CommandExecutor,
   ConfigDefaults,
   CpuPinningAdapter,
   DEFAULT_BACKUP_COMPRESSION,
@@ -261,6 +267,7 @@ module.exports = {
   QMPErrorCode,
   QemuCommandBuilder,
   QemuImgService,
+  QemuProcess,
   RESTART_DELAY_MS,
   RUNTIME_DISK_SIZE_PLACEHOLDER_GB,
   SPICE_MAX_PORT,
@@ -275,6 +282,7 @@ module.exports = {
   SyncErrorCode,
   TAP_NAME_PREFIX,
   TapDeviceManager,
+  VMLifecycle,
   VMOperation,
   VMOperationStatus,
   VM_CHAIN_PREFIX,

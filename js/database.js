@@ -26,15 +26,19 @@ function chooseDatabase (config) {
 }
 
 function usable (kind, value) {
-  const isObject = typeof value === 'object' || typeof value === 'function'
+  const isObject = (typeof value === 'object' && value !== null) || typeof value === 'function'
   return isObject ? { value } : { refused: `${kind} must be an object` }
 }
+
+// The database of a `VMLifecycle`, whose rows other engines may settle as well.
+const besideOthers = (db) => ({ kind: 'db', ...usable('db', db) })
 
 // The functions by which the native side asks the database that was chosen.
 function portsTo ({ refused, kind, value }) {
   if (refused) return []
   if (kind === 'prismaClient') return [prismaPort(value)]
-  return kind === 'databaseAdapter' ? [undefined, adapterPort(value)] : []
+  if (kind === 'databaseAdapter') return [undefined, adapterPort(value)]
+  return kind === 'db' ? [undefined, undefined, adapterPort(value)] : []
 }
 
 function requireDatabase ({ refused, kind = KEYS[0] }) {
@@ -68,4 +72,4 @@ function timeoutOf (options) {
   throw new PrismaAdapterError('timeout must be a positive number of milliseconds', 'INVALID_INPUT')
 }
 
-module.exports = { EmbeddedDatabase, PrismaAdapter, chooseDatabase, portsTo, requireDatabase }
+module.exports = { EmbeddedDatabase, PrismaAdapter, besideOthers, chooseDatabase, portsTo, requireDatabase }

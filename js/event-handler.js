@@ -10,12 +10,17 @@ const { databasePort, lockPort, splitConfig } = require('./vm-lock')
 // Those that follow a machine: they are needed even when nobody refers to them.
 const following = new Set()
 
+let isTold, serve, serveNoMore
+
 const Handler = traced(class extends native.EventHandler {})
 
 // With `owner`, which is `getEventHandler()`'s business, it is the face of that instance.
 class EventHandler extends Handler {
   #owner
+  #config
   #clients = new Map()
+  // Those of engines that run machines for whoever listens here (`VMLifecycle`).
+  #engines = new Set()
   // Those of which events may still be on their way.
   #detached = new Set()
 
@@ -28,6 +33,13 @@ class EventHandler extends Handler {
     super(owner, settings, ...ports)
     self = new WeakRef(this)
     this.#owner = owner
+    this.#config = config
+  }
+
+  static {
+    isTold = (handler, kind) => !kind.startsWith('vm:') || handler.#config?.emitCustomEvents !== false
+    serve = (handler, engine) => handler.#engines.add(engine)
+    serveNoMore = (handler, engine) => handler.#engines.delete(engine)
   }
 
   async attachToVM (vmId, client) {
@@ -35,14 +47,17 @@ class EventHandler extends Handler {
       const issues = [{ path: 'client', message: 'must be a QMPClient' }]
       throw new LifecycleError('INVALID_CONFIG', 'client must be a QMPClient', undefined, { issues })
     }
+    const engine = this.#engineWith((engine) => engine.getQMPClient(vmId) === client)
+    if (engine) return engine.attachToVM(vmId, client)
     await super.attachToVM(vmId, client)
     if (!this.#owner) this.#clients.set(vmId, client)
     this.#keep()
   }
 
   async detachFromVM (vmId, disconnectClient = false) {
+    await this.#engineOf(vmId)?.detachFromVM(vmId)
     const client = this.#clients.get(vmId)
-    if (!this.#owner && this.isAttached(vmId)) this.#detached.add(vmId)
+    if (!this.#owner && super.isAttached(vmId)) this.#detached.add(vmId)
     await super.detachFromVM(vmId)
     this.#clients.delete(vmId)
     this.#keep()
@@ -55,7 +70,35 @@ class EventHandler extends Handler {
 
   getQMPClient (vmId) {
     if (this.#owner) return this.#owner.getQMPClient(vmId)
-    return this.isAttached(vmId) ? this.#clients.get(vmId) : undefined
+    if (super.isAttached(vmId)) return this.#clients.get(vmId)
+    return this.#engineOf(vmId)?.getQMPClient(vmId)
+  }
+
+  getAttachedVMs () {
+    const attached = [...this.#engines].flatMap((engine) => engine.getAttachedVMs())
+    return [...new Set([...super.getAttachedVMs(), ...attached])].sort()
+  }
+
+  isAttached (vmId) {
+    return super.isAttached(vmId) || this.#engineOf(vmId) !== undefined
+  }
+
+  markInstallInProgress (vmId) {
+    super.markInstallInProgress(vmId)
+    for (const engine of this.#engines) engine.markInstallInProgress(vmId)
+  }
+
+  clearInstallInProgress (vmId) {
+    super.clearInstallInProgress(vmId)
+    for (const engine of this.#engines) engine.clearInstallInProgress(vmId)
+  }
+
+  #engineOf (vmId) {
+    return this.#engineWith((engine) => engine.isAttached(vmId))
+  }
+
+  #engineWith (wanted) {
+    return [...this.#engines].find(wanted)
   }
 
   #deliver (batch) {
@@ -72,7 +115,7 @@ class EventHandler extends Handler {
 
   #keep () {
     if (this.#owner) return
-    const attached = new Set(this.getAttachedVMs())
+    const attached = new Set(super.getAttachedVMs())
     for (const vmId of this.#clients.keys()) {
       if (!attached.has(vmId)) this.#clients.delete(vmId)
     }
@@ -81,4 +124,4 @@ class EventHandler extends Handler {
   }
 }
 
-module.exports = { EventHandler }
+module.exports = { EventHandler, isTold, serve, serveNoMore }

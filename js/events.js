@@ -34,14 +34,14 @@ function emitGuarded (emitter, name, ...args) {
 }
 
 // Gives each event of a batch to whom it is for. `owner` is what `js/infinization.js` shows of an
-// instance: { emitter, eventHandler, healthMonitor, eventManager, streams, withheld }.
+// instance: { emitter, eventHandler, isTold, healthMonitor, eventManager, streams, withheld }.
 function route (owner, batch) {
   for (const event of revive(batch, true)) {
     const { source, kind, vmId, data } = event
     for (const stream of owner.streams) stream.push(event)
     if (source === 'manager') emitGuarded(owner.emitter, kind, data)
     if (source === 'healthMonitor') owner.withheld.emit(owner.healthMonitor, kind, data)
-    if (source === 'eventHandler') owner.withheld.emit(owner.eventHandler, kind, data)
+    if (source === 'eventHandler' && owner.isTold(kind)) owner.withheld.emit(owner.eventHandler, kind, data)
     if (source === 'crud') emitCRUD(owner.eventManager, kind, vmId, data)
   }
 }

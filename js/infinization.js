@@ -4,9 +4,9 @@
 // AbortSignals, and the user's own objects (event manager, database).
 
 const { abortable } = require('./abort')
-const { EmbeddedDatabase, PrismaAdapter, chooseDatabase, portsTo, requireDatabase } = require('./database')
+const { EmbeddedDatabase, PrismaAdapter, besideOthers, chooseDatabase, portsTo, requireDatabase } = require('./database')
 const { LifecycleError } = require('./errors')
-const { EventHandler } = require('./event-handler')
+const { EventHandler, isTold } = require('./event-handler')
 const { EventStream, Withheld, route } = require('./events')
 const { HealthMonitor } = require('./health-monitor')
 const { forget, remember } = require('./instances')
@@ -27,6 +27,8 @@ class Infinization extends Manager {
   #database
   #healthMonitor
   #eventHandler
+  // Who is told of the machines: that, or the one of a `VMLifecycle`.
+  #told
   #databaseObject
   #nftablesService
   #networks
@@ -37,8 +39,10 @@ class Infinization extends Manager {
   #journalChanges = new JournalChanges(this)
   #closed = false
 
-  constructor (config = {}) {
-    const { settings, eventManager, database } = split(config)
+  // `given`, { db, eventHandler }, is `VMLifecycle`'s business: whom it works for.
+  constructor (config = {}, given = undefined) {
+    const { settings, eventManager, ...chosen } = split(config)
+    const database = given ? besideOthers(given.db) : chosen.database
     let self
     super(settings, (batch) => self.deref()?.#deliver(batch), ...portsTo(database))
     // Weak: the callback is the addon's for as long as it lives, the instance is not.
@@ -47,6 +51,7 @@ class Infinization extends Manager {
     this.#database = database
     this.#healthMonitor = new HealthMonitor(undefined, {}, this)
     this.#eventHandler = new EventHandler(undefined, {}, this)
+    this.#told = given?.eventHandler ?? this.#eventHandler
   }
 
   async initialize () {
@@ -196,7 +201,8 @@ class Infinization extends Manager {
     route({
       emitter: this,
       healthMonitor: this.#healthMonitor,
-      eventHandler: this.#eventHandler,
+      eventHandler: this.#told,
+      isTold: (kind) => isTold(this.#told, kind),
       eventManager: this.#eventManager,
       streams: this.#streams,
       withheld: this.#withheld

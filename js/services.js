@@ -10,6 +10,8 @@ const { traced, tracedFunction } = require('./traced')
 
 const BridgeManager = traced(class BridgeManager extends native.BridgeManager {})
 
+const CgroupsManager = traced(class CgroupsManager extends native.CgroupsManager {})
+
 const DepartmentNatService = traced(class DepartmentNatService extends native.DepartmentNatService {})
 
 const MacAddressGenerator = traced(class MacAddressGenerator extends native.MacAddressGenerator {})
@@ -98,6 +100,7 @@ const firewallServiceUnit = tracedFunction(native, 'firewallServiceUnit')
 
 module.exports = {
   BridgeManager,
+  CgroupsManager,
   DepartmentNatService,
   FirewallRuleTranslator,
   MacAddressGenerator,

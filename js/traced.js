@@ -37,7 +37,7 @@ function withStack (method, name, retold) {
 }
 
 function retell (error, at) {
-  if (typeof error?.code === 'string') {
+  if (typeof (error?.cause?.code ?? error?.code) === 'string') {
     const frames = at.stack.slice(at.stack.indexOf('\n'))
     error.stack = `${error.name}: ${error.message}${frames}`
   }

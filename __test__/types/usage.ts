@@ -5,6 +5,8 @@ import {
   BackupService,
   BackupType,
   BridgeManager,
+  CgroupsManager,
+  CommandExecutor,
   DEFAULT_BACKUP_COMPRESSION,
   DEFAULT_BACKUP_DIR,
   DepartmentNatService,
@@ -19,12 +21,14 @@ import {
   PrismaAdapterErrorCode,
   QMPClient,
   QemuCommandBuilder,
+  QemuProcess,
   SUPPORTED_PROTOCOLS,
   SnapshotManager,
   SpiceConfig,
   StateSync,
   StorageError,
   TapDeviceManager,
+  VMLifecycle,
   VMOperation,
   VM_CHAIN_PREFIX,
   defineFirewallPreset,
@@ -39,11 +43,13 @@ import type {
   BackupMetadata,
   BackupProgress,
   BackupResult,
+  CommandExecutionError,
   ConfigDiskOptions,
   ConfigIssue,
   DBVMStatus,
   DatabaseAdapter,
   DiskConfig,
+  EventManagerLike,
   NetworkDiskConfig,
   FirewallApplyResult,
   FirewallPlan,
@@ -62,8 +68,10 @@ import type {
   SnapshotInfo,
   VMConditionEvent,
   VMCreateConfig,
+  VMCreateResult,
   VMEventData,
   VMInfo,
+  VMLifecycleOptions,
   VMSnapshot,
   VMSnapshotTree
 } from '@infinibay/infinization'
@@ -359,3 +367,26 @@ export function described (value: unknown): VMInfo | undefined {
 }
 
 export const prepared: ConfigDiskOptions = { path: '/a', format: 'qcow2', bus: 'scsi', cache: 'none' }
+
+// Machines, QEMUs and programs without an instance.
+
+export async function withoutInstance (db: InfinizationDatabase, eventManager: EventManagerLike): Promise<number | null> {
+  const handler = new EventHandler(db)
+  const options: VMLifecycleOptions = { stateDir: '/srv/vms', accelerator: 'tcg' }
+  const lifecycle = new VMLifecycle(db, handler, eventManager, options)
+  const { pid }: VMCreateResult = await lifecycle.create(machine, { signal: AbortSignal.timeout(60_000) })
+  await lifecycle.stop('vm-1', { force: true })
+  // @ts-expect-error the database is what is given
+  const wrong: VMLifecycleOptions = { prismaClient: {} }
+  const { applied, reason } = await new CgroupsManager({ cgroupsV2Base: '/sys/fs/cgroup' }).applyCpuPinning(pid, [0, 1])
+  const told: string = await new CommandExecutor().execute('uname', ['-r'], { timeoutMs: 1000 }).catch((error: CommandExecutionError) => {
+    return `${error.code} ${error.signal} ${error.stderr} ${error.timedOut} ${error.cause.code}`
+  })
+  const qemu = new QemuProcess('vm-2', new QemuCommandBuilder())
+  qemu.setQmpSocketPath('/run/vm-2.sock')
+  qemu.setIdentityToken('vm-2')
+  await qemu.start()
+  await qemu.stop(1000)
+  console.log(applied, reason, told, wrong)
+  return qemu.getPid()
+}

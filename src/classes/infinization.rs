@@ -34,19 +34,21 @@ pub struct Infinization {
 #[napi]
 impl Infinization {
     /// Takes the plain part of the configuration, the function that receives events, and at most one
-    /// way to a database of the user's own.
+    /// way to a database of the user's own: behind his Prisma client, behind his adapter, or behind one whose rows
+    /// other engines settle as well.
     #[napi(constructor)]
     pub fn new(
         config: Argument,
         deliver: Deliver,
         prisma: Option<Ask>,
         adapter: Option<Ask>,
+        beside: Option<Ask>,
     ) -> Self {
         let (settings, refused) = match config.settings() {
             Ok(settings) => (settings, Vec::new()),
             Err(issues) => (json!({}), issues),
         };
-        let manager = Manager::with_database(settings, choice(prisma, adapter));
+        let manager = Manager::with_database(settings, choice(prisma, adapter, beside));
         let quiet = CancellationToken::new();
         carry(manager.subscribe(), deliver, quiet.clone());
         Self {
@@ -349,11 +351,12 @@ impl Infinization {
     }
 }
 
-fn choice(prisma: Option<Ask>, adapter: Option<Ask>) -> DatabaseChoice {
-    match (prisma, adapter) {
-        (Some(ask), _) => DatabaseChoice::Prisma(Arc::new(JsPort::new(ask))),
-        (None, Some(ask)) => DatabaseChoice::Injected(Arc::new(JsPort::new(ask))),
-        (None, None) => DatabaseChoice::Embedded,
+fn choice(prisma: Option<Ask>, adapter: Option<Ask>, beside: Option<Ask>) -> DatabaseChoice {
+    match (prisma, adapter, beside) {
+        (Some(ask), ..) => DatabaseChoice::Prisma(Arc::new(JsPort::new(ask))),
+        (None, Some(ask), _) => DatabaseChoice::Injected(Arc::new(JsPort::new(ask))),
+        (None, None, Some(ask)) => DatabaseChoice::Beside(Arc::new(JsPort::new(ask))),
+        (None, None, None) => DatabaseChoice::Embedded,
     }
 }
 

@@ -3,6 +3,8 @@
 mod backup_service;
 mod bridge_manager;
 mod cancellation;
+mod cgroups_manager;
+mod command_executor;
 mod copy_progress;
 mod database;
 mod department_nat_service;
@@ -18,6 +20,7 @@ mod mac_address_generator;
 mod nftables_persistence;
 mod nftables_service;
 mod qemu_img_service;
+mod qemu_process;
 mod qmp_client;
 mod refused;
 mod secrets;

@@ -197,6 +197,7 @@ error_codes! {
 
     ProgramNotFound Process "PROGRAM_NOT_FOUND" "A program that is needed is not installed."
     SpawnFailed Process "SPAWN_FAILED" "A program could not be started."
+    ProcessCommandFailed Process "COMMAND_FAILED" "A program that was asked for did not succeed; `context` has its exit code, signal and words."
     QemuStartFailed Process "QEMU_START_FAILED" "QEMU ended while starting; `context.stderr` has its last lines."
     AddressInUse Process "ADDRESS_IN_USE" "A display port or socket is taken."
     IdentityUnknown Process "IDENTITY_UNKNOWN" "The process cannot be proven to be this VM's, so it was not touched."

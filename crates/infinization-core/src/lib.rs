@@ -9,6 +9,7 @@
 //! | 3 vm | `vm` |
 //! | 3 backup | [`backup`] |
 //! | 3 storage | [`storage`] |
+//! | 3 own_qemu | [`own_qemu`] |
 //! | 2 effects | [`host`], [`qmp`], [`db`], `events` |
 //! | 1 pure | [`config`], [`qemu`], [`firewall`], [`network`], [`secrets`] |
 //! | 0 words | [`types`], [`error`] |
@@ -23,6 +24,7 @@ pub mod host;
 pub mod manager;
 pub mod monitor;
 pub mod network;
+pub mod own_qemu;
 pub mod qemu;
 pub mod qmp;
 pub mod secrets;

@@ -1,10 +1,16 @@
 //! Secrets as text that may be stored: AES-256-GCM, written `iv:tag:data`, each part in base64.
 //!
+//! What looks like a secret in somebody else's text is taken out by `redaction`.
+//!
 //! Pure but for the random numbers, which are asked of the kernel. Neighbours: the embedded store keeps
 //! passwords and disk keys in this form, and users have it as `encryptSecret` and `decryptSecret`.
 //!
 //! A text that cannot be read is one error, whatever is wrong with it: no word of it, and no hint of what
 //! a better key would have to be.
+
+mod redaction;
+
+pub use redaction::redacted;
 
 use std::fmt;
 

@@ -26,6 +26,7 @@ mod machine;
 mod manager;
 mod network;
 mod options;
+mod own_qemu;
 mod persistence;
 mod placement;
 mod resolve;
@@ -41,7 +42,8 @@ mod tests;
 
 pub use address::BindAddress;
 pub use clients::{
-    EventHandlerOptions, GuestAgentClientOptions, HealthMonitorOptions, QmpClientOptions,
+    CommandOptions, CpusetPaths, EventHandlerOptions, GuestAgentClientOptions,
+    HealthMonitorOptions, QmpClientOptions,
 };
 pub use context::{Context, LONGEST_SOCKET_PATH, PathRules};
 pub use cpu::{CpuConfig, CpuModel, PinningStrategy};
@@ -64,6 +66,7 @@ pub use options::{
     ChangeDiskKeyOptions, DeleteOptions, DiskKeys, GuestExecOptions, StartOptions, StopOptions,
     disk_keys,
 };
+pub use own_qemu::{QemuLaunch, QemuTraits, stop_grace};
 pub use persistence::{BootUnitOptions, PersistenceOptions};
 pub use placement::{HostNode, NoPlacement, Placement, Wanted, beside, place, spread};
 pub use rules::parse_rules;

@@ -21,6 +21,9 @@ const SLICE: &str = "infinization.slice";
 /// What scopes should be able to count and limit, where the kernel offers it.
 const CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
 
+/// What is written into a scope.
+const STAND_INS: [&str; 3] = ["cgroup.procs", "cpuset.cpus", "cpuset.mems"];
+
 /// A scope that could not be removed.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
@@ -55,6 +58,7 @@ pub enum Placement {
 #[derive(Debug, Clone)]
 pub struct Cgroups {
     base: PathBuf,
+    slice: PathBuf,
 }
 
 impl Cgroups {
@@ -65,7 +69,15 @@ impl Cgroups {
 
     /// A delegated part of it, or a stand-in.
     pub fn at(base: impl Into<PathBuf>) -> Self {
-        Self { base: base.into() }
+        let base = base.into();
+        let slice = base.join(SLICE);
+        Self { base, slice }
+    }
+
+    /// With its scopes in `slice`, instead of `<base>/infinization.slice`.
+    #[must_use]
+    pub fn in_slice(self, slice: PathBuf) -> Self {
+        Self { slice, ..self }
     }
 
     /// Whether this is a v2 tree. A v1 or hybrid host has none here.
@@ -75,12 +87,12 @@ impl Cgroups {
 
     /// Where `vm`'s scope is, or would be.
     pub fn scope_of(&self, vm: &VmId) -> PathBuf {
-        self.slice().join(format!("qemu-{vm}.scope"))
+        self.slice.join(format!("qemu-{vm}.scope"))
     }
 
     /// Where the scope of a virtual network's dnsmasq is, or would be; another state directory's has another.
     pub fn scope_of_network(&self, state_dir: &Path, name: &NetworkName) -> PathBuf {
-        self.slice().join(scope_name(state_dir, name))
+        self.slice.join(scope_name(state_dir, name))
     }
 
     /// Moves a process with all its threads into `vm`'s scope, which is created.
@@ -104,30 +116,34 @@ impl Cgroups {
     /// Removes the scopes of VMs and dnsmasqs that have ended, also those an earlier run of ours left. Returns
     /// how many there were; populated ones stay.
     pub async fn remove_empty_scopes(&self) -> usize {
-        let slice = self.slice();
+        let slice = self.slice.clone();
         let swept = blocking(move || {
             let scopes = fs::read_dir(slice).into_iter().flatten().flatten();
             let scopes = scopes.filter(|entry| is_scope(&entry.file_name()));
             scopes
-                .filter(|entry| fs::remove_dir(entry.path()).is_ok())
+                .filter(|entry| remove_empty(&entry.path()).is_ok())
                 .count()
         });
         swept.await.unwrap_or(0)
     }
 
-    fn slice(&self) -> PathBuf {
-        self.base.join(SLICE)
-    }
-
-    fn place_in(&self, pid: i32, scope: &Path) -> Result<(), String> {
+    /// Makes `scope` in the slice. Whether it was not there.
+    pub(super) fn make(&self, scope: &Path) -> Result<bool, String> {
         if !self.is_v2() {
             return Err(format!("no cgroup v2 tree at {}", self.base.display()));
         }
-        let slice = self.slice();
-        make_dir(&slice)?;
-        enable_controllers(&self.base);
-        enable_controllers(&slice);
-        make_dir(scope)?;
+        make_dir(&self.slice)?;
+        make_dir(scope)
+    }
+
+    /// The directories whose children get a controller by it being enabled there, the upper one first.
+    pub(super) fn parents(&self) -> [&Path; 2] {
+        [&self.base, &self.slice]
+    }
+
+    fn place_in(&self, pid: i32, scope: &Path) -> Result<(), String> {
+        self.make(scope)?;
+        self.parents().into_iter().for_each(enable_controllers);
         let procs = scope.join("cgroup.procs");
         write(&procs, &pid.to_string()).map_err(|error| {
             // Only an empty one goes: a scope that already holds the VM stays.
@@ -163,13 +179,32 @@ fn is_scope(name: &OsStr) -> bool {
     of_ours && name.ends_with(b".scope")
 }
 
-fn make_dir(path: &Path) -> Result<(), String> {
+/// Whether it was not there.
+fn make_dir(path: &Path) -> Result<bool, String> {
     match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(format!("{}: {error}", path.display()))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(format!("{}: {error}", path.display())),
     }
+}
+
+/// Removes a scope that has no process. In a stand-in for the kernel's tree the files in it are ordinary ones, which
+/// go first.
+pub(super) fn remove_empty(scope: &Path) -> io::Result<()> {
+    let removed = fs::remove_dir(scope);
+    if !matches!(&removed, Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty) {
+        return removed;
+    }
+    if !fs::read(scope.join("cgroup.procs"))
+        .unwrap_or_default()
+        .is_empty()
+    {
+        return removed;
+    }
+    for file in STAND_INS {
+        let _absent = fs::remove_file(scope.join(file));
+    }
+    fs::remove_dir(scope)
 }
 
 /// One write per controller: a single one that is refused (it belongs to a v1 hierarchy, or the
@@ -205,7 +240,7 @@ mod tests {
         let tree = Cgroups::at(dir.path());
         let scope = tree.scope_of(vm);
         fs::create_dir_all(&scope).unwrap();
-        for dir in [dir.path(), &tree.slice()] {
+        for dir in [dir.path(), tree.slice.as_path()] {
             fs::write(dir.join("cgroup.controllers"), "cpuset rdma memory\n").unwrap();
             fs::write(dir.join("cgroup.subtree_control"), "").unwrap();
         }
@@ -277,7 +312,12 @@ mod tests {
         ] {
             fs::create_dir_all(slice.join(name)).unwrap();
         }
-        assert_eq!(Cgroups::at(dir.path()).remove_empty_scopes().await, 2);
+        for (name, processes) in [("qemu-c.scope", ""), ("qemu-d.scope", "17\n")] {
+            fs::create_dir_all(slice.join(name)).unwrap();
+            fs::write(slice.join(name).join("cgroup.procs"), processes).unwrap();
+        }
+        assert_eq!(Cgroups::at(dir.path()).remove_empty_scopes().await, 3);
+        assert!(slice.join("qemu-d.scope").exists());
         assert!(slice.join("qemu-b.scope").exists() && slice.join("other.scope").exists());
     }
 }

@@ -7,6 +7,8 @@ pub mod block_driver;
 pub(crate) mod blocking;
 pub mod bridge;
 pub mod cgroup;
+pub mod command;
+pub mod cpuset;
 pub mod dir_lock;
 pub mod dir_watch;
 pub mod display_port;

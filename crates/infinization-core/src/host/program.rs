@@ -3,6 +3,8 @@
 //! Every short-lived program the library starts (`nft`, `qemu-img`) goes through [`Program::run`].
 //! QEMU itself outlives the call and has its own spawner ([`super::process`]).
 
+mod talk;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -11,16 +13,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use crate::error::{Coded, ErrorCode};
 
+use talk::{Pipes, Sink, end, talk};
+
 /// How long a program may take to end after SIGTERM before it gets SIGKILL.
 const KILL_GRACE: Duration = Duration::from_secs(5);
-/// More output than this ends the program: it protects our memory, no real answer comes near.
+/// More output than this on one stream ends the program: it protects our memory, no real answer comes near.
 const MAX_OUTPUT: u64 = 64 * 1024 * 1024;
 
 static STARTED: AtomicU64 = AtomicU64::new(0);
@@ -54,8 +57,8 @@ pub enum ProgramError {
     Timeout { program: String, deadline: Duration },
     #[error("{program} was cancelled")]
     Cancelled { program: String },
-    #[error("{program} printed more than {MAX_OUTPUT} bytes and was ended")]
-    TooMuchOutput { program: String },
+    #[error("{program} printed more than {limit} bytes and was ended")]
+    TooMuchOutput { program: String, limit: u64 },
 }
 
 impl Coded for ProgramError {
@@ -76,7 +79,7 @@ impl Coded for ProgramError {
         | Self::Pipe { program, .. }
         | Self::Timeout { program, .. }
         | Self::Cancelled { program }
-        | Self::TooMuchOutput { program }) = self;
+        | Self::TooMuchOutput { program, .. }) = self;
         Map::from_iter([("program".to_owned(), Value::from(program.as_str()))])
     }
 }
@@ -105,6 +108,21 @@ impl Finished {
     }
 }
 
+/// What a program that was started left, whether it came to its own end or not.
+#[derive(Debug)]
+pub struct Ran {
+    /// The process it was.
+    pub pid: Option<u32>,
+    /// Exit code or signal; `None` when even that could not be read.
+    pub status: Option<ExitStatus>,
+    /// What of its standard output was read.
+    pub stdout: Vec<u8>,
+    /// What of its standard error was read.
+    pub stderr: Vec<u8>,
+    /// Why it was ended before its own end.
+    pub failure: Option<ProgramError>,
+}
+
 /// One run of a program, described before it starts.
 #[derive(Debug)]
 pub struct Program {
@@ -113,8 +131,16 @@ pub struct Program {
     stdin: Input,
     stdout: Option<OwnedFd>,
     deadline: Option<Duration>,
+    limits: Limits,
     cancel: CancellationToken,
     on_stdout: Option<tokio::sync::mpsc::UnboundedSender<Vec<u8>>>,
+}
+
+/// What a program is held to beside its deadline.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    max_output: u64,
+    kill_grace: Duration,
 }
 
 /// What a program reads, which may be a secret.
@@ -135,6 +161,10 @@ impl Program {
             stdin: Input(Zeroizing::default()),
             stdout: None,
             deadline: Some(Duration::from_secs(30)),
+            limits: Limits {
+                max_output: MAX_OUTPUT,
+                kill_grace: KILL_GRACE,
+            },
             cancel: CancellationToken::new(),
             on_stdout: None,
         }
@@ -169,6 +199,20 @@ impl Program {
         self
     }
 
+    /// Ends the program when it prints more than this many bytes on one stream; 64 MiB unless set.
+    #[must_use]
+    pub fn max_output(mut self, bytes: u64) -> Self {
+        self.limits.max_output = bytes;
+        self
+    }
+
+    /// How long it may take to end after SIGTERM before it gets SIGKILL; 5 s unless set.
+    #[must_use]
+    pub fn kill_grace(mut self, grace: Duration) -> Self {
+        self.limits.kill_grace = grace;
+        self
+    }
+
     /// Ends the program when the token is cancelled.
     #[must_use]
     pub fn cancel(mut self, token: CancellationToken) -> Self {
@@ -185,61 +229,116 @@ impl Program {
 
     /// Runs it. Whatever happens, no child is left when this returns; dropping the future kills it.
     pub async fn run(self) -> Result<Finished, ProgramError> {
-        let Self {
-            name,
-            args,
-            stdin: Input(stdin),
+        let program = self.name.clone();
+        // Boxed: it would be the largest part of every future that runs a program.
+        let ran = Box::pin(self.run_whole()).await?;
+        let Ran {
+            pid,
+            status,
             stdout,
-            deadline,
-            cancel,
-            on_stdout,
-        } = self;
-        let mut child = Command::new(&name)
-            .args(args)
+            stderr,
+            failure,
+        } = ran;
+        match (failure, status) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(status)) => Ok(Finished {
+                pid,
+                status,
+                stdout,
+                stderr,
+            }),
+            (None, None) => Err(ProgramError::Pipe {
+                program,
+                source: std::io::ErrorKind::NotFound.into(),
+            }),
+        }
+    }
+
+    /// As [`Program::run`]; one that was ended before its time has left something, too.
+    pub async fn run_whole(mut self) -> Result<Ran, ProgramError> {
+        let mut child = self.start()?;
+        let pid = child.id();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let input = std::mem::take(&mut self.stdin.0);
+        let mut pipes = Pipes::of(&mut child);
+        let talk = talk(
+            &mut child,
+            &mut pipes,
+            input,
+            Sink {
+                into: &mut stdout,
+                limit: self.limits.max_output,
+                also: self.on_stdout.take(),
+            },
+            Sink {
+                into: &mut stderr,
+                limit: self.limits.max_output,
+                also: None,
+            },
+        );
+        let outcome = tokio::select! {
+            outcome = talk => Stop::Ended(outcome),
+            () = self.cancel.cancelled() => Stop::Cancelled,
+            () = expired(self.deadline) => Stop::Expired,
+        };
+        let (status, failure) = match outcome {
+            Stop::Ended(Ok(status)) => (Some(status), None),
+            stopped => {
+                let status = end(&mut child, &mut pipes, self.limits.kill_grace).await;
+                (status, Some(self.failure_of(stopped)))
+            }
+        };
+        Ok(Ran {
+            pid,
+            status,
+            stdout,
+            stderr,
+            failure,
+        })
+    }
+
+    fn start(&mut self) -> Result<Child, ProgramError> {
+        let stdout = self.stdout.take();
+        let child = Command::new(&self.name)
+            .args(&self.args)
             .env("LC_ALL", "C")
             .env("LANG", "C")
             .stdin(Stdio::piped())
             .stdout(stdout.map_or_else(Stdio::piped, Stdio::from))
             .stderr(Stdio::piped())
             .kill_on_drop(true)
-            .spawn()
-            .map_err(|source| match source.kind() {
-                std::io::ErrorKind::NotFound => ProgramError::NotFound {
-                    program: name.clone(),
-                },
-                _ => ProgramError::Spawn {
-                    program: name.clone(),
-                    source,
-                },
-            })?;
-        count_program();
-
-        let talk = talk(&mut child, stdin, on_stdout);
-        let outcome = tokio::select! {
-            outcome = talk => Stop::Ended(outcome),
-            () = cancel.cancelled() => Stop::Cancelled,
-            () = expired(deadline) => Stop::Expired,
-        };
-        let program = name;
-        let failure = match outcome {
-            Stop::Ended(Ok(finished)) => return Ok(finished),
-            Stop::Ended(Err(source)) => match source.kind() {
-                std::io::ErrorKind::FileTooLarge => ProgramError::TooMuchOutput { program },
-                _ => ProgramError::Pipe { program, source },
+            .spawn();
+        let program = || self.name.clone();
+        let child = child.map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => ProgramError::NotFound { program: program() },
+            _ => ProgramError::Spawn {
+                program: program(),
+                source,
             },
+        })?;
+        count_program();
+        Ok(child)
+    }
+
+    fn failure_of(&self, stopped: Stop) -> ProgramError {
+        let program = self.name.clone();
+        match stopped {
+            Stop::Ended(Err(error)) if error.kind() == std::io::ErrorKind::FileTooLarge => {
+                let limit = self.limits.max_output;
+                ProgramError::TooMuchOutput { program, limit }
+            }
+            Stop::Ended(Err(source)) => ProgramError::Pipe { program, source },
             Stop::Cancelled => ProgramError::Cancelled { program },
-            Stop::Expired => {
-                let deadline = deadline.unwrap_or_default();
+            Stop::Ended(Ok(_)) | Stop::Expired => {
+                let deadline = self.deadline.unwrap_or_default();
                 ProgramError::Timeout { program, deadline }
             }
-        };
-        end(&mut child).await;
-        Err(failure)
+        }
     }
 }
 
 enum Stop {
-    Ended(std::io::Result<Finished>),
+    Ended(std::io::Result<ExitStatus>),
     Cancelled,
     Expired,
 }
@@ -248,73 +347,6 @@ async fn expired(deadline: Option<Duration>) {
     match deadline {
         Some(deadline) => tokio::time::sleep(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-async fn talk(
-    child: &mut Child,
-    input: Zeroizing<Vec<u8>>,
-    on_stdout: Option<tokio::sync::mpsc::UnboundedSender<Vec<u8>>>,
-) -> std::io::Result<Finished> {
-    let pid = child.id();
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let write = async move {
-        if let Some(mut stdin) = stdin {
-            // A program may end without reading all: its exit status tells the story, not EPIPE.
-            match stdin.write_all(&input).await {
-                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
-    };
-    let ((), stdout, stderr) =
-        tokio::try_join!(write, collect(stdout, on_stdout), collect(stderr, None))?;
-    let status = child.wait().await?;
-    Ok(Finished {
-        pid,
-        status,
-        stdout,
-        stderr,
-    })
-}
-
-async fn collect(
-    stream: Option<impl AsyncRead + Unpin>,
-    sink: Option<tokio::sync::mpsc::UnboundedSender<Vec<u8>>>,
-) -> std::io::Result<Vec<u8>> {
-    let mut all = Vec::new();
-    let Some(stream) = stream else { return Ok(all) };
-    let mut stream = stream.take(MAX_OUTPUT + 1);
-    loop {
-        let before = all.len();
-        if stream.read_buf(&mut all).await? == 0 {
-            break;
-        }
-        if let Some(sink) = &sink {
-            // Nobody listening is no reason to fail the program.
-            let _unheard = sink.send(all[before..].to_vec());
-        }
-    }
-    if all.len() as u64 > MAX_OUTPUT {
-        return Err(std::io::ErrorKind::FileTooLarge.into());
-    }
-    Ok(all)
-}
-
-async fn end(child: &mut Child) {
-    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-        // The pid is ours until `wait` reaps it, so it cannot have been reused.
-        let _gone = nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            nix::sys::signal::Signal::SIGTERM,
-        );
-    }
-    if tokio::time::timeout(KILL_GRACE, child.wait())
-        .await
-        .is_err()
-    {
-        let _gone = child.kill().await;
     }
 }
 

@@ -21,6 +21,9 @@ pub enum DatabaseChoice {
     Prisma(Arc<dyn Port>),
     /// Wherever the user's own adapter object has them.
     Injected(Arc<dyn Port>),
+    /// The same, beside the rows of other engines: rows of machines that have left nothing in the state directory are
+    /// theirs to settle.
+    Beside(Arc<dyn Port>),
 }
 
 /// The user's own database.
@@ -29,6 +32,8 @@ pub(super) struct Theirs {
     /// Whether a machine that is not found by its internal name has no row at all. Not so when only
     /// one node's machines are looked at.
     pub(super) is_whole: bool,
+    /// Whether there are rows that other engines settle.
+    pub(super) is_shared: bool,
     /// What showed that it cannot be reached now.
     pub(super) away: Option<DbError>,
 }
@@ -40,12 +45,13 @@ impl DatabaseChoice {
         let deadline = config.database_timeout;
         match self {
             Self::Embedded => Ok(None),
-            Self::Injected(port) => {
+            Self::Injected(port) | Self::Beside(port) => {
                 let database = InjectedDatabase::new(Arc::clone(port)).answering_within(deadline);
                 database.probe().await?;
                 Ok(Some(Theirs {
                     database: Arc::new(database),
                     is_whole: false,
+                    is_shared: matches!(self, Self::Beside(_)),
                     away: None,
                 }))
             }
@@ -62,6 +68,7 @@ impl DatabaseChoice {
                 Ok(Some(Theirs {
                     database: Arc::new(database),
                     is_whole: config.node_id.is_none(),
+                    is_shared: false,
                     away,
                 }))
             }

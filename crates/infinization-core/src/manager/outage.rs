@@ -112,7 +112,9 @@ impl Open {
         let makes_up = !self.has_settled.load(SeqCst);
         if makes_up {
             let older = self.rows_of_others().await?;
-            let is_new = |row: &RunningVm| rows.iter().all(|other| other.id != row.id);
+            let is_new = |row: &RunningVm| {
+                rows.iter().all(|other| other.id != row.id) && self.settles(row, ours)
+            };
             let older: Vec<_> = older.into_iter().filter(is_new).collect();
             rows.extend(older);
         }

@@ -69,6 +69,7 @@ pub(super) async fn open(inner: &Inner) -> Result<Arc<Open>, Failure> {
         outbox,
         embedded: rows.embedded,
         sees_every_row: rows.every_one,
+        shares_rows: rows.shared,
         events: inner.events.clone(),
         links: Links::new(),
         nft,
@@ -203,6 +204,7 @@ struct Rows {
     database: Arc<dyn Database>,
     embedded: Option<Arc<SqliteDatabase>>,
     every_one: bool,
+    shared: bool,
     away: Option<DbError>,
 }
 
@@ -213,6 +215,7 @@ impl Rows {
             away: theirs.away,
             embedded: None,
             every_one: theirs.is_whole,
+            shared: theirs.is_shared,
         }
     }
 
@@ -223,6 +226,7 @@ impl Rows {
             database: Arc::<SqliteDatabase>::clone(&store),
             embedded: Some(store),
             every_one: true,
+            shared: false,
             away: None,
         })
     }
@@ -288,7 +292,7 @@ impl Open {
     }
 
     async fn find_out_rows(&self, left: Vec<VmId>) {
-        if let Err(error) = self.settle_transient().await {
+        if let Err(error) = self.settle_transient(&left).await {
             tracing::warn!(%error, "rows between two states were not reconciled");
         }
         // What was taken back has told its row just now.
@@ -303,8 +307,11 @@ impl Open {
     }
 
     /// Settles what an earlier process left between two states: once in this one's life.
-    async fn settle_transient(&self) -> Result<(), Failure> {
-        self.reconcile(&TRANSIENT).await?;
+    async fn settle_transient(&self, left: &[VmId]) -> Result<(), Failure> {
+        let database = &self.services.database;
+        let mut rows = database.find_machines_by_statuses(&TRANSIENT).await?;
+        rows.retain(|row| self.settles(row, left));
+        self.reconcile_rows(&rows).await;
         self.has_settled.store(true, SeqCst);
         Ok(())
     }

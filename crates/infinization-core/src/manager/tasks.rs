@@ -96,6 +96,11 @@ impl Open {
         Ok(self.reconcile_rows(&rows).await)
     }
 
+    /// Whether a row between two states is for us to settle, of machines that have `left` something here or of others.
+    pub(super) fn settles(&self, row: &RunningVm, left: &[VmId]) -> bool {
+        !self.services.shares_rows || left.iter().any(|vm_id| vm_id.as_str() == row.id)
+    }
+
     pub(super) async fn reconcile_rows(&self, rows: &[RunningVm]) -> ReconcileSummary {
         let settled = join_all(rows.iter().map(|row| self.reconcile_row(row))).await;
         let summary = ReconcileSummary::of(settled);

@@ -56,6 +56,8 @@ pub struct Services {
     /// Whether a machine that is not found by its internal name has no row anywhere. Not so where
     /// several nodes share a database and each sees its own machines.
     pub sees_every_row: bool,
+    /// Whether rows of machines that have left nothing in the state directory are for other engines to settle.
+    pub shares_rows: bool,
     /// Tells listeners.
     pub events: EventBus,
     /// Netlink.

@@ -11,6 +11,7 @@
 //! | `identity` | [`ProcessId`], [`adopt`], [`find_by_name`]: is this process that VM's QEMU? |
 //! | `proc_files` | the pure parsers of `/proc/<pid>/{stat,cmdline}` |
 //! | `stderr_log` | the file that keeps QEMU's last words |
+//! | `start_failure` | what they say of a start that failed |
 //!
 //! Invariants: no signal goes to a number, only through a pidfd that was proven to be the right
 //! process; dropping a handle never ends a process, because a VM outlives the library; nobody else's
@@ -24,6 +25,7 @@ mod identity;
 mod pidfd;
 mod proc_files;
 mod spawn;
+mod start_failure;
 mod stderr_log;
 mod vfork;
 
@@ -39,6 +41,7 @@ pub use identity::{
 pub use proc_files::QemuMarks;
 pub use rustix::process::Signal;
 pub use spawn::{RunAs, SpawnSpec, spawn};
+pub use start_failure::ended_while_starting;
 pub use stderr_log::StderrLog;
 pub use vfork::SpawnStep;
 

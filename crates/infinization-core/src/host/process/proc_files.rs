@@ -59,8 +59,18 @@ pub struct QemuMarks {
 }
 
 impl QemuMarks {
+    /// Whatever of the three it is: the machine's internal name, its pidfile or its monitor's socket.
+    pub fn any_of(token: &str) -> Self {
+        let token = Some(token.to_owned());
+        Self {
+            name: token.clone(),
+            pid_file: token.clone(),
+            qmp_socket: token,
+        }
+    }
+
     /// Whether a command line (NUL-separated) has one of the marks.
-    pub(super) fn are_on(&self, cmdline: &[u8]) -> bool {
+    pub fn are_on(&self, cmdline: &[u8]) -> bool {
         let has = |switch: &[u8], wanted: Option<String>| {
             let value = value_of(cmdline, switch).unwrap_or_default();
             let first = value.split(|byte| *byte == b',').next();

@@ -12,7 +12,7 @@ use crate::config::{DisplayProtocol, VmConfig};
 use crate::error::{ErrorCode, Failure};
 use crate::host::affinity;
 use crate::host::cgroup::Placement;
-use crate::host::process::{self, ProcessHandle, SpawnSpec, StderrLog};
+use crate::host::process::{self, Exit, ProcessHandle, SpawnSpec, StderrLog, ended_while_starting};
 use crate::host::qemu_img;
 use crate::qemu::name_argument;
 use crate::qmp::{self, QmpClient, QmpError, QmpOptions, Reconnect};
@@ -24,9 +24,6 @@ use crate::vm::{QEMU_LOG, SERIAL_LOG};
 
 /// For connecting to a QEMU that was just started: loading its modules and files takes a moment.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(30);
-
-/// What QEMU says of an encrypted disk that it cannot open.
-const WRONG_KEY: &str = "Invalid password, cannot unlock";
 
 impl HostEffects {
     /// Starts QEMU, and writes its identity down before anything else can happen.
@@ -90,12 +87,12 @@ impl HostEffects {
         let connect = connect(path, &process, MONITOR_DEADLINE);
         let connected = tokio::select! {
             biased;
-            exit = process.exited() => Err(self.ended_while_starting(&format!("{exit:?}"))),
+            exit = process.exited() => Err(self.ended_while_starting(exit)),
             connected = connect => match connected {
                 Ok(connected) => Ok(connected),
                 // A broken connection is how an exit shows first: its reason is the better answer.
                 Err(error) => match tokio::time::timeout(Duration::from_secs(1), process.exited()).await {
-                    Ok(exit) => Err(self.ended_while_starting(&format!("{exit:?}"))),
+                    Ok(exit) => Err(self.ended_while_starting(exit)),
                     Err(_still_there) => Err(error.into()),
                 },
             },
@@ -105,23 +102,9 @@ impl HostEffects {
         Ok(())
     }
 
-    fn ended_while_starting(&self, exit: &str) -> Failure {
-        let stderr = StderrLog::at(self.directory.join(QEMU_LOG))
-            .tail()
-            .unwrap_or_default();
-        // The second is what the SPICE library says instead.
-        let taken = ["Address already in use", "binding socket to"];
-        let code = if stderr.contains(WRONG_KEY) {
-            ErrorCode::AuthFailed
-        } else if taken.iter().any(|words| stderr.contains(words)) {
-            ErrorCode::AddressInUse
-        } else {
-            ErrorCode::QemuStartFailed
-        };
-        let last = stderr.lines().last().unwrap_or("without a word").to_owned();
-        Failure::new(code, format!("QEMU ended while starting: {last}"))
-            .with("stderr", stderr)
-            .with("exit", exit)
+    fn ended_while_starting(&self, exit: Exit) -> Failure {
+        let log = StderrLog::at(self.directory.join(QEMU_LOG));
+        ended_while_starting(&log.tail().unwrap_or_default(), exit)
     }
 }
 
