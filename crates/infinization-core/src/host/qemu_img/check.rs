@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::command::QemuImg;
-use super::in_use::{self, Access};
+use super::in_use::Access;
 use super::{ImageError, ImageFormat, Job, inspect, lock};
 use crate::types::{DiskKey, HostPath};
 
@@ -45,8 +45,7 @@ pub async fn check_with_key(
     job: &Job,
 ) -> Result<ImageCheck, ImageError> {
     let _settled = job.unless_cancelled(path, lock::shared(path)).await??;
-    in_use::refuse(path, Access::Read).await?;
-    inspect::vet_with_key(path, format, &[], key).await?;
+    inspect::vet_unused(path, format, Access::Read, key).await?;
     QemuImg::new("check", path)
         .args(["--output=json"])
         .on_image_as(format, key)

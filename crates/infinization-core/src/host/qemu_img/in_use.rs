@@ -128,7 +128,8 @@ pub(super) async fn refuse(path: &HostPath, access: Access) -> Result<(), ImageE
     blocking(path, move || refuse_now(&image, access)).await
 }
 
-fn refuse_now(path: &HostPath, access: Access) -> Result<(), ImageError> {
+/// [`refuse`] for whoever is on a thread that may block.
+pub(super) fn refuse_now(path: &HostPath, access: Access) -> Result<(), ImageError> {
     let (file, _) = open(path)?;
     if is_locked(&file, access).map_err(|source| ImageError::io(path, source))? {
         return Err(ImageError::InUse {

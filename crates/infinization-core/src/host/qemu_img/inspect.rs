@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use super::header::{
     BackingClaim, HeaderError, LONGEST_HEADER, Qcow2Header, USUAL_HEADER, may_be_longer,
 };
+use super::in_use::{self, Access};
 use super::job::blocking;
 use super::{ImageError, ImageFormat, vmdk};
 use crate::types::{ByteSize, DiskKey, HostPath};
@@ -122,11 +123,35 @@ pub(super) async fn vet_with_key(
 ) -> Result<Inspection, ImageError> {
     let (image, allowed, key) = (path.clone(), allowed.to_vec(), key.cloned());
     blocking(path, move || {
-        let look = look_at(&image, format)?;
-        fits_key(&image, &look, key.as_ref())?;
-        inspection(&image, format, &look, &allowed)
+        vet_now(&image, format, &allowed, key.as_ref())
     })
     .await
+}
+
+/// The same, once it is found that nobody forbids `access`. The image may lie anywhere.
+pub(super) async fn vet_unused(
+    path: &HostPath,
+    format: ImageFormat,
+    access: Access,
+    key: Option<&DiskKey>,
+) -> Result<Inspection, ImageError> {
+    let (image, key) = (path.clone(), key.cloned());
+    blocking(path, move || {
+        in_use::refuse_now(&image, access)?;
+        vet_now(&image, format, &[], key.as_ref())
+    })
+    .await
+}
+
+fn vet_now(
+    image: &HostPath,
+    format: ImageFormat,
+    allowed: &[HostPath],
+    key: Option<&DiskKey>,
+) -> Result<Inspection, ImageError> {
+    let look = look_at(image, format)?;
+    fits_key(image, &look, key)?;
+    inspection(image, format, &look, allowed)
 }
 
 /// For verbs that open the image alone.

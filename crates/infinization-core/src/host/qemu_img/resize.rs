@@ -3,7 +3,7 @@
 use super::bitmap::drop_bitmaps;
 use super::command::QemuImg;
 use super::create::check_size;
-use super::in_use::{self, Access};
+use super::in_use::Access;
 use super::info::{Sharing, info_locked};
 use super::job::to_its_end;
 use super::{ImageError, ImageFormat, Inspection, Job, inspect, lock};
@@ -39,11 +39,11 @@ pub async fn resize_with_key(
     let (image, key) = (path.clone(), key.cloned());
     to_its_end(path, async move {
         let _alone = lock::exclusive(&image).await?;
-        in_use::refuse(&image, Access::Write).await?;
         let key = key.as_ref();
-        let found = inspect::vet_with_key(&image, format, &[], key).await?;
+        let found = inspect::vet_unused(&image, format, Access::Write, key).await?;
         let opened = (&found, key);
-        let now = info_locked(&image, format, Sharing::Refuse).await?;
+        // That nobody uses it was just found.
+        let now = info_locked(&image, format, Sharing::Force).await?;
         check_size(&image, format, size, now.cluster_size)?;
         match size.cmp(&now.virtual_size) {
             std::cmp::Ordering::Equal => Ok(()),
