@@ -4,9 +4,9 @@
 //! it did get, and napi-rs panics in a function that must not (fault F47). So threads are counted first,
 //! and what cannot be had is said by [`refused`], which `index.js` asks before anybody has a class.
 
-use std::panic::catch_unwind;
-use std::sync::{Mutex, OnceLock};
-use std::thread;
+use std::sync::{Mutex, OnceLock, mpsc};
+use std::thread::{self, Builder as Thread};
+use std::time::Duration;
 
 use infinization_core::{ErrorCode, Failure};
 use napi::bindgen_prelude::{Object, create_custom_tokio_runtime};
@@ -16,6 +16,11 @@ use tokio::runtime::{Builder, Runtime};
 /// How many threads at most follow sockets and timers, on however large a host: what takes a while has
 /// threads of its own, and each of these keeps memory of what it did.
 const MOST_WORKERS: usize = 4;
+
+/// The thread that asks for the others, and one of those that were counted: the kernel may count it a little longer.
+const SPARE: usize = 2;
+/// For a few threads to begin, on however busy a host.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether there are threads.
 static STARTED: OnceLock<bool> = OnceLock::new();
@@ -48,11 +53,15 @@ pub(crate) fn refused() -> Option<Failure> {
 /// One with as many threads as there are CPUs for, or as the host gives.
 fn working() -> Option<Runtime> {
     let cpus = thread::available_parallelism().map_or(1, usize::from);
-    let workers = obtainable(cpus.min(MOST_WORKERS));
-    // tokio takes no 0, and without a descriptor for its signals it panics.
-    (workers > 0)
-        .then(|| catch_unwind(|| many(workers)))?
-        .ok()?
+    let workers = obtainable(cpus.min(MOST_WORKERS) + SPARE).saturating_sub(SPARE);
+    if workers == 0 {
+        return None;
+    }
+    let (built, runtime) = mpsc::channel();
+    let build = move || drop(built.send(many(workers)));
+    // A thread that somebody else has taken meanwhile leaves that one waiting, and not this.
+    Thread::new().spawn(build).ok()?;
+    runtime.recv_timeout(PATIENCE).ok()?
 }
 
 fn many(workers: usize) -> Option<Runtime> {
@@ -64,10 +73,13 @@ fn many(workers: usize) -> Option<Runtime> {
 fn obtainable(most: usize) -> usize {
     let gate = Mutex::new(());
     thread::scope(|scope| {
-        let _closed = gate.lock();
+        let closed = gate.lock();
         let waits = || drop(gate.lock());
-        let more = |_| thread::Builder::new().spawn_scoped(scope, waits).ok();
-        (0..most).map_while(more).count()
+        let more = |_| Thread::new().spawn_scoped(scope, waits).ok();
+        let threads: Vec<_> = (0..most).map_while(more).collect();
+        drop(closed);
+        let ended = threads.into_iter().filter_map(|thread| thread.join().ok());
+        ended.count()
     })
 }
 
