@@ -199,7 +199,11 @@ impl Job {
     /// Has one that is ready come to its end.
     pub async fn complete(mut self) -> Result<(), QmpError> {
         let ask = json!({ "id": self.id });
-        self.qmp.execute("job-complete", ask).await?;
+        match self.qmp.execute("job-complete", ask).await {
+            // It has ended by itself, and says why.
+            Err(QmpError::Command { .. }) => self.look_first = true,
+            asked => drop(asked?),
+        }
         timeout(START, self.concluded())
             .await
             .unwrap_or(Err(QmpError::Timeout {

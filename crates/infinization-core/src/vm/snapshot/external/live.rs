@@ -224,7 +224,7 @@ impl Layers<'_> {
             completed = completed.and(job.complete().await);
         }
         // One whose end was not seen may yet switch: it is ended before anything is written down.
-        completed?;
+        completed.map_err(not_copied)?;
         // On disk before the guest writes on, and until then it has to be known that it waits.
         self.note_pivots(lowers, runs).await?;
         if runs {
