@@ -226,7 +226,11 @@ fn length_of(piece: usize, length: u64) -> u64 {
 fn sum_of(file: &File, piece: usize) -> io::Result<ChainingValue> {
     let mut hasher = Hasher::new();
     hasher.set_input_offset(piece as u64 * PIECE);
-    Ok(hashed(file, piece, &mut hasher)?.finalize_non_root())
+    match hashed(file, piece, &mut hasher)? {
+        // Somebody has cut the file short.
+        cut if cut.count() == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        piece => Ok(piece.finalize_non_root()),
+    }
 }
 
 fn hashed<'h>(file: &File, piece: usize, hasher: &'h mut Hasher) -> io::Result<&'h Hasher> {
