@@ -23,7 +23,8 @@ write_number() {
   mv /data/counter.new /data/counter
   rm -f "/data/files/$(($1 - 100))"
   sync
-  echo "$1" >/run/written
+  echo "$1" >/run/written.new
+  mv /run/written.new /run/written
 }
 
 write_all_the_time() {
