@@ -28,7 +28,7 @@ static STARTED: OnceLock<bool> = OnceLock::new();
 /// Runs in every environment that loads the addon, before napi-rs looks for a runtime, and not within
 /// `dlopen`, whose lock a thread needs that ends.
 #[napi(module_exports)]
-pub fn start(_exports: Object) -> napi::Result<()> {
+pub fn start(_exports: Object) {
     STARTED.get_or_init(|| {
         let runtime = working();
         let started = runtime.is_some();
@@ -38,7 +38,6 @@ pub fn start(_exports: Object) -> napi::Result<()> {
         }
         started
     });
-    Ok(())
 }
 
 /// Why nothing can be done in this process, if so.
