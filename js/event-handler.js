@@ -17,7 +17,7 @@ const Handler = traced(class extends native.EventHandler {})
 // With `owner`, which is `getEventHandler()`'s business, it is the face of that instance.
 class EventHandler extends Handler {
   #owner
-  #config
+  #isCustom
   #clients = new Map()
   // Those of engines that run machines for whoever listens here (`VMLifecycle`).
   #engines = new Set()
@@ -33,11 +33,11 @@ class EventHandler extends Handler {
     super(owner, settings, ...ports)
     self = new WeakRef(this)
     this.#owner = owner
-    this.#config = config
+    this.#isCustom = wantsCustom(settings)
   }
 
   static {
-    isTold = (handler, kind) => !kind.startsWith('vm:') || handler.#config?.emitCustomEvents !== false
+    isTold = (handler, kind) => !kind.startsWith('vm:') || handler.#isCustom
     serve = (handler, engine) => handler.#engines.add(engine)
     serveNoMore = (handler, engine) => handler.#engines.delete(engine)
   }
@@ -123,5 +123,8 @@ class EventHandler extends Handler {
     else following.delete(this)
   }
 }
+
+// The settings are a copy, or what native code refuses.
+const wantsCustom = (settings) => settings?.emitCustomEvents !== false
 
 module.exports = { EventHandler, isTold, serve, serveNoMore }
