@@ -4667,7 +4667,7 @@ export class QemuProcess {
   setPidFilePath(path: string): void
   /**
    * What proves that a process is this QEMU: exactly the value of its `-name` (or `guest=` there), of its `-pidfile`,
-   * or the path of its `-qmp unix:`. With it and a pidfile, `stop()` and `forceKill()` also find a QEMU that an
+   * or the path of its `-qmp unix:`, of a program whose file name begins with `qemu`. With it and a pidfile, `stop()` and `forceKill()` also find a QEMU that an
    * earlier program has started.
    */
   setIdentityToken(token: string): void
@@ -4677,7 +4677,7 @@ export class QemuProcess {
    * left are removed first.
    * @throws LifecycleError `INVALID_STATE` (it runs already, here or by its pidfile), `TIMEOUT`; ProcessError
    *   `ADDRESS_IN_USE` (another process listens at the socket, or QEMU finds an address taken), `IDENTITY_UNKNOWN`
-   *   (the token is not on the command line), `PROGRAM_NOT_FOUND`, `SPAWN_FAILED`, `QEMU_START_FAILED` with QEMU's
+   *   (the token is not on the command line, or its program is not called `qemu…`), `PROGRAM_NOT_FOUND`, `SPAWN_FAILED`, `QEMU_START_FAILED` with QEMU's
    *   words, from which what looks like a password is taken out, `HOST_FILE`; QMPError
    */
   start(): Promise<void>
