@@ -124,7 +124,13 @@ class EventHandler extends Handler {
   }
 }
 
-// The settings are a copy, or what native code refuses.
-const wantsCustom = (settings) => settings?.emitCustomEvents !== false
+// Settings that cannot be read are refused by native code.
+function wantsCustom (settings) {
+  try {
+    return settings?.emitCustomEvents !== false
+  } catch {
+    return true
+  }
+}
 
 module.exports = { EventHandler, isTold, serve, serveNoMore }

@@ -138,6 +138,26 @@ test('rows between two states that are another engine\'s are left alone, and its
   for (const { id, status } of others) expect(client.row(id).status).toBe(status)
 })
 
+test('a shutdown while the first verb opens the engine leaves nothing of it with the handler', async () => {
+  const { handler, lifecycle, vmId } = await given()
+  const asked = lifecycle.getStatus(vmId).catch(({ code }) => code)
+  await lifecycle.shutdown()
+  await asked
+  handler.markInstallInProgress(vmId)
+  handler.clearInstallInProgress(vmId)
+  expect(handler.isInstallInProgress(vmId)).toBe(false)
+})
+
+test('B18: objects of the caller that cannot be read are told as what the verb could not do', async () => {
+  const { db, lifecycle } = await given()
+  const config = { get vmId () { throw new TypeError('no') } }
+  expect(await rejection(lifecycle.create(config))).toMatchObject({ name: 'LifecycleError' })
+  const unread = new EventHandler(db, { get emitCustomEvents () { throw new TypeError('no') } })
+  const later = new VMLifecycle(db, unread, undefined, options(newDirectory()))
+  finally_(() => later.shutdown())
+  expect(await rejection(later.getStatus('no-such-vm'))).toMatchObject({ name: 'LifecycleError', code: 'VM_NOT_FOUND' })
+})
+
 test('a state directory has one engine', async () => {
   const { db, handler, lifecycle, stateDir, vmId } = await given()
   await lifecycle.getStatus(vmId)
