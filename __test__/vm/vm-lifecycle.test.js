@@ -2,7 +2,7 @@
 
 const { existsSync } = require('node:fs')
 const path = require('node:path')
-const { EventHandler, HealthMonitor, LifecycleError, PrismaAdapter, QMPClient, VMLifecycle } = require('../..')
+const { EventHandler, HealthMonitor, Infinization, LifecycleError, PrismaAdapter, QMPClient, VMLifecycle } = require('../..')
 const { cleanUp, finally_, host, machine, newBridge, newDirectory, newInstance, next, rejection, runNode, unique, warning } = require('../kit')
 const { Client } = require('../kit/client')
 
@@ -140,9 +140,14 @@ test('rows between two states that are another engine\'s are left alone, and its
 
 test('a shutdown while the first verb opens the engine leaves nothing of it with the handler', async () => {
   const { handler, lifecycle, vmId } = await given()
-  const asked = lifecycle.getStatus(vmId).catch(({ code }) => code)
-  await lifecycle.shutdown()
-  await asked
+  const { initialize } = Infinization.prototype
+  let closing
+  jest.spyOn(Infinization.prototype, 'initialize').mockImplementationOnce(async function () {
+    await Reflect.apply(initialize, this, [])
+    closing = lifecycle.shutdown()
+  })
+  expect(await rejection(lifecycle.getStatus(vmId))).toMatchObject({ code: 'CLOSED' })
+  await closing
   handler.markInstallInProgress(vmId)
   handler.clearInstallInProgress(vmId)
   expect(handler.isInstallInProgress(vmId)).toBe(false)
