@@ -4912,15 +4912,15 @@ export interface CommandOptions extends Abortable {
   maxBuffer?: number
   /** Milliseconds between SIGTERM and SIGKILL when it is ended. Default 5000. */
   killGraceMs?: number
-  /** A failure is no process warning, but a line of the log (`DEBUG`). Default false. */
+  /** A failure is no process warning, but a line of the log (`DEBUG`), as one by `signal` always is. Default false. */
   expectNonZeroExit?: boolean
 }
 
 /**
  * A command did not end with exit code 0. The class is not exported: `name` is `CommandExecutionError`. The message
  * has its last 8 KiB of standard error (else of standard output) and none of its arguments. In `stdout`, `stderr` and
- * the message, values of `password=`, `passwd=`, `passphrase=` and `secret=` are `***`, and so is what `stdin` was,
- * if that is one line.
+ * the message, values of `password=`, `passwd=`, `passphrase=`, `secret=` and of `data=` in QEMU's `secret,…` are `***`,
+ * and so is what `stdin` was, if that is one line.
  */
 export interface CommandExecutionError extends Error {
   /** Its exit code; null when a signal ended it, or it could not be started. */
@@ -4938,7 +4938,7 @@ export interface CommandExecutionError extends Error {
 
 /**
  * Runs programs to their end: no shell, a deadline, bounded output. Whatever happens, the program is gone when the
- * promise settles.
+ * promise settles. A process that it has left behind goes on; what that prints is read for a second at most.
  */
 export class CommandExecutor {
   constructor()

@@ -41,7 +41,7 @@ fn value_start(text: &str, from: usize) -> Option<usize> {
 
 /// Whether what stands before `,data=` is the beginning of an `-object secret`.
 fn is_of_secret(before: &[u8]) -> bool {
-    let mut words = before.rsplit(|byte| byte.is_ascii_whitespace());
+    let mut words = before.rsplit(u8::is_ascii_whitespace);
     let object = words.next().unwrap_or_default();
     object.windows(7).any(|here| here == b"secret,")
 }
