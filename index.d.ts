@@ -4667,7 +4667,7 @@ export class QemuProcess {
   setPidFilePath(path: string): void
   /**
    * What proves that a process is this QEMU: exactly the value of its `-name` (or `guest=` there), of its `-pidfile`,
-   * or the path of its `-qmp unix:`. With it and a pidfile, `stop()` and `forceKill()` also find a QEMU that an
+   * or the path of its `-qmp unix:`, of a program whose file name begins with `qemu`. With it and a pidfile, `stop()` and `forceKill()` also find a QEMU that an
    * earlier program has started.
    */
   setIdentityToken(token: string): void
@@ -4677,7 +4677,7 @@ export class QemuProcess {
    * left are removed first.
    * @throws LifecycleError `INVALID_STATE` (it runs already, here or by its pidfile), `TIMEOUT`; ProcessError
    *   `ADDRESS_IN_USE` (another process listens at the socket, or QEMU finds an address taken), `IDENTITY_UNKNOWN`
-   *   (the token is not on the command line), `PROGRAM_NOT_FOUND`, `SPAWN_FAILED`, `QEMU_START_FAILED` with QEMU's
+   *   (the token is not on the command line, or its program is not called `qemu…`), `PROGRAM_NOT_FOUND`, `SPAWN_FAILED`, `QEMU_START_FAILED` with QEMU's
    *   words, from which what looks like a password is taken out, `HOST_FILE`; QMPError
    */
   start(): Promise<void>
@@ -4912,15 +4912,15 @@ export interface CommandOptions extends Abortable {
   maxBuffer?: number
   /** Milliseconds between SIGTERM and SIGKILL when it is ended. Default 5000. */
   killGraceMs?: number
-  /** A failure is no process warning, but a line of the log (`DEBUG`). Default false. */
+  /** A failure is no process warning, but a line of the log (`DEBUG`), as one by `signal` always is. Default false. */
   expectNonZeroExit?: boolean
 }
 
 /**
  * A command did not end with exit code 0. The class is not exported: `name` is `CommandExecutionError`. The message
  * has its last 8 KiB of standard error (else of standard output) and none of its arguments. In `stdout`, `stderr` and
- * the message, values of `password=`, `passwd=`, `passphrase=` and `secret=` are `***`, and so is what `stdin` was,
- * if that is one line.
+ * the message, values of `password=`, `passwd=`, `passphrase=`, `secret=` and of `data=` in QEMU's `secret,…` are `***`,
+ * and so is what `stdin` was, if that is one line.
  */
 export interface CommandExecutionError extends Error {
   /** Its exit code; null when a signal ended it, or it could not be started. */
@@ -4938,7 +4938,7 @@ export interface CommandExecutionError extends Error {
 
 /**
  * Runs programs to their end: no shell, a deadline, bounded output. Whatever happens, the program is gone when the
- * promise settles.
+ * promise settles. A process that it has left behind goes on; what that prints is read for a second at most.
  */
 export class CommandExecutor {
   constructor()

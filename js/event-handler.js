@@ -17,7 +17,7 @@ const Handler = traced(class extends native.EventHandler {})
 // With `owner`, which is `getEventHandler()`'s business, it is the face of that instance.
 class EventHandler extends Handler {
   #owner
-  #config
+  #isCustom
   #clients = new Map()
   // Those of engines that run machines for whoever listens here (`VMLifecycle`).
   #engines = new Set()
@@ -33,11 +33,11 @@ class EventHandler extends Handler {
     super(owner, settings, ...ports)
     self = new WeakRef(this)
     this.#owner = owner
-    this.#config = config
+    this.#isCustom = wantsCustom(settings)
   }
 
   static {
-    isTold = (handler, kind) => !kind.startsWith('vm:') || handler.#config?.emitCustomEvents !== false
+    isTold = (handler, kind) => !kind.startsWith('vm:') || handler.#isCustom
     serve = (handler, engine) => handler.#engines.add(engine)
     serveNoMore = (handler, engine) => handler.#engines.delete(engine)
   }
@@ -121,6 +121,15 @@ class EventHandler extends Handler {
     }
     if (attached.size > 0) following.add(this)
     else following.delete(this)
+  }
+}
+
+// Settings that cannot be read are refused by native code.
+function wantsCustom (settings) {
+  try {
+    return settings?.emitCustomEvents !== false
+  } catch {
+    return true
   }
 }
 

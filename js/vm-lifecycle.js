@@ -11,6 +11,7 @@ const { warn } = require('./warn')
 class VMLifecycle {
   #engine
   #eventHandler
+  #closed = false
 
   constructor (db, eventHandler, eventManager, options) {
     this.#eventHandler = eventHandler
@@ -19,42 +20,43 @@ class VMLifecycle {
   }
 
   async create (config, options) {
-    return this.#ask('CREATE_FAILED', config?.vmId, (engine) => engine.createVM(config, options))
+    return this.#ask('CREATE_FAILED', () => config?.vmId, (engine) => engine.createVM(config, options))
   }
 
   async start (vmId, config) {
-    return this.#ask('START_FAILED', vmId, (engine) => engine.startVM(vmId, config))
+    return this.#ask('START_FAILED', () => vmId, (engine) => engine.startVM(vmId, config))
   }
 
   async stop (vmId, config) {
-    return this.#ask('STOP_FAILED', vmId, (engine) => engine.stopVM(vmId, config))
+    return this.#ask('STOP_FAILED', () => vmId, (engine) => engine.stopVM(vmId, config))
   }
 
   async destroyResources (vmId) {
-    return this.#ask('STOP_FAILED', vmId, (engine) => engine.destroyVM(vmId))
+    return this.#ask('STOP_FAILED', () => vmId, (engine) => engine.destroyVM(vmId))
   }
 
   async restart (vmId) {
-    return this.#ask('STOP_FAILED', vmId, (engine) => engine.restartVM(vmId))
+    return this.#ask('STOP_FAILED', () => vmId, (engine) => engine.restartVM(vmId))
   }
 
   async suspend (vmId) {
-    return this.#ask('QMP_ERROR', vmId, (engine) => engine.suspendVM(vmId))
+    return this.#ask('QMP_ERROR', () => vmId, (engine) => engine.suspendVM(vmId))
   }
 
   async resume (vmId) {
-    return this.#ask('QMP_ERROR', vmId, (engine) => engine.resumeVM(vmId))
+    return this.#ask('QMP_ERROR', () => vmId, (engine) => engine.resumeVM(vmId))
   }
 
   async reset (vmId) {
-    return this.#ask('QMP_ERROR', vmId, (engine) => engine.resetVM(vmId))
+    return this.#ask('QMP_ERROR', () => vmId, (engine) => engine.resetVM(vmId))
   }
 
   async getStatus (vmId) {
-    return this.#ask('DATABASE_ERROR', vmId, (engine) => engine.getVMStatus(vmId))
+    return this.#ask('DATABASE_ERROR', () => vmId, (engine) => engine.getVMStatus(vmId))
   }
 
   async shutdown () {
+    this.#closed = true
     const engine = this.#engine
     if (engine.isInitialized()) serveNoMore(this.#eventHandler, engine.getEventHandler())
     return engine.shutdown()
@@ -66,16 +68,28 @@ class VMLifecycle {
       return await verb(await this.#open())
     } catch (error) {
       if (error instanceof LifecycleError) throw error
-      const id = typeof vmId === 'string' ? vmId : undefined
-      throw Object.assign(new LifecycleError(code, error.message, id, error.context), { cause: error })
+      throw Object.assign(new LifecycleError(code, error.message, textOf(vmId), error.context), { cause: error })
     }
   }
 
   async #open () {
     requireHandler(this.#eventHandler)
-    await this.#engine.initialize()
-    serve(this.#eventHandler, this.#engine.getEventHandler())
-    return this.#engine
+    const engine = this.#engine
+    // Of one that is open it would withhold the events for nothing.
+    if (!engine.isInitialized()) await engine.initialize()
+    // A shutdown that came meanwhile has looked for the engine already.
+    if (!this.#closed) serve(this.#eventHandler, engine.getEventHandler())
+    return engine
+  }
+}
+
+// What is none, or cannot even be read, is refused elsewhere.
+function textOf (read) {
+  try {
+    const value = read()
+    return typeof value === 'string' ? value : undefined
+  } catch {
+    return undefined
   }
 }
 

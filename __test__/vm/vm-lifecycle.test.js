@@ -2,7 +2,7 @@
 
 const { existsSync } = require('node:fs')
 const path = require('node:path')
-const { EventHandler, HealthMonitor, LifecycleError, PrismaAdapter, QMPClient, VMLifecycle } = require('../..')
+const { EventHandler, HealthMonitor, Infinization, LifecycleError, PrismaAdapter, QMPClient, VMLifecycle } = require('../..')
 const { cleanUp, finally_, host, machine, newBridge, newDirectory, newInstance, next, rejection, runNode, unique, warning } = require('../kit')
 const { Client } = require('../kit/client')
 
@@ -136,6 +136,31 @@ test('rows between two states that are another engine\'s are left alone, and its
   const { lifecycle: later } = nextEngine({ db, stateDir, vmId })
   expect(await later.getStatus(vmId)).toMatchObject({ status: 'off', processAlive: false })
   for (const { id, status } of others) expect(client.row(id).status).toBe(status)
+})
+
+test('a shutdown while the first verb opens the engine leaves nothing of it with the handler', async () => {
+  const { handler, lifecycle, vmId } = await given()
+  const { initialize } = Infinization.prototype
+  let closing
+  jest.spyOn(Infinization.prototype, 'initialize').mockImplementationOnce(async function () {
+    await Reflect.apply(initialize, this, [])
+    closing = lifecycle.shutdown()
+  })
+  expect(await rejection(lifecycle.getStatus(vmId))).toMatchObject({ code: 'CLOSED' })
+  await closing
+  handler.markInstallInProgress(vmId)
+  handler.clearInstallInProgress(vmId)
+  expect(handler.isInstallInProgress(vmId)).toBe(false)
+})
+
+test('B18: objects of the caller that cannot be read are told as what the verb could not do', async () => {
+  const { db, lifecycle } = await given()
+  const config = { get vmId () { throw new TypeError('no') } }
+  expect(await rejection(lifecycle.create(config))).toMatchObject({ name: 'LifecycleError' })
+  const unread = new EventHandler(db, { get emitCustomEvents () { throw new TypeError('no') } })
+  const later = new VMLifecycle(db, unread, undefined, options(newDirectory()))
+  finally_(() => later.shutdown())
+  expect(await rejection(later.getStatus('no-such-vm'))).toMatchObject({ name: 'LifecycleError', code: 'VM_NOT_FOUND' })
 })
 
 test('a state directory has one engine', async () => {

@@ -66,7 +66,8 @@ impl Failed {
     fn of(program: String, ran: Ran, options: &CommandOptions) -> Self {
         let said = |bytes: &[u8]| {
             let end = &bytes[bytes.len().saturating_sub(KEPT)..];
-            without_input(&redacted(&String::from_utf8_lossy(end)), options)
+            // First what is known whole: of an input with a blank in it the other would leave a part.
+            redacted(&without_input(&String::from_utf8_lossy(end), options))
         };
         Self {
             stdout: said(&ran.stdout),
@@ -131,7 +132,7 @@ fn how(status: ExitStatus) -> String {
 }
 
 /// Runs a command; its standard output, or why there is none. A failure is logged, as a warning unless one is
-/// expected.
+/// expected or the caller has cancelled it.
 pub async fn run(
     program: String,
     args: Vec<String>,
@@ -140,7 +141,7 @@ pub async fn run(
 ) -> Result<Vec<u8>, CommandError> {
     let answer = run_quietly(&program, args, &options, cancel).await;
     if let Err(error) = &answer {
-        if options.expect_non_zero_exit {
+        if options.expect_non_zero_exit || error.code() == ErrorCode::Aborted {
             tracing::debug!("{error}");
         } else {
             tracing::warn!("{error}");
@@ -262,10 +263,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_it_leaves_behind_is_not_waited_for() {
+        let options = CommandOptions {
+            timeout: Some(Duration::from_secs(30)),
+            ..CommandOptions::default()
+        };
+        let said = sh("sleep 300 & echo $!", options).await.unwrap();
+        let left: i32 = String::from_utf8(said).unwrap().trim().parse().unwrap();
+        let left = nix::unistd::Pid::from_raw(left);
+        nix::sys::signal::kill(left, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_was_read_is_taken_out_whole() {
+        for secret in ["tail, and; more&so \"on\"", "it's"] {
+            let options = CommandOptions {
+                stdin: Some(Secret::new(secret)),
+                ..CommandOptions::default()
+            };
+            let script = "printf 'password='; cat; echo ' no' >&2; exit 3";
+            let error = sh(script, options).await.unwrap_err();
+            assert_eq!(error.context()["stdout"], "password=***", "{secret:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn b16_what_takes_too_long_or_says_too_much_is_ended() {
         let options = || CommandOptions {
-            timeout: Some(Duration::from_millis(300)),
-            kill_grace: Duration::from_millis(100),
+            timeout: Some(Duration::from_secs(2)),
+            kill_grace: Duration::from_secs(2),
             ..CommandOptions::default()
         };
         for (script, signal) in [

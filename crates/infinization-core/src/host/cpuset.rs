@@ -16,6 +16,9 @@ use super::cgroup::{Cgroups, remove_empty};
 use crate::config::CpusetPaths;
 use crate::error::{Coded, ErrorCode};
 
+/// The files of a scope that say where its processes may be.
+const SETTINGS: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
 /// A process that is not on the CPUs it should be on.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
@@ -107,10 +110,11 @@ impl Cpusets {
                 tracing::debug!(%error, "not delegated");
             }
         }
+        // It may have the process already, which another setting would move.
+        let before = (!is_new).then(|| settings_of(&scope));
         let filled = self.fill(&scope, pid, &cpus);
-        if filled.is_err() && is_new {
-            // It stays where the process is in it after all.
-            let _populated = remove_empty(&scope);
+        if filled.is_err() {
+            undo(&scope, before);
         }
         filled
     }
@@ -194,6 +198,25 @@ fn read_list(path: &Path) -> Result<BTreeSet<u32>, CpusetError> {
         source,
     })?;
     parse_cpu_list(&text).ok_or_else(|| CpusetError::Parse { path: path() })
+}
+
+/// What a scope that is there says, of the files that can be read.
+fn settings_of(scope: &Path) -> Vec<(&'static str, String)> {
+    let read = |name| Some((name, fs::read_to_string(scope.join(name)).ok()?));
+    SETTINGS.into_iter().filter_map(read).collect()
+}
+
+/// A scope that was made is removed, unless the process is in it after all; one that was there says again what it said.
+fn undo(scope: &Path, before: Option<Vec<(&'static str, String)>>) {
+    let Some(before) = before else {
+        let _populated = remove_empty(scope);
+        return;
+    };
+    for (name, text) in before {
+        if let Err(error) = put(scope, name, &text) {
+            tracing::warn!(%error, "a scope keeps what was refused");
+        }
+    }
 }
 
 /// The kernel's files are there and cannot be made; a stand-in's are made.
@@ -288,10 +311,15 @@ mod tests {
         let scope = dir.path().join("cgroup/infinization.slice/qemu-7.scope");
         fs::create_dir_all(&scope).unwrap();
         fs::write(scope.join("cpuset.cpus.effective"), "0-1\n").unwrap();
+        fs::write(scope.join("cpuset.cpus"), "0-1\n").unwrap();
+        fs::write(scope.join("cpuset.mems"), "0\n").unwrap();
         let error = cpusets.pin(7, vec![1, 2]).await.unwrap_err();
         assert_eq!(error.to_string(), "the kernel keeps 2 from the scope");
         assert!(!scope.join("cgroup.procs").exists());
-        assert!(scope.exists(), "it was there before");
+        // It was there before, and a process in it stays where it is.
+        let read = |name: &str| fs::read_to_string(scope.join(name)).unwrap();
+        assert_eq!(read("cpuset.cpus"), "0-1\n");
+        assert_eq!(read("cpuset.mems"), "0\n");
     }
 
     #[tokio::test]

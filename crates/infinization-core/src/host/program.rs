@@ -227,7 +227,8 @@ impl Program {
         self
     }
 
-    /// Runs it. Whatever happens, no child is left when this returns; dropping the future kills it.
+    /// Runs it. Whatever happens, no child is left when this returns; dropping the future kills it. Who has its pipes
+    /// from it and goes on is not waited for longer than a second, nor ended.
     pub async fn run(self) -> Result<Finished, ProgramError> {
         let program = self.name.clone();
         // Boxed: it would be the largest part of every future that runs a program.

@@ -144,7 +144,7 @@ impl QemuProcess {
         }
         let token = traits.token.as_deref();
         if token.is_some_and(|token| !QemuMarks::any_of(token).are_on(&launch.cmdline())) {
-            let why = "neither its -name nor -pidfile nor -qmp is the identity token";
+            let why = "its program is not called qemu…, or neither its -name nor -pidfile nor -qmp is the identity token";
             return Err(unproven(why));
         }
         Ok(())

@@ -4,7 +4,7 @@
 //! guest could fill the host with.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 
@@ -12,8 +12,10 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 
 use crate::error::{ErrorCode, Failure};
 
-/// What is said beyond this is not kept.
-const ROOM: usize = 64 * 1024;
+/// What is said beyond this is not kept. Only what is said takes memory.
+const ROOM: u64 = 4 * 1024 * 1024;
+/// How much of its end is told.
+const TOLD: u64 = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Words(File);
@@ -25,7 +27,7 @@ impl Words {
                 "qemu-stderr",
                 MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
             )?;
-            ftruncate(&file, ROOM as u64)?;
+            ftruncate(&file, ROOM)?;
             fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
             Ok(File::from(file))
         };
@@ -38,14 +40,20 @@ impl Words {
         Ok(copy.into())
     }
 
-    /// All that was said.
+    /// The end of what was said, by whole lines: half a line may be a secret that nobody can tell any more.
     pub(super) fn said(&self) -> String {
-        let mut bytes = vec![0; ROOM];
-        let read = self.0.read_at(&mut bytes, 0).unwrap_or_default();
-        let said = bytes[..read].split(|byte| *byte == 0).next();
-        String::from_utf8_lossy(said.unwrap_or_default())
-            .trim()
-            .to_owned()
+        // The position is QEMU's, too.
+        let end = (&self.0).stream_position().unwrap_or_default();
+        let start = end.saturating_sub(TOLD);
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap_or_default()];
+        let read = self.0.read_at(&mut bytes, start).unwrap_or_default();
+        bytes.truncate(read);
+        let said = String::from_utf8_lossy(&bytes);
+        let whole = match start {
+            0 => said.as_ref(),
+            _ => said.split_once('\n').map_or("", |(_half, whole)| whole),
+        };
+        whole.trim().to_owned()
     }
 }
 
@@ -67,7 +75,14 @@ mod tests {
         let mut writer = File::from(words.writer().unwrap());
         writer.write_all(b"qemu: no\n").unwrap();
         assert_eq!(words.said(), "qemu: no");
-        let more = writer.write_all(&vec![b'x'; 2 * ROOM]);
+        for number in 0..20_000 {
+            writeln!(writer, "warning {number}").unwrap();
+        }
+        writer.write_all(b"qemu: the cause\n").unwrap();
+        let said = words.said();
+        assert!(said.len() <= 64 * 1024 && said.starts_with("warning "));
+        assert!(said.ends_with("warning 19999\nqemu: the cause"));
+        let more = writer.write_all(&vec![b'x'; usize::try_from(2 * ROOM).unwrap()]);
         assert!(more.is_err(), "the room does not grow");
     }
 }

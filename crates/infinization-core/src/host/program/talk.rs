@@ -6,7 +6,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
+use tokio::time::timeout;
 use zeroize::Zeroizing;
+
+/// How long the pipes of a program that has ended are read. All that it has said is in them by then; they stay open
+/// for longer only where it has left a process behind that has them too, whose words nobody asked for.
+const LEFT_OPEN: Duration = Duration::from_secs(1);
 
 /// Where the output of one stream goes.
 pub(super) struct Sink<'a> {
@@ -50,12 +55,26 @@ pub(super) async fn talk(
         }
         Ok(())
     };
-    tokio::try_join!(
-        write,
-        collect(pipes.stdout.as_mut(), out),
-        collect(pipes.stderr.as_mut(), err)
-    )?;
-    child.wait().await
+    let said = async {
+        tokio::try_join!(
+            write,
+            collect(pipes.stdout.as_mut(), out),
+            collect(pipes.stderr.as_mut(), err)
+        )
+    };
+    tokio::pin!(said);
+    let status = tokio::select! {
+        biased;
+        said = &mut said => {
+            said?;
+            return child.wait().await;
+        }
+        status = child.wait() => status?,
+    };
+    match timeout(LEFT_OPEN, said).await {
+        Ok(said) => said.map(|_all| status),
+        Err(_others_have_its_pipes) => Ok(status),
+    }
 }
 
 async fn collect(stream: Option<impl AsyncRead + Unpin>, sink: Sink<'_>) -> std::io::Result<()> {
@@ -99,7 +118,7 @@ async fn told_to_end(child: &mut Child, grace: Duration) -> Option<ExitStatus> {
             nix::sys::signal::Signal::SIGTERM,
         );
     }
-    if tokio::time::timeout(grace, child.wait()).await.is_err() {
+    if timeout(grace, child.wait()).await.is_err() {
         let _gone = child.kill().await;
     }
     child.wait().await.ok()
