@@ -141,7 +141,12 @@ describe('F49: an error that nobody listens for', () => {
 
   test.each(Object.keys(source))('of %s does not throw; it is a warning', async (name) => {
     const owner = {
-      emitter: new EventEmitter(), eventHandler: new EventEmitter(), healthMonitor: new EventEmitter(), streams: new Set(), withheld: new Withheld()
+      emitter: new EventEmitter(),
+      eventHandler: new EventEmitter(),
+      isTold: () => true,
+      healthMonitor: new EventEmitter(),
+      streams: new Set(),
+      withheld: new Withheld()
     }
     const error = { source: name, kind: 'error', vmId: 'vm-1', data: { vmId: 'vm-1', error: 'the database is gone' } }
     const told = warning(/the database is gone/)
