@@ -145,7 +145,7 @@ fn k4_an_overlay_or_a_loaded_snapshot_takes_the_bitmaps_of_backups_with_it() {
             .unwrap();
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
         assert!(
-            told.contains("theirs") && !told.contains("infz-2"),
+            told.contains("name: theirs") && !told.contains("name: infz-2"),
             "{told}"
         );
         delete(&manager, vm).await;
