@@ -4,10 +4,10 @@
 // `infinization:<module>` or `infinization:<module>:<level>` (`*` stands for anything, a leading `-` takes out).
 
 const { format } = require('node:util')
+const native = require('./native')
 
 const LEVELS = ['error', 'warn', 'info', 'debug', 'trace']
 const ALWAYS = ['error', 'warn']
-const SECRET = /\b(password|passwd|secret)=[^\s,;&]*/gi
 
 class Debugger {
   #module
@@ -32,7 +32,7 @@ class Debugger {
     if (!ALWAYS.includes(level) && !isWanted([name, `${name}:${level}`])) return
     const more = context == null ? '' : format(' %j', context)
     const line = `[${new Date().toISOString()}] ${level.toUpperCase()} ${name} ${message}${more}`
-    console.error(line.replace(SECRET, '$1=***'))
+    console.error(native.redacted(line))
   }
 }
 

@@ -1,6 +1,6 @@
-//! Secrets as encrypted text, over the core's `secrets`.
+//! Secrets as encrypted text, and taken out of a text, over the core's `secrets`.
 
-use infinization_core::secrets::{SecretsKey, invalid_key};
+use infinization_core::secrets::{self, SecretsKey, invalid_key};
 use infinization_core::types::Secret;
 use infinization_core::{ErrorCode, Failure};
 use napi_derive::napi;
@@ -28,6 +28,12 @@ pub fn decrypt_secret(sealed: Argument, key: Argument) -> Outcome {
         Ok(opened.reveal().to_owned())
     };
     now(open())
+}
+
+/// A line of `Debugger`, without what looks like a secret.
+#[napi]
+pub fn redacted(line: String) -> String {
+    secrets::redacted(&line)
 }
 
 /// Any text, an empty one too.

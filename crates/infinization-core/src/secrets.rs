@@ -1,6 +1,6 @@
 //! Secrets as text that may be stored: AES-256-GCM, written `iv:tag:data`, each part in base64.
 //!
-//! What looks like a secret in somebody else's text is taken out by `redaction`.
+//! What looks like a secret in somebody else's text is taken out by `redaction`, which has the one list of what one is called.
 //!
 //! Pure but for the random numbers, which are asked of the kernel. Neighbours: the embedded store keeps
 //! passwords and disk keys in this form, and users have it as `encryptSecret` and `decryptSecret`.
@@ -10,7 +10,7 @@
 
 mod redaction;
 
-pub use redaction::redacted;
+pub use redaction::{is_secret_name, redacted, redacted_with, secrets_among};
 
 use std::fmt;
 

@@ -50,9 +50,13 @@ type Queued = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
 /// Does `work` where it may block. It is begun at once and goes on when the future is dropped; a
 /// panic of it goes on in whoever waits.
-pub(crate) fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> impl Future<Output = Result<T, NotDone>> {
+pub(crate) fn blocking<T, Work>(
+    work: Work,
+) -> impl Future<Output = Result<T, NotDone>> + use<T, Work>
+where
+    T: Send + 'static,
+    Work: FnOnce() -> T + Send + 'static,
+{
     let (report, outcome) = oneshot::channel();
     let begun = begin(move || {
         let _unheard = report.send(catch_unwind(AssertUnwindSafe(work)));

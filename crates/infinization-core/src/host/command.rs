@@ -1,28 +1,30 @@
 //! A program of the user's, run to its end: what `CommandExecutor` does.
 //!
 //! What it printed is the answer, or part of the error that says why there is none. In an error no secret is
-//! told: neither what looks like one ([`redacted`]) nor what the program was given to read. The arguments are in none.
+//! told: neither what looks like one, nor what the program was given to read or as a secret argument
+//! ([`redacted_with`]). The arguments are in none.
 //!
 //! Neighbour: [`super::program`] runs it, as it runs our own.
 
 use std::fmt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
+use super::blocking::blocking;
 use super::program::{Program, ProgramError, Ran};
 use crate::config::CommandOptions;
 use crate::error::{Coded, ErrorCode};
-use crate::secrets::redacted;
+use crate::secrets::{redacted_with, secrets_among};
+use crate::types::Secret;
 
 /// How much of a program's last words is in the message.
 const TAIL: usize = 8 * 1024;
 /// How much of what it printed is in an error.
 const KEPT: usize = 16 * 1024 * 1024;
-/// A shorter text that was read is no secret: taking it out would only garble what is told.
-const SHORTEST_SECRET: usize = 4;
 
 /// A command that did not give an answer.
 #[derive(Debug, thiserror::Error)]
@@ -63,15 +65,20 @@ impl Coded for CommandError {
 }
 
 impl Failed {
-    fn of(program: String, ran: Ran, options: &CommandOptions) -> Self {
-        let said = |bytes: &[u8]| {
-            let end = &bytes[bytes.len().saturating_sub(KEPT)..];
-            // First what is known whole: of an input with a blank in it the other would leave a part.
-            redacted(&without_input(&String::from_utf8_lossy(end), options))
-        };
+    async fn of(program: String, ran: Ran, args: Vec<String>, input: Option<Secret>) -> Self {
+        let exchange = Arc::new(Exchange {
+            args,
+            input,
+            said: [ran.stdout, ran.stderr],
+        });
+        let same = Arc::clone(&exchange);
+        // So much text takes long enough to hold up whoever else this thread has to serve.
+        let words = blocking(move || same.told()).await;
+        // Where the host has no thread for it, it has to be done all the same.
+        let [stdout, stderr] = words.unwrap_or_else(|_not_done| exchange.told());
         Self {
-            stdout: said(&ran.stdout),
-            stderr: said(&ran.stderr),
+            stdout,
+            stderr,
             program,
             status: ran.status,
             ended: ran.failure,
@@ -125,6 +132,41 @@ impl fmt::Display for Failed {
     }
 }
 
+/// What a program was given, and what it said.
+struct Exchange {
+    args: Vec<String>,
+    input: Option<Secret>,
+    said: [Vec<u8>; 2],
+}
+
+impl Exchange {
+    fn told(&self) -> [String; 2] {
+        let secrets = self.secrets();
+        self.said
+            .each_ref()
+            .map(|said| redacted_with(&String::from_utf8_lossy(kept(said)), &secrets))
+    }
+
+    /// What it may repeat that nobody else should read. Of an input that has several lines none is a password.
+    fn secrets(&self) -> Vec<Secret> {
+        let input = self.input.as_ref().map(|input| input.reveal().trim());
+        let input = input.filter(|input| !input.contains('\n'));
+        let mut secrets = secrets_among(&self.args);
+        secrets.extend(input.map(Secret::new));
+        secrets
+    }
+}
+
+/// The end, by whole lines if not all: half a line may be a secret that nobody can tell any more.
+fn kept(said: &[u8]) -> &[u8] {
+    if said.len() <= KEPT {
+        return said;
+    }
+    let end = &said[said.len() - KEPT..];
+    let half = end.iter().position(|byte| *byte == b'\n');
+    half.map_or(&[], |half| &end[half + 1..])
+}
+
 fn how(status: ExitStatus) -> String {
     let by_signal = |signal| format!("was ended by {}", signal_name(signal));
     let by_code = || format!("ended with exit code {}", status.code().unwrap_or_default());
@@ -165,7 +207,7 @@ async fn run_quietly(
         .as_ref()
         .map(|stdin| stdin.reveal().as_bytes().to_vec());
     let ran = Program::new(program)
-        .args(args)
+        .args(&args)
         .stdin(input.unwrap_or_default())
         .deadline(options.timeout)
         .max_output(options.max_output)
@@ -186,20 +228,9 @@ async fn run_quietly(
             ..
         } if status.success() => Ok(stdout),
         failed => {
-            let failed = Failed::of(program.to_owned(), failed, options);
+            let failed = Failed::of(program.to_owned(), failed, args, options.stdin.clone()).await;
             Err(CommandError::Failed(Box::new(failed)))
         }
-    }
-}
-
-/// A password that was typed in may be echoed. What has several lines is no password.
-fn without_input(said: &str, options: &CommandOptions) -> String {
-    let input = options.stdin.as_ref().map(|stdin| stdin.reveal().trim());
-    match input {
-        Some(input) if input.len() >= SHORTEST_SECRET && !input.contains('\n') => {
-            said.replace(input, "***")
-        }
-        _ => said.to_owned(),
     }
 }
 
@@ -285,6 +316,57 @@ mod tests {
             let error = sh(script, options).await.unwrap_err();
             assert_eq!(error.context()["stdout"], "password=***", "{secret:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn i43_a_secret_argument_is_not_told_when_it_is_repeated() {
+        let script = r#"echo "bad option: $0, $2" >&2; exit 3"#;
+        for secret in ["--password=my, secret word", "my: --secret=word"] {
+            let args = ["-c", script, secret, "--password", secret].map(str::to_owned);
+            let options = CommandOptions::default();
+            let ran = run(
+                "sh".to_owned(),
+                args.into(),
+                options,
+                CancellationToken::new(),
+            );
+            let error = ran.await.unwrap_err();
+            let said = error.context()["stderr"].as_str().unwrap().to_owned();
+            assert!(said.starts_with("bad option: "), "{said}");
+            let tells = |said: &str| said.replace("--password=***", "").contains("word");
+            assert!(!tells(&said) && !tells(&error.to_string()), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_was_said_is_gone_through_on_no_thread_that_serves_others() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let (free, taken) = std::sync::mpsc::channel::<()>();
+        let error = runtime.block_on(async {
+            // The one thread there is for work that takes its time.
+            let busy = tokio::task::spawn_blocking(move || taken.recv().is_err());
+            let failing = sh("echo secret=word; exit 3", CommandOptions::default());
+            tokio::pin!(failing);
+            let early = tokio::time::timeout(Duration::from_secs(1), &mut failing).await;
+            assert!(early.is_err(), "it was done here");
+            drop(free);
+            assert!(busy.await.unwrap());
+            failing.await.unwrap_err()
+        });
+        assert_eq!(error.context()["stdout"], "secret=***\n");
+    }
+
+    #[test]
+    fn a_line_that_is_cut_is_not_told() {
+        let mut said = b"password=hunter2\n".repeat(KEPT / 17 + 1);
+        assert!(kept(&said).len() > KEPT - 17 && kept(&said).starts_with(b"password"));
+        said.truncate(KEPT);
+        assert_eq!(kept(&said).len(), KEPT);
+        assert_eq!(kept(&vec![b'x'; KEPT + 1]), b"");
     }
 
     #[tokio::test]

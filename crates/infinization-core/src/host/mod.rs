@@ -20,6 +20,7 @@ pub mod line_log;
 pub mod link;
 pub mod mac;
 pub(crate) mod memory;
+pub(crate) mod memory_file;
 pub mod named_file;
 pub mod nbd;
 pub mod net_guard;

@@ -192,7 +192,8 @@ impl Program {
         self
     }
 
-    /// Ends the program when it takes longer; `None` leaves it to `cancel`.
+    /// Ends the program when it takes longer; `None` leaves it to `cancel`. One that has ended by then has not, however
+    /// long its pipes are read.
     #[must_use]
     pub fn deadline(mut self, deadline: Option<Duration>) -> Self {
         self.deadline = deadline;
@@ -276,17 +277,21 @@ impl Program {
                 limit: self.limits.max_output,
                 also: None,
             },
+            expired(self.deadline),
         );
-        let outcome = tokio::select! {
-            outcome = talk => Stop::Ended(outcome),
-            () = self.cancel.cancelled() => Stop::Cancelled,
-            () = expired(self.deadline) => Stop::Expired,
+        let stop = tokio::select! {
+            ended = talk => match ended {
+                Ok(Some(status)) => Ok(status),
+                Ok(None) => Err(Stop::Expired),
+                Err(error) => Err(Stop::Broken(error)),
+            },
+            () = self.cancel.cancelled() => Err(Stop::Cancelled),
         };
-        let (status, failure) = match outcome {
-            Stop::Ended(Ok(status)) => (Some(status), None),
-            stopped => {
+        let (status, failure) = match stop {
+            Ok(status) => (Some(status), None),
+            Err(stop) => {
                 let status = end(&mut child, &mut pipes, self.limits.kill_grace).await;
-                (status, Some(self.failure_of(stopped)))
+                (status, Some(self.failure_of(stop)))
             }
         };
         Ok(Ran {
@@ -321,16 +326,16 @@ impl Program {
         Ok(child)
     }
 
-    fn failure_of(&self, stopped: Stop) -> ProgramError {
+    fn failure_of(&self, stop: Stop) -> ProgramError {
         let program = self.name.clone();
-        match stopped {
-            Stop::Ended(Err(error)) if error.kind() == std::io::ErrorKind::FileTooLarge => {
+        match stop {
+            Stop::Broken(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
                 let limit = self.limits.max_output;
                 ProgramError::TooMuchOutput { program, limit }
             }
-            Stop::Ended(Err(source)) => ProgramError::Pipe { program, source },
+            Stop::Broken(source) => ProgramError::Pipe { program, source },
             Stop::Cancelled => ProgramError::Cancelled { program },
-            Stop::Ended(Ok(_)) | Stop::Expired => {
+            Stop::Expired => {
                 let deadline = self.deadline.unwrap_or_default();
                 ProgramError::Timeout { program, deadline }
             }
@@ -338,8 +343,9 @@ impl Program {
     }
 }
 
+/// Why a program is ended.
 enum Stop {
-    Ended(std::io::Result<ExitStatus>),
+    Broken(std::io::Error),
     Cancelled,
     Expired,
 }
@@ -391,5 +397,25 @@ mod tests {
         token.cancel();
         let error = Program::new("sleep").args(["60"]).cancel(token).run().await;
         assert_eq!(error.unwrap_err().code(), ErrorCode::Aborted);
+    }
+
+    /// Its deadline falls into the second in which its pipes are read, whenever in that time it ends.
+    #[tokio::test]
+    async fn what_has_ended_in_time_has_not_expired() {
+        for code in [0, 3] {
+            let script = format!("echo said; sleep 300 & echo $! >&2; exit {code}");
+            let ran = Program::new("sh")
+                .args(["-c", script.as_str()])
+                .deadline(Some(Duration::from_millis(900)))
+                .run_whole()
+                .await;
+            let ran = ran.unwrap();
+            let left: i32 = String::from_utf8_lossy(&ran.stderr).trim().parse().unwrap();
+            let left = nix::unistd::Pid::from_raw(left);
+            nix::sys::signal::kill(left, nix::sys::signal::Signal::SIGKILL).unwrap();
+            assert!(ran.failure.is_none(), "{:?}", ran.failure);
+            assert_eq!(ran.status.and_then(|status| status.code()), Some(code));
+            assert_eq!(ran.stdout, b"said\n");
+        }
     }
 }

@@ -22,9 +22,7 @@ use std::time::Duration;
 
 use crate::config::{QemuLaunch, QemuTraits};
 use crate::error::{ErrorCode, Failure};
-use crate::host::process::{
-    Identity, ProcessHandle, QemuMarks, SpawnSpec, ended_while_starting, identify, spawn,
-};
+use crate::host::process::{Identity, ProcessHandle, QemuMarks, SpawnSpec, identify, spawn};
 use crate::types::VmId;
 
 use words::Words;
@@ -121,8 +119,8 @@ impl QemuProcess {
         self.refuse(&launch, traits)?;
         traces::make_way(traits).await?;
         let greeting = ready::Greeting::of(traits.qmp_socket.as_ref())?;
-        let words = Words::new()?;
         let (program, args) = launch.program();
+        let words = Words::of(&args)?;
         let process = spawn(SpawnSpec::new(program, words.writer()?).args(args)).await?;
         self.hold(&process);
         let ready = match greeting.wait(&process, &words).await {
@@ -158,7 +156,7 @@ impl QemuProcess {
     ) -> Result<(), Failure> {
         match self.proven(traits).await? {
             Some(_) => Ok(()),
-            None => Err(ended_while_starting(&words.said(), process.exited().await)),
+            None => Err(words.failure(process.exited().await)),
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout};
 use super::words::Words;
 use crate::error::{ErrorCode, Failure};
 use crate::host::dir_watch::DirWatch;
-use crate::host::process::{ProcessHandle, ended_while_starting};
+use crate::host::process::ProcessHandle;
 use crate::qmp::{QmpClient, QmpError, QmpOptions};
 use crate::types::HostPath;
 
@@ -51,10 +51,7 @@ impl Greeting {
 
     /// Fails with QEMU's last words when it ends first.
     pub(super) async fn wait(self, process: &ProcessHandle, words: &Words) -> Result<(), Failure> {
-        let ended = async || {
-            let exit = process.exited().await;
-            ended_while_starting(&words.said(), exit)
-        };
+        let ended = async || words.failure(process.exited().await);
         let ready = async {
             match self {
                 Self::Of { socket, watch } => greeted(&socket, watch).await,

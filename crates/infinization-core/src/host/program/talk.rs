@@ -37,13 +37,15 @@ impl Pipes {
     }
 }
 
+/// How it ended; `None` if it had not when `expiry` came. What it has left in its pipes is read beyond that.
 pub(super) async fn talk(
     child: &mut Child,
     pipes: &mut Pipes,
     input: Zeroizing<Vec<u8>>,
     out: Sink<'_>,
     err: Sink<'_>,
-) -> std::io::Result<ExitStatus> {
+    expiry: impl Future<Output = ()>,
+) -> std::io::Result<Option<ExitStatus>> {
     let stdin = pipes.stdin.take();
     let write = async move {
         if let Some(mut stdin) = stdin {
@@ -62,19 +64,26 @@ pub(super) async fn talk(
             collect(pipes.stderr.as_mut(), err)
         )
     };
-    tokio::pin!(said);
-    let status = tokio::select! {
-        biased;
-        said = &mut said => {
-            said?;
-            return child.wait().await;
+    tokio::pin!(said, expiry);
+    let mut all_said = false;
+    let status = loop {
+        tokio::select! {
+            biased;
+            said = &mut said, if !all_said => {
+                said?;
+                all_said = true;
+            }
+            status = child.wait() => break status?,
+            () = &mut expiry => return Ok(None),
         }
-        status = child.wait() => status?,
     };
-    match timeout(LEFT_OPEN, said).await {
-        Ok(said) => said.map(|_all| status),
-        Err(_others_have_its_pipes) => Ok(status),
+    if !all_said {
+        match timeout(LEFT_OPEN, said).await {
+            Ok(said) => drop(said?),
+            Err(_others_have_its_pipes) => {}
+        }
     }
+    Ok(Some(status))
 }
 
 async fn collect(stream: Option<impl AsyncRead + Unpin>, sink: Sink<'_>) -> std::io::Result<()> {

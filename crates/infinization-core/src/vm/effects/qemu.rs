@@ -104,7 +104,8 @@ impl HostEffects {
 
     fn ended_while_starting(&self, exit: Exit) -> Failure {
         let log = StderrLog::at(self.directory.join(QEMU_LOG));
-        ended_while_starting(&log.tail().unwrap_or_default(), exit)
+        // Its arguments hold no secret.
+        ended_while_starting(&log.tail().unwrap_or_default(), exit, &[])
     }
 }
 

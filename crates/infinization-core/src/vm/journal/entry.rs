@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{JournalKind as Kind, words};
 use crate::error::Failure;
+use crate::secrets::is_secret_name;
 use crate::types::VmId;
 
 /// The longest text of a detail, in bytes; of QEMU's last words their end, of others their beginning.
@@ -203,7 +204,7 @@ fn bounded(detail: Value) -> Value {
 
 fn cut(key: &str, value: Value, depth: usize) -> Value {
     match value {
-        _ if is_secret(key) => "***".into(),
+        _ if is_secret_name(key) => "***".into(),
         _ if depth == 0 => Value::Null,
         Value::String(text) => cut_text(text, key == "stderr").into(),
         Value::Array(elements) => {
@@ -220,13 +221,6 @@ fn cut(key: &str, value: Value, depth: usize) -> Value {
         }
         plain => plain,
     }
-}
-
-fn is_secret(key: &str) -> bool {
-    let key = key.to_ascii_lowercase();
-    ["password", "passwd", "secret"]
-        .iter()
-        .any(|word| key.contains(word))
 }
 
 fn cut_text(text: String, keep_end: bool) -> String {
@@ -275,7 +269,10 @@ mod tests {
 
     #[test]
     fn what_is_called_a_secret_is_not_told() {
-        let detail = json!({ "a": { "newPassword": "x1y2z3", "clientSecret": ["x1y2z3"] } });
+        let detail = json!({
+            "a": { "newPassword": "x1y2z3", "clientSecret": ["x1y2z3"] },
+            "Passphrase": "x1y2z3",
+        });
         let text = Note::of(Kind::Step)
             .detail(detail)
             .detail
