@@ -349,7 +349,7 @@ fn with_hash(mut ruleset: VmRuleset, hash: &str) -> VmRuleset {
     for rule in &mut ruleset.from {
         if matches!(rule.verdict, Verdict::Jump(_)) {
             let comment = format!("infinization-rules {hash}");
-            comment.trim_end().clone_into(&mut rule.comment);
+            rule.comment = comment.trim_end().to_owned().into();
         }
     }
     ruleset

@@ -82,7 +82,7 @@ pub(super) fn answers_v6(bridge: &[Network]) -> Vec<NftRule> {
 }
 
 fn accepted(
-    comment: &str,
+    comment: &'static str,
     conditions: Vec<Vec<Match>>,
     (client, server): (u16, u16),
 ) -> Vec<NftRule> {

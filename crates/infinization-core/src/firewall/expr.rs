@@ -4,6 +4,7 @@
 //! (`meta protocol`, `meta l4proto`). nft would add its own, and in the bridge family that is
 //! `ether type`, which a VLAN tag hides.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -183,13 +184,13 @@ pub struct NftRule {
     pub matches: Arc<[Match]>,
     /// What happens then.
     pub verdict: Verdict,
-    /// Shown in listings; at most 127 bytes. Every rule of ours has one.
-    pub comment: String,
+    /// Shown in listings; at most 127 bytes. Every rule of ours has one, and most say the same.
+    pub comment: Cow<'static, str>,
 }
 
 impl NftRule {
     /// A rule that matches everything.
-    pub fn new(verdict: Verdict, comment: impl Into<String>) -> Self {
+    pub fn new(verdict: Verdict, comment: impl Into<Cow<'static, str>>) -> Self {
         Self {
             matches: Arc::default(),
             verdict,

@@ -364,10 +364,10 @@ fn spoofed(matches: impl IntoIterator<Item = Match>) -> NftRule {
     drop("infinization-anti-spoofing", matches)
 }
 
-pub(super) fn accept(comment: &str, matches: impl IntoIterator<Item = Match>) -> NftRule {
+pub(super) fn accept(comment: &'static str, matches: impl IntoIterator<Item = Match>) -> NftRule {
     NftRule::new(Verdict::Accept, comment).when(matches)
 }
 
-fn drop(comment: &str, matches: impl IntoIterator<Item = Match>) -> NftRule {
+fn drop(comment: &'static str, matches: impl IntoIterator<Item = Match>) -> NftRule {
     NftRule::new(Verdict::Drop, comment).when(matches)
 }

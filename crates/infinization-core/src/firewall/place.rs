@@ -123,7 +123,7 @@ impl Placed {
             let words = states.words().into_iter().map(Item::from);
             Match::among(Field::CtState, words)
         });
-        let placed = NftRule::new(verdict, rule.name.as_str()).when(flow.headers());
+        let placed = NftRule::new(verdict, rule.name.clone()).when(flow.headers());
         self.parts.push(Part {
             way,
             rule: placed.when(state),
@@ -222,7 +222,7 @@ impl Flow {
     /// only segments that open nothing. UDP has no such mark, so it gets no mirror.
     fn mirror(&self, name: &str) -> Option<NftRule> {
         let answer = self.answer(self.tcp()?.swapped());
-        let rule = NftRule::new(Verdict::Accept, name).when(answer.headers());
+        let rule = NftRule::new(Verdict::Accept, name.to_owned()).when(answer.headers());
         Some(rule.when([opens_nothing()]))
     }
 

@@ -318,7 +318,7 @@ impl Transaction {
     pub fn added_rules(&self) -> impl Iterator<Item = (&str, &str)> {
         self.commands.iter().filter_map(|command| match command {
             Command::AddRule { chain, rule } | Command::InsertRule { chain, rule, .. } => {
-                Some((chain.as_str(), rule.comment.as_str()))
+                Some((chain.as_str(), &*rule.comment))
             }
             Command::AddDispatch(map) => Some((map.hook().as_str(), DISPATCH)),
             _ => None,

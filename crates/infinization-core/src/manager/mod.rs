@@ -128,6 +128,8 @@ struct Open {
     restoring: tokio::sync::Mutex<()>,
     /// Machines whose firewall is being loaded again.
     reloading: Mutex<HashMap<ChainNames, reload::Pending>>,
+    /// Which of them does so next.
+    turns: reload::Turns,
     /// A look after an outage waits for its turn.
     will_catch_up: AtomicBool,
     /// Since when it looks after machines, in milliseconds since 1970.

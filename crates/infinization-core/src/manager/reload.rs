@@ -1,9 +1,9 @@
 //! Having machines load their firewall from the database: those of an earlier process, whose rules were
 //! damaged or may not be what the database says any more.
 //!
-//! Invariants: one reload of a machine is outstanding at a time, and none delays another machine's; a
-//! damaged machine is closed until its rules are loaded, which is tried until it succeeds; that it failed
-//! is told once, and so is its end. Neighbour: [`super::repair`].
+//! Invariants: one reload of a machine is outstanding at a time; a damaged machine waits for no other's, and is closed
+//! until its rules are loaded, which is tried until it succeeds; that it failed is told once, and so is its end. The
+//! others take turns. Neighbour: [`super::repair`].
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -11,6 +11,7 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use super::Open;
@@ -21,6 +22,30 @@ use crate::vm::VmHandle;
 
 /// A VM's task may be busy with another verb; what it has been asked, it does when it is free.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How many machines load rules at once while their old ones are in force, as all do after a start of this process. What
+/// more would take of memory, the allocator keeps.
+const AT_ONCE: usize = 8;
+
+/// Who loads rules next.
+#[derive(Debug, Clone)]
+pub(super) struct Turns(Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(AT_ONCE)))
+    }
+}
+
+impl Turns {
+    /// None if it cannot wait for one any more.
+    async fn next(self, damaged: &Notify) -> Option<OwnedSemaphorePermit> {
+        tokio::select! {
+            // Nobody closes it.
+            turn = self.0.acquire_owned() => turn.ok(),
+            () = damaged.notified() => None,
+        }
+    }
+}
 
 /// What is to be told of a machine that is to load its rules.
 #[derive(Debug, Default)]
@@ -31,6 +56,8 @@ pub(super) struct Pending {
     told: bool,
     /// Whether it is to load them once more: what is asked while it loads may concern what it has read already.
     again: bool,
+    /// Is told when it was damaged.
+    damaged: Arc<Notify>,
 }
 
 impl Open {
@@ -40,6 +67,9 @@ impl Open {
         let mut reloading = self.reloading();
         let is_new = !reloading.contains_key(&names);
         let pending = reloading.entry(names.clone()).or_default();
+        if !missing.is_empty() {
+            pending.damaged.notify_one();
+        }
         for part in missing {
             if !pending.missing.contains(&part) {
                 pending.missing.push(part);
@@ -100,6 +130,12 @@ impl Open {
         self.reloading().remove(names);
     }
 
+    fn damaged(&self, names: &ChainNames) -> Arc<Notify> {
+        let reloading = self.reloading();
+        let pending = reloading.get(names);
+        pending.map_or_else(Arc::default, |pending| Arc::clone(&pending.damaged))
+    }
+
     /// What was asked until now, the machine is about to load.
     fn begins(&self, names: &ChainNames) {
         if let Some(pending) = self.reloading().get_mut(names) {
@@ -123,9 +159,16 @@ async fn load(manager: Weak<Open>, names: ChainNames) {
         let Some(owner) = open.owner_of(&names) else {
             return open.give_up(&names);
         };
-        open.begins(&names);
+        let is_closed = open.services.nft.is_closed(&names);
+        let (turns, damaged) = (open.turns.clone(), open.damaged(&names));
         drop(open);
-        let outcome = ask(&manager, &names, owner).await;
+        let turn = if is_closed {
+            None
+        } else {
+            turns.next(&damaged).await
+        };
+        // Boxed: who waits for a turn is small.
+        let outcome = Box::pin(ask(&manager, &names, owner, turn)).await;
         let Some(open) = manager.upgrade() else {
             return;
         };
@@ -143,11 +186,21 @@ async fn load(manager: Weak<Open>, names: ChainNames) {
     }
 }
 
-async fn ask(manager: &Weak<Open>, names: &ChainNames, owner: VmHandle) -> Result<(), Failure> {
+/// One that is busy keeps its turn no longer than our patience.
+async fn ask(
+    manager: &Weak<Open>,
+    names: &ChainNames,
+    owner: VmHandle,
+    turn: Option<OwnedSemaphorePermit>,
+) -> Result<(), Failure> {
+    if let Some(open) = manager.upgrade() {
+        open.begins(names);
+    }
     let mut asked = pin!(owner.reload_firewall());
     if let Ok(outcome) = timeout(PATIENCE, &mut asked).await {
         return outcome;
     }
+    drop(turn);
     if let Some(open) = manager.upgrade() {
         open.tell_closed(names, "it is busy; its rules follow");
     }

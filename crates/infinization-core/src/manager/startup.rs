@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::database::Theirs;
 use super::networks::{Networks, follow_pins};
 use super::outage::follow;
+use super::reload::Turns;
 use super::restores::CutShort;
 use super::{Inner, Open, TRANSIENT, ports, repair, saved};
 use crate::config::{BridgeConntrackMode, Environment, HostFacts, ManagerConfig, Parsed};
@@ -138,6 +139,7 @@ fn opened(services: Arc<Services>, alive: &CancellationToken, lock: DirLock) -> 
             pools,
             transfers: TaskTracker::new(),
             reloading: Mutex::default(),
+            turns: Turns::default(),
             looking: tokio::sync::Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             will_catch_up: AtomicBool::new(false),

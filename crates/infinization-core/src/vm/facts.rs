@@ -151,7 +151,7 @@ impl VmContext {
     async fn bridge_addresses(&self, config: &VmConfig) -> Result<Vec<Network>, Failure> {
         let found = bridge::addresses(&self.services.links, &config.network.bridge).await;
         let found = found.map_err(|error| {
-            let message = "the VM's bridge cannot be used";
+            let message = format!("the bridge {} cannot be used", config.network.bridge);
             about(
                 "bridge",
                 Failure::caused_by(ErrorCode::NetworkError, message, error),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
 use infinization_core::{ErrorCode, Failure};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What happens at the chosen step.
@@ -32,7 +33,7 @@ pub struct Meddler {
     /// Steps still to pass; `usize::MAX` while not armed.
     left: AtomicUsize,
     /// The name of the step that was hit.
-    pub hit: std::sync::Mutex<Option<&'static str>>,
+    hit: watch::Sender<Option<&'static str>>,
 }
 
 const UNARMED: usize = usize::MAX;
@@ -42,7 +43,7 @@ impl Meddler {
         Arc::new(Self {
             deed,
             left: AtomicUsize::new(UNARMED),
-            hit: std::sync::Mutex::default(),
+            hit: watch::Sender::new(None),
         })
     }
 
@@ -56,12 +57,18 @@ impl Meddler {
     }
 
     pub fn was_hit(&self) -> Option<&'static str> {
-        *self.hit.lock().unwrap()
+        *self.hit.borrow()
+    }
+
+    /// Returns once a step was hit.
+    pub async fn hits(&self) {
+        let mut hit = self.hit.subscribe();
+        hit.wait_for(Option::is_some).await.unwrap();
     }
 
     /// As [`Meddler::was_hit`], once.
     pub fn took_hit(&self) -> Option<&'static str> {
-        self.hit.lock().unwrap().take()
+        self.hit.send_replace(None)
     }
 
     pub fn wrapper(self: &Arc<Self>) -> EffectsWrapper {
@@ -84,7 +91,7 @@ impl Meddler {
                 });
         let due = passed == Ok(0);
         if due {
-            *self.hit.lock().unwrap() = Some(name);
+            self.hit.send_replace(Some(name));
         }
         due
     }

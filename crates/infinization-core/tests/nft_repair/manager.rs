@@ -100,6 +100,43 @@ fn a_restart_loads_what_was_stored_meanwhile_and_keeps_what_the_run_was_started_
     });
 }
 
+/// More than load rules at once.
+const MANY: usize = 10;
+
+#[test]
+fn a_restart_loads_what_was_stored_meanwhile_for_however_many_machines() {
+    in_private_network(|| async {
+        let host = Host::new().await;
+        let manager = host.manager().await;
+        let ids: Vec<String> = (0..MANY)
+            .map(|number| format!("p4-many-{number}"))
+            .collect();
+        for id in &ids {
+            create(&host, &manager, id).await;
+        }
+        manager.shutdown().await.unwrap();
+        drop(manager);
+        let machines: Vec<VmId> = ids.iter().map(|id| VmId::parse(id).unwrap()).collect();
+        stored_meanwhile(&host, async |store| {
+            for vm_id in &machines {
+                let rules = rules(&["ACCEPT IN tcp 2222"]);
+                store.set_firewall_rules(vm_id, rules).await.unwrap();
+            }
+        })
+        .await;
+        let manager = host.manager().await;
+        for vm_id in &machines {
+            let names = ChainNames::of(vm_id);
+            until("the new rule", || chain(&names.vm).contains("2222")).await;
+        }
+        for id in &ids {
+            delete(&manager, id).await;
+        }
+        host.is_clean().await;
+        manager.shutdown().await.unwrap();
+    });
+}
+
 #[test]
 fn f28_a_machine_whose_rules_cannot_be_loaded_is_closed_and_told_once() {
     in_private_network(|| async {

@@ -1,15 +1,14 @@
 //! What `nft -j` prints, in our own words.
 //!
-//! Neighbour: [`super::transport`] runs it.
+//! Neighbours: [`super::transport`] runs it, [`super::printed`] keeps what it printed.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use serde_json::{Deserializer, Value};
+use serde_json::Value;
 
 use super::NftError;
+use super::printed::Printed;
 use super::transport::{CommittedRule, Element, Reading};
 use crate::firewall::{
     Hook, NAT_CHAIN, NAT_DEPARTMENTS, NatListing, NatRule, SharedChain, VerdictMap,
@@ -23,28 +22,6 @@ pub(super) fn committed_rule(rule: &Value) -> Option<CommittedRule> {
         comment: text(rule, "comment")?,
         handle: rule.get("handle")?.as_u64()?,
     })
-}
-
-/// What `nft` printed: one document after the other.
-pub(super) struct Printed(pub(super) Vec<u8>);
-
-/// One of those; its objects are left as text, for a table as values takes ten times the room.
-#[derive(Deserialize)]
-struct Document<'a> {
-    #[serde(borrow, default)]
-    nftables: Vec<&'a RawValue>,
-}
-
-impl Printed {
-    /// The objects of all documents, one at a time; a change without echo prints none.
-    pub(super) fn each(&self, mut take: impl FnMut(Value)) -> Result<(), NftError> {
-        for document in Deserializer::from_slice(&self.0).into_iter::<Document<'_>>() {
-            for object in document.map_err(NftError::Answer)?.nftables {
-                take(serde_json::from_str(object.get()).map_err(NftError::Answer)?);
-            }
-        }
-        Ok(())
-    }
 }
 
 pub(super) fn reading(printed: &Printed) -> Result<Reading, NftError> {

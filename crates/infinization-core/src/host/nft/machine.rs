@@ -134,7 +134,7 @@ impl Loaded {
         match &self.rules {
             Rules::Ours(compiled) => {
                 let rules = compiled.ruleset.rules();
-                let wanted = rules.map(|(name, rule)| (name, rule.comment.as_str()));
+                let wanted = rules.map(|(name, rule)| (name, &*rule.comment));
                 wanted.filter(|(name, _)| *name == chain).eq(found)
                     && jumps_alike(compiled, chain, jumps)
             }

@@ -33,6 +33,7 @@ mod machine;
 mod nat;
 mod netlink;
 mod notice;
+mod printed;
 mod probe;
 mod saved;
 mod shared;

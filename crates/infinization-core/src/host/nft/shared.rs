@@ -118,6 +118,6 @@ impl Shared {
 
 fn holds(chain: &SharedChain, reading: &Reading) -> bool {
     let found = comments(&reading.listing).filter(|(name, _)| *name == chain.name);
-    let wanted = chain.rules.iter().map(|rule| rule.comment.as_str());
+    let wanted = chain.rules.iter().map(|rule| &*rule.comment);
     wanted.eq(found.map(|(_, comment)| comment))
 }

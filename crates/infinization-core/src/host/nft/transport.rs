@@ -9,14 +9,16 @@ use async_trait::async_trait;
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
-use super::answer::{Printed, committed_rule, nat_listing, reading, text};
+use super::answer::{committed_rule, nat_listing, reading, text};
 use super::encode::{Encoded, encode};
 use super::error::NftError;
 use super::netlink::Batches;
+use super::printed::Printed;
 use crate::firewall::{
     ChainNames, Hook, NAT_TABLE, NatListing, NatTransaction, TABLE, Transaction, VerdictMap,
     document,
 };
+use crate::host::blocking::blocking;
 use crate::host::program::{Program, ProgramError};
 use crate::types::LinkName;
 
@@ -203,7 +205,10 @@ impl NftTransport for NftProgram {
         // The whole table, as nft 1.0.6 finds only the last of several chains listed in one go.
         let table = json!({ "table": { "family": "bridge", "name": TABLE } });
         let reading = match list(&table).await {
-            Ok(printed) => reading(&printed)?,
+            // That takes a while.
+            Ok(printed) => blocking(move || reading(&printed))
+                .await
+                .map_err(|error| NftError::Netlink(error.into()))??,
             Err(error) if error.is_absent() => Reading::default(),
             Err(error) => return Err(error),
         };
@@ -258,15 +263,20 @@ async fn list(what: &Value) -> Result<Printed, NftError> {
 
 /// Runs `nft`; answers its process number and what it printed.
 async fn nft(options: &[&str], document: &Value) -> Result<(Option<u32>, Printed), NftError> {
+    let (printed, writer) = Printed::new().map_err(|source| ProgramError::Pipe {
+        program: "nft".to_owned(),
+        source,
+    })?;
     let finished = Program::new("nft")
         .args(["-j"])
         .args(options)
         .args(["-f", "-"])
         .stdin(document.to_string().into_bytes())
+        .stdout(writer)
         .run()
         .await?;
     if !finished.status.success() {
         return Err(NftError::refused(&finished));
     }
-    Ok((finished.pid, Printed(finished.stdout)))
+    Ok((finished.pid, printed))
 }

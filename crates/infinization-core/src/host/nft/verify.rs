@@ -96,8 +96,7 @@ impl Nft {
             if nft.journal.trusts(OurTable::Filter) {
                 return Ok(Repair::default());
             }
-            nft.close_now().await?;
-            let (reading, mut damages) = nft.read_now().await?;
+            let (reading, mut damages) = nft.close_and_read().await?;
             if nft.journal.known.was_remade() {
                 damages.insert(0, Damage::of_table());
             }
@@ -339,6 +338,18 @@ impl Nft {
             Ok(true)
         })
         .await
+    }
+
+    /// As [`Nft::read_now`], with every port closed if the table is gone. What was read while somebody else committed
+    /// is of no one state, and shows damage that nobody did: it is read once more.
+    async fn close_and_read(&self) -> Result<(Reading, Vec<Damage>), NftError> {
+        self.close_now().await?;
+        let (reading, damages) = self.read_now().await?;
+        if damages.is_empty() || reading.generation.is_some() {
+            return Ok((reading, damages));
+        }
+        self.close_now().await?;
+        self.read_now().await
     }
 
     /// What the kernel holds, and what is missing of what it should.
