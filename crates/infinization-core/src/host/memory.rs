@@ -5,12 +5,20 @@
 )]
 
 use super::blocking::blocking;
+use super::own_code;
 
-/// Gives the system back what the allocator keeps for nobody. glibc gives each thread an arena, and
-/// returns only what is free at an arena's end: taking a hundred machines back left tens of MiB so.
+/// Gives the system back what the allocator keeps for nobody, and the code that does not run. glibc gives each
+/// thread an arena, and returns only what is free at an arena's end: taking a hundred machines back left tens of
+/// MiB so.
 pub(crate) async fn give_back() {
     // Where there is no thread for it, it can wait.
-    let _not_now = blocking(trim).await;
+    let _not_now = blocking(|| {
+        trim();
+        if let Err(error) = own_code::let_go() {
+            tracing::debug!(%error, "the code that does not run stays in memory");
+        }
+    })
+    .await;
 }
 
 #[cfg(target_env = "gnu")]

@@ -28,6 +28,7 @@ pub mod nft;
 pub mod nft_file;
 pub mod numa;
 pub mod oom;
+mod own_code;
 pub(crate) mod pid_file;
 pub mod process;
 pub mod program;

@@ -12,13 +12,16 @@ use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Failure;
 use crate::events::{EventBus, Source, now_ms};
 use crate::host::memory;
 use crate::types::VmId;
+
+/// How long after a check all that it brought about has been told, and nothing runs any more.
+const REST: Duration = Duration::from_secs(1);
 
 /// What one machine's check found.
 #[derive(Debug, Clone, Serialize)]
@@ -133,19 +136,25 @@ impl HealthMonitor {
             *running = Some(token.clone());
         }
         self.cycle().await;
-        let monitor = self.clone();
-        tokio::spawn(async move {
-            let mut ticks = interval(monitor.every);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            // The first tick is immediate, and that cycle was run above.
-            ticks.tick().await;
-            while token.run_until_cancelled(ticks.tick()).await.is_some() {
-                if monitor.watched.strong_count() == 0 {
-                    return;
-                }
-                monitor.cycle().await;
+        tokio::spawn(self.clone().go_on(token));
+    }
+
+    async fn go_on(self, token: CancellationToken) {
+        let mut ticks = interval(self.every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first tick is immediate, and that cycle was run before.
+        ticks.tick().await;
+        loop {
+            let idle = async {
+                sleep(REST.min(self.every / 2)).await;
+                memory::give_back().await;
+                ticks.tick().await;
+            };
+            if token.run_until_cancelled(idle).await.is_none() || self.watched.strong_count() == 0 {
+                return;
             }
-        });
+            self.cycle().await;
+        }
     }
 
     /// Runs no further cycle.
@@ -166,6 +175,12 @@ impl HealthMonitor {
 
     /// Checks all machines and pidfiles now.
     pub async fn check_all(&self) -> Result<HealthCheckSummary, Failure> {
+        let checked = self.check().await;
+        memory::give_back().await;
+        checked
+    }
+
+    async fn check(&self) -> Result<HealthCheckSummary, Failure> {
         let Some(watched) = self.watched.upgrade() else {
             return Ok(HealthCheckSummary::default());
         };
@@ -180,7 +195,6 @@ impl HealthMonitor {
             None,
             json!(summary),
         );
-        memory::give_back().await;
         Ok(summary)
     }
 
@@ -207,7 +221,7 @@ impl HealthMonitor {
 
     /// What goes wrong in it, a defect too, is told and does not end the timer.
     async fn cycle(&self) {
-        let checked = AssertUnwindSafe(self.check_all()).catch_unwind().await;
+        let checked = AssertUnwindSafe(self.check()).catch_unwind().await;
         let message = match checked {
             Ok(Ok(_summary)) => return,
             Ok(Err(error)) => error.to_string(),
