@@ -10,6 +10,7 @@ const { emitGuarded } = require('./events')
 const { Guests } = require('./guests')
 const { openInstances } = require('./instances')
 const native = require('./native')
+const { telling } = require('./progress')
 const { withStartKeys } = require('./secrets')
 const { traced } = require('./traced')
 
@@ -61,7 +62,8 @@ class BackupService extends Service {
   }
 
   async verifyBackup (backupId, vmId, options) {
-    return cancellable(options, (rest, cancellation) => super.verifyBackup(backupId, vmId, cancellation))
+    return asking(() => telling(options, native.CheckProgress, (progress) => progress,
+      (_rest, cancellation, progress) => super.verifyBackup(backupId, vmId, cancellation, progress)))
   }
 
   // Whoever may have the monitor of the machine.
@@ -76,9 +78,11 @@ class BackupService extends Service {
   }
 }
 
-async function cancellable (options, call) {
+const cancellable = (options, call) => asking(() => abortable(options, call))
+
+async function asking (call) {
   try {
-    return await abortable(options, call)
+    return await call()
   } catch (error) {
     throw asBackupError(error)
   }

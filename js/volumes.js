@@ -1,60 +1,18 @@
 'use strict'
 
-// Volumes that come and go as bytes, and how far copies are. What is here must be JavaScript: streams,
-// iterables and the caller's `onProgress`.
+// Volumes that come and go as bytes. What is here must be JavaScript: streams, iterables and the caller's
+// `onProgress`.
 
-const { Readable } = require('node:stream')
 const { abortable } = require('./abort')
-const { LifecycleError, StorageError } = require('./errors')
 const native = require('./native')
+const { news, refused, takeProgress } = require('./progress')
 const { traced } = require('./traced')
 
 const Upload = traced(class extends native.VolumeUpload {})
 const Download = traced(class extends native.VolumeDownload {})
 
-// No larger piece crosses into native code, and about as much waits in a download.
+// No larger piece crosses into native code.
 const PIECE = 2 ** 20
-
-const refused = (path, message) =>
-  new LifecycleError('INVALID_CONFIG', `${path} ${message}`, undefined, { issues: [{ path, message }] })
-
-// Takes `onProgress` out of an options object. What cannot be read as one is passed on whole, so that the
-// native reader says what is wrong with it.
-function takeProgress (options) {
-  if (typeof options !== 'object' || options === null || Array.isArray(options)) return { rest: options }
-  const { onProgress, ...rest } = options
-  if (onProgress !== undefined && typeof onProgress !== 'function') throw refused('onProgress', 'must be a function')
-  return { onProgress, rest }
-}
-
-const news = (bytes, total) => ({ bytes, total, percent: total === null ? null : bytes / total * 100 })
-
-// Runs `call(rest, cancellation, progress)` and tells `onProgress` how far it is. What that throws cancels the
-// call and is what it rejects with.
-async function copying (options, call) {
-  const { onProgress, rest: given } = takeProgress(options)
-  if (onProgress === undefined) return abortable(given, call)
-  return abortable(given, async (rest, cancellation = new native.Cancellation()) => {
-    const progress = new native.CopyProgress()
-    const telling = tell(progress, onProgress).catch((error) => {
-      cancellation.cancel()
-      return { error }
-    })
-    // Async, so that what refuses before the copy begins ends the telling, too.
-    const copy = (async () => call(rest, cancellation, progress))().finally(() => progress.end())
-    const [made] = await Promise.allSettled([copy])
-    const thrown = await telling
-    if (thrown) throw thrown.error
-    if (made.status === 'rejected') throw made.reason
-    return made.value
-  })
-}
-
-async function tell (progress, onProgress) {
-  for (let told = await progress.next(); told !== null; told = await progress.next()) {
-    onProgress(news(told.bytes, told.total))
-  }
-}
 
 async function upload (owner, pool, name, source, options) {
   const { onProgress, rest: given } = takeProgress(options)
@@ -144,57 +102,16 @@ function letGo (source, pieces) {
   ended().catch(() => {})
 }
 
-class VolumeDownload extends Readable {
-  #source
-  #bytes = 0
-  #onProgress
-  #signal
-  #abort = () => this.destroy(aborted())
-
-  constructor (source, { size, format }, onProgress, signal) {
-    super({ highWaterMark: PIECE })
-    Object.defineProperties(this, {
-      size: { value: size, enumerable: true },
-      format: { value: format, enumerable: true }
-    })
-    this.#source = source
-    this.#onProgress = onProgress
-    this.#signal = signal
-    signal?.addEventListener('abort', this.#abort, { once: true })
-    if (signal?.aborted) this.#abort()
-  }
-
-  _read () {
-    this.#next().catch((error) => this.destroy(error))
-  }
-
-  _destroy (error, callback) {
-    this.#signal?.removeEventListener('abort', this.#abort)
-    this.#source.close().then(() => callback(error), () => callback(error))
-  }
-
-  async #next () {
-    const piece = await this.#source.read()
-    if (this.destroyed) return
-    if (piece.length === 0) {
-      this.push(null)
-      return
-    }
-    this.#bytes += piece.length
-    this.#onProgress?.(news(this.#bytes, this.size))
-    this.push(piece)
-  }
-}
-
-const aborted = () => new StorageError('ABORTED', 'the transfer was aborted')
-
 async function download (owner, pool, name, options) {
   const { onProgress, rest: given } = takeProgress(options)
   return abortable(given, async (rest, cancellation) => {
     const source = new Download(owner)
     const facts = await source.begin(pool, name, rest, cancellation)
-    return new VolumeDownload(source, facts, onProgress, given?.signal)
+    const tell = onProgress && ((bytes) => onProgress(news(bytes, facts.size)))
+    // Loaded by the first download: it brings all of Node's streams.
+    const { VolumeDownload } = require('./volume-download')
+    return new VolumeDownload(source, facts, tell, given?.signal)
   })
 }
 
-module.exports = { copying, download, upload }
+module.exports = { download, upload }

@@ -87,6 +87,19 @@ test('progress, completed and restored are told, in order and before the promise
   expect(told.at(-1)).toEqual(['restored', restored])
 })
 
+test('verifying is told of to whoever asked, and ends with what onProgress throws', async () => {
+  const backups = service()
+  const { backupId } = await backups.createBackup(config())
+  backups.on('progress', () => { throw new Error('that is of backups and restores') })
+  const told = []
+  const verified = await backups.verifyBackup(backupId, 'vm-1', { onProgress: (progress) => told.push(progress) })
+  expect(verified).toMatchObject({ valid: true })
+  expect(told.at(-1)).toMatchObject({ backupId, vmId: 'vm-1', totalDisks: 1, diskProgress: 100, overallProgress: 100 })
+  const thrown = new Error('mine')
+  const throwing = backups.verifyBackup(backupId, 'vm-1', { onProgress: () => { throw thrown } })
+  expect(await rejection(throwing)).toBe(thrown)
+})
+
 test('errors are BackupErrors, also when the consumer makes them', async () => {
   const backups = service()
   const cases = [
@@ -99,6 +112,7 @@ test('errors are BackupErrors, also when the consumer makes them', async () => {
     [() => backups.createBackup(), 'INVALID_CONFIG'],
     [() => backups.createBackup(config({ tags: 5n })), 'INVALID_CONFIG'],
     [() => backups.createBackup(config({ signal: 5 })), 'INVALID_CONFIG'],
+    [() => backups.verifyBackup('4f3b8c1e-7a4d-4e55-9b0a-1c2d3e4f5a6b', 'vm-1', { onProgress: 5 }), 'INVALID_CONFIG'],
     [() => backups.listBackups(7), 'INVALID_CONFIG'],
     [() => new BackupService({ backupRootDir: 'x' }).listBackups('vm-1'), 'INVALID_CONFIG']
   ]
@@ -177,6 +191,24 @@ test('K2: a running machine is copied by its QEMU, and its guest thawed', async 
   holds(live, 8, '0 64k')
   holds(live, 7, '64k 960k')
   await instance.startVM(vmId)
+})
+
+test('F39: that a guest could not be thawed stays noted as long as its agent is not reached', async () => {
+  const instance = await openInstance()
+  const guestAgentSocketPath = path.join(instance.stateDir, 'agent.sock')
+  const { vmId, diskPaths } = await running(instance, { guestAgentSocketPath })
+  const note = path.join(instance.stateDir, 'vms', vmId, 'guest-frozen')
+  const thawedBy = (fsThaw) => () => ({ fsFreeze: async () => 1, fsThaw })
+  const backUp = async (guestAgentFactory) => {
+    const backups = service({ isVmRunning: () => true, guestAgentFactory })
+    await backups.createBackup(config({ vmId, diskPaths, destinationDir: path.join(root, vmId) }))
+    return existsSync(note)
+  }
+  expect(await backUp(() => null)).toBe(false)
+  expect(await backUp(thawedBy(async () => { throw new Error('busy') }))).toBe(true)
+  expect(await backUp(() => null)).toBe(true)
+  expect(await backUp(() => { throw new Error('away') })).toBe(true)
+  expect(await backUp(thawedBy(async () => 1))).toBe(false)
 })
 
 test('a QEMU that runs as somebody else writes the one file it is given, and does not keep it', async () => {

@@ -238,7 +238,7 @@ describe.each(waysHere().filter((way) => ['prisma7', 'databaseAdapter'].includes
       expect(host.dispatched().filter((element) => element.includes(tapDevice))).toEqual([])
     }
 
-    const reconciled = next(monitor, 'reconcile-complete')
+    const [reconciled, back] = [next(monitor, 'reconcile-complete'), restored(again)]
     server.resume()
     // Only rows that say when they were changed are known to be nobody's.
     const dated = way === 'prisma7'
@@ -247,6 +247,7 @@ describe.each(waysHere().filter((way) => ['prisma7', 'databaseAdapter'].includes
       expect(await app.database.row(rebuilt.vmId)).toMatchObject({ status: 'rebuilding' })
       expect(await again.reconcileStartupState()).toMatchObject({ resetToError: [rebuilt.vmId] })
     }
+    await back
     for (const [{ vmId }, status] of [[crashes, 'off'], [ends, 'off'], [rebuilt, 'error']]) {
       expect(await app.database.row(vmId)).toMatchObject({ status })
       expect(await app.database.configuration(vmId)).toMatchObject({ qemuPid: null })

@@ -4,12 +4,13 @@ const { execFileSync, spawn } = require('node:child_process')
 const { once } = require('node:events')
 const { existsSync, readFileSync, statSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
-const { QemuImgService, StorageError } = require('../..')
+const { QemuImgService, SnapshotManager, StorageError } = require('../..')
 const { cleanUp, files, finally_, newDirectory, rejection } = require('../kit')
 
 afterEach(cleanUp)
 
 const images = new QemuImgService()
+const snapshots = new SnapshotManager()
 const qemuImg = (...words) => execFileSync('qemu-img', words, { encoding: 'utf8' })
 const GIB = 2 ** 30
 
@@ -98,6 +99,23 @@ test('a copy in another format holds the same', async () => {
   await images.convertImage({ sourcePath: image, destPath: at('copy.raw'), destFormat: 'raw' })
   expect(qemuImg('compare', '-f', 'qcow2', '-F', 'raw', image, at('copy.raw'))).toContain('identical')
   expect(await rejection(images.convertImage({ sourcePath: image, destPath: at('copy.raw'), destFormat: 'raw' }))).toMatchObject({ code: 'IMAGE_ALREADY_EXISTS' })
+})
+
+test('a copy says how much of the disk is done, and ends with what onProgress throws', async () => {
+  const image = await newImage()
+  execFileSync('qemu-io', ['-c', 'write -P 0x5a 1M 64k', image])
+  await snapshots.createSnapshot({ imagePath: image, name: 'then' })
+  const told = []
+  const onProgress = (progress) => told.push(progress)
+  const whole = { bytes: GIB, total: GIB, percent: 100 }
+  await images.convertImage({ sourcePath: image, destPath: at('copy.raw'), destFormat: 'raw', onProgress })
+  expect(told.at(-1)).toEqual(whole)
+  await snapshots.materializeSnapshot(image, 'then', at('then.qcow2'), { onProgress: (progress) => told.push({ then: progress }) })
+  expect(told.at(-1)).toEqual({ then: whole })
+  const thrown = new Error('mine')
+  const throwing = { sourcePath: image, destPath: at('none.raw'), destFormat: 'raw', onProgress: () => { throw thrown } }
+  expect(await rejection(images.convertImage(throwing))).toBe(thrown)
+  expect(await rejection(images.convertImage({ ...throwing, onProgress: 5 }))).toMatchObject({ code: 'INVALID_CONFIG' })
 })
 
 test('damage is a result, not an error', async () => {

@@ -204,7 +204,8 @@ test('F9: killed in the middle of an upload, the next process finds nothing of i
   const { child, ended, said } = startNode(`
     const { Infinization } = require('.')
     const instance = new Infinization(${JSON.stringify({ stateDir, accelerator: 'tcg', bridgeConntrackMode: 'degrade' })})
-    async function * source () { yield Buffer.alloc(1048576, 1); console.log('halfway'); await new Promise(() => setInterval(() => {}, 1000)) }
+    // The pieces before the last that was asked for are written.
+    async function * source () { for (let n = 0; n < 8; n++) yield Buffer.alloc(1048576, 1); console.log('halfway'); await new Promise(() => setInterval(() => {}, 1000)) }
     instance.initialize()
       .then(() => instance.definePool('p', { path: ${JSON.stringify(pool)} }))
       .then(() => instance.uploadVolume('p', 'a.raw', source()))

@@ -1,6 +1,7 @@
 //! Backups, and how the managers of this process lend their machines to them.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::{Cancellation, Infinization};
+use super::{Cancellation, CheckProgress, Infinization};
 use crate::argument::Argument;
 use crate::events::Deliver;
 use crate::outcome::{Outcome, done, now, verbatim};
@@ -172,11 +173,12 @@ impl BackupService {
         backup_id: Argument,
         vm_id: Argument,
         cancel: Option<&Cancellation>,
+        progress: Option<&CheckProgress>,
     ) -> Outcome {
-        let cancel = Cancellation::token(cancel);
+        let (cancel, tell) = (Cancellation::token(cancel), CheckProgress::tell(progress));
         verbatim(async {
             let (id, vm_id) = (known_id(backup_id)?, vm(vm_id)?);
-            raw(&self.service()?.verify(vm_id, id, cancel).await?)
+            raw(&self.service()?.verify(vm_id, id, cancel, tell).await?)
         })
         .await
     }
@@ -194,6 +196,7 @@ impl BackupService {
             vm_id: vm_id.clone(),
             owners,
             noted: Mutex::default(),
+            was_thawed: AtomicBool::new(false),
         })
     }
 
@@ -219,6 +222,8 @@ struct Asked {
     owners: Vec<Manager>,
     /// What says that its guest may be frozen.
     noted: Mutex<Vec<NotedFreeze>>,
+    /// Its guest was asked to thaw, and has. Where no agent was reached it was not.
+    was_thawed: AtomicBool,
 }
 
 /// What `js/backup.js` answers.
@@ -276,7 +281,11 @@ impl Machine for Asked {
     async fn forget_freeze(&self) {
         let noted = std::mem::take(&mut *self.noted());
         for note in noted {
-            note.forget().await;
+            if self.was_thawed.load(SeqCst) {
+                note.forget().await;
+            } else {
+                note.withdraw().await;
+            }
         }
     }
 
@@ -285,7 +294,9 @@ impl Machine for Asked {
     }
 
     async fn thaw(&self) -> Result<(), String> {
-        self.ask("thaw").await.map(drop)
+        let asked = self.ask("thaw").await?;
+        self.was_thawed.store(asked == true, SeqCst);
+        Ok(())
     }
 
     async fn disk_keys(&self) -> Result<DiskKeys, String> {

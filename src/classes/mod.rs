@@ -2,10 +2,10 @@
 
 mod backup_service;
 mod bridge_manager;
+mod call_progress;
 mod cancellation;
 mod cgroups_manager;
 mod command_executor;
-mod copy_progress;
 mod database;
 mod department_nat_service;
 mod event_handler;
@@ -38,8 +38,8 @@ use infinization_core::config::{Parsed, Warning};
 use infinization_core::host::link::Links;
 use infinization_core::{ErrorCode, Failure};
 
+use call_progress::{CheckProgress, CopyProgress};
 use cancellation::Cancellation;
-use copy_progress::CopyProgress;
 use infinization::Infinization;
 use nftables_service::NftablesService;
 

@@ -3,15 +3,16 @@
 use infinization_core::Failure;
 use infinization_core::host::qemu_img::{
     ChangeKey, ConvertImage, CreateImage, Encryption, ImageError, ImageFormat, ImageInfo, Job,
-    Preallocation, Resize, Sharing, SnapshotInfo, change_key, check_with_key, convert, create,
-    info, resize_with_key,
+    Preallocation, Resize, Sharing, SnapshotInfo, change_key, check_with_key, create, info,
+    resize_with_key,
 };
+use infinization_core::storage;
 use infinization_core::types::{ByteSize, DiskKey, HostPath};
 use napi_derive::napi;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::Cancellation;
+use super::{Cancellation, CopyProgress};
 use crate::argument::Argument;
 use crate::outcome::{Outcome, data, done};
 
@@ -108,11 +109,16 @@ impl QemuImgService {
     }
 
     #[napi]
-    pub async fn convert_image(&self, options: Argument, cancel: Option<&Cancellation>) -> Outcome {
-        let job = job(cancel);
+    pub async fn convert_image(
+        &self,
+        options: Argument,
+        cancel: Option<&Cancellation>,
+        progress: Option<&CopyProgress>,
+    ) -> Outcome {
+        let (job, audience) = (job(cancel), CopyProgress::audience(progress));
         done(async {
             let options: ConvertOptions = options.options("options")?;
-            Ok(convert(&options.image(), &job).await?)
+            Ok(storage::copy(&options.image(), &audience, &job).await?)
         })
         .await
     }

@@ -2,16 +2,16 @@
 
 use infinization_core::Failure;
 use infinization_core::host::qemu_img::{
-    ConvertImage, Encryption, ImageFormat, Sharing, SnapshotName, convert,
-    create_snapshot_with_key, delete_snapshot_with_key, list_snapshots, revert_snapshot_with_key,
-    snapshot_exists,
+    ConvertImage, Encryption, ImageFormat, Sharing, SnapshotName, create_snapshot_with_key,
+    delete_snapshot_with_key, list_snapshots, revert_snapshot_with_key, snapshot_exists,
 };
+use infinization_core::storage;
 use infinization_core::types::{DiskKey, HostPath};
 use napi_derive::napi;
 use serde::Deserialize;
 
-use super::Cancellation;
 use super::qemu_img_service::{KeyOptions, job, snapshot_facts};
+use super::{Cancellation, CopyProgress};
 use crate::argument::Argument;
 use crate::outcome::{Outcome, data, done};
 
@@ -83,8 +83,9 @@ impl SnapshotManager {
         target: Argument,
         options: Argument,
         cancel: Option<&Cancellation>,
+        progress: Option<&CopyProgress>,
     ) -> Outcome {
-        let job = job(cancel);
+        let (job, audience) = (job(cancel), CopyProgress::audience(progress));
         done(async {
             // `signal`, their other member, is what `cancel` was made of.
             let key = key(options)?;
@@ -97,7 +98,7 @@ impl SnapshotManager {
                 encryption: key.map(Encryption::with),
                 ..ConvertImage::new((source, qcow2), (target, qcow2))
             };
-            Ok(convert(&image, &job).await?)
+            Ok(storage::copy(&image, &audience, &job).await?)
         })
         .await
     }

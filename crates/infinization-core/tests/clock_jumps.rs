@@ -118,12 +118,9 @@ async fn leaves_nothing_when_aborted(host: &Host, manager: &Manager, meddler: &M
             let (manager, abort) = (manager.clone(), abort.clone());
             async move { manager.create_vm(machine, abort).await }
         });
-        let reached = async {
-            while meddler.took_hit().is_none() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, reached).await.unwrap();
+        let reached = tokio::time::timeout(PATIENCE, meddler.hits());
+        reached.await.unwrap();
+        meddler.took_hit();
         jump(seconds);
         abort.cancel();
         create.await.unwrap().unwrap_err();

@@ -507,6 +507,25 @@ async fn f22_a_copy_that_cannot_be_ended_is_given_up() {
     assert_eq!(code(ended), ErrorCode::QmpTimeout);
 }
 
+/// Each machine that is taken back is asked.
+#[tokio::test]
+async fn copies_that_nobody_has_left_are_looked_for_in_two_turns() {
+    let stage = Stage::new();
+    let (client, _events, mut peer) = stage.connected(QmpOptions::default()).await;
+    let play = async {
+        let jobs = peer.command().await;
+        peer.answer(&jobs, json!([])).await;
+        let rest = [peer.command().await, peer.command().await];
+        for command in &rest {
+            peer.answer(command, json!([])).await;
+        }
+        [&jobs, &rest[0], &rest[1]].map(|command| command["execute"].clone())
+    };
+    let (ended, asked) = within(async { tokio::join!(client.end_left_copies(), play) }).await;
+    assert!(!ended.unwrap());
+    assert_eq!(asked, ["query-jobs", "query-named-block-nodes", "qom-list"]);
+}
+
 #[tokio::test]
 async fn one_at_a_time_has_the_turn_to_copy_and_nobody_once_it_is_closed() {
     let stage = Stage::new();

@@ -4,6 +4,8 @@
 
 mod kit;
 
+use std::pin::pin;
+
 use infinization_core::ErrorCode;
 use kit::machine::{Host, consistent_status, delete, forced, never};
 use kit::meddler::{Deed, Meddler};
@@ -19,21 +21,43 @@ fn f35_a_forced_stop_ends_the_start_before_it_at_whatever_step_that_hangs() {
         manager.create_vm(machine, never()).await.unwrap();
         let stop = || manager.stop_vm("hang-1".into(), forced(), never());
         stop().await.unwrap();
-        for step in 0.. {
-            meddler.arm(step);
-            let start = manager.start_vm("hang-1".into(), Value::Null, never());
-            let (started, stopped) = tokio::join!(start, stop());
-            meddler.disarm();
-            stopped.unwrap();
+        let start = || manager.start_vm("hang-1".into(), Value::Null, never());
+        let stopped = async |what: &str| {
             let status = consistent_status(&manager, "hang-1").await;
-            assert_eq!(status["status"], "off", "step {step}");
-            let Some(name) = meddler.took_hit() else {
-                // Every step has hung once.
-                started.unwrap();
-                break;
-            };
+            assert_eq!(status["status"], "off", "{what}");
+        };
+        let mut steps = 0;
+        loop {
+            meddler.arm(steps);
+            let mut starting = pin!(start());
+            tokio::select! {
+                started = &mut starting => {
+                    // Every step has hung once.
+                    started.unwrap();
+                    meddler.disarm();
+                    break;
+                }
+                () = meddler.hits() => {}
+            }
+            let (started, forced) = tokio::join!(starting, stop());
+            forced.unwrap();
+            let step = meddler.took_hit().unwrap();
+            stopped(step).await;
             let failure = started.unwrap_err();
-            assert_eq!(failure.code(), ErrorCode::Aborted, "{name}: {failure}");
+            assert_eq!(failure.code(), ErrorCode::Aborted, "{step}: {failure}");
+            steps += 1;
+        }
+        stop().await.unwrap();
+
+        // One that waits before anything hangs, which is let through to the first step, or the last.
+        for step in [0, steps - 1] {
+            meddler.arm(step);
+            let (started, forced) = tokio::join!(start(), stop());
+            meddler.disarm();
+            forced.unwrap();
+            stopped("it waited").await;
+            // On a busy host another step takes as long as one that hangs.
+            assert_eq!(started.unwrap_err().code(), ErrorCode::Aborted);
         }
         delete(&manager, "hang-1").await;
         host.is_clean().await;

@@ -7,85 +7,48 @@
 //! parent's bitmap is left as it is until this backup is complete, so a failure costs nothing.
 
 mod attached;
+mod bitmaps;
+mod copying;
 mod follow;
 mod handover;
 mod jobs;
+mod snapshot;
+mod target;
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
-use super::create::{Creation, Prepared, fail, parent_of, seal};
+use super::create::{Contents, Creation, conclude};
 use super::draft::{Circumstances, Draft};
 use super::folder::{Kept, refuse_full, remove_file};
-use super::kinds::{BackupType, Compression};
-use super::manifest::{DiskRecord, Manifest};
-use super::names::BITMAP_PREFIX;
+use super::kinds::BackupType;
+use super::manifest::DiskRecord;
 use super::pieces::Followed;
+use super::prepare::{Prepared, parent_of};
 use super::progress::{Reporter, Work};
+use super::seal::{Copied, Seal};
 use super::turn::unless_cancelled;
-use super::{BackupError, off_thread, offline, quiesce};
-use crate::host::qemu_img::{
-    Clusters, ImageFormat, Parent, SnapshotName, Source, difference, make_target,
-};
+use super::{BackupError, off_thread, quiesce};
+use crate::host::qemu_img::{Clusters, ImageFormat, Job, Parent, Source, difference};
 use crate::qmp::{CopyTurn, QmpClient, QmpError, RunState};
-use crate::types::{ByteSize, HostPath};
+use crate::types::HostPath;
 use attached::{Attached, attached};
+use bitmaps::new_bitmap;
+use copying::{Copying, Method};
 use follow::Following;
-use handover::{give_to_qemu, take_back};
+use handover::take_back;
+pub(super) use snapshot::delete_snapshots;
 
 /// For starting all jobs: the guest's file systems are frozen meanwhile. A Windows guest thaws by
 /// itself after ten seconds.
 const START: Duration = Duration::from_secs(8);
-/// QEMU's default bitmap granularity, and the cluster size of what it writes into.
-const CLUSTER: u32 = 64 << 10;
-/// How much of its target's tables QEMU keeps in memory: parts of 16 MiB of disk each, twice what is on its way at a
-/// time. What is not kept is in the file, which tells whoever follows what is finished.
-const TABLE_PART: u32 = 2 << 10;
-const TABLE_PARTS: u32 = 8;
-
 /// A backup of a machine that runs.
 pub(super) struct Live<'a> {
     creation: &'a Creation,
     prepared: &'a Prepared,
     monitor: QmpClient,
     turn: CopyTurn,
-}
-
-/// How a disk is copied.
-enum Method {
-    /// Everything, into what becomes the backup.
-    Full,
-    /// What the parent's bitmap has marked, into what becomes the backup.
-    Marked { parent: Parent },
-    /// Everything, into a scratch file that is then compared with the parent.
-    Compared { parent: Parent },
-}
-
-impl Method {
-    /// What is done until the backup's file is there.
-    fn works(&self) -> &'static [Work] {
-        match self {
-            Self::Full | Self::Marked { .. } => &[Work::Copy],
-            Self::Compared { .. } => &[Work::Copy, Work::Compare],
-        }
-    }
-
-    fn parent(&self) -> Option<&Parent> {
-        match self {
-            Self::Full => None,
-            Self::Marked { parent } | Self::Compared { parent } => Some(parent),
-        }
-    }
-}
-
-/// One disk on its way.
-struct Copying {
-    disk: Attached,
-    method: Method,
-    /// Where QEMU writes to.
-    target: HostPath,
 }
 
 impl<'a> Live<'a> {
@@ -131,21 +94,15 @@ impl<'a> Live<'a> {
 
     /// Fills the draft, and leaves the bitmaps as the outcome wants them.
     pub(super) async fn make(self, draft: Draft) -> Result<Kept, (BackupError, Kept)> {
-        let made = match self.copy(&draft).await {
-            Ok((disks, circumstances)) => draft.complete(disks, circumstances).await,
-            Err(error) => Err((error, draft)),
-        };
-        let made = match made {
-            Ok(kept) => Ok(kept),
-            Err((error, draft)) => Err(fail(self.creation, draft, error).await),
-        };
+        let copied = self.copy(&draft).await;
+        let made = conclude(self.creation, draft, copied).await;
         if let Err(error) = self.settle_bitmaps(made.is_ok()).await {
             tracing::warn!(%error, "a dirty bitmap is left until the next backup");
         }
         made
     }
 
-    async fn copy(&self, draft: &Draft) -> Result<(Vec<DiskRecord>, Circumstances), BackupError> {
+    async fn copy(&self, draft: &Draft) -> Result<Contents, BackupError> {
         let disks = self.disks().await?;
         self.drop_bitmaps(&disks, |name| self.is_stale(name))
             .await?;
@@ -172,7 +129,11 @@ impl<'a> Live<'a> {
             records.push(self.finish(draft, n, copy, followed, &reporter).await?);
             reporter.done(n);
         }
-        Ok((records, running(frozen)))
+        Ok(Contents {
+            disks: records,
+            circumstances: running(frozen),
+            reporter,
+        })
     }
 
     fn reporter(&self, copies: &[Copying]) -> Reporter {
@@ -247,7 +208,7 @@ impl<'a> Live<'a> {
         if self.creation.terms.cancel.is_cancelled() {
             return Err(BackupError::Cancelled);
         }
-        reporter.all_at(Work::Copy, &vec![0.0; copies.len()]);
+        reporter.begin(Work::Copy);
         let events = self.monitor.subscribe();
         let begin = self
             .monitor
@@ -300,56 +261,6 @@ impl<'a> Live<'a> {
         (0..disks).map(|n| self.creation.id.node(n)).collect()
     }
 
-    /// Makes the file that QEMU writes into, and opens it there. What is followed of it is told.
-    async fn add_target(&self, n: usize, copy: &Copying) -> Result<Option<Followed>, BackupError> {
-        let size = ByteSize::bytes(copy.disk.size);
-        let (clusters, parent) = match &copy.method {
-            Method::Full => (self.creation.clusters(), None),
-            Method::Marked { parent } => (self.creation.clusters(), Some(parent)),
-            Method::Compared { .. } => (Clusters::Plain, None),
-        };
-        let encryption = self.prepared.encryption[n].as_ref();
-        make_target(&copy.target, size, clusters, parent, encryption).await?;
-        let followed = self.follow(n, copy).await?;
-        give_to_qemu(&copy.target, &self.creation.request.disks[n].path).await?;
-        let node = self.creation.id.node(n);
-        let mut options = json!({
-            "driver": "qcow2",
-            "node-name": node,
-            // We flush it, when the job is over: QEMU's main loop, and so the guest, would wait for that.
-            "file": {
-                "driver": "file", "filename": copy.target,
-                "cache": { "direct": false, "no-flush": true },
-            },
-            "l2-cache-entry-size": TABLE_PART,
-            "l2-cache-size": TABLE_PARTS * TABLE_PART,
-            // What is marked is copied by whole clusters: the parent's files are not needed for it.
-            "backing": null,
-        });
-        let Some(encryption) = encryption else {
-            self.monitor.blockdev_add(options).await?;
-            return Ok(followed);
-        };
-        // QEMU needs it to open the file, and not after.
-        self.monitor.add_secret(&node, &encryption.key).await?;
-        options["encrypt"] = json!({ "format": "luks", "key-secret": node });
-        let opened = self.monitor.blockdev_add(options).await;
-        self.monitor.object_del(&node).await?;
-        opened?;
-        Ok(followed)
-    }
-
-    /// What becomes the backup as it is can be summed as it grows.
-    async fn follow(&self, n: usize, copy: &Copying) -> Result<Option<Followed>, BackupError> {
-        let encrypted = self.prepared.encryption[n].is_some();
-        let as_it_is = encrypted || self.creation.request.compression == Compression::None;
-        if !as_it_is || matches!(copy.method, Method::Compared { .. }) {
-            return Ok(None);
-        }
-        let target = copy.target.clone();
-        off_thread(move || Followed::begin(&target).map(Some)).await
-    }
-
     fn actions(&self, draft: &Draft, copies: &[Copying]) -> Vec<Value> {
         let copies = copies.iter().enumerate();
         copies
@@ -387,24 +298,23 @@ impl<'a> Live<'a> {
     ) -> Result<DiskRecord, BackupError> {
         take_back(&copy.target).await?;
         if let Method::Compared { parent } = &copy.method {
-            let step = reporter.step(n, Work::Compare);
-            step.follow(async |progress| {
-                self.compare(draft, n, &copy.target, parent, progress).await
-            })
-            .await?;
+            let job = self.creation.job(&reporter.step(n, Work::Compare));
+            self.compare(draft, n, &copy.target, parent, &job).await?;
         }
-        let parent = copy.method.parent();
-        let disk = (n, copy.disk.size);
-        seal(
-            self.creation,
-            self.prepared,
-            draft,
-            disk,
-            parent,
+        let copied = Copied {
+            n,
+            size: copy.disk.size,
+            parent: copy.method.parent().cloned(),
             followed,
+            state: None,
+        };
+        let seal = Seal {
+            creation: self.creation,
+            prepared: self.prepared,
+            draft,
             reporter,
-        )
-        .await
+        };
+        seal.disk(copied).await
     }
 
     async fn compare(
@@ -413,7 +323,7 @@ impl<'a> Live<'a> {
         n: usize,
         full: &HostPath,
         parent: &Parent,
-        progress: watch::Sender<f64>,
+        job: &Job,
     ) -> Result<(), BackupError> {
         let source = Source {
             path: full.clone(),
@@ -421,83 +331,11 @@ impl<'a> Live<'a> {
             encryption: self.prepared.encryption[n].clone(),
         };
         let (image, scratch) = (draft.image(n)?, draft.scratch(n, "delta")?);
-        let job = self.creation.job(progress);
         let clusters = self.creation.clusters();
-        difference(&source, parent, &image, &scratch, clusters, &job).await?;
+        difference(&source, parent, &image, &scratch, clusters, job).await?;
         let full = full.clone();
         off_thread(move || remove_file(&full)).await
     }
-
-    /// An internal snapshot in every disk, at one moment.
-    async fn snapshot(
-        &self,
-        disks: &[Attached],
-    ) -> Result<(Vec<DiskRecord>, Circumstances), BackupError> {
-        let name = self.creation.id.snapshot();
-        let actions: Vec<_> = disks
-            .iter()
-            .map(|disk| {
-                let data = json!({ "device": disk.node, "name": name });
-                json!({ "type": "blockdev-snapshot-internal-sync", "data": data })
-            })
-            .collect();
-        let actions = json!({ "actions": actions });
-        let begin = self.monitor.execute_with("transaction", actions, START);
-        let (done, frozen) = quiesce::around(&*self.creation.terms.machine, begin).await;
-        done?;
-        let mut records = offline::planned(self.creation, self.prepared);
-        for (record, disk) in records.iter_mut().zip(disks) {
-            record.original_size = disk.size;
-        }
-        Ok((records, running(frozen)))
-    }
-
-    /// After a success only this backup's bitmaps stay, after a failure only those before it.
-    async fn settle_bitmaps(&self, made: bool) -> Result<(), BackupError> {
-        if self.creation.request.kind == BackupType::Snapshot {
-            return Ok(());
-        }
-        let disks = attached(&self.monitor, &self.paths()).await?;
-        let ours = &self.creation.id;
-        self.drop_bitmaps(&disks, |name| ours.has_bitmap(name) != made)
-            .await
-    }
-
-    /// A bitmap of a backup that is gone, or never was complete.
-    fn is_stale(&self, name: &str) -> bool {
-        let all = self.prepared.all.iter().map(|kept| &kept.manifest);
-        let mut complete = all.filter(|manifest| manifest.is_complete());
-        !complete.any(|manifest| manifest.id.has_bitmap(name))
-    }
-
-    async fn drop_bitmaps(
-        &self,
-        disks: &[Attached],
-        unwanted: impl Fn(&str) -> bool,
-    ) -> Result<(), BackupError> {
-        for disk in disks {
-            for bitmap in &disk.bitmaps {
-                let ours = bitmap.name.starts_with(BITMAP_PREFIX);
-                if ours && (bitmap.inconsistent || unwanted(&bitmap.name)) {
-                    let arguments = json!({ "node": disk.node, "name": bitmap.name });
-                    self.monitor
-                        .execute("block-dirty-bitmap-remove", arguments)
-                        .await?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What records the changes after this backup. A raw disk has no room for one: it lasts as long as QEMU.
-fn new_bitmap(draft: &Draft, n: usize, copy: &Copying) -> Value {
-    json!({ "type": "block-dirty-bitmap-add", "data": {
-        "node": copy.disk.node,
-        "name": draft.manifest.id.bitmap(n),
-        "granularity": CLUSTER,
-        "persistent": copy.disk.format == "qcow2",
-    }})
 }
 
 fn running(frozen: bool) -> Circumstances {
@@ -505,40 +343,4 @@ fn running(frozen: bool) -> Circumstances {
         running: true,
         crash_consistent: !frozen,
     }
-}
-
-/// Deletes a SNAPSHOT's snapshots through the machine that runs on its disks. One that lies under an overlay by now
-/// is `IMAGE_IN_USE`; one that the machine was relieved of is nobody's.
-pub(super) async fn delete_snapshots(
-    monitor: &QmpClient,
-    manifest: &Manifest,
-) -> Result<(), BackupError> {
-    let name = SnapshotName::parse(manifest.id.snapshot())?;
-    for disk in &manifest.disks {
-        match attached(monitor, &[&disk.source_path]).await {
-            Ok(found) => delete_snapshot(monitor, &found, &name).await?,
-            Err(BackupError::NotAttached { .. }) => {
-                offline::drop_snapshots(std::slice::from_ref(disk), &name).await?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-async fn delete_snapshot(
-    monitor: &QmpClient,
-    disks: &[Attached],
-    name: &SnapshotName,
-) -> Result<(), BackupError> {
-    let name = name.as_str();
-    for disk in disks {
-        if disk.snapshots.iter().any(|one| one == name) {
-            let arguments = json!({ "device": disk.node, "name": name });
-            monitor
-                .execute("blockdev-snapshot-delete-internal-sync", arguments)
-                .await?;
-        }
-    }
-    Ok(())
 }

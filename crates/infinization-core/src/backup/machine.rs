@@ -26,7 +26,7 @@ pub trait Machine: Send + Sync {
         Ok(())
     }
 
-    /// The guest is certain not to be frozen: undoes [`Machine::note_freeze`].
+    /// The guest was thawed, or certainly not frozen: undoes [`Machine::note_freeze`].
     async fn forget_freeze(&self) {}
 
     /// Has the guest flush and freeze its file systems: how many, or `None` if nobody in it can. May

@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 use super::BackupError;
 use super::kinds::{BackupStatus, BackupType, Compression};
 use super::names::{BackupId, disk_file};
-use super::request::CreateBackup;
-use crate::host::qemu_img::ImageFormat;
+use super::request::{CreateBackup, SourceDisk};
+use crate::host::qemu_img::{DiskState, ImageFormat};
 use crate::types::{HostPath, VmId};
 
 /// The version this library writes, and the only one it reads.
@@ -86,6 +86,9 @@ pub struct DiskRecord {
     /// Of the file, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blake3: Option<String>,
+    /// How the disk of a stopped machine was found, if that tells whether it was written to since. Not shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_state: Option<DiskState>,
 }
 
 /// What tells a file from any other.
@@ -96,6 +99,12 @@ pub(super) enum Checksum<'a> {
 }
 
 impl DiskRecord {
+    /// Whether what was copied is what the disk, which is in this state now, still holds.
+    pub(super) fn is_of(&self, disk: &SourceDisk, size: u64, state: Option<&DiskState>) -> bool {
+        let alike = self.source_format == disk.format && self.original_size == size;
+        alike && state.is_some() && self.source_state.as_ref() == state
+    }
+
     pub(super) fn checksum(&self) -> Option<Checksum<'_>> {
         let blake3 = self.blake3.as_deref().map(Checksum::Blake3);
         blake3.or_else(|| self.sha256.as_deref().map(Checksum::Sha256))
@@ -219,6 +228,7 @@ impl Manifest {
             facts.remove("version");
             if let Some(disks) = facts.get_mut("disks").and_then(Value::as_array_mut) {
                 for disk in disks.iter_mut().filter_map(Value::as_object_mut) {
+                    disk.remove("sourceState");
                     self.show_paths(disk, folder);
                 }
             }
@@ -280,6 +290,7 @@ pub(super) mod tests {
                 encrypted: false,
                 sha256: None,
                 blake3: Some("00".repeat(32)),
+                source_state: None,
             }],
             total_size: 1 << 20,
             total_original_size: 8 << 20,

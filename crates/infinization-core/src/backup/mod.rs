@@ -26,7 +26,8 @@
 //! names; `COMPLETED` is written last, by an atomic rename, after every byte is on disk. A *full* one
 //! is a flat qcow2. An *incremental* one is a qcow2 with what differs from its parent, and nothing
 //! else. Of a stopped machine that is found by comparing the disk with the parent: no bookkeeping
-//! inside the disk can be lost or wrong. Of a running one QEMU copies, inside one `transaction` over
+//! inside the disk can be lost or wrong. Only a disk whose files' inodes say that nobody wrote to them since
+//! the parent was made, of the stopped machine too, is not read again. Of a running one QEMU copies, inside one `transaction` over
 //! all disks, what a persistent dirty bitmap named after the parent has marked; where there is no such
 //! bitmap, or it is not to be trusted, QEMU copies everything and the copy is compared. Each live backup
 //! leaves a new bitmap, named after itself, and takes its parent's away only once it is complete.
@@ -68,7 +69,7 @@
 //! | `turn` | one change at a time per machine, and the limit over all |
 //! | `folder`, `draft`, `digest`, `pieces` | the tree above, a backup in the making, gzip, checksums |
 //! | `keys` | what opens encrypted disks, and backups of them |
-//! | `create`, `offline`, `live`, `quiesce` | making one |
+//! | `prepare`, `create`, `offline`, `live`, `seal`, `quiesce` | making one |
 //! | `progress`, `pass` | how far it is, by bytes |
 //! | `restore`, `stage`, `reverting`, `cut_short` | restoring one, and ending what a crash left of it |
 //! | `pending` | what cannot be ended now |
@@ -95,6 +96,7 @@ mod offline;
 mod pass;
 mod pending;
 mod pieces;
+mod prepare;
 mod progress;
 mod quiesce;
 mod remove;
@@ -102,6 +104,7 @@ mod request;
 mod restore;
 mod retention;
 mod reverting;
+mod seal;
 mod service;
 mod stage;
 mod sweep;

@@ -1,16 +1,19 @@
 //! Copying the disks of a stopped machine, as they all were at one moment.
 
-use super::create::{Creation, Prepared, parent_of, seal};
-use super::draft::Draft;
+use super::create::{Contents, Creation};
+use super::draft::{Circumstances, Draft};
 use super::kinds::BackupType;
 use super::manifest::DiskRecord;
-use super::progress::{Course, Reporter, Work};
+use super::prepare::{Prepared, parent_of};
+use super::progress::{Reporter, Work};
 use super::request::SourceDisk;
+use super::seal::{Copied, Seal};
 use super::{BackupError, off_thread};
 use crate::host::qemu_img::{
-    Held, ImageError, ImageFormat, Parent, SnapshotName, Source, Unchanged, delete_snapshot,
-    difference, export, hold_all, keep_unchanged_now,
+    DiskState, Held, ImageError, ImageFormat, Parent, SnapshotName, Source, Unchanged,
+    delete_snapshot, difference, export, hold_all, keep_unchanged_now, make_target,
 };
+use crate::types::ByteSize;
 
 /// What a SNAPSHOT will leave in the disks; nothing for the other types.
 pub(super) fn planned(creation: &Creation, prepared: &Prepared) -> Vec<DiskRecord> {
@@ -31,6 +34,7 @@ pub(super) fn planned(creation: &Creation, prepared: &Prepared) -> Vec<DiskRecor
             encrypted: false,
             sha256: None,
             blake3: None,
+            source_state: None,
         })
         .collect()
 }
@@ -40,7 +44,7 @@ pub(super) async fn copy(
     creation: &Creation,
     prepared: &Prepared,
     draft: &Draft,
-) -> Result<Vec<DiskRecord>, BackupError> {
+) -> Result<Contents, BackupError> {
     if creation.request.kind == BackupType::Snapshot {
         return snapshot_all(creation, prepared).await;
     }
@@ -48,26 +52,43 @@ pub(super) async fn copy(
     let disks = prepared.sizes.iter().zip(&prepared.encryption);
     let courses = disks.map(|(size, key)| creation.course(*size, &[copied], key.is_some()));
     let reporter = creation.reporter(courses.collect());
+    let seal = Seal {
+        creation,
+        prepared,
+        draft,
+        reporter: &reporter,
+    };
     let unchanged = keep_unchanged(&creation.request.disks).await?;
     let mut disks = Vec::new();
     for (n, unchanged) in unchanged.into_iter().enumerate() {
-        let parent = copy_one(creation, prepared, draft, n, &reporter).await?;
+        let state = state_of(&creation.request.disks[n]).await?;
+        let parent = copy_one(creation, prepared, draft, n, state.as_ref(), &reporter).await?;
+        let after = state_of(&creation.request.disks[n]).await?;
         drop(unchanged);
-        let size = (n, prepared.sizes[n]);
-        let disk = seal(
-            creation,
-            prepared,
-            draft,
-            size,
-            parent.as_ref(),
-            None,
-            &reporter,
-        )
-        .await?;
+        let copied = Copied {
+            n,
+            size: prepared.sizes[n],
+            parent,
+            followed: None,
+            state: state.filter(|state| after.as_ref() == Some(state)),
+        };
+        let disk = seal.disk(copied).await?;
         reporter.done(n);
         disks.push(disk);
     }
-    Ok(disks)
+    Ok(contents(disks, reporter))
+}
+
+/// Of a machine that stood still.
+fn contents(disks: Vec<DiskRecord>, reporter: Reporter) -> Contents {
+    Contents {
+        disks,
+        circumstances: Circumstances {
+            running: false,
+            crash_consistent: false,
+        },
+        reporter,
+    }
 }
 
 /// How a disk is copied.
@@ -89,12 +110,19 @@ async fn keep_unchanged(disks: &[SourceDisk]) -> Result<Vec<Unchanged>, BackupEr
     .await
 }
 
+async fn state_of(disk: &SourceDisk) -> Result<Option<DiskState>, BackupError> {
+    let path = disk.path.clone();
+    let format = disk.format;
+    off_thread(move || Ok(DiskState::of(&path, format))).await
+}
+
 /// Writes disk `n` into the draft: what it holds, or what it holds other than the parent, which is told.
 async fn copy_one(
     creation: &Creation,
     prepared: &Prepared,
     draft: &Draft,
     n: usize,
+    state: Option<&DiskState>,
     reporter: &Reporter,
 ) -> Result<Option<Parent>, BackupError> {
     let disk = &creation.request.disks[n];
@@ -104,44 +132,31 @@ async fn copy_one(
         encryption: prepared.encryption[n].clone(),
     };
     let image = draft.image(n)?;
-    let step = reporter.step(n, copied(creation));
+    let (clusters, job) = (
+        creation.clusters(),
+        creation.job(&reporter.step(n, copied(creation))),
+    );
     if creation.request.kind == BackupType::Full {
-        step.follow(async |progress| {
-            let job = creation.job(progress);
-            export(&source, &image, creation.clusters(), &job).await
-        })
-        .await?;
+        export(&source, &image, clusters, &job).await?;
         return Ok(None);
     }
     let parent = parent_of(prepared, n, &draft.folder).await?;
+    let (held, size) = (&prepared.parents[0].manifest.disks[n], prepared.sizes[n]);
+    if held.is_of(disk, size, state) {
+        let encryption = source.encryption.as_ref();
+        let size = ByteSize::bytes(size);
+        make_target(&image, size, clusters, Some(&parent), encryption).await?;
+        return Ok(Some(parent));
+    }
     let scratch = draft.scratch(n, "delta")?;
-    step.follow(async |progress| {
-        let job = creation.job(progress);
-        difference(
-            &source,
-            &parent,
-            &image,
-            &scratch,
-            creation.clusters(),
-            &job,
-        )
-        .await
-    })
-    .await?;
+    difference(&source, &parent, &image, &scratch, clusters, &job).await?;
     Ok(Some(parent))
 }
 
 /// Makes the snapshot in every disk, or in none.
-async fn snapshot_all(
-    creation: &Creation,
-    prepared: &Prepared,
-) -> Result<Vec<DiskRecord>, BackupError> {
+async fn snapshot_all(creation: &Creation, prepared: &Prepared) -> Result<Contents, BackupError> {
     let disks = planned(creation, prepared);
-    let courses = prepared.sizes.iter().map(|size| Course {
-        size: *size,
-        works: vec![Work::Settle],
-    });
-    let reporter = creation.reporter(courses.collect());
+    let reporter = creation.snapshot_reporter(prepared.sizes.iter().copied());
     let name = SnapshotName::parse(creation.id.snapshot())?;
     let sources: Vec<_> = disks.iter().map(|disk| disk.source_path.clone()).collect();
     let held = hold_all(&sources).await?;
@@ -158,7 +173,7 @@ async fn snapshot_all(
         }
         reporter.done(n);
     }
-    Ok(disks)
+    Ok(contents(disks, reporter))
 }
 
 /// Deletes the snapshot from disks that are held.

@@ -29,6 +29,7 @@ impl Pass {
     }
 
     /// Nobody wants to know how far it is.
+    #[cfg(test)]
     pub(super) fn untold(cancel: &CancellationToken) -> Self {
         Self {
             cancel: cancel.clone(),

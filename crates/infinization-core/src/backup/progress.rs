@@ -2,17 +2,18 @@
 //!
 //! One [`Reporter`] owns that. What is done to a disk is a [`Course`] of steps, each a part of it by what a byte of it
 //! costs; within a step its own bytes count. Whoever does a step says how far it is ([`Step`]), from any thread: what is
-//! told never goes back. It is told with every half percent, and every second that brought anything.
+//! told never goes back. It is told with every half percent, and every second that brought anything. That all is done
+//! is told by [`Reporter::all_done`] alone, so whoever hears 100 finds it on the disk.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::sync::watch;
 
 use super::names::BackupId;
 use super::service::{Audience, Told};
+use crate::host::qemu_img::Teller;
 use crate::types::VmId;
 
 /// The public `BackupProgress`.
@@ -40,6 +41,9 @@ pub struct Progress {
 const NEWS: f64 = 0.005;
 /// Less than that is told after so long.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The most of it that is told before it is done, whatever it would be rounded to.
+const ALMOST: f64 = 0.9999;
 
 /// What is done to a disk, or to its copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +115,8 @@ struct Operation {
 struct Far {
     /// Of each disk.
     parts: Vec<f64>,
+    /// Nothing is left to do.
+    complete: bool,
     last: Option<Last>,
 }
 
@@ -125,6 +131,7 @@ impl Reporter {
     pub(super) fn new(audience: Audience, id: BackupId, vm_id: VmId, courses: Vec<Course>) -> Self {
         let far = Far {
             parts: vec![0.0; courses.len()],
+            complete: false,
             last: None,
         };
         Self(Arc::new(Operation {
@@ -135,6 +142,11 @@ impl Reporter {
             began: Instant::now(),
             far: Mutex::new(far),
         }))
+    }
+
+    /// `work` is done to all disks at once, and begins.
+    pub(super) fn begin(&self, work: Work) {
+        self.all_at(work, &vec![0.0; self.0.courses.len()]);
     }
 
     /// What is done to disk `n` next.
@@ -153,23 +165,28 @@ impl Reporter {
         self.0.reach(&reached.collect::<Vec<_>>());
     }
 
-    /// Nothing is left to do with disk `n`.
+    /// Nothing is left to do with disk `n` alone. Not told of the last one: what is done to all is left.
     pub(super) fn done(&self, n: usize) {
         self.0.reach(&[(n, 1.0)]);
     }
 
-    /// Nothing is left to do.
+    /// Nothing is left to do, and nothing can undo it.
     pub(super) fn all_done(&self) {
+        self.0.far().complete = true;
         let all = (0..self.0.courses.len()).map(|n| (n, 1.0));
         self.0.reach(&all.collect::<Vec<_>>());
     }
 }
 
 impl Operation {
+    fn far(&self) -> MutexGuard<'_, Far> {
+        self.far.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says how far these disks are, of which the first that is not done is the one that is told. It is told before
     /// anybody else can say more, so that the order is right.
     fn reach(&self, reached: &[(usize, f64)]) {
-        let mut far = self.far.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut far = self.far();
         for (n, part) in reached {
             far.parts[*n] = far.parts[*n].max(part.clamp(0.0, 1.0));
         }
@@ -179,15 +196,12 @@ impl Operation {
         };
         let now = Last {
             disk: *disk,
-            overall: self.overall(&far.parts),
+            overall: self.overall(&far),
             at: Instant::now(),
         };
         let ended = open.is_none();
-        if far
-            .last
-            .as_ref()
-            .is_none_or(|last| now.is_news(last, ended))
-        {
+        let is_news = |last: &Last| now.is_news(last, ended);
+        if far.may_be_told() && far.last.as_ref().is_none_or(is_news) {
             (self.audience)(Told::Progress(self.progress(&now, far.parts[*disk])));
             far.last = Some(now);
         }
@@ -210,14 +224,24 @@ impl Operation {
         clippy::cast_precision_loss,
         reason = "a fraction needs no 53 bits of it"
     )]
-    fn overall(&self, parts: &[f64]) -> f64 {
-        let total: u64 = self.courses.iter().map(|course| course.size).sum();
-        if total == 0 {
+    fn overall(&self, far: &Far) -> f64 {
+        if far.complete {
             return 1.0;
         }
-        let each = self.courses.iter().zip(parts);
+        let total: u64 = self.courses.iter().map(|course| course.size).sum();
+        if total == 0 {
+            return 0.0;
+        }
+        let each = self.courses.iter().zip(&far.parts);
         let done: f64 = each.map(|(course, part)| course.size as f64 * part).sum();
-        (done / total as f64).clamp(0.0, 1.0)
+        (done / total as f64).clamp(0.0, ALMOST)
+    }
+}
+
+impl Far {
+    /// That every disk is done is not all.
+    fn may_be_told(&self) -> bool {
+        self.complete || self.parts.iter().any(|part| *part < 1.0)
     }
 }
 
@@ -244,24 +268,11 @@ impl Step {
         self.reporter.0.reach(&[(self.disk, reached)]);
     }
 
-    /// Runs `work`, and says what it reports.
-    pub(super) async fn follow<T, F: Future<Output = T>>(
-        &self,
-        work: impl FnOnce(watch::Sender<f64>) -> F + Send,
-    ) -> T {
-        let (report, mut reported) = watch::channel(0.0);
+    /// For a job that does it, and that begins.
+    pub(super) fn teller(&self) -> Teller {
         self.is_at(0.0);
-        let work = work(report);
-        tokio::pin!(work);
-        loop {
-            tokio::select! {
-                done = &mut work => return done,
-                Ok(()) = reported.changed() => {
-                    let part = *reported.borrow_and_update();
-                    self.is_at(part);
-                }
-            }
-        }
+        let step = self.clone();
+        Teller::new(move |part| step.is_at(part))
     }
 
     /// The part of the disk's whole work that is done then.
@@ -274,9 +285,12 @@ impl Step {
     }
 }
 
-/// In percent, to two places.
+/// In percent, to two places; 100 is all of it.
 fn percent(fraction: f64) -> f64 {
-    (fraction * 10_000.0).round() / 100.0
+    if fraction >= 1.0 {
+        return 100.0;
+    }
+    (fraction.min(ALMOST) * 10_000.0).round() / 100.0
 }
 
 fn remaining(elapsed: Duration, done: f64) -> Option<u64> {
@@ -360,11 +374,32 @@ mod tests {
         for parts in [[0.2, 0.4], [0.1, 0.4], [1.0, 0.8], [1.0, 1.0]] {
             reporter.all_at(Work::Copy, &parts);
         }
+        reporter.all_done();
         let expected = [(0, 20.0, 30.0), (1, 80.0, 90.0), (1, 100.0, 100.0)];
         assert_eq!(*told.lock().unwrap(), expected);
-        let (reporter, told) = self::reporter(vec![course(0, &[Work::Settle])]);
+    }
+
+    #[test]
+    fn nothing_is_whole_before_all_is_done() {
+        let (reporter, told) = reporter(vec![
+            course(1 << 40, &[Work::Write]),
+            course(1, &[Work::Write]),
+        ]);
+        reporter.step(0, Work::Write).is_at(0.999_999);
         reporter.done(0);
-        assert_eq!(*told.lock().unwrap(), [(0, 100.0, 100.0)], "of no size");
+        reporter.step(1, Work::Write).is_at(0.5);
+        reporter.done(1);
+        let before = [(0, 99.99, 99.99), (1, 50.0, 99.99)];
+        assert_eq!(*told.lock().unwrap(), before);
+        reporter.all_done();
+        assert_eq!(told.lock().unwrap()[2..], [(1, 100.0, 100.0)]);
+
+        let (reporter, told) = self::reporter(vec![course(0, &[Work::Settle])]);
+        reporter.step(0, Work::Settle).is_at(0.0);
+        reporter.done(0);
+        reporter.all_done();
+        let expected = [(0, 0.0, 0.0), (0, 100.0, 100.0)];
+        assert_eq!(*told.lock().unwrap(), expected, "of no size");
     }
 
     #[test]

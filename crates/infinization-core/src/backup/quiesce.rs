@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::machine::Machine;
+use crate::qmp::ask_to_thaw;
 
 /// A guest that has not frozen by then is copied as it is. Flushing takes longest here.
 const FREEZE: Duration = Duration::from_secs(30);
 const THAW: Duration = Duration::from_secs(15);
-const THAW_ATTEMPTS: u32 = 3;
 
 /// Does `work` while the guest's file systems are frozen, if they can be, and says whether they were.
 /// They are thawed as soon as `work` ends, and also where freezing failed: it may have taken effect.
@@ -47,14 +47,14 @@ async fn freeze(machine: &dyn Machine) -> Option<u64> {
 }
 
 async fn thaw(machine: &dyn Machine) {
-    for attempt in 1..=THAW_ATTEMPTS {
-        match timeout(THAW, machine.thaw()).await {
-            Ok(Ok(())) => return machine.forget_freeze().await,
-            Ok(Err(why)) => tracing::warn!(attempt, why, "a guest could not be thawed"),
-            Err(_elapsed) => tracing::warn!(attempt, "a guest did not thaw in time"),
-        }
+    let ask = || async {
+        let late = |_elapsed| Err("it did not answer in time".to_owned());
+        timeout(THAW, machine.thaw()).await.unwrap_or_else(late)
+    };
+    match ask_to_thaw(ask).await {
+        Ok(()) => machine.forget_freeze().await,
+        Err(why) => tracing::error!(why, "a guest's file systems may still be frozen"),
     }
-    tracing::error!("a guest's file systems may still be frozen");
 }
 
 #[cfg(test)]

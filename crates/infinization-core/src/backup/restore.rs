@@ -21,7 +21,7 @@ use super::pass::Pass;
 use super::pieces::sum;
 use super::progress::{Course, Reporter, Step, Work};
 use super::request::RestoreBackup;
-use super::service::{Terms, Told, millis};
+use super::service::{Audience, Terms, Told, millis};
 use super::stage::{Stage, directory_of};
 use super::turn::Turn;
 use super::{BackupError, keys, off_thread, pending, sweep};
@@ -45,29 +45,29 @@ impl Restoration {
         }
     }
 
-    fn job(&self, progress: tokio::sync::watch::Sender<f64>) -> Job {
+    /// The terms of what qemu-img does as this step, which begins.
+    fn job(&self, step: &Step) -> Job {
         Job {
             cancel: self.terms.cancel.clone(),
             deadline: None,
-            progress: Some(progress),
+            progress: Some(step.teller()),
         }
     }
 
-    /// Tells of what is done to each disk, told by its number.
     fn reporter(&self, tip: &Manifest, works: impl Fn(usize) -> Vec<Work>) -> Reporter {
-        let disks = tip.disks.iter().enumerate();
-        let courses = disks.map(|(n, disk)| Course {
-            size: disk.original_size,
-            works: works(n),
-        });
-        let audience = Arc::clone(&self.terms.audience);
-        Reporter::new(
-            audience,
-            tip.id.clone(),
-            tip.vm_id.clone(),
-            courses.collect(),
-        )
+        reporter(Arc::clone(&self.terms.audience), tip, works)
     }
+}
+
+/// Tells of what is done to each disk of a backup, told by its number.
+fn reporter(audience: Audience, tip: &Manifest, works: impl Fn(usize) -> Vec<Work>) -> Reporter {
+    let disks = tip.disks.iter().enumerate();
+    let courses = disks.map(|(n, disk)| Course {
+        size: disk.original_size,
+        works: works(n),
+    });
+    let (id, vm_id) = (tip.id.clone(), tip.vm_id.clone());
+    Reporter::new(audience, id, vm_id, courses.collect())
 }
 
 /// Restores: a `BackupRestoreResult`.
@@ -103,16 +103,28 @@ pub(super) async fn restore(restoration: Restoration) -> Result<Value, BackupErr
     Ok(result)
 }
 
-/// The chain of a backup, nearest first, every file of which is what was written.
+/// The chain of a backup, nearest first, every file of which is what was written. `audience` hears how far it is.
 pub(super) async fn verify(
     library: &Library,
     vm_id: &VmId,
     id: &BackupId,
     cancel: &CancellationToken,
+    audience: Audience,
 ) -> Result<Vec<Kept>, BackupError> {
     let kept = find_complete(library, vm_id, id).await?;
-    let cancel = cancel.clone();
-    verified(library, kept, move |_, _| Pass::untold(&cancel)).await
+    let reporter = reporter(audience, &kept.manifest, |_| vec![Work::Check]);
+    let links = verified(library, kept, checking(&reporter, cancel)).await?;
+    reporter.all_done();
+    Ok(links)
+}
+
+/// The pass that checks each disk.
+fn checking(
+    reporter: &Reporter,
+    cancel: &CancellationToken,
+) -> impl Fn(usize, u64) -> Pass + Send + 'static {
+    let (reporter, cancel) = (reporter.clone(), cancel.clone());
+    move |n, length| Pass::told(reporter.step(n, Work::Check), length, &cancel)
 }
 
 async fn find_complete(
@@ -243,9 +255,7 @@ async fn restore_files(
         terms,
     } = restoration;
     let reporter = reporter_of_files(restoration, &kept.manifest);
-    let (telling, cancel) = (reporter.clone(), terms.cancel.clone());
-    let pass = move |n, length| Pass::told(telling.step(n, Work::Check), length, &cancel);
-    let links = verified(library, kept, pass).await?;
+    let links = verified(library, kept, checking(&reporter, &terms.cancel)).await?;
     require_space(&links, &request.targets).await?;
     let stage = Stage::begin(library, &request.vm_id, &request.targets, request.overwrite).await?;
     let staged = stage_all(restoration, &links, encryption, &stage, &reporter).await;
@@ -318,13 +328,9 @@ async fn stage_all(
         let unpacked = unpack(restoration, links, n, stage, unpacking).await?;
         let files = unpacked.links(links, n)?;
         let writing = reporter.step(n, Work::Write);
-        writing
-            .follow(async |progress| {
-                let job = restoration.job(progress);
-                let (file, format) = (stage.file(n), disk.source_format);
-                flatten(&files, file, format, encryption[n].as_ref(), &job).await
-            })
-            .await?;
+        let job = restoration.job(&writing);
+        let (file, format) = (stage.file(n), disk.source_format);
+        flatten(&files, file, format, encryption[n].as_ref(), &job).await?;
         unpacked.remove().await?;
         writing.is_at(1.0);
     }

@@ -17,6 +17,7 @@ use super::folder::{Library, inside, remove_file};
 use super::machine::{Machine, frozen_layers, refuse_layers};
 use super::offline::drop_held;
 use super::pending::{Pending, refuse_another_now};
+use super::progress::{Reporter, Work};
 use super::stage::Ended;
 use super::{BackupError, off_thread};
 use crate::host::file_systems::FileSystems;
@@ -59,6 +60,7 @@ pub(super) async fn revert_all(
     vm_id: &VmId,
     disks: Vec<HostPath>,
     to: SnapshotName,
+    reporter: &Reporter,
 ) -> Result<(), BackupError> {
     let (journal, held) = (journal(library, vm_id)?, hold_all(&disks).await?);
     let there = journal.clone();
@@ -72,7 +74,7 @@ pub(super) async fn revert_all(
     };
     let mut reverting = Reverting { journal, plan };
     reverting.write().await?;
-    match reverting.revert(&held, &to).await {
+    match reverting.revert(&held, &to, reporter).await {
         Ok(()) => reverting.conclude(&held).await,
         Err(error) => {
             reverting.give_up(&held).await;
@@ -123,14 +125,21 @@ impl Reverting {
         Ok(Some(Self { journal, plan }))
     }
 
-    async fn revert(&self, held: &[Held], to: &SnapshotName) -> Result<(), BackupError> {
+    async fn revert(
+        &self,
+        held: &[Held],
+        to: &SnapshotName,
+        reporter: &Reporter,
+    ) -> Result<(), BackupError> {
+        reporter.begin(Work::Settle);
         self.note().await?;
         let before = self.before()?;
         for disk in held {
             disk.create_snapshot(&before, None).await?;
         }
-        for disk in held {
+        for (n, disk) in held.iter().enumerate() {
             disk.revert_snapshot(to, None).await?;
+            reporter.done(n);
         }
         Ok(())
     }

@@ -178,17 +178,24 @@ impl BackupService {
         .await
     }
 
-    /// Reads every file the backup needs and compares checksums. Damage is a result, not an error.
+    /// Reads every file the backup needs and compares checksums. Damage is a result, not an error. How far it is, `tell`
+    /// alone hears, of the bytes of these files; the last that it hears is 100, unless there is damage.
     pub async fn verify(
         &self,
         vm_id: VmId,
         id: BackupId,
         cancel: CancellationToken,
+        tell: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Value, Failure> {
         let library = self.library.clone();
         let whose = vm_id.clone();
+        let audience = Arc::new(move |told| {
+            if let Told::Progress(progress) = told {
+                tell(progress);
+            }
+        });
         supervised(&vm_id, cancel, move |cancel| async move {
-            let verified = restore::verify(&library, &whose, &id, &cancel).await;
+            let verified = restore::verify(&library, &whose, &id, &cancel, audience).await;
             let links = verified.as_ref().map_or(0, Vec::len);
             match verified {
                 Ok(_) => Ok(json!({ "valid": true, "links": links, "problems": [] })),

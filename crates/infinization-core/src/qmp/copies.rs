@@ -96,8 +96,14 @@ impl CopyTurn {
     pub async fn end_copies(&self) -> Result<bool, QmpError> {
         let work = async {
             let any = self.qmp.end_jobs(BACKUP_PREFIX).await?;
-            self.close_targets().await?;
-            self.forget_keys().await?;
+            // At once: of many machines that are taken back each turn of their QEMUs counts.
+            let (targets, keys) = tokio::try_join!(self.targets(), self.keys())?;
+            for node in targets {
+                self.qmp.blockdev_del(&node).await?;
+            }
+            for id in keys {
+                self.qmp.execute("object-del", json!({ "id": id })).await?;
+            }
             Ok(any)
         };
         let late = QmpError::Timeout {
@@ -107,27 +113,20 @@ impl CopyTurn {
         timeout(END, work).await.unwrap_or(Err(late))
     }
 
-    async fn close_targets(&self) -> Result<(), QmpError> {
+    async fn targets(&self) -> Result<Vec<String>, QmpError> {
         let command = "query-named-block-nodes";
         let answer = self.qmp.execute(command, json!({ "flat": true })).await?;
         let nodes: Vec<Node> = decode(command, &answer)?;
-        for name in nodes.into_iter().filter_map(|node| node.node_name) {
-            if name.starts_with(BACKUP_PREFIX) {
-                let node = json!({ "node-name": name });
-                self.qmp.execute("blockdev-del", node).await?;
-            }
-        }
-        Ok(())
+        let names = nodes.into_iter().filter_map(|node| node.node_name);
+        Ok(names
+            .filter(|name| name.starts_with(BACKUP_PREFIX))
+            .collect())
     }
 
     /// They were needed to open the files, and are there only if whoever did was killed.
-    async fn forget_keys(&self) -> Result<(), QmpError> {
-        for object in self.qmp.objects().await? {
-            if object.starts_with(BACKUP_PREFIX) {
-                let key = json!({ "id": object });
-                self.qmp.execute("object-del", key).await?;
-            }
-        }
-        Ok(())
+    async fn keys(&self) -> Result<Vec<String>, QmpError> {
+        let mut objects = self.qmp.objects().await?;
+        objects.retain(|object| object.starts_with(BACKUP_PREFIX));
+        Ok(objects)
     }
 }

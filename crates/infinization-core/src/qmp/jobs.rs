@@ -112,11 +112,16 @@ impl QmpClient {
 
     /// Whether there was one.
     async fn dismiss_ended_jobs(&self, prefix: &str) -> Result<bool, QmpError> {
-        let ended = |job: &JobInfo| job.id.starts_with(prefix) && job.status == CONCLUDED;
-        let mut any = false;
-        for job in self.query_jobs().await?.into_iter().filter(ended) {
+        let mut jobs = self.query_jobs().await?;
+        jobs.retain(|job| job.id.starts_with(prefix) && job.status == CONCLUDED);
+        self.dismiss(jobs).await
+    }
+
+    /// Whether there was one.
+    async fn dismiss(&self, ended: Vec<JobInfo>) -> Result<bool, QmpError> {
+        let any = !ended.is_empty();
+        for job in ended {
             self.execute("job-dismiss", json!({ "id": job.id })).await?;
-            any = true;
         }
         Ok(any)
     }
@@ -128,24 +133,26 @@ impl QmpClient {
 
     /// Ends every job whose id begins so. Whether there was one.
     pub(super) async fn end_jobs(&self, prefix: &str) -> Result<bool, QmpError> {
-        let under_way = |job: &JobInfo| job.id.starts_with(prefix) && job.status != CONCLUDED;
-        // Before they are looked at, so that no event is missed.
-        let events = self.subscribe();
-        if let Some(info) = self.query_jobs().await?.into_iter().find(under_way) {
-            let command = "block job".to_owned();
-            let (qmp, id) = (self.clone(), info.id);
+        let mut any = false;
+        loop {
+            // Before they are looked at, so that no event is missed.
+            let events = self.subscribe();
+            let mut jobs = self.query_jobs().await?;
+            jobs.retain(|job| job.id.starts_with(prefix));
+            let under_way = jobs.iter().find(|job| job.status != CONCLUDED);
+            let Some(id) = under_way.map(|job| job.id.clone()) else {
+                return Ok(self.dismiss(jobs).await? || any);
+            };
             let mut job = Job {
-                qmp,
-                command,
+                qmp: self.clone(),
+                command: "block job".to_owned(),
                 id,
                 events,
                 look_first: false,
             };
             job.cancel().await?;
-            Box::pin(self.end_jobs(prefix)).await?;
-            return Ok(true);
+            any = true;
         }
-        self.dismiss_ended_jobs(prefix).await
     }
 
     /// Whether a backup copies disks.

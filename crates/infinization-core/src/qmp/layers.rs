@@ -197,6 +197,12 @@ impl QmpClient {
     }
 }
 
+/// Whether QEMU refuses because the node that was meant has another above it, as it has while a backup copies it
+/// (`qmp_get_root_bs`, QEMU 7.2).
+pub fn says_covered(words: &str) -> bool {
+    words == "Need a root block node"
+}
+
 /// The job's end stays to be seen until it is dismissed.
 fn kept(mut arguments: Map<String, Value>) -> Map<String, Value> {
     arguments.insert("auto-dismiss".to_owned(), json!(false));

@@ -47,10 +47,10 @@ pub use error::QmpError;
 pub use event_stream::{EventReceiver, MonitorEvent};
 pub use events::{BlockIoError, EventKind, QmpEvent, QmpTimestamp, ShutdownCause};
 pub use guest_agent::{
-    AgentError, AgentOptions, AgentSocket, ExecOutput, FreezeStatus, GuestAgent,
+    AgentError, AgentOptions, AgentSocket, ExecOutput, FreezeStatus, GuestAgent, ask_to_thaw,
 };
 pub use jobs::{Job, says_full};
-pub use layers::{BACKUP_PREFIX, BITMAP_PREFIX, LayerNode, file_name};
+pub use layers::{BACKUP_PREFIX, BITMAP_PREFIX, LayerNode, file_name, says_covered};
 pub use replies::{
     BalloonInfo, BlockInfo, CpuInfo, CpuTopology, Greeting, InsertedMedium, IoStatus, QemuVersion,
     RunState, SpiceInfo, StatusInfo, VersionTriple, VncInfo, device_id,

@@ -25,7 +25,7 @@ use serde::Serialize;
 
 pub use error::PoolError;
 pub use pools::Pools;
-pub use progress::{Audience, Progress};
+pub use progress::{Audience, Progress, copy};
 pub use references::{Unknown, Use, Uses};
 
 use crate::config::{DiskFormat, PoolName};

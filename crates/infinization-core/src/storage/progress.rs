@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::host::qemu_img::{ImageError, Job};
+use crate::host::qemu_img::{ConvertImage, ImageError, Job, Sharing, Teller, convert, info};
 use crate::types::ByteSize;
 
 /// `VolumeProgress`, without what JavaScript makes of it.
@@ -28,6 +28,16 @@ impl Default for Progress {
 /// Who is told, if anybody. Only the newest is kept for whoever is slow.
 pub type Audience = Option<watch::Sender<Progress>>;
 
+/// [`convert`], which tells how much of the source's disk is done.
+pub async fn copy(image: &ConvertImage, audience: &Audience, job: &Job) -> Result<(), ImageError> {
+    if audience.is_none() {
+        return convert(image, job).await;
+    }
+    let source = info(&image.source, image.source_format, Sharing::Refuse).await?;
+    let copying = async |job: &Job| convert(image, job).await;
+    told(audience, source.virtual_size, job, copying).await
+}
+
 /// Does `work`, which reports its parts to the job that it is given, and tells what they come to of `total`.
 pub(super) async fn told<T>(
     audience: &Audience,
@@ -38,28 +48,18 @@ pub(super) async fn told<T>(
     let Some(audience) = audience else {
         return work(job).await;
     };
-    let (parts, mut heard) = watch::channel(0.0);
+    let told = audience.clone();
+    let tell = move |bytes| {
+        told.send_replace(Progress { bytes, total });
+    };
+    let telling = tell.clone();
     let job = Job {
-        progress: Some(parts),
+        progress: Some(Teller::new(move |part| telling(part_of(total, part)))),
         ..job.clone()
     };
-    let tell = |bytes| audience.send_replace(Progress { bytes, total });
-    let telling = async {
-        while heard.changed().await.is_ok() {
-            tell(part_of(total, *heard.borrow_and_update()));
-        }
-    };
-    let working = async move {
-        let done = work(&job).await;
-        // The telling ends with the last sender.
-        drop(job);
-        done
-    };
-    let (done, ()) = tokio::join!(working, telling);
-    if done.is_ok() {
-        tell(total);
-    }
-    done
+    let done = work(&job).await?;
+    tell(total);
+    Ok(done)
 }
 
 #[expect(
@@ -83,9 +83,8 @@ mod tests {
         let total = ByteSize::bytes(1000);
         let (job, audience) = (Job::default(), Some(sender));
         let work = async |job: &Job| {
-            let parts = job.progress.as_ref().unwrap();
-            parts.send_replace(0.25);
-            tokio::task::yield_now().await;
+            job.progress.as_ref().unwrap().tell(0.25);
+            assert_eq!(heard.borrow_and_update().bytes.as_bytes(), 250);
             Ok(())
         };
         told(&audience, total, &job, work).await.unwrap();

@@ -42,13 +42,15 @@ impl Uses {
         mut unknown: Vec<Unknown>,
     ) -> Self {
         let mut links = Vec::new();
+        let named: Vec<_> = machines.iter().map(|used| used.path.clone()).collect();
         let machines = real(machines).await;
-        let files = machines.iter().map(|used| &used.path).chain(&volumes);
-        let mut files: Vec<HostPath> = files.cloned().collect();
+        let known = machines.iter().map(|used| used.path.clone());
+        let volumes = volumes.iter().map(|path| (path.clone(), path.clone()));
+        let mut files: Vec<_> = named.into_iter().zip(known).chain(volumes).collect();
         files.sort();
         files.dedup();
-        for path in files {
-            match files_below(&path).await {
+        for (named, path) in files {
+            match files_below(&named).await {
                 Ok(below) => links.push((path, below)),
                 Err(error) => {
                     let why = error.to_string();
@@ -74,7 +76,10 @@ impl Uses {
     /// The images that lie on the file, at whatever depth.
     pub fn overlays(&self, path: &HostPath) -> Vec<HostPath> {
         let on = self.links.iter().filter(|(_, below)| below.contains(path));
-        on.map(|(image, _)| image.clone()).collect()
+        let mut overlays: Vec<_> = on.map(|(image, _)| image.clone()).collect();
+        overlays.sort();
+        overlays.dedup();
+        overlays
     }
 
     /// `IMAGE_IN_USE` if anybody would miss it, or may.

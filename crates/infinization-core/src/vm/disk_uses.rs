@@ -15,13 +15,19 @@ use crate::types::{HostPath, InternalName, VmId};
 pub fn disk_uses(machines: &Path) -> Result<Vec<(VmId, HostPath)>, StateFileError> {
     let mut uses = Vec::new();
     for (vm_id, directory) in directories(machines)? {
-        let mut files = disks_of(&directory)?;
-        files.extend(files_of(&directory)?);
-        files.sort();
-        files.dedup();
-        uses.extend(files.into_iter().map(|path| (vm_id.clone(), path)));
+        let files = machine_files(&directory)?.into_iter();
+        uses.extend(files.map(|path| (vm_id.clone(), path)));
     }
     Ok(uses)
+}
+
+/// Every disk and every layer of one machine. Blocks.
+pub(super) fn machine_files(directory: &Path) -> Result<Vec<HostPath>, StateFileError> {
+    let mut files = disks_of(directory)?;
+    files.extend(files_of(directory)?);
+    files.sort();
+    files.dedup();
+    Ok(files)
 }
 
 /// Of these only what the machines write to when they run: no layer that others lie on already. Blocks.
@@ -92,7 +98,8 @@ fn disks_of(directory: &Path) -> Result<Vec<HostPath>, StateFileError> {
     Ok(disks.filter_map(|disk| disk.path().cloned()).collect())
 }
 
-fn directories(machines: &Path) -> Result<Vec<(VmId, PathBuf)>, StateFileError> {
+/// What each machine keeps its files in. Blocks.
+pub(super) fn directories(machines: &Path) -> Result<Vec<(VmId, PathBuf)>, StateFileError> {
     let failed = |source| StateFileError::Read {
         path: machines.display().to_string(),
         source,

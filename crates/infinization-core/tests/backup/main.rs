@@ -12,12 +12,15 @@ mod kit;
 #[path = "../qmp_kit/mod.rs"]
 mod qmp_kit;
 
+mod bitmaps;
 mod chains;
 mod crashes;
 mod disk;
 mod encrypted;
+mod guest;
 mod limits;
 mod live;
+mod live_faults;
 mod live_snapshots;
 mod luks;
 mod offline;
@@ -25,6 +28,7 @@ mod owned;
 mod progress;
 mod refusals;
 mod snapshots;
+mod untouched;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,7 +61,16 @@ impl Place {
     }
 
     fn with_root(root: impl FnOnce(&Path) -> PathBuf) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::inside(tempfile::tempdir().unwrap(), root)
+    }
+
+    /// On a disk: what is in `/tmp` may be in memory.
+    fn on_disk() -> Self {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        Self::inside(dir, |dir| dir.join("backups"))
+    }
+
+    fn inside(dir: TempDir, root: impl FnOnce(&Path) -> PathBuf) -> Self {
         let told: Arc<Mutex<Vec<Told>>> = Arc::default();
         let heard = Arc::clone(&told);
         let root = path(&root(dir.path()));
@@ -161,7 +174,8 @@ impl Place {
 
     async fn is_valid(&self, backup: &str) -> bool {
         let backup = BackupId::parse(backup).unwrap();
-        let verified = self.service.verify(vm(), backup, CancellationToken::new());
+        let cancel = CancellationToken::new();
+        let verified = self.service.verify(vm(), backup, cancel, drop);
         verified.await.unwrap()["valid"] == json!(true)
     }
 

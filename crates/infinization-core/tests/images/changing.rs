@@ -82,7 +82,9 @@ async fn a_copy_is_whole_and_says_how_far_it_is() {
     convert(
         &image,
         &Job {
-            progress: Some(progress),
+            progress: Some(Teller::new(move |part| {
+                progress.send_replace(part);
+            })),
             ..Job::default()
         },
     )

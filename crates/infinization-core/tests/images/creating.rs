@@ -42,6 +42,62 @@ async fn options_reach_the_image() {
     assert_eq!((file.uid(), file.gid()), (65534, 65533));
 }
 
+/// What `qemu-img info` says of it, but for its name and its place on the host's disk.
+fn described(image: &HostPath) -> serde_json::Value {
+    let mut told = inspecting::info_by_qemu(image);
+    for own in ["filename", "actual-size", "children"] {
+        told.as_object_mut().unwrap().remove(own);
+    }
+    told
+}
+
+/// The plain ones are written without `qemu-img`, and are what it would have made, whatever they lie on.
+#[tokio::test]
+async fn a_plain_image_is_as_qemu_img_makes_it() {
+    let images = Images::new();
+    let base = images.qcow2("base");
+    let (ours, theirs) = (images.path("ours"), images.path("theirs"));
+    let on_base = ["-F", "qcow2", "-b", base.as_str()];
+    for backing in [None, Some(&base)] {
+        let below: &[&str] = backing.map_or(&[], |_| &on_base);
+        // Around the sizes where the level 1 table takes an entry and a cluster more, and the largest.
+        for size in [8 << 20, (8 << 20) + 1, 512 << 20, (4 << 40) + 512, 2 << 50] {
+            let image = CreateImage {
+                size: Some(ByteSize::bytes(size)),
+                backing: backing.cloned(),
+                ..CreateImage::new(ours.clone(), MIB)
+            };
+            create(&image, &Job::default()).await.unwrap();
+            let bytes = size.to_string();
+            let names = [theirs.as_str(), &bytes];
+            qemu_img(&[&["create", "-q", "-f", "qcow2"], below, &names].concat());
+            assert_eq!(described(&ours), described(&theirs), "{size}");
+
+            let last = (size.next_multiple_of(512) - 512).to_string();
+            write_guest(&ours, 7, &last, "512");
+            assert!(guest_has(&ours, 7, &last, "512") && guest_has(&ours, 0, "0", "512"));
+            let found = check(&ours, Qcow2, &Job::default()).await.unwrap();
+            assert_eq!((found.errors, found.leaks, found.corruptions), (0, 0, 0));
+            for made in [&ours, &theirs] {
+                fs::remove_file(made.as_path()).unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_overlay_is_as_large_as_what_it_lies_on() {
+    let images = Images::new();
+    let base = images.path("base");
+    make(&base, ByteSize::mib(24)).await.unwrap();
+    let over = images.path("over");
+    create(&CreateImage::over(over.clone(), base), &Job::default())
+        .await
+        .unwrap();
+    let made = info(&over, Qcow2, Sharing::Refuse).await.unwrap();
+    assert_eq!(made.virtual_size, ByteSize::mib(24));
+}
+
 #[tokio::test]
 async fn b3_names_that_look_like_something_else_are_only_names() {
     let images = Images::new();

@@ -16,7 +16,9 @@ fn watched() -> (Job, watch::Receiver<f64>) {
     let (progress, seen) = watch::channel(0.0);
     (
         Job {
-            progress: Some(progress),
+            progress: Some(Teller::new(move |part| {
+                progress.send_replace(part);
+            })),
             ..Job::default()
         },
         seen,

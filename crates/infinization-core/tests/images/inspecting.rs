@@ -329,7 +329,7 @@ async fn b7_a_vmdk_that_brings_other_files_is_refused() {
 }
 
 /// `qemu-img info`'s own words for what our reader says.
-fn info_by_qemu(image: &HostPath) -> serde_json::Value {
+pub(super) fn info_by_qemu(image: &HostPath) -> serde_json::Value {
     let mut command = std::process::Command::new("qemu-img");
     let output = command
         .args(["info", "-f", "qcow2", "--output=json"])

@@ -5,6 +5,7 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod below;
 mod changing;
 mod creating;
 mod encrypted;
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use infinization_core::host::qemu_img::{
     ConvertImage, CreateImage, ImageError, ImageFormat, Job, Preallocation, Resize, Sharing,
-    SnapshotInfo, SnapshotName, check, claim_now, convert, create, create_snapshot,
+    SnapshotInfo, SnapshotName, Teller, check, claim_now, convert, create, create_snapshot,
     delete_snapshot, ensure_unused, info, inspect, list_snapshots, outwait_orphan, resize,
     revert_snapshot, snapshot_exists, sweep_partials,
 };

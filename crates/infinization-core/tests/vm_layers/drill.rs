@@ -252,7 +252,7 @@ impl<'h> Drill<'h> {
             VmId::parse(self.vm).unwrap(),
             BackupId::parse(&link.id).unwrap(),
         );
-        self.service.verify(vm, id, never()).await.unwrap()["valid"] == true
+        self.service.verify(vm, id, never(), drop).await.unwrap()["valid"] == true
     }
 
     /// Every link holds one moment of the guest, and the very bytes where those were copied aside.

@@ -6,6 +6,7 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod beside;
 mod order;
 mod recovery;
 mod rows;

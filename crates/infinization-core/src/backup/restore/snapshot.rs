@@ -36,7 +36,11 @@ pub(super) async fn restore_snapshot(
         require_snapshot(source, &name, &kept.manifest.id).await?;
     }
     refuse_frozen(&*restoration.terms.machine, &sources).await?;
-    revert_all(&restoration.library, &request.vm_id, sources, name).await
+    let reporter = restoration.reporter(&kept.manifest, |_| vec![Work::Settle]);
+    let (library, vm_id) = (&restoration.library, &request.vm_id);
+    revert_all(library, vm_id, sources, name, &reporter).await?;
+    reporter.all_done();
+    Ok(())
 }
 
 async fn require_snapshot(
@@ -82,8 +86,7 @@ async fn copy_snapshots(
         let mut copy = ConvertImage::new(source, (stage.file(n).clone(), ImageFormat::Qcow2));
         copy.snapshot = Some(name.clone());
         let step = reporter.step(n, Work::Write);
-        step.follow(async |progress| convert(&copy, &restoration.job(progress)).await)
-            .await?;
+        convert(&copy, &restoration.job(&step)).await?;
         step.is_at(1.0);
     }
     Ok(())

@@ -295,9 +295,13 @@ pub async fn flatten(
     supervised(job, target, move |job| async move {
         let mut unchanged = Vec::new();
         for link in &links {
-            unchanged.push(job.unless_cancelled(link, lock::shared(link)).await??);
-            in_use::refuse(link, Access::Read).await?;
-            inspect::vet_alone(link, ImageFormat::Qcow2).await?;
+            let path = link.clone();
+            let vetted = lock::shared(link, move || {
+                in_use::refuse_now(&path, Access::Read)?;
+                inspect::vet_alone_now(&path, ImageFormat::Qcow2)
+            });
+            let (settled, ()) = job.unless_cancelled(link, vetted).await??;
+            unchanged.push(settled);
         }
         if let Some(encryption) = &encryption {
             let chain = opened::chain(&links, links.len(), Value::Null);
@@ -334,11 +338,11 @@ async fn size_of(image: &HostPath) -> Result<ByteSize, ImageError> {
 
 /// Waits until nobody changes the source, and sees that it may be read.
 async fn hold(source: &Source, job: &Job) -> Result<(impl Drop + use<>, Inspection), ImageError> {
-    let path = &source.path;
-    let unchanged = job.unless_cancelled(path, lock::shared(path)).await??;
-    in_use::refuse(path, Access::Read).await?;
-    let found = inspect::vet_with_key(path, source.format, &[], source.key()).await?;
-    Ok((unchanged, found))
+    let (path, format, key) = (source.path.clone(), source.format, source.key().cloned());
+    let vetted = lock::shared(&source.path, move || {
+        inspect::vet_unused_now(&path, format, Access::Read, &[], key.as_ref())
+    });
+    job.unless_cancelled(&source.path, vetted).await?
 }
 
 /// Makes the file, for us alone. `IMAGE_ALREADY_EXISTS` if there is one.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::command::{OTHER_KEY, QemuImg};
 use super::encryption::iter_time;
-use super::in_use::{self, Access};
+use super::in_use::Access;
 use super::job::{blocking, to_its_end};
 use super::layer::{flush, luks_header_now};
 use super::{ImageError, ImageFormat, Job, Sharing, inspect, lock};
@@ -97,9 +97,12 @@ async fn alone(
 ) -> Result<(), ImageError> {
     let (image, change) = (path.clone(), change.clone());
     to_its_end(path, async move {
-        let _alone = lock::exclusive(&image).await?;
-        in_use::refuse(&image, Access::Write).await?;
-        inspect::vet_with_key(&image, ImageFormat::Qcow2, &[], Some(&change.old)).await?;
+        let (path, key) = (image.clone(), change.old.clone());
+        let vet = move || {
+            let qcow2 = ImageFormat::Qcow2;
+            inspect::vet_unused_now(&path, qcow2, Access::Write, &[], Some(&key))
+        };
+        let (_alone, _found) = lock::exclusive(&image, vet).await?;
         for half in halves {
             match half {
                 Half::Add => add_new(&image, &change).await?,

@@ -44,8 +44,11 @@ pub async fn check_with_key(
     key: Option<&DiskKey>,
     job: &Job,
 ) -> Result<ImageCheck, ImageError> {
-    let _settled = job.unless_cancelled(path, lock::shared(path)).await??;
-    inspect::vet_unused(path, format, Access::Read, key).await?;
+    let (image, opens) = (path.clone(), key.cloned());
+    let vetted = lock::shared(path, move || {
+        inspect::vet_unused_now(&image, format, Access::Read, &[], opens.as_ref())
+    });
+    let (_settled, _found) = job.unless_cancelled(path, vetted).await??;
     QemuImg::new("check", path)
         .args(["--output=json"])
         .on_image_as(format, key)

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::encryption::pipe_of;
 use super::in_use::in_use;
+use super::job::Teller;
 use super::{Encryption, Held, ImageError, ImageFormat, Inspection, Job, opened};
 use crate::host::program::{Finished, Program, ProgramError};
 use crate::types::{DiskKey, HostPath};
@@ -327,27 +328,30 @@ fn without(paths: &[String], words: &str) -> String {
 async fn watched(
     program: Program,
     part: &Range<f64>,
-    progress: &watch::Sender<f64>,
+    progress: &Teller,
 ) -> Result<Finished, ProgramError> {
     let (sink, mut output) = mpsc::unbounded_channel::<Vec<u8>>();
     let report = async {
         while let Some(bytes) = output.recv().await {
-            if let Some(fraction) = last_fraction(&bytes) {
-                progress.send_replace(part.start + fraction * (part.end - part.start));
+            for fraction in fractions(&bytes) {
+                progress.tell(part.start + fraction * (part.end - part.start));
             }
         }
     };
     tokio::join!(program.on_stdout(sink).run(), report).0
 }
 
-/// The newest `(12.34/100%)` in a piece of output. A report that two pieces share is skipped: the
-/// next one supersedes it.
-fn last_fraction(output: &[u8]) -> Option<f64> {
-    let text = std::str::from_utf8(output).ok()?;
-    let (before, _) = text.rsplit_once("/100%)")?;
-    let (_, percent) = before.rsplit_once('(')?;
-    let percent: f64 = percent.trim().parse().ok()?;
-    Some((percent / 100.0).clamp(0.0, 1.0))
+/// Every `(12.34/100%)` in a piece of output. A report that two pieces share is skipped: the next one
+/// supersedes it.
+fn fractions(output: &[u8]) -> impl Iterator<Item = f64> {
+    let text = std::str::from_utf8(output).unwrap_or_default();
+    let whole = text.rsplit_once("/100%)").map(|(whole, _)| whole);
+    let told = whole.into_iter().flat_map(|whole| whole.split("/100%)"));
+    told.filter_map(|before| {
+        let (_, percent) = before.rsplit_once('(')?;
+        let percent: f64 = percent.trim().parse().ok()?;
+        Some((percent / 100.0).clamp(0.0, 1.0))
+    })
 }
 
 #[cfg(test)]
@@ -355,16 +359,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_the_newest_progress() {
-        let table: [(&[u8], Option<f64>); 5] = [
-            (b"    (0.00/100%)\r    (12.50/100%)\r", Some(0.125)),
-            (b"    (100.00/100%)\r\n", Some(1.0)),
-            (b"    (12.5", None),
-            (b"0/100%)\r", None),
-            (b"\xff", None),
+    fn reads_every_progress() {
+        let table: [(&[u8], &[f64]); 5] = [
+            (b"    (0.00/100%)\r    (12.50/100%)\r    (13", &[0.0, 0.125]),
+            (b"    (100.00/100%)\r\n", &[1.0]),
+            (b"    (12.5", &[]),
+            (b"0/100%)\r    (25.00/100%)\r", &[0.25]),
+            (b"\xff", &[]),
         ];
         for (output, expected) in table {
-            assert_eq!(last_fraction(output), expected, "{output:?}");
+            assert_eq!(
+                fractions(output).collect::<Vec<_>>(),
+                expected,
+                "{output:?}"
+            );
         }
     }
 

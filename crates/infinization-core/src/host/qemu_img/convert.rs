@@ -113,16 +113,9 @@ pub async fn convert(image: &ConvertImage, job: &Job) -> Result<(), ImageError> 
 }
 
 async fn make(image: ConvertImage, job: Job) -> Result<(), ImageError> {
-    let _unchanged = job
-        .unless_cancelled(&image.source, lock::shared(&image.source))
-        .await??;
-    in_use::refuse(&image.source, Access::Read).await?;
-    let source = inspect::is_encrypted(&image.source, image.source_format).await?;
-    let ends = Ends::of(&image, source)?;
-    let key = image.encryption.as_ref().map(|encryption| &encryption.key);
-    let key = key.filter(|_| ends.source);
-    let found =
-        inspect::vet_with_key(&image.source, image.source_format, &image.allowed, key).await?;
+    let asked = image.clone();
+    let vetted = lock::shared(&image.source, move || vet(&asked));
+    let (_unchanged, (ends, found)) = job.unless_cancelled(&image.source, vetted).await??;
     if let Some(name) = &image.snapshot {
         require_snapshot(&image, name).await?;
     }
@@ -130,6 +123,17 @@ async fn make(image: ConvertImage, job: Job) -> Result<(), ImageError> {
     let partial = blocking(&image.target, move || Partial::beside(&target)).await?;
     copy(&image, ends, &found, &partial, &job).await?;
     blocking(&image.target, move || partial.publish(image.owner)).await
+}
+
+/// Blocks.
+fn vet(image: &ConvertImage) -> Result<(Ends, Inspection), ImageError> {
+    let (source, format) = (&image.source, image.source_format);
+    in_use::refuse_now(source, Access::Read)?;
+    let ends = Ends::of(image, inspect::is_encrypted_now(source, format)?)?;
+    let key = image.encryption.as_ref().map(|encryption| &encryption.key);
+    let key = key.filter(|_| ends.source);
+    let found = inspect::vet_now(source, format, &image.allowed, key)?;
+    Ok((ends, found))
 }
 
 async fn require_snapshot(image: &ConvertImage, name: &SnapshotName) -> Result<(), ImageError> {

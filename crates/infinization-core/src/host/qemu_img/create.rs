@@ -1,10 +1,14 @@
-//! `qemu-img create`: a new image, or an overlay on another one.
+//! A new image, or an overlay on another one: an empty qcow2 is written by us ([`super::empty`]), any other by
+//! `qemu-img create`.
+
+use std::os::unix::fs::FileExt as _;
 
 use serde::{Deserialize, Serialize};
 
 use super::command::QemuImg;
+use super::empty::EmptyImage;
 use super::in_use::{self, Access};
-use super::inspect::{inspect, refuse_plain_text_now};
+use super::inspect::{inspect_now, refuse_plain_text_now};
 use super::job::{blocking, supervised};
 use super::partial::Partial;
 use super::{Encryption, ImageError, ImageFormat, Job, lock};
@@ -107,6 +111,16 @@ impl CreateImage {
         self.check_sizes()
     }
 
+    /// Whether an empty file with a header is all there is to it.
+    fn is_plain(&self) -> bool {
+        self.format == ImageFormat::Qcow2
+            && self.preallocation == Preallocation::Off
+            && self
+                .cluster_size
+                .is_none_or(|size| size == EmptyImage::CLUSTER_SIZE)
+            && self.encryption.is_none()
+    }
+
     fn check_sizes(&self) -> Result<(), ImageError> {
         if let Some(cluster) = self.cluster_size.map(ByteSize::as_bytes)
             && !(cluster.is_power_of_two() && (512..=2 << 20).contains(&cluster))
@@ -174,43 +188,70 @@ pub async fn create(image: &CreateImage, job: &Job) -> Result<(), ImageError> {
     supervised(job, path, move |job| make(image, job)).await
 }
 
-async fn make(image: CreateImage, job: Job) -> Result<(), ImageError> {
+async fn make(mut image: CreateImage, job: Job) -> Result<(), ImageError> {
     let _unchanged = match &image.backing {
-        Some(backing) => Some(
-            job.unless_cancelled(&image.path, lock::shared(backing))
-                .await??,
-        ),
+        Some(backing) => {
+            let (asked, path) = (image.clone(), backing.clone());
+            let vetted = lock::shared(backing, move || vet_backing(&asked, &path));
+            let (unchanged, size) = job.unless_cancelled(&image.path, vetted).await??;
+            image.size = image.size.or(size);
+            // The backing file's clusters may be larger, and with them its disk.
+            image.check_sizes()?;
+            Some(unchanged)
+        }
         None => None,
     };
-    if let Some(backing) = &image.backing {
-        vet_backing(&image, backing).await?;
-    }
     let path = image.path.clone();
+    if let Some(size) = image.size.filter(|_| image.is_plain()) {
+        return blocking(&path, move || write_plain(&image, size, &job)).await;
+    }
     let partial = blocking(&image.path, move || Partial::beside(&path)).await?;
     fill(&image, &partial, &job).await?;
     blocking(&image.path, move || partial.publish(image.owner)).await
 }
 
-async fn vet_backing(image: &CreateImage, backing: &HostPath) -> Result<(), ImageError> {
-    in_use::refuse(backing, Access::Read).await?;
-    refuse_plain_text(backing).await?;
-    let found = inspect(backing, ImageFormat::Qcow2, &image.allowed).await?;
+/// Without a program. Blocks.
+fn write_plain(image: &CreateImage, size: ByteSize, job: &Job) -> Result<(), ImageError> {
+    let partial = Partial::beside(&image.path)?;
+    // QEMU's unit, to which `qemu-img` rounds up as well.
+    let size = ByteSize::bytes(size.as_bytes().next_multiple_of(512));
+    write_empty(&partial, size, image.backing.as_ref(), None)?;
+    if job.cancel.is_cancelled() {
+        let path = image.path.clone();
+        return Err(ImageError::Cancelled { path });
+    }
+    partial.publish(image.owner)
+}
+
+/// Has the file be an empty qcow2, encrypted if there is a LUKS header for it. Blocks.
+pub(super) fn write_empty(
+    partial: &Partial,
+    size: ByteSize,
+    backing: Option<&HostPath>,
+    luks: Option<&[u8]>,
+) -> Result<(), ImageError> {
+    let (path, file) = (partial.target(), partial.file());
+    let room = luks.map(|luks| luks.len() as u64);
+    let image = EmptyImage::new(path, size.as_bytes(), backing, room)?;
+    file.write_all_at(&image.bytes, 0)
+        .and_then(|()| file.set_len(image.length))
+        .and_then(|()| luks.map_or(Ok(()), |luks| file.write_all_at(luks, image.luks_at)))
+        .map_err(|error| ImageError::io(path, error))
+}
+
+/// Says how large the backing file's disk is. Blocks.
+fn vet_backing(image: &CreateImage, backing: &HostPath) -> Result<Option<ByteSize>, ImageError> {
+    in_use::refuse_now(backing, Access::Read)?;
+    // The new image would hold in plain text what is written to it.
+    refuse_plain_text_now(backing, ImageFormat::Qcow2, "what lies on it")?;
+    let found = inspect_now(backing, ImageFormat::Qcow2, &image.allowed)?;
     match (image.size, found.virtual_size) {
         (Some(size), Some(backing)) if size < backing => Err(ImageError::size(
             &image.path,
             format!("must not be less than its backing file's {backing}"),
         )),
-        _ => Ok(()),
+        (_, size) => Ok(size),
     }
-}
-
-/// The new image would hold in plain text what is written to it.
-async fn refuse_plain_text(backing: &HostPath) -> Result<(), ImageError> {
-    let path = backing.clone();
-    blocking(backing, move || {
-        refuse_plain_text_now(&path, ImageFormat::Qcow2, "what lies on it")
-    })
-    .await
 }
 
 async fn fill(image: &CreateImage, partial: &Partial, job: &Job) -> Result<(), ImageError> {
@@ -234,4 +275,35 @@ async fn fill(image: &CreateImage, partial: &Partial, job: &Job) -> Result<(), I
         .run_as(job)
         .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Coded as _, ErrorCode};
+
+    #[tokio::test]
+    async fn a_size_that_is_taken_over_must_fit_as_well() {
+        let made = tempfile::tempdir().unwrap();
+        let dir = made.path().to_str().unwrap();
+        let path = |name: &str| HostPath::parse(format!("{dir}/{name}")).unwrap();
+        let base = CreateImage {
+            cluster_size: Some(ByteSize::bytes(2 << 20)),
+            ..CreateImage::new(path("base"), ByteSize::bytes(3 << 50))
+        };
+        create(&base, &Job::default()).await.unwrap();
+        for cluster_size in [None, Some(ByteSize::bytes(512))] {
+            let over = CreateImage {
+                cluster_size,
+                ..CreateImage::over(path("over"), base.path.clone())
+            };
+            let refused = create(&over, &Job::default()).await.unwrap_err();
+            assert_eq!(refused.code(), ErrorCode::InvalidSize, "{refused}");
+        }
+        let fits = CreateImage {
+            cluster_size: base.cluster_size,
+            ..CreateImage::over(path("over"), base.path.clone())
+        };
+        create(&fits, &Job::default()).await.unwrap();
+    }
 }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use tokio::sync::OwnedRwLockWriteGuard;
 
 use super::in_use::{Claim, claim_now};
-use super::job::blocking;
 use super::{ImageError, lock};
 use crate::types::HostPath;
 
@@ -48,9 +47,8 @@ impl Held {
 
 /// Waits for the verbs of this process, and holds the image. `IMAGE_IN_USE` if another process has it open.
 pub(super) async fn hold(path: &HostPath) -> Result<Held, ImageError> {
-    let alone = lock::exclusive(path).await?;
     let image = path.clone();
-    let claim = blocking(path, move || claim_now(&image)).await?;
+    let (alone, claim) = lock::exclusive(path, move || claim_now(&image)).await?;
     Ok(Held(Arc::new(Holding {
         path: path.clone(),
         claim,

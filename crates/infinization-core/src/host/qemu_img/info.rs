@@ -48,8 +48,10 @@ pub async fn info(
     format: ImageFormat,
     sharing: Sharing,
 ) -> Result<ImageInfo, ImageError> {
-    let _settled = lock::shared(path).await?;
-    info_locked(path, format, sharing).await
+    let image = path.clone();
+    let read = move || read_now(&image, format, sharing);
+    let (_settled, read) = lock::shared(path, read).await?;
+    or_asked(read, path, format, sharing).await
 }
 
 /// [`info`] for a verb that holds the image's lock.
@@ -58,18 +60,41 @@ pub(super) async fn info_locked(
     format: ImageFormat,
     sharing: Sharing,
 ) -> Result<ImageInfo, ImageError> {
+    let image = path.clone();
+    let read = blocking(path, move || read_now(&image, format, sharing)).await?;
+    or_asked(read, path, format, sharing).await
+}
+
+/// What we can read ourselves, if anything. Blocks.
+pub(super) fn read_now(
+    path: &HostPath,
+    format: ImageFormat,
+    sharing: Sharing,
+) -> Result<Option<ImageInfo>, ImageError> {
+    if sharing == Sharing::Refuse {
+        in_use::refuse_now(path, Access::Read)?;
+    }
+    let read = describe(path, format)?;
+    if read.is_none() {
+        inspect::vet_alone_now(path, format)?;
+    }
+    Ok(read)
+}
+
+/// What was read, or what `qemu-img` says.
+pub(super) async fn or_asked(
+    read: Option<ImageInfo>,
+    path: &HostPath,
+    format: ImageFormat,
+    sharing: Sharing,
+) -> Result<ImageInfo, ImageError> {
+    if let Some(read) = read {
+        return Ok(read);
+    }
     let force_share: &[&str] = match sharing {
-        Sharing::Refuse => {
-            in_use::refuse(path, Access::Read).await?;
-            &[]
-        }
+        Sharing::Refuse => &[],
         Sharing::Force => &["-U"],
     };
-    let image = path.clone();
-    if let Some(info) = blocking(path, move || describe(&image, format)).await? {
-        return Ok(info);
-    }
-    inspect::vet_alone(path, format).await?;
     let answer: Answer = QemuImg::new("info", path)
         .args(["--output=json", "-f", format.as_str()])
         .args(force_share.iter().copied())

@@ -21,9 +21,9 @@ use super::{ImageError, ImageFormat, vmdk};
 use crate::types::{ByteSize, DiskKey, HostPath};
 
 /// More links than this are a mistake or an attack; QEMU opens them all at once.
-const LONGEST_CHAIN: usize = 256;
+pub(super) const LONGEST_CHAIN: usize = 256;
 /// What a qcow2 begins with.
-const MAGIC: [u8; 4] = *b"QFI\xfb";
+pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// The bits of a level 1 entry that are an offset.
 const L1_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
@@ -68,12 +68,18 @@ pub async fn inspect_closed(
     allowed: &[HostPath],
 ) -> Result<Inspection, ImageError> {
     let (image, allowed) = (path.clone(), allowed.to_vec());
-    blocking(path, move || {
-        let look = look_at(&image, format)?;
-        look.refuse_damaged(&image)?;
-        inspection(&image, format, &look, &allowed)
-    })
-    .await
+    blocking(path, move || inspect_closed_now(&image, format, &allowed)).await
+}
+
+/// [`inspect_closed`] for whoever is on a thread that may block.
+pub(super) fn inspect_closed_now(
+    image: &HostPath,
+    format: ImageFormat,
+    allowed: &[HostPath],
+) -> Result<Inspection, ImageError> {
+    let look = look_at(image, format)?;
+    look.refuse_damaged(image)?;
+    inspection(image, format, &look, allowed)
 }
 
 /// [`inspect`] for whoever is on a thread that may block.
@@ -128,22 +134,20 @@ pub(super) async fn vet_with_key(
     .await
 }
 
-/// The same, once it is found that nobody forbids `access`. The image may lie anywhere.
-pub(super) async fn vet_unused(
-    path: &HostPath,
+/// The same, once it is found that nobody forbids `access`, for whoever is on a thread that may block.
+pub(super) fn vet_unused_now(
+    image: &HostPath,
     format: ImageFormat,
     access: Access,
+    allowed: &[HostPath],
     key: Option<&DiskKey>,
 ) -> Result<Inspection, ImageError> {
-    let (image, key) = (path.clone(), key.cloned());
-    blocking(path, move || {
-        in_use::refuse_now(&image, access)?;
-        vet_now(&image, format, &[], key.as_ref())
-    })
-    .await
+    in_use::refuse_now(image, access)?;
+    vet_now(image, format, allowed, key)
 }
 
-fn vet_now(
+/// [`vet_with_key`] for whoever is on a thread that may block.
+pub(super) fn vet_now(
     image: &HostPath,
     format: ImageFormat,
     allowed: &[HostPath],
@@ -154,10 +158,9 @@ fn vet_now(
     inspection(image, format, &look, allowed)
 }
 
-/// For verbs that open the image alone.
-pub(super) async fn vet_alone(path: &HostPath, format: ImageFormat) -> Result<(), ImageError> {
-    let image = path.clone();
-    blocking(path, move || look_at(&image, format).map(drop)).await
+/// For verbs that open the image alone. Blocks.
+pub(super) fn vet_alone_now(image: &HostPath, format: ImageFormat) -> Result<(), ImageError> {
+    look_at(image, format).map(drop)
 }
 
 /// Whether a key is needed to read the image. Only qcow2 has any encryption here.
@@ -252,7 +255,11 @@ pub(super) fn open(path: &HostPath) -> Result<(File, u64), ImageError> {
     Ok((file, length))
 }
 
-fn read_header(path: &HostPath, file: &File, length: u64) -> Result<Qcow2Header, ImageError> {
+pub(super) fn read_header(
+    path: &HostPath,
+    file: &File,
+    length: u64,
+) -> Result<Qcow2Header, ImageError> {
     parse_header(path, &header_bytes(path, file)?, length)
 }
 
@@ -384,56 +391,6 @@ fn follow(
     Ok((chain, encrypted))
 }
 
-/// The real files below an image, nearest first, whether or not they may be opened. What is no qcow2 lies
-/// on nothing, and nothing is known to lie below a file that is gone. What cannot be read, or names what is no
-/// plain file, is an error: it may lie on anything.
-pub async fn files_below(path: &HostPath) -> Result<Vec<HostPath>, ImageError> {
-    let image = path.clone();
-    blocking(path, move || files_below_now(&image)).await
-}
-
-fn files_below_now(image: &HostPath) -> Result<Vec<HostPath>, ImageError> {
-    let mut chain = Vec::new();
-    let mut at = real_file(image, image.as_path())?;
-    while let Some(overlay) = at {
-        let claim = header_if_any(&overlay)?.and_then(|header| header.backing);
-        let Some(claim) = claim else { break };
-        if chain.len() == LONGEST_CHAIN {
-            let why = "its backing files lead in a circle";
-            return Err(ImageError::unsafe_backing(image, why));
-        }
-        let named = file_name(image, overlay.as_path(), &claim)?;
-        let below = real_file(image, &named)?;
-        chain.extend(below.clone());
-        let raw = claim.format.as_deref() == Some(ImageFormat::Raw.as_str());
-        at = below.filter(|_| !raw);
-    }
-    Ok(chain)
-}
-
-/// Without symbolic links; nothing for a file that is gone.
-fn real_file(image: &HostPath, file: &Path) -> Result<Option<HostPath>, ImageError> {
-    let real = match file.canonicalize() {
-        Ok(real) => real,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(ImageError::io(image, error)),
-    };
-    let path = HostPath::parse(real.to_string_lossy());
-    let unfit = |why| ImageError::unsafe_backing(image, format!("{} {why}", real.display()));
-    path.map(Some).map_err(unfit)
-}
-
-fn header_if_any(path: &HostPath) -> Result<Option<Qcow2Header>, ImageError> {
-    let (file, length) = open(path)?;
-    let mut magic = [0; MAGIC.len()];
-    match file.read_exact_at(&mut magic, 0) {
-        Ok(()) if magic == MAGIC => read_header(path, &file, length).map(Some),
-        Ok(()) => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        Err(error) => Err(ImageError::io(path, error)),
-    }
-}
-
 /// The path QEMU would open: relative names start at the overlay's directory.
 fn named_by(image: &HostPath, overlay: &Path, claim: &BackingClaim) -> Result<PathBuf, ImageError> {
     let named = file_name(image, overlay, claim)?;
@@ -447,7 +404,7 @@ fn named_by(image: &HostPath, overlay: &Path, claim: &BackingClaim) -> Result<Pa
 }
 
 /// A relative name starts at the overlay's directory.
-fn file_name(
+pub(super) fn file_name(
     image: &HostPath,
     overlay: &Path,
     claim: &BackingClaim,

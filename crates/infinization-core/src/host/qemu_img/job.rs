@@ -1,9 +1,10 @@
 //! How a long operation is bounded, stopped and watched, and who sees it through.
 
+use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::ImageError;
@@ -19,8 +20,30 @@ pub struct Job {
     pub cancel: CancellationToken,
     /// Ends it with `TIMEOUT`.
     pub deadline: Option<Duration>,
-    /// Receives the part that is done, from 0 to 1, where `qemu-img` reports one (converting).
-    pub progress: Option<watch::Sender<f64>>,
+    /// Is told how far it is, where `qemu-img` reports that (converting).
+    pub progress: Option<Teller>,
+}
+
+/// Is told the part that is done, from 0 to 1: all that the program reports, in order, and before the program counts
+/// as ended.
+#[derive(Clone)]
+pub struct Teller(Arc<dyn Fn(f64) + Send + Sync>);
+
+impl Teller {
+    /// `tell` is called where the program's output is read, and must not block.
+    pub fn new(tell: impl Fn(f64) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    pub(crate) fn tell(&self, part: f64) {
+        (self.0)(part);
+    }
+}
+
+impl fmt::Debug for Teller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Teller")
+    }
 }
 
 /// Verbs that only touch metadata are done in milliseconds; this is for a hung file system.
@@ -83,14 +106,21 @@ pub(super) async fn to_its_end<T: Send + 'static>(
     }
 }
 
-/// Runs file system calls where they may block.
-pub(super) async fn blocking<T: Send + 'static>(
+/// Runs file system calls where they may block. They are begun at once.
+pub(super) fn blocking<T, Work>(
     path: &HostPath,
-    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
-) -> Result<T, ImageError> {
-    match host::blocking::blocking(work).await {
-        Ok(outcome) => outcome,
-        Err(NotDone::RuntimeEnds) => Err(ImageError::Cancelled { path: path.clone() }),
-        Err(not_done) => Err(ImageError::io(path, not_done.into())),
+    work: Work,
+) -> impl Future<Output = Result<T, ImageError>> + use<T, Work>
+where
+    T: Send + 'static,
+    Work: FnOnce() -> Result<T, ImageError> + Send + 'static,
+{
+    let (path, begun) = (path.clone(), host::blocking::blocking(work));
+    async move {
+        match begun.await {
+            Ok(outcome) => outcome,
+            Err(NotDone::RuntimeEnds) => Err(ImageError::Cancelled { path }),
+            Err(not_done) => Err(ImageError::io(&path, not_done.into())),
+        }
     }
 }

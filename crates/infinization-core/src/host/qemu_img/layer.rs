@@ -4,8 +4,6 @@
 //! None of these changes what a chain's uppermost image holds, however far they get: data is copied
 //! before a link is changed. What a killed `qemu-img` leaves are clusters nobody uses ([`reclaim`]).
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::time::Duration;
@@ -14,12 +12,12 @@ use tokio::time::timeout;
 
 use super::bitmap::drop_bitmaps;
 use super::command::QemuImg;
-use super::create::check_size;
+use super::create::{check_size, write_empty};
 use super::in_use::{self, Access};
 use super::info::{Sharing, info_locked};
-use super::inspect::{self, header_of};
+use super::inspect::{self, Inspection, header_of};
 use super::job::{blocking, supervised, to_its_end};
-use super::overlay::EmptyOverlay;
+use super::lock::Alone;
 use super::partial::Partial;
 use super::{ImageError, ImageFormat, Job, lift, lock};
 use crate::host::process::ended;
@@ -94,30 +92,10 @@ pub async fn make_overlay(
         let file = std::fs::metadata(backing.as_path());
         let below = file.map_err(|error| ImageError::io(&backing, error))?;
         let partial = Partial::beside(&path)?;
-        write_overlay(&partial, &backing, size, luks.as_deref())?;
+        write_empty(&partial, size, Some(&backing), luks.as_deref())?;
         partial.publish(Some((below.uid(), below.gid())))
     })
     .await
-}
-
-/// Has the file be an empty overlay, encrypted if there is a LUKS header for it.
-pub(super) fn write_overlay(
-    partial: &Partial,
-    backing: &HostPath,
-    size: ByteSize,
-    luks: Option<&[u8]>,
-) -> Result<(), ImageError> {
-    let path = partial.target();
-    let room = luks.map(|luks| luks.len() as u64);
-    let overlay = EmptyOverlay::new(path, size.as_bytes(), backing, room)?;
-    fill(partial.path(), &overlay, luks).map_err(|error| ImageError::io(path, error))
-}
-
-fn fill(path: &Path, overlay: &EmptyOverlay, luks: Option<&[u8]>) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).open(path)?;
-    file.write_all(&overlay.bytes)?;
-    file.set_len(overlay.length)?;
-    luks.map_or(Ok(()), |luks| file.write_all_at(luks, overlay.luks_at))
 }
 
 /// The LUKS header of an encrypted image: its places for keys, each of which holds the data key. Only a change of
@@ -151,12 +129,8 @@ pub async fn commit_layer(
     let (top, base) = (top.clone(), base.clone());
     let (allowed, key) = (terms.allowed.to_vec(), terms.key.cloned());
     supervised(job, &top.clone(), move |job| async move {
-        let _top = job.unless_cancelled(&top, lock::exclusive(&top)).await??;
-        let _base = job
-            .unless_cancelled(&base, lock::exclusive(&base))
-            .await??;
-        in_use::refuse(&top, Access::Write).await?;
-        in_use::refuse(&base, Access::Write).await?;
+        let _top = job.unless_cancelled(&top, unused(&top)).await??;
+        let _base = job.unless_cancelled(&base, unused(&base)).await??;
         let key = key.as_ref();
         let found = inspect::vet_with_key(&top, ImageFormat::Qcow2, &allowed, key).await?;
         require_on(&top, &base).await?;
@@ -202,12 +176,9 @@ pub async fn rebase(
     let (image, onto) = (image.clone(), onto.cloned());
     let (allowed, key) = (terms.allowed.to_vec(), terms.key.cloned());
     supervised(job, &image.clone(), move |job| async move {
-        let _alone = job
-            .unless_cancelled(&image, lock::exclusive(&image))
-            .await??;
-        in_use::refuse(&image, Access::Write).await?;
+        let vetted = vetted(&image, &allowed, key.as_ref());
+        let (_alone, found) = job.unless_cancelled(&image, vetted).await??;
         let key = key.as_ref();
-        let found = inspect::vet_with_key(&image, ImageFormat::Qcow2, &allowed, key).await?;
         match (key, &onto) {
             (Some(key), Some(onto)) if how == Rebase::Safe && found.encrypted > 1 => {
                 lift::off_the_layer_below(&image, onto, &found, key, &job).await
@@ -241,8 +212,7 @@ fn rebasing<'a>(image: &'a HostPath, onto: Option<&HostPath>, how: Rebase) -> Qe
 pub async fn freeze_layer(path: &HostPath, key: Option<&DiskKey>) -> Result<(), ImageError> {
     let (image, key) = (path.clone(), key.cloned());
     to_its_end(path, async move {
-        let _alone = lock::exclusive(&image).await?;
-        in_use::refuse(&image, Access::Write).await?;
+        let _alone = unused(&image).await?;
         forget_bitmaps(&image, key.as_ref()).await
     })
     .await
@@ -272,10 +242,8 @@ pub async fn outwait_orphan(path: &HostPath, deadline: Duration) {
 pub async fn reclaim(path: &HostPath, key: Option<&DiskKey>) -> Result<(), ImageError> {
     let (image, key) = (path.clone(), key.cloned());
     to_its_end(path, async move {
-        let _alone = lock::exclusive(&image).await?;
-        in_use::refuse(&image, Access::Write).await?;
         let key = key.as_ref();
-        inspect::vet_with_key(&image, ImageFormat::Qcow2, &[], key).await?;
+        let (_alone, _found) = vetted(&image, &[], key).await?;
         // 3: some leaks could not be freed, which harms nobody.
         QemuImg::new("check", &image)
             .args(["-q", "-r", "leaks"])
@@ -284,6 +252,33 @@ pub async fn reclaim(path: &HostPath, key: Option<&DiskKey>) -> Result<(), Image
             .run_as(&Job::short())
             .await?;
         Ok(())
+    })
+    .await
+}
+
+/// Waits until nobody here has the image; `IMAGE_IN_USE` if another process has.
+async fn unused(image: &HostPath) -> Result<Alone, ImageError> {
+    let path = image.clone();
+    let look = move || in_use::refuse_now(&path, Access::Write);
+    let (alone, ()) = lock::exclusive(image, look).await?;
+    Ok(alone)
+}
+
+/// The same of an image that is opened with what is below it.
+async fn vetted(
+    image: &HostPath,
+    allowed: &[HostPath],
+    key: Option<&DiskKey>,
+) -> Result<(Alone, Inspection), ImageError> {
+    let (path, allowed, key) = (image.clone(), allowed.to_vec(), key.cloned());
+    lock::exclusive(image, move || {
+        inspect::vet_unused_now(
+            &path,
+            ImageFormat::Qcow2,
+            Access::Write,
+            &allowed,
+            key.as_ref(),
+        )
     })
     .await
 }

@@ -9,9 +9,10 @@ use std::cmp::Ordering;
 use std::path::Path;
 
 use super::command::QemuImg;
+use super::create::write_empty;
 use super::inspect::header_of;
 use super::job::blocking;
-use super::layer::{luks_header_now, write_overlay};
+use super::layer::luks_header_now;
 use super::partial::Partial;
 use super::{ImageError, ImageFormat, Inspection, Job, opened};
 use crate::types::{ByteSize, DiskKey, HostPath};
@@ -41,7 +42,7 @@ pub(super) async fn off_the_layer_below(
 fn make(image: &HostPath, onto: &HostPath, size: ByteSize) -> Result<Partial, ImageError> {
     let luks = luks_header_now(image)?;
     let aside = Partial::in_place_of(image)?;
-    write_overlay(&aside, onto, size, luks.as_deref())?;
+    write_empty(&aside, size, Some(onto), luks.as_deref())?;
     Ok(aside)
 }
 

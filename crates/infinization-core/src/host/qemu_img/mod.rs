@@ -1,4 +1,5 @@
-//! Disk images, by way of `qemu-img`: create, inspect, resize, convert, check, offline snapshots, layers.
+//! Disk images, by way of `qemu-img`: create, inspect, resize, convert, check, offline snapshots, layers. What is
+//! simple is done without a program: describing (`describe`), and an empty qcow2 (`empty`).
 //!
 //! What holds for every verb:
 //! - The format is the caller's; none is ever probed, since a guest can write a header into its
@@ -17,6 +18,7 @@
 //! business, not ours.
 
 mod backup;
+mod below;
 mod bitmap;
 mod change_key;
 mod check;
@@ -24,6 +26,7 @@ mod command;
 mod convert;
 mod create;
 mod describe;
+mod empty;
 mod encryption;
 mod error;
 mod filling;
@@ -40,15 +43,16 @@ mod lift;
 mod lock;
 mod opened;
 mod outgoing;
-mod overlay;
 mod partial;
 mod resize;
 mod snapshot;
 mod tables;
+mod untouched;
 mod vmdk;
 mod written;
 
 pub use backup::{Clusters, Parent, Source, difference, export, flatten, make_target};
+pub use below::files_below;
 pub use change_key::{ChangeKey, add_key, change_key, erase_key, key_opens, keys_in};
 pub use check::{ImageCheck, check, check_with_key};
 pub use command::{MEASUREMENTS, UNMEASURED};
@@ -66,10 +70,10 @@ pub use in_use::{
 pub use incoming::{Incoming, IncomingImage};
 pub use info::{ImageInfo, Sharing, info};
 pub use inspect::{
-    Inspection, files_below, inspect, inspect_closed, inspect_now, inspect_with_key_now,
-    is_encrypted, is_encrypted_now, refuse_plain_text_now,
+    Inspection, inspect, inspect_closed, inspect_now, inspect_with_key_now, is_encrypted,
+    is_encrypted_now, refuse_plain_text_now,
 };
-pub use job::Job;
+pub use job::{Job, Teller};
 pub use layer::{
     Layer, Rebase, Terms, allocated, commit_layer, flush, freeze_layer, layer, make_overlay,
     outwait_orphan, rebase, reclaim,
@@ -82,4 +86,5 @@ pub use snapshot::{
     delete_snapshot_with_key, list_snapshots, revert_snapshot, revert_snapshot_with_key,
     snapshot_exists,
 };
+pub use untouched::DiskState;
 pub use written::is_unwritten_since;

@@ -31,9 +31,8 @@ impl Outgoing {
         format: ImageFormat,
         job: &Job,
     ) -> Result<Self, ImageError> {
-        let _settled = job.unless_cancelled(path, lock::shared(path)).await??;
         let image = path.clone();
-        blocking(path, move || {
+        let opened = lock::shared(path, move || {
             let file = keep_unchanged_now(&image)?;
             let length = file.file().metadata();
             let length = length
@@ -51,8 +50,9 @@ impl Outgoing {
                 length,
                 at: 0,
             })
-        })
-        .await
+        });
+        let (_settled, outgoing) = job.unless_cancelled(path, opened).await??;
+        Ok(outgoing)
     }
 
     /// How many bytes the file has.

@@ -123,11 +123,10 @@ impl Partial {
     }
 
     fn make_durable(&self, owner: Option<(u32, u32)>) -> io::Result<()> {
-        let file = File::open(&self.at)?;
         if let Some((uid, gid)) = owner {
-            fchown(&file, Some(uid), Some(gid))?;
+            fchown(&self.file, Some(uid), Some(gid))?;
         }
-        file.sync_all()
+        self.file.sync_all()
     }
 }
 

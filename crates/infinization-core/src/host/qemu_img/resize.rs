@@ -1,10 +1,12 @@
 //! `qemu-img resize`: a larger disk, or with consent a smaller one.
 
+use std::cmp::Ordering;
+
 use super::bitmap::drop_bitmaps;
 use super::command::QemuImg;
 use super::create::check_size;
 use super::in_use::Access;
-use super::info::{Sharing, info_locked};
+use super::info::{self, Sharing};
 use super::job::to_its_end;
 use super::{ImageError, ImageFormat, Inspection, Job, inspect, lock};
 use crate::types::{ByteSize, DiskKey, HostPath};
@@ -36,23 +38,30 @@ pub async fn resize_with_key(
     direction: Resize,
     key: Option<&DiskKey>,
 ) -> Result<(), ImageError> {
+    let (image, opens) = (path.clone(), key.cloned());
+    let look = move || {
+        let key = opens.as_ref();
+        let found = inspect::vet_unused_now(&image, format, Access::Write, &[], key)?;
+        // That nobody uses it was just found.
+        let read = info::read_now(&image, format, Sharing::Force)?;
+        Ok((found, read))
+    };
+    let looked = lock::exclusive(path, look);
     let (image, key) = (path.clone(), key.cloned());
     to_its_end(path, async move {
-        let _alone = lock::exclusive(&image).await?;
+        let (_alone, (found, read)) = looked.await?;
+        let now = info::or_asked(read, &image, format, Sharing::Force).await?;
         let key = key.as_ref();
-        let found = inspect::vet_unused(&image, format, Access::Write, key).await?;
         let opened = (&found, key);
-        // That nobody uses it was just found.
-        let now = info_locked(&image, format, Sharing::Force).await?;
         check_size(&image, format, size, now.cluster_size)?;
         match size.cmp(&now.virtual_size) {
-            std::cmp::Ordering::Equal => Ok(()),
-            std::cmp::Ordering::Greater => run(&image, format, size, opened, &[]).await,
-            std::cmp::Ordering::Less if direction == Resize::GrowOrShrink => {
+            Ordering::Equal => Ok(()),
+            Ordering::Greater => run(&image, format, size, opened, &[]).await,
+            Ordering::Less if direction == Resize::GrowOrShrink => {
                 drop_bitmaps(&image, key, &now.bitmaps).await?;
                 run(&image, format, size, opened, &["--shrink"]).await
             }
-            std::cmp::Ordering::Less => Err(ImageError::ShrinkRefused {
+            Ordering::Less => Err(ImageError::ShrinkRefused {
                 path: image,
                 from: now.virtual_size.as_bytes(),
                 to: size,

@@ -3,12 +3,13 @@
 //!
 //! One command at a time; a lost connection is made again by the next command. The guest is not
 //! trusted: what it sends is bounded, and whatever it does, a call ends by its deadline.
-//! Neighbours: `link` keeps one connection in step, `verbs` are the agent's commands, `socket` is
-//! connected to later, or anew.
+//! Neighbours: `link` keeps one connection in step, `verbs` are the agent's commands, `thawing` insists,
+//! `socket` is connected to later, or anew.
 
 mod error;
 mod link;
 mod socket;
+mod thawing;
 mod verbs;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use link::Link;
 
 pub use error::AgentError;
 pub use socket::AgentSocket;
+pub use thawing::ask_to_thaw;
 pub use verbs::{ExecOutput, FreezeStatus};
 
 const SYNC: &str = "guest-sync-delimited";

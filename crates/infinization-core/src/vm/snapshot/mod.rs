@@ -24,7 +24,7 @@ mod quiet;
 
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 pub use disks::Snapshot;
@@ -47,6 +47,7 @@ use crate::config::{
 use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::blocking;
 use crate::host::qemu_img::SnapshotName;
+use crate::qmp::says_covered;
 
 /// The statuses of a running VM whose disks may be changed under it, and of one that does not run.
 const LIVE: [&str; 3] = ["running", "suspended", "paused"];
@@ -244,9 +245,32 @@ impl Machine {
         if !view.qmp.is_backed_up().await? {
             return Ok(live);
         }
-        let message =
-            format!("the VM cannot be {verb} while a backup copies its disks: wait for it");
-        Err(Failure::new(ErrorCode::InvalidState, message).of_vm(&self.context.vm_id))
+        Err(Failure::new(ErrorCode::InvalidState, is_copied(verb)).of_vm(&self.context.vm_id))
+    }
+
+    /// What became of such a change. A backup may have begun after [`Machine::changes_allowed`] has looked: then QEMU
+    /// has refused, and that is why.
+    pub(super) async fn explained<T>(
+        &self,
+        verb: &str,
+        done: Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let (Err(failure), Some(live)) = (&done, &self.live) else {
+            return done;
+        };
+        if failure.code() != ErrorCode::QmpCommandFailed {
+            return done;
+        }
+        let words = failure.context().get("desc");
+        // It may be over by now.
+        let was_copied = words.and_then(Value::as_str).is_some_and(says_covered);
+        if !was_copied && !live.view.qmp.is_backed_up().await.unwrap_or_default() {
+            return done;
+        }
+        done.map_err(|failure| {
+            Failure::caused_by(ErrorCode::InvalidState, is_copied(verb), failure)
+                .of_vm(&self.context.vm_id)
+        })
     }
 
     fn told(&self, name: &SnapshotName, action: &str, done: &str) -> OperationResult {
@@ -255,6 +279,10 @@ impl Machine {
         let message = format!("snapshot {} {done}", name.as_str());
         OperationResult::done(&self.context.vm_id, message)
     }
+}
+
+fn is_copied(verb: &str) -> String {
+    format!("the VM cannot be {verb} while a backup copies its disks: wait for it")
 }
 
 impl VmContext {

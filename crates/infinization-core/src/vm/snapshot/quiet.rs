@@ -13,12 +13,12 @@ use crate::config::{SnapshotOptions, VmConfig};
 use crate::error::{ErrorCode, Failure};
 use crate::host::blocking::{blocking, file_call};
 use crate::host::state_file::{self, Durability};
-use crate::qmp::{AgentError, AgentOptions, GuestAgent, QmpClient};
+use crate::qmp::{AgentError, AgentOptions, GuestAgent, QmpClient, ask_to_thaw};
 use crate::types::HostPath;
 
 /// The note's file name: it holds the path of the agent's socket.
 const FILE: &str = "guest-frozen";
-/// How long thawing may take, however long freezing may.
+/// How long each attempt to thaw may take, however long freezing may.
 const THAW: Duration = Duration::from_secs(10);
 /// How long a guest that was left frozen is tried, at recovery.
 const FOLLOW_UP: Duration = Duration::from_secs(5);
@@ -63,9 +63,9 @@ pub(super) async fn freeze(
 }
 
 impl Frozen {
-    /// Thaws the guest. One that does not answer is asked again at the next recovery.
+    /// Thaws the guest. One that does not thaw in three attempts is asked again at the next recovery.
     pub(super) async fn thaw(self) -> Result<(), Failure> {
-        let thawed = self.agent.fs_thaw().await;
+        let thawed = ask_to_thaw(|| self.agent.fs_thaw()).await;
         self.agent.close().await;
         match thawed {
             Ok(_how_many) => {
@@ -73,7 +73,7 @@ impl Frozen {
                 Ok(())
             }
             Err(error) => {
-                tracing::warn!(%error, "a guest may still be frozen");
+                tracing::error!(%error, "a guest's file systems may still be frozen");
                 let message = "the guest's file systems may still be frozen; nothing was kept";
                 Err(Failure::caused_by(ErrorCode::QmpError, message, error))
             }
@@ -83,12 +83,23 @@ impl Frozen {
 
 /// The note of a guest that others freeze, for a backup of its disks.
 #[derive(Debug)]
-pub struct NotedFreeze(PathBuf);
+pub struct NotedFreeze {
+    path: PathBuf,
+    /// There was none: nobody has failed to thaw the guest before.
+    is_first: bool,
+}
 
 impl NotedFreeze {
     /// The guest was thawed.
     pub async fn forget(self) {
-        forget(self.0).await;
+        forget(self.path).await;
+    }
+
+    /// The guest was neither frozen nor thawed. Whoever noted it before may have left it frozen.
+    pub async fn withdraw(self) {
+        if self.is_first {
+            self.forget().await;
+        }
     }
 }
 
@@ -99,7 +110,12 @@ impl VmContext {
         let directory = self.directory.clone();
         let config = blocking(move || spec::read(&directory)).await??;
         match config.and_then(|config| config.channels.guest_agent) {
-            Some(socket) => Ok(Some(NotedFreeze(note(self, &socket).await?))),
+            Some(socket) => {
+                let path = self.directory.join(FILE);
+                let is_first = noted(path).await.is_none();
+                let path = note(self, &socket).await?;
+                Ok(Some(NotedFreeze { path, is_first }))
+            }
             None => Ok(None),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! The record is written before anything is changed and again when it is; spec and row follow it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,7 @@ use crate::host::qemu_img::{
 use crate::host::state_file::StateFileError;
 use crate::types::{ByteSize, HostPath};
 use crate::vm::context::VmContext;
-use crate::vm::disk_uses;
+use crate::vm::disk_uses::{directories, machine_files};
 use crate::vm::live::LiveView;
 use crate::vm::snapshot::disks;
 use crate::vm::spec;
@@ -374,11 +374,12 @@ impl VmContext {
             return Ok(());
         }
         let machines = self.services.machines_directory();
-        let mut uses = blocking(move || disk_uses(&machines)).await??;
-        uses.retain(|(vm_id, _)| *vm_id != self.vm_id);
-        for (vm_id, disk) in uses {
-            let mut needed = files_below(&disk).await?;
-            needed.push(disk);
+        let others = blocking(move || directories(&machines)).await??;
+        for (vm_id, directory) in others {
+            if vm_id == self.vm_id {
+                continue;
+            }
+            let needed = needed_by(&directory).await?;
             let Some(path) = common(files.to_vec(), needed).await? else {
                 continue;
             };
@@ -388,6 +389,27 @@ impl VmContext {
                 .with("users", vec![vm_id.as_str().to_owned()]));
         }
         Ok(())
+    }
+}
+
+/// Every file that a machine has or lies on. It may change its layers meanwhile: what it has is listed again
+/// once all of it was looked at.
+async fn needed_by(directory: &Path) -> Result<Vec<HostPath>, Failure> {
+    let list = || {
+        let directory = directory.to_owned();
+        blocking(move || machine_files(&directory))
+    };
+    let mut files = list().await??;
+    loop {
+        let mut needed = files.clone();
+        for file in &files {
+            needed.extend(files_below(file).await?);
+        }
+        let listed = list().await??;
+        if listed == files {
+            return Ok(needed);
+        }
+        files = listed;
     }
 }
 

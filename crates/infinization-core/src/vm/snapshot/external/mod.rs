@@ -78,7 +78,7 @@ impl Machine {
         };
         let after = layers.record.tree.active.clone();
         self.keys_follow(&before, &after);
-        done?;
+        self.explained("snapshotted", done).await?;
         Ok(self.told(name, "create", "made"))
     }
 
@@ -137,7 +137,7 @@ impl Machine {
         let done = layers.merge(merge, cancel).await;
         let after = layers.record.tree.active.clone();
         self.keys_follow(&before, &after);
-        done?;
+        self.explained("relieved of a snapshot", done).await?;
         Ok(self.told(name, "commit", "committed"))
     }
 
@@ -164,7 +164,7 @@ impl Machine {
         };
         let after = layers.record.tree.active.clone();
         self.keys_follow(&before, &after);
-        done?;
+        self.explained("relieved of a snapshot", done).await?;
         Ok(self.told(name, "delete", "deleted"))
     }
 
