@@ -347,8 +347,8 @@ export class Infinization extends EventEmitter<InfinizationEvents> {
    * QEMU answers nothing (`getVMStatus` says `unresponsive`); its status stays `running`.
    *
    * With `quiesce` the guest's agent freezes its file systems first and thaws them again in any case, even
-   * in the next process should this one be killed; a snapshot whose guest cannot be thawed fails and is
-   * deleted. So is one that is aborted. (An external one whose guest cannot be thawed fails, too, and stays.)
+   * in the next process should this one be killed; a snapshot whose guest cannot be thawed in three attempts of at
+   * most 10 s fails and is deleted. So is one that is aborted. (An external one whose guest cannot be thawed fails, too, and stays.)
    * @throws StorageError `SNAPSHOT_ALREADY_EXISTS`, `INVALID_SNAPSHOT_NAME`, `INVALID_FORMAT` (a disk is
    * raw), `NETWORK_DISK`, `INSUFFICIENT_SPACE`, `IMAGE_IN_USE` (the VM is off and another process has a disk);
    * LifecycleError `VM_NOT_FOUND`, `INVALID_CONFIG`, `INVALID_STATE` (its status is not `running`,
@@ -2343,6 +2343,12 @@ export interface ImageInfo {
   backingFile?: string
 }
 
+/** A copy that is watched. */
+export interface CopyOptions extends Abortable {
+  /** Told how much of the source's disk is done. */
+  onProgress?: (progress: VolumeProgress) => void
+}
+
 /** What `qemu-img check` counts. Damage is a result, not an error. */
 export interface ImageCheckResult {
   /** Trouble while checking. */
@@ -2378,8 +2384,8 @@ export class QemuImgService {
   getImageInfo(path: string, format?: ImageFormat): Promise<ImageInfo>
   /** @throws StorageError `INVALID_SIZE`, `DATA_LOSS_REFUSED`, `IMAGE_NOT_FOUND`, `IMAGE_IN_USE` */
   resizeImage(path: string, newSizeGB: number, options?: ResizeImageOptions): Promise<void>
-  /** @throws StorageError as `createImage` */
-  convertImage(options: ConvertImageOptions & Abortable): Promise<void>
+  /** @throws StorageError as `createImage`; what `onProgress` throws */
+  convertImage(options: ConvertImageOptions & CopyOptions): Promise<void>
   /** @throws StorageError `INVALID_FORMAT` for formats without tables (raw), `IMAGE_NOT_FOUND` */
   checkImage(path: string, format?: ImageFormat, options?: ImageKeyOptions & Abortable): Promise<ImageCheckResult>
   /**
@@ -2431,9 +2437,9 @@ export class SnapshotManager {
   revertSnapshot(imagePath: string, name: string, options?: ImageKeyOptions): Promise<void>
   /**
    * A copy (qcow2) of the disk as it was; of an encrypted one encrypted with the same key.
-   * @throws StorageError also `IMAGE_ALREADY_EXISTS`, `ABORTED`
+   * @throws StorageError also `IMAGE_ALREADY_EXISTS`, `ABORTED`; what `onProgress` throws
    */
-  materializeSnapshot(sourcePath: string, name: string, destPath: string, options?: ImageKeyOptions & Abortable): Promise<void>
+  materializeSnapshot(sourcePath: string, name: string, destPath: string, options?: ImageKeyOptions & CopyOptions): Promise<void>
   /** Fine when there is no such snapshot. */
   deleteSnapshot(imagePath: string, name: string, options?: ImageKeyOptions): Promise<void>
   /** False for an image that does not exist; any other trouble rejects. */
@@ -2445,8 +2451,10 @@ export class SnapshotManager {
 // ---------------------------------------------------------------------------------------------------
 
 /**
- * `FULL` needs no other backup. `INCREMENTAL` holds what differs from its parent. `SNAPSHOT` is an
- * internal snapshot in each disk: quick, and gone when the disk is.
+ * `FULL` needs no other backup. `INCREMENTAL` holds what differs from its parent: of a running machine what a dirty bitmap
+ * says, if QEMU kept one since; of a stopped one what is found by comparing both, which takes as long as reading them, or
+ * nothing if the times of change (ctime) of the disk's files are those that the parent, which was made of the stopped
+ * machine too, has noted. These count within one boot of the host, and on ext4, XFS, Btrfs, F2FS, ZFS and overlayfs. `SNAPSHOT` is an internal snapshot in each disk: quick, and gone when the disk is.
  */
 export type BackupType = 'FULL' | 'INCREMENTAL' | 'SNAPSHOT'
 export const BackupType: {
@@ -2634,10 +2642,11 @@ export interface BackupRestoreResult {
 }
 
 /**
- * How far a backup or a restore is, told with every half percent, and with every second that brought anything. Each
- * disk's work is a series of steps (copying, comparing, packing, summing; summing, unpacking, writing), which have fixed
- * shares; within a step it is bytes that count. Neither figure ever goes back. A restore is at 100 once its disks are in
- * place.
+ * How far a backup, a restore or a look at a backup is, told with every half percent, and with every second that brought
+ * anything. Each disk's work is a series of steps (copying, comparing, packing, summing; summing, unpacking, writing),
+ * which have fixed shares; within a step it is bytes that count. Neither figure ever goes back. `overallProgress` is 100
+ * once, the last time: when the backup is complete on disk, the restored disks are in place, or every file was found to
+ * be what was written.
  */
 export interface BackupProgress {
   backupId: string
@@ -2645,12 +2654,21 @@ export interface BackupProgress {
   /** The disk that is worked on, from 0; of several that are copied at once the first that is not done. */
   currentDisk: number
   totalDisks: number
-  /** Of that disk's whole work, 0 to 100. */
+  /** Of that disk's own work, 0 to 100. */
   diskProgress: number
-  /** 0 to 100, of all disks by their size. */
+  /** 0 to 100, of all disks by their size. Below 100 until all is done. */
   overallProgress: number
   /** In milliseconds; a guess from the time so far. */
   estimatedTimeRemainingMs?: number
+}
+
+/** How a backup is looked at. */
+export interface VerifyBackupOptions extends Abortable {
+  /**
+   * Told how far it is; `progress` is not emitted. Where there is damage it ends below 100. What it throws ends the call
+   * with that.
+   */
+  onProgress?: (progress: BackupProgress) => void
 }
 
 /** Whether every file a backup needs is what was written. */
@@ -2662,7 +2680,7 @@ export interface BackupVerification {
 }
 
 export interface BackupServiceEvents {
-  /** Of a backup or a restore. */
+  /** Of a backup or a restore, not of `verifyBackup`. */
   progress: [BackupProgress]
   /** A backup is complete, has failed or was cancelled. */
   completed: [BackupMetadata]
@@ -2729,9 +2747,9 @@ export class BackupService extends EventEmitter<BackupServiceEvents> {
   getBackupMetadata(backupId: string, vmIdHint?: string): Promise<BackupMetadata>
   /**
    * Reads every file and compares checksums: needs no key, and does not say whether one opens it.
-   * @throws BackupError `BACKUP_NOT_FOUND`, `CANCELLED`
+   * @throws BackupError `BACKUP_NOT_FOUND`, `CANCELLED`, `INVALID_CONFIG`; what `onProgress` throws
    */
-  verifyBackup(backupId: string, vmId: string, options?: Abortable): Promise<BackupVerification>
+  verifyBackup(backupId: string, vmId: string, options?: VerifyBackupOptions): Promise<BackupVerification>
 }
 
 export interface BackupSchedule {
@@ -4906,7 +4924,10 @@ export interface CommandOptions extends Abortable {
    * log line.
    */
   stdin?: string
-  /** Milliseconds after which it is ended, at most a week; 0 for never. Default 600000. */
+  /**
+   * Milliseconds after which it is ended, at most a week; 0 for never. Default 600000. One that has ended by then has not run out
+   * of time, also where a process that it has left behind is still listened to.
+   */
   timeoutMs?: number
   /** It is ended when it prints more bytes than this on one stream, at most 256 MiB. Default 64 MiB. */
   maxBuffer?: number
@@ -4919,15 +4940,17 @@ export interface CommandOptions extends Abortable {
 /**
  * A command did not end with exit code 0. The class is not exported: `name` is `CommandExecutionError`. The message
  * has its last 8 KiB of standard error (else of standard output) and none of its arguments. In `stdout`, `stderr` and
- * the message, values of `password=`, `passwd=`, `passphrase=`, `secret=` and of `data=` in QEMU's `secret,…` are `***`,
- * and so is what `stdin` was, if that is one line.
+ * the message, values of `password=`, `passwd=`, `passphrase=`, `secret=` and of `data=` in QEMU's `secret,…` are `***`, those
+ * without quotes up to where something else begins (`,`, `;`, `&`, a colon and a blank, `--name`, `name=`), else to the end of
+ * the line. So is, wherever it stands, what `stdin` was, if that is one line, and what the arguments have as a value of
+ * these names or behind one (`--password …`), if it has four bytes or more.
  */
 export interface CommandExecutionError extends Error {
   /** Its exit code; null when a signal ended it, or it could not be started. */
   code: number | null
   /** Such as `SIGTERM`. */
   signal: string | null
-  /** What it had printed, at most the last 16 MiB. Bytes that are not UTF-8 are U+FFFD. */
+  /** What it had printed, at most the last 16 MiB in whole lines. Bytes that are not UTF-8 are U+FFFD. */
   stdout: string
   stderr: string
   /** It was ended by `timeoutMs`. */
@@ -4952,7 +4975,8 @@ export class CommandExecutor {
 
 /**
  * Log lines of your own, on standard error: `error` and `warn` always, the rest where `DEBUG` names `infinization:<module>`
- * or `infinization:<module>:<level>`, with `*` for anything. The values of `password=`, `passwd=` and `secret=` are left out.
+ * or `infinization:<module>:<level>`, with `*` for anything. Values that {@link CommandExecutionError} tells as `***` are
+ * `***` here as well, those of a context by their names.
  */
 export class Debugger {
   constructor(module: string)

@@ -9,6 +9,8 @@ module.exports = {
   globalTeardown: '<rootDir>/__test__/kit/after-all.js',
   // The sources are run as they are, so that stacks and their names are Node's own.
   transform: {},
+  // And from `js/`, not from the one file that is made of it: that is what the Node processes load which tests start.
+  moduleNameMapper: { '^\\.\\./\\.\\.(/index\\.js)?$': '<rootDir>/js/index.js' },
   // Not in the temporary directory: that is looked through for what tests leave behind.
   cacheDirectory: path.join(__dirname, 'node_modules/.cache/jest'),
   // Files with guests share the machine's cores: two at a time, whatever the machine.

@@ -3,7 +3,7 @@
 // A command line that numactl keeps on some CPUs of the host, and its memory beside them, for a QEMU of one's own. The
 // engine needs none: it pins each virtual CPU by itself (`enableNumaCtlPinning`). What the host is, is asked once.
 
-const { access, constants } = require('node:fs/promises')
+const fs = require('node:fs')
 const path = require('node:path')
 const native = require('./native')
 const { tracedFunction } = require('./traced')
@@ -75,7 +75,7 @@ async function readTopology () {
 
 async function isProgram (name) {
   const directories = (process.env.PATH ?? '').split(path.delimiter).filter(path.isAbsolute)
-  const tried = directories.map((directory) => access(path.join(directory, name), constants.X_OK))
+  const tried = directories.map((directory) => fs.promises.access(path.join(directory, name), fs.constants.X_OK))
   return Promise.any(tried).then(() => true, () => false)
 }
 

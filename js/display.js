@@ -4,7 +4,6 @@
 // `createVM` checks them where the host is known. A password is never part of the text: QEMU is told it by its monitor.
 
 const { existsSync } = require('node:fs')
-const { isIP, isIPv6 } = require('node:net')
 const { DisplayError } = require('./errors')
 
 const LOOPBACK = '127.0.0.1'
@@ -27,8 +26,11 @@ const WORDS = {
 // An address of digits and dots is no name.
 function isAddress (address) {
   if (typeof address !== 'string') return false
-  return isIP(address) !== 0 || (HOST_NAME.test(address) && !ALL_DIGITS.test(address))
+  return net().isIP(address) !== 0 || (HOST_NAME.test(address) && !ALL_DIGITS.test(address))
 }
+
+// Loaded by the first who asks: most processes make no command line of their own, and it brings all of Node's streams.
+const net = () => require('node:net')
 
 const issue = (code, message) => ({ code, message })
 
@@ -142,19 +144,21 @@ class VncConfig {
 
   generateArgs () {
     const { addr, display, password } = this.#options
-    const host = isIPv6(addr) ? `[${addr}]` : addr
+    const host = net().isIPv6(addr) ? `[${addr}]` : addr
     return { args: ['-vnc', `${host}:${display}${password ? ',password=on' : ''}`], vgaType: 'std' }
   }
 
   getDisplay () { return this.#options.display }
-  getPort () { return VncConfig.displayToPort(this.#options.display) }
+  getPort () { return displayToPort(this.#options.display) }
   getAddr () { return this.#options.addr }
   hasPassword () { return Boolean(this.#options.password) }
 
-  static displayToPort (display) { return VNC_BASE_PORT + display }
+  static displayToPort (display) { return displayToPort(display) }
   static portToDisplay (port) { return port - VNC_BASE_PORT }
   static getMaxPasswordLength () { return VNC_MAX_PASSWORD_LENGTH }
 }
+
+const displayToPort = (display) => VNC_BASE_PORT + display
 
 // Undefined is not given.
 function given (options) {

@@ -52,15 +52,17 @@ class Guests {
     return frozen
   }
 
+  // Whether the guest was asked, which it is not where nobody got as far as freezing it.
   async thaw (vmId) {
     const attempt = this.#attempts.get(vmId)
-    if (!attempt) return
+    if (!attempt) return false
     attempt.over = true
     if (attempt.agent) {
       await attempt.agent.fsThaw()
       await attempt.agent.disconnect?.()
     }
     this.#attempts.delete(vmId)
+    return attempt.agent !== undefined
   }
 }
 

@@ -12,11 +12,12 @@ const { HealthMonitor } = require('./health-monitor')
 const { forget, remember } = require('./instances')
 const { JournalChanges, JournalStream } = require('./journal')
 const native = require('./native')
+const { copying } = require('./progress')
 const { QMPClient } = require('./qmp-client')
 const { keyText, requireKey, withDiskKeys, withKeys, withStartKeys } = require('./secrets')
 const { NftablesService } = require('./services')
 const { traced } = require('./traced')
-const { copying, download, upload } = require('./volumes')
+const { download, upload } = require('./volumes')
 
 const Manager = traced(class extends native.Infinization {})
 

@@ -5,6 +5,7 @@
 const native = require('./native')
 const { abortable } = require('./abort')
 const { FirewallTranslationError } = require('./errors')
+const { copying } = require('./progress')
 const { withKeys } = require('./secrets')
 const { traced, tracedFunction } = require('./traced')
 
@@ -32,8 +33,8 @@ class SnapshotManager extends Snapshots {
   }
 
   async materializeSnapshot (source, name, target, options) {
-    return abortable(options, (rest, cancellation) =>
-      super.materializeSnapshot(source, name, target, withKeys(rest, ['encryptionKey']), cancellation))
+    return copying(options, (rest, cancellation, progress) =>
+      super.materializeSnapshot(source, name, target, withKeys(rest, ['encryptionKey']), cancellation, progress))
   }
 }
 
@@ -47,7 +48,8 @@ class QemuImgService extends Images {
   }
 
   async convertImage (options) {
-    return abortable(options, (rest, cancellation) => super.convertImage(withKeys(rest, ['encryptionKey']), cancellation))
+    return copying(options, (rest, cancellation, progress) =>
+      super.convertImage(withKeys(rest, ['encryptionKey']), cancellation, progress))
   }
 
   async checkImage (path, format, options) {

@@ -77,8 +77,9 @@ class VMLifecycle {
     const engine = this.#engine
     // Of one that is open it would withhold the events for nothing.
     if (!engine.isInitialized()) await engine.initialize()
-    // A shutdown that came meanwhile has looked for the engine already.
-    if (!this.#closed) serve(this.#eventHandler, engine.getEventHandler())
+    // A shutdown that came meanwhile has looked for the engine already, and may still be on its way into it.
+    if (this.#closed) throw new LifecycleError('CLOSED', 'shutdown() was called')
+    serve(this.#eventHandler, engine.getEventHandler())
     return engine
   }
 }

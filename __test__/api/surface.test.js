@@ -72,6 +72,16 @@ test('ESM sees the same names', async () => {
   expect(stdout.trim()).toBe(declaredValues.sort().join())
 })
 
+test('what is shipped in one file calls functions and classes by their names', async () => {
+  const { stdout } = await runNode(`
+    const named = Object.entries(require('./index.js')).filter(([, value]) => typeof value === 'function')
+    console.log(JSON.stringify(named.map(([name, value]) => [name, value.name])))
+  `)
+  const here = Object.entries(lib).filter(([, value]) => typeof value === 'function')
+  expect(here.length).toBeGreaterThan(50)
+  expect(JSON.parse(stdout)).toEqual(here.map(([name, value]) => [name, value.name]))
+})
+
 test('constants have the values that index.d.ts declares', () => {
   const literals = [...declarations.matchAll(/^export const (\w+): (\d+|'[^']*')$/gm)]
   expect(literals.length).toBeGreaterThan(20)

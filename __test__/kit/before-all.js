@@ -14,6 +14,7 @@ module.exports = () => {
   if (!existsSync(`${root}/.guest/tiny.qcow2`) && !process.env.INFINIZATION_GUEST_DIR) {
     throw new Error('the guest image is missing: run `npm run setup`')
   }
+  execFileSync('npm', ['run', '--silent', 'build:facade'], { cwd: root })
   generateClients()
   execFileSync('nft', ['list', 'tables'])
   globalThis.objectsBefore = objects()

@@ -300,6 +300,7 @@ async function backUp(probe: IsVmRunningProbe, agents: GuestAgentFactory): Promi
       vmId: 'vm-1', diskPaths: ['/d/a.qcow2'], destinationDir: `${DEFAULT_BACKUP_DIR}/vm-1`, type: BackupType.FULL,
       compression: DEFAULT_BACKUP_COMPRESSION as BackupCompression, description: undefined, parentBackupId: undefined, tags: undefined
     })
+    await service.verifyBackup(result.backupId, 'vm-1', { onProgress, signal: AbortSignal.timeout(1000) })
     const metadata: BackupMetadata = await service.getBackupMetadata(result.backupId, 'vm-1')
     return BigInt(result.totalSize) + BigInt(metadata.totalOriginalSize)
   } catch (error) {

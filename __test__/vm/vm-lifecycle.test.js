@@ -140,13 +140,21 @@ test('rows between two states that are another engine\'s are left alone, and its
 
 test('a shutdown while the first verb opens the engine leaves nothing of it with the handler', async () => {
   const { handler, lifecycle, vmId } = await given()
-  const { initialize } = Infinization.prototype
+  const { initialize, shutdown } = Infinization.prototype
   let closing
   jest.spyOn(Infinization.prototype, 'initialize').mockImplementationOnce(async function () {
     await Reflect.apply(initialize, this, [])
     closing = lifecycle.shutdown()
   })
-  expect(await rejection(lifecycle.getStatus(vmId))).toMatchObject({ code: 'CLOSED' })
+  // The verb would come first in the engine.
+  let answered
+  const refused = new Promise((resolve) => { answered = resolve })
+  jest.spyOn(Infinization.prototype, 'shutdown').mockImplementationOnce(async function () {
+    await refused
+    return Reflect.apply(shutdown, this, [])
+  })
+  const error = await rejection(lifecycle.getStatus(vmId)).finally(answered)
+  expect(error).toMatchObject({ name: 'LifecycleError', code: 'CLOSED' })
   await closing
   handler.markInstallInProgress(vmId)
   handler.clearInstallInProgress(vmId)
