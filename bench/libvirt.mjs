@@ -6,7 +6,7 @@ import { execFileSync, spawn } from 'node:child_process'
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { figure, median } from './lib/figures.mjs'
+import { figure, median } from './lib/figures.cjs'
 
 const ROUNDS = 15
 const scratch = mkdtempSync(join(tmpdir(), 'libvirt-'))
