@@ -28,6 +28,12 @@ need_private_namespaces() {
     fail "No namespaces can be made here: run it on the host itself, or in a container started with --privileged."
 }
 
+# traces - what we may leave outside of private namespaces.
+traces() {
+  find /sys/fs/cgroup -type d -path '*infinization*' 2>/dev/null || true
+  ls -d /etc/infinization /var/lib/infinization 2>/dev/null || true
+}
+
 # only_one FILE - waits until no other run of ours holds FILE; released when the script ends.
 only_one() {
   exec 9<"$1"
