@@ -174,7 +174,7 @@ impl Health {
             return Ok(true);
         }
         self.bury(&vm_id, row, pid).await?;
-        drop(turn);
+        turn.end().await;
         Ok(false)
     }
 
@@ -255,7 +255,7 @@ impl Health {
         }
         let guard = guard_beside(&row.status);
         database.update_machine_status(&vm_id, new, &guard).await?;
-        drop(turn);
+        turn.end().await;
         Ok(ReconcileResult {
             vm_id: row.id.clone(),
             previous_status: row.status.clone(),
@@ -298,7 +298,7 @@ impl Health {
         let database = self.watching.database.as_ref();
         let result = self.host.clean_up(database, vm_id, held).await;
         self.alert(vm_id, Some(&result));
-        drop(turn);
+        turn.end().await;
         Ok(result)
     }
 

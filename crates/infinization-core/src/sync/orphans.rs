@@ -72,14 +72,15 @@ impl Health {
             Some(vm_id) => self.watching.turns.try_take(vm_id).await,
             None => None,
         };
-        if turn.is_none() {
+        let Some(turn) = turn else {
             return Ok(None);
-        }
+        };
         let row = self.row_of(&file.name).await?;
         let before = self.was_seen(process.id());
         seen.insert(process.id().clone());
         let told = self.deal_with(file, &process, row.as_ref(), before).await;
-        drop(turn);
+        // The next look may be at once.
+        turn.end().await;
         Ok(told)
     }
 

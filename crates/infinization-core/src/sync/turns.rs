@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
 use crate::db::port::{Port, PortError};
 use crate::types::VmId;
@@ -54,17 +56,33 @@ impl Turns {
     }
 }
 
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
+impl Turn {
+    /// Gives it back, and waits until somebody else can have it. As for a turn that is dropped, this goes on
+    /// without its caller.
+    pub(super) async fn end(mut self) {
+        if let Some(given_back) = self.give_back() {
+            let _defect_was_told = given_back.await;
+        }
+    }
+
+    fn give_back(&mut self) -> Option<JoinHandle<()>> {
+        let number = self.number.take();
+        if number.is_null() {
+            return None;
+        }
+        let runtime = Handle::try_current().ok()?;
         let lock = Arc::clone(&self.lock);
-        let request = json!({ "method": "release", "args": [self.number.take()] });
-        runtime.spawn(async move {
+        let request = json!({ "method": "release", "args": [number] });
+        Some(runtime.spawn(async move {
             if let Err(error) = lock.call(request).await {
                 tracing::debug!(%error, "a VM's turn could not be given back");
             }
-        });
+        }))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        drop(self.give_back());
     }
 }

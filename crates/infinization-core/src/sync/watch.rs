@@ -335,7 +335,7 @@ impl Watch {
         if !quit {
             self.give_back(&row, &now).await;
         }
-        drop(turn);
+        turn.end().await;
     }
 
     fn is_of_another_run(&self, row: &VmRecord) -> bool {
