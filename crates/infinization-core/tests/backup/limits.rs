@@ -8,26 +8,17 @@ use tokio::time::timeout;
 use super::*;
 use crate::kit::small_disk::SmallDisk;
 
-/// Counts how many machines are asked at a time, and keeps the first until there are two.
-#[derive(Default)]
-struct Counting {
-    now: AtomicUsize,
-    most: watch::Sender<usize>,
-}
+/// A stopped machine, and what is done when somebody asks whether it runs.
+struct WhenAsked<F>(F);
 
 #[async_trait]
-impl Machine for Counting {
+impl<F, Done> Machine for WhenAsked<F>
+where
+    F: Fn() -> Done + Send + Sync,
+    Done: Future<Output = ()> + Send,
+{
     async fn is_running(&self) -> Option<bool> {
-        let now = self.now.fetch_add(1, Ordering::AcqRel) + 1;
-        self.most.send_modify(|most| *most = now.max(*most));
-        // Other tests make backups as well: until they have, there is room for one alone.
-        let mut seen = self.most.subscribe();
-        let two = timeout(Duration::from_secs(120), async {
-            drop(seen.wait_for(|most| *most >= 2).await.unwrap());
-        });
-        two.await.unwrap();
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        self.now.fetch_sub(1, Ordering::AcqRel);
+        (self.0)().await;
         Some(false)
     }
 
@@ -41,6 +32,28 @@ impl Machine for Counting {
 
     async fn thaw(&self) -> Result<(), String> {
         Ok(())
+    }
+}
+
+/// Counts how many machines are asked at a time, and keeps the first until there are two.
+#[derive(Default)]
+struct Counting {
+    now: AtomicUsize,
+    most: watch::Sender<usize>,
+}
+
+impl Counting {
+    async fn asked(&self) {
+        let now = self.now.fetch_add(1, Ordering::AcqRel) + 1;
+        self.most.send_modify(|most| *most = now.max(*most));
+        // Other tests make backups as well: until they have, there is room for one alone.
+        let mut seen = self.most.subscribe();
+        let two = timeout(Duration::from_secs(120), async {
+            drop(seen.wait_for(|most| *most >= 2).await.unwrap());
+        });
+        two.await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        self.now.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -55,7 +68,11 @@ async fn k5_no_more_than_two_at_a_time_and_all_in_the_end() {
         request["vmId"] = json!(format!("vm-{}", n % 5));
         request["destinationDir"] = json!(place.root());
         let request = CreateBackup::read(request).unwrap();
-        let (service, machine) = (place.service.clone(), Arc::clone(&counting));
+        let (service, counting) = (place.service.clone(), Arc::clone(&counting));
+        let machine = Arc::new(WhenAsked(move || {
+            let counting = Arc::clone(&counting);
+            async move { counting.asked().await }
+        }));
         running.push(tokio::spawn(async move {
             service
                 .create(request, machine, CancellationToken::new())
@@ -68,27 +85,13 @@ async fn k5_no_more_than_two_at_a_time_and_all_in_the_end() {
     assert_eq!(*counting.most.borrow(), 2);
 }
 
-/// A machine that is cancelled when it is asked.
-struct CancelsItself(CancellationToken);
-
-#[async_trait]
-impl Machine for CancelsItself {
-    async fn is_running(&self) -> Option<bool> {
-        self.0.cancel();
-        Some(false)
-    }
-
-    fn monitor(&self) -> Option<QmpClient> {
-        None
-    }
-
-    async fn freeze(&self) -> Result<Option<u64>, String> {
-        Ok(None)
-    }
-
-    async fn thaw(&self) -> Result<(), String> {
-        Ok(())
-    }
+/// A machine that cancels whoever asks it.
+fn cancels(cancel: &CancellationToken) -> Arc<dyn Machine> {
+    let cancel = cancel.clone();
+    Arc::new(WhenAsked(move || {
+        cancel.cancel();
+        std::future::ready(())
+    }))
 }
 
 #[tokio::test]
@@ -98,7 +101,7 @@ async fn k8_a_cancelled_backup_or_restore_leaves_nothing() {
     disk.write(0, 8 << 20, 1);
     let backup = place.full(&[&disk]).await;
     let cancel = CancellationToken::new();
-    let machine = Arc::new(CancelsItself(cancel.clone()));
+    let machine = cancels(&cancel);
     let request = CreateBackup::read(place.request("FULL", &[&disk])).unwrap();
     let made = place.service.create(request, machine, cancel).await;
     let failure = refused(made, ErrorCode::BackupCancelled);
@@ -110,7 +113,7 @@ async fn k8_a_cancelled_backup_or_restore_leaves_nothing() {
     assert_eq!(place.files(&cancelled), ["backup.json"]);
 
     let cancel = CancellationToken::new();
-    let machine = Arc::new(CancelsItself(cancel.clone()));
+    let machine = cancels(&cancel);
     let request = json!({
         "vmId": "vm-1", "backupId": backup, "diskPaths": [disk.path], "overwriteExisting": true,
     });
@@ -121,47 +124,26 @@ async fn k8_a_cancelled_backup_or_restore_leaves_nothing() {
     assert_eq!(names_in(place.dir.path()), ["a.qcow2", "backups"]);
 }
 
-/// A stopped machine that says when it is asked, and answers when it may.
-#[derive(Default)]
-struct Slow {
-    asked: Notify,
-    go_on: Notify,
-}
-
-#[async_trait]
-impl Machine for Slow {
-    async fn is_running(&self) -> Option<bool> {
-        self.asked.notify_one();
-        self.go_on.notified().await;
-        Some(false)
-    }
-
-    fn monitor(&self) -> Option<QmpClient> {
-        None
-    }
-
-    async fn freeze(&self) -> Result<Option<u64>, String> {
-        Ok(None)
-    }
-
-    async fn thaw(&self) -> Result<(), String> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn a_caller_who_leaves_cancels() {
     let place = Place::new();
     let mut disk = place.disk("a.qcow2", 8);
     disk.write(0, 8 << 20, 1);
     let request = CreateBackup::read(place.request("FULL", &[&disk])).unwrap();
-    let machine = Arc::new(Slow::default());
-    let same = Arc::clone(&machine);
+    let (asked, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let notes = (Arc::clone(&asked), Arc::clone(&go_on));
+    let machine = Arc::new(WhenAsked(move || {
+        let (asked, go_on) = notes.clone();
+        async move {
+            asked.notify_one();
+            go_on.notified().await;
+        }
+    }));
     tokio::select! {
-        made = place.service.create(request, same, CancellationToken::new()) => panic!("{made:?}"),
-        () = machine.asked.notified() => {}
+        made = place.service.create(request, machine, CancellationToken::new()) => panic!("{made:?}"),
+        () = asked.notified() => {}
     }
-    machine.go_on.notify_one();
+    go_on.notify_one();
     // The next one waits for what the first cleans up.
     let backup = place.full(&[&disk]).await;
     place.comes_back(&backup, &disk.holds).await;
