@@ -10,11 +10,7 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
-#[path = "../tests/kit/firewall.rs"]
-mod firewall;
-#[path = "../tests/kit/mod.rs"]
-mod kit;
-
+use infinization_test_kit::{self as kit, firewall};
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -10,9 +10,7 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
-#[path = "../tests/kit/mod.rs"]
-mod kit;
-
+use infinization_test_kit as kit;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 

@@ -1,15 +1,13 @@
 //! What one command costs: `query-status` against a real QEMU, one at a time and eight at once.
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
-#[path = "../tests/qmp_kit/mod.rs"]
-mod qmp_kit;
-
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use infinization_core::qmp::QmpClient;
+use infinization_test_kit as kit;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use qmp_kit::Qemu;
+use kit::qmp::Qemu;
 
 const AT_ONCE: u64 = 8;
 

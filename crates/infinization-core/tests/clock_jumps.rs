@@ -4,8 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod kit;
-
+use infinization_test_kit as kit;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 

@@ -2,8 +2,7 @@
 //! what is made of its answers, and of its errors.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod port_kit;
-
+use infinization_test_kit as kit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +13,8 @@ use infinization_core::error::{ErrorClass, ErrorCode};
 use infinization_core::types::{InternalName, Secret};
 use serde_json::{Value, json};
 
-use port_kit::Answer::{self, Hangs, Throws};
-use port_kit::{Script, error, row, says, script, vm};
+use kit::port::Answer::{self, Hangs, Throws};
+use kit::port::{Script, error, row, says, script, vm};
 
 fn database(port: &Arc<Script>) -> InjectedDatabase {
     let port: Arc<Script> = Arc::clone(port);

@@ -1,7 +1,6 @@
 //! The main job on the real host: one guest through its whole life.
 
-mod kit;
-
+use infinization_test_kit as kit;
 use std::time::Duration;
 
 use kit::machine::{Host, PATIENCE, never, next_event, qemus, vm_chains};

@@ -1,18 +1,16 @@
 //! Bridges, with real links and frames in private network namespaces.
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
-mod kit;
-mod net_kit;
-
 use infinization_core::host::bridge::{self, BridgeError, Ipv4Cidr};
 use infinization_core::host::link::{LinkError, Links};
 use infinization_core::host::tap;
 use infinization_core::{Coded, ErrorCode};
+use infinization_test_kit as kit;
 use nix::errno::Errno;
 use rtnetlink::LinkBridge;
 
 use kit::in_private_network;
-use net_kit::{
+use kit::net::{
     Frame, Others, PATIENCE, Queue, as_nobody, find, gone, name, queues, start_and_drop,
 };
 

@@ -1,9 +1,7 @@
 //! Alone in its process, because it counts the process' descriptors and threads.
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
-mod kit;
-mod net_kit;
-
+use infinization_test_kit as kit;
 use std::time::Instant;
 
 use infinization_core::host::bridge;
@@ -11,7 +9,7 @@ use infinization_core::host::link::Links;
 use infinization_core::host::tap::{self, Queues};
 
 use kit::in_private_network;
-use net_kit::{PATIENCE, name, queues};
+use kit::net::{PATIENCE, name, queues};
 
 #[test]
 fn nothing_is_left_after_many_lives_of_a_tap() {

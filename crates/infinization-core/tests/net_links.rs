@@ -1,17 +1,15 @@
 //! Links over rtnetlink, with real links in private network namespaces.
 
-mod kit;
-mod net_kit;
-
 use infinization_core::host::link::{LinkError, LinkEvent, Links, OperState};
 use infinization_core::host::{bridge, tap};
 use infinization_core::{Coded, ErrorCode};
+use infinization_test_kit as kit;
 use nix::errno::Errno;
 use rtnetlink::LinkMacVlan;
 use rtnetlink::packet_route::link::MacVlanMode;
 
 use kit::in_private_network;
-use net_kit::{Others, PATIENCE, Queue, as_nobody, find, name, queues};
+use kit::net::{Others, PATIENCE, Queue, as_nobody, find, name, queues};
 
 #[test]
 fn finds_and_lists_links_of_any_kind() {
@@ -248,9 +246,9 @@ fn frames_flow_while_attached_and_not_while_detached() {
             ends.push(Queue::new(fd));
         }
         let [a, b] = ends.try_into().ok().unwrap();
-        let send = |text: &str| a.send(&net_kit::Frame::broadcast(text.as_bytes()));
+        let send = |text: &str| a.send(&kit::net::Frame::broadcast(text.as_bytes()));
         send("one");
-        let frame = b.receive(net_kit::Frame::is_experimental).await;
+        let frame = b.receive(kit::net::Frame::is_experimental).await;
         assert!(frame.payload().starts_with(b"one"));
 
         // Frames keep their order: had "two" been let through, it would come before "three".
@@ -258,7 +256,7 @@ fn frames_flow_while_attached_and_not_while_detached() {
         send("two");
         links.set_master(&name("vnet-a"), &br).await.unwrap();
         send("three");
-        let frame = b.receive(net_kit::Frame::is_experimental).await;
+        let frame = b.receive(kit::net::Frame::is_experimental).await;
         assert!(frame.payload().starts_with(b"three"));
     });
 }

@@ -2,9 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 #![expect(unsafe_code, reason = "pre_exec, to hand descriptors to QEMU")]
 
-mod kit;
-mod net_kit;
-
+use infinization_test_kit as kit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Stdio;
 
@@ -17,7 +15,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 use kit::in_private_network;
-use net_kit::{PATIENCE, find, name, queues};
+use kit::net::{PATIENCE, find, name, queues};
 
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 

@@ -1,15 +1,13 @@
 //! TAPs, with real devices, frames and QEMU in private network namespaces.
 
-mod kit;
-mod net_kit;
-
 use infinization_core::host::link::Links;
 use infinization_core::host::tap::{self, Queues, TapError, TapOptions};
 use infinization_core::types::LinkName;
 use infinization_core::{Coded, ErrorCode};
+use infinization_test_kit as kit;
 
 use kit::in_private_network;
-use net_kit::{Frame, Others, Queue, as_nobody, find, gone, name, queues, start_and_drop};
+use kit::net::{Frame, Others, Queue, as_nobody, find, gone, name, queues, start_and_drop};
 
 #[test]
 fn is_persistent_and_can_be_reopened() {

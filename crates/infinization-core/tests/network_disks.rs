@@ -2,10 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod kit;
-#[path = "kit/nbd.rs"]
-mod nbd;
-
+use infinization_test_kit::{self as kit, nbd};
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,9 +1,5 @@
 //! The firewall's transactions against the real kernel, in private network namespaces.
 
-#[path = "kit/firewall.rs"]
-mod firewall;
-mod kit;
-
 use infinization_core::firewall::{
     BridgeConntrackMode, ChainNames, Conntrack, Degradation, Field, Item, Match, NftRule,
     VmFirewall,
@@ -11,6 +7,7 @@ use infinization_core::firewall::{
 use infinization_core::host::nft::{Listing, Nft};
 use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, LinkName};
 use infinization_core::{Coded, ErrorCode};
+use infinization_test_kit::{self as kit, firewall};
 
 use firewall::{address, chain, compiled, network, rule, rules, ruleset, run, strongest, vm};
 use kit::in_private_network;

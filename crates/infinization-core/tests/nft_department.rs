@@ -1,15 +1,12 @@
 //! Department rules live once: changes of many machines against the real kernel.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-#[path = "kit/firewall.rs"]
-mod firewall;
-mod kit;
-
 use infinization_core::db::RuleSplit;
 use infinization_core::firewall::{ChainNames, Compiled, SharedChain, VmFirewall};
 use infinization_core::host::nft::{Nft, NftProgram, NftTransport as _, OurTable, Part, Repair};
 use infinization_core::manager::{Department, Firewall, Member, Wanted};
 use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, VmId, VmNames};
+use infinization_test_kit::{self as kit, firewall};
 use serde_json::json;
 
 use firewall::{chain, compiled, rule, rules, ruleset, run, vm};

@@ -2,10 +2,7 @@
 //! real kernel.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-#[path = "kit/firewall.rs"]
-mod firewall;
-mod kit;
-
+use infinization_test_kit::{self as kit, firewall};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;

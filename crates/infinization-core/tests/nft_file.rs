@@ -2,12 +2,7 @@
 //! boot unit does with it.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-#[path = "kit/firewall.rs"]
-mod firewall;
-#[path = "kit/guests.rs"]
-mod guests;
-mod kit;
-
+use infinization_test_kit::{self as kit, firewall, guests};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

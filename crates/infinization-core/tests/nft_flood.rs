@@ -7,11 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 #![expect(clippy::print_stdout, reason = "it reports as a test does")]
 
-#[path = "kit/firewall.rs"]
-mod firewall;
-mod kit;
-mod packet_kit;
-
+use infinization_test_kit::{self as kit, firewall};
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::Arc;
@@ -24,9 +20,9 @@ use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, VmNames
 use serde_json::json;
 
 use firewall::{address, rule, run};
-use packet_kit::Place::{self, A1, A2, Host, Outside, Wire};
-use packet_kit::packet::{NEIGHBOUR_ADVERT, ROUTER_ADVERT, SYN};
-use packet_kit::{Mark, Packet, Site, What, frame};
+use kit::packets::Place::{self, A1, A2, Host, Outside, Wire};
+use kit::packets::packet::{NEIGHBOUR_ADVERT, ROUTER_ADVERT, SYN};
+use kit::packets::{Mark, Packet, Site, What, frame};
 
 /// What the process that is killed is told.
 const VICTIM: &str = "INFINIZATION_TEST_VICTIM";

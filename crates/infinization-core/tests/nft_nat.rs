@@ -1,12 +1,7 @@
 //! Masquerading with real packets: guests on bridges, an outside, and what the outside sees.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-#[path = "kit/firewall.rs"]
-mod firewall;
-#[path = "kit/guests.rs"]
-mod guests;
-mod kit;
-
+use infinization_test_kit::{self as kit, firewall, guests};
 use std::time::Duration;
 
 use infinization_core::firewall::{Masquerade, Subnet};

@@ -1,10 +1,7 @@
 //! A storm of foreign commits: programs are counted, so this is the one test of its process.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-#[path = "kit/firewall.rs"]
-mod firewall;
-mod kit;
-
+use infinization_test_kit::{self as kit, firewall};
 use std::time::{Duration, Instant};
 
 use infinization_core::host::program::programs_started;

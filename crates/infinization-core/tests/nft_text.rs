@@ -1,14 +1,11 @@
 //! The rules as they are shown, against the rules as they are loaded.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-#[path = "kit/firewall.rs"]
-mod firewall;
-mod kit;
-
 use infinization_core::firewall::{ChainNames, Compiled, VmFirewall, chain_texts, table_text};
 use infinization_core::host::nft::Nft;
 use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, VmId};
 use infinization_core::{ErrorCode, firewall::Service};
+use infinization_test_kit::{self as kit, firewall};
 use serde_json::json;
 
 use firewall::{address, chain, compiled, network, rule, rules, ruleset, run, strongest, vm};

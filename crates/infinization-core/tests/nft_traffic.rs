@@ -1,15 +1,10 @@
 //! What the firewall does to real packets: guests on a bridge, in network namespaces.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-#[path = "kit/firewall.rs"]
-mod firewall;
-#[path = "kit/guests.rs"]
-mod guests;
-mod kit;
-
 use infinization_core::firewall::{ChainNames, VmFirewall};
 use infinization_core::host::nft::Nft;
 use infinization_core::types::{FirewallDefaultAction, LinkName};
+use infinization_test_kit::{self as kit, firewall, guests};
 
 use firewall::{address, compiled, network, rules, run, strongest, vm};
 use guests::{

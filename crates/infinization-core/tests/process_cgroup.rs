@@ -4,16 +4,14 @@
     reason = "a test that cannot be set up has failed"
 )]
 
-mod kit;
-mod process_kit;
-
+use infinization_test_kit as kit;
 use std::fs;
 use std::path::Path;
 
 use infinization_core::host::cgroup::{CgroupError, Cgroups, Placement, remove};
 use infinization_core::host::process::spawn;
 use infinization_core::types::VmId;
-use process_kit::{end, in_private_mounts, mount_at, quiet, unmount};
+use kit::process::{end, in_private_mounts, mount_at, quiet, unmount};
 
 /// Runs `test` on a cgroup of its own, which is gone afterwards.
 fn in_own_cgroup<F: Future<Output = ()>>(

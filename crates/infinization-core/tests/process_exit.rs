@@ -4,15 +4,13 @@
     reason = "a test that cannot be set up has failed"
 )]
 
-mod kit;
-mod process_kit;
-
+use infinization_test_kit as kit;
 use std::time::Duration;
 
 use infinization_core::host::process::{
     Exit, Identity, ProcessHandle, Signal, adopt, is_alive, spawn,
 };
-use process_kit::{
+use kit::process::{
     ForeignQemu, SOON, end, eventually, has_children, identity_of, in_own_process,
     kernel_remembers_exits, name_of, quiet, script, until,
 };
@@ -179,7 +177,7 @@ async fn f13_a_zombie_is_dead_at_once_whoever_should_reap_it() {
         Exit::Unknown
     );
     assert_eq!(
-        &process_kit::status(pid)["State"][..1],
+        &kit::process::status(pid)["State"][..1],
         "Z",
         "nobody has reaped it"
     );

@@ -4,9 +4,7 @@
     reason = "a test that cannot be set up has failed"
 )]
 
-mod kit;
-mod process_kit;
-
+use infinization_test_kit as kit;
 use std::fs;
 use std::path::Path;
 
@@ -14,7 +12,7 @@ use infinization_core::host::process::{
     Exit, Identity, ProcessHandle, ProcessId, Signal, SpawnSpec, adopt, boot_id, find_by_name,
 };
 use infinization_core::{Coded, ErrorCode};
-use process_kit::{
+use kit::process::{
     SOON, end, in_private_mounts, mount_at, name_of, own_process, plays, quiet, started,
 };
 use tokio::time::timeout;

@@ -4,8 +4,7 @@
     reason = "a test that cannot be set up has failed"
 )]
 
-mod process_kit;
-
+use infinization_test_kit as kit;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use std::time::Duration;
 use infinization_core::host::dir_lock::{DirLock, DirLockError};
 use infinization_core::host::state_file::{Durability, StateFileError, read, write};
 use infinization_core::{Coded, ErrorCode};
-use process_kit::{in_own_process, in_private_mounts, mount_at, own_process, plays, unmount};
+use kit::process::{in_own_process, in_private_mounts, mount_at, own_process, plays, unmount};
 
 const DIR: &str = "INFINIZATION_TEST_DIR";
 

@@ -6,9 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod kit;
-mod process_kit;
-
+use infinization_test_kit as kit;
 use std::path::Path;
 
 use infinization_core::db::sqlite::SqliteDatabase;
@@ -18,7 +16,7 @@ use infinization_core::host::program::Program;
 use infinization_core::host::qemu_img::{ImageFormat, inspect};
 use infinization_core::types::HostPath;
 use infinization_core::{ErrorCode, Failure};
-use process_kit::{has_children, in_own_process, name_of, quiet};
+use kit::process::{has_children, in_own_process, name_of, quiet};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const NOBODY: u32 = 65534;

@@ -2,14 +2,13 @@
 //! only its own.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod qmp_kit;
-
 use infinization_core::qmp::{MonitorEvent, QmpOptions};
 use infinization_core::{Coded, ErrorCode};
+use infinization_test_kit as kit;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use qmp_kit::{Peer, Stage, within};
+use kit::qmp::{Peer, Stage, within};
 
 const MIB: u64 = 1024 * 1024;
 

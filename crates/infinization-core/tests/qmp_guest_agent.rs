@@ -1,9 +1,7 @@
 //! The guest agent: played by the test where it misbehaves, and the real one in one booted guest.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod kit;
-mod qmp_kit;
-
+use infinization_test_kit as kit;
 use std::time::Duration;
 
 use infinization_core::qmp::{AgentError, AgentOptions, AgentSocket, FreezeStatus, GuestAgent};
@@ -12,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
-use qmp_kit::{HUNG, Peer, Qemu, Stage, within};
+use kit::qmp::{HUNG, Peer, Qemu, Stage, within};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -339,7 +337,7 @@ async fn the_agent_of_a_real_guest() {
     assert_eq!(agent.fs_status().await.unwrap(), FreezeStatus::Thawed);
 
     client.system_powerdown().await.unwrap();
-    qmp_kit::event_named(&mut events, "SHUTDOWN").await;
+    kit::qmp::event_named(&mut events, "SHUTDOWN").await;
     assert!(qemu.ended().await.success());
     let gone = within(agent.ping()).await.unwrap_err();
     let code = gone.code();

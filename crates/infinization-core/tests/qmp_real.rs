@@ -1,9 +1,7 @@
 //! The monitor client against a real QEMU under TCG.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod kit;
-mod qmp_kit;
-
+use infinization_test_kit as kit;
 use std::time::Duration;
 
 use infinization_core::qmp::{
@@ -15,7 +13,7 @@ use infinization_core::{Coded, ErrorCode};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use qmp_kit::{Qemu, connect, event_named, within};
+use kit::qmp::{Qemu, connect, event_named, within};
 
 const SHORT: Duration = Duration::from_millis(100);
 
@@ -175,7 +173,7 @@ async fn f5_qemu_killed_mid_command_fails_the_call_at_once() {
         assert_eq!(waited.unwrap_err().code(), ErrorCode::QmpTimeout);
         qemu.signal(Signal::SIGKILL);
     };
-    let deadline = 10 * qmp_kit::HUNG;
+    let deadline = 10 * kit::qmp::HUNG;
     let call = client.execute_with("query-status", (), deadline);
     let (outcome, ()) = tokio::join!(within(call), kill);
     assert_eq!(outcome.unwrap_err().code(), ErrorCode::QmpDisconnected);

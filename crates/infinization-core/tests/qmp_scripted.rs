@@ -1,8 +1,7 @@
 //! The monitor client against a QEMU played by the test: everything a real one does rarely.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod qmp_kit;
-
+use infinization_test_kit as kit;
 use std::time::Duration;
 
 use infinization_core::qmp::{
@@ -13,7 +12,7 @@ use infinization_core::{Coded, ErrorCode};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use qmp_kit::{Stage, event_named, within};
+use kit::qmp::{Stage, event_named, within};
 
 const SHORT: Duration = Duration::from_millis(50);
 

@@ -1,8 +1,7 @@
 //! Commands handed to the monitor by who does not wait for them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod qmp_kit;
-
+use infinization_test_kit as kit;
 use std::time::Duration;
 
 use infinization_core::qmp::{QmpClient, QmpError, QmpOptions};
@@ -10,7 +9,7 @@ use infinization_core::{Coded, ErrorCode};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use qmp_kit::{Stage, within};
+use kit::qmp::{Stage, within};
 
 /// What a numbered call came to.
 type Told = (usize, Result<String, ErrorCode>);

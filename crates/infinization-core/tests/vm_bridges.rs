@@ -2,10 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "kit/firewall.rs"]
-mod firewall;
-mod kit;
-
+use infinization_test_kit::{self as kit, firewall};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;

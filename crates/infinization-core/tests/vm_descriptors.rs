@@ -3,16 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod kit;
-mod process_kit;
-
+use infinization_test_kit as kit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use infinization_core::{ErrorCode, Failure};
 use kit::faults::{start, stopped};
 use kit::machine::{Host, consistent_status, delete, forced, never, qemus};
-use process_kit::in_own_process;
+use kit::process::in_own_process;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 

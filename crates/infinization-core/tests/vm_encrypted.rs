@@ -3,9 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "kit/mod.rs"]
-mod kit;
-
+use infinization_test_kit as kit;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

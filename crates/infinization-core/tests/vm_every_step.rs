@@ -2,10 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod kit;
-
 use infinization_core::ErrorCode;
 use infinization_core::manager::Manager;
+use infinization_test_kit as kit;
 use kit::faults::{snapshot, start, step_of, stopped};
 use kit::full::FullHost;
 use kit::machine::{

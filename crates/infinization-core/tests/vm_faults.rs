@@ -2,8 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod kit;
-
+use infinization_test_kit as kit;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -2,11 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "kit/firewall.rs"]
-mod firewall;
-mod kit;
-mod process_kit;
-
+use infinization_test_kit::{self as kit, firewall};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -24,7 +20,7 @@ use infinization_core::{ErrorCode, Failure};
 use kit::faults::{snapshot, start, step_of, stopped};
 use kit::machine::{Host, consistent_status, delete, never, qemus};
 use kit::meddler::{Deed, Meddler};
-use process_kit::{Toolbox, in_own_process_with};
+use kit::process::{Toolbox, in_own_process_with};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 

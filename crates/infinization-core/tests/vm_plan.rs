@@ -3,8 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod kit;
-
+use infinization_test_kit as kit;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::{DATA, ROUNDS, beside, figure, fill, flushed, median, qemu_img, text, timed};
 use crate::kit::machine::{Host, delete, never};
-use crate::qmp_kit::Qemu;
+use crate::kit::qmp::Qemu;
 
 /// What a guest writes between a snapshot and its end.
 const CHANGED: u64 = 8 << 20;

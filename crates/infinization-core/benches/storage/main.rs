@@ -8,14 +8,10 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
-#[path = "../../tests/kit/mod.rs"]
-mod kit;
-#[path = "../../tests/qmp_kit/mod.rs"]
-mod qmp_kit;
-
 mod layers;
 mod pause;
 
+use infinization_test_kit as kit;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,7 +30,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use qmp_kit::Qemu;
+use kit::qmp::Qemu;
 
 const ROUNDS: u32 = 21;
 /// Of what is compared to the hundredth and takes a few milliseconds.

@@ -23,7 +23,7 @@ async fn the_one_that_is_killed() {
     let machine: Arc<dyn Machine> = match request["monitor"].as_str() {
         None => Arc::new(Stopped),
         Some(monitor) => {
-            let (monitor, _events) = crate::qmp_kit::connect(Path::new(monitor)).await;
+            let (monitor, _events) = crate::kit::qmp::connect(Path::new(monitor)).await;
             Running::new(&monitor, Ok(None))
         }
     };

@@ -4,7 +4,7 @@ use infinization_core::host::qemu_img::{ChangeKey, change_key};
 
 use super::luks::{Luks, QUICK, Spy, key, plain_text_below};
 use super::*;
-use crate::qmp_kit::Qemu;
+use crate::kit::qmp::Qemu;
 
 const KEY: &str = "a-key-nobody-guesses";
 

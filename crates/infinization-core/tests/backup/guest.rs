@@ -3,7 +3,7 @@
 use infinization_core::qmp::EventReceiver;
 
 use super::*;
-use crate::qmp_kit::Qemu;
+use crate::kit::qmp::Qemu;
 
 /// A QEMU with these disks, whose guest does not run: the test writes in its place.
 pub(super) struct Guest {

@@ -7,11 +7,6 @@
     reason = "the disks have a few megabytes"
 )]
 
-#[path = "../kit/mod.rs"]
-mod kit;
-#[path = "../qmp_kit/mod.rs"]
-mod qmp_kit;
-
 mod bitmaps;
 mod chains;
 mod crashes;
@@ -30,6 +25,7 @@ mod refusals;
 mod snapshots;
 mod untouched;
 
+use infinization_test_kit as kit;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -33,7 +33,7 @@ async fn f21_a_disk_that_somebody_writes_to_is_not_copied_whatever_the_probe_say
     let place = Place::new();
     let disk = place.disk("a.qcow2", 1);
     let backup = place.full(&[&disk]).await;
-    let qemu = qmp_kit::Qemu::start(&[
+    let qemu = kit::qmp::Qemu::start(&[
         "-blockdev",
         &format!(
             "driver=qcow2,node-name=d0,file.driver=file,file.filename={}",

@@ -70,7 +70,7 @@ async fn k9_a_snapshot_that_cannot_be_deleted_keeps_the_backup() {
         .create(place.request("SNAPSHOT", &[&a]))
         .await
         .unwrap());
-    let qemu = qmp_kit::Qemu::start(&[
+    let qemu = kit::qmp::Qemu::start(&[
         "-blockdev",
         &format!(
             "driver=qcow2,node-name=d0,file.driver=file,file.filename={}",

@@ -9,8 +9,8 @@ use infinization_core::types::Secret;
 use serde_json::{Value, json};
 
 use crate::database;
-use crate::port_kit::Answer::{Hangs, Throws};
-use crate::port_kit::{error, known, script, vm};
+use crate::kit::port::Answer::{Hangs, Throws};
+use crate::kit::port::{error, known, script, vm};
 
 async fn both(thrown: PortError) -> [DbError; 2] {
     let port = script([Throws(thrown)]);

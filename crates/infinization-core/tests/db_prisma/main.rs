@@ -2,19 +2,17 @@
 //! made of each answer and each error.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "../port_kit/mod.rs"]
-mod port_kit;
-
 mod errors;
 mod probing;
 mod reading;
 mod writing;
 
+use infinization_test_kit as kit;
 use std::sync::Arc;
 
 use infinization_core::db::prisma::PrismaDatabase;
 
-use port_kit::Script;
+use kit::port::Script;
 
 fn database(port: &Arc<Script>) -> PrismaDatabase {
     let port: Arc<Script> = Arc::clone(port);

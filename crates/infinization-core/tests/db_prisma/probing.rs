@@ -3,11 +3,11 @@
 use infinization_core::error::ErrorCode;
 use serde_json::{Value, json};
 
-use crate::port_kit::Answer::{Says, Throws};
-use crate::port_kit::{error, known, script};
+use crate::kit::port::Answer::{Says, Throws};
+use crate::kit::port::{error, known, script};
 use crate::{database, of_node};
 
-fn unknown(field: &str, model: &str) -> crate::port_kit::Answer {
+fn unknown(field: &str, model: &str) -> crate::kit::port::Answer {
     let message = format!(
         "Invalid\n\nUnknown field `{field}` for select statement on model `{model}`. Available options are marked with ?."
     );

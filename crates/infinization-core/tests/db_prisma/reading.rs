@@ -5,7 +5,7 @@ use infinization_core::error::ErrorCode;
 use infinization_core::types::InternalName;
 use serde_json::{Value, json};
 
-use crate::port_kit::{Answer, error, known, row, says, script, vm};
+use crate::kit::port::{Answer, error, known, row, says, script, vm};
 use crate::{database, of_node};
 
 /// What `find_machine_with_config` makes of a row that differs from a plain one.

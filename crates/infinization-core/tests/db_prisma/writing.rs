@@ -6,8 +6,8 @@ use infinization_core::types::Secret;
 use serde_json::{Value, json};
 
 use crate::database;
-use crate::port_kit::Answer::{Says, Throws};
-use crate::port_kit::{known, row, says, script, vm};
+use crate::kit::port::Answer::{Says, Throws};
+use crate::kit::port::{known, row, says, script, vm};
 
 #[tokio::test]
 async fn i39_a_status_is_written_with_its_guard_in_the_same_call() {

@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../kit/mod.rs"]
-mod kit;
-
 mod file;
 mod operations;
 mod rules;
 mod secrets;
 
+use infinization_test_kit as kit;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;

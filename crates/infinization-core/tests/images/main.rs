@@ -2,9 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../kit/mod.rs"]
-mod kit;
-
 mod below;
 mod changing;
 mod creating;
@@ -12,11 +9,10 @@ mod encrypted;
 mod faults;
 mod in_use;
 mod inspecting;
-#[path = "../process_kit/mod.rs"]
-mod process_kit;
 mod resizing;
 mod snapshots;
 
+use infinization_test_kit as kit;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::*;
-use process_kit::{Toolbox, Tools, eventually, in_own_process_with};
+use kit::process::{Toolbox, Tools, eventually, in_own_process_with};
 
 const GROWN: ByteSize = ByteSize::mib(64 * 1024);
 

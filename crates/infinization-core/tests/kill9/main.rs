@@ -14,9 +14,8 @@
 )]
 
 mod full;
-#[path = "../kit/mod.rs"]
-mod kit;
 
+use infinization_test_kit as kit;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

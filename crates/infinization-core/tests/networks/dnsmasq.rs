@@ -1,6 +1,6 @@
 //! dnsmasq's own life: its end, its scope, and what outlives our process.
 
-use process_kit::{mount_at, unmount};
+use kit::process::{mount_at, unmount};
 
 use super::*;
 
@@ -83,7 +83,7 @@ fn shutdown_waits_for_what_is_under_way_and_refuses_what_has_not_begun() {
     const NAME: &str =
         "dnsmasq::shutdown_waits_for_what_is_under_way_and_refuses_what_has_not_begun";
     let tools = || Toolbox::of(&["nft", "dnsmasq", "sh", "sleep", "ip", "qemu-img"]);
-    process_kit::in_own_process_with(NAME, tools, |tools| {
+    kit::process::in_own_process_with(NAME, tools, |tools| {
         tools.wrap("dnsmasq", "sleep 2\nexec $real \"$@\"");
         in_private_network(|| async {
             let lab = Lab::new().await;

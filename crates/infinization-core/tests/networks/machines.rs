@@ -74,7 +74,7 @@ fn without_dnsmasq_machines_are_held_to_their_addresses_until_it_can_be_started(
     const NAME: &str =
         "machines::without_dnsmasq_machines_are_held_to_their_addresses_until_it_can_be_started";
     let tools = || Toolbox::of(&["nft", "dnsmasq", "ip", "qemu-img", "qemu-system-x86_64"]);
-    process_kit::in_own_process_with(NAME, tools, |tools| {
+    kit::process::in_own_process_with(NAME, tools, |tools| {
         in_private_network(|| async move {
             let lab = Lab::new().await;
             let manager = lab.0.manager().await;

@@ -1,21 +1,13 @@
 //! Virtual networks with a real dnsmasq and real clients, in private network namespaces.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-#[path = "../kit/firewall.rs"]
-mod firewall;
-#[path = "../kit/guests.rs"]
-mod guests;
-#[path = "../kit/mod.rs"]
-mod kit;
-#[path = "../process_kit/mod.rs"]
-mod process_kit;
-
 mod changes;
 mod dnsmasq;
 mod guard;
 mod machines;
 mod reach;
 
+use infinization_test_kit::{self as kit, firewall, guests};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -29,7 +21,7 @@ use infinization_core::error::ErrorCode;
 use infinization_core::manager::Manager;
 use kit::in_private_network;
 use kit::machine::{Host, PATIENCE, delete, forced, never, next_event, pid_of};
-use process_kit::Toolbox;
+use kit::process::Toolbox;
 use serde_json::{Value, json};
 
 /// What a client was given.

@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::bypass::{Policy, STRANGER, Scene, icmpv6, tcp, udp};
 use super::firewall::address;
 use super::kit::in_private_network;
-use super::packet_kit::Packet;
-use super::packet_kit::Place::{A1, A2, B1, Host, Outside, Wire};
-use super::packet_kit::What;
-use super::packet_kit::frame;
-use super::packet_kit::packet::{ACK, NEIGHBOUR_ADVERT, NEIGHBOUR_SOLICIT, SYN};
+use super::kit::packets::Packet;
+use super::kit::packets::Place::{A1, A2, B1, Host, Outside, Wire};
+use super::kit::packets::What;
+use super::kit::packets::frame;
+use super::kit::packets::packet::{ACK, NEIGHBOUR_ADVERT, NEIGHBOUR_SOLICIT, SYN};
 
 const OWN: [&str; 2] = ["10.1.0.2", "fd01::2"];
 const EVERYBODY: &str = "255.255.255.255";

@@ -11,12 +11,12 @@ use serde_json::json;
 
 use super::firewall::{address, rules};
 use super::kit::in_private_network;
+use super::kit::packets::Place::{self, A1, A2, B1, Wire};
+use super::kit::packets::disguise;
+use super::kit::packets::frame::{self, EVERYBODY, EXPERIMENTAL, Mac, SERVICE_VLAN, VLAN};
+use super::kit::packets::packet::{NEIGHBOUR_ADVERT, REDIRECT, ROUTER_ADVERT, SYN};
+use super::kit::packets::{Packet, Site, What};
 use super::model::Kernel;
-use super::packet_kit::Place::{self, A1, A2, B1, Wire};
-use super::packet_kit::disguise;
-use super::packet_kit::frame::{self, EVERYBODY, EXPERIMENTAL, Mac, SERVICE_VLAN, VLAN};
-use super::packet_kit::packet::{NEIGHBOUR_ADVERT, REDIRECT, ROUTER_ADVERT, SYN};
-use super::packet_kit::{Packet, Site, What};
 use super::{call_iptables, service};
 
 pub(super) const STRANGER: Mac = [0x52, 0x54, 0, 0x66, 0x66, 0x66];

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::firewall::address;
+use super::kit::packets::Place;
 use super::model::Machine;
-use super::packet_kit::Place;
 use super::random::Random;
 use super::rule::{Action, Direction, Network, Ports, Protocol, Rule, State};
 

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use super::firewall::address;
-use super::packet_kit::Place::{self, A1, A2, B1, Host, Outside, Wire};
-use super::packet_kit::packet::{
+use super::kit::packets::Place::{self, A1, A2, B1, Host, Outside, Wire};
+use super::kit::packets::packet::{
     ACK, NEIGHBOUR_ADVERT, NEIGHBOUR_SOLICIT, REDIRECT, ROUTER_ADVERT, ROUTER_SOLICIT, RST, SYN,
 };
-use super::packet_kit::{Packet, Site, What};
+use super::kit::packets::{Packet, Site, What};
 use super::rule::State;
 
 /// A packet that nothing has gone before.

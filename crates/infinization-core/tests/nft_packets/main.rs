@@ -12,26 +12,21 @@
 mod addresses;
 mod bypass;
 mod cases;
-#[path = "../kit/firewall.rs"]
-mod firewall;
 mod flows;
-#[path = "../kit/mod.rs"]
-mod kit;
 mod matrix;
 mod model;
-#[path = "../packet_kit/mod.rs"]
-mod packet_kit;
 mod random;
 mod rule;
 
 use infinization_core::host::nft::Nft;
 use infinization_core::manager::Firewall;
+use infinization_test_kit::{self as kit, firewall};
 use serde_json::json;
 
 use kit::in_private_network;
+use kit::packets::Site;
 use matrix::Matrix;
 use model::Kernel;
-use packet_kit::Site;
 
 const SEED: u64 = 2026;
 

@@ -9,9 +9,9 @@ use infinization_core::types::{FirewallDefaultAction, VmNames};
 
 use super::cases::Case;
 use super::flows::{Flow, flows};
+use super::kit::packets::topology::Arrival;
+use super::kit::packets::{Mark, Packet, Place, Site};
 use super::model::{Fate, Kernel, Machine, Ruling, Seen, Use, Way, use_of};
-use super::packet_kit::topology::Arrival;
-use super::packet_kit::{Mark, Packet, Place, Site};
 use super::rule::{Rule, State};
 
 /// As many are told; the rest is counted.

@@ -6,10 +6,10 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::packet_kit::packet::{
+use super::kit::packets::packet::{
     ACK, NEIGHBOUR_ADVERT, NEIGHBOUR_SOLICIT, REDIRECT, ROUTER_ADVERT, ROUTER_SOLICIT, RST, SYN,
 };
-use super::packet_kit::{Packet, What};
+use super::kit::packets::{Packet, What};
 use super::rule::{Action, Direction, Network, Ports, Protocol, Rule, State};
 
 /// What the kernel can do.

@@ -1,11 +1,6 @@
 //! What other programs do to the firewall is noticed, told from what we do, and put back.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-#[path = "../kit/firewall.rs"]
-mod firewall;
-#[path = "../kit/mod.rs"]
-mod kit;
-
 mod closed;
 mod damage;
 mod manager;
@@ -13,6 +8,7 @@ mod orphans;
 mod ports;
 mod sound;
 
+use infinization_test_kit::{self as kit, firewall};
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -11,10 +11,9 @@
 
 mod acquire;
 mod configs;
-#[path = "../kit/mod.rs"]
-mod kit;
 mod one_vm;
 
+use infinization_test_kit as kit;
 use std::fs;
 use std::os::unix::net::UnixStream;
 

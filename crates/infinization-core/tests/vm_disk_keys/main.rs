@@ -3,13 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../kit/mod.rs"]
-mod kit;
-
 mod changing;
 mod kills;
 mod layers;
 
+use infinization_test_kit as kit;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../kit/mod.rs"]
-mod kit;
-
 mod backups;
 
+use infinization_test_kit as kit;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;

@@ -2,9 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../kit/mod.rs"]
-mod kit;
-
 mod backups;
 mod chain;
 mod drill;
@@ -17,6 +14,7 @@ mod stopped;
 mod walk;
 mod witness;
 
+use infinization_test_kit as kit;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;

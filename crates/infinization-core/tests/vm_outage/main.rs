@@ -3,15 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../kit/mod.rs"]
-mod kit;
-
 mod beside;
 mod order;
 mod recovery;
 mod rows;
 mod verbs;
 
+use infinization_test_kit as kit;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../kit/mod.rs"]
-mod kit;
-
 mod ended;
 mod identity;
 mod orphans;
 mod owned;
 mod rows;
 
+use infinization_test_kit as kit;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;

@@ -2,15 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../kit/mod.rs"]
-mod kit;
-#[path = "../kit/nbd.rs"]
-mod nbd;
-
 mod disks;
 mod files;
 mod hosts;
 
+use infinization_test_kit::{self as kit, nbd};
 use std::fs;
 use std::time::Duration;
 

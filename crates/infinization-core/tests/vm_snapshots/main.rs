@@ -2,9 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../kit/mod.rs"]
-mod kit;
-
 mod kills;
 mod memory;
 mod offline;
@@ -12,6 +9,7 @@ mod quiet;
 mod refused;
 mod running;
 
+use infinization_test_kit as kit;
 use std::process::Command;
 
 use infinization_core::manager::Manager;

@@ -3,9 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../kit/mod.rs"]
-mod kit;
-
 mod agent;
 mod backups;
 mod ext4;
@@ -14,6 +11,7 @@ mod kills;
 mod snapshots;
 mod walk;
 
+use infinization_test_kit as kit;
 use std::path::Path;
 use std::process::Command;
 

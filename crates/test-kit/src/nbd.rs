@@ -1,7 +1,4 @@
 //! NBD servers for tests: `qemu-nbd`, which ends with its test.
-#![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
-#![allow(dead_code, reason = "each test binary uses a part of the kit")]
-#![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +7,7 @@ use std::time::Duration;
 
 use tokio::process::{Child, Command};
 
-use super::kit::machine::{Host, PATIENCE};
+use super::machine::{Host, PATIENCE};
 
 /// A `qemu-nbd` that has an image open.
 #[derive(Debug)]

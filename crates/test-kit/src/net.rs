@@ -1,8 +1,5 @@
 //! What the network tests share: names, links made by others, and raw frames over a TAP.
-#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
-#![allow(dead_code, reason = "each test binary uses a part of the kit")]
 #![expect(unsafe_code, reason = "TUNSETOFFLOAD has no safe wrapper")]
-#![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 
 use std::future::poll_fn;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -1,6 +1,4 @@
 //! Both ends of a monitor for tests: a scripted QEMU on a unix socket, and a real one.
-#![allow(dead_code, reason = "each test binary uses a part of the kit")]
-#![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 
 use std::future::Future;
 use std::os::fd::OwnedFd;

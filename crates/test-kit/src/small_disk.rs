@@ -1,7 +1,5 @@
 //! A file system that is soon full.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;

@@ -8,9 +8,6 @@
 //! | `topology` | two departments, the host between them, the outside behind it |
 //! | `port` | one end of a cable: a TAP that is written and read as QEMU does |
 //! | `host` | what the host itself sends and receives |
-#![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
-#![allow(dead_code, reason = "each test binary uses a part of the kit")]
-#![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 
 use std::io::Write;
 use std::process::{Command, Stdio};

@@ -1,7 +1,4 @@
 //! What the firewall tests share: a VM without rules, rules in few words, and what nft lists.
-#![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
-#![allow(dead_code, reason = "each test binary uses a part of the kit")]
-#![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 
 use std::net::IpAddr;
 use std::process::Command;

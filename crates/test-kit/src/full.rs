@@ -2,8 +2,6 @@
 //! TPM, a password, pinned CPUs, every channel, a console, a user to drop to, two disks of which one is
 //! encrypted and has its key in the store, two queues, and a rule.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,7 +1,5 @@
 //! A file that gives errors (`EIO`) at one place, until it is well again with all that was written to it.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

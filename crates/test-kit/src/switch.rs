@@ -1,8 +1,6 @@
 //! A database that can be switched off: the real store behind it, and a list of the writes that
 //! reached it.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

@@ -1,11 +1,4 @@
 //! What the process tests share: processes of their own, and what `/proc` says about others.
-#![allow(dead_code, reason = "each test binary uses a part of the kit")]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test that cannot be set up has failed"
-)]
-#![allow(clippy::print_stdout, reason = "measurements are shown, not asserted")]
-#![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,7 +1,5 @@
 //! A manager with a bridge and a scratch directory of its own, and guests on it.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

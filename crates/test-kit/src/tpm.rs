@@ -1,7 +1,5 @@
 //! A TPM emulator, which is started before its machine and ends with its QEMU.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;

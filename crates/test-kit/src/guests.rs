@@ -1,8 +1,5 @@
 //! Guests without QEMU: network namespaces whose end of a veth pair stands for a VM's NIC. The
 //! other end has a TAP's name and is a port of the bridge.
-#![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
-#![allow(dead_code, reason = "each test binary uses a part of the kit")]
-#![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -1,7 +1,4 @@
 //! A port whose answers are written down beforehand, and which remembers what it was asked.
-#![allow(dead_code, reason = "each test binary uses a part of the kit")]
-#![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};

@@ -1,7 +1,5 @@
 //! What the fault tests share: a machine that is off, and all that an observer sees of it.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use infinization_core::Failure;
 use infinization_core::manager::Manager;
 use serde_json::{Value, json};

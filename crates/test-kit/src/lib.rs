@@ -1,16 +1,33 @@
-//! What integration tests share: a private network, the guest image, a scratch directory.
-#![allow(dead_code, reason = "each test binary uses a part of the kit")]
-#![allow(unreachable_pub, reason = "the kit is a module of every test binary")]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! What integration tests and benchmarks share: a private network, the guest image, hosts and guests that misbehave.
+#![allow(missing_docs, reason = "whoever uses it reads it")]
+#![allow(missing_debug_implementations, reason = "nothing of it is printed")]
+#![allow(
+    clippy::missing_panics_doc,
+    clippy::new_without_default,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "measurements are shown, not asserted"
+)]
 
 pub mod ailing_disk;
 pub mod failing_file;
-pub mod small_disk;
-
 pub mod faults;
+pub mod firewall;
 pub mod full;
+pub mod guests;
 pub mod machine;
 pub mod meddler;
+pub mod nbd;
+pub mod net;
+pub mod packets;
+pub mod port;
+pub mod process;
+pub mod qmp;
+pub mod small_disk;
 pub mod switch;
 pub mod tpm;
 pub mod victim;

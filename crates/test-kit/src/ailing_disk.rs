@@ -1,7 +1,5 @@
 //! A file system whose disk begins to give errors (`EIO`).
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
