@@ -34,8 +34,6 @@ pub struct Holder {
 pub(super) enum Access {
     Read,
     Write,
-    /// Removing a file that is not finished.
-    Sweep,
 }
 
 /// The permissions of QEMU's block layer, as numbers of their lock bytes.
@@ -85,14 +83,6 @@ impl Access {
         match self {
             Self::Read => &[HELD + WRITE, HELD + RESIZE, NOT_SHARED + CONSISTENT_READ],
             Self::Write => &[
-                HELD + WRITE,
-                HELD + RESIZE,
-                NOT_SHARED + CONSISTENT_READ,
-                NOT_SHARED + WRITE,
-                NOT_SHARED + RESIZE,
-            ],
-            Self::Sweep => &[
-                MAKING,
                 HELD + WRITE,
                 HELD + RESIZE,
                 NOT_SHARED + CONSISTENT_READ,
@@ -257,29 +247,37 @@ pub(super) async fn in_use(path: &HostPath) -> ImageError {
 }
 
 /// Says of a file that is not finished that it is being made, until the descriptor is closed: by a kill, too.
-pub(super) fn mark_as_making(file: &File) {
-    if let Err(error) = hold(file, EXCLUSIVE, MAKING) {
-        tracing::debug!(%error, "a file that is being made could not be marked");
+/// `false` if somebody takes it for abandoned at this moment, and may be about to remove it.
+pub(super) fn mark_as_making(file: &File) -> bool {
+    match hold(file, EXCLUSIVE, MAKING) {
+        Err(error) if is_taken(&error) => return false,
+        Err(error) => tracing::debug!(%error, "a file that is being made could not be marked"),
+        Ok(()) => {}
     }
+    true
 }
 
-/// Whether nobody makes the file that is not finished any more. Where a file system has no locks, its age has to
-/// tell.
-pub(super) async fn is_abandoned(path: &HostPath) -> Result<bool, ImageError> {
-    let partial = path.clone();
-    blocking(path, move || is_abandoned_now(&partial)).await
-}
-
-/// [`is_abandoned`] for whoever is on a thread that may block.
-pub(super) fn is_abandoned_now(path: &HostPath) -> Result<bool, ImageError> {
-    let (file, _) = open(path)?;
-    let abandoned = if has_locks(&file) {
-        is_locked(&file, Access::Sweep).map(|locked| !locked)
+/// A file that is not finished, if nobody makes it any more: until it is dropped nobody can begin to. Where a
+/// file system has no locks, its age has to tell. Blocks.
+pub(super) fn abandoned_now(path: &HostPath) -> Result<Option<Locked>, ImageError> {
+    let locked = Locked::new(open(path)?.0);
+    let abandoned = if has_locks(&locked.file) {
+        // First held, then looked: who has just made the file, and not marked it yet, finds out.
+        match hold(&locked.file, SHARED, MAKING) {
+            Err(error) if is_taken(&error) => Ok(false),
+            Err(error) => Err(error),
+            Ok(()) => is_locked(&locked.file, Access::Write).map(|written| !written),
+        }
     } else {
-        let written = file.metadata().and_then(|found| found.modified());
+        let written = locked.file.metadata().and_then(|found| found.modified());
         written.map(is_old)
     };
-    abandoned.map_err(|source| ImageError::io(path, source))
+    let abandoned = abandoned.map_err(|source| ImageError::io(path, source))?;
+    Ok(abandoned.then_some(locked))
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.kind() == io::ErrorKind::PermissionDenied
 }
 
 /// A time to come is none: the clock was set back.

@@ -12,7 +12,6 @@ use uuid::Uuid;
 use super::ImageError;
 use super::in_use;
 use super::job::blocking;
-use crate::host::blocking::file_call;
 use crate::types::HostPath;
 
 /// The temporary file of a target. Dropping it removes it.
@@ -48,6 +47,16 @@ impl Partial {
 
     fn made(target: &HostPath) -> Result<Self, ImageError> {
         remove_abandoned(target);
+        loop {
+            let made = Self::begun(target)?;
+            // Between the file and its mark, another attempt may take it for abandoned.
+            if in_use::mark_as_making(&made.file) && made.is_there()? {
+                return Ok(made);
+            }
+        }
+    }
+
+    fn begun(target: &HostPath) -> Result<Self, ImageError> {
         let at = temporary_name(target);
         let file = OpenOptions::new()
             .write(true)
@@ -58,7 +67,6 @@ impl Partial {
                 ImageError::NotFound { path } => ImageError::NoDirectory { path },
                 error => error,
             })?;
-        in_use::mark_as_making(&file);
         let target = target.clone();
         Ok(Self {
             at,
@@ -66,6 +74,14 @@ impl Partial {
             file,
             kept: false,
         })
+    }
+
+    fn is_there(&self) -> Result<bool, ImageError> {
+        match fs::symlink_metadata(&self.at) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(ImageError::io(&self.target, source)),
+        }
     }
 
     /// The temporary file's path.
@@ -140,7 +156,9 @@ impl Drop for Partial {
         if self.kept {
             return;
         }
-        if let Err(error) = fs::remove_file(&self.at) {
+        if let Err(error) = fs::remove_file(&self.at)
+            && error.kind() != io::ErrorKind::NotFound
+        {
             tracing::warn!(path = %self.at.display(), %error, "a partial image could not be removed");
         }
     }
@@ -152,10 +170,8 @@ impl Drop for Partial {
 pub async fn sweep_partials(dir: &HostPath) -> Result<Vec<HostPath>, ImageError> {
     let mut swept = Vec::new();
     for path in partials_in(dir).await? {
-        if matches!(in_use::is_abandoned(&path).await, Ok(true)) {
-            let name = path.clone();
-            let removed = file_call(move || fs::remove_file(name.as_path())).await;
-            removed.map_err(|source| ImageError::io(&path, source))?;
+        let name = path.clone();
+        if blocking(&path, move || remove_if_abandoned(&name)).await? {
             swept.push(path);
         }
     }
@@ -178,9 +194,19 @@ pub async fn sweep_partials_of(target: &HostPath) -> Result<(), ImageError> {
 /// The same while others may be making it. What cannot be removed is left: it is in nobody's way.
 fn remove_abandoned(target: &HostPath) {
     for path in partials_of(target).unwrap_or_default() {
-        if in_use::is_abandoned_now(&path).is_ok_and(|abandoned| abandoned) {
-            let _left = fs::remove_file(path.as_path());
-        }
+        let _left = remove_if_abandoned(&path);
+    }
+}
+
+/// What cannot be looked at is left.
+fn remove_if_abandoned(path: &HostPath) -> Result<bool, ImageError> {
+    let Ok(Some(_abandoned)) = in_use::abandoned_now(path) else {
+        return Ok(false);
+    };
+    match fs::remove_file(path.as_path()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(ImageError::io(path, source)),
     }
 }
 
@@ -301,6 +327,24 @@ mod tests {
         partial.replace().unwrap();
         assert_eq!(fs::read(target.as_path()).unwrap(), b"new");
         assert_eq!(files(dir.path()), ["disk.qcow2"]);
+    }
+
+    #[test]
+    fn s4_of_attempts_at_once_none_removes_what_another_has_just_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = target(&dir);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        let partial = Partial::beside(&target).unwrap();
+                        std::thread::yield_now();
+                        assert!(partial.is_there().unwrap());
+                    }
+                });
+            }
+        });
+        assert!(files(dir.path()).is_empty());
     }
 
     #[test]
