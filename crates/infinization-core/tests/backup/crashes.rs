@@ -69,16 +69,26 @@ fn wait_until(child: &mut Child, seen: impl Fn() -> bool) {
 
 /// Waits until nothing that the killed process had started works on the disks.
 pub(super) fn outwait_orphans(place: &Place) {
-    let dir = place.dir.path().to_str().unwrap();
     let until = Instant::now() + Duration::from_secs(60);
-    let is_orphan = |line: &str| {
-        let starting = line.contains("the_one_that_is_killed");
-        starting || (line.starts_with("qemu-img\0") && line.contains(dir))
+    let is_orphan = |(pid, line): &(i32, String)| {
+        // Who is about to run another program, or to end, has no command line for a moment, but still the files.
+        line.contains("the_one_that_is_killed") || has_open(*pid, place.dir.path())
     };
-    while command_lines().iter().any(|(_, line)| is_orphan(line)) {
+    while command_lines().iter().any(is_orphan) {
         assert!(Instant::now() < until, "an orphan goes on");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Whether a process, but for this one, has a file of the directory open.
+fn has_open(pid: i32, dir: &Path) -> bool {
+    let files = fs::read_dir(format!("/proc/{pid}/fd"));
+    pid != nix::unistd::Pid::this().as_raw()
+        && files.is_ok_and(|files| {
+            files
+                .flatten()
+                .any(|file| fs::read_link(file.path()).is_ok_and(|to| to.starts_with(dir)))
+        })
 }
 
 fn command_lines() -> Vec<(i32, String)> {

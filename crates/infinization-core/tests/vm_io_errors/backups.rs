@@ -165,7 +165,7 @@ fn f15_a_backup_that_stopped_the_guest_lets_it_go_on() {
 
         assert_eq!(next_condition(&mut events).await["kind"], "io-error");
         assert_eq!(next_condition(&mut events).await, Value::Null);
-        goes_on(&manager, vm).await;
+        went_on(&manager, vm).await;
         writes_on(&manager, &machine).await;
         delete(&manager, vm).await;
         host.is_clean().await;
@@ -237,7 +237,7 @@ fn f15_f22_a_guest_that_a_killed_process_s_backup_has_stopped_goes_on_with_the_n
     });
 }
 
-/// Waits until the guest goes on: that is told, too.
+/// Waits until the guest goes on: that is told, too, and kept a moment later.
 async fn went_on(manager: &Manager, vm: &str) {
     let settled = async {
         loop {
