@@ -10,7 +10,6 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
-use infinization_test_kit::{self as kit, firewall};
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,6 +20,7 @@ use infinization_core::host::nft::{Nft, NftProgram, NftTransport as _, OurTable,
 use infinization_core::host::program::programs_started;
 use infinization_core::host::tap::{self, Queues, TapOptions};
 use infinization_core::types::{FirewallRuleInput, LinkName};
+use infinization_test_kit::{self as kit, firewall};
 use serde_json::json;
 
 use firewall::{compiled, rule, run, vm};

@@ -10,7 +10,6 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
-use infinization_test_kit as kit;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use infinization_core::host::tap::{self, Queues, TapOptions};
 use infinization_core::manager::Manager;
 use infinization_core::qmp::{QmpClient, QmpOptions};
 use infinization_core::types::{ByteSize, HostPath, VmId, VmNames};
+use infinization_test_kit as kit;
 use kit::machine::{Host, never, next_event, qemus};
 use serde_json::{Value, json};
 

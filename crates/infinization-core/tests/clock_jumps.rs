@@ -4,11 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use infinization_core::manager::Manager;
+use infinization_test_kit as kit;
 use kit::machine::{
     Host, PATIENCE, consistent_status, create, delete, forced, never, next_event, pid_of,
     send_signal,

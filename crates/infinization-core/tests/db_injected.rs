@@ -2,7 +2,6 @@
 //! what is made of its answers, and of its errors.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use infinization_test_kit as kit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use infinization_core::db::port::PortError;
 use infinization_core::db::{ConfigurationUpdate, Database, DbError};
 use infinization_core::error::{ErrorClass, ErrorCode};
 use infinization_core::types::{InternalName, Secret};
+use infinization_test_kit as kit;
 use serde_json::{Value, json};
 
 use kit::port::Answer::{self, Hangs, Throws};

@@ -1,8 +1,8 @@
 //! The main job on the real host: one guest through its whole life.
 
-use infinization_test_kit as kit;
 use std::time::Duration;
 
+use infinization_test_kit as kit;
 use kit::machine::{Host, PATIENCE, never, next_event, qemus, vm_chains};
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;

@@ -1,12 +1,12 @@
 //! Alone in its process, because it counts the process' descriptors and threads.
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
-use infinization_test_kit as kit;
 use std::time::Instant;
 
 use infinization_core::host::bridge;
 use infinization_core::host::link::Links;
 use infinization_core::host::tap::{self, Queues};
+use infinization_test_kit as kit;
 
 use kit::in_private_network;
 use kit::net::{PATIENCE, name, queues};

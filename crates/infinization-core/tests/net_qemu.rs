@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 #![expect(unsafe_code, reason = "pre_exec, to hand descriptors to QEMU")]
 
-use infinization_test_kit as kit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Stdio;
 
 use infinization_core::host::bridge::{self, Ipv4Cidr};
 use infinization_core::host::link::{Link, Links};
 use infinization_core::host::tap::{self, Queues};
+use infinization_test_kit as kit;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};

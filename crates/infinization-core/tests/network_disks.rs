@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit::{self as kit, nbd};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use infinization_core::host::block_driver;
 use infinization_core::manager::Manager;
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit::{self as kit, nbd};
 use kit::machine::{Host, delete, forced, never};
 use nbd::NbdServer;
 use serde_json::{Value, json};

@@ -2,7 +2,6 @@
 //! real kernel.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-use infinization_test_kit::{self as kit, firewall};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use infinization_core::firewall::{Compiled, VmFirewall, table_text};
 use infinization_core::host::nft::{Nft, OurTable, Part, Repair};
 use infinization_core::types::FirewallRuleInput;
+use infinization_test_kit::{self as kit, firewall};
 use tokio::time::timeout;
 
 use firewall::{chain, compiled, rule, rules, run, vm};

@@ -2,7 +2,6 @@
 //! boot unit does with it.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-use infinization_test_kit::{self as kit, firewall, guests};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,6 +15,7 @@ use infinization_core::firewall::{ChainNames, VmFirewall};
 use infinization_core::host::nft::Nft;
 use infinization_core::host::nft_file::{Keeper, NftFileOptions, NftFiles, install};
 use infinization_core::types::{FirewallDefaultAction, HostPath, VmId};
+use infinization_test_kit::{self as kit, firewall, guests};
 
 use firewall::{address, compiled, network, rule, rules, ruleset, run, strongest, vm};
 use guests::{Guest, bridge};

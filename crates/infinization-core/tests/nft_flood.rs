@@ -7,7 +7,6 @@
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 #![expect(clippy::print_stdout, reason = "it reports as a test does")]
 
-use infinization_test_kit::{self as kit, firewall};
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use std::time::{Duration, Instant};
 use infinization_core::db::RuleSplit;
 use infinization_core::manager::{Department, Firewall, Member, Wanted};
 use infinization_core::types::{FirewallDefaultAction, FirewallRuleInput, VmNames};
+use infinization_test_kit::{self as kit, firewall};
 use serde_json::json;
 
 use firewall::{address, rule, run};

@@ -1,13 +1,13 @@
 //! Masquerading with real packets: guests on bridges, an outside, and what the outside sees.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-use infinization_test_kit::{self as kit, firewall, guests};
 use std::time::Duration;
 
 use infinization_core::firewall::{Masquerade, Subnet};
 use infinization_core::host::nft::Nft;
 use infinization_core::types::LinkName;
 use infinization_core::{Coded as _, ErrorCode};
+use infinization_test_kit::{self as kit, firewall, guests};
 use nix::mount::MsFlags;
 
 use firewall::{ruleset, run};

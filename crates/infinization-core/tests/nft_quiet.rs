@@ -1,13 +1,13 @@
 //! What costs nothing: programs are counted, so this is the one test of its process.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-use infinization_test_kit::{self as kit, firewall};
 use std::fmt::Write as _;
 
 use infinization_core::firewall::{Compiled, Masquerade, Subnet};
 use infinization_core::host::nft::{Nft, OurTable, Repair};
 use infinization_core::host::program::programs_started;
 use infinization_core::types::LinkName;
+use infinization_test_kit::{self as kit, firewall};
 
 use firewall::{compiled, run, vm};
 use kit::in_private_network;

@@ -1,10 +1,10 @@
 //! A storm of foreign commits: programs are counted, so this is the one test of its process.
 #![allow(clippy::unwrap_used, reason = "a test's set-up fails the test")]
 
-use infinization_test_kit::{self as kit, firewall};
 use std::time::{Duration, Instant};
 
 use infinization_core::host::program::programs_started;
+use infinization_test_kit::{self as kit, firewall};
 
 use firewall::{ruleset, run};
 use kit::in_private_network;

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use infinization_core::db::outbox::{Notice, Outbox};
 use infinization_core::db::sqlite::{NewMachine, SqliteDatabase};
 use infinization_core::db::{ConfigurationUpdate, Database, DbError};
 use infinization_core::types::{InternalName, VmId};
+use infinization_test_kit as kit;
 use kit::machine::PATIENCE;
 use kit::switch::{Mode, Switch, away};
 use serde_json::json;

@@ -4,13 +4,13 @@
     reason = "a test that cannot be set up has failed"
 )]
 
-use infinization_test_kit as kit;
 use std::fs;
 use std::path::Path;
 
 use infinization_core::host::cgroup::{CgroupError, Cgroups, Placement, remove};
 use infinization_core::host::process::spawn;
 use infinization_core::types::VmId;
+use infinization_test_kit as kit;
 use kit::process::{end, in_private_mounts, mount_at, quiet, unmount};
 
 /// Runs `test` on a cgroup of its own, which is gone afterwards.

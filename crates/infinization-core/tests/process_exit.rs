@@ -4,12 +4,12 @@
     reason = "a test that cannot be set up has failed"
 )]
 
-use infinization_test_kit as kit;
 use std::time::Duration;
 
 use infinization_core::host::process::{
     Exit, Identity, ProcessHandle, Signal, adopt, is_alive, spawn,
 };
+use infinization_test_kit as kit;
 use kit::process::{
     ForeignQemu, SOON, end, eventually, has_children, identity_of, in_own_process,
     kernel_remembers_exits, name_of, quiet, script, until,

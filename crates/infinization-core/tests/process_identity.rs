@@ -4,7 +4,6 @@
     reason = "a test that cannot be set up has failed"
 )]
 
-use infinization_test_kit as kit;
 use std::fs;
 use std::path::Path;
 
@@ -12,6 +11,7 @@ use infinization_core::host::process::{
     Exit, Identity, ProcessHandle, ProcessId, Signal, SpawnSpec, adopt, boot_id, find_by_name,
 };
 use infinization_core::{Coded, ErrorCode};
+use infinization_test_kit as kit;
 use kit::process::{
     SOON, end, in_private_mounts, mount_at, name_of, own_process, plays, quiet, started,
 };

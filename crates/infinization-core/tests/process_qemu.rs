@@ -4,13 +4,13 @@
     reason = "a test that cannot be set up has failed"
 )]
 
-use infinization_test_kit as kit;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use infinization_core::host::process::{Exit, RunAs, SpawnSpec, spawn};
+use infinization_test_kit as kit;
 use kit::process::{SOON, descriptors, log_in, started, status};
 use tokio::time::timeout;
 

@@ -4,7 +4,6 @@
     reason = "a test that cannot be set up has failed"
 )]
 
-use infinization_test_kit as kit;
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use infinization_core::host::process::{Exit, ProcessError, RunAs, SpawnStep, spawn};
 use infinization_core::{Coded, ErrorCode};
+use infinization_test_kit as kit;
 use kit::process::{
     descriptors, end, has_children, in_own_process, log_in, quiet, script, started, status, until,
 };

@@ -4,7 +4,6 @@
     reason = "a test that cannot be set up has failed"
 )]
 
-use infinization_test_kit as kit;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -14,6 +13,7 @@ use std::time::Duration;
 use infinization_core::host::dir_lock::{DirLock, DirLockError};
 use infinization_core::host::state_file::{Durability, StateFileError, read, write};
 use infinization_core::{Coded, ErrorCode};
+use infinization_test_kit as kit;
 use kit::process::{in_own_process, in_private_mounts, mount_at, own_process, plays, unmount};
 
 const DIR: &str = "INFINIZATION_TEST_DIR";

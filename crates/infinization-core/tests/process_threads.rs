@@ -6,7 +6,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::path::Path;
 
 use infinization_core::db::sqlite::SqliteDatabase;
@@ -16,6 +15,7 @@ use infinization_core::host::program::Program;
 use infinization_core::host::qemu_img::{ImageFormat, inspect};
 use infinization_core::types::HostPath;
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::process::{has_children, in_own_process, name_of, quiet};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -1,11 +1,11 @@
 //! The guest agent: played by the test where it misbehaves, and the real one in one booted guest.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use infinization_test_kit as kit;
 use std::time::Duration;
 
 use infinization_core::qmp::{AgentError, AgentOptions, AgentSocket, FreezeStatus, GuestAgent};
 use infinization_core::{Coded, ErrorCode};
+use infinization_test_kit as kit;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;

@@ -1,7 +1,6 @@
 //! The monitor client against a real QEMU under TCG.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use infinization_test_kit as kit;
 use std::time::Duration;
 
 use infinization_core::qmp::{
@@ -10,6 +9,7 @@ use infinization_core::qmp::{
 };
 use infinization_core::types::Secret;
 use infinization_core::{Coded, ErrorCode};
+use infinization_test_kit as kit;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 

@@ -1,7 +1,6 @@
 //! The monitor client against a QEMU played by the test: everything a real one does rarely.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use infinization_test_kit as kit;
 use std::time::Duration;
 
 use infinization_core::qmp::{
@@ -9,6 +8,7 @@ use infinization_core::qmp::{
 };
 use infinization_core::types::Secret;
 use infinization_core::{Coded, ErrorCode};
+use infinization_test_kit as kit;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 

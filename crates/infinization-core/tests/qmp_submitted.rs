@@ -1,11 +1,11 @@
 //! Commands handed to the monitor by who does not wait for them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use infinization_test_kit as kit;
 use std::time::Duration;
 
 use infinization_core::qmp::{QmpClient, QmpError, QmpOptions};
 use infinization_core::{Coded, ErrorCode};
+use infinization_test_kit as kit;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 

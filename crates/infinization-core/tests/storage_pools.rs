@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use infinization_core::manager::Manager;
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::machine::{Host, delete, forced, never};
 use serde_json::{Value, json};
 

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +12,7 @@ use infinization_core::ErrorCode::{
 use infinization_core::manager::{Manager, VolumeUpload};
 use infinization_core::storage::Progress;
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::machine::{Host, create, delete, forced, never};
 use kit::small_disk::SmallDisk;
 use serde_json::{Value, json};

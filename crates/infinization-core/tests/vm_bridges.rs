@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit::{self as kit, firewall};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
@@ -20,6 +19,7 @@ use infinization_core::host::link::{Link, LinkEvent, LinkWatch};
 use infinization_core::manager::Manager;
 use infinization_core::types::{LinkName, VmId, VmNames};
 use infinization_core::vm::{Action, Bench, Effects, Release};
+use infinization_test_kit::{self as kit, firewall};
 use kit::faults::start;
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, forced, journal_of, never, next_event,

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Mutex};
@@ -12,6 +11,7 @@ use infinization_core::host::state_file;
 use infinization_core::types::{LinkName, VmId, VmNames};
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::faults::start;
 use kit::machine::{
     Host, consistent_status, delete, forced, never, next_event, qemus, send_signal, vm_chains,

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use infinization_core::host::qemu_img::{ImageFormat, Job, check};
 use infinization_core::manager::Manager;
 use infinization_core::types::HostPath;
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
+use infinization_test_kit as kit;
 use kit::machine::{
     Host, PATIENCE, consistent_status, create, delete, forced, has_no_gaps, journal_of, never,
     next_event, pid_of, send_signal,

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use infinization_core::host::nft::{Listing, Nft};
 use infinization_core::host::qemu_img::{ImageFormat, Job, check};
 use infinization_core::manager::Manager;
 use infinization_core::types::{HostPath, VmId, VmNames};
+use infinization_test_kit as kit;
 use kit::faults::start;
 use kit::machine::{
     Host, PATIENCE, consistent_status, create, delete, never, next_event, pid_of, qemus,

@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::faults::{start, stopped};
 use kit::machine::{Host, consistent_status, delete, forced, never, qemus};
 use kit::process::in_own_process;

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::process::Command;
 
+use infinization_test_kit as kit;
 use kit::machine::{Host, delete, never};
 use serde_json::json;
 

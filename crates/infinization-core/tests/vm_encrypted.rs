@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,6 +14,7 @@ use infinization_core::host::qemu_img::{
 use infinization_core::manager::Manager;
 use infinization_core::types::{ByteSize, DiskKey, HostPath};
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::machine::{Host, delete, forced, never, qemus};
 use serde_json::{Value, json};
 

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use infinization_core::host::state_file;
 use infinization_core::manager::Manager;
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::faults::{snapshot, start, stopped};
 use kit::machine::{
     Host, PATIENCE, consistent_status, create, delete, forced, never, next_event, pid_of, qemus,

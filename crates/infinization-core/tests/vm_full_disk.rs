@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::path::{Path, PathBuf};
 
 use infinization_core::manager::Manager;
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::faults::{snapshot, start, stopped};
 use kit::machine::{
     Host, consistent_status, create, delete, forced, never, next_event, qemus, vm_chains,

@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::pin::pin;
 
 use infinization_core::ErrorCode;
+use infinization_test_kit as kit;
 use kit::machine::{Host, consistent_status, delete, forced, never};
 use kit::meddler::{Deed, Meddler};
 use serde_json::Value;

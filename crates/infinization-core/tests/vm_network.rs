@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit::{self as kit, firewall};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use infinization_core::manager::Manager;
 use infinization_core::types::{LinkName, VmId, VmNames};
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit::{self as kit, firewall};
 use kit::faults::{snapshot, start, step_of, stopped};
 use kit::machine::{Host, consistent_status, delete, never, qemus};
 use kit::meddler::{Deed, Meddler};

@@ -5,13 +5,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use infinization_core::host::cgroup::Cgroups;
 use infinization_core::manager::Manager;
 use infinization_core::types::VmId;
+use infinization_test_kit as kit;
 use kit::machine::{Host, consistent_status, delete, journal_of, never, next_event, send_signal};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};

@@ -3,12 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use infinization_core::manager::Manager;
+use infinization_test_kit as kit;
 use kit::full::{FullHost, ruleset};
 use kit::machine::{delete, journal_of, never, pid_of};
 use serde_json::{Value, json};

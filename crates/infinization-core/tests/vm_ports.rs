@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,6 +10,7 @@ use async_trait::async_trait;
 use infinization_core::manager::Manager;
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::faults::{snapshot, start};
 use kit::machine::{Host, create, delete, forced, never, qemus};
 use serde_json::{Value, json};

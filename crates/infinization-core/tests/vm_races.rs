@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::time::{Duration, Instant};
 
 use infinization_core::manager::Manager;
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::machine::{
     Host, PATIENCE, consistent_status, create, delete, forced, never, next_event, pid_of, qemus,
     send_signal,

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -15,6 +14,7 @@ use infinization_core::host::restore_note;
 use infinization_core::host::state_file::{self, Durability};
 use infinization_core::manager::Manager;
 use infinization_core::types::HostPath;
+use infinization_test_kit as kit;
 use kit::machine::{Host, delete, forced, never, qemus};
 use serde_json::{Value, json};
 

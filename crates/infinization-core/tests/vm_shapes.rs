@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use infinization_test_kit as kit;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use infinization_core::ErrorCode;
 use infinization_core::manager::Manager;
+use infinization_test_kit as kit;
 use kit::machine::{Host, consistent_status, delete, forced, never, pid_of, qemus};
 use kit::tpm::Swtpm;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};

@@ -11,7 +11,6 @@
 mod layers;
 mod pause;
 
-use infinization_test_kit as kit;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,6 +25,7 @@ use infinization_core::host::qemu_img::{
 };
 use infinization_core::qmp::{EventReceiver, MonitorEvent, QmpClient};
 use infinization_core::types::{ByteSize, HostPath};
+use infinization_test_kit as kit;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;

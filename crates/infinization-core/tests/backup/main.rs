@@ -25,7 +25,6 @@ mod refusals;
 mod snapshots;
 mod untouched;
 
-use infinization_test_kit as kit;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -38,6 +37,7 @@ use infinization_core::backup::{
 use infinization_core::qmp::QmpClient;
 use infinization_core::types::{HostPath, VmId};
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;

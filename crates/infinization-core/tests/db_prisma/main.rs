@@ -7,10 +7,10 @@ mod probing;
 mod reading;
 mod writing;
 
-use infinization_test_kit as kit;
 use std::sync::Arc;
 
 use infinization_core::db::prisma::PrismaDatabase;
+use infinization_test_kit as kit;
 
 use kit::port::Script;
 

@@ -7,7 +7,6 @@ mod operations;
 mod rules;
 mod secrets;
 
-use infinization_test_kit as kit;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -20,6 +19,7 @@ use infinization_core::ErrorCode;
 use infinization_core::db::sqlite::{NewMachine, SqliteDatabase};
 use infinization_core::db::{ConfigurationUpdate, CpuPinning, Database, DbError};
 use infinization_core::types::{FirewallRuleInput, InternalName, Secret, VmId};
+use infinization_test_kit as kit;
 use kit::small_disk::SmallDisk;
 use rusqlite::Connection;
 use serde_json::json;

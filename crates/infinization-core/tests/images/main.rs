@@ -12,7 +12,6 @@ mod inspecting;
 mod resizing;
 mod snapshots;
 
-use infinization_test_kit as kit;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
@@ -28,6 +27,7 @@ use infinization_core::host::qemu_img::{
 };
 use infinization_core::types::{ByteSize, HostPath};
 use infinization_core::{Coded, ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::ailing_disk::AilingDisk;
 use kit::small_disk::SmallDisk;
 use kit::victim;

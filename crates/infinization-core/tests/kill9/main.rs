@@ -15,12 +15,12 @@
 
 mod full;
 
-use infinization_test_kit as kit;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use infinization_core::manager::Manager;
+use infinization_test_kit as kit;
 use kit::machine::{Host, forced, has_no_gaps, journal_of, never, next_event, qemus, send_signal};
 use kit::meddler::{Deed, Meddler, die};
 use kit::switch::{Mode, Switch};

@@ -7,7 +7,6 @@ mod guard;
 mod machines;
 mod reach;
 
-use infinization_test_kit::{self as kit, firewall, guests};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,6 +18,7 @@ use firewall::{ruleset, run};
 use guests::Guest;
 use infinization_core::error::ErrorCode;
 use infinization_core::manager::Manager;
+use infinization_test_kit::{self as kit, firewall, guests};
 use kit::in_private_network;
 use kit::machine::{Host, PATIENCE, delete, forced, never, next_event, pid_of};
 use kit::process::Toolbox;

@@ -8,7 +8,6 @@ mod orphans;
 mod ports;
 mod sound;
 
-use infinization_test_kit::{self as kit, firewall};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use infinization_core::firewall::{
 use infinization_core::host::nft::{Nft, NftProgram, OurTable, Part, Repair};
 use infinization_core::manager::Manager;
 use infinization_core::types::{FirewallDefaultAction, LinkName};
+use infinization_test_kit::{self as kit, firewall};
 use kit::in_private_network;
 use kit::machine::{Host, create, delete, forced, never, next_event};
 use kit::switch::{Mode, Switch};

@@ -13,13 +13,13 @@ mod acquire;
 mod configs;
 mod one_vm;
 
-use infinization_test_kit as kit;
 use std::fs;
 use std::os::unix::net::UnixStream;
 
 use infinization_core::config::{DiskBus, StoredColumns, VmConfig};
 use infinization_core::qemu::Accelerator;
 use infinization_core::types::VmId;
+use infinization_test_kit as kit;
 use serde_json::{Value, json};
 
 use acquire::Extra;

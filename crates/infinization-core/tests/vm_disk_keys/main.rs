@@ -7,7 +7,6 @@ mod changing;
 mod kills;
 mod layers;
 
-use infinization_test_kit as kit;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +16,7 @@ use infinization_core::host::qemu_img::{CreateImage, Encryption, Job, Sharing, c
 use infinization_core::manager::Manager;
 use infinization_core::types::{ByteSize, DiskKey, HostPath};
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::machine::{Host, delete, forced, never, qemus};
 use serde_json::{Value, json};
 

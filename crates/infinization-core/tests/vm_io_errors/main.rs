@@ -4,7 +4,6 @@
 
 mod backups;
 
-use infinization_test_kit as kit;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use infinization_core::Failure;
 use infinization_core::events::Event;
 use infinization_core::manager::Manager;
 use infinization_core::vm::{Action, Bench, Effects, EffectsWrapper, Release};
+use infinization_test_kit as kit;
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, journal_of, never, next_event, qemus,
 };

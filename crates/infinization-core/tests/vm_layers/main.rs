@@ -14,7 +14,6 @@ mod stopped;
 mod walk;
 mod witness;
 
-use infinization_test_kit as kit;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +21,7 @@ use std::process::Command;
 use chain::patterns;
 use infinization_core::manager::Manager;
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::machine::{Host, delete, forced, never};
 use serde_json::{Value, json};
 

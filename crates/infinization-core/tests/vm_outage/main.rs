@@ -9,7 +9,6 @@ mod recovery;
 mod rows;
 mod verbs;
 
-use infinization_test_kit as kit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use infinization_core::Failure;
 use infinization_core::events::Event;
 use infinization_core::manager::Manager;
 use infinization_core::types::{VmId, VmNames};
+use infinization_test_kit as kit;
 use kit::faults::{start, stopped};
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, forced, never, next_event, pid_of, qemus,

@@ -8,7 +8,6 @@ mod orphans;
 mod owned;
 mod rows;
 
-use infinization_test_kit as kit;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use infinization_core::events::Event;
 use infinization_core::host::state_file::{self, Durability};
 use infinization_core::manager::Manager;
 use infinization_core::types::VmId;
+use infinization_test_kit as kit;
 use kit::machine::{
     Host, PATIENCE, consistent_status, delete, forced, never, next_event, pid_of, qemus,
     send_signal,

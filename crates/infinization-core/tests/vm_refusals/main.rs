@@ -6,12 +6,12 @@ mod disks;
 mod files;
 mod hosts;
 
-use infinization_test_kit::{self as kit, nbd};
 use std::fs;
 use std::time::Duration;
 
 use infinization_core::manager::Manager;
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit::{self as kit, nbd};
 use kit::faults::start;
 use kit::machine::{
     Host, consistent_status, create, delete, forced, never, next_event, qemus, vm_chains,

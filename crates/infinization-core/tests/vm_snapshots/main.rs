@@ -9,11 +9,11 @@ mod quiet;
 mod refused;
 mod running;
 
-use infinization_test_kit as kit;
 use std::process::Command;
 
 use infinization_core::manager::Manager;
 use infinization_core::{ErrorCode, Failure};
+use infinization_test_kit as kit;
 use kit::machine::{Host, delete, forced, never};
 use serde_json::{Value, json};
 

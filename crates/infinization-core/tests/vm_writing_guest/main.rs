@@ -11,9 +11,10 @@ mod kills;
 mod snapshots;
 mod walk;
 
-use infinization_test_kit as kit;
 use std::path::Path;
 use std::process::Command;
+
+use infinization_test_kit as kit;
 
 /// What a program says that must succeed.
 #[track_caller]
