@@ -236,6 +236,9 @@ fn f16_storage_that_gives_errors_fails_a_backup_and_keeps_those_before_it() {
         disk.write(0, 6 << 20, 1);
         well.write(0, 2 << 20, 2);
         let full = place.full(&[&disk]).await;
+        // An untouched disk would not be read again.
+        let same = fs::metadata(&disk.path).unwrap().permissions();
+        fs::set_permissions(&disk.path, same).unwrap();
         ailing.forget("a.qcow2", 1 << 20);
         ailing.fail();
 

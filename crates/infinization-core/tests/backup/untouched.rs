@@ -1,23 +1,8 @@
 //! Incremental backups of stopped machines whose disks may not have been written to since the parent.
 
 use std::fs::{File, FileTimes};
-use std::os::unix::fs::MetadataExt as _;
-use std::time::{Duration, SystemTime};
 
 use super::*;
-
-/// Until a write to the files has another time than the last one had.
-fn settle(disks: &[&Disk]) {
-    for disk in disks {
-        let found = fs::metadata(&disk.path).unwrap();
-        let seconds = found.ctime().try_into().unwrap();
-        let changed = Duration::new(seconds, found.ctime_nsec().try_into().unwrap());
-        let settled = SystemTime::UNIX_EPOCH + changed + Duration::from_millis(150);
-        if let Ok(rest) = settled.duration_since(SystemTime::now()) {
-            std::thread::sleep(rest);
-        }
-    }
-}
 
 impl Place {
     fn image(&self, backup: &str) -> PathBuf {
@@ -66,7 +51,6 @@ fn disk_on_base(place: &Place) -> (Disk, Disk) {
     base.write(0, 1 << 20, 1);
     let mut disk = base.overlay(&place.path("a.qcow2"));
     disk.write(0, 1 << 16, 2);
-    settle(&[&base, &disk]);
     (base, disk)
 }
 
@@ -166,7 +150,6 @@ async fn a_raw_disk_lies_on_nothing() {
     let header = fs::read(&overlay.path).unwrap();
     disk.holds[..header.len()].copy_from_slice(&header);
     fs::write(&disk.path, &disk.holds).unwrap();
-    settle(&[&disk]);
     let full = place.full(&[&disk]).await;
     let files = &place.source_state(&full)["files"];
     assert_eq!(files.as_array().unwrap().len(), 1, "{files}");

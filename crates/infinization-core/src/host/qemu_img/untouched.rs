@@ -10,7 +10,9 @@
 //! system that loses its device within seconds of the first write since (with `lazytime`, within a day), and is
 //! mounted again in the same boot.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
+use std::thread;
 use std::time::Duration;
 
 use rustix::fs::fstatfs;
@@ -22,7 +24,8 @@ use super::inspect::{inspect_closed_now, open};
 use crate::host::process::boot_id;
 use crate::types::HostPath;
 
-/// Ticks are 10 ms apart at most (`CONFIG_HZ=100`).
+/// Of the kernel's clock, at most (`CONFIG_HZ=100`).
+const TICK: Duration = Duration::from_millis(10);
 const SETTLED: Duration = Duration::from_millis(100);
 
 /// statfs(2) does not name it.
@@ -60,7 +63,8 @@ struct FileState {
 }
 
 impl DiskState {
-    /// Of a disk that nobody writes to now; nothing where a later write might not show. Blocks.
+    /// Of a disk that nobody writes to now; nothing where a later write might not show. Blocks, and for up to
+    /// [`SETTLED`] where the last write is not as long ago: of a machine that has stopped this moment, say.
     pub fn of(disk: &HostPath, format: ImageFormat) -> Option<Self> {
         let found = inspect_closed_now(disk, format, &[]).ok()?;
         let files = std::iter::once(disk).chain(&found.backing_chain);
@@ -78,28 +82,39 @@ impl FileState {
             return None;
         }
         file.sync_all().ok()?;
+        let found = Self::read(path, &file, length)?;
+        let unsettled = found.settles_in(now())?;
+        if unsettled.is_zero() {
+            return Some(found);
+        }
+        // No event tells that a clock has ticked.
+        thread::sleep(unsettled + TICK);
+        let settled = Self::read(path, &file, length)?;
+        settled.settles_in(now())?.is_zero().then_some(settled)
+    }
+
+    fn read(path: &HostPath, file: &File, length: u64) -> Option<Self> {
         let found = file.metadata().ok()?;
-        let state = Self {
+        Some(Self {
             path: path.clone(),
             device: found.dev(),
             inode: found.ino(),
             length,
             changed: (found.ctime(), found.ctime_nsec()),
-        };
-        state.has_settled(now()).then_some(state)
+        })
     }
 
-    /// Whether the next write will have another time.
-    fn has_settled(&self, now: Duration) -> bool {
+    /// How long until the next write will have another time; nothing where it may never have.
+    fn settles_in(&self, now: Duration) -> Option<Duration> {
         let (seconds, nanoseconds) = self.changed;
         let changed = u64::try_from(seconds).ok();
         let changed = changed.zip(u32::try_from(nanoseconds).ok());
         // Where inodes have no room for it, the time is one of whole seconds.
         let Some((seconds, nanoseconds @ 1..)) = changed else {
-            return false;
+            return None;
         };
-        let since = now.checked_sub(Duration::new(seconds, nanoseconds));
-        since.is_some_and(|since| since >= SETTLED)
+        let since = now.checked_sub(Duration::new(seconds, nanoseconds))?;
+        Some(SETTLED.saturating_sub(since))
     }
 }
 
@@ -122,22 +137,20 @@ mod tests {
             changed: (seconds, nanoseconds),
         };
         let now = Duration::new(100, 500_000_000);
-        for (changed, settled) in [
-            ((100, 399_000_000), true),
-            ((99, 1), true),
-            ((100, 401_000_000), false),
-            ((100, 500_000_000), false),
+        let some = |left| Some(Duration::from_millis(left));
+        for (changed, left) in [
+            ((100, 399_000_000), some(0)),
+            ((99, 1), some(0)),
+            ((100, 401_000_000), some(1)),
+            ((100, 500_000_000), some(100)),
             // The clock was set back since.
-            ((101, 1), false),
+            ((101, 1), None),
             // Whole seconds.
-            ((99, 0), false),
-            ((-1, 1), false),
+            ((99, 0), None),
+            ((-1, 1), None),
         ] {
-            assert_eq!(
-                at(changed.0, changed.1).has_settled(now),
-                settled,
-                "{changed:?}"
-            );
+            let found = at(changed.0, changed.1).settles_in(now);
+            assert_eq!(found, left, "{changed:?}");
         }
     }
 }
