@@ -38,8 +38,7 @@ const ways = [
 // A machine with its row, and an instance that works with the client.
 async function given (way, row = {}) {
   const client = new Client()
-  // Ports of its own: a launch that finds its port taken claims the row once more.
-  const config = machine(await newBridge(), { displayPort: 5960 })
+  const config = machine(await newBridge())
   client.add({ id: config.vmId, internalName: config.internalName, nodeId: 'node-a', ...row })
   const instance = await openInstance(way(client))
   finally_(() => instance.destroyVM(config.vmId).catch((error) => { if (error.code !== 'CLOSED') throw error }))

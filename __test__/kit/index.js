@@ -17,6 +17,9 @@ const warnings = []
 // What every test may warn of: kernels without connection tracking for bridges are common.
 const alwaysExpected = [/^this kernel cannot track connections on bridges/]
 let expected = []
+// Where the machines of this file look for a display port. Two files run at once: in one range they would now and then
+// take a port from each other, and a launch that has to take another one claims the row and starts QEMU once more.
+const firstPort = 5900 + 50 * (Number(process.env.JEST_WORKER_ID) - 1)
 
 // The library's warnings; what a test did not expect is shown.
 const { emitWarning } = process
@@ -90,7 +93,7 @@ function machine (bridge, more = {}) {
   expectGone(vmId)
   return {
     vmId, internalName: vmId, name: 'A test machine', os: 'linux', cpuCores: 1, ramGB: 0.5,
-    disks: [{ sizeGB: 1 }], bridge, displayType: 'vnc', displayPort: 5900, ...more
+    disks: [{ sizeGB: 1 }], bridge, displayType: 'vnc', displayPort: firstPort, ...more
   }
 }
 

@@ -13,8 +13,7 @@ const options = (stateDir) => ({ stateDir, accelerator: 'tcg', bridgeConntrackMo
 // A machine with its row, and the verbs over the database that has it.
 async function given ({ row = {}, config: more, handler: handlerConfig, stateDir = newDirectory() } = {}) {
   const client = new Client()
-  // Ports of its own: a launch that finds its port taken claims the row once more.
-  const config = machine(await newBridge(), { displayPort: 5980, ...more })
+  const config = machine(await newBridge(), more)
   const { vmId } = config
   client.add({ id: vmId, internalName: config.internalName, ...row })
   const db = new PrismaAdapter(client)
