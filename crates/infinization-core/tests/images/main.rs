@@ -11,6 +11,7 @@ mod in_use;
 mod inspecting;
 mod resizing;
 mod snapshots;
+mod unmeasured;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::command::QemuImg;
+use super::command::{Measuring, QemuImg};
 use super::in_use::{self, Access};
 use super::job::{blocking, supervised};
 use super::{Encryption, ImageError, ImageFormat, Inspection, Job, inspect, lock, opened};
@@ -153,7 +153,6 @@ async fn overlay(
     found: &Inspection,
     overlay: &HostPath,
 ) -> Result<(), ImageError> {
-    make_file(overlay).await?;
     let command = QemuImg::new("create", &source.path)
         .args(["-q", "-f", "qcow2", "-F", source.format.as_str()])
         .path_option("-b", &source.path);
@@ -166,8 +165,7 @@ async fn overlay(
             .args([size.as_bytes().to_string()]),
         _ => command.files([overlay.as_path()]),
     };
-    command.run_as(&Job::short()).await?;
-    Ok(())
+    make_image(overlay, &command).await
 }
 
 /// Puts the overlay on the parent, and into it whatever then would read differently: `part` of the job.
@@ -264,7 +262,6 @@ pub async fn make_target(
     parent: Option<&Parent>,
     encryption: Option<&Encryption>,
 ) -> Result<(), ImageError> {
-    make_file(target).await?;
     let mut command = QemuImg::new("create", target).args(["-q", "-u", "-f", "qcow2"]);
     if let Some(encryption) = encryption {
         command = command.encrypting(encryption);
@@ -274,12 +271,8 @@ pub async fn make_target(
     if let Some(parent) = parent {
         command = command.args(["-F", "qcow2", "-b", &parent.name]);
     }
-    command
-        .on_image()
-        .args([size.as_bytes().to_string()])
-        .run_as(&Job::short())
-        .await?;
-    Ok(())
+    let command = command.on_image().args([size.as_bytes().to_string()]);
+    make_image(target, &command).await
 }
 
 /// Writes what a chain of qcow2 files holds, nearest first, into the new image `target`. No backing
@@ -343,6 +336,18 @@ async fn hold(source: &Source, job: &Job) -> Result<(impl Drop + use<>, Inspecti
         inspect::vet_unused_now(&path, format, Access::Read, &[], key.as_ref())
     });
     job.unless_cancelled(&source.path, vetted).await?
+}
+
+/// Has a `create` make an image of the file, which is new and for us alone.
+async fn make_image(path: &HostPath, create: &QemuImg<'_>) -> Result<(), ImageError> {
+    let mut measuring = Measuring::default();
+    loop {
+        make_file(path).await?;
+        let made = create.run_once(&Job::short()).await;
+        if measuring.is_over(&made).await {
+            return made.map(drop);
+        }
+    }
 }
 
 /// Makes the file, for us alone. `IMAGE_ALREADY_EXISTS` if there is one.

@@ -192,18 +192,17 @@ impl<'a> QemuImg<'a> {
 
     /// Runs a verb on the caller's terms.
     pub(super) async fn run_as(self, job: &Job) -> Result<Finished, ImageError> {
-        for lost in 1..MEASUREMENTS {
-            match self.run_once(job).await {
-                Err(ImageError::Failed { stderr, .. }) if stderr.contains(UNMEASURED) => {}
-                outcome => return outcome,
+        let mut measuring = Measuring::default();
+        loop {
+            let outcome = self.run_once(job).await;
+            if measuring.is_over(&outcome).await {
+                return outcome;
             }
-            // Ever another distance to the ticks: tries of one length would meet them alike.
-            sleep(Duration::from_millis(lost % 16)).await;
         }
-        self.run_once(job).await
     }
 
-    async fn run_once(&self, job: &Job) -> Result<Finished, ImageError> {
+    /// The same of a verb that makes an image: once, as another try needs another file ([`Measuring`]).
+    pub(super) async fn run_once(&self, job: &Job) -> Result<Finished, ImageError> {
         let program = Program::new("qemu-img")
             .args(self.args.iter().cloned())
             .deadline(job.deadline)
@@ -264,6 +263,30 @@ impl<'a> QemuImg<'a> {
             Meaning::Corrupt => ImageError::corrupt(&path, "is corrupt"),
             Meaning::Unknown => ImageError::Failed { path, exit, stderr },
         }
+    }
+}
+
+/// The tries of a verb that needs to know how slow a new key can be made.
+///
+/// One that makes an image begins with a new file each time. QEMU removes the file that it could not make a LUKS
+/// image of (since 6.0); where it finds none it makes one itself, which others may read, which belongs to us and
+/// not to whom it is for, and which is not the one that we have open.
+#[derive(Debug, Default)]
+pub(super) struct Measuring {
+    lost: u64,
+}
+
+impl Measuring {
+    /// Whether `outcome` is the last one. If not it has waited for a good moment to try again.
+    pub(super) async fn is_over<T>(&mut self, outcome: &Result<T, ImageError>) -> bool {
+        let unmeasured = matches!(outcome, Err(ImageError::Failed { stderr, .. }) if stderr.contains(UNMEASURED));
+        self.lost += 1;
+        if !unmeasured || self.lost == MEASUREMENTS {
+            return true;
+        }
+        // Ever another distance to the ticks: tries of one length would meet them alike.
+        sleep(Duration::from_millis(self.lost % 16)).await;
+        false
     }
 }
 

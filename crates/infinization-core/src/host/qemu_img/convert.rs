@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::command::QemuImg;
+use super::command::{Measuring, QemuImg};
 use super::in_use::{self, Access};
 use super::info::{Sharing, info_locked};
 use super::job::{blocking, supervised};
@@ -119,10 +119,16 @@ async fn make(image: ConvertImage, job: Job) -> Result<(), ImageError> {
     if let Some(name) = &image.snapshot {
         require_snapshot(&image, name).await?;
     }
-    let target = image.target.clone();
-    let partial = blocking(&image.target, move || Partial::beside(&target)).await?;
-    copy(&image, ends, &found, &partial, &job).await?;
-    blocking(&image.target, move || partial.publish(image.owner)).await
+    let mut measuring = Measuring::default();
+    loop {
+        let target = image.target.clone();
+        let partial = blocking(&image.target, move || Partial::beside(&target)).await?;
+        let copied = copy(&image, ends, &found, &partial, &job).await;
+        if measuring.is_over(&copied).await {
+            copied?;
+            return blocking(&image.target, move || partial.publish(image.owner)).await;
+        }
+    }
 }
 
 /// Blocks.
@@ -184,7 +190,7 @@ async fn copy(
     let copied = command
         .also_about(image.source.as_path())
         .files([source, partial.path()])
-        .run_as(job)
+        .run_once(job)
         .await;
     match copied {
         // The new image's key fits what it was made with.

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::command::QemuImg;
+use super::command::{Measuring, QemuImg};
 use super::empty::EmptyImage;
 use super::in_use::{self, Access};
 use super::inspect::{inspect_now, refuse_plain_text_now};
@@ -205,9 +205,16 @@ async fn make(mut image: CreateImage, job: Job) -> Result<(), ImageError> {
     if let Some(size) = image.size.filter(|_| image.is_plain()) {
         return blocking(&path, move || write_plain(&image, size, &job)).await;
     }
-    let partial = blocking(&image.path, move || Partial::beside(&path)).await?;
-    fill(&image, &partial, &job).await?;
-    blocking(&image.path, move || partial.publish(image.owner)).await
+    let mut measuring = Measuring::default();
+    loop {
+        let target = path.clone();
+        let partial = blocking(&path, move || Partial::beside(&target)).await?;
+        let filled = fill(&image, &partial, &job).await;
+        if measuring.is_over(&filled).await {
+            filled?;
+            return blocking(&path, move || partial.publish(image.owner)).await;
+        }
+    }
 }
 
 /// Without a program. Blocks.
@@ -272,7 +279,7 @@ async fn fill(image: &CreateImage, partial: &Partial, job: &Job) -> Result<(), I
     command
         .files([partial.path()])
         .args(size)
-        .run_as(job)
+        .run_once(job)
         .await?;
     Ok(())
 }

@@ -139,10 +139,21 @@ impl Partial {
     }
 
     fn make_durable(&self, owner: Option<(u32, u32)>) -> io::Result<()> {
+        if !self.is_what_we_made()? {
+            return Err(io::Error::other(
+                "another file took its place while it was made",
+            ));
+        }
         if let Some((uid, gid)) = owner {
             fchown(&self.file, Some(uid), Some(gid))?;
         }
         self.file.sync_all()
+    }
+
+    /// A program that makes the file anew gives it an owner and a mode of its own choice.
+    fn is_what_we_made(&self) -> io::Result<bool> {
+        let (there, ours) = (fs::symlink_metadata(&self.at)?, self.file.metadata()?);
+        Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino()))
     }
 }
 
@@ -356,6 +367,17 @@ mod tests {
         assert!(matches!(error, ImageError::AlreadyExists { .. }));
         assert_eq!(fs::read(target(&dir).as_path()).unwrap(), b"theirs");
         assert_eq!(files(dir.path()), ["disk.qcow2"]);
+    }
+
+    #[test]
+    fn a_file_that_took_its_place_gets_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let partial = Partial::beside(&target(&dir)).unwrap();
+        fs::remove_file(partial.path()).unwrap();
+        fs::write(partial.path(), "anew").unwrap();
+        let error = partial.publish(None).unwrap_err();
+        assert!(format!("{error:?}").contains("another file"), "{error:?}");
+        assert!(files(dir.path()).is_empty());
     }
 
     #[test]
