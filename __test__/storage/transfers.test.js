@@ -144,6 +144,19 @@ test('what ends early leaves nothing and lets the source go', async () => {
   await isEmpty(directory)
 })
 
+test('a stream that fails before it is read, or that nobody reads, fails the upload and nothing else', async () => {
+  const { directory, instance } = await scene()
+  const missing = () => createReadStream(path.join(directory, 'missing'))
+  const upload = (name, source, options) => rejection(instance.uploadVolume('p', name, source, options))
+  expect(await upload('x.raw', missing())).toMatchObject({ code: 'ENOENT' })
+  const failed = missing()
+  const error = new Promise((resolve) => failed.on('error', resolve))
+  expect(await upload('../x.raw', failed)).toMatchObject({ code: 'INVALID_CONFIG' })
+  await error
+  expect(await upload('x.raw', missing(), { signal: AbortSignal.abort() })).toMatchObject({ code: 'ABORTED' })
+  await isEmpty(directory)
+})
+
 test('a download holds its volume until it ends', async () => {
   const { instance } = await scene()
   await instance.uploadVolume('p', 'a.raw', bytes)
