@@ -45,11 +45,16 @@ function cgroups () {
   return run('find', top, '-type', 'd', '-path', '*infinization*/*').split('\n').filter(Boolean)
 }
 
+// The masqueraded networks: their table stays.
+const masquerades = () => run('nft', 'list', 'ruleset', 'ip').split('\n')
+  .map((line) => line.trim()).filter((line) => line.includes(' masquerade '))
+
 // Everything that outlives the tests if they leave it.
 const objects = () => [
   ...links().map((name) => `link ${name}`),
   ...chains().map((name) => `chain ${name}`),
   ...dispatched().map((element) => `element ${element}`),
+  ...masquerades().map((rule) => `rule ${rule}`),
   ...processes('qemu-system').map(({ pid, words }) => `process ${pid} ${words.slice(0, 3).join(' ')}`)
 ]
 

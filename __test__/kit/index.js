@@ -19,7 +19,7 @@ const alwaysExpected = [/^this kernel cannot track connections on bridges/]
 let expected = []
 // Where the machines of this file look for a display port. Two files run at once: in one range they would now and then
 // take a port from each other, and a launch that has to take another one claims the row and starts QEMU once more.
-const firstPort = 5900 + 50 * (Number(process.env.JEST_WORKER_ID) - 1)
+const firstPort = 5900 + 20 * (Number(process.env.JEST_WORKER_ID) - 1)
 
 // The library's warnings; what a test did not expect is shown.
 const { emitWarning } = process

@@ -4,7 +4,6 @@ const { DepartmentNatService } = require('../..')
 const { cleanUp, finally_, host, rejection, unique } = require('../kit')
 
 afterEach(cleanUp)
-afterAll(() => host.run('nft', 'delete', 'table', 'ip', 'infinibay_nat'))
 
 const nat = new DepartmentNatService()
 const chain = () => host.run('nft', 'list', 'chain', 'ip', 'infinibay_nat', 'postrouting')

@@ -7,7 +7,6 @@ const { Infinization, NetworkError } = require('../..')
 const { cleanUp, finally_, host, rejection } = require('../kit')
 
 afterEach(cleanUp)
-afterAll(() => host.run('nft', 'delete', 'table', 'ip', 'infinibay_nat'))
 
 async function manager () {
   const stateDir = mkdtempSync(path.join(tmpdir(), 'net-'))
