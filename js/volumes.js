@@ -19,7 +19,7 @@ async function upload (owner, pool, name, source, options) {
   const pieces = iteratorOf(source)
   // A stream that fails is told of as the upload fails, also where nobody reads it yet or any more: an `error` that
   // nobody listens to ends the process.
-  source.on?.('error', () => {})
+  if (typeof source.on === 'function') source.on('error', () => {})
   return abortable(given, async (rest, cancellation) => {
     const reader = new Reader(pieces, given?.signal)
     const target = new Upload(owner)

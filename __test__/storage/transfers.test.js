@@ -43,6 +43,7 @@ test('any source is a volume, and a volume any stream', async () => {
     'generator.raw': () => inPieces(70_001),
     'web.raw': () => Readable.toWeb(createReadStream(given)),
     'array.raw': () => [bytes.subarray(0, 5), new Uint8Array(), bytes.subarray(5)],
+    'iterable.raw': () => ({ on: 'by name', [Symbol.iterator]: () => [bytes].values() }),
     'buffer.img': () => bytes
   }
   for (const [name, source] of Object.entries(sources)) {
