@@ -119,8 +119,11 @@ test('what QEMU refuses has its class and words', async () => {
 
 test('quit is no failure, and kills of QEMU are disconnects', async () => {
   const { qemu, client } = await connected()
+  const closed = once(client, 'disconnect')
   await client.quit()
   await qemu.ended
+  // Until the client has seen the end, a quit is answered by it.
+  await closed
   expect(await rejection(client.quit())).toMatchObject({ code: 'QMP_DISCONNECTED' })
   await client.quit({ ignoreErrors: true })
   const other = await connected()
